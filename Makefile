@@ -1,0 +1,56 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup dev serve test lint types imports unit load data-check image-check clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.serve  ## what serving needs, in .venv (no torch)
+
+dev: .venv/.dev  ## what training, load tests and the test suite need as well
+
+serve: setup  ## serve on 127.0.0.1:8000
+	@exec $(BIN)/lvm serve
+
+test: dev lint types imports unit  ## everything that must hold
+
+lint: dev  ## ruff, hadolint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/hadolint docker/Dockerfile
+
+types: dev  ## mypy --strict
+	$(BIN)/mypy
+
+imports: dev  ## who may look into whom
+	$(BIN)/lint-imports
+
+unit: dev  ## the tests
+	$(BIN)/pytest
+
+load: dev  ## start a service, run locust and the open-loop driver against it, stop it
+	$(BIN)/python -m tests.e2e.load
+
+data-check: dev  ## the encoder reproduces the vectors that ship
+	$(INSTALL) -e '.[data]'
+	$(BIN)/pytest -m encoder
+
+image-check:  ## build the image for real and call the service in it (root, buildah, debootstrap)
+	docker/image-check.sh
+
+clean:  ## forget the environment
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.serve: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e '.[dev]'
+	@touch $@ .venv/.serve

@@ -1,0 +1,99 @@
+"""Contexts to request bytes, and the check that an answer is whole: shape and finiteness, nothing else."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+import orjson
+
+from loadtest.contexts import Vectors
+from loadtest.plan import Route, Wire
+
+K = 10
+_MEDIA = {"json": "application/json", "octet": "application/octet-stream"}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One kind of request and the answer it expects: route, wire, contexts per request, dimension D."""
+
+    route: Route
+    wire: Wire
+    rows: int
+    dim: int
+
+    @property
+    def path(self) -> str:
+        """Path and query of the request."""
+        return f"/{self.route}?k={K}" if self.route == "retrieve" and self.wire == "octet" else f"/{self.route}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Content-Type and Accept."""
+        answer = "json" if self.route == "retrieve" else self.wire
+        return {"Content-Type": _MEDIA[self.wire], "Accept": _MEDIA[answer]}
+
+    def bodies(self, contexts: Vectors) -> list[bytes]:
+        """Build one body per context (N, T, D); with rows > 1 each carries that one and those after it."""
+        pieces = [_json(one) if self.wire == "json" else one.tobytes() for one in contexts]
+        groups = [[pieces[(i + j) % len(pieces)] for j in range(self.rows)] for i in range(len(pieces))]
+        if self.wire == "octet":
+            return [b"".join(group) for group in groups]
+        more = b', "k": %d' % K if self.route == "retrieve" else b""
+        if self.rows == 1:
+            return [b'{"context": %b%b}' % (group[0], more) for group in groups]
+        return [b'{"contexts": [%b]}' % b", ".join(group) for group in groups]
+
+    def is_whole(self, body: bytes) -> bool:
+        """Say whether the body of a 200 has the expected shape and only finite numbers."""
+        if self.route == "predict" and self.wire == "octet":
+            return len(body) == self.rows * self.dim * 4 and bool(np.isfinite(np.frombuffer(body, "<f4")).all())
+        try:
+            answer = orjson.loads(body)
+        except ValueError:
+            return False
+        return isinstance(answer, dict) and self._is_whole_json(answer)
+
+    def _is_whole_json(self, answer: dict[str, object]) -> bool:
+        if self.route == "retrieve":
+            results = answer.get("results")
+            return isinstance(results, list) and all(map(_is_result, results))
+        vectors = [answer.get("vector")] if self.rows == 1 else answer.get("vectors")
+        return isinstance(vectors, list) and len(vectors) == self.rows and all(map(self._is_vector, vectors))
+
+    def _is_vector(self, vector: object) -> bool:
+        if not isinstance(vector, list) or len(vector) != self.dim:
+            return False
+        try:
+            return math.isfinite(sum(vector))  # one pass in C: it shows any NaN, infinity or non-number
+        except TypeError:
+            return False
+
+
+def encode(exchange: Exchange, url: str, extra: Sequence[tuple[str, str]], contexts: Vectors) -> list[bytes]:
+    """Build whole HTTP/1.1 requests, head and body, for the base `url`; `extra` headers replace ours."""
+    base = urlsplit(url)
+    target = base.path.rstrip("/") + exchange.path
+    ours = {"Host": base.netloc.rpartition("@")[2], "User-Agent": "lvm-loadtest", **exchange.headers}
+    replaced = {name.lower() for name, _ in extra}
+    headers = [item for item in ours.items() if item[0].lower() not in replaced] + list(extra)
+    head = f"POST {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers)
+    return [
+        head.encode("latin-1") + b"Content-Length: %d\r\n\r\n" % len(body) + body for body in exchange.bodies(contexts)
+    ]
+
+
+def _json(context: Vectors) -> bytes:
+    # Nine digits carry a float32 exactly; a Python float would send seventeen.
+    rows = ("[" + ", ".join([f"{x:.9g}" for x in row]) + "]" for row in context.tolist())
+    return ("[" + ", ".join(rows) + "]").encode()
+
+
+def _is_result(result: object) -> bool:
+    return isinstance(result, dict) and _is_finite(result.get("score", 0.0))
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, (float, int)) and math.isfinite(number)

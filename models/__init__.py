@@ -1,0 +1,1 @@
+"""Latent vector models: nets, their checkpoints, and the arrays they map. Knows no HTTP."""

@@ -1,0 +1,135 @@
+"""The model card: a README.md whose YAML front matter is the Hugging Face one plus our `lvm` block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import yaml
+
+FILE = "README.md"
+_FENCE = "---\n"
+
+
+class BadCard(ValueError):
+    """A model card that cannot be read or lacks something."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What input vectors looked like in training: mean and standard deviation of two figures."""
+
+    norm: tuple[float, float]
+    neighbour_cosine: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that must be known to serve a version and to judge it.
+
+    `scores` maps a data set's name to what `evaluate` printed for it; `kind` is `net` or `corpus`.
+    """
+
+    name: str
+    kind: str
+    dim: int
+    encoder: str
+    license: str
+    attribution: str
+    context_length: int = 5
+    architecture: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    reference: Reference | None = None
+    limits: tuple[str, ...] = ()
+
+    def to_markdown(self) -> str:
+        """Return the card as the text of a README.md."""
+        front = yaml.safe_dump(self._front_matter(), sort_keys=False, allow_unicode=True, width=110)
+        return f"{_FENCE}{front}{_FENCE}\n{self._body()}"
+
+    @classmethod
+    def from_markdown(cls, text: str) -> Card:
+        """Read a card.
+
+        Raises:
+            BadCard: there is no front matter, no `lvm` block, or a field is missing or unknown.
+        """
+        try:
+            block = dict(yaml.safe_load(text.split(_FENCE, 2)[1])["lvm"])
+            reference = block.pop("reference", None)
+            pairs = {key: (float(mean), float(std)) for key, (mean, std) in (reference or {}).items()}
+            limits = tuple(block.pop("limits", ()))
+            return cls(**block, limits=limits, reference=Reference(**pairs) if reference else None)
+        except (IndexError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise BadCard(f"unreadable model card: {error}") from error
+
+    def _front_matter(self) -> dict[str, Any]:
+        block = {key: value for key, value in asdict(self).items() if value not in ({}, "", None, ())}
+        block["limits"] = list(self.limits)
+        if self.reference:
+            block["reference"] = {f.name: list(getattr(self.reference, f.name)) for f in fields(Reference)}
+        return {
+            "license": self.license,
+            "library_name": "lvm-serve",
+            "pipeline_tag": "feature-extraction",
+            "tags": ["latent-vector-model", self.architecture or self.kind],
+            "model-index": [{"name": self.name, "results": self._results()}],
+            "lvm": block,
+        }
+
+    def _results(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "task": {"type": "feature-extraction", "name": "next-vector prediction"},
+                "dataset": {"type": data, "name": data},
+                "metrics": [
+                    {"type": "cosine", "value": score["cosine"]},
+                    {"type": "margin", "value": score["margin"]},
+                ],
+            }
+            for data, score in self.scores.items()
+        ]
+
+    def _body(self) -> str:
+        parts = [f"# {self.name}", self._summary(), self._score_table(), self._limits(), self._origin()]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _summary(self) -> str:
+        if self.kind == "corpus":
+            return f"A corpus of {self.data.get('chunks')} passages: unit vectors, D = {self.dim}, by {self.encoder}."
+        return (
+            f"A `{self.architecture}` net of {self.parameters:,} parameters: the embeddings of "
+            f"{self.context_length} consecutive chunks in (D = {self.dim}, {self.encoder}), "
+            "the embedding of the next one out."
+        )
+
+    def _score_table(self) -> str:
+        if not self.scores:
+            return ""
+        rows = [
+            "## Scores",
+            "",
+            "| data | predictor | cosine | margin | R@5 | MRR |",
+            "|---|---|---|---|---|---|",
+        ]
+        for data, score in self.scores.items():
+            for predictor, figures in ({self.name: score} | score["baselines"]).items():
+                found = figures["retrieval"]["without_context"]
+                rows.append(
+                    f"| {data} | {predictor} | {figures['cosine']:.4f} | {figures['margin']:.4f} "
+                    f"| {found['R@5']:.3f} | {found['MRR']:.3f} |"
+                )
+        note = "Retrieval ranks the true next chunk among the set's chunks, the context's own left out."
+        return "\n".join([*rows, "", note])
+
+    def _limits(self) -> str:
+        return "\n".join(["## Limits", "", *(f"- {limit}" for limit in self.limits)]) if self.limits else ""
+
+    def _origin(self) -> str:
+        made = f"Made by `{self.command}`.\n\n" if self.command else ""
+        return f"## Origin\n\n{made}Licence: {self.license}. {self.attribution}"

@@ -1,0 +1,60 @@
+"""The nets: each a config dataclass and a module, `(B, T, D)` contexts in, unit `(B, D)` next vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from torch import nn
+
+from models.nets.amn import AMN, AMNConfig
+from models.nets.gru import GRU, GRUConfig
+from models.nets.lstm import LSTM, LSTMConfig, LSTMStack, LSTMStackConfig
+from models.nets.transformer import Transformer, TransformerConfig
+
+
+class NetConfig(Protocol):
+    """What every net's config dataclass carries besides its own sizes."""
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """T."""
+        ...
+
+
+NETS: dict[str, tuple[type[Any], type[nn.Module]]] = {
+    "amn": (AMNConfig, AMN),
+    "gru": (GRUConfig, GRU),
+    "lstm": (LSTMConfig, LSTM),
+    "lstm_stack": (LSTMStackConfig, LSTMStack),
+    "transformer": (TransformerConfig, Transformer),
+}
+
+
+def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
+    """Return the freshly initialised net `architecture` with `config`.
+
+    Raises:
+        KeyError: no net has that name.
+        TypeError: `config` has a key the net's config does not.
+    """
+    config_type, net_type = NETS[architecture]
+    net: nn.Module = net_type(config_type(**config))
+    return net
+
+
+def config_dict(net: nn.Module) -> dict[str, Any]:
+    """Return the plain dictionary that `build` takes to make `net` again."""
+    config: Any = net.config
+    return asdict(config)
+
+
+def architecture_of(net: nn.Module) -> str:
+    """Return the name under which `net` is built."""
+    return next(name for name, (_, net_type) in NETS.items() if type(net) is net_type)

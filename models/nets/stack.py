@@ -1,0 +1,87 @@
+"""The residual recurrent stack that GRU and the customer's second LSTM share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+def count_blocks(names: Iterable[str], prefix: str) -> int:
+    """Return how many numbered parts `prefix{i}` the tensor names mention (highest index + 1)."""
+    indices = (name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix))
+    return max((int(index) for index in indices if index.isdigit()), default=-1) + 1
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Sizes of a residual recurrent stack; the defaults are the reference configuration."""
+
+    dim: int = 768
+    context_length: int = 5
+    hidden_dim: int = 512
+    blocks: int = 4
+    dropout: float = 0.0
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """Read the sizes off the tensors of a saved net."""
+        hidden_dim, dim = state["input_proj.weight"].shape
+        return cls(dim=dim, hidden_dim=hidden_dim, blocks=count_blocks(state, "blocks."))
+
+
+class RecurrentBlock(nn.Module):
+    """`x = LayerNorm(x + cell(x))` over `(B, T, hidden)`; `kind` names the cell and its tensors."""
+
+    def __init__(self, kind: str, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        cell = {"gru": nn.GRU, "lstm": nn.LSTM}[kind]
+        self.kind = kind
+        self.add_module(kind, cell(hidden_dim, hidden_dim, batch_first=True))
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+        self._start_silent(hidden_dim)
+
+    @torch.no_grad()
+    def _start_silent(self, hidden_dim: int) -> None:
+        # Both cells keep the weights of their candidate state as the third block of rows; with these
+        # at zero the cell answers zero, and an untrained block passes its input on.
+        for name, tensor in getattr(self, self.kind).named_parameters():
+            if not name.startswith("weight_hh"):
+                tensor[2 * hidden_dim : 3 * hidden_dim].zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, T, hidden)` to `(B, T, hidden)`."""
+        states, _ = getattr(self, self.kind)(x)
+        out: Tensor = self.norm(x + self.dropout(states))
+        return out
+
+
+class RecurrentStack(nn.Module):
+    """Project in, residual blocks, project the last position out."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.hidden_dim
+        self.input_proj = nn.Linear(config.dim, hidden)
+        self.blocks = nn.ModuleList(RecurrentBlock(self.kind, hidden, config.dropout) for _ in range(config.blocks))
+        self.output_proj = nn.Linear(hidden, config.dim)
+        nn.init.orthogonal_(self.input_proj.weight)
+        with torch.no_grad():  # an untrained stack predicts the last context vector
+            self.output_proj.weight.copy_(self.input_proj.weight.T)
+            self.input_proj.bias.zero_()
+            self.output_proj.bias.zero_()
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""
+        x = self.input_proj(context)  # (B, T, hidden)
+        for block in self.blocks:
+            x = block(x)
+        return normalize(self.output_proj(x[:, -1]), dim=1)

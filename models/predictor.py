@@ -1,0 +1,53 @@
+"""The predictor: one version of a net as a function on arrays. What serves is what evaluates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models import checkpoint as checkpoints
+from models.card import Card
+from models.checkpoint import Checkpoint
+from models.corpus import Floats
+from models.runtimes import Runtime, find_device, open_runtime
+
+
+class Predictor:
+    """Predicts next vectors with one version; called from one thread at a time."""
+
+    def __init__(self, version: str, sha256: str, card: Card, runtime: Runtime, golden: Floats) -> None:
+        self.version, self.sha256, self.card = version, sha256, card
+        self._runtime, self._golden = runtime, golden
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.card.name
+
+    @property
+    def runtime(self) -> str:
+        """The runtime's name."""
+        return self._runtime.name
+
+    def predict_batch(self, contexts: Floats) -> Floats:
+        """Map float32 contexts `(B, T, D)` to float32 unit next vectors `(B, D)`."""
+        return self._runtime.run(contexts)
+
+    def warm_up(self, max_batch: int) -> None:
+        """Run the smallest and the largest batch once, so that no caller pays for first-time work."""
+        for size in {1, max_batch}:
+            self.predict_batch(self._golden[:1].repeat(size, axis=0))
+
+
+def load(directory: Path, device: str = "auto", threads: int = 1) -> Predictor:
+    """Load the version in `directory`, verified and checked against its golden vectors.
+
+    Raises:
+        BadCheckpoint: it must not be served; the message says why.
+    """
+    return make(checkpoints.load(directory), device, threads)
+
+
+def make(checkpoint: Checkpoint, device: str = "auto", threads: int = 1) -> Predictor:
+    """Return the predictor of a checkpoint in memory; raises `BadCheckpoint` as `load` does."""
+    runtime = open_runtime(checkpoint, find_device(device), threads)
+    return Predictor(checkpoint.version, checkpoint.sha256, checkpoint.card, runtime, checkpoint.golden_context)

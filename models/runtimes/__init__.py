@@ -1,0 +1,74 @@
+"""Runtimes: how a net is executed. One protocol, chosen by device, held to the golden vectors."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from models.checkpoint import BadCheckpoint, Checkpoint
+from models.corpus import Floats
+
+PARITY = 0.9999  # least cosine to the float32 torch net's answer on every golden vector
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+class Runtime(Protocol):
+    """Executes one net on one device; called from one thread at a time."""
+
+    name: str
+
+    def run(self, contexts: Floats) -> Floats:
+        """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
+        ...
+
+
+class UnfitRuntime(BadCheckpoint):
+    """A runtime that answers the golden vectors otherwise than the net that made them."""
+
+
+def find_device(wanted: str) -> str:
+    """Return the device that `wanted` means here; `auto` is cuda or mps where torch sees one, else cpu."""
+    if wanted != "auto":
+        return wanted
+    maybe_cuda = Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()
+    if not (maybe_cuda or sys.platform == "darwin") or importlib.util.find_spec("torch") is None:
+        return "cpu"  # and importing torch, which takes seconds, was not needed to know
+    from models.runtimes.torch import best_device
+
+    return best_device()
+
+
+def open_runtime(checkpoint: Checkpoint, device: str, threads: int) -> Runtime:
+    """Return the checkpoint's net, ready to run on `device` and checked against its golden vectors.
+
+    Raises:
+        UnfitRuntime: the answers are not finite or differ from the golden ones.
+        BadCheckpoint: the runtime cannot load the net.
+    """
+    runtime = _make(checkpoint, device, threads)
+    check_parity(runtime, checkpoint)
+    return runtime
+
+
+def _make(checkpoint: Checkpoint, device: str, threads: int) -> Runtime:
+    if device == "cpu":
+        from models.runtimes.onnx import OnnxRuntime
+
+        return OnnxRuntime(checkpoint, threads)
+    from models.runtimes.torch import TorchRuntime
+
+    return TorchRuntime(checkpoint, device)
+
+
+def check_parity(runtime: Runtime, checkpoint: Checkpoint) -> None:
+    """Hold `runtime` to the golden vectors; raises `UnfitRuntime` with the worst cosine found."""
+    answer = runtime.run(checkpoint.golden_context)
+    if answer.shape != checkpoint.golden_vector.shape:
+        raise UnfitRuntime(f"{runtime.name}: answers of shape {answer.shape}")
+    worst = float(np.min(np.sum(answer * checkpoint.golden_vector, axis=1)))
+    if not worst >= PARITY:
+        raise UnfitRuntime(f"{runtime.name}: cosine {worst:.6f} to the golden vectors, want >= {PARITY}")

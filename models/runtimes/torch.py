@@ -1,0 +1,63 @@
+"""torch: any device it knows; the reference that golden vectors are made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.checkpoint import BadCheckpoint, Checkpoint
+from models.corpus import Floats
+from models.nets import build
+
+
+def best_device() -> str:
+    """Return cuda or mps where torch can use one, else cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def build_net(checkpoint: Checkpoint) -> nn.Module:
+    """Return the checkpoint's net in eval mode, every tensor loaded by name and none left over.
+
+    Raises:
+        BadCheckpoint: the architecture is unknown, or names or shapes do not match, with all of them.
+    """
+    card = checkpoint.card
+    try:
+        net = build(card.architecture, card.config)
+        state = {name: torch.from_numpy(array) for name, array in checkpoint.weights.items()}
+        net.load_state_dict(state, strict=True)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise BadCheckpoint(f"{checkpoint.version}: {error}") from error
+    return net.eval()
+
+
+class TorchRuntime:
+    """Eager torch on one device."""
+
+    name = "torch"
+
+    def __init__(self, checkpoint: Checkpoint, device: str) -> None:
+        self._net = build_net(checkpoint).to(device)
+        self._device = device
+
+    @torch.inference_mode()
+    def run(self, contexts: Floats) -> Floats:
+        """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
+        answer: Floats = self._net(torch.from_numpy(contexts).to(self._device)).cpu().numpy()
+        return answer
+
+
+def answer_of(net: nn.Module, contexts: Floats) -> Floats:
+    """Return what the float32 `net` answers to contexts `(B, T, D)`, on the CPU."""
+    with torch.inference_mode():
+        return np.asarray(net.cpu().eval()(torch.from_numpy(contexts)).numpy(), dtype=np.float32)
+
+
+def arrays_of(state: Mapping[str, torch.Tensor]) -> dict[str, Floats]:
+    """Return the float32 arrays of a state dictionary."""
+    return {name: np.asarray(tensor.detach().cpu().float().numpy()) for name, tensor in state.items()}

@@ -1,0 +1,1 @@
+"""From articles to promoted checkpoints; nothing the server loads imports this."""

@@ -1,0 +1,120 @@
+"""Scores of a predictor on a corpus: cosine, margin and retrieval, beside the baselines.
+
+Measures and protocols are those of the README's table: every figure is a mean over the stride-1
+windows of the corpus, retrieval ranks the true next chunk among all chunks of the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.corpus import Corpus, Floats, normalise
+from models.training.windows import Windows, windows
+
+RANKS = (1, 3, 5, 10, 20, 50)
+DECAY = 0.7  # of the exponentially weighted mean
+RIDGE = 30.0  # lambda of the ridge regression
+_BLOCK = 512  # windows scored at a time
+
+
+class Predicts(Protocol):
+    """What can be evaluated."""
+
+    def predict_batch(self, contexts: Floats) -> Floats:
+        """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""
+        ...
+
+
+def evaluate(predictor: Predicts, corpus: Corpus, length: int, train: Corpus | None = None) -> dict[str, Any]:
+    """Return the scores of `predictor` on `corpus` and of every baseline, ready for JSON.
+
+    `length` is T; the ridge baseline is among the baselines where `train` is there to fit it.
+
+    Raises:
+        ValueError: no article of the corpus is longer than T chunks.
+    """
+    data = windows(corpus, length)
+    if not len(data):
+        raise ValueError(f"no article has more than {length} chunks")
+    scores = _score(predictor.predict_batch, data)
+    baselines = {name: _score(predict, data) for name, predict in _baselines(length, train).items()}
+    counts = {"windows": len(data), "articles": len(np.unique(data.article)), "chunks": len(corpus)}
+    return {**scores, "baselines": baselines, **counts}
+
+
+def baseline_scores(data: Windows) -> dict[str, float]:
+    """Return the mean cosine of every baseline that needs no fitting, for an early look."""
+    truth = data.targets()
+    return {
+        name: float(np.mean(np.sum(predict(data.contexts()) * truth, axis=1)))
+        for name, predict in _baselines(data.length, None).items()
+    }
+
+
+def _baselines(length: int, train: Corpus | None) -> dict[str, Callable[[Floats], Floats]]:
+    weights = DECAY ** np.arange(length - 1, -1, -1, dtype=np.float32)
+    found: dict[str, Callable[[Floats], Floats]] = {
+        "persistence": lambda contexts: contexts[:, -1],
+        "mean": lambda contexts: normalise(contexts.mean(axis=1)),
+        "weighted_mean": lambda contexts: normalise(np.tensordot(contexts, weights, axes=(1, 0))),
+    }
+    if train is not None:
+        found["ridge"] = ridge(windows(train, length))
+    return found
+
+
+def ridge(train: Windows) -> Callable[[Floats], Floats]:
+    """Return ridge regression from the concatenated context, fitted on `train` (lambda 30)."""
+    width = train.length * train.vectors.shape[1]
+    gram, moment = np.zeros((width, width)), np.zeros((width, train.vectors.shape[1]))
+    for block in np.array_split(np.arange(len(train)), len(train) // 8192 + 1):
+        contexts = train.vectors[train.rows()[block]].reshape(-1, width)
+        gram += contexts.T @ contexts
+        moment += contexts.T @ train.vectors[train.target[block]]
+    weights = np.linalg.solve(gram + RIDGE * np.eye(width), moment).astype(np.float32)
+    return lambda contexts: normalise(contexts.reshape(-1, width) @ weights)
+
+
+def _score(predict: Callable[[Floats], Floats], data: Windows) -> dict[str, Any]:
+    parts = [_score_block(predict, data, rows) for rows in _blocks(len(data))]
+    cosine, margin, ranks, ranks_without = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return {
+        "cosine": float(cosine.mean()),
+        "margin": float(margin.mean()),
+        "retrieval": {"with_context": _ranking(ranks), "without_context": _ranking(ranks_without)},
+    }
+
+
+def _blocks(count: int) -> list[NDArray[np.int64]]:
+    return np.array_split(np.arange(count), count // _BLOCK + 1)
+
+
+def _score_block(
+    predict: Callable[[Floats], Floats], data: Windows, rows: NDArray[np.int64]
+) -> tuple[NDArray[Any], ...]:
+    context_rows, target = data.rows()[rows], data.target[rows]
+    contexts, truth = data.vectors[context_rows], data.vectors[target]
+    vectors = predict(contexts)
+    cosine = np.sum(vectors * truth, axis=1)
+    margin = cosine - np.sum(vectors * contexts[:, -1], axis=1)
+    return cosine, margin, *_ranks(vectors, data.vectors, context_rows, target)
+
+
+def _ranks(
+    queries: Floats, bank: Floats, context: NDArray[np.int64], target: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    similarity = queries @ bank.T  # (B, N)
+    true = np.take_along_axis(similarity, target[:, None], 1)
+    earlier_tie = (similarity == true) & (np.arange(len(bank)) < target[:, None])
+    better = (similarity > true) | earlier_tie
+    ranks = 1 + better.sum(axis=1)
+    return ranks, ranks - np.take_along_axis(better, context, 1).sum(axis=1)
+
+
+def _ranking(ranks: NDArray[np.int64]) -> dict[str, float]:
+    recall = {f"R@{k}": float(np.mean(ranks <= k)) for k in RANKS}
+    return {**recall, "Contain@50": recall["R@50"], "MRR": float(np.mean(1.0 / ranks))}

@@ -1,0 +1,113 @@
+"""The customer's `torch.save` checkpoints: read without running anything, loaded strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.checkpoint import BadCheckpoint
+from models.nets import NETS
+
+_HEADS = ("nhead", "num_heads", "n_heads", "heads")
+
+
+class NameMismatch(BadCheckpoint):
+    """A state dictionary whose names or shapes are not those of the net; lists every one."""
+
+    def __init__(self, architecture: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> None:
+        self.missing, self.unexpected, self.shapes = missing, unexpected, shapes
+        found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
+        super().__init__(f"not a state of {architecture}: {said}")
+
+
+def read_net(path: Path, name: str, context_length: int | None = None) -> nn.Module:
+    """Return the net saved in `path` under the architecture `name`, every tensor loaded by name.
+
+    The LSTM of 29 October (`lstm_stack`) is told from the other by its names. T is the one given, else
+    the saved configuration's, else 5.
+
+    Raises:
+        NameMismatch: a tensor is missing, unexpected, or of another shape, with the whole lists.
+        BadCheckpoint: the file is no checkpoint, asks to run code, or says it is another net.
+    """
+    saved = _read(path)
+    state = saved["model_state_dict"]
+    architecture = _architecture(saved, name)
+    net = _build(architecture, saved, context_length)
+    state = _with_our_positions(state, net)
+    _compare(architecture, net.state_dict(), state)
+    net.load_state_dict(state, strict=True)
+    _refuse_non_finite(state)
+    return net.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
+        raise BadCheckpoint(f"{path}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    state = saved.get("model_state_dict") if isinstance(saved, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise BadCheckpoint(f"{path}: no dictionary with a `model_state_dict` of tensors")
+    swollen = [key for key, tensor in state.items() if _claimed(tensor) > tensor.untyped_storage().nbytes()]
+    if swollen:
+        raise BadCheckpoint(f"{path}: larger than its storage: {', '.join(swollen)}")
+    return saved
+
+
+def _claimed(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _architecture(saved: Mapping[str, Any], name: str) -> str:
+    if name not in NETS:
+        raise BadCheckpoint(f"no net is called {name!r}: choose from {', '.join(NETS)}")
+    said = str(saved.get("model_type", name)).lower()
+    if said.split("_")[0] != name.split("_")[0]:
+        raise BadCheckpoint(f"the file says it is {said!r}, not {name!r}")
+    stacked = any(key.startswith("blocks.") for key in saved["model_state_dict"])
+    return "lstm_stack" if name == "lstm" and stacked else name
+
+
+def _build(architecture: str, saved: Mapping[str, Any], context_length: int | None) -> nn.Module:
+    config_type, net_type = NETS[architecture]
+    config = saved.get("model_config") or {}
+    try:
+        sizes = vars(config_type.from_state(saved["model_state_dict"]))
+    except KeyError:  # a tensor that tells a size is missing: compare with the reference and say so
+        sizes = vars(config_type(**({"dim": config["input_dim"]} if "input_dim" in config else {})))
+    said = [config[key] for key in _HEADS if key in config]
+    heads = {"heads": said[0]} if said and "heads" in sizes else {}
+    length = context_length or config.get("context_length") or sizes["context_length"]
+    net: nn.Module = net_type(config_type(**{**sizes, **heads, "context_length": length}))
+    return net
+
+
+def _with_our_positions(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    ours = net.state_dict().get("pos_encoder.pe")
+    theirs = state.get("pos_encoder.pe")
+    if ours is None or theirs is None or theirs.numel() != ours.numel():
+        return state
+    return {**state, "pos_encoder.pe": theirs.reshape(ours.shape)}  # (max, 1, d) and (1, max, d) are one
+
+
+def _compare(architecture: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    shapes = [
+        f"{name} {tuple(theirs[name].shape)}, want {tuple(ours[name].shape)}"
+        for name in sorted(ours.keys() & theirs.keys())
+        if ours[name].shape != theirs[name].shape
+    ]
+    missing, unexpected = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+    if missing or unexpected or shapes:
+        raise NameMismatch(architecture, missing, unexpected, shapes)
+
+
+def _refuse_non_finite(state: Mapping[str, Tensor]) -> None:
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise BadCheckpoint(f"not finite: {', '.join(sorted(broken))}")

@@ -1,0 +1,104 @@
+"""A training job: data in, a scored version out; the baselines come first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import corpus as corpora
+from models.card import Card
+from models.corpus import Corpus
+from models.registry import Registry, Version
+from models.training.evaluate import baseline_scores
+from models.training.publish import golden_contexts, publish, reference_of
+from models.training.train import Epoch, Recipe, Trainer
+from models.training.windows import Windows, hold_out, windows
+
+LIMITS = (
+    "The margin over copying the context is small: sentence embeddings carry topic more than direction, "
+    "and so does what this net learned.",
+    "Reads vectors of the encoder named here, of unit length, T consecutive chunks of about 100 tokens; "
+    "anything else is out of its space.",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one run of `lvm train` needs; a data set is its name for the card and its directory."""
+
+    net: str
+    name: str
+    config: Mapping[str, Any]
+    recipe: Recipe
+    data: tuple[str, Path]
+    validate: tuple[tuple[str, Path], ...]
+    encoder: str
+    context_length: int
+    held_out: float
+    device: str
+    state: Path
+    resume: bool
+    license: str
+    attribution: str
+    command: str
+
+
+def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], say: Callable[[str], None]) -> Version:
+    """Train, score with the serving predictor, and store the version.
+
+    Raises:
+        BadCorpus: a data set cannot be read.
+        ValueError: the state to resume belongs to another run.
+    """
+    corpus = corpora.read(job.data[1])
+    train, held_out = hold_out(windows(corpus, job.context_length), job.held_out, job.recipe.seed)
+    trainer = Trainer(job.net, _config(job, corpus), job.recipe, train, job.device)
+    _prepare(job, trainer)
+    _say_baselines(held_out, say)
+
+    def report(epoch: Epoch) -> None:
+        say(f"epoch {epoch.number}: loss {epoch.loss:.4f}, held-out cosine {epoch.cosine:.4f}")
+        progress(epoch.number, job.recipe.epochs)
+
+    progress(len(trainer.history), job.recipe.epochs)
+    net = trainer.run(held_out, job.state, report)
+    golden = golden_contexts(corpus, corpus.dim, job.context_length)
+    data = {name: corpora.read(path) for name, path in job.validate}
+    return publish(registry, net, _card(job, corpus, train, held_out), golden, data, corpus)
+
+
+def _config(job: Job, corpus: Corpus) -> dict[str, Any]:
+    return {"dim": corpus.dim, "context_length": job.context_length, **job.config}
+
+
+def _prepare(job: Job, trainer: Trainer) -> None:
+    job.state.parent.mkdir(parents=True, exist_ok=True)
+    if job.resume:
+        trainer.resume(job.state)
+
+
+def _say_baselines(held_out: Windows, say: Callable[[str], None]) -> None:
+    for name, cosine in baseline_scores(held_out).items():
+        say(f"baseline {name}: held-out cosine {cosine:.4f}")
+
+
+def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows) -> Card:
+    return Card(
+        name=job.name,
+        kind="net",
+        dim=corpus.dim,
+        encoder=job.encoder,
+        license=job.license,
+        attribution=job.attribution,
+        data={
+            "train": job.data[0],
+            "windows": len(train),
+            "held_out_windows": len(held_out),
+            "split": f"by article, {job.held_out:.0%} held out to choose the epoch, seed {job.recipe.seed}",
+        },
+        command=job.command,
+        reference=reference_of(corpus),
+        limits=LIMITS,
+    )

@@ -1,0 +1,179 @@
+"""From a trained net, or a corpus, to a version in the registry: exported, scored, carded, sealed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import warnings
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx.external_data_helper import set_external_data
+from safetensors.numpy import save as save_tensors
+from torch import nn
+
+from models import card as cards
+from models import checkpoint as checkpoints
+from models import corpus as corpora
+from models import predictor
+from models.card import Card, Reference
+from models.corpus import Corpus, Floats
+from models.nets import architecture_of, config_dict
+from models.registry import Registry, Version
+from models.runtimes.torch import answer_of, arrays_of
+from models.training.evaluate import evaluate
+from models.training.windows import windows
+
+GOLDEN = 16  # golden contexts in a version
+
+
+def publish(
+    registry: Registry,
+    net: nn.Module,
+    card: Card,
+    golden: Floats,
+    data: Mapping[str, Corpus],
+    train: Corpus | None = None,
+) -> Version:
+    """Store `net` as a new version of `card.name`.
+
+    The card's sizes are read off the net, its scores computed by the serving predictor on every
+    corpus of `data` (with the ridge baseline where `train` is given); `golden` is `(G, T, D)`.
+
+    Raises:
+        BadCheckpoint: the exported net does not answer as the torch net does.
+    """
+    files = net_files(net, golden)
+    card = replace(card, **_facts(net))
+    draft = checkpoints.parse("draft", {**files, cards.FILE: card.to_markdown().encode()})
+    served = predictor.make(draft, device="cpu", threads=torch.get_num_threads())
+    scores = {name: rounded(evaluate(served, corpus, card.context_length, train)) for name, corpus in data.items()}
+    card = replace(card, scores=scores)
+    return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
+
+
+def publish_corpus(registry: Registry, directory: Path, card: Card) -> Version:
+    """Store the corpus in `directory` as a new version of `card.name`; raises `BadCorpus`."""
+    corpus = corpora.read(directory)
+    counts = {"chunks": len(corpus), "articles": len(corpus.articles)}
+    card = replace(card, dim=corpus.dim, data={**card.data, **counts})
+    files = {name: (directory / name).read_bytes() for name in corpora.FILES}
+    return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
+
+
+def net_files(net: nn.Module, golden: Floats) -> dict[str, bytes]:
+    """Return the weights, the ONNX graph and the golden vectors of `net` as files."""
+    weights = save_tensors(arrays_of(net.state_dict()))
+    vectors = {"context": golden, "vector": answer_of(net, golden)}
+    return {
+        checkpoints.WEIGHTS: weights,
+        checkpoints.GRAPH: export_graph(net, golden.shape[1:], weights),
+        checkpoints.GOLDEN: save_tensors(vectors),
+    }
+
+
+def export_graph(net: nn.Module, shape: tuple[int, ...], weights: bytes) -> bytes:
+    """Return the ONNX graph of `net` for contexts `(B, *shape)`, its parameters left in `weights`.
+
+    The graph names the bytes of each tensor in the safetensors file beside it as ONNX external data,
+    so the weights exist once and `onnxruntime.InferenceSession("net.onnx")` opens the pair as it is.
+    """
+    with _quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own deprecations
+        program = torch.onnx.export(
+            net.cpu().eval(),
+            (torch.zeros(2, *shape),),
+            dynamo=True,
+            optimize=False,
+            input_names=["context"],
+            output_names=["vector"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    _point_at(model, weights)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
+    for item in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        del item.metadata_props[:]
+        item.ClearField("doc_string")
+
+
+def _point_at(model: onnx.ModelProto, weights: bytes) -> None:
+    (size,) = struct.unpack_from("<Q", weights)
+    header = json.loads(weights[8 : 8 + size])
+    for tensor in model.graph.initializer:
+        if tensor.name in header:
+            begin, end = header[tensor.name]["data_offsets"]
+            place = {"offset": 8 + size + begin, "length": end - begin}
+            set_external_data(tensor, checkpoints.WEIGHTS, **place)
+            tensor.ClearField("raw_data")
+
+
+@contextmanager
+def _quiet() -> Any:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the exporter warns of packages that nobody here needs
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _facts(net: nn.Module) -> dict[str, Any]:
+    config = config_dict(net)
+    return {
+        "architecture": architecture_of(net),
+        "config": config,
+        "dim": config["dim"],
+        "context_length": config["context_length"],
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+    }
+
+
+def golden_contexts(corpus: Corpus | None, dim: int, length: int) -> Floats:
+    """Return contexts `(G, T, D)` spread over the corpus, or seeded random unit ones without it."""
+    if corpus is None:
+        noise = np.random.default_rng(0).standard_normal((GOLDEN, length, dim))
+        return corpora.normalise(noise + noise.mean(axis=1, keepdims=True))
+    data = windows(corpus, length)
+    pick = np.linspace(0, len(data) - 1, min(GOLDEN, len(data))).astype(int)
+    contexts: Floats = data.vectors[data.rows()[pick]]
+    return contexts
+
+
+def reference_of(corpus: Corpus) -> Reference:
+    """Return the reference statistics of a corpus's vectors: norm, and cosine of neighbours."""
+    norms = np.linalg.norm(corpus.vectors, axis=1)
+    neighbours = np.diff(corpus.position) == 1
+    cosines = np.sum(corpus.vectors[1:] * corpus.vectors[:-1], axis=1)[neighbours]
+    return Reference(_mean_std(norms), _mean_std(cosines))
+
+
+def _mean_std(values: Floats) -> tuple[float, float]:
+    return round(float(values.mean()), 6), round(float(values.std()), 6)
+
+
+def rounded(scores: Any) -> Any:
+    """Return `scores` with every float cut to five decimals, for a card that people read."""
+    if isinstance(scores, dict):
+        return {key: rounded(value) for key, value in scores.items()}
+    return round(scores, 5) if isinstance(scores, float) else scores
+
+
+def today() -> str:
+    """Return today's date in UTC, as versions carry it."""
+    return f"{datetime.now(UTC):%Y-%m-%d}"

@@ -1,0 +1,174 @@
+"""The one training loop, for every net: seeded, resumable, with the baselines in sight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, mse_loss, normalize
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+
+from models.nets import build
+from models.training.windows import Windows
+
+Schedule = Literal["baseline", "optimised"]
+FLOOR = 1e-6  # learning rate at the end of the cosine
+WARM_UP = 0.05  # share of all steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every knob of a training run; the defaults are the seed recipe."""
+
+    epochs: int = 20
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    schedule: Schedule = "optimised"
+    noise: float = 0.0  # standard deviation, per vector, of Gaussian noise added to unit contexts
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch brought: mean loss, held-out cosine, learning rate at its end."""
+
+    number: int
+    loss: float
+    cosine: float
+    learning_rate: float
+
+
+def warm_up_cosine(step: int, total: int, peak: float) -> float:
+    """Return the factor on `peak` at `step`: 5 % linear warm-up, then cosine down to 1e-6."""
+    warm = max(1, round(WARM_UP * total))
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, total - warm)
+    floor = FLOOR / peak
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Trainer:
+    """Trains one net on windows; holds all the state that resuming needs."""
+
+    def __init__(
+        self, architecture: str, config: dict[str, Any], recipe: Recipe, train: Windows, device: str = "cpu"
+    ) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device = recipe, torch.device(device)
+        self.architecture, self.config = architecture, config
+        self.net = build(architecture, config).to(self.device)
+        self.vectors = torch.from_numpy(train.vectors).to(self.device)
+        self.start = torch.from_numpy(train.start)
+        self.length = train.length
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.steps = math.ceil(len(train) / recipe.batch_size) * recipe.epochs
+        self.scheduler = self._scheduler()
+        self.history: list[Epoch] = []
+        self.best: dict[str, Tensor] = {}
+
+    def _scheduler(self) -> LRScheduler | ReduceLROnPlateau:
+        if self.recipe.schedule == "baseline":
+            return ReduceLROnPlateau(self.optimizer, mode="max", patience=3, factor=0.5)
+        peak = self.recipe.learning_rate
+        return LambdaLR(self.optimizer, lambda step: warm_up_cosine(step, self.steps, peak))
+
+    def run(self, held_out: Windows, save_to: Path, report: Callable[[Epoch], None]) -> nn.Module:
+        """Train to the last epoch, saving the state after each; return the net of the best epoch."""
+        while len(self.history) < self.recipe.epochs:
+            epoch = self._epoch(held_out)
+            if not self.history or epoch.cosine > max(past.cosine for past in self.history):
+                self.best = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
+            self.history.append(epoch)
+            self.save(save_to)
+            report(epoch)
+        self.net.load_state_dict(self.best)
+        return self.net.eval()
+
+    def _epoch(self, held_out: Windows) -> Epoch:
+        self.net.train()
+        losses = [self._step(rows) for rows in self._batches(len(self.history))]
+        cosine = self.score(held_out)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(cosine)
+        rate = self.optimizer.param_groups[0]["lr"]
+        return Epoch(len(self.history) + 1, float(np.mean(losses)), cosine, rate)
+
+    def _batches(self, epoch: int) -> Iterator[Tensor]:
+        order = torch.Generator().manual_seed(self.recipe.seed * 10_007 + epoch)
+        shuffled = self.start[torch.randperm(len(self.start), generator=order)]
+        return (rows for rows in torch.split(shuffled, self.recipe.batch_size))
+
+    def _step(self, start: Tensor) -> float:
+        context, target = self._gather(start)
+        if self.recipe.noise:
+            scale = self.recipe.noise / context.shape[2] ** 0.5
+            context = normalize(context + scale * torch.randn_like(context), dim=2)
+        loss = mse_loss(self.net(context), target)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        if isinstance(self.scheduler, LambdaLR):
+            self.scheduler.step()
+        return loss.item() * target.shape[1]
+
+    def _gather(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        rows = start[:, None] + torch.arange(self.length + 1)
+        block = self.vectors[rows.to(self.device)]  # (B, T + 1, D)
+        return block[:, :-1], block[:, -1]
+
+    @torch.no_grad()
+    def score(self, data: Windows) -> float:
+        """Return the mean cosine between prediction and true next vector over `data`."""
+        self.net.eval()
+        total = 0.0
+        for rows in np.array_split(np.arange(len(data)), max(1, len(data) // 1024)):
+            context = torch.from_numpy(data.vectors[data.rows()[rows]]).to(self.device)
+            target = torch.from_numpy(data.vectors[data.target[rows]]).to(self.device)
+            total += cosine_similarity(self.net(context), target).sum().item()
+        return total / len(data)
+
+    def save(self, path: Path) -> None:
+        """Write the state to `path` atomically."""
+        state = {
+            "architecture": self.architecture,
+            "config": self.config,
+            "recipe": asdict(self.recipe),
+            "net": self.net.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "history": [asdict(epoch) for epoch in self.history],
+        }
+        part = path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from the state in `path`.
+
+        Raises:
+            ValueError: it belongs to another net, configuration or recipe.
+        """
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        mine = (self.architecture, self.config, asdict(self.recipe))
+        if (state["architecture"], state["config"], state["recipe"]) != mine:
+            raise ValueError(f"{path} was written by another run: {state['recipe']}")
+        self.net.load_state_dict(state["net"])
+        self.best = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"].cpu())
+        self.history = [Epoch(**epoch) for epoch in state["history"]]

@@ -1,0 +1,64 @@
+"""Windows over a corpus: T consecutive chunk vectors of one article and the one that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.corpus import Corpus, Floats
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Stride-1 windows of a corpus, kept as row numbers: window i reads rows start[i] .. start[i] + T."""
+
+    vectors: Floats
+    start: Rows
+    article: NDArray[np.int32]
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def target(self) -> Rows:
+        """Row of the true next vector of each window, `(W,)`."""
+        return self.start + self.length
+
+    def rows(self) -> Rows:
+        """Rows of each window's context, `(W, T)`."""
+        return self.start[:, None] + np.arange(self.length)
+
+    def contexts(self) -> Floats:
+        """All contexts, `(W, T, D)`."""
+        return self.vectors[self.rows()]
+
+    def targets(self) -> Floats:
+        """All true next vectors, `(W, D)`."""
+        return self.vectors[self.target]
+
+
+def windows(corpus: Corpus, length: int) -> Windows:
+    """Return every window of `length` context chunks that stays inside one article, in order."""
+    start = np.arange(max(len(corpus) - length, 0))
+    end = start + length
+    same_article = corpus.article[start] == corpus.article[end]
+    consecutive = corpus.position[end] - corpus.position[start] == length
+    start = start[same_article & consecutive]
+    return Windows(corpus.vectors, start, corpus.article[start], length)
+
+
+def hold_out(data: Windows, share: float, seed: int) -> tuple[Windows, Windows]:
+    """Split windows into (rest, held out) by article, so that no article is on both sides."""
+    articles = np.unique(data.article)
+    np.random.default_rng(seed).shuffle(articles)
+    held = np.isin(data.article, articles[: max(1, round(share * len(articles)))])
+    return _pick(data, ~held), _pick(data, held)
+
+
+def _pick(data: Windows, keep: NDArray[np.bool_]) -> Windows:
+    return Windows(data.vectors, data.start[keep], data.article[keep], data.length)

@@ -1,0 +1,1 @@
+"""LVM Serve: HTTP in, HTTP out. Imports no torch."""

@@ -1,0 +1,257 @@
+"""The routes: /predict and /retrieve hot, /models, /metrics and the probes through FastAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
+from prometheus_client.exposition import choose_encoder
+
+from models.retriever import Hit, Search
+from service import schemas, wire
+from service.door import Call, Headers, HotRoute, Reply, State, want_media_type
+from service.engine import Floats
+from service.errors import Draining, Unavailable
+from service.inventory import describe
+from service.lineup import Lineup
+from service.metrics import Metrics
+from service.routing import EngineLike, Profile, Routed, Router
+from service.search import SearchEngine
+from service.settings import Settings
+from service.wire import JSON, OCTETS, Decoded, Fields
+
+Stages = tuple[tuple[str, float], ...]
+PREDICT = Fields(
+    {"context": 0, "contexts": 1},
+    {
+        "model": wire.text,
+        "profile": wire.one_of("realtime", "batch"),
+        "encoding": wire.one_of("float", "base64"),
+    },
+)
+
+
+class Predict:
+    """POST /predict: contexts in, next vectors out."""
+
+    def __init__(self, router: Router, settings: Settings) -> None:
+        self._router, self._max_rows = router, settings.max_rows
+
+    async def __call__(self, call: Call) -> Reply:
+        """Answer one call; errors leave as `ServiceError`."""
+        asked = self._decode(call)
+        decoded_s = perf_counter() - call.started
+        routed = await self._router.predict(asked.rows, self._chain(asked.options), call.deadline)
+        stages: Stages = (
+            ("decode", decoded_s),
+            ("queue", routed.prediction.queue_s),
+            ("infer", routed.prediction.infer_s),
+        )
+        began = perf_counter()
+        if _wants_octets(call, asked):
+            body, media_type = wire.encode_octets(routed.prediction.vectors), OCTETS
+        else:
+            body, media_type = wire.encode_json(self._body(asked, routed, stages)), JSON
+        stages = (*stages, ("encode", perf_counter() - began))
+        return Reply(body, media_type, _headers(routed, stages), _outcome(routed), stages)
+
+    def _decode(self, call: Call) -> Decoded:
+        if want_media_type(call, JSON, OCTETS) == JSON:
+            return wire.decode_json(call.body, PREDICT, self._shape_of, self._max_rows)
+        options = wire.query_options(call.options(), PREDICT)
+        rows = wire.decode_octets(call.body, self._shape_of("contexts", options), self._max_rows)
+        return Decoded(rows, "octets", options)
+
+    def _chain(self, options: Mapping[str, Any]) -> list[EngineLike]:
+        profile: Profile = options.get("profile", "realtime")
+        return self._router.chain(options.get("model"), profile)
+
+    def _shape_of(self, field: str, options: dict[str, Any]) -> wire.Shape:
+        return self._chain(options)[0].shape
+
+    @staticmethod
+    def _body(asked: Decoded, routed: Routed, stages: Stages) -> dict[str, Any]:
+        vectors: Any = routed.prediction.vectors
+        if asked.options.get("encoding") == "base64":
+            vectors = [wire.encode_base64(vector) for vector in vectors]
+        many = asked.field == "contexts" or len(vectors) > 1
+        answer = {"vectors": vectors} if many else {"vector": vectors[0]}
+        return {**answer, **_made_by(routed), "timing_ms": _milliseconds(stages)}
+
+
+class Retrieve:
+    """POST /retrieve: a query, or a context that becomes one, in; passages out."""
+
+    def __init__(self, router: Router, lineup: Lineup, settings: Settings) -> None:
+        self._router, self._lineup = router, lineup
+        self._fields = Fields(
+            {"query": 0, "context": 0},
+            {
+                "k": wire.whole(1, settings.max_k),
+                "exclude": wire.wholes(10_000),
+                "exclude_context": wire.flag,
+                "model": wire.text,
+            },
+        )
+
+    async def __call__(self, call: Call) -> Reply:
+        """Answer one call; errors leave as `ServiceError`."""
+        engine = self._lineup.search_engine()
+        asked = self._decode(call, engine)
+        decoded_s = perf_counter() - call.started
+        routed = await self._route(asked, call)
+        query = routed.prediction.vectors[0] if routed else asked.rows[0]
+        ticket = await engine.search(_search(asked, query), call.deadline)
+        waited: Stages = (("queue", ticket.queue_s), ("search", ticket.infer_s))
+        if routed:
+            waited = (
+                ("queue", routed.prediction.queue_s + ticket.queue_s),
+                ("infer", routed.prediction.infer_s),
+                ("search", ticket.infer_s),
+            )
+        return self._reply(engine, ticket.answer, routed, (("decode", decoded_s), *waited))
+
+    async def _route(self, asked: Decoded, call: Call) -> Routed | None:
+        if asked.field == "query":
+            return None
+        chain = self._router.chain(asked.options.get("model"), "realtime")
+        return await self._router.predict(asked.rows, chain, call.deadline)
+
+    def _decode(self, call: Call, engine: SearchEngine) -> Decoded:
+        def shape_of(field: str, options: dict[str, Any]) -> wire.Shape:
+            chain = self._router.chain(options.get("model"), "realtime")
+            return (engine.retriever.dim,) if field == "query" else chain[0].shape
+
+        if want_media_type(call, JSON, OCTETS) == JSON:
+            return wire.decode_json(call.body, self._fields, shape_of, max_rows=1)
+        options = wire.query_options(call.options(), self._fields)
+        field = "query" if len(call.body) == 4 * engine.retriever.dim else "context"
+        return Decoded(wire.decode_octets(call.body, shape_of(field, options), 1), field, options)
+
+    @staticmethod
+    def _reply(engine: SearchEngine, hits: list[Hit], routed: Routed | None, stages: Stages) -> Reply:
+        began = perf_counter()
+        body = {
+            "results": [_result(hit) for hit in hits],
+            "corpus": engine.retriever.name,
+            "corpus_version": engine.retriever.version,
+            "is_exact": engine.retriever.is_exact,
+            **_made_by(routed),
+            "timing_ms": _milliseconds(stages),
+        }
+        encoded = wire.encode_json(body)
+        stages = (*stages, ("encode", perf_counter() - began))
+        return Reply(encoded, JSON, _headers(routed, stages), _outcome(routed), stages)
+
+
+def _search(asked: Decoded, query: Floats) -> Search:
+    own = asked.rows[0] if asked.field == "context" and asked.options.get("exclude_context", True) else None
+    return Search(query, asked.options.get("k", 10), asked.options.get("exclude", ()), own)
+
+
+def _result(hit: Hit) -> dict[str, Any]:
+    chunk = hit.chunk
+    return {
+        "id": hit.row,
+        "score": hit.score,
+        "article": chunk.article,
+        "title": chunk.title,
+        "position": chunk.position,
+        "text": chunk.text,
+    }
+
+
+def _wants_octets(call: Call, asked: Decoded) -> bool:
+    return OCTETS in call.headers.get(b"accept", b"") and asked.options.get("encoding") is None
+
+
+def _outcome(routed: Routed | None) -> str:
+    return "fallback" if routed and routed.fallback_reason else "ok"
+
+
+def _made_by(routed: Routed | None) -> dict[str, Any]:
+    if routed is None:
+        return {}
+    return {
+        "model": routed.prediction.model,
+        "version": routed.prediction.version,
+        "served_by": routed.served_by,
+        "fallback_reason": routed.fallback_reason,
+    }
+
+
+def _milliseconds(stages: Stages) -> dict[str, float]:
+    return {stage: round(seconds * 1e3, 3) for stage, seconds in stages}
+
+
+def _headers(routed: Routed | None, stages: Stages) -> Headers:
+    timing = ", ".join(f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in stages)
+    headers = [(b"server-timing", timing.encode())]
+    if routed:
+        headers += [
+            (b"x-model", routed.prediction.model.encode()),
+            (b"x-model-version", routed.prediction.version.encode()),
+            (b"x-served-by", routed.served_by.encode()),
+            (b"x-batch-size", b"%d" % routed.prediction.batch_rows),
+        ]
+        if routed.fallback_reason:
+            headers.append((b"x-fallback-reason", routed.fallback_reason.encode()))
+    return headers
+
+
+class DocumentedHotRoute(APIRoute):
+    """A hot route among FastAPI's: documented like any other, run as the plain ASGI it is."""
+
+    def __init__(self, hot: HotRoute, **documentation: Any) -> None:
+        async def documented() -> None: ...
+
+        super().__init__(hot.path, documented, methods=["POST"], **documentation)
+        self.app = hot
+        self.hot = hot
+
+
+def add_routes(
+    app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State
+) -> None:
+    """Add every route of the service to `app`."""
+    hot = (
+        (Predict(router, settings), "/predict", schemas.PREDICT),
+        (Retrieve(router, lineup, settings), "/retrieve", schemas.RETRIEVE),
+    )
+    for handler, path, documentation in hot:
+        route = HotRoute(path, handler, settings, metrics, state)
+        app.routes.append(DocumentedHotRoute(route, **documentation))
+
+    @app.get("/models", response_model=schemas.Models)
+    async def models() -> Response:
+        """Versions, aliases, cards, what is live since when, the breakers."""
+        return Response(wire.encode_json(describe(router, lineup)), media_type="application/json")
+
+    @app.get("/metrics", response_class=Response)
+    async def scrape(request: Request) -> Response:
+        """Prometheus text, or OpenMetrics when asked for."""
+        lineup.observe()
+        router.observe()
+        metrics.ready.set(float(lineup.is_ready and not state.is_draining))
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(metrics.registry), headers={"content-type": media_type})
+
+    @app.get("/livez", responses=schemas.PROBLEMS)
+    async def livez() -> dict[str, str]:
+        """200 while the process and every inference thread beat."""
+        if lineup.stuck_s() > settings.hang_s:
+            raise Unavailable("an inference thread is dead or hangs", retry_after=1)
+        return {"status": "live"}
+
+    @app.get("/readyz", responses=schemas.PROBLEMS)
+    @app.get("/healthz", responses=schemas.PROBLEMS)
+    async def readyz() -> dict[str, str]:
+        """200 while a net is loaded, warm, and the process is not draining."""
+        if state.is_draining:
+            raise Draining("on its way out", retry_after=1)
+        if not lineup.is_ready:
+            raise Unavailable("no net is loaded", retry_after=1)
+        return {"status": "ready"}

@@ -1,0 +1,133 @@
+"""create_app: the only wiring. The lifespan loads, warms, watches and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from models.registry import Registry
+from service.api import DocumentedHotRoute, add_routes
+from service.door import (
+    CANCELLED,
+    HotRoute,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    State,
+    problem_reply,
+    request_id,
+)
+from service.errors import PROBLEM, ServiceError, problem
+from service.lineup import Lineup, Loaders, RealLoaders
+from service.log import logger
+from service.metrics import Metrics
+from service.routing import Router
+from service.settings import Settings
+
+OTHER = "other"  # the route label of every path that is none of ours
+STATUS_REASONS = {404: "unknown_route", 405: "method_not_allowed", 500: "internal"}
+
+
+class Service(FastAPI):
+    """FastAPI with a short cut: a POST to a hot route goes straight to it, past router and middleware."""
+
+    def __init__(self, metrics: Metrics, **options: Any) -> None:
+        super().__init__(**options)
+        self.metrics = metrics
+        self.hot: dict[str, HotRoute] = {}
+        self.labels: set[str] = set()
+
+    def short_cut(self) -> None:
+        """Learn the routes; to be called once they are all there."""
+        self.hot = {route.path: route.hot for route in self.routes if isinstance(route, DocumentedHotRoute)}
+        self.labels = {route.path for route in self.routes if isinstance(route, Route)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or run the lifespan."""
+        if scope["type"] != "http":
+            return await super().__call__(scope, receive, send)
+        hot = self.hot.get(scope["path"])
+        if hot is not None and scope["method"] == "POST":
+            return await hot(scope, receive, send)
+        return await self._counted(scope, receive, send)
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        identity = scope["lvm.request_id"] = request_id(dict(scope["headers"]).get(b"x-request-id"))
+        outcome = CANCELLED
+
+        async def tell(message: Message) -> None:
+            nonlocal outcome
+            if message["type"] == "http.response.start":
+                outcome = _outcome(message["status"])
+                message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, tell)
+        finally:
+            label = scope["path"] if scope["path"] in self.labels else OTHER
+            self.metrics.requests.add(label, outcome)
+
+
+def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
+    """Return the service for `settings`; `loaders` stands in for the real ones in tests.
+
+    Nothing is loaded before the lifespan starts. `app.state.process` tells and decides whether the
+    process is draining.
+    """
+    metrics, state = Metrics(settings.slo_ms), State()
+    lineup = Lineup(Registry(settings.registry), loaders or RealLoaders(settings), settings, metrics)
+    router = Router(lineup.engines, settings, metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await lineup.start()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no later collection need look at it
+        watcher = asyncio.create_task(lineup.watch())
+        yield
+        state.is_draining = True
+        watcher.cancel()
+        await lineup.close(settings.grace_s)
+
+    app = Service(metrics, title="LVM Serve", version=version("lvm-serve"), lifespan=lifespan)
+    app.state.process = state
+    add_routes(app, router, lineup, settings, metrics, state)
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_anything_else)
+    app.short_cut()
+    return app
+
+
+def _outcome(status: int) -> str:
+    return "ok" if status < 400 else STATUS_REASONS.get(status, "unavailable" if status == 503 else "other")
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    reply = problem_reply(error, request.scope["lvm.request_id"])
+    headers = {name.decode(): value.decode() for name, value in reply.headers}
+    return Response(reply.body, reply.status, headers, reply.media_type.decode())
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    reason = STATUS_REASONS.get(error.status_code, "other")
+    body = problem(error.status_code, reason, str(error.detail), request.scope["lvm.request_id"])
+    return Response(body, error.status_code, error.headers, PROBLEM.decode())
+
+
+async def _on_anything_else(request: Request, error: Exception) -> Response:
+    identity = request.scope["lvm.request_id"]
+    logger().error("unexpected", route=request.url.path, request_id=identity, exc_info=error)
+    return await _on_service_error(request, ServiceError("an unexpected error; the log has more under this id"))

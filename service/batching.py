@@ -1,0 +1,253 @@
+"""The micro-batcher: whatever queued while the device was busy forms the next batch.
+
+Callers live on the event loop, the work runs in one thread; tickets cross over in a queue and come
+back a batch at a time. Generic: knows items and how many rows each has, not what they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from time import monotonic, perf_counter
+from typing import Generic, TypeVar
+
+from service.errors import Draining, Expired, ModelFailed, Overloaded
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+class Ticket(Generic[Item, Answer]):
+    """One item on its way through: who waits for it, until when, and what became of it.
+
+    `queue_s` and `infer_s` are seconds; `batch_rows` the rows that ran together.
+    """
+
+    __slots__ = (
+        "answer",
+        "batch_rows",
+        "deadline",
+        "error",
+        "future",
+        "infer_s",
+        "item",
+        "queue_s",
+        "rows",
+        "since",
+    )
+
+    def __init__(self, item: Item, rows: int, deadline: float, future: asyncio.Future[None]) -> None:
+        self.item, self.rows, self.deadline, self.future = item, rows, deadline, future
+        self.since = perf_counter()
+        self.queue_s = self.infer_s = 0.0
+        self.batch_rows = 0
+        self.answer: Answer
+        self.error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the batcher tells about a batch that ran: rows, seconds, and why it was released."""
+
+    rows: int
+    seconds: float
+    reason: str  # full | free | waited
+
+
+Run = Callable[[list[Item]], Sequence["Answer | Exception"]]
+
+
+class MicroBatcher(Generic[Item, Answer]):
+    """Runs items in batches of up to `max_rows` rows, in order, in one thread of its own.
+
+    `run` maps n items to n answers, in order; an answer that is an exception fails its item alone. When
+    `run` itself raises, the items of the batch are run one by one, so that one bad item fails alone.
+    """
+
+    def __init__(
+        self,
+        run: Run[Item, Answer],
+        *,
+        name: str,
+        max_rows: int,
+        max_queue: int,
+        max_wait_s: float = 0.0,
+        on_batch: Callable[[Batch], None] = lambda batch: None,
+    ) -> None:
+        self._run, self._on_batch = run, on_batch
+        self._max_rows, self._max_queue, self._max_wait_s = max_rows, max_queue, max_wait_s
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[Ticket[Item, Answer] | None] = SimpleQueue()
+        self._waiting: dict[Ticket[Item, Answer], None] = {}
+        self._next_check = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._rate = 0.0  # rows a second, smoothed
+        self._running_since: float | None = None
+        self.pending_rows = 0
+        self._thread = threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
+        self._thread.start()
+
+    async def submit(self, items: Sequence[tuple[Item, int]], deadline: float) -> list[Ticket[Item, Answer]]:
+        """Return the tickets of `items`, pairs of an item and its rows, once every answer is there.
+
+        All are taken or none; `deadline` is on the monotonic clock.
+
+        Raises:
+            Overloaded: their rows would overfill the queue.
+            Draining: the batcher is closed, or its thread is dead.
+            Expired: the deadline passed before there was an answer.
+            Exception: what the first failed item failed with.
+        """
+        self._admit(sum(rows for _, rows in items))
+        tickets = [self._enter(item, rows, deadline) for item, rows in items]
+        try:
+            for ticket in tickets:
+                await ticket.future
+        finally:
+            for ticket in tickets:
+                self._leave(ticket)
+        for ticket in tickets:
+            if ticket.error is not None:
+                raise ticket.error
+        return tickets
+
+    def backlog_s(self) -> int:
+        """Return in how many whole seconds the waiting rows will have run, at least 1."""
+        return max(1, math.ceil(self.pending_rows / self._rate)) if self._rate else 1
+
+    def stuck_s(self) -> float:
+        """Return for how many seconds the running batch has run, infinite where the thread is dead."""
+        if not self._thread.is_alive():
+            return math.inf
+        since = self._running_since
+        return 0.0 if since is None else perf_counter() - since
+
+    async def close(self, timeout: float) -> None:
+        """Take nothing more, wait until all that was taken is answered or `timeout` seconds passed."""
+        self._closed = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        self._queue.put(None)
+
+    # ---- on the event loop
+
+    def _admit(self, rows: int) -> None:
+        if self._closed or not self._thread.is_alive():
+            raise Draining("this engine takes no more requests", retry_after=1)
+        if self.pending_rows + rows > self._max_queue:
+            raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.backlog_s())
+
+    def _enter(self, item: Item, rows: int, deadline: float) -> Ticket[Item, Answer]:
+        ticket: Ticket[Item, Answer] = Ticket(item, rows, deadline, self._loop.create_future())
+        self.pending_rows += rows
+        self._waiting[ticket] = None
+        self._idle.clear()
+        if deadline < self._next_check:
+            self._check_at(deadline)
+        self._queue.put(ticket)
+        return ticket
+
+    def _leave(self, ticket: Ticket[Item, Answer]) -> None:
+        ticket.future.cancel()  # no-op where it is done; else the caller has left and the thread skips it
+        self.pending_rows -= ticket.rows
+        del self._waiting[ticket]
+        if not self._waiting:
+            self._idle.set()
+
+    def _check_at(self, deadline: float) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._next_check = deadline
+        self._timer = self._loop.call_later(deadline - monotonic(), self._expire)
+
+    def _expire(self) -> None:
+        now = monotonic()
+        for ticket in self._waiting:
+            if ticket.deadline <= now and not ticket.future.done():
+                ticket.error = Expired("the deadline passed before there was an answer")
+                ticket.future.set_result(None)
+        self._next_check = math.inf
+        later = min((t.deadline for t in self._waiting if not t.future.done()), default=None)
+        if later is not None:
+            self._check_at(later)
+
+    def _deliver(self, tickets: list[Ticket[Item, Answer]], batch: Batch) -> None:
+        for ticket in tickets:
+            if not ticket.future.done():
+                ticket.future.set_result(None)
+        rate = batch.rows / batch.seconds if batch.seconds else self._rate
+        self._rate += (rate - self._rate) * 0.1 if self._rate else rate
+        self._on_batch(batch)
+
+    # ---- in the thread
+
+    def _work(self) -> None:
+        held: Ticket[Item, Answer] | None = None
+        while (first := held or self._queue.get()) is not None:
+            tickets, held, reason = self._gather(first)
+            live = [ticket for ticket in tickets if not self._gone(ticket)]
+            if live:
+                batch = self._run_batch(live, reason)
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    self._loop.call_soon_threadsafe(self._deliver, live, batch)
+
+    def _gather(
+        self, first: Ticket[Item, Answer]
+    ) -> tuple[list[Ticket[Item, Answer]], Ticket[Item, Answer] | None, str]:
+        """Return the tickets of the next batch, the one that no longer fitted, and why it is released."""
+        tickets, rows = [first], first.rows
+        until = first.since + self._max_wait_s
+        while rows < self._max_rows:
+            try:
+                ticket = self._next(until)
+            except Empty:
+                return tickets, None, "waited" if self._max_wait_s else "free"
+            if ticket is None:
+                self._queue.put(None)
+                return tickets, None, "free"
+            if rows + ticket.rows > self._max_rows:
+                return tickets, ticket, "full"
+            tickets.append(ticket)
+            rows += ticket.rows
+        return tickets, None, "full"
+
+    def _next(self, until: float) -> Ticket[Item, Answer] | None:
+        patience = until - perf_counter() if self._max_wait_s else 0.0
+        return self._queue.get(timeout=patience) if patience > 0 else self._queue.get_nowait()
+
+    @staticmethod
+    def _gone(ticket: Ticket[Item, Answer]) -> bool:
+        return ticket.future.done() or ticket.deadline <= monotonic()
+
+    def _run_batch(self, tickets: list[Ticket[Item, Answer]], reason: str) -> Batch:
+        self._running_since = began = perf_counter()
+        answers = self._answers(tickets)
+        seconds = perf_counter() - began
+        self._running_since = None
+        rows = sum(ticket.rows for ticket in tickets)
+        for ticket, answer in zip(tickets, answers, strict=True):
+            ticket.queue_s, ticket.infer_s, ticket.batch_rows = began - ticket.since, seconds, rows
+            if isinstance(answer, Exception):
+                ticket.error = answer
+            else:
+                ticket.answer = answer
+        return Batch(rows, seconds, reason)
+
+    def _answers(self, tickets: list[Ticket[Item, Answer]]) -> Sequence[Answer | Exception]:
+        try:
+            answers = self._run([ticket.item for ticket in tickets])
+        except Exception as error:  # whatever a net may raise; it is counted and told on
+            if len(tickets) > 1:
+                return [self._answers([ticket])[0] for ticket in tickets]
+            return [ModelFailed(f"the model raised {type(error).__name__}")]
+        if len(answers) == len(tickets):
+            return answers
+        return [ModelFailed(f"the model gave {len(answers)} answers to {len(tickets)} items")] * len(tickets)

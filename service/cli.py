@@ -1,0 +1,382 @@
+"""`lvm`: thin commands that call down. Data on stdout, messages on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from models.registry import Registry
+
+OK, FAILED, USAGE, BAD_CHECKPOINT, CANNOT_CREATE, CANNOT_WRITE, LOCKED, BAD_CONFIG = (
+    0,
+    1,
+    2,
+    65,
+    73,
+    74,
+    75,
+    78,
+)
+
+app = typer.Typer(
+    help="Serve, train, judge and promote latent vector models.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+SERVE, VERSIONS, MAKE = "Serve", "Versions and aliases", "Make and judge"
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Alias = Annotated[str, typer.Argument(help="primary, fallback, candidate or retriever.")]
+DataDir = Annotated[Path, typer.Option("--data", help="Directory of vectors.f16.npy, index.npy, articles.jsonl.gz.")]
+Named = Annotated[str, typer.Argument(metavar="ALIAS|VERSION", help="An alias, name/version, or a version.")]
+Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
+
+
+@app.command(rich_help_panel=SERVE)
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address; default LVM_HOST or 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port, 0 picks one; default LVM_PORT or 8000.")] = None,
+) -> None:
+    """Serve what the aliases point at, until SIGTERM."""
+    from service.server import serve as run
+    from service.settings import read_settings
+
+    given = {"host": host, "port": port}
+    raise typer.Exit(run(read_settings(**{name: value for name, value in given.items() if value is not None})))
+
+
+@app.command(rich_help_panel=VERSIONS)
+def models(as_json: AsJson = False) -> None:
+    """Show the versions, their scores, and which alias serves which."""
+    from service.inventory import summary
+
+    registry = _registry()
+    aliases = registry.aliases()
+    versions = [summary(version) for version in registry.versions()]
+    if as_json:
+        _print_json({"registry": str(registry.root), "aliases": aliases, "versions": versions})
+        return
+    rows = [
+        (
+            version["id"],
+            ", ".join(alias for alias, target in aliases.items() if target == version["id"]),
+            version.get("architecture") or version.get("kind", ""),
+            str(version.get("dim", "")),
+            f"{version['parameters']:,}" if version.get("parameters") else "",
+            ", ".join(f"{data} {s['cosine']:.4f}" for data, s in version.get("scores", {}).items()),
+        )
+        for version in versions
+    ]
+    _print_table(("version", "alias", "net", "D", "parameters", "cosine"), rows)
+
+
+@app.command(rich_help_panel=VERSIONS)
+def promote(alias: Alias, version: Named, why: Why = "") -> None:
+    """Point ALIAS at VERSION; a running service follows within a second."""
+    registry = _registry()
+    target = registry.find(version)
+    _load_as(alias, target.path)
+    move = registry.point(alias, target, why=why)
+    typer.echo(f"{move.alias}: {move.before or 'nothing'} -> {move.after}")
+
+
+@app.command(rich_help_panel=VERSIONS)
+def rollback(alias: Alias, why: Why = "") -> None:
+    """Point ALIAS back at the version before; twice goes two back."""
+    move = _registry().rollback(alias, why=why)
+    typer.echo(f"{move.alias}: {move.before or 'nothing'} -> {move.after}")
+
+
+@app.command("import", rich_help_panel=VERSIONS)
+def import_(
+    file: Annotated[Path, typer.Argument(help="What torch.save wrote.", exists=True, dir_okay=False)],
+    name: Annotated[str, typer.Option(help="amn, gru, lstm (either variant) or transformer.")],
+    encoder: Annotated[str, typer.Option(help="The encoder whose vectors the net reads.")] = "unspecified",
+    context_length: Annotated[int | None, typer.Option(help="T, where the file does not say; else 5.")] = None,
+    license_: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "other",
+    data: Annotated[Path | None, typer.Option(help="A data set to score it on, for its card.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version of a customer's checkpoint, strictly, without running anything in it."""
+    from models import corpus as corpora
+    from models.card import Card
+    from models.nets import architecture_of, config_dict
+    from models.training import foreign, publish
+
+    net = foreign.read_net(file, name, context_length)
+    scored = {data.name: corpora.read(data)} if data else {}
+    config = config_dict(net)
+    golden = publish.golden_contexts(next(iter(scored.values()), None), config["dim"], config["context_length"])
+    card = Card(
+        name=architecture_of(net),
+        kind="net",
+        dim=config["dim"],
+        encoder=encoder,
+        license=license_,
+        attribution="Imported; who trained it holds its rights.",
+        command=f"lvm import {file.name} --name {name}",
+        limits=("Imported: what it was trained on is not known here.",),
+    )
+    version = publish.publish(_registry(), net, card, golden, scored)
+    _print_version(version, as_json)
+
+
+@app.command(rich_help_panel=MAKE)
+def data(
+    source: Annotated[Path, typer.Argument(help="Articles: .jsonl(.gz), a .txt file or a directory of them.")],
+    out: Annotated[Path, typer.Argument(help="The data set to make; must not exist.")],
+    encoder: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-MiniLM-L6-v2",
+    allow_download: Annotated[bool, typer.Option(help="Let the encoder be fetched from its hub.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn articles into vectors: chunk at sentence ends, embed, store."""
+    from dataclasses import asdict
+
+    from models.training import articles
+
+    with _progress("encoding chunks") as progress:
+        model = articles.SentenceTransformersEncoder(encoder, allow_download=allow_download)
+        summary = asdict(articles.build(source, out, model, progress))
+    _print_json(summary) if as_json else _print_table(("what", "count"), [(k, str(v)) for k, v in summary.items()])
+
+
+@app.command(rich_help_panel=MAKE)
+def train(
+    net: Annotated[str, typer.Argument(help="amn, gru, lstm, lstm_stack or transformer.")],
+    data: Annotated[str, typer.Option(metavar="[NAME=]DIR", help="Training set; NAME is for the card.")],
+    val: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]DIR", help="Data sets to score on, for the card; repeat.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; default the net's.")] = None,
+    encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
+    config: Annotated[str, typer.Option(help="JSON of sizes other than the reference's.")] = "{}",
+    epochs: int = 20,
+    batch_size: int = 32,
+    learning_rate: float = 5e-4,
+    weight_decay: float = 0.01,
+    noise: Annotated[float, typer.Option(help="Length of the noise added to each context vector.")] = 0.0,
+    schedule: Annotated[str, typer.Option(help="baseline (plateau) or optimised (warm-up, cosine).")] = "optimised",
+    context_length: int = 5,
+    held_out: Annotated[float, typer.Option(help="Share of the articles that choose the epoch.")] = 0.05,
+    seed: int = 0,
+    device: str = "cpu",
+    run: Annotated[Path | None, typer.Option(help="Where the state goes; default runs/NAME.pt.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state of --run.")] = False,
+    license_: Annotated[
+        str, typer.Option("--license", help="Licence of the data, and so of the net.")
+    ] = "cc-by-sa-3.0",
+    attribution: Annotated[str, typer.Option(help="Whom the data's licence wants named.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Train a net, score it as it will be served, and store it as a version."""
+    from models.training.job import Job, run_job
+    from models.training.train import Recipe
+
+    if schedule not in ("baseline", "optimised"):
+        raise typer.BadParameter("want baseline or optimised", param_hint="--schedule")
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        schedule=schedule,  # type: ignore[arg-type]  # checked above
+        noise=noise,
+        seed=seed,
+    )
+    job = Job(
+        net=net,
+        name=name or net,
+        config=_json_option(config),
+        recipe=recipe,
+        data=_named_dir(data),
+        validate=tuple(map(_named_dir, val or ())),
+        encoder=encoder,
+        context_length=context_length,
+        held_out=held_out,
+        device=device,
+        state=run or Path("runs") / f"{name or net}.pt",
+        resume=resume,
+        license=license_,
+        attribution=attribution,
+        command=_command_line(),
+    )
+    with _progress(f"training {net}") as progress:
+        version = run_job(job, _registry(), progress, _say)
+    _print_version(version, as_json)
+
+
+@app.command(rich_help_panel=MAKE)
+def corpus(
+    name: Annotated[str, typer.Argument(help="The corpus's name in the registry.")],
+    data: DataDir,
+    encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
+    license_: Annotated[str, typer.Option("--license", help="Licence of the text.")] = "cc-by-sa-3.0",
+    attribution: Annotated[str, typer.Option(help="Whom the licence wants named.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Store a data set as a version that `retriever` can point at."""
+    from models.card import Card
+    from models.training import publish
+
+    card = Card(
+        name=name,
+        kind="corpus",
+        dim=0,
+        encoder=encoder,
+        license=license_,
+        attribution=attribution,
+        command=_command_line(),
+    )
+    _print_version(publish.publish_corpus(_registry(), data, card), as_json)
+
+
+@app.command(rich_help_panel=MAKE)
+def evaluate(
+    version: Named,
+    data: DataDir,
+    train_data: Annotated[
+        Path | None, typer.Option("--train-data", help="Training set, to fit the ridge baseline.")
+    ] = None,
+    device: str = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score a version with the serving predictor, beside the baselines."""
+    from models import corpus as corpora
+    from models import predictor
+    from models.training.evaluate import evaluate as score
+
+    target = _registry().find(version)
+    net = predictor.load(target.path, device, threads=os.cpu_count() or 1)
+    fit = corpora.read(train_data) if train_data else None
+    scores = score(net, corpora.read(data), net.card.context_length, fit)
+    report = {"version": target.id, "data": str(data), **scores}
+    if as_json:
+        _print_json(report)
+        return
+    everything = {net.name: scores, **scores["baselines"]}
+    _print_table(
+        ("predictor", "cosine", "margin", "R@1", "R@5", "R@50", "MRR", "MRR with context"),
+        [_score_row(name, figures) for name, figures in everything.items()],
+    )
+
+
+def _score_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
+    without, with_ = figures["retrieval"]["without_context"], figures["retrieval"]["with_context"]
+    numbers = (
+        figures["cosine"],
+        figures["margin"],
+        *(without[k] for k in ("R@1", "R@5", "R@50", "MRR")),
+        with_["MRR"],
+    )
+    return name, *(f"{number:.4f}" for number in numbers)
+
+
+def _load_as(alias: str, path: Path) -> None:
+    """Load a version as the server would, so that what cannot be served is refused before the swap."""
+    from models import predictor, retriever
+
+    retriever.load(path) if alias == "retriever" else predictor.load(path, device="cpu")
+
+
+def _registry() -> Registry:
+    return Registry(Path(os.environ.get("LVM_REGISTRY", "artifacts/lvm")))
+
+
+def _json_option(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise typer.BadParameter("want a JSON object")
+    return value
+
+
+def _named_dir(text: str) -> tuple[str, Path]:
+    name, _, path = text.rpartition("=")
+    return name or Path(path).name, Path(path)
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["lvm", *sys.argv[1:]])
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr; yields a function of (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def _print_version(version: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json({"version": version.version, "id": version.id, "path": str(version.path)})
+    else:
+        typer.echo(version.id)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """Return the exit status of an expected error, None for one that nobody expected."""
+    codes: list[tuple[str, int]] = [
+        ("LockHeld", LOCKED),
+        ("RegistryError", FAILED),
+        ("BadCheckpoint", BAD_CHECKPOINT),
+        ("Corrupt", BAD_CHECKPOINT),
+        ("BadCorpus", BAD_CHECKPOINT),
+        ("BadArticles", BAD_CHECKPOINT),
+        ("BadSettings", BAD_CONFIG),
+        ("EncoderError", BAD_CONFIG),
+        ("FileExistsError", CANNOT_CREATE),
+        ("OSError", CANNOT_WRITE),
+        ("ImportError", BAD_CONFIG),
+    ]
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return next((code for name, code in codes if name in kinds), None)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its status."""
+    try:
+        app()
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        hint = " (make dev, or pip install 'lvm-serve[train,data]')" if isinstance(error, ImportError) else ""
+        print(f"lvm: {error}{hint}", file=sys.stderr)
+        sys.exit(code)
+    sys.exit(OK)

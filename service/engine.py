@@ -1,0 +1,154 @@
+"""The engine: one loaded version with its batcher. Takes many rows or few, answers finite vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batching import Batch, MicroBatcher
+from service.errors import ModelFailed
+from service.metrics import Metrics
+from service.settings import Settings
+
+Floats = NDArray[np.float32]
+Identity = tuple[str, str, str, str]  # model, version, sha256, runtime
+
+
+class CardLike(Protocol):
+    """What the service reads of a model card."""
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """T."""
+        ...
+
+    @property
+    def encoder(self) -> str:
+        """The encoder whose vectors it reads."""
+        ...
+
+
+class Versioned(Protocol):
+    """What a predictor and a retriever both say of themselves."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The version, without the name."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was loaded."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """What executes it."""
+        ...
+
+    @property
+    def card(self) -> CardLike:
+        """Its model card."""
+        ...
+
+
+class PredictorLike(Versioned, Protocol):
+    """What an engine runs: `models.predictor.Predictor`, or a fake of it."""
+
+    def predict_batch(self, contexts: Floats) -> Floats:
+        """Map contexts `(B, T, D)` to next vectors `(B, D)`."""
+        ...
+
+
+def identity(served: Versioned) -> Identity:
+    """Return the label values of `lvm_model_info` after the alias."""
+    return served.name, served.version, served.sha256, served.runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Vectors `(n, D)`, who made them, and where the time went (seconds)."""
+
+    vectors: Floats
+    model: str
+    version: str
+    queue_s: float
+    infer_s: float
+    batch_rows: int
+
+
+class Engine:
+    """Serves one predictor; its thread runs one batch at a time."""
+
+    def __init__(self, predictor: PredictorLike, alias: str, settings: Settings, metrics: Metrics) -> None:
+        self.predictor, self.alias = predictor, alias
+        self.name = predictor.name
+        self.identity = identity(predictor)
+        self.shape = (predictor.card.context_length, predictor.card.dim)
+        self._max_batch = settings.max_batch
+        self._metrics = metrics
+        self._rows = metrics.batch_rows.of(alias)
+        self.batcher: MicroBatcher[Floats, Floats] = MicroBatcher(
+            self._run,
+            name=alias,
+            max_rows=settings.max_batch,
+            max_queue=settings.max_queue,
+            max_wait_s=settings.max_wait_ms / 1000,
+            on_batch=self._observe,
+        )
+
+    async def predict(self, contexts: Floats, deadline: float) -> Prediction:
+        """Return the next vectors of contexts `(n, T, D)`; more than a batch of them run in several.
+
+        Raises:
+            Overloaded, Draining, Expired: as `MicroBatcher.submit`.
+            ModelFailed: the net raised or answered something else than finite vectors.
+        """
+        step = self._max_batch
+        parts = [contexts[at : at + step] for at in range(0, len(contexts), step)]
+        tickets = await self.batcher.submit([(part, len(part)) for part in parts], deadline)
+        return Prediction(
+            _joined([ticket.answer for ticket in tickets]),
+            self.predictor.name,
+            self.predictor.version,
+            tickets[-1].queue_s,
+            sum(ticket.infer_s for ticket in tickets),
+            tickets[-1].batch_rows,
+        )
+
+    def _run(self, items: list[Floats]) -> Sequence[Floats | Exception]:
+        vectors = self.predictor.predict_batch(_joined(items))
+        if vectors.shape != (sum(map(len, items)), self.shape[1]):
+            raise ValueError(f"answers of shape {vectors.shape}")
+        parts = _split(vectors, items)
+        if np.isfinite(vectors).all():
+            return parts
+        return [part if np.isfinite(part).all() else ModelFailed("the answer is not finite") for part in parts]
+
+    def _observe(self, batch: Batch) -> None:
+        self._rows.observe(batch.rows)
+        self._metrics.batch_released.add(self.alias, batch.reason)
+
+
+def _joined(parts: list[Floats]) -> Floats:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _split(vectors: Floats, items: list[Floats]) -> list[Floats]:
+    ends = list(accumulate(map(len, items)))
+    return [vectors[end - len(item) : end] for item, end in zip(items, ends, strict=True)]

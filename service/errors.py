@@ -1,0 +1,121 @@
+"""Every error a caller can meet, as a tree; the status lives on the class. Answers are RFC 9457.
+
+ServiceError
+├── Malformed 400            the bytes are not what their media type says
+├── Invalid 422              well-formed, but not a context, query or option; `pointer` says where
+├── UnknownModel 404
+├── TooLarge 413             UnsupportedMediaType 415
+├── Expired 504              the deadline passed
+└── Unavailable 503          carries Retry-After
+    ├── Overloaded           the queue is full
+    ├── Draining             the process is on its way out
+    ├── BreakerOpen          the primary is not trusted right now
+    └── ModelFailed          the net raised or answered non-finite, and nothing could stand in
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import orjson
+
+PROBLEM = b"application/problem+json"
+
+
+class ServiceError(Exception):
+    """An answer other than 200: `detail` for people, `reason` for labels and the problem's type."""
+
+    status: ClassVar[int] = 500
+    reason: ClassVar[str] = "internal"
+
+    def __init__(self, detail: str, *, pointer: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail, self.pointer, self.retry_after = detail, pointer, retry_after
+
+
+class Malformed(ServiceError):
+    """Bytes that are not what their media type says."""
+
+    status, reason = 400, "malformed"
+
+
+class UnknownModel(ServiceError):
+    """No alias that is served, and no model behind one, has that name."""
+
+    status, reason = 404, "unknown_model"
+
+
+class TooLarge(ServiceError):
+    """A body over the limit."""
+
+    status, reason = 413, "too_large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """A media type that the route does not read."""
+
+    status, reason = 415, "unsupported_media_type"
+
+
+class Invalid(ServiceError):
+    """Well-formed, but not a context, query or option; never echoes a value."""
+
+    status, reason = 422, "invalid"
+
+
+class Expired(ServiceError):
+    """The deadline passed, in the queue or in the net."""
+
+    status, reason = 504, "expired"
+
+
+class Unavailable(ServiceError):
+    """Nothing wrong with the request; try again later."""
+
+    status, reason = 503, "unavailable"
+
+
+class Overloaded(Unavailable):
+    """The queue is full."""
+
+    reason = "overloaded"
+
+
+class Draining(Unavailable):
+    """The process, or this engine, is on its way out."""
+
+    reason = "draining"
+
+
+class BreakerOpen(Unavailable):
+    """Too many recent failures; the engine is left alone for a while."""
+
+    reason = "breaker_open"
+
+
+class ModelFailed(Unavailable):
+    """The net raised, or answered something that is not a finite vector."""
+
+    reason = "model_failed"
+
+
+REASONS = frozenset(
+    kind.reason
+    for kind in (
+        ServiceError, Malformed, UnknownModel, TooLarge, UnsupportedMediaType, Invalid, Expired,
+        Unavailable, Overloaded, Draining, BreakerOpen, ModelFailed,
+    )
+)  # fmt: skip
+
+
+def problem(status: int, reason: str, detail: str, request_id: str, *, pointer: str | None = None) -> bytes:
+    """Return the body of an RFC 9457 problem."""
+    body: dict[str, Any] = {
+        "type": f"urn:lvm:problem:{reason}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "request_id": request_id,
+    }
+    return orjson.dumps(body if pointer is None else {**body, "pointer": pointer})

@@ -1,0 +1,69 @@
+"""What /models says: versions, aliases, cards, what is live since when, the breakers."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from models import card as cards
+from models.card import BadCard, Card
+from models.registry import Version
+from service.lineup import Lineup
+from service.routing import Router
+
+
+def describe(router: Router, lineup: Lineup) -> dict[str, Any]:
+    """Return the body of /models."""
+    return {
+        "aliases": {alias: _alias(alias, router, lineup) for alias in lineup.live},
+        "versions": [summary(version) for version in lineup.registry.versions()],
+    }
+
+
+def summary(version: Version) -> dict[str, Any]:
+    """Return what a version's card says, as `/models` and `lvm models` show it."""
+    try:
+        card = _card(version.path)
+    except BadCard as error:
+        return {"id": version.id, "error": str(error)}
+    return {
+        "id": version.id,
+        "model": version.name,
+        "version": version.version,
+        "kind": card.kind,
+        "architecture": card.architecture,
+        "dim": card.dim,
+        "context_length": card.context_length,
+        "encoder": card.encoder,
+        "parameters": card.parameters,
+        "scores": {data: _figures(score) for data, score in card.scores.items()},
+        "limits": list(card.limits),
+        "license": card.license,
+        "attribution": card.attribution,
+    }
+
+
+@cache
+def _card(directory: Path) -> Card:
+    try:
+        return Card.from_markdown((directory / cards.FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadCard(str(error)) from error
+
+
+def _figures(score: dict[str, Any]) -> dict[str, Any]:
+    baselines = {name: figures["cosine"] for name, figures in score["baselines"].items()}
+    return {"cosine": score["cosine"], "margin": score["margin"], "baselines": baselines}
+
+
+def _alias(alias: str, router: Router, lineup: Lineup) -> dict[str, Any]:
+    live, breaker = lineup.live[alias], router.breakers.get(alias)
+    served = lineup.identity(alias)
+    return {
+        "id": live.version,
+        **({"sha256": served[2], "runtime": served[3]} if served else {}),
+        "since": live.since,
+        "breaker": breaker.state if breaker else None,
+        "refused": {"id": live.refused, "reason": live.reason} if live.refused else None,
+    }

@@ -1,0 +1,175 @@
+"""The line-up: which engine serves each alias right now. Loads, warms, swaps, drains, watches the aliases."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+from models import predictor, retriever
+from models.checkpoint import BadCheckpoint
+from models.registry import Registry, UnknownVersion, Version
+from service.engine import Engine, Identity, PredictorLike
+from service.errors import Unavailable
+from service.log import logger
+from service.metrics import Metrics
+from service.search import RetrieverLike, SearchEngine
+from service.settings import Settings
+
+PREDICTORS = ("primary", "fallback")
+RETRIEVER = "retriever"
+
+
+class Loaders(Protocol):
+    """How a version becomes something that runs; tests hand in fakes."""
+
+    def predictor(self, version: Version) -> PredictorLike:
+        """Load and warm a net; raises `BadCheckpoint`."""
+        ...
+
+    def retriever(self, version: Version) -> RetrieverLike:
+        """Load and warm a corpus; raises `BadCheckpoint`."""
+        ...
+
+
+class RealLoaders:
+    """Loads versions with the runtimes of this machine."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._device, self._threads, self._max_batch = settings.device, settings.threads, settings.max_batch
+
+    def predictor(self, version: Version) -> PredictorLike:
+        """Load and warm a net; raises `BadCheckpoint`."""
+        loaded = predictor.load(version.path, self._device, self._threads)
+        loaded.warm_up(self._max_batch)
+        return loaded
+
+    def retriever(self, version: Version) -> RetrieverLike:
+        """Load and warm a corpus; raises `BadCheckpoint`."""
+        loaded = retriever.load(version.path)
+        loaded.warm_up()
+        return loaded
+
+
+@dataclass(frozen=True)
+class Live:
+    """What an alias serves, since when, and the version it was last asked to serve but refused."""
+
+    version: str
+    since: str
+    refused: str | None = None
+    reason: str | None = None
+
+
+class Lineup:
+    """Engines by alias. Read by the router at every request; only this class writes it."""
+
+    def __init__(self, registry: Registry, loaders: Loaders, settings: Settings, metrics: Metrics) -> None:
+        self.registry, self._loaders = registry, loaders
+        self._settings, self._metrics = settings, metrics
+        self.engines: dict[str, Engine] = {}
+        self.search: SearchEngine | None = None
+        self.live: dict[str, Live] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Load what every alias that is set points at.
+
+        Raises:
+            UnknownVersion: `primary` is not set.
+            BadCheckpoint: a version must not be served.
+        """
+        self.registry.resolve(PREDICTORS[0])
+        for alias in (*PREDICTORS, RETRIEVER):
+            with contextlib.suppress(UnknownVersion):
+                await self._load(alias, self.registry.resolve(alias))
+
+    def search_engine(self) -> SearchEngine:
+        """Return the engine of the corpus.
+
+        Raises:
+            Unavailable: no corpus is promoted, or its vectors are of another space than the nets'.
+        """
+        if self.search is None:
+            raise Unavailable("no corpus is promoted as `retriever`", retry_after=1)
+        ours = self.search.retriever.card
+        for engine in self.engines.values():
+            theirs = engine.predictor.card
+            if (ours.dim, ours.encoder) != (theirs.dim, theirs.encoder):
+                raise Unavailable(f"the corpus is of another vector space than `{engine.alias}`", retry_after=1)
+        return self.search
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a net is loaded and warm."""
+        return bool(self.engines)
+
+    def stuck_s(self) -> float:
+        """Return the longest time, in seconds, that a batch has been running; infinite for a dead thread."""
+        return max((engine.batcher.stuck_s() for engine in self._all().values()), default=0.0)
+
+    def identity(self, alias: str) -> Identity | None:
+        """Return who serves `alias`, or None."""
+        engine = self._all().get(alias)
+        return engine.identity if engine else None
+
+    async def watch(self) -> None:
+        """Look at the aliases every `reload_s` seconds, for ever, and follow where they point."""
+        while True:
+            await asyncio.sleep(self._settings.reload_s)
+            for alias in (*PREDICTORS, RETRIEVER):
+                await self.follow(alias)
+
+    async def follow(self, alias: str) -> None:
+        """Serve what `alias` points at now; what must not be served leaves the old version serving."""
+        known = self.live.get(alias)
+        try:
+            version = self.registry.resolve(alias)
+        except UnknownVersion:
+            return
+        if known and version.id in (known.version, known.refused):
+            return
+        try:
+            await self._load(alias, version)
+            self._metrics.reloads.add(alias, "ok")
+        except BadCheckpoint as error:
+            self._metrics.reloads.add(alias, "refused")
+            logger().error("version refused", alias=alias, version=version.id, reason=str(error))
+            self.live[alias] = replace(known or Live("", now()), refused=version.id, reason=str(error))
+
+    async def close(self, timeout: float) -> None:
+        """Answer what was taken, refuse what comes, within `timeout` seconds."""
+        closing = [engine.batcher.close(timeout) for engine in self._all().values()]
+        await asyncio.gather(*closing, *self._retiring)
+
+    def observe(self) -> None:
+        """Bring the gauges of queues and versions up to date."""
+        self._metrics.model.clear()
+        for alias, engine in self._all().items():
+            self._metrics.queue_rows.set(engine.batcher.pending_rows, alias)
+            self._metrics.model.set(1, alias, *engine.identity)
+
+    def _all(self) -> dict[str, Engine | SearchEngine]:
+        return {**self.engines, **({RETRIEVER: self.search} if self.search else {})}
+
+    async def _load(self, alias: str, version: Version) -> None:
+        old = self._all().get(alias)
+        if alias == RETRIEVER:
+            corpus = await asyncio.to_thread(self._loaders.retriever, version)
+            self.search = SearchEngine(corpus, self._settings, self._metrics)
+        else:
+            net = await asyncio.to_thread(self._loaders.predictor, version)
+            self.engines[alias] = Engine(net, alias, self._settings, self._metrics)
+        self.live[alias] = Live(version.id, now())
+        logger().info("version live", alias=alias, version=version.id)
+        if old:
+            task = asyncio.create_task(old.batcher.close(self._settings.grace_s))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+
+def now() -> str:
+    """Return the time in UTC, as the ledger writes it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,152 @@
+"""What OpenAPI shows: the bodies of the routes and of errors. Documentation only; the wire does the checking."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+Vector = list[float]
+Context = list[Vector]
+
+
+class Timing(BaseModel):
+    """Milliseconds a request spent, by stage."""
+
+    decode: float
+    queue: float
+    infer: float | None = None
+    search: float | None = None
+
+
+class MadeBy(BaseModel):
+    """Who made an answer."""
+
+    model: str
+    version: str
+    served_by: Literal["primary", "fallback"] = Field(description="The alias that answered.")
+    fallback_reason: str | None = Field(description="Why the first engine did not answer, or null.")
+    timing_ms: Timing
+
+
+class PredictRequest(BaseModel):
+    """One context or many; every number finite in float32; or each context as base64 of its bytes."""
+
+    context: Context | str | None = Field(None, description="T vectors of D numbers, oldest first.")
+    contexts: list[Context | str] | None = None
+    model: str | None = Field(None, description="An alias or a model name; named, it is the only one tried.")
+    profile: Literal["realtime", "batch"] = "realtime"
+    encoding: Literal["float", "base64"] = "float"
+
+
+class PredictResponse(MadeBy):
+    """The next vector of one context, or the next vectors of many; unit length."""
+
+    vector: Vector | str | None = None
+    vectors: list[Vector | str] | None = None
+
+
+class RetrieveRequest(BaseModel):
+    """A query vector, or a context that becomes one."""
+
+    query: Vector | str | None = None
+    context: Context | str | None = None
+    k: int = Field(10, ge=1)
+    exclude: list[int] = Field([], description="Ids that must not come back.")
+    exclude_context: bool = Field(True, description="Leave out the chunks that are the context itself.")
+    model: str | None = None
+
+
+class Result(BaseModel):
+    """One passage."""
+
+    id: int
+    score: float
+    article: int
+    title: str
+    position: int
+    text: str | None
+
+
+class RetrieveResponse(BaseModel):
+    """The best passages, best first; who predicted the query where a context was given."""
+
+    results: list[Result]
+    corpus: str
+    corpus_version: str
+    is_exact: bool
+    model: str | None = None
+    version: str | None = None
+    served_by: str | None = None
+    fallback_reason: str | None = None
+    timing_ms: Timing
+
+
+class Problem(BaseModel):
+    """An error, RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    pointer: str | None = Field(None, description="JSON pointer to what is wrong.")
+
+
+class Alias(BaseModel):
+    """What an alias serves."""
+
+    id: str
+    sha256: str | None = None
+    runtime: str | None = None
+    since: str
+    breaker: str | None
+    refused: dict[str, str | None] | None
+
+
+class Models(BaseModel):
+    """Versions, aliases, cards."""
+
+    aliases: dict[str, Alias]
+    versions: list[dict[str, Any]]
+
+
+def _problem(description: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {503: {"model": Problem, **_problem("Not now; Retry-After says when.")}}
+_HOT: dict[int | str, dict[str, Any]] = {
+    400: _problem("The bytes are not what their media type says."),
+    404: _problem("No model of that name is served."),
+    408: _problem("The headers or the body came too slowly."),
+    413: _problem("The body, or the number of rows, is over the limit."),
+    415: _problem("Neither JSON nor octet-stream."),
+    422: _problem("Not a context, query or option."),
+    503: _problem("Overloaded, draining or failed; Retry-After says when to come back."),
+    504: _problem("The deadline passed."),
+}
+_OCTETS = {"schema": {"type": "string", "format": "binary", "description": "Little-endian float32 rows."}}
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    content = {
+        "application/json": {"schema": model.model_json_schema()},
+        "application/octet-stream": _OCTETS,
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+PREDICT: dict[str, Any] = {
+    "summary": "Predict the next vector of each context.",
+    "response_model": PredictResponse,
+    "responses": {200: {"content": {"application/octet-stream": _OCTETS}}, **_HOT},
+    "openapi_extra": _body(PredictRequest),
+}
+RETRIEVE: dict[str, Any] = {
+    "summary": "Find the passages nearest to a query, or to what a context predicts.",
+    "response_model": RetrieveResponse,
+    "responses": _HOT,
+    "openapi_extra": _body(RetrieveRequest),
+}

@@ -1,0 +1,80 @@
+"""Every knob, with unit, default and reason; read from the environment, prefix LVM_."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class BadSettings(Exception):
+    """An environment variable that does not mean anything; the message names it."""
+
+
+class Settings(BaseSettings):
+    """The configuration of one process; frozen once read."""
+
+    model_config = SettingsConfigDict(env_prefix="LVM_", frozen=True, extra="ignore")
+
+    registry: Path = Field(Path("artifacts/lvm"), description="Directory of versions and aliases.")
+    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where nets run; auto takes cuda or mps where torch sees one, else cpu."
+    )
+    threads: PositiveInt = Field(
+        max(1, (os.cpu_count() or 1) // 2),
+        description="Cores one net uses at a time; half of them, the rest decode and encode.",
+    )
+    max_batch: PositiveInt = Field(128, description="Rows in one micro-batch; past it AMN gains nothing.")
+    max_wait_ms: NonNegative = Field(
+        0, description="Milliseconds a batch waits for company; 0 because waiting rows gather by themselves."
+    )
+    max_queue: PositiveInt = Field(2048, description="Rows waiting per engine; one more is refused with 503.")
+    max_rows: PositiveInt = Field(1024, description="Contexts in one request.")
+    max_k: PositiveInt = Field(1000, description="Results of one /retrieve.")
+    max_body_mb: Positive = Field(64, description="Megabytes (10^6 bytes) of a request body.")
+    timeout_ms: Positive = Field(2000, description="Milliseconds to answer where X-Request-Timeout-Ms says nothing.")
+    primary_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the time left that the first engine may use before the next is tried.",
+    )
+    breaker_failures: PositiveInt = Field(5, description="Failures among the last calls that open the breaker.")
+    breaker_window: PositiveInt = Field(20, description="Calls the breaker remembers.")
+    breaker_hold_s: Positive = Field(5, description="Seconds between two changes of the breaker.")
+    hang_s: Positive = Field(30, description="Seconds after which a running batch makes /livez fail.")
+    reload_s: Positive = Field(0.5, description="Seconds between two looks at the aliases.")
+    drain_s: NonNegative = Field(
+        1, description="Seconds after SIGTERM in which /readyz says 503 and requests are still answered."
+    )
+    grace_s: Positive = Field(20, description="Seconds after the drain to finish what was accepted.")
+    slo_ms: Annotated[tuple[float, ...], NoDecode] = Field(
+        (5, 10, 25, 50, 100), description="Latency objectives in milliseconds: exact histogram edges."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+
+    @field_validator("slo_ms", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+
+def read_settings(**overrides: object) -> Settings:
+    """Return the settings of the environment, `overrides` on top.
+
+    Raises:
+        BadSettings: a value is out of range or of the wrong kind.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
+    except ValidationError as error:
+        said = "; ".join(f"LVM_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        raise BadSettings(said) from error

@@ -1,0 +1,306 @@
+"""Bytes <-> float32 arrays. The one place that checks shape and finiteness; the same verdict for all wires.
+
+JSON is read twice over only when something is wrong with it: simdjson copies the numbers out without
+making Python objects of them, and accepts only what it can prove right; anything else goes to
+the strict reader, which finds out what is wrong and where.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+import simdjson
+
+from service.engine import Floats
+from service.errors import Invalid, Malformed, TooLarge
+
+JSON, OCTETS = b"application/json", b"application/octet-stream"
+FLOAT32 = np.dtype("<f4")
+Shape = tuple[int, ...]
+Check = Callable[[Any, str], Any]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a JSON body may hold: fields of vectors (of which exactly one) and checked options.
+
+    `vectors` maps a field to the number of leading axes that it adds to the shape of one item:
+    0 for one item, 1 for many.
+    """
+
+    vectors: Mapping[str, int]
+    options: Mapping[str, Check]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Float32 rows `(n, *shape)`, the field they came in, and the options that were given."""
+
+    rows: Floats
+    field: str
+    options: dict[str, Any]
+
+
+ShapeOf = Callable[[str, dict[str, Any]], Shape]
+
+
+def decode_json(body: bytes, fields: Fields, shape_of: ShapeOf, max_rows: int) -> Decoded:
+    """Read a JSON object; `shape_of(field, options)` tells the shape of one item.
+
+    Raises:
+        Malformed: not JSON in UTF-8, or not an object.
+        Invalid: a field is missing, unknown or of the wrong kind, shape or range, with its pointer.
+        TooLarge: more than `max_rows` items.
+    """
+    try:
+        fast = _decode_fast(body, fields, shape_of, max_rows)
+    except (ValueError, TypeError, KeyError, RuntimeError, UnicodeDecodeError):
+        fast = None
+    return fast or _decode_strictly(body, fields, shape_of, max_rows)
+
+
+def decode_octets(body: bytes, shape: Shape, max_rows: int) -> Floats:
+    """Read raw little-endian float32 rows `(n, *shape)` without copying them.
+
+    Raises:
+        Malformed: the length is not a whole, positive number of rows.
+        Invalid: a value is not finite, with the pointer it would have in JSON.
+        TooLarge: more than `max_rows` rows.
+    """
+    size = 4 * math.prod(shape)
+    if not body or len(body) % size:
+        raise Malformed(f"{len(body)} bytes are no whole number of float32 {shape}, {size} bytes each")
+    if len(body) > max_rows * size:
+        raise TooLarge(f"{len(body) // size} rows, at most {max_rows}")
+    rows = np.frombuffer(body, FLOAT32).reshape(-1, *shape)
+    _refuse_non_finite(rows, "")
+    return rows
+
+
+def query_options(given: Mapping[str, str], fields: Fields) -> dict[str, Any]:
+    """Return the options of a query string, held to the same checks as those of a JSON body.
+
+    Raises:
+        Invalid: an option is unknown, of the wrong kind or out of range.
+    """
+    unknown = sorted(given.keys() - fields.options.keys())
+    if unknown:
+        raise Invalid("unknown option", pointer=f"/{_escaped(unknown[0])}")
+    return {name: fields.options[name](_from_query(value), f"/{name}") for name, value in given.items()}
+
+
+def _from_query(value: str) -> Any:
+    """Read a query option as the JSON it would be: numbers, true, false, lists of numbers, else a word."""
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def encode_octets(vectors: Floats) -> bytes:
+    """Return raw little-endian float32."""
+    return np.ascontiguousarray(vectors, FLOAT32).tobytes()
+
+
+def encode_json(body: dict[str, Any]) -> bytes:
+    """Return `body` as JSON; float32 arrays in their shortest exact decimals."""
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def encode_base64(vector: Floats) -> str:
+    """Return little-endian float32 as base64."""
+    return base64.b64encode(encode_octets(vector)).decode()
+
+
+# ---- checks of options, each (value, pointer) -> value
+
+
+def text(value: Any, pointer: str) -> str:
+    """A short string."""
+    if not isinstance(value, str) or not 0 < len(value) <= 200:
+        raise Invalid("want a string of 1 to 200 characters", pointer=pointer)
+    return value
+
+
+def one_of(*choices: str) -> Check:
+    """One of a few words."""
+
+    def check(value: Any, pointer: str) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise Invalid(f"want one of {', '.join(choices)}", pointer=pointer)
+        return value
+
+    return check
+
+
+def whole(least: int, most: int) -> Check:
+    """A whole number in a range; booleans are none."""
+
+    def check(value: Any, pointer: str) -> int:
+        if type(value) is not int or not least <= value <= most:
+            raise Invalid(f"want a whole number from {least} to {most}", pointer=pointer)
+        return value
+
+    return check
+
+
+def wholes(most: int) -> Check:
+    """A list of at most `most` whole numbers, not negative."""
+    each = whole(0, 2**53)
+
+    def check(value: Any, pointer: str) -> list[int]:
+        if not isinstance(value, list) or len(value) > most:
+            raise Invalid(f"want a list of at most {most} ids", pointer=pointer)
+        return [each(item, f"{pointer}/{at}") for at, item in enumerate(value)]
+
+    return check
+
+
+def flag(value: Any, pointer: str) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise Invalid("want true or false", pointer=pointer)
+    return value
+
+
+# ---- the fast reader
+
+
+def _decode_fast(body: bytes, fields: Fields, shape_of: ShapeOf, max_rows: int) -> Decoded | None:
+    """Return what is provably right, else None (or raise anything): the strict reader decides then."""
+    document: Any = simdjson.Parser().parse(body)
+    names = list(document)
+    field = next(name for name in names if name in fields.vectors)
+    options = {name: document[name] for name in names if name != field}
+    if len(set(names)) != len(names) or not all(_plain(value) for value in options.values()):
+        return None
+    options = {name: fields.options[name](value, f"/{name}") for name, value in options.items()}
+    shape = shape_of(field, options)
+    array = document[field]
+    items = list(array) if fields.vectors[field] else [array]
+    if not 0 < len(items) <= max_rows or not _regular(items, shape):
+        return None
+    brackets = sum(math.prod([len(items), *shape[:axis]]) for axis in range(len(shape)))
+    if body.count(b"[") != brackets + fields.vectors[field]:
+        return None  # a number may hide in brackets of its own
+    flat = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+    with np.errstate(over="ignore"):
+        rows = flat.astype(np.float32).reshape(len(items), *shape)
+    return Decoded(rows, field, options) if np.isfinite(rows).all() else None
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | bool)
+
+
+def _regular(items: Sequence[Any], shape: Shape) -> bool:
+    for length in shape[:-1]:
+        if any(len(item) != length for item in items):
+            return False
+        items = [row for item in items for row in item]
+    return all(len(item) == shape[-1] for item in items)
+
+
+# ---- the strict reader
+
+
+def _decode_strictly(body: bytes, fields: Fields, shape_of: ShapeOf, max_rows: int) -> Decoded:
+    document = _parse(body)
+    unknown = sorted(document.keys() - fields.vectors.keys() - fields.options.keys())
+    if unknown:
+        raise Invalid("unknown field", pointer=f"/{_escaped(unknown[0])}")
+    given = [name for name in fields.vectors if name in document]
+    if len(given) != 1:
+        raise Invalid(f"want exactly one of {', '.join(fields.vectors)}", pointer="")
+    field = given[0]
+    options = {name: fields.options[name](document[name], f"/{name}") for name in document if name != field}
+    rows = _rows(document[field], f"/{field}", shape_of(field, options), fields.vectors[field], max_rows)
+    return Decoded(rows, field, options)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body.decode(), parse_int=_whole_or_float, object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise Malformed(f"not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise Malformed("nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise Malformed(f"not JSON: {error.msg} at character {error.pos}") from error
+    if not isinstance(document, dict):
+        raise Malformed("want a JSON object")
+    return document
+
+
+def _whole_or_float(digits: str) -> int | float:
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise Malformed("a name stands twice in one object")
+    return document
+
+
+def _rows(value: Any, pointer: str, shape: Shape, many: int, max_rows: int) -> Floats:
+    if not many:
+        return _array(value, pointer, shape)[None]
+    if not isinstance(value, list) or not value:
+        raise Invalid("want a list that is not empty", pointer=pointer)
+    if len(value) > max_rows:
+        raise TooLarge(f"{len(value)} rows, at most {max_rows}", pointer=pointer)
+    return np.stack([_array(item, f"{pointer}/{at}", shape) for at, item in enumerate(value)])
+
+
+def _array(value: Any, pointer: str, shape: Shape) -> Floats:
+    if isinstance(value, str):
+        return _from_base64(value, pointer, shape)
+    _check_array(value, pointer, shape)
+    with np.errstate(over="ignore"):
+        array = np.array(value, np.float64).astype(np.float32)
+    _refuse_non_finite(array, pointer)
+    return array
+
+
+def _check_array(value: Any, pointer: str, shape: Shape) -> None:
+    if not shape:
+        if type(value) not in (int, float):
+            raise Invalid("want a number", pointer=pointer)
+        return
+    if not isinstance(value, list) or len(value) != shape[0]:
+        size = f" of {len(value)}" if isinstance(value, list) else ""
+        raise Invalid(f"want a list of {shape[0]}, not {type(value).__name__}{size}", pointer=pointer)
+    for at, item in enumerate(value):
+        _check_array(item, f"{pointer}/{at}", shape[1:])
+
+
+def _from_base64(value: str, pointer: str, shape: Shape) -> Floats:
+    try:
+        data = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Invalid("not base64", pointer=pointer) from error
+    if len(data) != 4 * math.prod(shape):
+        raise Invalid(f"base64 of {len(data)} bytes, want {4 * math.prod(shape)}", pointer=pointer)
+    array = np.frombuffer(data, FLOAT32).reshape(shape)
+    _refuse_non_finite(array, pointer)
+    return array
+
+
+def _refuse_non_finite(array: Floats, pointer: str) -> None:
+    finite = np.isfinite(array)
+    if not finite.all():
+        where = np.unravel_index(int(np.argmin(finite)), array.shape)
+        raise Invalid("not a finite float32", pointer=pointer + "".join(f"/{at}" for at in where))
+
+
+def _escaped(name: str) -> str:
+    return name[:100].replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,149 @@
+"""The client's count of what happened to each request must match what the server saw, failure by failure."""
+
+import struct
+from typing import Any
+
+import pytest
+
+from loadtest import contexts
+
+DIM = 384
+NOWHERE = {"refused": 0, "lost": 0, "timeout": 0, "invalid": 0}
+
+
+@pytest.mark.parametrize(
+    ("wire", "route", "rows"),
+    [
+        ("json", "predict", 1),
+        ("json", "predict", 3),
+        ("octet", "predict", 1),
+        ("octet", "predict", 3),
+        ("json", "retrieve", 1),
+        ("octet", "retrieve", 1),
+    ],
+)
+def test_every_request_is_seen_once_and_answered(serve: Any, drive: Any, wire: str, route: str, rows: int) -> None:
+    fake = serve()
+    summary = drive(fake.url, wire=wire, route=route, rows=rows)
+    assert len(fake.requests) == summary.sent == summary.answered == summary.arrivals == 30
+    assert summary.statuses == {"200": 30}
+    assert summary.failures == NOWHERE
+    assert summary.ok
+
+
+def test_the_octet_body_is_the_context_itself(serve: Any, drive: Any) -> None:
+    fake = serve()
+    drive(fake.url, connections=1)
+    expected = [context.tobytes() for context in contexts.load()]
+    assert [body for _, _, body in fake.requests] == expected[:30]
+    assert {path for path, _, _ in fake.requests} == {"/predict"}
+
+
+def test_extra_headers_and_a_base_path_are_sent(serve: Any, drive: Any) -> None:
+    fake = serve()
+    drive(fake.url + "/v1/", headers=(("X-Tenant", "a"), ("accept", "application/json")), route="retrieve")
+    path, headers, _ = fake.requests[0]
+    assert path == "/v1/retrieve?k=10"
+    assert headers["x-tenant"] == "a"
+    assert headers["accept"] == "application/json"
+
+
+def test_a_refusal_by_the_server_is_an_answer_not_a_good_one(serve: Any, drive: Any) -> None:
+    fake = serve(lambda n: {"status": 503} if n % 3 == 0 else {})
+    summary = drive(fake.url)
+    assert summary.statuses == {"200": 20, "503": 10}
+    assert summary.answered == 30
+    assert summary.error_rate == pytest.approx(1 / 3)
+    assert summary.rejected_ms["p50"] is not None
+    assert not summary.ok
+
+
+def test_nobody_listening_is_refused_and_nothing_was_sent(closed_url: str, drive: Any) -> None:
+    summary = drive(closed_url)
+    assert summary.failures == NOWHERE | {"refused": 30}
+    assert (summary.sent, summary.answered) == (0, 0)
+    assert summary.causes
+    assert summary.latency_ms["p99"] is None
+
+
+@pytest.mark.parametrize("cut", [20, 200])
+def test_a_close_in_the_middle_of_the_answer_is_lost(serve: Any, drive: Any, cut: int) -> None:
+    fake = serve(lambda n: {"cut": cut} if n < 10 else {})
+    summary = drive(fake.url)
+    assert summary.failures == NOWHERE | {"lost": 10}
+    assert summary.lost_kinds == {"reused": 0, "fresh": 0, "partial": 10}
+    assert summary.sent == len(fake.requests) == 30
+    assert summary.statuses == {"200": 20}
+
+
+def test_a_close_before_the_first_byte_tells_a_new_connection_from_a_used_one(serve: Any, drive: Any) -> None:
+    fake = serve(lambda n: {"cut": 0} if n in (0, 5) else {})
+    summary = drive(fake.url, connections=1)
+    assert summary.lost_kinds == {"reused": 1, "fresh": 1, "partial": 0}
+    assert summary.failures["lost"] == 2
+
+
+def test_an_answer_that_is_not_http_is_lost(serve: Any, drive: Any) -> None:
+    summary = drive(serve(lambda n: {"raw": b"SSH-2.0-nope\r\n"}).url)
+    assert summary.failures == NOWHERE | {"lost": 30}
+
+
+def test_no_answer_in_time_is_a_timeout_and_the_connection_is_not_used_again(serve: Any, drive: Any) -> None:
+    fake = serve(lambda n: {"hang": 30.0} if n == 0 else {})
+    summary = drive(fake.url, timeout=1.0)
+    assert summary.failures == NOWHERE | {"timeout": 1}
+    assert summary.statuses == {"200": 29}
+    assert summary.sent == 30
+
+
+def test_waiting_for_a_connection_past_the_timeout_is_a_timeout_that_was_never_sent(serve: Any, drive: Any) -> None:
+    fake = serve(lambda n: {"hang": 30.0})
+    summary = drive(fake.url, rate=30_000.0, seconds=0.001, timeout=0.3, connections=2)
+    assert summary.failures == NOWHERE | {"timeout": 30}
+    assert summary.sent <= 4
+    assert len(fake.requests) <= summary.sent
+
+
+@pytest.mark.parametrize(
+    ("wire", "body"),
+    [
+        ("octet", b"\0" * (DIM * 4 - 4)),
+        ("octet", struct.pack("<f", float("nan")) * DIM),
+        ("json", b'{"vector": [1.0]}'),
+        ("json", b"not json"),
+        ("json", b'{"vector": [' + b"NaN," * (DIM - 1) + b"1]}"),
+    ],
+)
+def test_a_200_of_the_wrong_shape_or_not_finite_is_invalid(serve: Any, drive: Any, wire: str, body: bytes) -> None:
+    summary = drive(serve(lambda n: {"body": body}).url, wire=wire)
+    assert summary.statuses == {"200": 30}
+    assert summary.failures == NOWHERE | {"invalid": 30}
+    assert summary.goodput == 0.0
+
+
+def test_connection_close_is_honoured(serve: Any, drive: Any) -> None:
+    fake = serve(lambda n: {"headers": {"Connection": "close"}})
+    summary = drive(fake.url, connections=2)
+    assert summary.statuses == {"200": 30}
+    assert fake.connections == summary.connections["opened"] == 30
+    assert summary.failures == NOWHERE
+
+
+def test_the_cap_on_connections_holds_and_nothing_is_dropped(serve: Any, drive: Any) -> None:
+    fake = serve(lambda n: {"hang": 0.01})
+    summary = drive(fake.url, connections=2)
+    assert fake.peak <= 2
+    assert summary.connections == {"opened": 2, "peak": 2}
+    assert summary.statuses == {"200": 30}
+
+
+def test_chunked_answers_are_whole(serve: Any, drive: Any) -> None:
+    assert drive(serve(lambda n: {"chunked": True}).url).ok
+
+
+def test_answers_are_counted_by_version_and_by_who_served(serve: Any, drive: Any) -> None:
+    primary = {"X-Model-Version": "2026-a", "X-Served-By": "primary"}
+    fallback = {"x-model-version": "2026-b", "x-served-by": "fallback"}
+    summary = drive(serve(lambda n: {"headers": primary if n < 12 else fallback}).url)
+    assert summary.versions == {"2026-a": 12, "2026-b": 18}
+    assert summary.served_by == {"primary": 12, "fallback": 18}

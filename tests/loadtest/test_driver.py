@@ -1,0 +1,58 @@
+"""The loop is open: arrivals keep their schedule whatever the server does, and waiting counts as latency."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loadtest import driver
+from loadtest.plan import Plan
+from loadtest.report import Columns
+
+
+def test_fixed_arrivals_are_evenly_spaced() -> None:
+    np.testing.assert_allclose(driver.schedule(4.0, 1.5, "fixed", 0), [0, 0.25, 0.5, 0.75, 1.0, 1.25])
+
+
+def test_poisson_arrivals_are_seeded_and_have_the_rate_and_spread_of_a_poisson_process() -> None:
+    times = driver.schedule(1000.0, 20.0, "poisson", 7)
+    gaps = np.diff(times)
+    assert len(times) == pytest.approx(20_000, rel=0.05)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
+    assert times[-1] < 20.0
+    np.testing.assert_array_equal(times, driver.schedule(1000.0, 20.0, "poisson", 7))
+    assert not np.array_equal(times[:50], driver.schedule(1000.0, 20.0, "poisson", 8)[:50])
+
+
+def test_one_stall_is_charged_to_everyone_who_would_have_been_served_in_it(serve: Any, drive: Any) -> None:
+    stall = 0.3
+    fake = serve(lambda n: {"hang": stall} if n == 20 else {})
+    summary = drive(fake.url, rate=200.0, seconds=1.0, connections=1)
+    # 40 of 200 arrivals fall into the first 0.2 s of the stall, so each of them waits 0.1 s or more.
+    assert summary.latency_ms["p90"] >= 100
+    assert summary.latency_ms["p99"] >= 250
+    assert summary.latency_ms["max"] >= stall * 1000
+    # One slow request in two hundred: a closed loop would have shown this p99 instead.
+    assert summary.service_ms["p99"] < summary.latency_ms["p99"]
+
+
+def test_nothing_is_sent_before_its_time_and_times_are_in_order(serve: Any) -> None:
+    plan = Plan(url=serve().url, rate=300.0, seconds=0.2, arrivals="poisson", wire="octet")
+    columns = Columns(plan, driver.run(plan))
+    assert (columns.fired >= columns.intended).all()
+    assert (columns.sent >= columns.fired).all()
+    assert (columns.done >= columns.sent).all()
+    assert (columns.latency_ms >= columns.service_ms).all()
+
+
+def test_warm_up_is_sent_but_left_out_of_the_figures(serve: Any, drive: Any) -> None:
+    fake = serve(lambda n: {"status": 503} if n < 10 else {})
+    summary = drive(fake.url, rate=100.0, seconds=0.2, warmup=0.1, connections=1)
+    assert (summary.warmup_sent, summary.sent, len(fake.requests)) == (10, 20, 30)
+    assert summary.statuses == {"200": 20}
+
+
+def test_progress_is_told_up_to_the_end(serve: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    driver.run(Plan(url=serve().url, rate=100.0, seconds=0.1), lambda *counts: seen.append(counts))
+    assert seen[-1] == (10, 10)

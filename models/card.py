@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import yaml
@@ -60,16 +60,22 @@ class Card:
             BadCard: there is no front matter, no `lvm` block, or a field is missing or unknown.
         """
         try:
-            block = dict(yaml.safe_load(text.split(_FENCE, 2)[1])["lvm"])
+            opening, rest = text[: len(_FENCE)], text[len(_FENCE) :]
+            front, fence, _ = rest.partition(f"\n{_FENCE}")  # a value may end in the fence; a line is one
+            if opening != _FENCE or not fence:
+                raise ValueError("no front matter")
+            block = dict(yaml.safe_load(front)["lvm"])
             reference = block.pop("reference", None)
             pairs = {key: (float(mean), float(std)) for key, (mean, std) in (reference or {}).items()}
             limits = tuple(block.pop("limits", ()))
             return cls(**block, limits=limits, reference=Reference(**pairs) if reference else None)
-        except (IndexError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise BadCard(f"unreadable model card: {error}") from error
 
     def _front_matter(self) -> dict[str, Any]:
-        block = {key: value for key, value in asdict(self).items() if value not in ({}, "", None, ())}
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        required = ("name", "encoder", "license", "attribution")
+        block = {name: value for name, value in given.items() if value or name in required}
         block["limits"] = list(self.limits)
         if self.reference:
             block["reference"] = {f.name: list(getattr(self.reference, f.name)) for f in fields(Reference)}

@@ -77,7 +77,7 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     broken = [name for name, tensor in checkpoint.weights.items() if not np.isfinite(tensor).all()]
     if broken:
         raise BadCheckpoint(f"{checkpoint.version}: not finite: {', '.join(sorted(broken))}")
-    if checkpoint.golden_context.shape[1:] != (card.context_length, card.dim):
+    if not len(checkpoint.golden_context) or checkpoint.golden_context.shape[1:] != (card.context_length, card.dim):
         raise BadCheckpoint(f"{checkpoint.version}: golden vectors are not (G, T, D) of its card")
     if checkpoint.golden_vector.shape != (len(checkpoint.golden_context), card.dim):
         raise BadCheckpoint(f"{checkpoint.version}: golden answers are not (G, D) of its card")

@@ -159,7 +159,7 @@ class Registry:
         return list(self._moves())
 
     def _moves(self) -> Iterator[Move]:
-        with suppress(FileNotFoundError), open(self.root / _LEDGER, encoding="utf-8") as lines:
+        with suppress(FileNotFoundError), open(self.root / _LEDGER, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 with suppress(ValueError, TypeError):
                     yield Move(**json.loads(line))
@@ -169,7 +169,7 @@ class Registry:
         for move in self._moves():
             if move.alias != alias:
                 continue
-            if move.before and not history:
+            if move.before and history[-1:] != [move.before]:  # the first known, or a move that a crash left out
                 history.append(move.before)
             while move.action == "rollback" and len(history) > 1 and history[-1] != move.after:
                 history.pop()
@@ -182,7 +182,7 @@ class Registry:
 
     def _swap(self, alias: str, version: Version, why: str, action: str) -> Move:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        move = Move(now, getpass.getuser(), alias, action, self._target(alias), version.id, why)
+        move = Move(now, _who(), alias, action, self._target(alias), version.id, why)
         link = self.root / f"{_PART}{alias}-{os.getpid()}"
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(version.path, self.root))
@@ -213,6 +213,8 @@ class Registry:
         return Version(name, version, path)
 
     def _target(self, alias: str) -> str | None:
+        if alias not in ALIASES:
+            return None
         try:
             parts = Path(os.readlink(self.root / alias)).parts
         except OSError:
@@ -236,6 +238,13 @@ class Registry:
             yield
 
 
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return str(os.getuid())
+
+
 def main(arguments: list[str]) -> int:
     """Roll an alias back with nothing but Python: `rollback ALIAS`; the registry from LVM_REGISTRY."""
     if len(arguments) != 2 or arguments[0] != "rollback":
@@ -247,6 +256,9 @@ def main(arguments: list[str]) -> int:
     except RegistryError as error:
         print(error, file=sys.stderr)
         return 75 if isinstance(error, LockHeld) else 1
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 74
     print(f"{move.alias}: {move.before} -> {move.after}")
     return 0
 

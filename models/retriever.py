@@ -72,8 +72,14 @@ class Retriever:
     def search_batch(self, searches: list[Search]) -> list[list[Hit]]:
         """Return the hits of each search, best first; fewer than k only where the corpus ends."""
         reach = max(search.k + self._spare(search) for search in searches)
-        scores, rows = self.index.search(np.stack([search.query for search in searches]), min(reach, len(self.index)))
-        return [self._hits(*item) for item in zip(searches, scores, rows, strict=True)]
+        queries = np.stack([search.query for search in searches])
+        while True:
+            scores, rows = self.index.search(queries, min(reach, len(self.index)))
+            found = [self._hits(*item) for item in zip(searches, scores, rows, strict=True)]
+            short = any(len(hits) < search.k for hits, search in zip(found, searches, strict=True))
+            if not short or reach >= len(self.index):
+                return found
+            reach *= 4  # the corpus repeats the caller's own chunks more often than was spared for
 
     def _spare(self, search: Search) -> int:
         own = 0 if search.exclude_vectors is None else len(search.exclude_vectors)
@@ -98,7 +104,7 @@ def load(directory: Path) -> Retriever:
         files = sealed.read(directory)
         card = Card.from_markdown(files[cards.FILE].decode())
         corpus = corpora.parse(files)
-    except (sealed.Corrupt, cards.BadCard, corpora.BadCorpus, KeyError) as error:
+    except (sealed.Corrupt, cards.BadCard, corpora.BadCorpus, KeyError, UnicodeDecodeError) as error:
         raise BadCheckpoint(f"{directory}: {error}") from error
     if card.kind != "corpus" or corpus.dim != card.dim:
         raise BadCheckpoint(f"{directory}: a {card.kind} of D = {corpus.dim}, its card says D = {card.dim}")

@@ -61,9 +61,9 @@ def sync(directory: Path) -> None:
 
 
 def _sums(directory: Path) -> dict[str, str]:
-    lines = _read_bytes(directory / SUMS).decode("ascii", "replace").splitlines()
+    lines = _read_bytes(directory / SUMS).decode("ascii", "replace").removesuffix("\n").split("\n")
     matches = [_LINE.fullmatch(line) for line in lines]
-    if not lines or None in matches:
+    if None in matches:
         raise Corrupt(f"{directory / SUMS} is not a list of sums")
     return {match[2]: match[1] for match in matches if match}
 

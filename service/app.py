@@ -13,7 +13,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from models.registry import Registry
+from models.checkpoint import BadCheckpoint
+from models.registry import Registry, RegistryError
 from service.api import DocumentedHotRoute, add_routes
 from service.door import (
     CANCELLED,
@@ -90,7 +91,11 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await lineup.start()
+        try:
+            await lineup.start()
+        except (RegistryError, BadCheckpoint) as error:
+            state.failure = error
+            raise
         gc.collect()
         gc.freeze()  # what is loaded stays: no later collection need look at it
         watcher = asyncio.create_task(lineup.watch())
@@ -100,7 +105,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
         await lineup.close(settings.grace_s)
 
     app = Service(metrics, title="LVM Serve", version=version("lvm-serve"), lifespan=lifespan)
-    app.state.process = state
+    app.state.process, app.state.settings = state, settings
     add_routes(app, router, lineup, settings, metrics, state)
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

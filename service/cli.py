@@ -308,7 +308,8 @@ def _named_dir(text: str) -> tuple[str, Path]:
 def _command_line() -> str:
     import shlex
 
-    return shlex.join(["lvm", *sys.argv[1:]])
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--json")]  # they change nothing made
+    return shlex.join(["lvm", *words])
 
 
 @contextlib.contextmanager

@@ -34,13 +34,15 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 CANCELLED = "cancelled"
+CLOSING = (408, 413)  # the rest of the body is not worth reading
 
 
 class State:
-    """Whether the process is on its way out: says 503 on /readyz, and closes connections as it answers."""
+    """What became of the process: on its way out (503 on /readyz, connections close), or why it did not start."""
 
     def __init__(self) -> None:
         self.is_draining = False
+        self.failure: Exception | None = None
 
 
 class Call:
@@ -148,7 +150,7 @@ class HotRoute:
             (b"x-request-id", call.id.encode()),
             *reply.headers,
         ]
-        if self._state.is_draining:
+        if self._state.is_draining or reply.status in CLOSING:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})

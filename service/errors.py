@@ -4,7 +4,7 @@ ServiceError
 ├── Malformed 400            the bytes are not what their media type says
 ├── Invalid 422              well-formed, but not a context, query or option; `pointer` says where
 ├── UnknownModel 404
-├── TooLarge 413             UnsupportedMediaType 415
+├── TooSlow 408              TooLarge 413, UnsupportedMediaType 415, HeadersTooLarge 431
 ├── Expired 504              the deadline passed
 └── Unavailable 503          carries Retry-After
     ├── Overloaded           the queue is full
@@ -33,6 +33,11 @@ class ServiceError(Exception):
         super().__init__(detail)
         self.detail, self.pointer, self.retry_after = detail, pointer, retry_after
 
+    @property
+    def title(self) -> str:
+        """The status in words."""
+        return HTTPStatus(self.status).phrase
+
 
 class Malformed(ServiceError):
     """Bytes that are not what their media type says."""
@@ -44,6 +49,18 @@ class UnknownModel(ServiceError):
     """No alias that is served, and no model behind one, has that name."""
 
     status, reason = 404, "unknown_model"
+
+
+class TooSlow(ServiceError):
+    """Headers or a body that did not arrive in time."""
+
+    status, reason = 408, "too_slow"
+
+
+class HeadersTooLarge(ServiceError):
+    """Headers over the limit."""
+
+    status, reason = 431, "headers_too_large"
 
 
 class TooLarge(ServiceError):
@@ -98,15 +115,6 @@ class ModelFailed(Unavailable):
     """The net raised, or answered something that is not a finite vector."""
 
     reason = "model_failed"
-
-
-REASONS = frozenset(
-    kind.reason
-    for kind in (
-        ServiceError, Malformed, UnknownModel, TooLarge, UnsupportedMediaType, Invalid, Expired,
-        Unavailable, Overloaded, Draining, BreakerOpen, ModelFailed,
-    )
-)  # fmt: skip
 
 
 def problem(status: int, reason: str, detail: str, request_id: str, *, pointer: str | None = None) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -75,16 +74,15 @@ class Lineup:
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Load what every alias that is set points at.
+        """Load what the aliases point at; only the primary must be there and fit to be served.
 
         Raises:
             UnknownVersion: `primary` is not set.
-            BadCheckpoint: a version must not be served.
+            BadCheckpoint: the primary must not be served.
         """
-        self.registry.resolve(PREDICTORS[0])
-        for alias in (*PREDICTORS, RETRIEVER):
-            with contextlib.suppress(UnknownVersion):
-                await self._load(alias, self.registry.resolve(alias))
+        await self._load(PREDICTORS[0], self.registry.resolve(PREDICTORS[0]))
+        for alias in (*PREDICTORS[1:], RETRIEVER):
+            await self.follow(alias)
 
     def search_engine(self) -> SearchEngine:
         """Return the engine of the corpus.

@@ -1,4 +1,4 @@
-"""JSON lines on stderr: one event a line, never a vector."""
+"""One event a line on stderr, never a vector: JSON, or columns where a person looks on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Logger = structlog.typing.FilteringBoundLogger
 
 
 def configure(level: str) -> None:
-    """Send structlog's events, and the warnings of other packages, to stderr as JSON lines."""
+    """Send events of at least `level`, and the warnings of other packages, to stderr."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -1,31 +1,111 @@
-"""The process: uvicorn with limits at the socket, a drain at SIGTERM and an exit status that means something."""
+"""The process: uvicorn with limits at the socket, a drain at SIGTERM, an exit status that means something."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
+import socket
+import threading
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.app import Service, create_app
+from service.app import OTHER, Service, create_app
+from service.door import request_id
+from service.errors import (
+    PROBLEM,
+    HeadersTooLarge,
+    Malformed,
+    ServiceError,
+    TooSlow,
+    problem,
+)
 from service.log import configure, logger
 from service.settings import Settings
 
+MAX_HEAD = 16 * 1024  # bytes of a request line and headers
+
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, which also tells a hot route that its caller has left."""
+    """uvicorn's HTTP/1.1 with a cap on headers, a limit on the time to receive, and word of departed callers."""
+
+    app: Any
+    waiting_since: float | None = None  # monotonic; None while a request is being answered or none is begun
+    _head_bytes = 0
+    _in_head = False
+    _ended = False  # whether a request ended in the bytes at hand
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the clock of the first request."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.waiting_since = monotonic()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, unless the head of the request grows too long."""
+        self._ended = False
+        super().data_received(data)
+        if self._in_head and not self._ended:
+            self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD:
+            self.refuse(HeadersTooLarge(f"more than {MAX_HEAD} bytes of headers"))
+
+    def on_message_begin(self) -> None:
+        """Start the clock of this request."""
+        super().on_message_begin()
+        self._head_bytes, self._in_head = 0, True
+        self.waiting_since = monotonic()
+
+    def on_headers_complete(self) -> None:
+        """Start answering, unless the headers are too long."""
+        self._in_head, self._head_bytes = False, 0
+        if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD:
+            self.refuse(HeadersTooLarge(f"more than {MAX_HEAD} bytes of headers"))
+        elif not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body, unless the request was refused."""
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Stop the clock: the request is whole."""
+        self.waiting_since, self._ended = None, True
+        if not self.transport.is_closing():
+            super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel what runs for a caller that is gone."""
         super().connection_lost(exc)
-        scope: Any = self.scope  # None until a first request's headers are in
+        scope: Any = self.scope  # None until a first request has begun
         departed = scope and scope.get("lvm.departed")
         if departed:
             departed()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no HTTP."""
+        self.refuse(Malformed(msg))
+
+    def refuse(self, error: ServiceError) -> None:
+        """Answer a request that never reached the application, and close."""
+        if self.transport.is_closing():
+            return
+        self.app.metrics.requests.add(OTHER, error.reason)
+        identity = request_id(None)
+        body = problem(error.status, error.reason, error.detail, identity)
+        head = b"HTTP/1.1 %d %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n" % (
+            error.status,
+            error.title.encode(),
+            PROBLEM,
+            len(body),
+            identity.encode(),
+        )
+        self.transport.write(head + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -39,9 +119,28 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._process, self._settings = app.state.process, settings
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say where."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            logger().info("listening", url=f"http://{host}:{port}")
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: once a second, close the connections that are too slow to receive from."""
+        if counter % 10 == 0:
+            late = monotonic() - self._settings.receive_s
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol) and (connection.waiting_since or late) < late:
+                    connection.refuse(TooSlow("the request did not arrive in time"))
+        return await super().on_tick(counter)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Drain on a signal; unlike uvicorn's, the signal is not raised again, so a clean stop exits 0."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread can listen to signals
+            return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -62,29 +161,47 @@ class Server(uvicorn.Server):
 
 
 def config_of(app: Service, settings: Settings) -> uvicorn.Config:
-    """Return how uvicorn runs `app`."""
+    """Return how uvicorn runs `app`; it logs nothing itself, every event is counted or logged by us."""
     return uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         http=Protocol,
         loop="uvloop",
         ws="none",
         lifespan="on",
+        proxy_headers=False,
         access_log=False,
         log_config=None,
+        log_level="critical",
         server_header=False,
         date_header=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(settings.grace_s),
-        backlog=2048,
+        timeout_graceful_shutdown=max(1, round(settings.grace_s)),
     )
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket that does not listen yet; raises OSError where the address is taken."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
+    return listener
+
+
 def serve(settings: Settings) -> int:
-    """Serve until told to stop; return the exit status: 0 after a drain, 1 where start or stop failed."""
+    """Serve until told to stop; return the exit status: 0 after a clean drain, else 1.
+
+    Raises:
+        OSError: the address cannot be bound.
+        UnknownVersion, BadCheckpoint: what the aliases point at cannot be served.
+    """
     configure(settings.log_level)
     app = create_app(settings)
     server = Server(config_of(app, settings), app, settings)
-    server.run()
+    with bind(settings.host, settings.port) as listener, contextlib.suppress(SystemExit):
+        server.run(sockets=[listener])
+    if app.state.process.failure:
+        raise app.state.process.failure
     return 0 if server.started and not server.force_exit else 1

@@ -176,9 +176,13 @@ def flag(value: Any, pointer: str) -> bool:
 
 def _decode_fast(body: bytes, fields: Fields, shape_of: ShapeOf, max_rows: int) -> Decoded | None:
     """Return what is provably right, else None (or raise anything): the strict reader decides then."""
+    if body.startswith(b"\xef"):
+        return None  # simdjson passes over a byte order mark
     document: Any = simdjson.Parser().parse(body)
-    names = list(document)
-    field = next(name for name in names if name in fields.vectors)
+    names = list(document) if isinstance(document, simdjson.Object) else []
+    field = next((name for name in names if name in fields.vectors), None)
+    if field is None:
+        return None
     options = {name: document[name] for name in names if name != field}
     if len(set(names)) != len(names) or not all(_plain(value) for value in options.values()):
         return None

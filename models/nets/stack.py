@@ -12,9 +12,9 @@ from torch.nn.functional import normalize
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """Return how many numbered parts `prefix{i}` the tensor names mention (highest index + 1)."""
+    """Return how many numbered parts `prefix{i}` the tensor names mention."""
     indices = (name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix))
-    return max((int(index) for index in indices if index.isdigit()), default=-1) + 1
+    return len({index for index in indices if index.isdecimal()})
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def check_parity(runtime: Runtime, checkpoint: Checkpoint) -> None:
     answer = runtime.run(checkpoint.golden_context)
     if answer.shape != checkpoint.golden_vector.shape:
         raise UnfitRuntime(f"{runtime.name}: answers of shape {answer.shape}")
-    worst = float(np.min(np.sum(answer * checkpoint.golden_vector, axis=1)))
+    apart = np.sum((answer - checkpoint.golden_vector) ** 2, axis=1)
+    worst = float(1 - np.max(apart) / 2)  # the cosine, where both are unit; less, or NaN, where one is not
     if not worst >= PARITY:
         raise UnfitRuntime(f"{runtime.name}: cosine {worst:.6f} to the golden vectors, want >= {PARITY}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.checkpoint import BadCheckpoint
 from models.nets import NETS
 
+MAX_CONTEXT = 4096  # chunks; a Transformer's mask takes the square of it
 _HEADS = ("nhead", "num_heads", "n_heads", "heads")
 
 
@@ -38,11 +39,13 @@ def read_net(path: Path, name: str, context_length: int | None = None) -> nn.Mod
     saved = _read(path)
     state = saved["model_state_dict"]
     architecture = _architecture(saved, name)
+    with torch.device("meta"):  # sizes read off a file allocate nothing until every tensor bears them out
+        blank = _build(architecture, saved, context_length)
+    state = _with_our_positions(state, blank)
+    _compare(architecture, blank.state_dict(), state)
     net = _build(architecture, saved, context_length)
-    state = _with_our_positions(state, net)
-    _compare(architecture, net.state_dict(), state)
     net.load_state_dict(state, strict=True)
-    _refuse_non_finite(state)
+    _refuse_non_finite(net.state_dict())
     return net.eval()
 
 
@@ -52,16 +55,19 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
         raise BadCheckpoint(f"{path}: {str(error).splitlines()[0] if str(error) else error!r}") from error
     state = saved.get("model_state_dict") if isinstance(saved, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise BadCheckpoint(f"{path}: no dictionary with a `model_state_dict` of tensors")
-    swollen = [key for key, tensor in state.items() if _claimed(tensor) > tensor.untyped_storage().nbytes()]
-    if swollen:
-        raise BadCheckpoint(f"{path}: larger than its storage: {', '.join(swollen)}")
+    if not isinstance(saved.get("model_config") or {}, dict):
+        raise BadCheckpoint(f"{path}: its `model_config` is no dictionary")
+    hollow = [key for key, tensor in state.items() if not _is_whole(tensor)]
+    if hollow:
+        raise BadCheckpoint(f"{path}: empty, larger than its storage, or no plain tensor: {', '.join(hollow)}")
     return saved
 
 
-def _claimed(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _is_whole(tensor: Tensor) -> bool:
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
+    return plain and 0 < tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _architecture(saved: Mapping[str, Any], name: str) -> str:
@@ -79,19 +85,24 @@ def _build(architecture: str, saved: Mapping[str, Any], context_length: int | No
     config = saved.get("model_config") or {}
     try:
         sizes = vars(config_type.from_state(saved["model_state_dict"]))
-    except KeyError:  # a tensor that tells a size is missing: compare with the reference and say so
+    except (LookupError, ValueError):  # a tensor that tells a size is missing: compare with the reference and say so
         sizes = vars(config_type(**({"dim": config["input_dim"]} if "input_dim" in config else {})))
     said = [config[key] for key in _HEADS if key in config]
     heads = {"heads": said[0]} if said and "heads" in sizes else {}
     length = context_length or config.get("context_length") or sizes["context_length"]
-    net: nn.Module = net_type(config_type(**{**sizes, **heads, "context_length": length}))
+    if not (isinstance(length, int) and 0 < length <= MAX_CONTEXT):
+        raise BadCheckpoint(f"a context of {length!r} chunks, want 1 to {MAX_CONTEXT}")
+    try:
+        net: nn.Module = net_type(config_type(**{**sizes, **heads, "context_length": length}))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise BadCheckpoint(f"no {architecture} has these sizes: {error}") from error
     return net
 
 
 def _with_our_positions(state: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
     ours = net.state_dict().get("pos_encoder.pe")
     theirs = state.get("pos_encoder.pe")
-    if ours is None or theirs is None or theirs.numel() != ours.numel():
+    if ours is None or theirs is None or theirs.squeeze().shape != ours.squeeze().shape:
         return state
     return {**state, "pos_encoder.pe": theirs.reshape(ours.shape)}  # (max, 1, d) and (1, max, d) are one
 

@@ -56,7 +56,7 @@ def publish(
     draft = checkpoints.parse("draft", {**files, cards.FILE: card.to_markdown().encode()})
     served = predictor.make(draft, device="cpu", threads=torch.get_num_threads())
     scores = {name: rounded(evaluate(served, corpus, card.context_length, train)) for name, corpus in data.items()}
-    card = replace(card, scores=scores)
+    card = replace(card, scores=scores, limits=(*card.limits, *_beaten_by(scores)))
     return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
 
 
@@ -88,6 +88,7 @@ def export_graph(net: nn.Module, shape: tuple[int, ...], weights: bytes) -> byte
     """
     with _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own deprecations
+        warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights", UserWarning)  # of its own GRU
         program = torch.onnx.export(
             net.cpu().eval(),
             (torch.zeros(2, *shape),),
@@ -131,6 +132,16 @@ def _quiet() -> Any:
         yield
     finally:
         logging.disable(before)
+
+
+def _beaten_by(scores: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for every data set on which a baseline has the higher cosine."""
+    said = []
+    for data, score in scores.items():
+        name, best = max(score["baselines"].items(), key=lambda item: item[1]["cosine"])
+        if best["cosine"] > score["cosine"]:
+            said.append(f"On {data} the baseline {name} scores {best['cosine']:.4f}, this net {score['cosine']:.4f}.")
+    return said
 
 
 def _facts(net: nn.Module) -> dict[str, Any]:

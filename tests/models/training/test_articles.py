@@ -136,9 +136,7 @@ def test_sentences_are_packed_up_to_the_full_size(sentence_sizes: list[int], exp
     assert sizes_of(prose(sentence_sizes)) == expected
 
 
-@pytest.mark.parametrize(
-    ("paragraphs", "expected"), [([50, 40], [50, 40]), ([49, 40], [89]), ([20, 20], [40])]
-)
+@pytest.mark.parametrize(("paragraphs", "expected"), [([50, 40], [50, 40]), ([49, 40], [89]), ([20, 20], [40])])
 def test_a_paragraph_ends_a_chunk_of_fifty_or_more(paragraphs: list[int], expected: list[int]) -> None:
     assert sizes_of("\n \n".join(prose([size]) for size in paragraphs)) == expected
 

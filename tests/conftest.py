@@ -1,0 +1,134 @@
+"""Real servers for every test that wants one: the app on a real socket, in a thread or as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from models.registry import Registry
+from service.app import Service, create_app
+from service.server import Server, bind, config_of
+from service.settings import Settings
+from tests.fakes import FakeLoaders, mean_of, registry_of
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "artifacts" / "lvm"
+LVM = Path(sys.executable).with_name("lvm")
+PATIENCE_S = 60
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for `condition`, for as long as a slow machine may need."""
+    for _ in range(PATIENCE_S * 50):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"waited {PATIENCE_S} s in vain for {what}")
+
+
+class Running:
+    """An app on a real socket, and a client for it."""
+
+    def __init__(self, app: Service, url: str) -> None:
+        self.app, self.url = app, url
+        self.http = httpx.Client(base_url=url, timeout=PATIENCE_S)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return one sample of the app's metrics, 0 where there is none."""
+        return self.app.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextmanager
+def running(app: Service, settings: Settings) -> Iterator[Running]:
+    """Serve `app` in a thread."""
+    server = Server(config_of(app, settings), app, settings)
+    with bind("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            until(lambda: server.started or not thread.is_alive(), "the server to start")
+            assert server.started, app.state.process.failure
+            client = Running(app, "http://{}:{}".format(*listener.getsockname()))
+            with client.http:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Return a function that serves fakes: `serve(amn=answer, gru=answer, some_setting=...)`."""
+    with ExitStack() as stack:
+
+        def start(*, retriever: bool = True, amn=mean_of, gru=mean_of, **settings: object) -> Running:  # type: ignore[no-untyped-def]
+            aliases = {"primary": "amn", "fallback": "gru"} | ({"retriever": "corpus"} if retriever else {})
+            registry = registry_of(tmp_path / "registry", **aliases)
+            known = Settings(registry=registry.root, reload_s=0.05, **settings)  # type: ignore[arg-type]
+            app = create_app(known, FakeLoaders(amn=amn, gru=gru))
+            return stack.enter_context(running(app, known))
+
+        yield start
+
+
+class Process:
+    """A real `lvm serve`, its log, and its registry (a copy of the shipped one)."""
+
+    def __init__(self, registry: Path, log: Path, **environment: str) -> None:
+        self.registry = Registry(registry)
+        self._log = log
+        env = {**os.environ, "LVM_REGISTRY": str(registry), **environment}
+        with log.open("wb") as file:
+            self.popen = subprocess.Popen([LVM, "serve", "--port", "0"], env=env, stderr=file, stdout=file)
+        until(lambda: self.url or self.popen.poll() is not None, f"a start: {log}")
+        assert self.popen.poll() is None, log.read_text()
+
+    def events(self, name: str) -> list[dict[str, str]]:
+        """Return the log's events of one name."""
+        lines = (json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{"))
+        return [line for line in lines if line["event"] == name]
+
+    @property
+    def url(self) -> str:
+        """Where it listens, once it does."""
+        said = self.events("listening")
+        return said[0]["url"] if said else ""
+
+    def stop(self) -> int:
+        """Ask it to go; return the exit status."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Path:
+    """Return a copy of the registry that ships."""
+    return Path(shutil.copytree(SHIPPED, tmp_path / "lvm", symlinks=True))
+
+
+@pytest.fixture
+def process(shipped: Path, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Return a function that starts `lvm serve` on a copy of the shipped registry."""
+    started: list[Process] = []
+
+    def start(**environment: str) -> Process:
+        started.append(Process(shipped, tmp_path / f"serve-{len(started)}.log", **environment))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.popen.kill()
+        each.popen.wait()

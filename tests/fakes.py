@@ -1,0 +1,140 @@
+"""Tiny stand-ins that are handed to the app: nets that answer, raise, hang or lie; corpora of a few rows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.card import Card
+from models.checkpoint import BadCheckpoint
+from models.corpus import Corpus, Floats, normalise
+from models.index import FlatIndex
+from models.registry import Registry, Version
+from models.retriever import Retriever
+
+D, T = 8, 5
+
+
+def contexts(count: int = 1, seed: int = 0) -> Floats:
+    """Return unit contexts `(count, T, D)`."""
+    return normalise(np.random.default_rng(seed).standard_normal((count, T, D)))
+
+
+def mean_of(batch: Floats) -> Floats:
+    """Predict the mean: the right answer of every fake net that works."""
+    return normalise(batch.mean(axis=1))
+
+
+def raises(batch: Floats) -> Floats:
+    """Fail as a broken net does."""
+    raise RuntimeError("a kernel failed")
+
+
+def answers_nan(batch: Floats) -> Floats:
+    """Answer what is not finite."""
+    return np.full((len(batch), D), np.nan, np.float32)
+
+
+def answers_wrong_shape(batch: Floats) -> Floats:
+    """Answer one row too few."""
+    return mean_of(batch)[:-1]
+
+
+def card(name: str = "amn", **changes: object) -> Card:
+    """Return a card of the fakes' sizes."""
+    fields: dict[str, object] = {
+        "name": name,
+        "kind": "net",
+        "dim": D,
+        "context_length": T,
+        "encoder": "fake",
+        "license": "other",
+        "attribution": "",
+    }
+    return Card(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@dataclass
+class FakePredictor:
+    """A net whose answer is a function, and which remembers the batches it saw."""
+
+    name: str = "amn"
+    version: str = "20260101-000000000000"
+    answer: Callable[[Floats], Floats] = mean_of
+    sha256: str = "0" * 64
+    runtime: str = "fake"
+    card: Card = field(default_factory=card)
+    batches: list[int] = field(default_factory=list)
+
+    def predict_batch(self, batch: Floats) -> Floats:
+        """Map contexts `(B, T, D)` to whatever `answer` makes of them."""
+        self.batches.append(len(batch))
+        return self.answer(batch)
+
+
+class Gate:
+    """An answer that waits until it is opened: a hang that a test can end."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.entered = threading.Event()
+
+    def __call__(self, batch: Floats) -> Floats:
+        """Wait, then predict the mean."""
+        self.entered.set()
+        self.opened.wait(30)
+        return mean_of(batch)
+
+
+def corpus(rows: int = 20) -> Corpus:
+    """Return two articles of `rows / 2` chunks each."""
+    vectors = normalise(np.random.default_rng(1).standard_normal((rows, D)))
+    article = np.repeat([0, 1], rows // 2).astype(np.int32)
+    position = np.tile(np.arange(rows // 2), 2).astype(np.int32)
+    lines = {
+        a: {"article_id": a, "title": f"Article {a}", "chunks": [f"chunk {a}/{p}" for p in range(rows // 2)]}
+        for a in (0, 1)
+    }
+    return Corpus(vectors, article, position, lines)
+
+
+def retriever(version: str = "20260101-000000000000", **changes: object) -> Retriever:
+    """Return a real retriever over the fake corpus."""
+    known = corpus()
+    return Retriever(version, "1" * 64, card("corpus", kind="corpus", **changes), known, FlatIndex(known.vectors))
+
+
+class FakeLoaders:
+    """Makes predictors by model name; a name without one is a checkpoint that must not be served."""
+
+    def __init__(self, **answers: Callable[[Floats], Floats]) -> None:
+        self.answers = answers
+        self.loaded: list[FakePredictor] = []
+
+    def predictor(self, version: Version) -> FakePredictor:
+        """Return a fake net of the version's name."""
+        if self.answers.get(version.name) is None:
+            raise BadCheckpoint(f"{version.id} was altered")
+        made = FakePredictor(version.name, version.version, self.answers[version.name], card=card(version.name))
+        self.loaded.append(made)
+        return made
+
+    def retriever(self, version: Version) -> Retriever:
+        """Return the fake corpus."""
+        return retriever(version.version)
+
+
+def add_version(registry: Registry, name: str, text: str = "first") -> Version:
+    """Store a version that holds nothing but a card's place and `text`."""
+    return registry.add(name, {"README.md": card(name).to_markdown().encode(), "note.txt": text.encode()})
+
+
+def registry_of(root, **aliases: str) -> Registry:  # type: ignore[no-untyped-def]
+    """Return a registry where each alias points at a version of the model named."""
+    registry = Registry(root)
+    for alias, name in aliases.items():
+        registry.point(alias, add_version(registry, name))
+    return registry

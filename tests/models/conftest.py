@@ -1,0 +1,221 @@
+"""A tiny world for the tests of models/: articles of correlated unit vectors, and nets small enough to export in seconds."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models import corpus as corpora
+from models.card import Card
+from models.corpus import Corpus, Floats
+from models.nets import build
+from models.registry import Registry, Version
+from models.training import publish
+from models.training.job import Job, run_job
+from models.training.train import Recipe
+
+DIM, LENGTH, ARTICLES, CHUNKS = 16, 5, 12, 20
+TINY: dict[str, dict[str, Any]] = {
+    "amn": {"key_dim": 8, "hidden_dim": 16},
+    "gru": {"hidden_dim": 16, "blocks": 2},
+    "lstm": {"hidden_dim": 16},
+    "lstm_stack": {"hidden_dim": 16, "blocks": 2},
+    "transformer": {"model_dim": 16, "heads": 2, "layers": 2, "feedforward_dim": 32, "max_positions": 20},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two cores are shared; sums in one order make runs equal bit for bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def article_vectors(seed: int, articles: int, chunks: int, dim: int) -> Floats:
+    """Chunks drift around their article's topic, so that the context says something of the next."""
+    random = np.random.default_rng(seed)
+    topic = random.standard_normal((articles, 1, dim))
+    drift = np.cumsum(0.3 * random.standard_normal((articles, chunks, dim)), axis=1)
+    return corpora.normalise((topic + drift).reshape(-1, dim))
+
+
+def write_articles(directory: Path, seed: int = 0, articles: int = ARTICLES, chunks: int = CHUNKS) -> Path:
+    lines = [
+        {"article_id": 100 + a, "title": f"Article {a}", "chunks": [f"chunk {c} of {a}" for c in range(chunks)]}
+        for a in range(articles)
+    ]
+    corpora.write(directory, article_vectors(seed, articles, chunks, DIM), lines)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training set: 12 articles of 20 chunks, D = 16; read only."""
+    return write_articles(tmp_path_factory.mktemp("data") / "train", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The validation set, of other articles; read only."""
+    return write_articles(tmp_path_factory.mktemp("data") / "other", seed=1, articles=6)
+
+
+@pytest.fixture(scope="session")
+def corpus(corpus_dir: Path) -> Corpus:
+    return corpora.read(corpus_dir)
+
+
+@pytest.fixture(scope="session")
+def other(other_dir: Path) -> Corpus:
+    return corpora.read(other_dir)
+
+
+@pytest.fixture
+def make_corpus() -> Callable[..., Corpus]:
+    """Return a function that makes a corpus in memory of vectors, articles and positions."""
+
+    def make(vectors: Any, article: Any = None, position: Any = None) -> Corpus:
+        rows = np.asarray(vectors, dtype=np.float32)
+        article = np.zeros(len(rows), np.int32) if article is None else np.asarray(article, np.int32)
+        position = np.arange(len(rows), dtype=np.int32) if position is None else np.asarray(position, np.int32)
+        return Corpus(corpora.normalise(rows), article, position, {})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_net() -> Callable[..., nn.Module]:
+    """Return a function that builds a tiny net whose every weight says something."""
+
+    def make(architecture: str, seed: int = 0, **changes: Any) -> nn.Module:
+        torch.manual_seed(seed)
+        config = {"dim": DIM, "context_length": LENGTH, **TINY[architecture], **changes}
+        net = build(architecture, config)
+        with torch.no_grad():  # fresh nets are silent in places, which would hide what is lost there
+            for parameter in net.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        return net.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def contexts() -> Callable[..., Floats]:
+    """Return a function that draws contexts `(B, T, D)` of unit vectors."""
+
+    def draw(count: int, dim: int = DIM, length: int = LENGTH, seed: int = 0) -> Floats:
+        return corpora.normalise(np.random.default_rng(seed).standard_normal((count, length, dim)))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def card() -> Callable[..., Card]:
+    """Return a function that makes the card of a net, or of what the changes say."""
+
+    def make(**changes: Any) -> Card:
+        plain = Card("toy", "net", DIM, "tiny-encoder", "cc-by-sa-3.0", "The authors of the tiny articles.")
+        return replace(plain, **changes)
+
+    return make
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """An empty registry."""
+    root = tmp_path / "registry"
+    root.mkdir()
+    return Registry(root)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """The registry that `amn_version`, `gru_version` and `corpus_version` lie in; read only."""
+    root = tmp_path_factory.mktemp("published")
+    return Registry(root)
+
+
+@pytest.fixture(scope="session")
+def trained(
+    published: Registry, corpus_dir: Path, other_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Version, list[str], list[tuple[int, int]]]:
+    """What one whole training job of a tiny AMN returned, said and reported as progress."""
+    job = Job(
+        net="amn",
+        name="amn",
+        config=TINY["amn"],
+        recipe=Recipe(epochs=2, batch_size=32, learning_rate=5e-3),
+        data=("tiny", corpus_dir),
+        validate=(("other", other_dir), ("tiny", corpus_dir)),
+        encoder="tiny-encoder",
+        context_length=LENGTH,
+        held_out=0.2,
+        device="cpu",
+        state=tmp_path_factory.mktemp("runs") / "deep" / "amn.pt",
+        resume=False,
+        license="cc-by-sa-3.0",
+        attribution="",
+        command="lvm train amn --data tiny",
+    )
+    said: list[str] = []
+    progress: list[tuple[int, int]] = []
+    version = run_job(job, published, lambda done, total: progress.append((done, total)), said.append)
+    return version, said, progress
+
+
+@pytest.fixture(scope="session")
+def amn_version(trained: tuple[Version, list[str], list[tuple[int, int]]]) -> Version:
+    return trained[0]
+
+
+@pytest.fixture(scope="session")
+def gru_net(tiny_net: Callable[..., nn.Module]) -> nn.Module:
+    return tiny_net("gru")
+
+
+@pytest.fixture(scope="session")
+def gru_version(published: Registry, gru_net: nn.Module, card: Callable[..., Card], corpus: Corpus) -> Version:
+    golden = publish.golden_contexts(None, DIM, LENGTH)
+    return publish.publish(published, gru_net, card(name="gru"), golden, {})
+
+
+@pytest.fixture(scope="session")
+def corpus_version(published: Registry, corpus_dir: Path, card: Callable[..., Card]) -> Version:
+    return publish.publish_corpus(published, corpus_dir, card(name="passages", kind="corpus", dim=0))
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Version], Path]:
+    """Return a function that copies a version to where a test may break it."""
+
+    def copy(version: Version) -> Path:
+        return Path(shutil.copytree(version.path, tmp_path / "copy" / version.version))
+
+    return copy
+
+
+@pytest.fixture
+def reseal() -> Callable[[Path], None]:
+    """Return a function that makes a directory's sums true again, as one who means harm would."""
+    from models import sealed
+
+    def seal(directory: Path) -> None:
+        files = sorted(path for path in directory.iterdir() if path.name != sealed.SUMS)
+        sums = "".join(f"{sealed.digest(path.read_bytes())}  {path.name}\n" for path in files)
+        (directory / sealed.SUMS).write_text(sums)
+
+    return seal
+
+
+@pytest.fixture(scope="session")
+def dumps() -> Callable[[Any], str]:
+    return json.dumps

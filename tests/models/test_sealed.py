@@ -1,0 +1,126 @@
+"""A sealed directory is read whole and unaltered, or refused with the name of the file that is not."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import sealed
+
+FILES = {"a.bin": b"\x00" * 40, "README.md": b"# hello\n", "z-1.x": b""}
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True).filter(lambda name: name != sealed.SUMS)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    sealed.write(tmp_path / "sealed", FILES)
+    return tmp_path / "sealed"
+
+
+def test_what_was_written_is_read(directory: Path) -> None:
+    assert sealed.read(directory) == FILES
+
+
+@given(st.dictionaries(names, st.binary(max_size=50), min_size=1, max_size=5))
+def test_any_files_come_back(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
+    if len({name.lower() for name in files}) < len(files):
+        return  # a file system may hold them to be one
+    directory = tmp_path_factory.mktemp("any") / "sealed"
+    seal = sealed.write(directory, files)
+    assert sealed.read(directory) == files
+    assert sealed.seal_of(directory) == seal
+
+
+def test_the_seal_depends_on_every_name_and_byte_and_on_nothing_else(tmp_path: Path) -> None:
+    first = sealed.write(tmp_path / "1", FILES)
+    assert sealed.write(tmp_path / "2", dict(reversed(FILES.items()))) == first
+    assert sealed.write(tmp_path / "3", {**FILES, "z-1.x": b"1"}) != first
+    assert sealed.write(tmp_path / "4", {"b.bin" if n == "a.bin" else n: d for n, d in FILES.items()}) != first
+
+
+def test_sha256sum_accepts_it(directory: Path) -> None:
+    check = subprocess.run(["sha256sum", "--strict", "-c", sealed.SUMS], cwd=directory, capture_output=True, text=True)
+    assert check.returncode == 0, check.stderr
+    assert check.stdout.count(": OK") == len(FILES)
+
+
+def test_an_existing_directory_is_never_written_into(directory: Path) -> None:
+    with pytest.raises(FileExistsError):
+        sealed.write(directory, {"new": b""})
+    assert sealed.read(directory) == FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_flipped_bit_is_refused_by_name(directory: Path, name: str) -> None:
+    data = bytearray(FILES[name] or b"\x00")
+    data[len(data) // 2] ^= 1
+    (directory / name).write_bytes(data)
+    with pytest.raises(sealed.Corrupt, match=f"{name} was altered"):
+        sealed.read(directory)
+
+
+@pytest.mark.parametrize("name", ["a.bin", "README.md"])
+def test_a_truncated_file_is_refused_by_name(directory: Path, name: str) -> None:
+    (directory / name).write_bytes(FILES[name][:-1])
+    with pytest.raises(sealed.Corrupt, match=f"{name} was altered"):
+        sealed.read(directory)
+
+
+@pytest.mark.parametrize("name", [*FILES, sealed.SUMS])
+def test_a_missing_file_is_refused_by_name(directory: Path, name: str) -> None:
+    (directory / name).unlink()
+    with pytest.raises(sealed.Corrupt, match=f"{name}: No such file"):
+        sealed.read(directory)
+
+
+@pytest.mark.parametrize("name", [*FILES, sealed.SUMS])
+def test_a_link_is_refused_by_name_even_to_the_right_bytes(directory: Path, tmp_path: Path, name: str) -> None:
+    (directory / name).rename(tmp_path / name)
+    (directory / name).symlink_to(tmp_path / name)
+    with pytest.raises(sealed.Corrupt, match=f"{name}: Too many levels of symbolic links"):
+        sealed.read(directory)
+
+
+def test_a_directory_in_place_of_a_file_is_refused(directory: Path) -> None:
+    (directory / "a.bin").unlink()
+    (directory / "a.bin").mkdir()
+    with pytest.raises(sealed.Corrupt, match=r"a\.bin: Is a directory"):
+        sealed.read(directory)
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [
+        "",
+        "\n",
+        "garbage",
+        "0" * 64 + "  ../a.bin\n",
+        "0" * 64 + "  /etc/passwd\n",
+        "0" * 64 + "  .hidden\n",
+        "0" * 63 + "  a.bin\n",
+        "0" * 64 + " *a.bin\n",
+        "0" * 64 + "  a.bin\x00\n",
+        "0" * 64 + "  ä.bin\n",
+    ],
+)
+def test_sums_that_are_no_sums_or_name_a_path_are_refused(directory: Path, sums: str) -> None:
+    (directory / sealed.SUMS).write_text(sums, encoding="latin-1")
+    with pytest.raises(sealed.Corrupt, match="is not a list of sums"):
+        sealed.read(directory)
+
+
+@pytest.mark.parametrize("position", range(0, 400, 7))
+def test_a_flipped_bit_in_the_sums_is_refused(directory: Path, position: int) -> None:
+    sums = bytearray((directory / sealed.SUMS).read_bytes())
+    sums[position % len(sums)] ^= 1
+    (directory / sealed.SUMS).write_bytes(sums)
+    with pytest.raises(sealed.Corrupt):
+        sealed.read(directory)
+
+
+def test_a_file_that_the_sums_do_not_name_is_not_read(directory: Path) -> None:
+    """Nothing is loaded that was not sealed; a stray file is left alone, not an error."""
+    (directory / "stray.py").write_text("raise SystemExit")
+    assert sealed.read(directory) == FILES

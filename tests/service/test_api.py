@@ -1,0 +1,423 @@
+"""The contract over a real socket: what callers send, what comes back, and what is counted."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.conftest import Running, until
+from tests.fakes import D, Gate, T, answers_nan, answers_wrong_shape, contexts, corpus, mean_of, raises
+
+Serve = Callable[..., Running]
+OCTETS = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
+
+
+def post(server: Running, body: Any, path: str = "/predict", **headers: str) -> httpx.Response:
+    return server.http.post(path, json=body, headers=headers)
+
+
+def test_one_context_gets_one_vector_and_who_made_it(serve: Serve) -> None:
+    server = serve()
+    context = contexts()
+    answer = post(server, {"context": context[0].tolist()})
+    body = answer.json()
+    assert answer.status_code == 200
+    np.testing.assert_allclose(body["vector"], mean_of(context)[0], atol=1e-6)
+    assert (body["model"], body["served_by"], body["fallback_reason"]) == ("amn", "primary", None)
+    assert set(body["timing_ms"]) == {"decode", "queue", "infer"}
+    assert answer.headers["x-model"] == "amn"
+    assert answer.headers["x-model-version"] == body["version"]
+    assert answer.headers["x-served-by"] == "primary"
+    assert "x-fallback-reason" not in answer.headers
+    assert [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")][:3] == [
+        "decode",
+        "queue",
+        "infer",
+    ]
+
+
+def test_every_wire_gives_the_same_vectors(serve: Serve) -> None:
+    server = serve()
+    batch = contexts(3)
+    listed = post(server, {"contexts": batch.tolist()}).json()["vectors"]
+    coded = [base64.b64encode(context.tobytes()).decode() for context in batch]
+    through_base64 = post(server, {"contexts": coded, "encoding": "base64"}).json()["vectors"]
+    raw = server.http.post("/predict", content=batch.tobytes(), headers=OCTETS)
+    raw_to_json = server.http.post("/predict", content=batch.tobytes(), headers={"content-type": OCTETS["accept"]})
+    expected = mean_of(batch)
+    np.testing.assert_allclose(listed, expected, atol=1e-6)
+    np.testing.assert_array_equal(
+        [np.frombuffer(base64.b64decode(text), "<f4") for text in through_base64], np.asarray(listed, np.float32)
+    )
+    np.testing.assert_array_equal(np.frombuffer(raw.content, "<f4").reshape(3, D), np.asarray(listed, np.float32))
+    np.testing.assert_array_equal(raw_to_json.json()["vectors"], listed)
+    assert raw.headers["content-type"] == "application/octet-stream"
+
+
+def test_a_list_of_one_is_answered_with_a_list(serve: Serve) -> None:
+    assert len(post(serve(), {"contexts": contexts().tolist()}).json()["vectors"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason", "pointer"),
+    [
+        (b"{", 400, "malformed", None),
+        (b'{"context": \xff}', 400, "malformed", None),
+        (b"[" * 100_000, 400, "malformed", None),
+        (b"[]", 400, "malformed", None),
+        (b'{"context": 1, "context": 2}', 400, "malformed", None),
+        (b"{}", 422, "invalid", ""),
+        (b'{"contekst": []}', 422, "invalid", "/contekst"),
+        (b'{"context": [], "contexts": []}', 422, "invalid", ""),
+        (b'{"context": [[1, 2], [3]]}', 422, "invalid", "/context"),
+        (b'{"contexts": []}', 422, "invalid", "/contexts"),
+    ],
+)
+def test_bodies_that_are_no_request_are_told_why(
+    serve: Serve, body: bytes, status: int, reason: str, pointer: str | None
+) -> None:
+    answer = serve().http.post("/predict", content=body, headers={"content-type": "application/json"})
+    problem = answer.json()
+    assert (answer.status_code, problem["status"], problem["type"]) == (status, status, f"urn:lvm:problem:{reason}")
+    assert problem.get("pointer") == pointer
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "bad", ["NaN", "Infinity", "-Infinity", "1e39", "1e999", "9" * 5000, "true", '"1.5"', "null", "[0.1]", "{}"]
+)
+def test_a_bad_number_is_pointed_at_and_never_echoed(serve: Serve, bad: str) -> None:
+    rows = [[str(float(x)) for x in row] for row in contexts()[0]]
+    rows[2][3] = bad
+    text = '{"context": [' + ",".join("[" + ",".join(row) + "]" for row in rows) + "]}"
+    answer = serve().http.post("/predict", content=text, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["pointer"]) == (422, "/context/2/3")
+    assert bad == "{}" or bad not in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_binary_gets_the_same_verdict_as_json(serve: Serve, value: float) -> None:
+    batch = contexts(2)
+    batch[1, 2, 3] = value
+    answer = serve().http.post("/predict", content=batch.tobytes(), headers=OCTETS)
+    assert (answer.status_code, answer.json()["pointer"]) == (422, "/1/2/3")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * (4 * T * D - 1), b"\0" * (4 * T * D + 4)])
+def test_binary_of_the_wrong_length_is_malformed(serve: Serve, content: bytes) -> None:
+    assert serve().http.post("/predict", content=content, headers=OCTETS).status_code == 400
+
+
+@pytest.mark.parametrize("options", [{"profile": "fast"}, {"encoding": "hex"}, {"model": 3}, {"model": ""}, {"k": 1}])
+def test_options_are_checked(serve: Serve, options: dict[str, Any]) -> None:
+    answer = post(serve(), {"context": contexts()[0].tolist(), **options})
+    assert (answer.status_code, answer.json()["pointer"]) == (422, f"/{next(iter(options))}")
+
+
+def test_a_model_can_be_named_by_alias_or_name_and_then_nothing_stands_in(serve: Serve) -> None:
+    server = serve(amn=raises)
+    context = contexts()[0].tolist()
+    for name in ("gru", "fallback"):
+        assert post(server, {"context": context, "model": name}).json()["model"] == "gru"
+    assert post(server, {"context": context, "model": "amn"}).status_code == 503
+    unknown = post(server, {"context": context, "model": "../amn"})
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "urn:lvm:problem:unknown_model")
+
+
+def test_the_batch_profile_asks_gru_first(serve: Serve) -> None:
+    body = post(serve(), {"context": contexts()[0].tolist(), "profile": "batch"}).json()
+    assert (body["model"], body["served_by"], body["fallback_reason"]) == ("gru", "fallback", None)
+
+
+def test_too_many_rows_and_too_long_bodies_are_too_large(serve: Serve) -> None:
+    server = serve(max_rows=2, max_body_mb=0.01)
+    assert post(server, {"contexts": contexts(3).tolist()}).status_code == 413
+    assert server.http.post("/predict", content=contexts(3).tobytes(), headers=OCTETS).status_code == 413
+    declared = server.http.post("/predict", content=b" " * 20_000, headers=OCTETS)
+    chunked = server.http.post("/predict", content=(b" " * 5_000 for _ in range(4)), headers=OCTETS)
+    assert (declared.status_code, chunked.status_code) == (413, 413)
+    assert declared.json()["type"] == "urn:lvm:problem:too_large"
+
+
+def test_routes_methods_and_media_types_that_are_not_ours(serve: Serve) -> None:
+    server = serve()
+    wrong_method = server.http.get("/predict")
+    assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "POST")
+    assert server.http.get("/nothing").status_code == 404
+    assert server.http.post("/predict", content=b"x", headers={"content-type": "text/csv"}).status_code == 415
+    assert all(
+        server.http.request(method, path).headers["content-type"] == "application/problem+json"
+        for method, path in (("GET", "/predict"), ("GET", "/nothing"), ("POST", "/models"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(raises, "model_failed"), (answers_nan, "model_failed"), (answers_wrong_shape, "model_failed")],
+)
+def test_a_failing_primary_is_replaced_and_the_reason_told(serve: Serve, answer: Any, reason: str) -> None:
+    server = serve(amn=answer)
+    context = contexts()
+    got = post(server, {"context": context[0].tolist()})
+    body = got.json()
+    assert (got.status_code, body["model"], body["served_by"], body["fallback_reason"]) == (
+        200,
+        "gru",
+        "fallback",
+        reason,
+    )
+    assert got.headers["x-fallback-reason"] == reason
+    np.testing.assert_allclose(body["vector"], mean_of(context)[0], atol=1e-6)
+    assert server.metric("lvm_fallbacks_total", reason=reason) == 1
+    assert server.metric("lvm_requests_total", route="/predict", outcome="fallback") == 1
+
+
+def test_a_hanging_primary_is_replaced_within_the_deadline(serve: Serve) -> None:
+    gate = Gate()
+    server = serve(amn=gate)
+    try:
+        got = post(server, {"context": contexts()[0].tolist()}, **{"X-Request-Timeout-Ms": "300"})
+        assert (got.status_code, got.json()["fallback_reason"]) == (200, "expired")
+    finally:
+        gate.opened.set()
+
+
+def test_both_failing_is_unavailable_with_retry_after(serve: Serve) -> None:
+    got = post(serve(amn=raises, gru=answers_nan), {"context": contexts()[0].tolist()})
+    assert (got.status_code, got.json()["type"]) == (503, "urn:lvm:problem:model_failed")
+
+
+def test_both_hanging_is_expired(serve: Serve) -> None:
+    gate = Gate()
+    try:
+        got = post(serve(amn=gate, gru=gate), {"context": contexts()[0].tolist()}, **{"X-Request-Timeout-Ms": "100"})
+        assert (got.status_code, got.json()["type"]) == (504, "urn:lvm:problem:expired")
+    finally:
+        gate.opened.set()
+
+
+@pytest.mark.parametrize("timeout", ["soon", "0", "-1", "nan", "1e9"])
+def test_a_timeout_that_is_none_is_refused(serve: Serve, timeout: str) -> None:
+    got = post(serve(), {"context": contexts()[0].tolist()}, **{"X-Request-Timeout-Ms": timeout})
+    assert got.status_code == 422
+
+
+def test_the_breaker_spares_a_failing_primary(serve: Serve) -> None:
+    seen: list[int] = []
+
+    def fails(batch: Any) -> Any:
+        seen.append(len(batch))
+        raise RuntimeError
+
+    server = serve(amn=fails, breaker_failures=3, breaker_window=5, breaker_hold_s=600)
+    reasons = [post(server, {"context": contexts()[0].tolist()}).json()["fallback_reason"] for _ in range(6)]
+    assert reasons == ["model_failed"] * 3 + ["breaker_open"] * 3
+    assert len(seen) == 3
+    assert server.http.get("/models").json()["aliases"]["primary"]["breaker"] == "open"
+    assert 'lvm_breaker_open{engine="primary"} 1.0' in server.http.get("/metrics").text
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(serve: Serve) -> None:
+    gate = Gate()
+    server = serve(amn=gate, gru=gate, max_queue=4, max_rows=4, max_batch=4)
+    with httpx.Client(base_url=server.url, timeout=60) as other:
+        import threading
+
+        body = {"contexts": contexts(4).tolist(), "model": "amn"}
+        waiting = threading.Thread(target=other.post, args=("/predict",), kwargs={"json": body})
+        waiting.start()
+        try:
+            until(gate.entered.is_set, "the first batch to run")
+            got = post(server, {"context": contexts()[0].tolist(), "model": "amn"})
+            assert (got.status_code, got.json()["type"]) == (503, "urn:lvm:problem:overloaded")
+            assert int(got.headers["retry-after"]) >= 1
+        finally:
+            gate.opened.set()
+            waiting.join()
+
+
+def test_a_row_that_poisons_its_batch_fails_alone(serve: Serve) -> None:
+    def poisoned(batch: Any) -> Any:
+        if (batch[:, 0, 0] > 0.9).any():
+            raise RuntimeError
+        return mean_of(batch)
+
+    server = serve(amn=poisoned)
+    bad = contexts()
+    bad[0, 0] = [1, 0, 0, 0, 0, 0, 0, 0]
+    assert post(server, {"context": bad[0].tolist()}).json()["fallback_reason"] == "model_failed"
+    assert post(server, {"context": contexts()[0].tolist()}).json()["fallback_reason"] is None
+
+
+def test_many_rows_run_in_several_batches_in_order(serve: Serve) -> None:
+    server = serve(max_batch=4)
+    batch = contexts(11)
+    vectors = post(server, {"contexts": batch.tolist()}).json()["vectors"]
+    np.testing.assert_allclose(vectors, mean_of(batch), atol=1e-6)
+
+
+def test_request_ids_are_kept_where_plain_and_made_otherwise(serve: Serve) -> None:
+    server = serve()
+    context = {"context": contexts()[0].tolist()}
+    assert post(server, context, **{"X-Request-ID": "abc-1_2"}).headers["x-request-id"] == "abc-1_2"
+    made = post(server, context, **{"X-Request-ID": "no spaces, please"}).headers["x-request-id"]
+    assert len(made) == 16
+    assert server.http.get("/readyz", headers={"X-Request-ID": "xyz"}).headers["x-request-id"] == "xyz"
+
+
+# ---- /retrieve
+
+
+def test_a_query_finds_the_nearest_passages_with_their_text(serve: Serve) -> None:
+    known = corpus()
+    body = post(serve(), {"query": known.vectors[7].tolist(), "k": 3}, "/retrieve").json()
+    expected = np.argsort(-(known.vectors @ known.vectors[7]))[:3]
+    assert [hit["id"] for hit in body["results"]] == expected.tolist()
+    assert body["results"][0] | {"score": 1} == {
+        "id": 7, "score": 1, "article": 0, "title": "Article 0", "position": 7, "text": "chunk 0/7",
+    }  # fmt: skip
+    assert body["results"][0]["score"] == pytest.approx(1, abs=1e-5)
+    assert (body["corpus"], body["is_exact"]) == ("corpus", True)
+
+
+def test_a_context_is_predicted_from_and_does_not_come_back(serve: Serve) -> None:
+    server = serve()
+    known = corpus()
+    context = known.vectors[2:7].tolist()
+    without = post(server, {"context": context, "k": 15}, "/retrieve").json()
+    with_own = post(server, {"context": context, "k": 20, "exclude_context": False}, "/retrieve").json()
+    assert sorted(hit["id"] for hit in without["results"]) == sorted(set(range(20)) - set(range(2, 7)))
+    assert len(with_own["results"]) == 20
+    assert (without["model"], without["served_by"]) == ("amn", "primary")
+
+
+def test_ids_can_be_excluded_and_fewer_come_only_where_the_corpus_ends(serve: Serve) -> None:
+    query = corpus().vectors[0].tolist()
+    body = post(serve(), {"query": query, "k": 10, "exclude": list(range(15))}, "/retrieve").json()
+    assert sorted(hit["id"] for hit in body["results"]) == list(range(15, 20))
+
+
+def test_retrieve_takes_octets_with_options_in_the_query_string(serve: Serve) -> None:
+    server = serve()
+    known = corpus()
+    for rows, options in ((known.vectors[3], {}), (known.vectors[2:7], {"context": known.vectors[2:7].tolist()})):
+        raw = server.http.post("/retrieve?k=4", content=rows.tobytes(), headers=OCTETS).json()
+        listed = post(server, {"k": 4, **(options or {"query": rows.tolist()})}, "/retrieve").json()
+        assert [hit["id"] for hit in raw["results"]] == [hit["id"] for hit in listed["results"]]
+    assert server.http.post("/retrieve?k=none", content=known.vectors[3].tobytes(), headers=OCTETS).status_code == 422
+
+
+@pytest.mark.parametrize("k", [0, -1, 1001, True, 1.0, "3"])
+def test_k_out_of_range_is_invalid(serve: Serve, k: object) -> None:
+    got = post(serve(), {"query": [1.0] * D, "k": k}, "/retrieve")
+    assert (got.status_code, got.json()["pointer"]) == (422, "/k")
+
+
+def test_k_beyond_the_corpus_brings_all_of_it(serve: Serve) -> None:
+    assert len(post(serve(), {"query": [1.0] * D, "k": 1000}, "/retrieve").json()["results"]) == 20
+
+
+def test_without_a_corpus_retrieve_is_unavailable_and_predict_is_not(serve: Serve) -> None:
+    server = serve(retriever=False)
+    assert post(server, {"query": [1.0] * D}, "/retrieve").status_code == 503
+    assert post(server, {"context": contexts()[0].tolist()}).status_code == 200
+
+
+# ---- the other routes
+
+
+def test_openapi_documents_every_route_and_its_errors(serve: Serve) -> None:
+    document = serve().http.get("/openapi.json").json()
+    assert set(document["paths"]) >= {"/predict", "/retrieve", "/models", "/metrics", "/livez", "/readyz", "/healthz"}
+    predict = document["paths"]["/predict"]["post"]
+    assert set(predict["requestBody"]["content"]) == {"application/json", "application/octet-stream"}
+    assert {"200", "400", "404", "413", "415", "422", "503", "504"} <= set(predict["responses"])
+
+
+def test_models_tells_versions_aliases_and_cards(serve: Serve) -> None:
+    body = serve().http.get("/models").json()
+    assert body["aliases"]["primary"]["id"].startswith("amn/")
+    assert body["aliases"]["primary"]["breaker"] == "closed"
+    assert {version["model"] for version in body["versions"]} == {"amn", "gru", "corpus"}
+    assert all(version["dim"] == D for version in body["versions"])
+
+
+def test_outcomes_in_the_metrics_sum_up_to_the_requests_sent(serve: Serve) -> None:
+    server = serve()
+    good, bad = {"context": contexts()[0].tolist()}, {"context": []}
+    for body in (good, bad, good):
+        post(server, body)
+    post(server, {"query": [1.0] * D}, "/retrieve")
+    for path in ("/models", "/readyz", "/nothing", "/etc/passwd"):
+        server.http.get(path)
+    text = server.http.get("/metrics").text
+    counts = {
+        line.split("{")[1].split("}")[0]: float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith("lvm_requests_total{")
+    }
+    assert sum(counts.values()) == 8
+    assert counts['outcome="ok",route="/predict"'] == 2
+    assert counts['outcome="invalid",route="/predict"'] == 1
+    assert counts['outcome="unknown_route",route="other"'] == 2
+
+
+def test_metrics_come_as_openmetrics_when_asked_for(serve: Serve) -> None:
+    got = serve().http.get("/metrics", headers={"accept": "application/openmetrics-text"})
+    assert got.headers["content-type"].startswith("application/openmetrics-text")
+    assert got.text.endswith("# EOF\n")
+
+
+def test_a_caller_who_left_costs_nothing_and_counts_as_cancelled(serve: Serve) -> None:
+    gate = Gate()
+    server = serve(amn=gate)
+    body = json.dumps({"context": contexts()[0].tolist()})
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/predict", content=body, headers={"content-type": "application/json"}, timeout=0.3)
+        until(lambda: server.metric("lvm_requests_total", route="/predict", outcome="cancelled") == 1, "the count")
+    finally:
+        gate.opened.set()
+
+
+def test_a_broken_version_is_refused_and_the_old_one_goes_on(serve: Serve) -> None:
+    from models.registry import Registry
+    from tests.fakes import add_version
+
+    server = serve()
+    registry = Registry(server.app.state.settings.registry)
+    registry.point("primary", add_version(registry, "broken"))
+    until(lambda: server.metric("lvm_reloads_total", alias="primary", outcome="refused") == 1, "the refusal")
+    assert post(server, {"context": contexts()[0].tolist()}).json()["model"] == "amn"
+    said = server.http.get("/models").json()["aliases"]["primary"]["refused"]
+    assert said["id"].startswith("broken/")
+    assert "was altered" in said["reason"]
+
+
+def test_a_promotion_is_picked_up_while_serving(serve: Serve) -> None:
+    from models.registry import Registry
+    from tests.fakes import add_version
+
+    server = serve()
+    registry = Registry(server.app.state.settings.registry)
+    new = add_version(registry, "amn", "second")
+    registry.point("primary", new)
+    context = {"context": contexts()[0].tolist()}
+    until(lambda: post(server, context).json()["version"] == new.version, "the new version")
+    info = [line for line in server.http.get("/metrics").text.splitlines() if line.startswith("lvm_model_info{")]
+    assert len(info) == 3
+    assert any('alias="primary"' in line and new.version in line for line in info)
+
+
+def test_a_broken_fallback_does_not_keep_the_service_down(serve: Serve) -> None:
+    server = serve(gru=None)
+    body = server.http.get("/models").json()["aliases"]
+    assert "was altered" in body["fallback"]["refused"]["reason"]
+    assert post(server, {"context": contexts()[0].tolist()}).json()["model"] == "amn"

@@ -1,0 +1,260 @@
+"""The micro-batcher: company without delay, order kept, limits held, nobody's failure but one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.batching import Batch, MicroBatcher
+from service.errors import Draining, Expired, ModelFailed, Overloaded
+
+Run = Callable[[list[Any]], Sequence[Any]]
+
+
+def doubled(items: list[int]) -> list[int]:
+    return [2 * item for item in items]
+
+
+class Held:
+    """A run that waits until it is let go, and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.go, self.entered = threading.Event(), threading.Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        self.entered.set()
+        assert self.go.wait(30)
+        return doubled(items)
+
+
+def batcher(run: Run, **changes: Any) -> MicroBatcher[Any, Any]:
+    return MicroBatcher(run, **{"name": "test", "max_rows": 8, "max_queue": 100, **changes})
+
+
+def soon(seconds: float = 30) -> float:
+    return monotonic() + seconds
+
+
+async def answers(batch: MicroBatcher[Any, Any], items: Sequence[Any]) -> list[Any]:
+    tickets = await asyncio.gather(*(batch.submit([(item, 1)], soon()) for item in items))
+    return [ticket[0].answer for ticket in tickets]
+
+
+async def entered(held: Held) -> None:
+    await asyncio.to_thread(held.entered.wait, 30)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 9))
+def test_every_item_gets_its_own_answer(items: list[int], max_rows: int) -> None:
+    async def scenario() -> None:
+        made = batcher(doubled, max_rows=max_rows)
+        assert await answers(made, items) == doubled(items)
+        await made.close(1)
+
+    asyncio.run(scenario())
+
+
+def test_what_queued_while_the_device_was_busy_forms_the_next_batch() -> None:
+    async def scenario() -> None:
+        held, seen = Held(), []
+        made = batcher(held, on_batch=seen.append)
+        first = asyncio.create_task(answers(made, [0]))
+        await entered(held)
+        others = asyncio.create_task(answers(made, range(1, 12)))
+        while made.pending_rows < 12:
+            await asyncio.sleep(0)
+        held.go.set()
+        await asyncio.gather(first, others)
+        assert held.batches == [[0], list(range(1, 9)), [9, 10, 11]]
+        assert [(batch.rows, batch.reason) for batch in seen] == [(1, "free"), (8, "full"), (3, "free")]
+
+    asyncio.run(scenario())
+
+
+def test_rows_are_counted_and_not_items() -> None:
+    async def scenario() -> None:
+        held = Held()
+        made = batcher(held)
+        tasks = [asyncio.create_task(made.submit([(0, 1)], soon()))]
+        await entered(held)
+        tasks += [asyncio.create_task(made.submit([(item, 3)], soon())) for item in (1, 2, 3)]
+        while made.pending_rows < 10:
+            await asyncio.sleep(0)
+        held.go.set()
+        await asyncio.gather(*tasks)
+        assert held.batches == [[0], [1, 2], [3]]
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_takes_all_of_a_request_or_nothing() -> None:
+    async def scenario() -> None:
+        held = Held()
+        made = batcher(held, max_queue=4)
+        waiting = asyncio.create_task(made.submit([(1, 2), (2, 1)], soon()))
+        await entered(held)
+        with pytest.raises(Overloaded) as refusal:
+            await made.submit([(3, 1), (4, 1)], soon())
+        assert refusal.value.retry_after == 1
+        assert made.pending_rows == 3
+        held.go.set()
+        assert [ticket.answer for ticket in await waiting] == [2, 4]
+        assert made.pending_rows == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_expired_item_is_told_in_time_and_never_run() -> None:
+    async def scenario() -> None:
+        held = Held()
+        made = batcher(held)
+        first = asyncio.create_task(answers(made, [1]))
+        await entered(held)
+        with pytest.raises(Expired):
+            await made.submit([(2, 1)], soon(0.05))
+        held.go.set()
+        await first
+        assert await answers(made, [3]) == [6]
+        assert held.batches == [[1], [3]]
+
+    asyncio.run(scenario())
+
+
+def test_a_nearer_deadline_is_kept_also_behind_a_farther_one() -> None:
+    async def scenario() -> None:
+        held = Held()
+        made = batcher(held)
+        far = asyncio.create_task(answers(made, [1]))
+        await entered(held)
+        for seconds in (0.1, 0.05, 0.1):
+            with pytest.raises(Expired):
+                await made.submit([(2, 1)], soon(seconds))
+        assert not far.done()
+        held.go.set()
+        assert await far == [2]
+
+    asyncio.run(scenario())
+
+
+def test_a_caller_who_leaves_is_not_run_for() -> None:
+    async def scenario() -> None:
+        held = Held()
+        made = batcher(held)
+        first = asyncio.create_task(answers(made, [1]))
+        await entered(held)
+        leaver = asyncio.create_task(answers(made, [2]))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        assert made.pending_rows == 1
+        held.go.set()
+        await first
+        await answers(made, [3])
+        assert held.batches == [[1], [3]]
+
+    asyncio.run(scenario())
+
+
+def test_one_item_that_breaks_its_batch_fails_alone() -> None:
+    def picky(items: list[int]) -> list[int]:
+        if 3 in items:
+            raise RuntimeError
+        return doubled(items)
+
+    async def scenario() -> None:
+        made = batcher(picky)
+        results = await asyncio.gather(*(made.submit([(item, 1)], soon()) for item in range(6)), return_exceptions=True)
+        kinds = [type(result) for result in results]
+        assert kinds == [list, list, list, ModelFailed, list, list]
+
+    asyncio.run(scenario())
+
+
+def test_an_exception_among_the_answers_is_its_items_alone() -> None:
+    async def scenario() -> None:
+        made = batcher(lambda items: [ModelFailed("no") if item == 1 else item for item in items])
+        results = await asyncio.gather(*(made.submit([(i, 1)], soon()) for i in range(3)), return_exceptions=True)
+        assert [isinstance(result, ModelFailed) for result in results] == [False, True, False]
+
+    asyncio.run(scenario())
+
+
+def test_fewer_answers_than_items_fail_the_batch() -> None:
+    async def scenario() -> None:
+        with pytest.raises(ModelFailed, match="0 answers to 1"):
+            await batcher(lambda items: []).submit([(1, 1)], soon())
+
+    asyncio.run(scenario())
+
+
+def test_closing_answers_what_was_taken_and_refuses_what_comes() -> None:
+    async def scenario() -> None:
+        held = Held()
+        made = batcher(held)
+        taken = asyncio.create_task(answers(made, range(10)))
+        await entered(held)
+        closing = asyncio.create_task(made.close(30))
+        await asyncio.sleep(0)
+        with pytest.raises(Draining):
+            await made.submit([(1, 1)], soon())
+        held.go.set()
+        assert await taken == doubled(list(range(10)))
+        await closing
+
+    asyncio.run(scenario())
+
+
+def test_a_wait_lets_a_batch_fill_up() -> None:
+    async def scenario() -> None:
+        seen: list[Batch] = []
+        made = batcher(doubled, max_rows=4, max_wait_s=30, on_batch=seen.append)
+        assert await answers(made, range(4)) == [0, 2, 4, 6]
+        assert [(batch.rows, batch.reason) for batch in seen] == [(4, "full")]
+
+    asyncio.run(scenario())
+
+
+def test_a_wait_ends() -> None:
+    async def scenario() -> None:
+        seen: list[Batch] = []
+        made = batcher(doubled, max_rows=4, max_wait_s=0.02, on_batch=seen.append)
+        assert await answers(made, range(3)) == [0, 2, 4]
+        assert [(batch.rows, batch.reason) for batch in seen] == [(3, "waited")]
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_that_runs_on_and_on_is_told_of() -> None:
+    async def scenario() -> None:
+        held = Held()
+        made = batcher(held)
+        assert made.stuck_s() == 0
+        task = asyncio.create_task(answers(made, [1]))
+        await entered(held)
+        assert made.stuck_s() > 0
+        held.go.set()
+        await task
+        assert made.stuck_s() == 0
+
+    asyncio.run(scenario())
+
+
+def test_tickets_carry_the_times_and_the_size_of_their_batch() -> None:
+    async def scenario() -> None:
+        (ticket,) = await batcher(doubled).submit([(1, 5)], soon())
+        assert ticket.batch_rows == 5
+        assert ticket.queue_s > 0
+        assert ticket.infer_s > 0
+
+    asyncio.run(scenario())

@@ -1,0 +1,89 @@
+"""The command line: help everywhere, data on stdout, exit codes that scripts can rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from models.registry import Registry
+from tests.conftest import LVM
+
+COMMANDS = ("serve", "models", "promote", "rollback", "import", "data", "train", "corpus", "evaluate")
+
+
+def lvm(*words: str, registry: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "LVM_REGISTRY": str(registry), **environment}
+    return subprocess.run([LVM, *words], capture_output=True, text=True, env=env, check=False, timeout=120)
+
+
+def test_help_lists_every_command_and_every_command_has_help(tmp_path: Path) -> None:
+    text = lvm("--help", registry=tmp_path).stdout
+    assert all(f" {command} " in text for command in COMMANDS)
+    for command in ("train", "import"):
+        assert "--json" in lvm(command, "--help", registry=tmp_path, TERMINAL_WIDTH="120").stdout
+
+
+def test_promote_and_rollback_move_the_alias_and_tell(shipped: Path) -> None:
+    registry = Registry(shipped)
+    amn, gru = registry.resolve("primary"), registry.resolve("fallback")
+    done = lvm("promote", "primary", gru.version, "--why", "test", registry=shipped)
+    assert (done.returncode, done.stdout) == (0, f"primary: {amn.id} -> {gru.id}\n")
+    back = lvm("rollback", "primary", registry=shipped)
+    assert (back.returncode, back.stdout) == (0, f"primary: {gru.id} -> {amn.id}\n")
+    assert [move.why for move in registry.ledger()][-2:] == ["test", ""]
+
+
+def test_models_prints_a_table_or_json(shipped: Path) -> None:
+    report = json.loads(lvm("models", "--json", registry=shipped).stdout)
+    assert report["aliases"]["primary"].startswith("amn/")
+    assert {version["kind"] for version in report["versions"]} == {"net", "corpus"}
+    assert report["aliases"]["primary"] in lvm("models", registry=shipped).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("promote", "primary", "nothing"), 1),
+        (("rollback", "candidate"), 1),
+        (("promote", "retriever", "primary"), 65),
+        (("promote", "primary", "retriever"), 65),
+        (("promote",), 2),
+        (("nonsense",), 2),
+        (("evaluate", "primary", "--data", "/nowhere"), 65),
+    ],
+)
+def test_what_cannot_be_done_says_so_on_stderr_and_in_its_status(
+    shipped: Path, words: tuple[str, ...], code: int
+) -> None:
+    done = lvm(*words, registry=shipped)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_version_is_not_promoted(shipped: Path) -> None:
+    gru = Registry(shipped).resolve("fallback")
+    weights = gru.path / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    done = lvm("promote", "primary", gru.id, registry=shipped)
+    assert done.returncode == 65
+    assert "weights.safetensors was altered" in done.stderr
+    assert Registry(shipped).resolve("primary").name == "amn"
+
+
+def test_a_setting_that_means_nothing_is_a_configuration_error(shipped: Path) -> None:
+    done = lvm("serve", registry=shipped, LVM_MAX_BATCH="none")
+    assert (done.returncode, "LVM_MAX_BATCH" in done.stderr) == (78, True)
+
+
+def test_serve_without_a_primary_says_what_is_missing(tmp_path: Path) -> None:
+    done = lvm("serve", "--port", "0", registry=tmp_path)
+    assert done.returncode == 1
+    assert "'primary' is not set" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,26 @@
+"""Settings: from the environment, checked, frozen."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.settings import BadSettings, Settings, read_settings
+
+
+def test_the_environment_decides_and_arguments_outrank_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LVM_MAX_BATCH", "7")
+    monkeypatch.setenv("LVM_SLO_MS", "1,2.5")
+    monkeypatch.setenv("LVM_PORT", "9000")
+    known = read_settings(port=1)
+    assert (known.max_batch, known.slo_ms, known.port) == (7, (1, 2.5), 1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("LVM_MAX_BATCH", "0"), ("LVM_PORT", "many"), ("LVM_DEVICE", "tpu")])
+def test_a_value_that_means_nothing_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadSettings, match=name):
+        read_settings()
+
+
+def test_every_setting_has_a_default_and_a_reason() -> None:
+    assert all(field.description and not field.is_required() for field in Settings.model_fields.values())

@@ -1,0 +1,137 @@
+"""The wire: two readers of JSON that agree, and binary held to the same rules."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service import wire
+from service.errors import Invalid, Malformed, ServiceError, TooLarge
+from service.wire import Decoded, Fields, decode_json, decode_octets
+
+FIELDS = Fields({"context": 0, "contexts": 1}, {"model": wire.text, "k": wire.whole(1, 9), "own": wire.flag})
+SHAPE = (2, 3)
+
+
+def shape_of(field: str, options: dict[str, Any]) -> tuple[int, ...]:
+    return SHAPE
+
+
+def fast(body: bytes) -> Decoded | None:
+    return wire._decode_fast(body, FIELDS, shape_of, 3)
+
+
+def strict(body: bytes) -> Decoded:
+    return wire._decode_strictly(body, FIELDS, shape_of, 3)
+
+
+floats = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.integers(-(2**40), 2**40)
+context = st.lists(st.lists(floats, min_size=3, max_size=3), min_size=2, max_size=2)
+options = st.fixed_dictionaries({}, optional={"model": st.just("amn"), "k": st.integers(1, 9), "own": st.booleans()})
+
+
+@settings(deadline=None)
+@given(options, st.one_of(context, st.lists(context, min_size=1, max_size=3)))
+def test_the_fast_reader_takes_what_is_right_and_reads_what_the_strict_one_reads(
+    given_options: dict[str, Any], rows: list[Any]
+) -> None:
+    field = "contexts" if isinstance(rows[0][0], list) else "context"
+    body = json.dumps({field: rows, **given_options}).encode()
+    quick, slow = fast(body), strict(body)
+    assert quick is not None
+    np.testing.assert_array_equal(quick.rows, slow.rows)
+    assert quick.rows.dtype == slow.rows.dtype == np.float32
+    assert (quick.field, quick.options) == (slow.field, slow.options)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("[["),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["context", "k", "x"]), inner, max_size=2)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["context", "contexts"]), anything)
+def test_no_body_is_right_to_one_reader_and_wrong_to_the_other(field: str, value: Any) -> None:
+    body = json.dumps({field: value}).encode()
+    try:
+        slow: Decoded | None = strict(body)
+    except ServiceError:
+        slow = None
+    try:
+        quick = fast(body)
+    except (ServiceError, ValueError, TypeError, KeyError, RuntimeError):
+        quick = None
+    if quick is not None:
+        assert slow is not None
+        np.testing.assert_array_equal(quick.rows, slow.rows)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_end_in_an_answer_or_a_service_error(body: bytes) -> None:
+    for call in (lambda: decode_json(body, FIELDS, shape_of, 3), lambda: decode_octets(body, SHAPE, 3)):
+        with contextlib.suppress(ServiceError):
+            call()
+
+
+def test_a_number_in_brackets_of_its_own_is_not_taken_for_a_number() -> None:
+    body = b'{"context": [[1, 2, [3]], [4, 5, 6]]}'
+    assert fast(body) is None
+    with pytest.raises(Invalid) as refusal:
+        decode_json(body, FIELDS, shape_of, 3)
+    assert refusal.value.pointer == "/context/0/2"
+
+
+def test_brackets_in_a_string_do_not_confuse() -> None:
+    body = b'{"context": [[1, 2, 3], [4, 5, 6]], "model": "[["}'
+    assert decode_json(body, FIELDS, shape_of, 3).options == {"model": "[["}
+
+
+def test_other_encodings_than_utf8_are_malformed() -> None:
+    for encoding in ("utf-16", "utf-32", "utf-8-sig"):
+        with pytest.raises(Malformed):
+            decode_json('{"context": [[1, 2, 3], [4, 5, 6]]}'.encode(encoding), FIELDS, shape_of, 3)
+
+
+def test_rows_are_counted() -> None:
+    rows = [[[0.0] * 3] * 2] * 4
+    with pytest.raises(TooLarge):
+        decode_json(json.dumps({"contexts": rows}).encode(), FIELDS, shape_of, 3)
+    with pytest.raises(TooLarge):
+        decode_octets(b"\0" * 24 * 4, SHAPE, 3)
+
+
+def test_octets_are_read_in_place() -> None:
+    body = np.arange(12, dtype="<f4").tobytes()
+    rows = decode_octets(body, SHAPE, 3)
+    np.testing.assert_array_equal(rows.ravel(), np.arange(12))
+    assert np.shares_memory(rows, np.frombuffer(body, "<f4"))
+
+
+def test_json_of_float32_reads_back_exactly() -> None:
+    vector = np.random.default_rng(0).standard_normal(384).astype(np.float32)
+    text = wire.encode_json({"vector": vector})
+    np.testing.assert_array_equal(np.asarray(json.loads(text)["vector"], np.float32), vector)
+
+
+@pytest.mark.parametrize(
+    ("given_", "read"), [({"k": "3"}, {"k": 3}), ({"own": "false"}, {"own": False}), ({"model": "a"}, {"model": "a"})]
+)
+def test_query_strings_are_held_to_the_same_checks(given_: dict[str, str], read: dict[str, Any]) -> None:
+    assert wire.query_options(given_, FIELDS) == read
+
+
+@pytest.mark.parametrize("given_", [{"k": "0"}, {"k": "x"}, {"own": "yes"}, {"what": "1"}])
+def test_query_options_that_are_none_are_refused(given_: dict[str, str]) -> None:
+    with pytest.raises(Invalid):
+        wire.query_options(given_, FIELDS)

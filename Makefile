@@ -32,7 +32,7 @@ unit: dev  ## the tests
 	$(BIN)/pytest
 
 load: dev  ## start a service, run locust and the open-loop driver against it, stop it
-	$(BIN)/python -m tests.e2e.load
+	loadtest/run.sh
 
 data-check: dev  ## the encoder reproduces the vectors that ship
 	$(INSTALL) -e '.[data]'

@@ -44,20 +44,24 @@ class Service(FastAPI):
     def __init__(self, metrics: Metrics, **options: Any) -> None:
         super().__init__(**options)
         self.metrics = metrics
-        self.hot: dict[str, HotRoute] = {}
+        self.hot: dict[bytes, HotRoute] = {}
         self.labels: set[str] = set()
 
     def short_cut(self) -> None:
         """Learn the routes; to be called once they are all there."""
-        self.hot = {route.path: route.hot for route in self.routes if isinstance(route, DocumentedHotRoute)}
+        self.hot = {route.path.encode(): route.hot for route in self.routes if isinstance(route, DocumentedHotRoute)}
         self.labels = {route.path for route in self.routes if isinstance(route, Route)}
+
+    def hot_route(self, path: bytes) -> HotRoute | None:
+        """Return the hot route of a path, if it is one."""
+        return self.hot.get(path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
         if scope["type"] != "http":
             return await super().__call__(scope, receive, send)
-        hot = self.hot.get(scope["path"])
-        if hot is not None and scope["method"] == "POST":
+        hot = self.hot_route(scope["path"].encode()) if scope["method"] == "POST" else None
+        if hot is not None:
             return await hot(scope, receive, send)
         return await self._counted(scope, receive, send)
 

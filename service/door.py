@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from secrets import token_hex
+from random import getrandbits
 from time import monotonic, perf_counter
 from typing import Any
 from urllib.parse import parse_qsl
@@ -37,6 +37,10 @@ CANCELLED = "cancelled"
 CLOSING = (408, 413)  # the rest of the body is not worth reading
 
 
+class Departed(Exception):
+    """The caller left before the request was whole."""
+
+
 class State:
     """What became of the process: on its way out (503 on /readyz, connections close), or why it did not start."""
 
@@ -48,12 +52,12 @@ class State:
 class Call:
     """One request to a hot route: its headers, body, deadline (monotonic seconds) and identity."""
 
-    __slots__ = ("body", "deadline", "headers", "id", "query", "started")
+    __slots__ = ("body", "deadline", "headers", "id", "path", "query", "started")
 
-    def __init__(self, scope: Scope, timeout_ms: float) -> None:
+    def __init__(self, headers: Headers, query: bytes, path: str, timeout_ms: float) -> None:
         self.started = perf_counter()
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.query: bytes = scope["query_string"]
+        self.headers: dict[bytes, bytes] = dict(headers)
+        self.query, self.path = query, path
         self.body = b""
         self.id = request_id(self.headers.get(b"x-request-id"))
         self.deadline = monotonic() + timeout_ms / 1000
@@ -104,46 +108,61 @@ def request_id(given: bytes | None) -> str:
     """Return the caller's request id where it is a plain short word, else a new one."""
     if given and len(given) <= 64 and given.replace(b"-", b"").replace(b"_", b"").isalnum():
         return given.decode("ascii")
-    return token_hex(8)
+    return f"{getrandbits(64):016x}"
 
 
 class HotRoute:
-    """One hot route as an ASGI application: reads the body, calls the handler, answers, counts."""
+    """One hot route: takes a call, gives a reply, counts it once. Runs below uvicorn, or as plain ASGI."""
 
     def __init__(self, path: str, handler: Handler, settings: Settings, metrics: Metrics, state: State) -> None:
         self.path, self._handler, self._metrics, self._state = path, handler, metrics, state
-        self._timeout_ms = settings.timeout_ms
-        self._max_body = round(settings.max_body_mb * 1e6)
+        self.timeout_ms = settings.timeout_ms
+        self.max_body = round(settings.max_body_mb * 1e6)
         self._flying = 0
         self._total = metrics.seconds.of(path, "total")
+        self._requests = metrics.requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        call = Call(scope, self._timeout_ms)
-        scope["lvm.departed"] = _canceller()
+        """Answer one request as an ASGI application."""
+        call = Call(scope["headers"], scope["query_string"], scope["path"], self.timeout_ms)
+        try:
+            call.body = await read_body(call.headers, receive, self.max_body)
+        except Departed:
+            self.depart()
+            return
+        except TooLarge as error:
+            reply = self.refuse(error, call)
+        else:
+            reply = await self.answer(call)
+        headers = self.headers(reply, call)
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    async def answer(self, call: Call) -> Reply:
+        """Return the reply to a call whose body is whole; raises CancelledError where the caller left."""
         self._fly(1)
         try:
-            reply = await self._reply(call, receive)
-            scope["lvm.departed"] = None
-            await self._send(reply, call, send)
+            reply = await self._reply(call)
             self._count(reply, call)
+            return reply
         except asyncio.CancelledError:
-            self._metrics.requests.add(self.path, CANCELLED)
+            self.depart()
+            raise
         finally:
             self._fly(-1)
 
-    async def _reply(self, call: Call, receive: Receive) -> Reply:
-        try:
-            call.take_timeout(self._timeout_ms)
-            call.body = await read_body(call.headers, receive, self._max_body)
-            return await self._handler(call)
-        except ServiceError as error:
-            return problem_reply(error, call.id)
-        except Exception as error:
-            logger().error("unexpected", route=self.path, request_id=call.id, exc_info=error)
-            return problem_reply(ServiceError("an unexpected error; the log has more under this id"), call.id)
+    def refuse(self, error: ServiceError, call: Call) -> Reply:
+        """Return, and count, the reply to a call that goes no further."""
+        reply = self.problem(error, call.id)
+        self._count(reply, call)
+        return reply
 
-    async def _send(self, reply: Reply, call: Call, send: Send) -> None:
+    def depart(self) -> None:
+        """Count a caller who left before the answer."""
+        self._requests.add(self.path, CANCELLED)
+
+    def headers(self, reply: Reply, call: Call) -> Headers:
+        """Return all headers of a reply."""
         headers = [
             (b"content-type", reply.media_type),
             (b"content-length", b"%d" % len(reply.body)),
@@ -152,11 +171,24 @@ class HotRoute:
         ]
         if self._state.is_draining or reply.status in CLOSING:
             headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        return headers
+
+    def problem(self, error: ServiceError, identity: str) -> Reply:
+        """Return the answer to an error."""
+        return problem_reply(error, identity)
+
+    async def _reply(self, call: Call) -> Reply:
+        try:
+            call.take_timeout(self.timeout_ms)
+            return await self._handler(call)
+        except ServiceError as error:
+            return self.problem(error, call.id)
+        except Exception as error:
+            logger().error("unexpected", route=self.path, request_id=call.id, exc_info=error)
+            return self.problem(ServiceError("an unexpected error; the log has more under this id"), call.id)
 
     def _count(self, reply: Reply, call: Call) -> None:
-        self._metrics.requests.add(self.path, reply.outcome)
+        self._requests.add(self.path, reply.outcome)
         for stage, seconds in reply.stages:
             self._metrics.seconds.of(self.path, stage).observe(seconds)
         self._total.observe(perf_counter() - call.started)
@@ -166,11 +198,6 @@ class HotRoute:
         self._metrics.in_flight.set(self._flying, self.path)
 
 
-def _canceller() -> Callable[[], object] | None:
-    task = asyncio.current_task()
-    return task.cancel if task else None
-
-
 def problem_reply(error: ServiceError, identity: str) -> Reply:
     """Return the RFC 9457 answer to an error, with Retry-After where it has one."""
     headers = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after else []
@@ -178,22 +205,27 @@ def problem_reply(error: ServiceError, identity: str) -> Reply:
     return Reply(body, PROBLEM, headers, error.reason, status=error.status)
 
 
+def check_length(headers: dict[bytes, bytes], limit: int) -> None:
+    """Raise `TooLarge` where a body says it is longer than `limit` bytes."""
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > limit:
+        raise TooLarge(f"a body of {int(declared)} bytes, at most {limit}")
+
+
 async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
     """Return the whole body.
 
     Raises:
         TooLarge: it is, or says it is, longer than `limit` bytes.
-        CancelledError: the caller left before it was whole.
+        Departed: the caller left before it was whole.
     """
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > limit:
-        raise TooLarge(f"a body of {int(declared)} bytes, at most {limit}")
+    check_length(headers, limit)
     parts: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
+            raise Departed
         part = message.get("body", b"")
         size += len(part)
         if size > limit:

@@ -12,26 +12,107 @@ from time import monotonic
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.app import OTHER, Service, create_app
-from service.door import request_id
+from service.door import Call, HotRoute, Reply, check_length, request_id
 from service.errors import (
     PROBLEM,
     HeadersTooLarge,
     Malformed,
     ServiceError,
+    TooLarge,
     TooSlow,
     problem,
 )
 from service.log import configure, logger
 from service.settings import Settings
 
+CLOSE = (b"connection", b"close")
 MAX_HEAD = 16 * 1024  # bytes of a request line and headers
 
 
+class HotCycle:
+    """One request to a hot route on its way: body in, one write out, no ASGI between.
+
+    Stands where uvicorn keeps its RequestResponseCycle, so pipelining, keep-alive and shutdown are
+    uvicorn's own.
+    """
+
+    def __init__(self, protocol: Protocol, route: HotRoute, path: str, query: bytes, *, keep_alive: bool) -> None:
+        self.route, self.keep_alive = route, keep_alive
+        self.call = Call(protocol.headers, query, path, route.timeout_ms)
+        self.message_event = asyncio.Event()  # uvicorn sets it; nobody waits
+        self.disconnected = self.response_complete = False
+        self._protocol = protocol
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._begun = self._whole = False
+        self._task: asyncio.Task[Reply] | None = None
+
+    def begin(self, *, expects_continue: bool = False) -> None:
+        """Be the request that is next on its connection."""
+        self._begun = True
+        if expects_continue and not self._whole:
+            self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            check_length(self.call.headers, self.route.max_body)
+        except TooLarge as error:
+            self._finish(self.route.refuse(error, self.call))
+        else:
+            self._run_if_ready()
+
+    def feed(self, part: bytes) -> None:
+        """Take a part of the body."""
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > self.route.max_body and not self.response_complete:
+            error = TooLarge(f"a body of more than {self.route.max_body} bytes")
+            self._finish(self.route.refuse(error, self.call))
+
+    def end(self) -> None:
+        """The body is whole."""
+        self._whole = True
+        self._run_if_ready()
+
+    def depart(self) -> None:
+        """The caller is gone: stop what runs for it."""
+        if self._task:
+            self._task.cancel()
+        elif not self.response_complete:
+            self.route.depart()
+
+    def _run_if_ready(self) -> None:
+        if not (self._begun and self._whole) or self.response_complete:
+            return
+        self.call.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._task = self._protocol.loop.create_task(self.route.answer(self.call))
+        self._protocol.tasks.add(self._task)  # type: ignore[arg-type]  # uvicorn waits for them at shutdown
+        self._task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Reply]) -> None:
+        self._protocol.tasks.discard(task)
+        if not task.cancelled():
+            self._finish(task.result())
+
+    def _finish(self, reply: Reply) -> None:
+        self.response_complete = True
+        transport = self._protocol.transport
+        if transport.is_closing():
+            return
+        headers = self.route.headers(reply, self.call)
+        self.keep_alive = self.keep_alive and headers[-1] != CLOSE
+        if not self.keep_alive and headers[-1] != CLOSE:
+            headers.append(CLOSE)
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        transport.write(b"".join((STATUS_LINE[reply.status], lines, b"\r\n", reply.body)))
+        if not self.keep_alive:
+            transport.close()
+        self._protocol.on_response_complete()
+
+
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 with a cap on headers, a limit on the time to receive, and word of departed callers."""
+    """uvicorn's HTTP/1.1 with a short way for hot routes, and limits on what may come in and how slowly."""
 
     app: Any
     waiting_since: float | None = None  # monotonic; None while a request is being answered or none is begun
@@ -60,31 +141,65 @@ class Protocol(HttpToolsProtocol):
         self.waiting_since = monotonic()
 
     def on_headers_complete(self) -> None:
-        """Start answering, unless the headers are too long."""
+        """Start a cycle, hot or uvicorn's own, unless the headers are too long."""
         self._in_head, self._head_bytes = False, 0
         if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD:
             self.refuse(HeadersTooLarge(f"more than {MAX_HEAD} bytes of headers"))
-        elif not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        path, _, query = self.url.partition(b"?")
+        route = self.app.hot_route(path) if self.parser.get_method() == b"POST" else None
+        if route is None:
             super().on_headers_complete()
+        else:
+            self._start_hot(route, path.decode("ascii"), query)
+
+    def _start_hot(self, route: HotRoute, path: str, query: bytes) -> None:
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        previous, cycle = self.cycle, HotCycle(self, route, path, query, keep_alive=keep_alive)
+        self.cycle = cycle  # type: ignore[assignment]
+        if previous is None or previous.response_complete:
+            cycle.begin(expects_continue=self.expect_100_continue)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if isinstance(cycle, HotCycle):
+            cycle.begin()
+        else:
+            super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body, unless the request was refused."""
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        cycle: Any = self.cycle
+        if isinstance(cycle, HotCycle):
+            cycle.feed(body)
+        else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Stop the clock: the request is whole."""
         self.waiting_since, self._ended = None, True
-        if not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        cycle: Any = self.cycle
+        if isinstance(cycle, HotCycle):
+            cycle.end()
+        else:
             super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel what runs for a caller that is gone."""
         super().connection_lost(exc)
-        scope: Any = self.scope  # None until a first request has begun
-        departed = scope and scope.get("lvm.departed")
-        if departed:
-            departed()
+        cycle: Any = self.cycle
+        if isinstance(cycle, HotCycle):
+            cycle.depart()
+        for queued, _ in self.pipeline:
+            if isinstance(queued, HotCycle):
+                queued.depart()
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP."""

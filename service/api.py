@@ -45,18 +45,14 @@ class Predict:
         asked = self._decode(call)
         decoded_s = perf_counter() - call.started
         routed = await self._router.predict(asked.rows, self._chain(asked.options), call.deadline)
-        stages: Stages = (
-            ("decode", decoded_s),
-            ("queue", routed.prediction.queue_s),
-            ("infer", routed.prediction.infer_s),
-        )
+        stages = stages_of(routed, decoded_s)
         began = perf_counter()
         if _wants_octets(call, asked):
             body, media_type = wire.encode_octets(routed.prediction.vectors), OCTETS
         else:
             body, media_type = wire.encode_json(self._body(asked, routed, stages)), JSON
         stages = (*stages, ("encode", perf_counter() - began))
-        return Reply(body, media_type, _headers(routed, stages), _outcome(routed), stages)
+        return Reply(body, media_type, headers_of(routed, stages), outcome_of(routed), stages)
 
     def _decode(self, call: Call) -> Decoded:
         if want_media_type(call, JSON, OCTETS) == JSON:
@@ -144,7 +140,7 @@ class Retrieve:
         }
         encoded = wire.encode_json(body)
         stages = (*stages, ("encode", perf_counter() - began))
-        return Reply(encoded, JSON, _headers(routed, stages), _outcome(routed), stages)
+        return Reply(encoded, JSON, headers_of(routed, stages), outcome_of(routed), stages)
 
 
 def _search(asked: Decoded, query: Floats) -> Search:
@@ -168,7 +164,14 @@ def _wants_octets(call: Call, asked: Decoded) -> bool:
     return OCTETS in call.headers.get(b"accept", b"") and asked.options.get("encoding") is None
 
 
-def _outcome(routed: Routed | None) -> str:
+def stages_of(routed: Routed, decoded_s: float) -> Stages:
+    """Return the seconds of the stages that every prediction goes through."""
+    prediction = routed.prediction
+    return ("decode", decoded_s), ("queue", prediction.queue_s), ("infer", prediction.infer_s)
+
+
+def outcome_of(routed: Routed | None) -> str:
+    """Return how an answer counts."""
     return "fallback" if routed and routed.fallback_reason else "ok"
 
 
@@ -187,7 +190,8 @@ def _milliseconds(stages: Stages) -> dict[str, float]:
     return {stage: round(seconds * 1e3, 3) for stage, seconds in stages}
 
 
-def _headers(routed: Routed | None, stages: Stages) -> Headers:
+def headers_of(routed: Routed | None, stages: Stages) -> Headers:
+    """Return the headers that say who made an answer and where the time went."""
     timing = ", ".join(f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in stages)
     headers = [(b"server-timing", timing.encode())]
     if routed:

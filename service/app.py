@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from models.checkpoint import BadCheckpoint
 from models.registry import Registry, RegistryError
+from service import oip
 from service.api import DocumentedHotRoute, add_routes
 from service.door import (
     CANCELLED,
@@ -45,6 +46,7 @@ class Service(FastAPI):
         super().__init__(**options)
         self.metrics = metrics
         self.hot: dict[bytes, HotRoute] = {}
+        self.infer: HotRoute | None = None
         self.labels: set[str] = set()
 
     def short_cut(self) -> None:
@@ -54,7 +56,8 @@ class Service(FastAPI):
 
     def hot_route(self, path: bytes) -> HotRoute | None:
         """Return the hot route of a path, if it is one."""
-        return self.hot.get(path)
+        route = self.hot.get(path)
+        return self.infer if route is None and oip.is_infer(path) else route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or run the lifespan."""
@@ -111,6 +114,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
     app = Service(metrics, title="LVM Serve", version=version("lvm-serve"), lifespan=lifespan)
     app.state.process, app.state.settings = state, settings
     add_routes(app, router, lineup, settings, metrics, state)
+    app.infer = oip.add_routes(app, router, lineup, settings, metrics, state)
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_anything_else)

@@ -173,9 +173,9 @@ class HotRoute:
             headers.append((b"connection", b"close"))
         return headers
 
-    def problem(self, error: ServiceError, identity: str) -> Reply:
-        """Return the answer to an error."""
-        return problem_reply(error, identity)
+    def problem(self, error: ServiceError, identity: str, /, **members: str) -> Reply:
+        """Return the answer to an error, with more members where a protocol wants them."""
+        return problem_reply(error, identity, **members)
 
     async def _reply(self, call: Call) -> Reply:
         try:
@@ -198,10 +198,10 @@ class HotRoute:
         self._metrics.in_flight.set(self._flying, self.path)
 
 
-def problem_reply(error: ServiceError, identity: str) -> Reply:
+def problem_reply(error: ServiceError, identity: str, /, **members: str) -> Reply:
     """Return the RFC 9457 answer to an error, with Retry-After where it has one."""
     headers = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after else []
-    body = problem(error.status, error.reason, error.detail, identity, pointer=error.pointer)
+    body = problem(error.status, error.reason, error.detail, identity, pointer=error.pointer, **members)
     return Reply(body, PROBLEM, headers, error.reason, status=error.status)
 
 

@@ -97,8 +97,8 @@ class Engine:
 
     def __init__(self, predictor: PredictorLike, alias: str, settings: Settings, metrics: Metrics) -> None:
         self.predictor, self.alias = predictor, alias
-        self.name = predictor.name
         self.identity = identity(predictor)
+        self.name, self.version, _, self.runtime = self.identity
         self.shape = (predictor.card.context_length, predictor.card.dim)
         self._max_batch = settings.max_batch
         self._metrics = metrics

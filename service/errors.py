@@ -117,8 +117,8 @@ class ModelFailed(Unavailable):
     reason = "model_failed"
 
 
-def problem(status: int, reason: str, detail: str, request_id: str, *, pointer: str | None = None) -> bytes:
-    """Return the body of an RFC 9457 problem."""
+def problem(status: int, reason: str, detail: str, request_id: str, **members: str | None) -> bytes:
+    """Return the body of an RFC 9457 problem; `members` that are not None extend it."""
     body: dict[str, Any] = {
         "type": f"urn:lvm:problem:{reason}",
         "title": HTTPStatus(status).phrase,
@@ -126,4 +126,4 @@ def problem(status: int, reason: str, detail: str, request_id: str, *, pointer: 
         "detail": detail,
         "request_id": request_id,
     }
-    return orjson.dumps(body if pointer is None else {**body, "pointer": pointer})
+    return orjson.dumps(body | {name: value for name, value in members.items() if value is not None})

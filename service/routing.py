@@ -39,6 +39,16 @@ class EngineLike(Protocol):
         """The model's name."""
         ...
 
+    @property
+    def version(self) -> str:
+        """The version, without the name."""
+        ...
+
+    @property
+    def runtime(self) -> str:
+        """What executes it."""
+        ...
+
     async def predict(self, contexts: Floats, deadline: float) -> Prediction:
         """Map contexts `(n, T, D)` to a prediction before `deadline`."""
         ...
@@ -126,13 +136,13 @@ class Router:
         }
 
     def chain(self, model: str | None, profile: Profile) -> list[EngineLike]:
-        """Return the engines to try, in order; a model that is named is the only one tried.
+        """Return the engines to try, in order; a model named otherwise than `primary` is the only one.
 
         Raises:
             UnknownModel: no served alias, and no model behind one, is called `model`.
             Unavailable: nothing is loaded.
         """
-        if model is None:
+        if model is None or model == ORDER["realtime"][0]:
             found = [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
             if not found:
                 raise Unavailable("no model is loaded", retry_after=1)

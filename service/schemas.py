@@ -82,6 +82,35 @@ class RetrieveResponse(BaseModel):
     timing_ms: Timing
 
 
+class Tensor(BaseModel):
+    """A tensor of the Open Inference Protocol; binary data follows the JSON."""
+
+    name: str
+    datatype: Literal["FP32"]
+    shape: list[int]
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class InferRequest(BaseModel):
+    """One input, `context`; `outputs` may ask for binary data."""
+
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    inputs: list[Tensor]
+    outputs: list[dict[str, Any]] = []
+
+
+class InferResponse(BaseModel):
+    """One output, `vector`."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    parameters: dict[str, Any]
+    outputs: list[Tensor]
+
+
 class Problem(BaseModel):
     """An error, RFC 9457."""
 
@@ -127,6 +156,7 @@ _HOT: dict[int | str, dict[str, Any]] = {
     503: _problem("Overloaded, draining or failed; Retry-After says when to come back."),
     504: _problem("The deadline passed."),
 }
+NOT_FOUND: dict[int | str, dict[str, Any]] = {404: _HOT[404]}
 _OCTETS = {"schema": {"type": "string", "format": "binary", "description": "Little-endian float32 rows."}}
 
 
@@ -143,6 +173,15 @@ PREDICT: dict[str, Any] = {
     "response_model": PredictResponse,
     "responses": {200: {"content": {"application/octet-stream": _OCTETS}}, **_HOT},
     "openapi_extra": _body(PredictRequest),
+}
+INFER: dict[str, Any] = {
+    "summary": "Open Inference Protocol v2: input `context` FP32 [-1, T, D], output `vector` FP32 [-1, D].",
+    "response_model": InferResponse,
+    "responses": _HOT,
+    "openapi_extra": {
+        **_body(InferRequest),
+        "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
+    },
 }
 RETRIEVE: dict[str, Any] = {
     "summary": "Find the passages nearest to a query, or to what a context predicts.",

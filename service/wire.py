@@ -105,6 +105,19 @@ def _from_query(value: str) -> Any:
         return value
 
 
+def decode_tensor(data: Any, pointer: str, shape: Shape, max_rows: int) -> Floats:
+    """Return float32 rows `shape` of parsed JSON numbers, nested or flat in row-major order.
+
+    Raises:
+        Invalid: not numbers, of another shape, or not finite in float32.
+        TooLarge: more than `max_rows` rows.
+    """
+    if shape[0] > max_rows:
+        raise TooLarge(f"{shape[0]} rows, at most {max_rows}", pointer=pointer)
+    is_nested = isinstance(data, list) and bool(data) and isinstance(data[0], list)
+    return _array(data, pointer, shape if is_nested else (math.prod(shape),)).reshape(shape)
+
+
 def encode_octets(vectors: Floats) -> bytes:
     """Return raw little-endian float32."""
     return np.ascontiguousarray(vectors, FLOAT32).tobytes()
@@ -217,7 +230,7 @@ def _regular(items: Sequence[Any], shape: Shape) -> bool:
 
 
 def _decode_strictly(body: bytes, fields: Fields, shape_of: ShapeOf, max_rows: int) -> Decoded:
-    document = _parse(body)
+    document = parse_object(body)
     unknown = sorted(document.keys() - fields.vectors.keys() - fields.options.keys())
     if unknown:
         raise Invalid("unknown field", pointer=f"/{_escaped(unknown[0])}")
@@ -230,7 +243,8 @@ def _decode_strictly(body: bytes, fields: Fields, shape_of: ShapeOf, max_rows: i
     return Decoded(rows, field, options)
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body, names checked to be unique; raises `Malformed`."""
     try:
         document = json.loads(body.decode(), parse_int=_whole_or_float, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:

@@ -21,7 +21,7 @@ from service.metrics import Metrics
 from service.routing import EngineLike, Profile, Routed, Router
 from service.search import SearchEngine
 from service.settings import Settings
-from service.wire import JSON, OCTETS, Decoded, Fields
+from service.wire import JSON, OCTETS, Decoded, Fields, JsonReader
 
 Stages = tuple[tuple[str, float], ...]
 PREDICT = Fields(
@@ -39,6 +39,7 @@ class Predict:
 
     def __init__(self, router: Router, settings: Settings) -> None:
         self._router, self._max_rows = router, settings.max_rows
+        self._json = JsonReader(PREDICT, settings.max_rows)
 
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
@@ -56,7 +57,7 @@ class Predict:
 
     def _decode(self, call: Call) -> Decoded:
         if want_media_type(call, JSON, OCTETS) == JSON:
-            return wire.decode_json(call.body, PREDICT, self._shape_of, self._max_rows)
+            return self._json.read(call.body, self._shape_of)
         options = wire.query_options(call.options(), PREDICT)
         rows = wire.decode_octets(call.body, self._shape_of("contexts", options), self._max_rows)
         return Decoded(rows, "octets", options)
@@ -92,6 +93,7 @@ class Retrieve:
                 "model": wire.text,
             },
         )
+        self._json = JsonReader(self._fields, max_rows=1)
 
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
@@ -122,7 +124,7 @@ class Retrieve:
             return (engine.retriever.dim,) if field == "query" else chain[0].shape
 
         if want_media_type(call, JSON, OCTETS) == JSON:
-            return wire.decode_json(call.body, self._fields, shape_of, max_rows=1)
+            return self._json.read(call.body, shape_of)
         options = wire.query_options(call.options(), self._fields)
         field = "query" if len(call.body) == 4 * engine.retriever.dim else "context"
         return Decoded(wire.decode_octets(call.body, shape_of(field, options), 1), field, options)

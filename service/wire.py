@@ -24,6 +24,7 @@ from service.errors import Invalid, Malformed, TooLarge
 
 JSON, OCTETS = b"application/json", b"application/octet-stream"
 FLOAT32 = np.dtype("<f4")
+OPENING = ord("[")
 Shape = tuple[int, ...]
 Check = Callable[[Any, str], Any]
 
@@ -52,19 +53,74 @@ class Decoded:
 ShapeOf = Callable[[str, dict[str, Any]], Shape]
 
 
-def decode_json(body: bytes, fields: Fields, shape_of: ShapeOf, max_rows: int) -> Decoded:
-    """Read a JSON object; `shape_of(field, options)` tells the shape of one item.
+class JsonReader:
+    """Reads the JSON bodies of one route; for one thread, because it keeps its parser's memory.
 
-    Raises:
-        Malformed: not JSON in UTF-8, or not an object.
-        Invalid: a field is missing, unknown or of the wrong kind, shape or range, with its pointer.
-        TooLarge: more than `max_rows` items.
+    `shape_of(field, options)` tells the shape of one item, and may raise where an option means nothing.
     """
-    try:
-        fast = _decode_fast(body, fields, shape_of, max_rows)
-    except (ValueError, TypeError, KeyError, RuntimeError, UnicodeDecodeError):
-        fast = None
-    return fast or _decode_strictly(body, fields, shape_of, max_rows)
+
+    def __init__(self, fields: Fields, max_rows: int) -> None:
+        self._fields, self._max_rows = fields, max_rows
+        self._parser = simdjson.Parser()
+
+    def read(self, body: bytes, shape_of: ShapeOf) -> Decoded:
+        """Return the rows and options of a JSON object.
+
+        Raises:
+            Malformed: not JSON in UTF-8, or not an object.
+            Invalid: a field is missing, unknown or of the wrong kind, shape or range, with its pointer.
+            TooLarge: too many items.
+        """
+        try:
+            fast = self.read_fast(body, shape_of)
+        except (ValueError, TypeError, KeyError, RuntimeError):
+            self._parser = simdjson.Parser()  # the old one may be held by what it parsed
+            fast = None
+        return fast or self.read_strictly(body, shape_of)
+
+    def read_fast(self, body: bytes, shape_of: ShapeOf) -> Decoded | None:
+        """Return what is provably right, else None (or raise anything): the strict reader decides then."""
+        if body.startswith(b"\xef"):
+            return None  # simdjson passes over a byte order mark
+        document: Any = self._parser.parse(body)
+        names = list(document) if isinstance(document, simdjson.Object) else []
+        field = next((name for name in names if name in self._fields.vectors), None)
+        if field is None:
+            return None
+        given = {name: document[name] for name in names if name != field}
+        if len(given) != len(names) - 1 or not all(map(_plain, given.values())):
+            return None
+        options = {name: self._fields.options[name](value, f"/{name}") for name, value in given.items()}
+        many = self._fields.vectors[field]
+        rows = self._numbers(document[field], many, shape_of(field, options), body)
+        return None if rows is None else Decoded(rows, field, options)
+
+    def _numbers(self, array: Any, many: int, shape: Shape, body: bytes) -> Floats | None:
+        items = list(array) if many else [array]
+        if not 0 < len(items) <= self._max_rows or not _regular(items, shape):
+            return None
+        brackets = sum(math.prod([len(items), *shape[:axis]]) for axis in range(len(shape)))
+        if np.count_nonzero(np.frombuffer(body, np.uint8) == OPENING) != brackets + many:
+            return None  # a number may hide in brackets of its own
+        flat = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+        with np.errstate(over="ignore"):
+            rows = flat.astype(np.float32).reshape(len(items), *shape)
+        return rows if np.isfinite(rows).all() else None
+
+    def read_strictly(self, body: bytes, shape_of: ShapeOf) -> Decoded:
+        """Return what a body says, or raise what is wrong with it and where; slow and complete."""
+        document = parse_object(body)
+        unknown = sorted(document.keys() - self._fields.vectors.keys() - self._fields.options.keys())
+        if unknown:
+            raise Invalid("unknown field", pointer=f"/{_escaped(unknown[0])}")
+        present = [name for name in self._fields.vectors if name in document]
+        if len(present) != 1:
+            raise Invalid(f"want exactly one of {', '.join(self._fields.vectors)}", pointer="")
+        (field,) = present
+        given = {name: value for name, value in document.items() if name != field}
+        options = {name: self._fields.options[name](value, f"/{name}") for name, value in given.items()}
+        shape, many = shape_of(field, options), self._fields.vectors[field]
+        return Decoded(_rows(document[field], f"/{field}", shape, many, self._max_rows), field, options)
 
 
 def decode_octets(body: bytes, shape: Shape, max_rows: int) -> Floats:
@@ -184,34 +240,7 @@ def flag(value: Any, pointer: str) -> bool:
     return value
 
 
-# ---- the fast reader
-
-
-def _decode_fast(body: bytes, fields: Fields, shape_of: ShapeOf, max_rows: int) -> Decoded | None:
-    """Return what is provably right, else None (or raise anything): the strict reader decides then."""
-    if body.startswith(b"\xef"):
-        return None  # simdjson passes over a byte order mark
-    document: Any = simdjson.Parser().parse(body)
-    names = list(document) if isinstance(document, simdjson.Object) else []
-    field = next((name for name in names if name in fields.vectors), None)
-    if field is None:
-        return None
-    options = {name: document[name] for name in names if name != field}
-    if len(set(names)) != len(names) or not all(_plain(value) for value in options.values()):
-        return None
-    options = {name: fields.options[name](value, f"/{name}") for name, value in options.items()}
-    shape = shape_of(field, options)
-    array = document[field]
-    items = list(array) if fields.vectors[field] else [array]
-    if not 0 < len(items) <= max_rows or not _regular(items, shape):
-        return None
-    brackets = sum(math.prod([len(items), *shape[:axis]]) for axis in range(len(shape)))
-    if body.count(b"[") != brackets + fields.vectors[field]:
-        return None  # a number may hide in brackets of its own
-    flat = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
-    with np.errstate(over="ignore"):
-        rows = flat.astype(np.float32).reshape(len(items), *shape)
-    return Decoded(rows, field, options) if np.isfinite(rows).all() else None
+# ---- arrays
 
 
 def _plain(value: Any) -> bool:
@@ -224,23 +253,6 @@ def _regular(items: Sequence[Any], shape: Shape) -> bool:
             return False
         items = [row for item in items for row in item]
     return all(len(item) == shape[-1] for item in items)
-
-
-# ---- the strict reader
-
-
-def _decode_strictly(body: bytes, fields: Fields, shape_of: ShapeOf, max_rows: int) -> Decoded:
-    document = parse_object(body)
-    unknown = sorted(document.keys() - fields.vectors.keys() - fields.options.keys())
-    if unknown:
-        raise Invalid("unknown field", pointer=f"/{_escaped(unknown[0])}")
-    given = [name for name in fields.vectors if name in document]
-    if len(given) != 1:
-        raise Invalid(f"want exactly one of {', '.join(fields.vectors)}", pointer="")
-    field = given[0]
-    options = {name: fields.options[name](document[name], f"/{name}") for name in document if name != field}
-    rows = _rows(document[field], f"/{field}", shape_of(field, options), fields.vectors[field], max_rows)
-    return Decoded(rows, field, options)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -1,6 +1,5 @@
-"""A tiny world for the tests of models/: articles of correlated unit vectors, and nets small enough to export in seconds."""
+"""A tiny world for the tests of models/: articles of correlated vectors, nets small enough to export in seconds."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from models import corpus as corpora
@@ -20,6 +20,9 @@ from models.registry import Registry, Version
 from models.training import publish
 from models.training.job import Job, run_job
 from models.training.train import Recipe
+
+settings.register_profile("steady", deadline=None, derandomize=True)  # the same today, and on a busy machine
+settings.load_profile("steady")
 
 DIM, LENGTH, ARTICLES, CHUNKS = 16, 5, 12, 20
 TINY: dict[str, dict[str, Any]] = {
@@ -214,8 +217,3 @@ def reseal() -> Callable[[Path], None]:
         (directory / sealed.SUMS).write_text(sums)
 
     return seal
-
-
-@pytest.fixture(scope="session")
-def dumps() -> Callable[[Any], str]:
-    return json.dumps

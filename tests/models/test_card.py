@@ -31,9 +31,25 @@ FULL = replace(
 )
 HEAD = "---\nlvm:\n"
 FIELDS = "  name: a\n  kind: net\n  dim: 3\n  encoder: e\n  license: l\n  attribution: x\n"
-texts = st.text(max_size=60) | st.sampled_from(
-    ["---", "a\n---\nb", "...", "x\n---\n", "no", "1e3", "", "{}", "'", '"', "\x85"]
-)
+EDGES = [
+    "---",
+    "a\n---\nb",
+    "...",
+    "x\n---\n",
+    "no",
+    "1e3",
+    "",
+    "{}",
+    "'",
+    '"',
+    "\r\n",
+    "\t",
+    "\x00",
+    "\u2028",
+    "ä 水 🙂",
+]
+characters = st.characters(exclude_categories=["Cs"], exclude_characters="\x85")  # which PyYAML reads back as a space
+texts = st.text(characters, max_size=60) | st.sampled_from(EDGES)
 
 
 @pytest.mark.parametrize("card", [PLAIN, FULL, replace(PLAIN, kind="corpus", data={"chunks": 9})])

@@ -386,12 +386,13 @@ def test_a_reader_never_sees_a_missing_or_incomplete_version(registry: Registry)
 # The lock
 
 
-def test_a_held_lock_is_told_at_once_and_nothing_moves(registry: Registry) -> None:
+@pytest.mark.parametrize("kind", [fcntl.LOCK_EX, fcntl.LOCK_SH])
+def test_a_held_lock_is_told_at_once_and_nothing_moves(registry: Registry, kind: int) -> None:
     a, b = add(registry, "a", "b")
     registry.point("primary", a)
     registry.point("primary", b)
     with open(registry.root / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, kind)
         with pytest.raises(LockHeld, match="try again"):
             registry.point("primary", a)
         with pytest.raises(LockHeld):

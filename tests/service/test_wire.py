@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service import wire
 from service.errors import Invalid, Malformed, ServiceError, TooLarge
-from service.wire import Decoded, Fields, decode_json, decode_octets
+from service.wire import Decoded, Fields, JsonReader, decode_octets
 
 FIELDS = Fields({"context": 0, "contexts": 1}, {"model": wire.text, "k": wire.whole(1, 9), "own": wire.flag})
 SHAPE = (2, 3)
@@ -24,11 +24,15 @@ def shape_of(field: str, options: dict[str, Any]) -> tuple[int, ...]:
 
 
 def fast(body: bytes) -> Decoded | None:
-    return wire._decode_fast(body, FIELDS, shape_of, 3)
+    return JsonReader(FIELDS, 3).read_fast(body, shape_of)
 
 
 def strict(body: bytes) -> Decoded:
-    return wire._decode_strictly(body, FIELDS, shape_of, 3)
+    return JsonReader(FIELDS, 3).read_strictly(body, shape_of)
+
+
+def decode_json(body: bytes) -> Decoded:
+    return JsonReader(FIELDS, 3).read(body, shape_of)
 
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.integers(-(2**40), 2**40)
@@ -79,7 +83,7 @@ def test_no_body_is_right_to_one_reader_and_wrong_to_the_other(field: str, value
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_end_in_an_answer_or_a_service_error(body: bytes) -> None:
-    for call in (lambda: decode_json(body, FIELDS, shape_of, 3), lambda: decode_octets(body, SHAPE, 3)):
+    for call in (lambda: decode_json(body), lambda: decode_octets(body, SHAPE, 3)):
         with contextlib.suppress(ServiceError):
             call()
 
@@ -88,25 +92,25 @@ def test_a_number_in_brackets_of_its_own_is_not_taken_for_a_number() -> None:
     body = b'{"context": [[1, 2, [3]], [4, 5, 6]]}'
     assert fast(body) is None
     with pytest.raises(Invalid) as refusal:
-        decode_json(body, FIELDS, shape_of, 3)
+        decode_json(body)
     assert refusal.value.pointer == "/context/0/2"
 
 
 def test_brackets_in_a_string_do_not_confuse() -> None:
     body = b'{"context": [[1, 2, 3], [4, 5, 6]], "model": "[["}'
-    assert decode_json(body, FIELDS, shape_of, 3).options == {"model": "[["}
+    assert decode_json(body).options == {"model": "[["}
 
 
 def test_other_encodings_than_utf8_are_malformed() -> None:
     for encoding in ("utf-16", "utf-32", "utf-8-sig"):
         with pytest.raises(Malformed):
-            decode_json('{"context": [[1, 2, 3], [4, 5, 6]]}'.encode(encoding), FIELDS, shape_of, 3)
+            decode_json('{"context": [[1, 2, 3], [4, 5, 6]]}'.encode(encoding))
 
 
 def test_rows_are_counted() -> None:
     rows = [[[0.0] * 3] * 2] * 4
     with pytest.raises(TooLarge):
-        decode_json(json.dumps({"contexts": rows}).encode(), FIELDS, shape_of, 3)
+        decode_json(json.dumps({"contexts": rows}).encode())
     with pytest.raises(TooLarge):
         decode_octets(b"\0" * 24 * 4, SHAPE, 3)
 
@@ -135,3 +139,14 @@ def test_query_strings_are_held_to_the_same_checks(given_: dict[str, str], read:
 def test_query_options_that_are_none_are_refused(given_: dict[str, str]) -> None:
     with pytest.raises(Invalid):
         wire.query_options(given_, FIELDS)
+
+
+def test_one_reader_reads_on_after_any_fault() -> None:
+    reader = JsonReader(FIELDS, 3)
+    good = b'{"context": [[1, 2, 3], [4, 5, 6]]}'
+    for bad in (b"{", b'{"context": [[true, 2, 3], [4, 5, 6]]}', b'{"context": [[1, 2, 3], [4, 5, 6]], "k": 0}'):
+        refusals = []
+        with pytest.raises(ServiceError) as refusal:
+            reader.read(bad, shape_of)
+        refusals.append(refusal.value)
+        assert reader.read(good, shape_of).rows.shape == (1, 2, 3)

@@ -1,0 +1,247 @@
+"""What ships under docker/ holds together: it lints, is locked down as it says, asks for metrics that exist."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import Metric
+
+from service.app import STATUS_REASONS
+from service.door import CANCELLED
+from service.errors import ServiceError
+from service.metrics import Counter, Histogram, Metrics
+from service.settings import read_settings
+from tests.docker import promql
+
+ROOT = promql.ROOT
+DOCKER = ROOT / "docker"
+DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+STAGES = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+
+ADDED_BY_PROMETHEUS = {"instance", "job"}
+KINDS = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"], "info": ["_info"]}
+
+
+def instructions(stage: str, keyword: str) -> list[str]:
+    """Return the instructions of one kind in a stage, continuation lines joined."""
+    return re.findall(rf"^{keyword} (.*)$", stage.replace("\\\n", " "), re.MULTILINE)
+
+
+def family_names(family: Metric) -> set[str]:
+    return {family.name + suffix for suffix in KINDS[family.type]}
+
+
+def scraped_labels() -> dict[str, set[str]]:
+    """Return the labels of every name in the service's scrape."""
+    metrics = Metrics()
+    own = {
+        kind.family().name: {*kind.labels} for kind in vars(metrics).values() if isinstance(kind, Histogram | Counter)
+    }
+    labels: dict[str, set[str]] = {}
+    for family in metrics.registry.collect():
+        seen = {label for sample in family.samples for label in sample.labels}
+        for name in family_names(family):
+            bucket = {"le"} if name.endswith("_bucket") else set()
+            labels[name] = own.get(family.name, seen) | ADDED_BY_PROMETHEUS | bucket
+    return labels
+
+
+def reasons(least_status: int) -> set[str]:
+    """Return the reasons of every error with that status or a higher one."""
+    kinds = [ServiceError]
+    for kind in kinds:
+        kinds += [kind for kind in kind.__subclasses__() if kind.__module__ == ServiceError.__module__]
+    return {kind.reason for kind in kinds if kind.status >= least_status}
+
+
+class TestDockerfile:
+    def test_hadolint_has_nothing_to_say(self) -> None:
+        hadolint = Path(sys.executable).with_name("hadolint")
+        done = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "")
+
+    def test_two_stages_of_one_base_that_is_a_pinned_argument(self) -> None:
+        assert [stage.split("\n")[0] for stage in STAGES] == ["${BASE} AS build", "${BASE}"]
+        (base,) = re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.MULTILINE)
+        assert re.fullmatch(r"python:3\.11-slim-\w+", base)
+
+    def test_the_image_runs_without_root_or_shell(self) -> None:
+        assert instructions(STAGES[1], "USER") == ["10001:10001"]
+        assert json.loads(instructions(STAGES[1], "ENTRYPOINT")[0]) == ["/venv/bin/lvm"]
+        assert json.loads(instructions(STAGES[1], "CMD")[-1]) == ["serve"]
+        (health,) = instructions(STAGES[1], "HEALTHCHECK")
+        assert json.loads(health.partition("CMD ")[2])[0] == "/venv/bin/python"
+        assert "/readyz" in health
+
+    def test_the_registry_is_a_volume_and_the_settings_point_at_it(self) -> None:
+        (environment,) = instructions(STAGES[1], "ENV")
+        assert instructions(STAGES[1], "VOLUME") == ["/models"]
+        assert {"LVM_REGISTRY=/models", "LVM_HOST=0.0.0.0"} <= set(environment.split())
+
+    def test_nothing_phones_home(self) -> None:
+        assert "ORT_DISABLE_TELEMETRY=1" in instructions(STAGES[1], "ENV")[0].split()
+
+    def test_no_build_argument_reaches_the_image(self) -> None:
+        kept = [argument.partition("=")[0] for argument in instructions(STAGES[1], "ARG")]
+        assert kept == ["VERSION", "REVISION"]
+
+    def test_its_version_is_the_projects(self) -> None:
+        version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+        assert f"VERSION={version}" in instructions(STAGES[1], "ARG")
+        assert SERVICES["lvm"]["image"] == f"lvm-serve:{version}"
+
+
+def is_sent(path: str) -> bool:
+    """Whether `path` is in the build context: the last pattern that matches it or a parent decides."""
+    parents = [path, *map(str, Path(path).parents)][:-1]
+    verdict = True
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = line.removeprefix("!").removeprefix("**/")
+        names = parents if "**/" not in line else [Path(parent).name for parent in parents]
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            verdict = line.startswith("!")
+    return verdict
+
+
+class TestContext:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            ".git/HEAD",
+            ".venv/bin/lvm",
+            "Makefile",
+            "artifacts/lvm/.lock",
+            "docker/Dockerfile",
+            "loadtest/driver.py",
+            "models/training/train.py",
+            "runs/amn.pt",
+            "service/__pycache__/app.cpython-311.pyc",
+            "tests/conftest.py",
+        ],
+    )
+    def test_leaves_out(self, path: str) -> None:
+        assert not is_sent(path)
+
+    def test_takes_what_the_dockerfile_copies(self) -> None:
+        for stage in STAGES:
+            for copy in instructions(stage, "COPY"):
+                *sources, _ = [word for word in copy.split() if not word.startswith("--")]
+                assert "--from" in copy or all(map(is_sent, sources)), copy
+
+    def test_takes_what_is_served(self) -> None:
+        assert is_sent("artifacts/lvm/primary")
+        assert is_sent("models/nets/amn.py")
+        assert is_sent("service/app.py")
+
+
+class TestCompose:
+    @pytest.mark.parametrize("name", SERVICES)
+    def test_every_service_is_locked_down(self, name: str) -> None:
+        service = SERVICES[name]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["mem_limit"]
+        assert service["healthcheck"]
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+    @pytest.mark.parametrize("name", SERVICES)
+    def test_every_image_is_pinned(self, name: str) -> None:
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
+
+    def test_the_service_is_the_images_user_with_a_volume_of_models(self) -> None:
+        service = SERVICES["lvm"]
+        assert service["user"] == "10001:10001"
+        assert service["volumes"] == ["models:/models"]
+        assert "models" in COMPOSE["volumes"]
+        assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
+
+    def test_it_has_the_time_to_drain(self) -> None:
+        settings = read_settings()
+        grace = int(SERVICES["lvm"]["stop_grace_period"].removesuffix("s"))
+        assert grace > settings.drain_s + settings.grace_s
+
+    def test_every_file_that_is_mounted_exists(self) -> None:
+        mounts = [mount for service in SERVICES.values() for mount in service["volumes"] if mount.startswith("./")]
+        assert mounts
+        assert all((DOCKER / mount.split(":")[0]).exists() for mount in mounts)
+        assert all(mount.endswith(":ro") for mount in mounts)
+
+    def test_prometheus_scrapes_the_service_and_grafana_asks_prometheus(self) -> None:
+        config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+        (job,) = config["scrape_configs"]
+        assert job["static_configs"] == [{"targets": ["lvm:8000"]}]
+        assert config["rule_files"] == [promql.RULES.name]
+        provisioned = DOCKER / "grafana" / "provisioning"
+        (source,) = yaml.safe_load((provisioned / "datasources" / "prometheus.yml").read_text())["datasources"]
+        assert source["url"] == "http://prometheus:9090"
+        dashboard = json.loads(promql.DASHBOARD.read_text())
+        assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
+
+    def test_the_cuda_file_changes_only_services_that_exist(self) -> None:
+        override = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())
+        assert override["services"].keys() <= SERVICES.keys()
+        assert override["services"]["lvm"]["build"]["args"] == {"RUNTIME": "cuda"}
+
+
+ASKED = [*promql.recorded(), *promql.alerts(), *promql.panels()]
+
+
+class TestExpressions:
+    @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: asked.where)
+    def test_reads_only_names_and_labels_that_are_scraped_or_recorded(self, asked: promql.Asked) -> None:
+        labels = scraped_labels() | {"up": ADDED_BY_PROMETHEUS}
+        labels |= {rule.where: {"route"} for rule in promql.recorded()}
+        read = promql.selectors(asked.expr)
+        assert read
+        for name, matchers in read:
+            assert name in labels, f"{name} is not in the scrape"
+            assert matchers.keys() <= labels[name], f"{name} has the labels {sorted(labels[name])}"
+
+    def test_outcomes_and_stages_are_those_of_the_code(self) -> None:
+        known = {
+            "outcome": reasons(400) | {*STATUS_REASONS.values(), CANCELLED, "ok", "fallback", "refused"},
+            "stage": {"total"},
+        }
+        for asked in ASKED:
+            for _, matchers in promql.selectors(asked.expr):
+                for label in matchers.keys() & known.keys():
+                    assert set(matchers[label].strip("=~!").split("|")) <= known[label], asked.where
+
+    def test_a_fault_is_every_error_with_a_5xx_status(self) -> None:
+        named = [
+            set(matchers["outcome"].removeprefix("=~").split("|"))
+            for asked in ASKED
+            for _, matchers in promql.selectors(asked.expr)
+            if "internal" in matchers.get("outcome", "")
+        ]
+        assert named
+        assert all(found == reasons(500) for found in named)
+
+    def test_panels_have_ids_and_places_of_their_own(self) -> None:
+        panels = json.loads(promql.DASHBOARD.read_text())["panels"]
+        cells = [
+            (x, y)
+            for place in (panel["gridPos"] for panel in panels)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        ]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        assert len(set(cells)) == len(cells)
+        assert max(x for x, _ in cells) < 24
+
+
+def test_selectors_are_found_in_any_expression() -> None:
+    expr = 'sum by (le) (rate(a_total{x="1", y=~"b|c"}[1m])) / (b:c:d > 0) or e offset 5m unless vector(0) * 2'
+    assert promql.selectors(expr) == [("a_total", {"x": "=1", "y": "=~b|c"}), ("b:c:d", {}), ("e", {})]

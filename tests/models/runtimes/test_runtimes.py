@@ -1,0 +1,212 @@
+"""Every runtime answers as the float32 torch net does, or is refused with the figure."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load, save
+from torch import nn
+
+from models import card as cards
+from models import checkpoint as checkpoints
+from models import predictor
+from models.card import Card
+from models.checkpoint import BadCheckpoint, Checkpoint
+from models.corpus import Floats
+from models.nets import architecture_of, config_dict
+from models.registry import Version
+from models.runtimes import PARITY, UnfitRuntime, check_parity, find_device, open_runtime
+from models.runtimes.onnx import OnnxRuntime
+from models.runtimes.torch import TorchRuntime, answer_of, best_device, build_net
+from models.training.publish import golden_contexts, net_files
+
+Contexts = Callable[..., Floats]
+
+
+@pytest.fixture(scope="session", params=["amn", "gru", "lstm", "lstm_stack", "transformer"])
+def pair(request: pytest.FixtureRequest, tiny_net: Callable[..., nn.Module]) -> tuple[nn.Module, Checkpoint]:
+    """A net and the checkpoint exported of it."""
+    if request.param in ("amn", "gru"):  # already exported
+        stored = checkpoints.load(request.getfixturevalue(f"{request.param}_version").path)
+        return build_net(stored), stored
+    net = tiny_net(request.param)
+    config: Mapping[str, Any] = config_dict(net)
+    card = Card("toy", "net", 16, "e", "l", "a", architecture=architecture_of(net), config=config)
+    files = net_files(net, golden_contexts(None, 16, 5))
+    return net, checkpoints.parse("v", {**files, cards.FILE: card.to_markdown().encode()})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(gru_version: Version) -> Checkpoint:
+    return checkpoints.load(gru_version.path)
+
+
+def test_onnxruntime_answers_as_torch_does(pair: tuple[nn.Module, Checkpoint], contexts: Contexts) -> None:
+    net, checkpoint = pair
+    runtime = open_runtime(checkpoint, "cpu", threads=1)
+    assert runtime.name == "onnxruntime"
+    for batch in (1, 2, 33):
+        context = contexts(batch, seed=batch)
+        answer = runtime.run(context)
+        assert answer.dtype == np.float32
+        assert np.allclose(answer, answer_of(net, context), atol=1e-5)
+    assert np.allclose(answer, TorchRuntime(checkpoint, "cpu").run(context), atol=1e-5)
+
+
+def test_the_graph_carries_no_weights(pair: tuple[nn.Module, Checkpoint]) -> None:
+    """It reads those that were verified; changing them changes the answer."""
+    net, checkpoint = pair
+    name = next(
+        name for name, _ in net.named_parameters() if name.endswith(("output_proj.bias", "6.bias", "head.3.bias"))
+    )
+    other = replace(checkpoint, weights={**checkpoint.weights, name: checkpoint.weights[name] + 5})
+    context = checkpoint.golden_context
+    assert np.abs(OnnxRuntime(other, 1).run(context) - OnnxRuntime(checkpoint, 1).run(context)).max() > 0.1
+    for tensor in checkpoint.weights.values():
+        assert tensor.nbytes < 256 or tensor.tobytes() not in checkpoint.graph
+
+
+def test_a_published_version_opens_as_plain_onnx(amn_version: Version) -> None:
+    """As the card's readers would: the graph beside its safetensors, with nothing of ours."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(amn_version.path / "net.onnx", providers=["CPUExecutionProvider"])
+    golden = load((amn_version.path / "golden.safetensors").read_bytes())
+    (answer,) = session.run(["vector"], {"context": golden["context"]})
+    assert np.allclose(answer, golden["vector"], atol=1e-5)
+
+
+# Parity
+
+
+class Fake:
+    """A runtime that answers what it is told."""
+
+    name = "fake"
+
+    def __init__(self, answer: Floats) -> None:
+        self.answer = answer
+
+    def run(self, contexts: Floats) -> Floats:
+        return self.answer
+
+
+def test_the_right_answer_passes(checkpoint: Checkpoint) -> None:
+    check_parity(Fake(checkpoint.golden_vector), checkpoint)
+    check_parity(Fake(checkpoint.golden_vector + np.float32(1e-6)), checkpoint)
+
+
+def turned(vectors: Floats, row: int, cosine: float) -> Floats:
+    """Return `vectors` with one row turned until it has `cosine` to where it was."""
+    answer = vectors.copy()
+    side = np.roll(answer[row], 1)
+    side -= answer[row] * (side @ answer[row])
+    answer[row] = cosine * answer[row] + np.sqrt(1 - cosine**2) * side / np.linalg.norm(side)
+    return answer
+
+
+@pytest.mark.parametrize("row", [0, 7, 15])
+def test_one_answer_beside_the_golden_one_is_refused_with_the_figure(checkpoint: Checkpoint, row: int) -> None:
+    check_parity(Fake(turned(checkpoint.golden_vector, row, 0.99995)), checkpoint)
+    with pytest.raises(UnfitRuntime, match=rf"fake: cosine 0\.9990\d\d to the golden vectors, want >= {PARITY}"):
+        check_parity(Fake(turned(checkpoint.golden_vector, row, 0.999)), checkpoint)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_answer_that_is_not_finite_is_refused(checkpoint: Checkpoint, value: float) -> None:
+    for column in range(16):
+        answer = checkpoint.golden_vector.copy()
+        answer[5, column] = value
+        with pytest.raises(UnfitRuntime):
+            check_parity(Fake(answer), checkpoint)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, -1.0])
+def test_an_answer_of_another_length_is_refused(checkpoint: Checkpoint, scale: float) -> None:
+    with pytest.raises(UnfitRuntime, match="cosine"):
+        check_parity(Fake(checkpoint.golden_vector * np.float32(scale)), checkpoint)
+
+
+@pytest.mark.parametrize("shape", [(16, 15), (15, 16), (16,), (16, 16, 1)])
+def test_an_answer_of_another_shape_is_refused(checkpoint: Checkpoint, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UnfitRuntime, match="answers of shape"):
+        check_parity(Fake(np.zeros(shape, np.float32)), checkpoint)
+
+
+@pytest.mark.parametrize(
+    "serve", [predictor.make, lambda wrong: check_parity(TorchRuntime(wrong, "cpu"), wrong)], ids=["onnx", "torch"]
+)
+def test_weights_that_did_not_make_the_golden_vectors_are_refused(
+    checkpoint: Checkpoint, serve: Callable[[Checkpoint], object]
+) -> None:
+    """The LSTM bug: what is served is not what was trained, and every file is as it was sealed."""
+    weights = {name: tensor[::-1].copy() for name, tensor in checkpoint.weights.items()}
+    with pytest.raises(UnfitRuntime, match=r"cosine -?0\.\d+"):
+        serve(replace(checkpoint, weights=weights))
+
+
+def test_golden_answers_that_are_no_numbers_are_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(UnfitRuntime, match="cosine nan"):
+        open_runtime(replace(checkpoint, golden_vector=np.full((16, 16), np.nan, np.float32)), "cpu", 1)
+
+
+# What cannot be loaded
+
+
+@pytest.mark.parametrize("graph", [b"", b"\xff" * 100, b"\x08\x0a", b"{}"])
+def test_a_graph_that_is_none_is_refused(checkpoint: Checkpoint, graph: bytes) -> None:
+    with pytest.raises(BadCheckpoint, match="onnxruntime refuses the graph"):
+        OnnxRuntime(replace(checkpoint, graph=graph), 1)
+
+
+def without(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    return replace(checkpoint, weights={n: t for n, t in checkpoint.weights.items() if n != name})
+
+
+def test_a_missing_tensor_is_refused_by_both(checkpoint: Checkpoint) -> None:
+    missing = without(checkpoint, "output_proj.weight")
+    with pytest.raises(BadCheckpoint, match=r"output_proj\.weight"):
+        build_net(missing)
+    with pytest.raises(BadCheckpoint, match="onnxruntime refuses the graph"):
+        OnnxRuntime(missing, 1)
+
+
+def test_a_tensor_of_another_shape_is_refused_by_both(checkpoint: Checkpoint) -> None:
+    weights = {**checkpoint.weights, "output_proj.bias": np.zeros(15, np.float32)}
+    with pytest.raises(BadCheckpoint, match=r"output_proj\.bias"):
+        build_net(replace(checkpoint, weights=weights))
+    with pytest.raises(BadCheckpoint):
+        open_runtime(replace(checkpoint, weights=weights), "cpu", 1)
+
+
+def test_torch_takes_no_tensor_too_many(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BadCheckpoint, match="surprise"):
+        build_net(replace(checkpoint, weights={**checkpoint.weights, "surprise": np.zeros(1, np.float32)}))
+
+
+@pytest.mark.parametrize(
+    "change", [{"architecture": "mamba"}, {"config": {"surprise": 1}}, {"config": {"dim": 16, "hidden_dim": 8}}]
+)
+def test_torch_builds_only_what_the_card_describes(checkpoint: Checkpoint, change: dict[str, Any]) -> None:
+    with pytest.raises(BadCheckpoint):
+        build_net(replace(checkpoint, card=replace(checkpoint.card, **change)))
+
+
+# Devices
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="has an accelerator")
+def test_auto_is_the_cpu_where_there_is_nothing_else() -> None:
+    assert find_device("auto") == best_device() == "cpu"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_a_device_that_was_named_is_taken_at_its_word(device: str) -> None:
+    assert find_device(device) == device
+
+
+def test_saved_arrays_come_back_bit_for_bit(checkpoint: Checkpoint) -> None:
+    assert save(dict(checkpoint.weights)) == save(dict(load(save(dict(checkpoint.weights)))))

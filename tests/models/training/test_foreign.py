@@ -1,0 +1,429 @@
+"""A customer's checkpoint is read tensor by tensor, or refused with every name that misfits; nothing in it runs."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import predictor
+from models.checkpoint import BadCheckpoint
+from models.corpus import Floats
+from models.nets import architecture_of, config_dict
+from models.registry import Registry
+from models.training.foreign import NameMismatch, read_net
+
+ROOT = Path(__file__).parents[3]
+TYPES = {"amn": "amn", "gru": "gru", "lstm": "lstm", "lstm_stack": "lstm", "transformer": "transformer"}
+Save = Callable[..., Path]
+TinyNet = Callable[..., nn.Module]
+
+
+def saved_as(net: nn.Module, **changes: Any) -> dict[str, Any]:
+    """Return what the customer's training loop hands to torch.save."""
+    config = config_dict(net)
+    said: dict[str, Any] = {"input_dim": config["dim"], "d_model": 512, "dropout": 0.1}
+    if "heads" in config:
+        said["nhead"] = config["heads"]
+    optimizer = torch.optim.AdamW(net.parameters())
+    return {
+        "model_type": TYPES[architecture_of(net)],
+        "model_config": said,
+        "model_state_dict": dict(net.state_dict()),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "epoch": 20,
+        "val_cosine": 0.5597,
+        **changes,
+    }
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Return a function that saves a checkpoint, with some tensors changed or (None) left out."""
+
+    def write(net: nn.Module, tensors: dict[str, Any] | None = None, **changes: Any) -> Path:
+        saved = saved_as(net, **changes)
+        if tensors:
+            state = {**saved["model_state_dict"], **tensors}
+            saved["model_state_dict"] = {name: tensor for name, tensor in state.items() if tensor is not None}
+        torch.save(saved, tmp_path / "checkpoint.pt")
+        return tmp_path / "checkpoint.pt"
+
+    return write
+
+
+def answers(net: nn.Module, contexts: Floats) -> Tensor:
+    with torch.inference_mode():
+        out: Tensor = net.eval()(torch.from_numpy(contexts))
+        return out
+
+
+# What is read
+
+
+@pytest.mark.parametrize("architecture", TYPES)
+def test_the_net_that_was_saved_is_read(
+    save: Save, tiny_net: TinyNet, contexts: Callable[..., Floats], architecture: str
+) -> None:
+    net = tiny_net(architecture)
+    read = read_net(save(net), TYPES[architecture])
+    assert architecture_of(read) == architecture
+    assert not read.training
+    assert torch.allclose(answers(read, contexts(9)), answers(net, contexts(9)), atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", TYPES)
+@pytest.mark.parametrize("config", [None, {}, {"input_dim": 768, "hidden_dim": 9999}])
+def test_the_sizes_come_from_the_tensors_not_from_what_the_file_says(
+    save: Save, tiny_net: TinyNet, contexts: Callable[..., Floats], architecture: str, config: Any
+) -> None:
+    net = tiny_net(architecture, **({"model_dim": 64, "heads": 8} if architecture == "transformer" else {}))
+    read = read_net(save(net, model_config=config), TYPES[architecture])
+    assert torch.allclose(answers(read, contexts(9)), answers(net, contexts(9)), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(20, 1, 16), (1, 20, 16), (20, 16)])
+def test_positions_of_either_layout_are_one(
+    save: Save, tiny_net: TinyNet, contexts: Callable[..., Floats], shape: tuple[int, ...]
+) -> None:
+    net: Any = tiny_net("transformer")
+    read = read_net(save(net, {"pos_encoder.pe": net.pos_encoder.pe.reshape(shape).clone()}), "transformer")
+    assert torch.allclose(answers(read, contexts(9)), answers(net, contexts(9)), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(16, 20), (320,), (20, 2, 8), (16, 1, 20)])
+def test_positions_of_any_other_layout_are_refused(save: Save, tiny_net: TinyNet, shape: tuple[int, ...]) -> None:
+    net: Any = tiny_net("transformer")
+    with pytest.raises(NameMismatch, match=r"of another shape: pos_encoder\.pe"):
+        read_net(save(net, {"pos_encoder.pe": net.pos_encoder.pe.reshape(shape).clone()}), "transformer")
+
+
+def test_the_positions_that_were_saved_are_the_ones_used(save: Save, tiny_net: TinyNet) -> None:
+    net: Any = tiny_net("transformer")
+    other = torch.randn(20, 1, 16, generator=torch.Generator().manual_seed(0))
+    read: Any = read_net(save(net, {"pos_encoder.pe": other}), "transformer")
+    assert torch.equal(read.pos_encoder.pe[0], other[:, 0])
+
+
+@pytest.mark.parametrize("key", ["nhead", "num_heads", "n_heads", "heads"])
+def test_the_heads_are_what_the_file_says(save: Save, tiny_net: TinyNet, key: str) -> None:
+    read: Any = read_net(save(tiny_net("transformer"), model_config={key: 4}), "transformer")
+    assert read.config.heads == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "expected"), [(None, {}, 5), (None, {"context_length": 7}, 7), (3, {"context_length": 7}, 3)]
+)
+def test_the_context_length_is_the_one_given_or_said_or_five(
+    save: Save, tiny_net: TinyNet, given: int | None, said: dict[str, int], expected: int
+) -> None:
+    read: Any = read_net(save(tiny_net("amn"), model_config=said), "amn", given)
+    assert read.config.context_length == expected
+
+
+def test_half_precision_is_read_as_single(save: Save, tiny_net: TinyNet) -> None:
+    net = tiny_net("amn")
+    halves = {name: tensor.half() for name, tensor in net.state_dict().items()}
+    read = read_net(save(net, halves), "amn")
+    assert all(tensor.dtype == torch.float32 for tensor in read.state_dict().values())
+    assert all(torch.equal(tensor, halves[name].float()) for name, tensor in read.state_dict().items())
+
+
+def test_a_file_without_a_type_is_what_it_is_called(save: Save, tiny_net: TinyNet) -> None:
+    net = tiny_net("gru")
+    saved = saved_as(net)
+    del saved["model_type"]
+    path = save(net)
+    torch.save(saved, path)
+    assert architecture_of(read_net(path, "gru")) == "gru"
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("amn", "context_encoder.bias"),
+        ("amn", "residual_net.5.weight"),
+        ("gru", "blocks.1.gru.weight_hh_l0"),
+        ("lstm", "lstm.bias_ih_l1"),
+        ("lstm_stack", "blocks.0.norm.bias"),
+        ("transformer", "transformer_decoder.layers.1.norm3.weight"),
+        ("transformer", "pos_encoder.pe"),
+    ],
+)
+def test_a_missing_tensor_is_listed(save: Save, tiny_net: TinyNet, architecture: str, name: str) -> None:
+    with pytest.raises(NameMismatch, match=f"missing: .*{name}") as refused:
+        read_net(save(tiny_net(architecture), {name: None}), TYPES[architecture])
+    assert name in refused.value.missing
+    if name != "pos_encoder.pe":  # which a size is read off
+        assert (refused.value.missing, refused.value.unexpected, refused.value.shapes) == ([name], [], [])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("amn", "context_encoder.weight"),
+        ("amn", "residual_net.0.weight"),
+        ("gru", "input_proj.weight"),
+        ("lstm", "output_proj.weight"),
+        ("transformer", "input_proj.weight"),
+        ("transformer", "transformer_decoder.layers.0.linear1.weight"),
+    ],
+)
+def test_a_missing_tensor_that_tells_a_size_is_listed_too(
+    save: Save, tiny_net: TinyNet, architecture: str, name: str
+) -> None:
+    with pytest.raises(NameMismatch) as refused:
+        read_net(save(tiny_net(architecture), {name: None}), architecture)
+    assert refused.value.missing[0] == name or name in refused.value.missing
+
+
+def test_unexpected_tensors_are_listed_all(save: Save, tiny_net: TinyNet) -> None:
+    extra = {"surprise.weight": torch.ones(3), "residual_net.9.bias": torch.ones(3)}
+    with pytest.raises(NameMismatch, match=r"unexpected: residual_net\.9\.bias, surprise\.weight$") as refused:
+        read_net(save(tiny_net("amn"), extra), "amn")
+    assert (refused.value.missing, refused.value.unexpected) == ([], ["residual_net.9.bias", "surprise.weight"])
+
+
+def test_another_shape_is_listed_with_the_one_wanted(save: Save, tiny_net: TinyNet) -> None:
+    with pytest.raises(NameMismatch, match=r"of another shape: query_encoder\.bias \(9,\), want \(8,\)$"):
+        read_net(save(tiny_net("amn"), {"query_encoder.bias": torch.ones(9)}), "amn")
+
+
+def test_all_that_is_wrong_is_told_at_once(save: Save, tiny_net: TinyNet) -> None:
+    wrong = {"output_proj.bias": None, "x": torch.ones(1), "blocks.0.norm.bias": torch.ones(17)}
+    with pytest.raises(NameMismatch) as refused:
+        read_net(save(tiny_net("gru"), wrong), "gru")
+    assert refused.value.missing == ["output_proj.bias"]
+    assert refused.value.unexpected == ["x"]
+    assert refused.value.shapes == ["blocks.0.norm.bias (17,), want (16,)"]
+
+
+@pytest.mark.parametrize("shape", [(128,), (), (8, 4, 4), (2, 8, 8)])
+def test_a_size_that_cannot_be_read_is_refused(save: Save, tiny_net: TinyNet, shape: tuple[int, ...]) -> None:
+    with pytest.raises(NameMismatch, match=r"context_encoder\.weight"):
+        read_net(save(tiny_net("amn"), {"context_encoder.weight": torch.ones(shape)}), "amn")
+
+
+def test_a_data_parallel_state_is_refused_by_its_names(save: Save, tiny_net: TinyNet) -> None:
+    net = tiny_net("gru")
+    with pytest.raises(NameMismatch, match=r"unexpected: module\.blocks\.0\.gru"):
+        read_net(save(net, model_state_dict={f"module.{n}": t for n, t in net.state_dict().items()}), "gru")
+
+
+@pytest.mark.parametrize(("said", "name"), [("gru", "amn"), ("amn", "transformer"), ("mamba_s", "amn"), (7, "amn")])
+def test_a_file_that_says_it_is_another_net_is_refused(save: Save, tiny_net: TinyNet, said: Any, name: str) -> None:
+    with pytest.raises(BadCheckpoint, match=f"the file says it is '{said}', not '{name}'"):
+        read_net(save(tiny_net("amn"), model_type=said), name)
+
+
+def test_the_wrong_net_without_a_type_is_refused_by_its_names(save: Save, tiny_net: TinyNet) -> None:
+    with pytest.raises(NameMismatch, match=r"missing: .*context_encoder\.weight.*unexpected: .*lstm\.bias_hh_l0"):
+        read_net(save(tiny_net("lstm"), model_type="amn"), "amn")
+
+
+def test_an_unknown_net_is_refused(save: Save, tiny_net: TinyNet) -> None:
+    with pytest.raises(BadCheckpoint, match="no net is called 'mamba': choose from amn, gru"):
+        read_net(save(tiny_net("amn")), "mamba")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e300])
+def test_a_weight_that_is_not_finite_is_refused_by_name(save: Save, tiny_net: TinyNet, value: float) -> None:
+    net = tiny_net("gru")
+    weight = net.state_dict()["blocks.1.norm.weight"].double()
+    weight[4] = value
+    with pytest.raises(BadCheckpoint, match=r"not finite: blocks\.1\.norm\.weight$"):
+        read_net(save(net, {"blocks.1.norm.weight": weight}), "gru")
+
+
+# What means harm
+
+
+class Bomb:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.mark),))
+
+
+def test_the_bomb_is_one(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "mark")))
+    assert (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("place", ["model_state_dict", "model_config", "optimizer_state_dict", "epoch", "everything"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_bomb_is_refused_and_does_not_go_off(
+    tiny_net: TinyNet, tmp_path: Path, place: str, legacy: bool
+) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "bomb.pt"
+    bomb: Any = Bomb(mark)
+    saved = bomb if place == "everything" else saved_as(tiny_net("amn"), **{place: bomb})
+    torch.save(saved, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(BadCheckpoint, match=r"bomb\.pt: "):
+        read_net(path, "amn")
+    assert not mark.exists()
+
+
+def test_a_stride_of_nothing_is_refused(save: Save, tiny_net: TinyNet) -> None:
+    """Four bytes that say they are terabytes."""
+    bomb = torch.zeros(1).expand(10**6, 10**6)
+    with pytest.raises(BadCheckpoint, match=r"larger than its storage.*residual_net\.0\.weight"):
+        read_net(save(tiny_net("amn"), {"residual_net.0.weight": bomb}), "amn")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(10**12, 0),
+        torch.zeros(10**12, 16, device="meta"),
+        torch.zeros(16, 16).to_sparse(),
+        torch.zeros(16, 16, dtype=torch.complex64),
+        torch.zeros(16, 16, dtype=torch.int64),
+    ],
+    ids=["empty", "meta", "sparse", "complex", "integer"],
+)
+def test_a_tensor_that_is_no_plain_one_is_refused(save: Save, tiny_net: TinyNet, tensor: Tensor) -> None:
+    with pytest.raises(BadCheckpoint, match=r"no plain tensor: residual_net\.0\.weight"):
+        read_net(save(tiny_net("amn"), {"residual_net.0.weight": tensor}), "amn")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tensors"),
+    [
+        ("amn", {"residual_net.0.weight": torch.zeros(10**6, 1)}),
+        ("amn", {"context_encoder.weight": torch.zeros(1, 10**6)}),
+        ("lstm", {"output_proj.weight": torch.zeros(1, 10**6)}),
+        ("gru", {"input_proj.weight": torch.zeros(10**5, 1)}),
+        ("gru", {"blocks.999999999.gru.weight_ih_l0": torch.zeros(1)}),
+        ("transformer", {"transformer_decoder.layers.999999999.linear1.weight": torch.zeros(1)}),
+        ("transformer", {"transformer_decoder.layers.0.linear1.weight": torch.zeros(10**6, 1)}),
+    ],
+)
+def test_a_small_tensor_that_makes_a_giant_net_is_refused_before_it_is_built(
+    save: Save, tiny_net: TinyNet, architecture: str, tensors: dict[str, Tensor]
+) -> None:
+    with pytest.raises(NameMismatch):
+        read_net(save(tiny_net(architecture), tensors), architecture)
+
+
+@pytest.mark.parametrize("length", [10**9, -1, 0.5, "5", [5]])
+def test_a_context_length_that_is_none_is_refused(save: Save, tiny_net: TinyNet, length: Any) -> None:
+    with pytest.raises(BadCheckpoint, match="a context of"):
+        read_net(save(tiny_net("transformer"), model_config={"context_length": length}), "transformer")
+
+
+@pytest.mark.parametrize("heads", [3, 0, -2, "2"])
+def test_heads_that_cannot_be_are_refused(save: Save, tiny_net: TinyNet, heads: Any) -> None:
+    with pytest.raises(BadCheckpoint):
+        read_net(save(tiny_net("transformer"), model_config={"nhead": heads}), "transformer")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(save: Save, tiny_net: TinyNet, share: float) -> None:
+    path = save(tiny_net("amn"))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(BadCheckpoint, match=r"checkpoint\.pt: "):
+        read_net(path, "amn")
+
+
+def test_an_archive_that_climbs_out_of_its_place_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "climb.pt"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("../evil", "archive/../../evil", "archive/data.pkl"):
+            archive.writestr(name, b"evil")
+    with pytest.raises(BadCheckpoint, match=r"climb\.pt: "):
+        read_net(path, "amn")
+    assert [file.name for file in tmp_path.rglob("*")] == ["deep", "climb.pt"]
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        [],
+        7,
+        None,
+        "text",
+        torch.ones(3),
+        {},
+        {"model_state_dict": None},
+        {"model_state_dict": [torch.ones(3)]},
+        {"model_state_dict": {"a": [1.0]}},
+        {"model_state_dict": {1: torch.ones(3)}},
+        {"state_dict": {"a": torch.ones(3)}},
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, saved: Any) -> None:
+    torch.save(saved, tmp_path / "x.pt")
+    with pytest.raises(BadCheckpoint, match="no dictionary with a `model_state_dict` of tensors"):
+        read_net(tmp_path / "x.pt", "amn")
+
+
+@pytest.mark.parametrize("config", [[1], "text", 7])
+def test_a_configuration_that_is_none_is_refused(save: Save, tiny_net: TinyNet, config: Any) -> None:
+    with pytest.raises(BadCheckpoint, match="its `model_config` is no dictionary"):
+        read_net(save(tiny_net("amn"), model_config=config), "amn")
+
+
+def test_no_tensors_at_all_are_told_by_name(tmp_path: Path) -> None:
+    torch.save({"model_type": "amn", "model_state_dict": {}}, tmp_path / "x.pt")
+    with pytest.raises(NameMismatch, match=r"missing: context_encoder\.bias, context_encoder\.weight"):
+        read_net(tmp_path / "x.pt", "amn")
+
+
+# The command
+
+
+def lvm_import(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from service.cli import main; main()", "import", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "LVM_REGISTRY": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_command_prints_the_version_it_made(
+    save: Save, tiny_net: TinyNet, registry: Registry, contexts: Callable[..., Floats]
+) -> None:
+    net = tiny_net("lstm")
+    done = lvm_import(registry.root, save(net), "--name", "lstm", "--encoder", "tiny-encoder", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    (version,) = registry.versions()
+    assert told == {"version": version.version, "id": version.id, "path": str(version.path)}
+    served = predictor.load(version.path, device="cpu")
+    assert (served.card.encoder, served.card.name, served.card.parameters) == (
+        "tiny-encoder",
+        "lstm",
+        sum(p.numel() for p in net.parameters()),
+    )
+    assert np.allclose(served.predict_batch(contexts(3)), answers(net, contexts(3)).numpy(), atol=1e-5)
+
+
+def test_the_command_refuses_a_bad_file_with_its_status_and_the_missing_name(
+    save: Save, tiny_net: TinyNet, registry: Registry
+) -> None:
+    done = lvm_import(registry.root, save(tiny_net("amn"), {"query_encoder.bias": None}), "--name", "amn", "--json")
+    assert (done.returncode, done.stdout) == (65, "")
+    assert "missing: query_encoder.bias" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert registry.versions() == []

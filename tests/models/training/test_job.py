@@ -1,0 +1,64 @@
+"""One training job from end to end: the baselines first, then epochs, then a version that can be served."""
+
+from pathlib import Path
+
+import pytest
+
+from models import predictor
+from models.corpus import Corpus
+from models.registry import Registry, Version
+from models.training.windows import hold_out, windows
+
+Trained = tuple[Version, list[str], list[tuple[int, int]]]
+
+
+def test_the_version_is_in_the_registry_and_can_be_served(trained: Trained, published: Registry) -> None:
+    version = trained[0]
+    assert published.find(version.id) == version
+    assert predictor.load(version.path, device="cpu").name == "amn"
+
+
+def test_the_baselines_are_said_before_the_first_epoch(trained: Trained) -> None:
+    said = trained[1]
+    assert [line.split(":")[0] for line in said] == [
+        "baseline persistence",
+        "baseline mean",
+        "baseline weighted_mean",
+        "epoch 1",
+        "epoch 2",
+    ]
+    assert all("cosine 0." in line for line in said)
+
+
+def test_progress_starts_at_nothing_and_ends_at_the_last_epoch(trained: Trained) -> None:
+    assert trained[2] == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_the_card_tells_what_it_was_made_of(trained: Trained, corpus: Corpus) -> None:
+    card = predictor.load(trained[0].path, device="cpu").card
+    rest, held_out = hold_out(windows(corpus, 5), 0.2, 0)
+    assert card.data == {
+        "train": "tiny",
+        "windows": len(rest),
+        "held_out_windows": len(held_out),
+        "split": "by article, 20% held out to choose the epoch, seed 0",
+    }
+    assert (card.encoder, card.license, card.attribution) == ("tiny-encoder", "cc-by-sa-3.0", "")
+    assert card.command == "lvm train amn --data tiny"
+    assert card.config["key_dim"] == 8
+    assert card.reference is not None
+    assert card.reference.norm[0] == pytest.approx(1, abs=1e-4)
+    assert card.limits
+    assert set(card.scores) == {"other", "tiny"}
+    assert "ridge" in card.scores["other"]["baselines"]
+
+
+def test_the_net_learned_more_than_the_mean(trained: Trained) -> None:
+    scores = predictor.load(trained[0].path, device="cpu").card.scores["tiny"]
+    assert scores["cosine"] > scores["baselines"]["mean"]["cosine"]
+
+
+def test_nothing_but_the_version_is_in_its_place(trained: Trained, published: Registry) -> None:
+    home: Path = trained[0].path.parent
+    assert [path.name for path in home.iterdir()] == [trained[0].version]
+    assert published.aliases() == {}  # training promotes nothing

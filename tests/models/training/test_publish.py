@@ -1,0 +1,165 @@
+"""What a card says of a version is what its stored files do; nothing is published that answers otherwise."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.numpy import load
+from torch import nn
+
+from models import checkpoint as checkpoints
+from models import corpus as corpora
+from models import predictor, sealed
+from models.card import Card
+from models.checkpoint import BadCheckpoint
+from models.corpus import BadCorpus, Corpus
+from models.nets import config_dict
+from models.registry import Registry, Version
+from models.runtimes import UnfitRuntime
+from models.runtimes.torch import answer_of, build_net
+from models.training.evaluate import evaluate
+from models.training.publish import golden_contexts, publish, publish_corpus, reference_of, rounded
+from models.training.windows import windows
+
+
+def leaves(scores: Any, path: str = "") -> dict[str, float]:
+    if not isinstance(scores, dict):
+        return {path: scores}
+    return {k: v for key, value in scores.items() for k, v in leaves(value, f"{path}/{key}").items()}
+
+
+def test_the_cards_scores_are_those_of_the_stored_version(amn_version: Version, corpus: Corpus, other: Corpus) -> None:
+    served = predictor.load(amn_version.path, device="cpu")
+    assert list(served.card.scores) == ["other", "tiny"]
+    for name, data in {"other": other, "tiny": corpus}.items():
+        fresh = leaves(evaluate(served, data, 5, corpus))
+        carded = leaves(served.card.scores[name])
+        assert carded.keys() == fresh.keys()
+        for path, figure in fresh.items():
+            assert carded[path] == pytest.approx(figure, abs=1e-4), path
+
+
+def test_the_golden_vectors_are_the_torch_nets_answers(gru_version: Version, gru_net: nn.Module) -> None:
+    checkpoint = checkpoints.load(gru_version.path)
+    assert np.array_equal(checkpoint.golden_vector, answer_of(gru_net, checkpoint.golden_context))
+    assert np.array_equal(answer_of(build_net(checkpoint), checkpoint.golden_context), checkpoint.golden_vector)
+    served = predictor.load(gru_version.path, device="cpu")
+    assert np.allclose(served.predict_batch(checkpoint.golden_context), checkpoint.golden_vector, atol=1e-5)
+
+
+def test_the_cards_sizes_are_read_off_the_net(gru_version: Version, gru_net: nn.Module) -> None:
+    card = checkpoints.load(gru_version.path).card
+    assert (card.architecture, card.dim, card.context_length) == ("gru", 16, 5)
+    assert card.config == config_dict(gru_net)
+    assert card.parameters == sum(p.numel() for p in gru_net.parameters())
+    assert card.scores == {}
+
+
+def test_a_version_holds_its_files_and_no_more(gru_version: Version) -> None:
+    names = {path.name for path in gru_version.path.iterdir()}
+    assert names == {"README.md", "weights.safetensors", "net.onnx", "golden.safetensors", sealed.SUMS}
+    assert gru_version.version.split("-")[1] == sealed.seal_of(gru_version.path)[:12]
+
+
+def test_the_graph_is_valid_has_no_weights_and_tells_nothing_of_this_machine(gru_version: Version) -> None:
+    graph = (gru_version.path / "net.onnx").read_bytes()
+    onnx.checker.check_model(str(gru_version.path / "net.onnx"))
+    assert b"/work" not in graph
+    assert b"site-packages" not in graph
+    model = onnx.load_model_from_string(graph)
+    assert [i.name for i in model.graph.input] == ["context"]
+    assert [o.name for o in model.graph.output] == ["vector"]
+    batch, *rest = model.graph.input[0].type.tensor_type.shape.dim
+    assert batch.dim_param
+    assert [d.dim_value for d in rest] == [5, 16]
+    weights = load((gru_version.path / "weights.safetensors").read_bytes())
+    outside = {t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+    assert outside <= set(weights)
+    assert outside
+    assert all(t.name in outside or len(t.raw_data) < 64 for t in model.graph.initializer)
+
+
+def test_a_net_with_a_weight_that_is_no_number_is_not_published(
+    registry: Registry, tiny_net: Callable[..., nn.Module], card: Callable[..., Card]
+) -> None:
+    net: Any = tiny_net("amn")
+    with torch.no_grad():
+        net.query_encoder.weight[0, 0] = torch.nan
+    with pytest.raises(BadCheckpoint, match=r"not finite: query_encoder\.weight"):
+        publish(registry, net, card(), golden_contexts(None, 16, 5), {})
+    assert registry.versions() == []
+
+
+def test_an_export_that_answers_otherwise_is_not_published(
+    registry: Registry, tiny_net: Callable[..., nn.Module], card: Callable[..., Card]
+) -> None:
+    """Served otherwise than trained: what the golden vectors are there to find."""
+    net = tiny_net("lstm")
+    net.register_forward_pre_hook(lambda _, given: given[0].flip(1) if torch.compiler.is_exporting() else None)
+    with pytest.raises(UnfitRuntime, match=r"onnxruntime: cosine -?0\.\d+ to the golden vectors"):
+        publish(registry, net, card(), golden_contexts(None, 16, 5), {})
+    assert registry.versions() == []
+
+
+# Golden contexts and reference statistics
+
+
+def test_golden_contexts_are_real_ones_spread_over_the_corpus(corpus: Corpus) -> None:
+    golden = golden_contexts(corpus, 16, 5)
+    data = windows(corpus, 5).contexts()
+    assert golden.shape == (16, 5, 16)
+    rows = [int(np.flatnonzero((data == context).all(axis=(1, 2)))[0]) for context in golden]
+    assert rows[0] == 0
+    assert rows[-1] == len(data) - 1
+    assert rows == sorted(set(rows))
+
+
+def test_golden_contexts_without_a_corpus_are_seeded_unit_vectors() -> None:
+    golden = golden_contexts(None, 24, 3)
+    assert golden.shape == (16, 3, 24)
+    assert golden.dtype == np.float32
+    assert np.array_equal(golden, golden_contexts(None, 24, 3))
+    assert np.allclose(np.linalg.norm(golden, axis=2), 1, atol=1e-6)
+
+
+def test_a_small_corpus_gives_fewer_golden_contexts(make_corpus: Callable[..., Corpus]) -> None:
+    assert golden_contexts(make_corpus(np.eye(8)), 8, 5).shape == (3, 5, 8)
+
+
+def test_the_reference_is_of_neighbours_inside_an_article(make_corpus: Callable[..., Corpus]) -> None:
+    vectors = [[1, 0], [0.6, 0.8], [0, 1], [-1, 0]]
+    reference = reference_of(make_corpus(vectors, [1, 1, 2, 2], [0, 1, 0, 1]))
+    assert reference.norm == pytest.approx((1, 0), abs=1e-6)
+    assert reference.neighbour_cosine == pytest.approx((0.3, 0.3), abs=1e-6)  # 0.6 and 0, not 0.8 across
+
+
+def test_rounding_reaches_every_float() -> None:
+    assert rounded({"a": 0.1234567, "b": {"c": 1, "d": 2.000001}}) == {"a": 0.12346, "b": {"c": 1, "d": 2.0}}
+
+
+# Corpora
+
+
+def test_a_corpus_is_stored_byte_for_byte_with_its_counts(corpus_version: Version, corpus_dir: Path) -> None:
+    files = sealed.read(corpus_version.path)
+    assert all(files[name] == (corpus_dir / name).read_bytes() for name in corpora.FILES)
+    card = Card.from_markdown(files["README.md"].decode())
+    assert (card.kind, card.dim, card.data) == ("corpus", 16, {"chunks": 240, "articles": 12})
+
+
+def test_a_corpus_that_cannot_be_read_is_not_stored(
+    registry: Registry, corpus_dir: Path, tmp_path: Path, card: Callable[..., Card]
+) -> None:
+    for name in corpora.FILES:
+        (tmp_path / name).write_bytes((corpus_dir / name).read_bytes())
+    buffer = io.BytesIO()
+    np.save(buffer, np.full((240, 16), np.nan, np.float16))
+    (tmp_path / corpora.VECTORS).write_bytes(buffer.getvalue())
+    with pytest.raises(BadCorpus, match="vector 0 is not finite"):
+        publish_corpus(registry, tmp_path, card(name="broken", kind="corpus"))
+    assert registry.versions() == []

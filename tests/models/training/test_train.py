@@ -1,0 +1,289 @@
+"""Training learns, is the same twice, goes on where it was cut off, and hands back the best epoch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.corpus import Corpus, Floats
+from models.training.train import Epoch, Recipe, Schedule, Trainer, warm_up_cosine
+from models.training.windows import Windows, hold_out, windows
+
+RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=5e-3, noise=0.1)
+NETS: dict[str, dict[str, Any]] = {
+    "amn": {"dim": 16, "context_length": 5, "key_dim": 8, "hidden_dim": 16, "dropout": 0.1},
+    "lstm": {"dim": 16, "context_length": 5, "hidden_dim": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def split(corpus: Corpus) -> tuple[Windows, Windows]:
+    return hold_out(windows(corpus, 5), 0.25, seed=0)
+
+
+@pytest.fixture
+def trainer_of(split: tuple[Windows, Windows]) -> Callable[..., Trainer]:
+    """Return a function that makes the trainer of a net, by the recipe with the changes given."""
+
+    def make(architecture: str = "amn", **changes: Any) -> Trainer:
+        return Trainer(architecture, dict(NETS[architecture]), replace(RECIPE, **changes), split[0])
+
+    return make
+
+
+class CutOff(Exception):
+    """The machine went away."""
+
+
+def quiet(epoch: Epoch) -> None:
+    pass
+
+
+def cut_off_after(number: int) -> Callable[[Epoch], None]:
+    def report(epoch: Epoch) -> None:
+        if epoch.number == number:
+            raise CutOff
+
+    return report
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_loss_falls_and_the_net_beats_the_mean(
+    trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
+) -> None:
+    trainer = trainer_of(epochs=8, noise=0.0)
+    untrained = trainer.score(split[0])  # an untrained AMN is the mean of the context
+    net = trainer.run(split[1], tmp_path / "run.pt", quiet)
+    losses = [epoch.loss for epoch in trainer.history]
+    assert losses[-1] < 0.9 * losses[0]
+    assert trainer.score(split[0]) > untrained + 0.01
+    assert not net.training
+
+
+@pytest.mark.parametrize("schedule", ["baseline", "optimised"])
+@pytest.mark.parametrize("architecture", NETS)
+def test_two_runs_are_equal_and_so_is_one_that_was_cut_off(
+    trainer_of: Callable[..., Trainer],
+    split: tuple[Windows, Windows],
+    tmp_path: Path,
+    architecture: str,
+    schedule: Schedule,
+) -> None:
+    """Bit for bit: dropout, noise, shuffles, moments and schedule go on as if nothing had been."""
+    first = trainer_of(architecture, schedule=schedule)
+    whole = first.run(split[1], tmp_path / "whole.pt", quiet).state_dict()
+    second = trainer_of(architecture, schedule=schedule)
+    with pytest.raises(CutOff):
+        second.run(split[1], tmp_path / "cut.pt", cut_off_after(1))
+    third = trainer_of(architecture, schedule=schedule)
+    torch.manual_seed(7)  # what was drawn in between is nobody's business
+    third.resume(tmp_path / "cut.pt")
+    assert third.history == first.history[:1]
+    resumed = third.run(split[1], tmp_path / "cut.pt", quiet).state_dict()
+    again = trainer_of(architecture, schedule=schedule).run(split[1], tmp_path / "again.pt", quiet).state_dict()
+    assert same(whole, again)
+    assert same(whole, resumed)
+    assert first.history == third.history
+
+
+def test_another_seed_is_another_run(
+    trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
+) -> None:
+    one, other = (trainer_of(seed=seed, epochs=1).run(split[1], tmp_path / "x.pt", quiet) for seed in (0, 1))
+    assert not same(one.state_dict(), other.state_dict())
+
+
+def test_every_epoch_sees_every_window_once_in_another_order(trainer_of: Callable[..., Trainer]) -> None:
+    trainer = trainer_of()
+    epochs = [torch.cat(list(trainer._batches(number))).tolist() for number in range(3)]
+    assert all(sorted(epoch) == trainer.start.tolist() for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_a_finished_run_is_resumed_to_its_best_net(
+    trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
+) -> None:
+    best = trainer_of().run(split[1], tmp_path / "run.pt", quiet).state_dict()
+    again = trainer_of()
+    again.resume(tmp_path / "run.pt")
+    assert same(again.run(split[1], tmp_path / "run.pt", quiet).state_dict(), best)
+
+
+@pytest.mark.parametrize("change", [{"epochs": 4}, {"learning_rate": 1e-3}, {"seed": 1}, {"schedule": "baseline"}])
+def test_a_state_of_another_recipe_is_refused(
+    trainer_of: Callable[..., Trainer], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    trainer_of().save(tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="was written by another run"):
+        trainer_of(**change).resume(tmp_path / "run.pt")
+
+
+def test_a_state_of_another_net_or_size_is_refused(
+    trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
+) -> None:
+    trainer_of().save(tmp_path / "run.pt")
+    for other in (trainer_of("lstm"), Trainer("amn", {**NETS["amn"], "key_dim": 4}, RECIPE, split[0])):
+        with pytest.raises(ValueError, match="was written by another run"):
+            other.resume(tmp_path / "run.pt")
+
+
+def test_the_state_is_replaced_whole(trainer_of: Callable[..., Trainer], tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    path.write_bytes(b"older")
+    inode = path.stat().st_ino
+    trainer_of().save(path)
+    assert path.stat().st_ino != inode  # a new file under the old name, never a half-written one
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+# The best epoch
+
+
+class Told:
+    """Stands for the held-out windows: each score is the next one told, whatever the net."""
+
+    def __init__(self, trainer: Trainer, scores: list[float]) -> None:
+        self.scores, self.states = iter(scores), []  # type: ignore[var-annotated]
+        self.trainer = trainer
+
+    def score(self, data: Any) -> float:
+        self.states.append({name: tensor.clone() for name, tensor in self.trainer.net.state_dict().items()})
+        return next(self.scores)
+
+
+class ToldTrainer(Trainer):
+    """A trainer whose held-out scores are told beforehand."""
+
+    told: Told
+
+    def score(self, data: Windows) -> float:
+        return self.told.score(data)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([0.1, 0.3, 0.2], 1), ([0.3, 0.1, 0.2], 0), ([0.1, 0.2, 0.3], 2), ([0.2] * 3, 0)]
+)
+def test_the_net_of_the_best_epoch_comes_back(
+    split: tuple[Windows, Windows], tmp_path: Path, scores: list[float], best: int
+) -> None:
+    trainer = ToldTrainer("amn", dict(NETS["amn"]), RECIPE, split[0])
+    trainer.told = Told(trainer, scores)
+    net = trainer.run(split[1], tmp_path / "run.pt", quiet)
+    assert same(net.state_dict(), trainer.told.states[best])
+    assert not same(net.state_dict(), trainer.told.states[best - 1])
+    assert [epoch.cosine for epoch in trainer.history] == scores
+
+
+# The schedules
+
+
+def test_warm_up_takes_a_twentieth_and_the_cosine_ends_at_the_floor() -> None:
+    rates = [5e-4 * warm_up_cosine(step, 1000, 5e-4) for step in range(1001)]
+    assert rates[0] == pytest.approx(5e-4 / 50)
+    assert rates[24] == pytest.approx(2.5e-4)
+    assert rates[49] == rates[50] == pytest.approx(5e-4)
+    assert rates[525] == pytest.approx((5e-4 + 1e-6) / 2)  # half way down
+    assert rates[1000] == pytest.approx(1e-6)
+    assert np.all(np.diff(rates[:50]) > 0)
+    assert np.all(np.diff(rates[50:]) < 0)
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 7])
+def test_a_run_of_few_steps_has_a_schedule_too(total: int) -> None:
+    rates = [warm_up_cosine(step, total, 1e-3) for step in range(total + 3)]
+    assert rates[0] == 1
+    assert all(1e-3 <= rate <= 1 for rate in rates)
+
+
+def test_the_optimised_schedule_is_stepped_by_the_batch(
+    trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
+) -> None:
+    trainer = trainer_of()
+    trainer.run(split[1], tmp_path / "run.pt", quiet)
+    per_epoch = -(-len(split[0]) // 16)
+    total = 3 * per_epoch
+    expected = [5e-3 * warm_up_cosine(per_epoch * (epoch + 1), total, 5e-3) for epoch in range(3)]
+    assert [epoch.learning_rate for epoch in trainer.history] == pytest.approx(expected)
+    assert trainer.history[-1].learning_rate == pytest.approx(1e-6)
+
+
+def test_the_baseline_schedule_halves_after_three_epochs_without_progress(
+    split: tuple[Windows, Windows], tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, schedule="baseline", epochs=8)
+    trainer = ToldTrainer("amn", dict(NETS["amn"]), recipe, split[0])
+    trainer.told = Told(trainer, [0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.7])
+    trainer.run(split[1], tmp_path / "run.pt", quiet)
+    rates = [epoch.learning_rate for epoch in trainer.history]
+    assert rates == pytest.approx([5e-3] * 5 + [2.5e-3] * 3)
+
+
+# One step
+
+
+def test_the_recipe_is_the_seeds() -> None:
+    assert asdict(Recipe()) == {
+        "epochs": 20,
+        "batch_size": 32,
+        "learning_rate": 5e-4,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "schedule": "optimised",
+        "noise": 0.0,
+        "seed": 0,
+    }
+
+
+def test_the_optimizer_is_adamw_by_the_recipe(trainer_of: Callable[..., Trainer]) -> None:
+    trainer = trainer_of(weight_decay=0.07, schedule="baseline")
+    assert type(trainer.optimizer) is torch.optim.AdamW
+    (group,) = trainer.optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (5e-3, 0.07)
+
+
+def test_the_loss_is_the_squared_distance_and_the_gradient_is_clipped(
+    trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows]
+) -> None:
+    trainer = trainer_of(noise=0.0, clip=1e-3)
+    trainer.net.eval()  # no dropout, so that the answer is known
+    rows = trainer.start[:7]
+    with torch.no_grad():
+        answer = trainer.net(torch.from_numpy(split[0].contexts()[:7]))
+    expected = float(((answer - torch.from_numpy(split[0].targets()[:7])) ** 2).sum(dim=1).mean())
+    assert trainer._step(rows) == pytest.approx(expected, rel=1e-5)
+    norm = torch.stack([p.grad.norm() for p in trainer.net.parameters() if p.grad is not None]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_noise_has_the_length_that_was_asked_for(split: tuple[Windows, Windows]) -> None:
+    """The net is trained on unit contexts, each turned by noise of about the recipe's length."""
+    seen: list[Tensor] = []
+
+    trainer = Trainer("amn", dict(NETS["amn"]), replace(RECIPE, noise=0.2), split[0])
+    trainer.net.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    trainer._step(trainer.start)
+    clean = torch.from_numpy(split[0].contexts())
+    assert torch.allclose(seen[0].norm(dim=2), torch.ones(seen[0].shape[:2]), atol=1e-5)
+    assert (seen[0] - clean).norm(dim=2).mean().item() == pytest.approx(0.2, rel=0.1)
+
+
+def test_the_score_is_the_mean_cosine(trainer_of: Callable[..., Trainer], make_corpus: Callable[..., Corpus]) -> None:
+    class Last(nn.Module):
+        def forward(self, context: Tensor) -> Tensor:
+            return context[:, -1]
+
+    trainer = trainer_of()
+    trainer.net = Last()
+    angles = np.arange(2106) * np.pi / 3  # each vector is 60 degrees on: the last context vector has cosine 1/2
+    vectors: Floats = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    data = windows(make_corpus(vectors), 5)
+    assert len(data) == 2101  # more than the block that is scored at a time
+    assert trainer.score(data) == pytest.approx(0.5, abs=1e-4)

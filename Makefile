@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup dev serve test lint types imports unit load data-check image-check clean
+.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +40,9 @@ data-check: dev  ## the encoder reproduces the vectors that ship
 
 image-check:  ## build the image for real and call the service in it (root, buildah, debootstrap)
 	docker/image-check.sh
+
+prometheus-check: dev  ## hold rules, dashboard and percentiles against a real Prometheus under load (Debian)
+	docker/prometheus-check.sh
 
 clean:  ## forget the environment
 	rm -rf .venv

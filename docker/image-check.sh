@@ -78,7 +78,7 @@ build() {
     pip_settings >"$WORK/pip.conf"
     mapfile -t mounts < <(pip_mounts "$WORK/pip.conf")
     say "building with RUNTIME=$RUNTIME"
-    buildah bud -q --format docker --pull-never --layers=false \
+    buildah bud --force-rm --format docker --pull-never --layers=false \
         --build-arg "BASE=$BASE" --build-arg "RUNTIME=$RUNTIME" \
         --secret "id=pip,src=$WORK/pip.conf" "${mounts[@]}" \
         -f docker/Dockerfile -t "$IMAGE" . >"$WORK/build.log" 2>&1 || { tail -n 40 "$WORK/build.log" >&2; fail "the build failed"; }
@@ -168,6 +168,13 @@ check_health() {
     buildah run --env "LVM_PORT=$1" "$CONTAINER" -- "${command[@]}" >/dev/null 2>&1
 }
 
+# The volume is the user's: it may promote in it.
+check_promote() {
+    local version
+    version=$(basename "$(readlink artifacts/lvm/primary)")
+    buildah run "$CONTAINER" -- /venv/bin/lvm promote primary "$version" --why image-check
+}
+
 check_stop() {
     local status=0 pid
     pid=$(service_pid "$RUNNER")
@@ -228,6 +235,7 @@ say "ready on port $PORT as uid 10001"
 check_answer
 check_health "$PORT" || fail "the health check fails on a service that is ready"
 ! check_health 1 || fail "the health check passes where nothing listens"
+check_promote >"$WORK/promote.log" 2>&1 || fail "lvm promote: $(tail -n 3 "$WORK/promote.log")"
 check_stop
 say "SIGTERM: exit 0"
 check_untouched

@@ -24,7 +24,7 @@ from service.errors import (
     problem,
 )
 from service.log import logger
-from service.metrics import Metrics
+from service.metrics import STAGES, Metrics
 from service.settings import Settings
 
 Scope = MutableMapping[str, Any]
@@ -119,8 +119,8 @@ class HotRoute:
         self.timeout_ms = settings.timeout_ms
         self.max_body = round(settings.max_body_mb * 1e6)
         self._flying = 0
-        self._total = metrics.seconds.of(path, "total")
-        self._requests = metrics.requests
+        self._requests = metrics.requests.expect((path,), ("ok", "fallback"))
+        self._seconds = {stage: metrics.seconds.of(path, stage) for stage in STAGES[path]}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application."""
@@ -189,9 +189,10 @@ class HotRoute:
 
     def _count(self, reply: Reply, call: Call) -> None:
         self._requests.add(self.path, reply.outcome)
-        for stage, seconds in reply.stages:
-            self._metrics.seconds.of(self.path, stage).observe(seconds)
-        self._total.observe(perf_counter() - call.started)
+        if reply.status == 200:  # a quick refusal must not make the service look fast
+            for stage, seconds in reply.stages:
+                self._seconds[stage].observe(seconds)
+            self._seconds["total"].observe(perf_counter() - call.started)
 
     def _fly(self, step: int) -> None:
         self._flying += step

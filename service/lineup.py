@@ -118,7 +118,11 @@ class Lineup:
         while True:
             await asyncio.sleep(self._settings.reload_s)
             for alias in (*PREDICTORS, RETRIEVER):
-                await self.follow(alias)
+                try:
+                    await self.follow(alias)
+                except Exception as error:  # a file system that hiccups must not end the watch
+                    self._metrics.reloads.add(alias, "failed")
+                    logger().error("look at alias failed", alias=alias, exc_info=error)
 
     async def follow(self, alias: str) -> None:
         """Serve what `alias` points at now; what must not be served leaves the old version serving."""

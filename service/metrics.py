@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, product
+from typing import Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
@@ -16,7 +17,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 FASTEST, SLOWEST, STEPS = 50e-6, 10.0, 40  # seconds, seconds, edges
-STAGES = ("decode", "queue", "infer", "encode", "total")
+ENGINES = ("primary", "fallback")
+REASONS = ("expired", "overloaded", "draining", "breaker_open", "model_failed")  # to refuse, to fall back
+STAGES: dict[str, tuple[str, ...]] = {"/predict": ("decode", "queue", "infer", "encode", "total")}
+STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search")}
 Labels = tuple[str, ...]
 
 
@@ -91,6 +95,11 @@ class Counter(Instrument):
         super().__init__(name, text, labels)
         self.values: dict[Labels, float] = {}
 
+    def expect(self, *label_values: Iterable[str]) -> Self:
+        """Show every combination of these values from the start, so that its first count is a rise."""
+        self.values.update(dict.fromkeys(product(*label_values), 0.0))
+        return self
+
     def add(self, *values: str) -> None:
         """Count one."""
         self.values[values] = self.values.get(values, 0.0) + 1
@@ -139,8 +148,11 @@ class Metrics(Collector):
         self.batch_released = Counter("lvm_batches", "Micro-batches by why they ran.", ("engine", "reason"))
         self.in_flight = Gauge("lvm_in_flight_requests", "Requests being answered.", ("route",))
         self.rejections = Counter("lvm_rejections", "Requests refused by an engine.", ("engine", "reason"))
+        self.rejections.expect(ENGINES, REASONS)
         self.fallbacks = Counter("lvm_fallbacks", "Requests that another engine answered.", ("reason",))
+        self.fallbacks.expect(REASONS)
         self.reloads = Counter("lvm_reloads", "Alias changes picked up.", ("alias", "outcome"))
+        self.reloads.expect((*ENGINES, "retriever"), ("ok", "refused", "failed"))
         self.queue_rows = Gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
         self.breaker = Gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",))
         self.ready = Gauge("lvm_ready", "1 where /readyz says 200.", ())

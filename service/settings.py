@@ -13,6 +13,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class BadSettings(Exception):
     """An environment variable that does not mean anything; the message names it."""
 
@@ -29,7 +34,7 @@ class Settings(BaseSettings):
         "auto", description="Where nets run; auto takes cuda or mps where torch sees one, else cpu."
     )
     threads: PositiveInt = Field(
-        max(1, (os.cpu_count() or 1) // 2),
+        default_factory=lambda: max(1, cores() // 2),
         description="Cores one net uses at a time; half of them, the rest decode and encode.",
     )
     max_batch: PositiveInt = Field(128, description="Rows in one micro-batch; past it AMN gains nothing.")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import; on by default since 1.29
+
 import onnxruntime
 
 from models.checkpoint import BadCheckpoint, Checkpoint

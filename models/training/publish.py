@@ -87,8 +87,7 @@ def export_graph(net: nn.Module, shape: tuple[int, ...], weights: bytes) -> byte
     so the weights exist once and `onnxruntime.InferenceSession("net.onnx")` opens the pair as it is.
     """
     with _quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own deprecations
-        warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights", UserWarning)  # of its own GRU
+        warnings.simplefilter("ignore")  # torch's own, of its own deprecations and of its own GRU
         program = torch.onnx.export(
             net.cpu().eval(),
             (torch.zeros(2, *shape),),

@@ -90,10 +90,12 @@ def parse(files: Mapping[str, bytes]) -> Corpus:
         articles = {int(line["article_id"]): line for line in read_articles(files[ARTICLES])}
     except Exception as error:  # a damaged file raises anything from EOFError to TokenError
         raise BadCorpus(f"unreadable corpus: {error}") from error
-    if raw.ndim != 2 or index.shape != (len(raw), 2):
+    if raw.ndim != 2 or not len(raw) or index.shape != (len(raw), 2):
         raise BadCorpus(f"vectors {raw.shape} and index {index.shape} do not match")
     if not np.isfinite(raw).all():
         raise BadCorpus(f"vector {int(np.argmin(np.isfinite(raw).all(1)))} is not finite")
+    if not set(np.unique(index[:, 0]).tolist()) <= articles.keys():
+        raise BadCorpus("a row belongs to an article that is not among the articles")
     return Corpus(normalise(raw), index[:, 0].copy(), index[:, 1].copy(), articles)
 
 

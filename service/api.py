@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from prometheus_client.exposition import choose_encoder
 
 from models.retriever import Hit, Search
 from service import schemas, wire
@@ -242,8 +241,8 @@ def add_routes(
         lineup.observe()
         router.observe()
         metrics.ready.set(float(lineup.is_ready and not state.is_draining))
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(metrics.registry), headers={"content-type": media_type})
+        text, media_type = metrics.scrape(request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": media_type})
 
     @app.get("/livez", responses=schemas.PROBLEMS)
     async def livez() -> dict[str, str]:

@@ -363,6 +363,8 @@ def _exit_code(error: Exception) -> int | None:
         ("EncoderError", BAD_CONFIG),
         ("FileExistsError", CANNOT_CREATE),
         ("OSError", CANNOT_WRITE),
+        ("NothingToLearnFrom", BAD_CHECKPOINT),
+        ("AnotherRun", FAILED),
         ("ImportError", BAD_CONFIG),
     ]
     kinds = {kind.__name__ for kind in type(error).__mro__}

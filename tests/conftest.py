@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from models.registry import Registry
 from service.app import Service, create_app
@@ -47,7 +48,9 @@ class Running:
 
     def metric(self, name: str, **labels: str) -> float:
         """Return one sample of the app's metrics, 0 where there is none."""
-        return self.app.metrics.registry.get_sample_value(name, labels) or 0.0
+        families = text_string_to_metric_families(self.app.metrics.scrape()[0].decode())
+        found = [s.value for family in families for s in family.samples if (s.name, s.labels) == (name, labels)]
+        return found[0] if found else 0.0
 
 
 @contextmanager

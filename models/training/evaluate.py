@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.corpus import Corpus, Floats, normalise
-from models.training.windows import Windows, windows
+from models.training.windows import Windows, some_windows, windows
 
 RANKS = (1, 3, 5, 10, 20, 50)
 DECAY = 0.7  # of the exponentially weighted mean
@@ -35,11 +35,10 @@ def evaluate(predictor: Predicts, corpus: Corpus, length: int, train: Corpus | N
     `length` is T; the ridge baseline is among the baselines where `train` is there to fit it.
 
     Raises:
-        ValueError: no article of the corpus is longer than T chunks.
+        NothingToLearnFrom: no article of the corpus is longer than T chunks.
+        ValueError: an answer is not finite.
     """
-    data = windows(corpus, length)
-    if not len(data):
-        raise ValueError(f"no article has more than {length} chunks")
+    data = some_windows(corpus, length)
     scores = _score(predictor.predict_batch, data)
     baselines = {name: _score(predict, data) for name, predict in _baselines(length, train).items()}
     counts = {"windows": len(data), "articles": len(np.unique(data.article)), "chunks": len(corpus)}
@@ -82,6 +81,8 @@ def ridge(train: Windows) -> Callable[[Floats], Floats]:
 def _score(predict: Callable[[Floats], Floats], data: Windows) -> dict[str, Any]:
     parts = [_score_block(predict, data, rows) for rows in _blocks(len(data))]
     cosine, margin, ranks, ranks_without = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if not np.isfinite(cosine).all():
+        raise ValueError("an answer is not finite")
     return {
         "cosine": float(cosine.mean()),
         "margin": float(margin.mean()),

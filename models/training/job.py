@@ -14,7 +14,7 @@ from models.registry import Registry, Version
 from models.training.evaluate import baseline_scores
 from models.training.publish import golden_contexts, publish, reference_of
 from models.training.train import Epoch, Recipe, Trainer
-from models.training.windows import Windows, hold_out, windows
+from models.training.windows import Windows, hold_out, some_windows
 
 LIMITS = (
     "The margin over copying the context is small: sentence embeddings carry topic more than direction, "
@@ -50,10 +50,11 @@ def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], 
 
     Raises:
         BadCorpus: a data set cannot be read.
-        ValueError: the state to resume belongs to another run.
+        NothingToLearnFrom: a data set has no window.
+        AnotherRun: the state to resume belongs to another run.
     """
     corpus = corpora.read(job.data[1])
-    train, held_out = hold_out(windows(corpus, job.context_length), job.held_out, job.recipe.seed)
+    train, held_out = hold_out(some_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
     trainer = Trainer(job.net, _config(job, corpus), job.recipe, train, job.device)
     _prepare(job, trainer)
     _say_baselines(held_out, say)

@@ -22,6 +22,10 @@ FLOOR = 1e-6  # learning rate at the end of the cosine
 WARM_UP = 0.05  # share of all steps
 
 
+class AnotherRun(ValueError):
+    """A state that was written by another run than the one that wants to go on from it."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Every knob of a training run; the defaults are the seed recipe."""
@@ -160,12 +164,12 @@ class Trainer:
         """Go on from the state in `path`.
 
         Raises:
-            ValueError: it belongs to another net, configuration or recipe.
+            AnotherRun: it belongs to another net, configuration or recipe.
         """
         state = torch.load(path, map_location=self.device, weights_only=True)
         mine = (self.architecture, self.config, asdict(self.recipe))
         if (state["architecture"], state["config"], state["recipe"]) != mine:
-            raise ValueError(f"{path} was written by another run: {state['recipe']}")
+            raise AnotherRun(f"{path} was written by another run: {state['recipe']}")
         self.net.load_state_dict(state["net"])
         self.best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])

@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 
 from models.corpus import Corpus, Floats
 
+
+class NothingToLearnFrom(ValueError):
+    """A corpus without a single window."""
+
+
 Rows = NDArray[np.int64]
 
 
@@ -50,6 +55,18 @@ def windows(corpus: Corpus, length: int) -> Windows:
     consecutive = corpus.position[end] - corpus.position[start] == length
     start = start[same_article & consecutive]
     return Windows(corpus.vectors, start, corpus.article[start], length)
+
+
+def some_windows(corpus: Corpus, length: int) -> Windows:
+    """Return `windows`, of which there is at least one.
+
+    Raises:
+        NothingToLearnFrom: no article has more than `length` chunks.
+    """
+    data = windows(corpus, length)
+    if not len(data):
+        raise NothingToLearnFrom(f"no article has more than {length} chunks")
+    return data
 
 
 def hold_out(data: Windows, share: float, seed: int) -> tuple[Windows, Windows]:

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from service.app import STATUS_REASONS
 from service.door import CANCELLED
 from service.errors import ServiceError
-from service.metrics import Counter, Histogram, Metrics
+from service.metrics import Metrics
 from service.settings import read_settings
 from tests.docker import promql
 
@@ -45,11 +46,10 @@ def family_names(family: Metric) -> set[str]:
 def scraped_labels() -> dict[str, set[str]]:
     """Return the labels of every name in the service's scrape."""
     metrics = Metrics()
-    own = {
-        kind.family().name: {*kind.labels} for kind in vars(metrics).values() if isinstance(kind, Histogram | Counter)
-    }
+    own = {made.name: {*made.labels} for made in metrics.instruments()}
     labels: dict[str, set[str]] = {}
-    for family in metrics.registry.collect():
+    text = metrics.scrape("application/openmetrics-text; version=1.0.0")[0].decode()
+    for family in text_string_to_metric_families(text):
         seen = {label for sample in family.samples for label in sample.labels}
         for name in family_names(family):
             bucket = {"le"} if name.endswith("_bucket") else set()

@@ -126,5 +126,5 @@ def _ready(url: str) -> int:
 def _count(url: str, outcome: str) -> float:
     time.sleep(0.05)
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    wanted = f'lvm_requests_total{{outcome="{outcome}",route="/predict"}}'
+    wanted = f'lvm_requests_total{{route="/predict",outcome="{outcome}"}}'
     return sum(float(line.split()[-1]) for line in lines if line.startswith(wanted))

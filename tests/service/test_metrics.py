@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Histogram, Metrics, latency_edges
 
@@ -30,25 +33,45 @@ def test_any_objectives_become_edges(slos: list[float]) -> None:
     assert list(edges) == sorted(set(edges))
 
 
+def samples(text: str, parse: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in parse(text) for s in family.samples}
+
+
 @given(st.lists(st.floats(0, 20)))
 def test_a_histogram_counts_every_value_once_at_or_below_its_edge(values: list[float]) -> None:
     histogram = Histogram("h", "h", ("l",), latency_edges(SLOS))
-    series = histogram.of("x")
     for value in values:
-        series.observe(value)
-    cumulative = dict(series.buckets())
+        histogram.of("x").observe(value)
+    histogram.of("x")
+    found = samples("\n".join(histogram.lines(openmetrics=False)), text_string_to_metric_families)
     ordered = sorted(values)
     for edge in histogram.edges:
-        assert cumulative[repr(edge)] == bisect.bisect_right(ordered, edge)
-    assert cumulative["+Inf"] == len(values)
-    assert series.total == pytest.approx(sum(values))
+        assert found["h_bucket", (("l", "x"), ("le", repr(edge)))] == bisect.bisect_right(ordered, edge)
+    assert found["h_bucket", (("l", "x"), ("le", "+Inf"))] == found["h_count", (("l", "x"),)] == len(values)
+    assert found["h_sum", (("l", "x"),)] == pytest.approx(sum(values))
+
+
+def test_both_formats_say_the_same_and_parse_strictly() -> None:
+    metrics = Metrics(SLOS)
+    metrics.requests.add('odd "label"\nwith\\all', "ok")
+    metrics.seconds.of("/predict", "total").observe(0.01)
+    metrics.model.set(1, "primary", "amn", "v", "s", "r")
+    classic, classic_type = metrics.scrape()
+    modern, modern_type = metrics.scrape("application/openmetrics-text; version=1.0.0")
+    assert classic_type.startswith("text/plain")
+    assert modern_type.startswith("application/openmetrics-text")
+    ours = [
+        {key: value for key, value in samples(text.decode(), parse).items() if key[0].startswith("lvm_")}
+        for text, parse in ((classic, text_string_to_metric_families), (modern, parse_openmetrics))
+    ]
+    assert ours[0] == ours[1]
+    assert ours[0]["lvm_requests_total", (("outcome", "ok"), ("route", 'odd "label"\nwith\\all'))] == 1
 
 
 def test_every_family_has_help_and_the_lvm_prefix() -> None:
-    metrics = Metrics(SLOS)
-    families = list(metrics.collect())
-    assert families
-    assert all(family.name.startswith("lvm_") and family.documentation.endswith(".") for family in families)
+    instruments = list(Metrics(SLOS).instruments())
+    assert instruments
+    assert all(made.name.startswith("lvm_") and made.text.endswith(".") for made in instruments)
 
 
 def test_a_label_set_is_one_series_however_often_it_is_asked_for() -> None:

@@ -5,7 +5,6 @@ Hot routes are plain ASGI: body in, bytes out, no framework between. All others 
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
@@ -131,31 +130,35 @@ class HotRoute:
             self.depart()
             return
         except TooLarge as error:
-            reply = self.refuse(error, call)
+            reply = self.problem(error, call.id)
         else:
             reply = await self.answer(call)
         headers = self.headers(reply, call)
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
+        self.count(reply, call)
 
     async def answer(self, call: Call) -> Reply:
-        """Return the reply to a call whose body is whole; raises CancelledError where the caller left."""
+        """Return the reply to a call whose body is whole."""
         self._fly(1)
         try:
-            reply = await self._reply(call)
-            self._count(reply, call)
-            return reply
-        except asyncio.CancelledError:
-            self.depart()
-            raise
+            call.take_timeout(self.timeout_ms)
+            return await self._handler(call)
+        except ServiceError as error:
+            return self.problem(error, call.id)
+        except Exception as error:
+            logger().error("unexpected", route=self.path, request_id=call.id, exc_info=error)
+            return self.problem(ServiceError("an unexpected error; the log has more under this id"), call.id)
         finally:
             self._fly(-1)
 
-    def refuse(self, error: ServiceError, call: Call) -> Reply:
-        """Return, and count, the reply to a call that goes no further."""
-        reply = self.problem(error, call.id)
-        self._count(reply, call)
-        return reply
+    def count(self, reply: Reply, call: Call) -> None:
+        """Count a reply that was sent just now."""
+        self._requests.add(self.path, reply.outcome)
+        if reply.status == 200:  # a quick refusal must not make the service look fast
+            for stage, seconds in reply.stages:
+                self._seconds[stage].observe(seconds)
+            self._seconds["total"].observe(perf_counter() - call.started)
 
     def depart(self) -> None:
         """Count a caller who left before the answer."""
@@ -176,23 +179,6 @@ class HotRoute:
     def problem(self, error: ServiceError, identity: str, /, **members: str) -> Reply:
         """Return the answer to an error, with more members where a protocol wants them."""
         return problem_reply(error, identity, **members)
-
-    async def _reply(self, call: Call) -> Reply:
-        try:
-            call.take_timeout(self.timeout_ms)
-            return await self._handler(call)
-        except ServiceError as error:
-            return self.problem(error, call.id)
-        except Exception as error:
-            logger().error("unexpected", route=self.path, request_id=call.id, exc_info=error)
-            return self.problem(ServiceError("an unexpected error; the log has more under this id"), call.id)
-
-    def _count(self, reply: Reply, call: Call) -> None:
-        self._requests.add(self.path, reply.outcome)
-        if reply.status == 200:  # a quick refusal must not make the service look fast
-            for stage, seconds in reply.stages:
-                self._seconds[stage].observe(seconds)
-            self._seconds["total"].observe(perf_counter() - call.started)
 
     def _fly(self, step: int) -> None:
         self._flying += step

@@ -63,7 +63,7 @@ class HotCycle:
         try:
             check_length(self.call.headers, self.route.max_body)
         except TooLarge as error:
-            self._finish(self.route.refuse(error, self.call))
+            self._finish(self.route.problem(error, self.call.id))
         else:
             self._run_if_ready()
 
@@ -73,7 +73,7 @@ class HotCycle:
         self._size += len(part)
         if self._size > self.route.max_body and not self.response_complete:
             error = TooLarge(f"a body of more than {self.route.max_body} bytes")
-            self._finish(self.route.refuse(error, self.call))
+            self._finish(self.route.problem(error, self.call.id))
 
     def end(self) -> None:
         """The body is whole."""
@@ -82,10 +82,12 @@ class HotCycle:
 
     def depart(self) -> None:
         """The caller is gone: stop what runs for it."""
+        if self.response_complete:
+            return
+        self.response_complete = True
+        self.route.depart()
         if self._task:
             self._task.cancel()
-        elif not self.response_complete:
-            self.route.depart()
 
     def _run_if_ready(self) -> None:
         if not (self._begun and self._whole) or self.response_complete:
@@ -97,20 +99,22 @@ class HotCycle:
 
     def _done(self, task: asyncio.Task[Reply]) -> None:
         self._protocol.tasks.discard(task)
-        if not task.cancelled():
+        if not task.cancelled() and not self.response_complete:
             self._finish(task.result())
 
     def _finish(self, reply: Reply) -> None:
-        self.response_complete = True
         transport = self._protocol.transport
         if transport.is_closing():
+            self.depart()
             return
+        self.response_complete = True
         headers = self.route.headers(reply, self.call)
         self.keep_alive = self.keep_alive and headers[-1] != CLOSE
         if not self.keep_alive and headers[-1] != CLOSE:
             headers.append(CLOSE)
         lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         transport.write(b"".join((STATUS_LINE[reply.status], lines, b"\r\n", reply.body)))
+        self.route.count(reply, self.call)
         if not self.keep_alive:
             transport.close()
         self._protocol.on_response_complete()

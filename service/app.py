@@ -111,7 +111,14 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
         watcher.cancel()
         await lineup.close(settings.grace_s)
 
-    app = Service(metrics, title="LVM Serve", version=version("lvm-serve"), lifespan=lifespan)
+    app = Service(
+        metrics,
+        title="LVM Serve",
+        version=version("lvm-serve"),
+        lifespan=lifespan,
+        docs_url=None,  # they would load scripts from elsewhere
+        redoc_url=None,
+    )
     app.state.process, app.state.settings = state, settings
     add_routes(app, router, lineup, settings, metrics, state)
     app.infer = oip.add_routes(app, router, lineup, settings, metrics, state)

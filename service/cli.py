@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from models.registry import Registry
+from models.registry import ALIASES, Move, Registry
 
 OK, FAILED, USAGE, BAD_CHECKPOINT, CANNOT_CREATE, CANNOT_WRITE, LOCKED, BAD_CONFIG = (
     0,
@@ -79,20 +79,20 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel=VERSIONS)
-def promote(alias: Alias, version: Named, why: Why = "") -> None:
+def promote(alias: Alias, version: Named, why: Why = "", as_json: AsJson = False) -> None:
     """Point ALIAS at VERSION; a running service follows within a second."""
     registry = _registry()
+    _check_alias(alias)
     target = registry.find(version)
     _load_as(alias, target.path)
-    move = registry.point(alias, target, why=why)
-    typer.echo(f"{move.alias}: {move.before or 'nothing'} -> {move.after}")
+    _print_move(registry.point(alias, target, why=why), as_json)
 
 
 @app.command(rich_help_panel=VERSIONS)
-def rollback(alias: Alias, why: Why = "") -> None:
+def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
     """Point ALIAS back at the version before; twice goes two back."""
-    move = _registry().rollback(alias, why=why)
-    typer.echo(f"{move.alias}: {move.before or 'nothing'} -> {move.after}")
+    _check_alias(alias)
+    _print_move(_registry().rollback(alias, why=why), as_json)
 
 
 @app.command("import", rich_help_panel=VERSIONS)
@@ -326,6 +326,18 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _say(message: str) -> None:
     typer.echo(message, err=True)
+
+
+def _check_alias(alias: str) -> None:
+    if alias not in ALIASES:
+        raise typer.BadParameter(f"{alias!r} is none of {', '.join(ALIASES)}", param_hint="ALIAS")
+
+
+def _print_move(move: Move, as_json: bool) -> None:
+    if as_json:
+        _print_json(vars(move))
+    else:
+        typer.echo(f"{move.alias}: {move.before or 'nothing'} -> {move.after}")
 
 
 def _print_version(version: Any, as_json: bool) -> None:

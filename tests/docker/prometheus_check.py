@@ -1,10 +1,9 @@
 """`python -m tests.docker.prometheus_check BIN`: a real Prometheus scrapes a real service under load.
 
 BIN holds `prometheus` and `promtool`. Exit 0 where the scrape is clean, Prometheus's percentiles of each stage lie in
-the very bucket of what the answers said in Server-Timing, it counts every request that the load driver sent, its
-median lies where the driver's does, every rule and every panel has something to show, and the alert for a refused
-version fires. The driver's p95 and p99 are shown, not judged: its clock includes waits that the server's does not see,
-and on a busy machine the two were up to four buckets apart.
+the very bucket of what the answers said in Server-Timing, it counts every request that the load driver sent, p50, p95
+and p99 lie within one bucket of the driver's, every rule and every panel has something to show, and the alert for a
+refused version fires. Wants a quiet machine: the driver's clock includes waits that the server's does not see.
 """
 
 from __future__ import annotations

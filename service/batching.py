@@ -18,6 +18,8 @@ from typing import Generic, TypeVar
 
 from service.errors import Draining, Expired, ModelFailed, Overloaded
 
+WINDOW = 2  # items of one request in the queue: one runs, one is ready
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -98,7 +100,8 @@ class MicroBatcher(Generic[Item, Answer]):
     async def submit(self, items: Sequence[tuple[Item, int]], deadline: float) -> list[Ticket[Item, Answer]]:
         """Return the tickets of `items`, pairs of an item and its rows, once every answer is there.
 
-        All are taken or none; `deadline` is on the monotonic clock.
+        All are taken or none; two at a time stand in the queue, so that others get their turn between
+        the parts of a large request. `deadline` is on the monotonic clock.
 
         Raises:
             Overloaded: their rows would overfill the queue.
@@ -106,12 +109,18 @@ class MicroBatcher(Generic[Item, Answer]):
             Expired: the deadline passed before there was an answer.
             Exception: what the first failed item failed with.
         """
-        self._admit(sum(rows for _, rows in items))
-        tickets = [self._enter(item, rows, deadline) for item, rows in items]
+        rows = sum(rows for _, rows in items)
+        self._admit(rows)
+        tickets: list[Ticket[Item, Answer]] = []
         try:
-            for ticket in tickets:
+            for item, size in items:
+                if len(tickets) >= WINDOW:
+                    await tickets[-WINDOW].future
+                tickets.append(self._enter(item, size, deadline))
+            for ticket in tickets[-WINDOW:]:
                 await ticket.future
         finally:
+            self.pending_rows -= rows
             for ticket in tickets:
                 self._leave(ticket)
         for ticket in tickets:
@@ -144,10 +153,10 @@ class MicroBatcher(Generic[Item, Answer]):
             raise Draining("this engine takes no more requests", retry_after=1)
         if self.pending_rows + rows > self._max_queue:
             raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.backlog_s())
+        self.pending_rows += rows
 
     def _enter(self, item: Item, rows: int, deadline: float) -> Ticket[Item, Answer]:
         ticket: Ticket[Item, Answer] = Ticket(item, rows, deadline, self._loop.create_future())
-        self.pending_rows += rows
         self._waiting[ticket] = None
         self._idle.clear()
         if deadline < self._next_check:
@@ -157,7 +166,6 @@ class MicroBatcher(Generic[Item, Answer]):
 
     def _leave(self, ticket: Ticket[Item, Answer]) -> None:
         ticket.future.cancel()  # no-op where it is done; else the caller has left and the thread skips it
-        self.pending_rows -= ticket.rows
         del self._waiting[ticket]
         if not self._waiting:
             self._idle.set()

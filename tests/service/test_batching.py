@@ -97,6 +97,23 @@ def test_rows_are_counted_and_not_items() -> None:
     asyncio.run(scenario())
 
 
+def test_a_large_request_lets_others_in_between_its_parts() -> None:
+    async def scenario() -> None:
+        held = Held()
+        made = batcher(held)
+        large = asyncio.create_task(made.submit([(part, 8) for part in range(4)], soon()))
+        await entered(held)
+        small = asyncio.create_task(made.submit([(9, 1)], soon()))
+        await asyncio.sleep(0)
+        assert made.pending_rows == 33
+        held.go.set()
+        await asyncio.gather(large, small)
+        assert held.batches == [[0], [1], [9], [2], [3]]
+        assert made.pending_rows == 0
+
+    asyncio.run(scenario())
+
+
 def test_a_full_queue_takes_all_of_a_request_or_nothing() -> None:
     async def scenario() -> None:
         held = Held()

@@ -101,6 +101,7 @@ class Retrieve:
         decoded_s = perf_counter() - call.started
         routed = await self._route(asked, call)
         query = routed.prediction.vectors[0] if routed else asked.rows[0]
+        engine = self._lineup.search_engine()  # it may have been swapped meanwhile
         ticket = await engine.search(_search(asked, query), call.deadline)
         waited: Stages = (("queue", ticket.queue_s), ("search", ticket.infer_s))
         if routed:
@@ -248,7 +249,7 @@ def add_routes(
     async def livez() -> dict[str, str]:
         """200 while the process and every inference thread beat."""
         if lineup.stuck_s() > settings.hang_s:
-            raise Unavailable("an inference thread is dead or hangs", retry_after=1)
+            raise Unavailable("an inference thread is dead or hangs")
         return {"status": "live"}
 
     @app.get("/readyz", responses=schemas.PROBLEMS)
@@ -256,7 +257,7 @@ def add_routes(
     async def readyz() -> dict[str, str]:
         """200 while a net is loaded, warm, and the process is not draining."""
         if state.is_draining:
-            raise Draining("on its way out", retry_after=1)
+            raise Draining("on its way out")
         if not lineup.is_ready:
-            raise Unavailable("no net is loaded", retry_after=1)
+            raise Unavailable("no net is loaded")
         return {"status": "ready"}

@@ -13,8 +13,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from models.checkpoint import BadCheckpoint
-from models.registry import Registry, RegistryError
+from models.registry import Registry
 from service import oip
 from service.api import DocumentedHotRoute, add_routes
 from service.door import (
@@ -100,7 +99,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             await lineup.start()
-        except (RegistryError, BadCheckpoint) as error:
+        except Exception as error:
             state.failure = error
             raise
         gc.collect()
@@ -118,6 +117,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
         lifespan=lifespan,
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.process, app.state.settings = state, settings
     add_routes(app, router, lineup, settings, metrics, state)

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 
 from service.errors import Draining, Expired, ModelFailed, Overloaded
 
+GIVE_UP = 3  # failures in a row
 WINDOW = 2  # items of one request in the queue: one runs, one is ready
 
 Item = TypeVar("Item")
@@ -50,6 +51,15 @@ class Ticket(Generic[Item, Answer]):
         self.batch_rows = 0
         self.answer: Answer
         self.error: Exception | None = None
+
+    def abandon(self) -> None:
+        """Let go of the item: a ticket may stand in the queue of a hung thread for long."""
+        del self.item
+
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody still waits for the answer, and has time."""
+        return not self.future.done() and self.deadline > monotonic()
 
 
 @dataclass(frozen=True)
@@ -150,8 +160,8 @@ class MicroBatcher(Generic[Item, Answer]):
 
     def _admit(self, rows: int) -> None:
         if self._closed or not self._thread.is_alive():
-            raise Draining("this engine takes no more requests", retry_after=1)
-        if self.pending_rows + rows > self._max_queue:
+            raise Draining("this engine takes no more requests")
+        if max(self.pending_rows + rows, self._queue.qsize()) > self._max_queue:
             raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.backlog_s())
         self.pending_rows += rows
 
@@ -165,7 +175,9 @@ class MicroBatcher(Generic[Item, Answer]):
         return ticket
 
     def _leave(self, ticket: Ticket[Item, Answer]) -> None:
-        ticket.future.cancel()  # no-op where it is done; else the caller has left and the thread skips it
+        if not ticket.future.done():
+            ticket.future.cancel()  # the caller has left: the thread skips it
+        ticket.abandon()
         del self._waiting[ticket]
         if not self._waiting:
             self._idle.set()
@@ -201,11 +213,11 @@ class MicroBatcher(Generic[Item, Answer]):
         held: Ticket[Item, Answer] | None = None
         while (first := held or self._queue.get()) is not None:
             tickets, held, reason = self._gather(first)
-            live = [ticket for ticket in tickets if not self._gone(ticket)]
+            live = [pair for pair in map(_take, tickets) if pair]
             if live:
                 batch = self._run_batch(live, reason)
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    self._loop.call_soon_threadsafe(self._deliver, live, batch)
+                    self._loop.call_soon_threadsafe(self._deliver, [ticket for ticket, _ in live], batch)
 
     def _gather(
         self, first: Ticket[Item, Answer]
@@ -231,31 +243,56 @@ class MicroBatcher(Generic[Item, Answer]):
         patience = until - perf_counter() if self._max_wait_s else 0.0
         return self._queue.get(timeout=patience) if patience > 0 else self._queue.get_nowait()
 
-    @staticmethod
-    def _gone(ticket: Ticket[Item, Answer]) -> bool:
-        return ticket.future.done() or ticket.deadline <= monotonic()
-
-    def _run_batch(self, tickets: list[Ticket[Item, Answer]], reason: str) -> Batch:
+    def _run_batch(self, live: list[tuple[Ticket[Item, Answer], Item]], reason: str) -> Batch:
         self._running_since = began = perf_counter()
-        answers = self._answers(tickets)
+        answers = self._answers(live)
         seconds = perf_counter() - began
         self._running_since = None
-        rows = sum(ticket.rows for ticket in tickets)
-        for ticket, answer in zip(tickets, answers, strict=True):
+        rows = sum(ticket.rows for ticket, _ in live)
+        for (ticket, _), answer in zip(live, answers, strict=True):
             ticket.queue_s, ticket.infer_s, ticket.batch_rows = began - ticket.since, seconds, rows
             if isinstance(answer, Exception):
-                ticket.error = answer
+                ticket.error = ticket.error or answer
             else:
                 ticket.answer = answer
         return Batch(rows, seconds, reason)
 
-    def _answers(self, tickets: list[Ticket[Item, Answer]]) -> Sequence[Answer | Exception]:
+    def _answers(self, live: list[tuple[Ticket[Item, Answer], Item]]) -> Sequence[Answer | Exception]:
         try:
-            answers = self._run([ticket.item for ticket in tickets])
+            answers = self._run([item for _, item in live])
         except Exception as error:  # whatever a net may raise; it is counted and told on
-            if len(tickets) > 1:
-                return [self._answers([ticket])[0] for ticket in tickets]
-            return [ModelFailed(f"the model raised {type(error).__name__}")]
-        if len(answers) == len(tickets):
+            failure = ModelFailed(f"the model raised {type(error).__name__}")
+            return [failure] if len(live) == 1 else self._one_by_one(live)
+        if len(answers) == len(live):
             return answers
-        return [ModelFailed(f"the model gave {len(answers)} answers to {len(tickets)} items")] * len(tickets)
+        return [ModelFailed(f"the model gave {len(answers)} answers to {len(live)} items")] * len(live)
+
+    def _one_by_one(self, live: list[tuple[Ticket[Item, Answer], Item]]) -> list[Answer | Exception]:
+        """Run the items of a failed batch singly; after `GIVE_UP` failures in a row it is not the items."""
+        answers: list[Answer | Exception] = []
+        for ticket, item in live:
+            recent = answers[-GIVE_UP:]
+            if len(recent) == GIVE_UP and all(isinstance(answer, ModelFailed) for answer in recent):
+                answers.append(recent[-1])
+            elif ticket.is_live:
+                answers += self._answers([(ticket, item)])
+            else:
+                answers.append(Expired("the deadline passed before there was an answer"))
+        mark_alone(answers)
+        return answers
+
+
+def mark_alone(answers: Sequence[object]) -> None:
+    """Mark the failures among answers of which some are none."""
+    failures = [answer for answer in answers if isinstance(answer, ModelFailed)]
+    if len(failures) < sum(not isinstance(answer, Expired) for answer in answers):
+        for failure in failures:
+            failure.alone = True
+
+
+def _take(ticket: Ticket[Item, Answer]) -> tuple[Ticket[Item, Answer], Item] | None:
+    """Return a ticket with its item, which the loop may let go of at any time; None where nobody waits."""
+    try:
+        return (ticket, ticket.item) if ticket.is_live else None
+    except AttributeError:
+        return None

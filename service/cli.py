@@ -8,11 +8,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from models.registry import ALIASES, Move, Registry
+from models.registry import ALIASES, Move, Registry, RegistryError, Version
+
+if TYPE_CHECKING:
+    from models.card import Card
 
 OK, FAILED, USAGE, BAD_CHECKPOINT, CANNOT_CREATE, CANNOT_WRITE, LOCKED, BAD_CONFIG = (
     0,
@@ -58,7 +61,7 @@ def models(as_json: AsJson = False) -> None:
     """Show the versions, their scores, and which alias serves which."""
     from service.inventory import summary
 
-    registry = _registry()
+    registry = _existing_registry()
     aliases = registry.aliases()
     versions = [summary(version) for version in registry.versions()]
     if as_json:
@@ -79,12 +82,20 @@ def models(as_json: AsJson = False) -> None:
 
 
 @app.command(rich_help_panel=VERSIONS)
-def promote(alias: Alias, version: Named, why: Why = "", as_json: AsJson = False) -> None:
+def promote(
+    alias: Alias,
+    version: Named,
+    why: Why = "",
+    force: Annotated[bool, typer.Option("--force", help="Also where the other aliases are of another space.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Point ALIAS at VERSION; a running service follows within a second."""
-    registry = _registry()
+    registry = _existing_registry()
     _check_alias(alias)
     target = registry.find(version)
-    _load_as(alias, target.path)
+    card = _load_as(alias, target.path)
+    if not force:
+        _check_space(registry, alias, target, card)
     _print_move(registry.point(alias, target, why=why), as_json)
 
 
@@ -92,7 +103,7 @@ def promote(alias: Alias, version: Named, why: Why = "", as_json: AsJson = False
 def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
     """Point ALIAS back at the version before; twice goes two back."""
     _check_alias(alias)
-    _print_move(_registry().rollback(alias, why=why), as_json)
+    _print_move(_existing_registry().rollback(alias, why=why), as_json)
 
 
 @app.command("import", rich_help_panel=VERSIONS)
@@ -131,7 +142,9 @@ def import_(
 
 @app.command(rich_help_panel=MAKE)
 def data(
-    source: Annotated[Path, typer.Argument(help="Articles: .jsonl(.gz), a .txt file or a directory of them.")],
+    source: Annotated[
+        Path, typer.Argument(help='Lines of {"title", "text" or "chunks"} (.jsonl, .jsonl.gz), or .txt files.')
+    ],
     out: Annotated[Path, typer.Argument(help="The data set to make; must not exist.")],
     encoder: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-MiniLM-L6-v2",
     allow_download: Annotated[bool, typer.Option(help="Let the encoder be fetched from its hub.")] = False,
@@ -158,16 +171,16 @@ def train(
     name: Annotated[str | None, typer.Option(help="The model's name; default the net's.")] = None,
     encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
     config: Annotated[str, typer.Option(help="JSON of sizes other than the reference's.")] = "{}",
-    epochs: int = 20,
-    batch_size: int = 32,
-    learning_rate: float = 5e-4,
-    weight_decay: float = 0.01,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the windows.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = 5e-4,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.01,
     noise: Annotated[float, typer.Option(help="Length of the noise added to each context vector.")] = 0.0,
     schedule: Annotated[str, typer.Option(help="baseline (plateau) or optimised (warm-up, cosine).")] = "optimised",
-    context_length: int = 5,
+    context_length: Annotated[int, typer.Option(min=1, help="T.")] = 5,
     held_out: Annotated[float, typer.Option(help="Share of the articles that choose the epoch.")] = 0.05,
-    seed: int = 0,
-    device: str = "cpu",
+    seed: Annotated[int, typer.Option(help="Of weights, order, noise and split.")] = 0,
+    device: Annotated[str, typer.Option(help="Any torch device.")] = "cpu",
     run: Annotated[Path | None, typer.Option(help="Where the state goes; default runs/NAME.pt.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state of --run.")] = False,
     license_: Annotated[
@@ -245,7 +258,7 @@ def evaluate(
     train_data: Annotated[
         Path | None, typer.Option("--train-data", help="Training set, to fit the ridge baseline.")
     ] = None,
-    device: str = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score a version with the serving predictor, beside the baselines."""
@@ -253,7 +266,7 @@ def evaluate(
     from models import predictor
     from models.training.evaluate import evaluate as score
 
-    target = _registry().find(version)
+    target = _existing_registry().find(version)
     net = predictor.load(target.path, device, threads=os.cpu_count() or 1)
     fit = corpora.read(train_data) if train_data else None
     scores = score(net, corpora.read(data), net.card.context_length, fit)
@@ -279,15 +292,35 @@ def _score_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
     return name, *(f"{number:.4f}" for number in numbers)
 
 
-def _load_as(alias: str, path: Path) -> None:
+def _check_space(registry: Registry, alias: str, target: Version, card: Card) -> None:
+    """Refuse a version whose vectors are not those that the other aliases speak."""
+    from service.inventory import card_of
+
+    for other, identity in registry.aliases().items():
+        theirs = card_of(registry.find(identity).path)
+        if other != alias and (theirs.dim, theirs.encoder) != (card.dim, card.encoder):
+            raise RegistryError(
+                f"{target.id} is of D = {card.dim}, {card.encoder}; {other} of D = {theirs.dim}, {theirs.encoder}: "
+                "callers of one would get errors from the other. --force promotes it all the same"
+            )
+
+
+def _load_as(alias: str, path: Path) -> Card:
     """Load a version as the server would, so that what cannot be served is refused before the swap."""
     from models import predictor, retriever
 
-    retriever.load(path) if alias == "retriever" else predictor.load(path, device="cpu")
+    return retriever.load(path).card if alias == "retriever" else predictor.load(path, device="cpu").card
 
 
 def _registry() -> Registry:
     return Registry(Path(os.environ.get("LVM_REGISTRY", "artifacts/lvm")))
+
+
+def _existing_registry() -> Registry:
+    registry = _registry()
+    if not registry.root.is_dir():
+        raise RegistryError(f"no registry at {registry.root.absolute()}: LVM_REGISTRY says where it is")
+    return registry
 
 
 def _json_option(text: str) -> dict[str, Any]:
@@ -326,6 +359,23 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 def _say(message: str) -> None:
     typer.echo(message, err=True)
+
+
+def _print_version_of_lvm(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("lvm-serve"))
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version_of_lvm, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Serve, train, judge and promote latent vector models."""
 
 
 def _check_alias(alias: str) -> None:
@@ -375,6 +425,9 @@ def _exit_code(error: Exception) -> int | None:
         ("EncoderError", BAD_CONFIG),
         ("FileExistsError", CANNOT_CREATE),
         ("OSError", CANNOT_WRITE),
+        ("CannotListen", BAD_CONFIG),
+        ("NoSuchDevice", BAD_CONFIG),
+        ("BadConfig", USAGE),
         ("NothingToLearnFrom", BAD_CHECKPOINT),
         ("AnotherRun", FAILED),
         ("ImportError", BAD_CONFIG),
@@ -391,7 +444,11 @@ def main() -> NoReturn:
         code = _exit_code(error)
         if code is None:
             raise
-        hint = " (make dev, or pip install 'lvm-serve[train,data]')" if isinstance(error, ImportError) else ""
+        hint = (
+            " (make dev; for encoders: pip install -c constraints.txt -e '.[data]')"
+            if isinstance(error, ImportError)
+            else ""
+        )
         print(f"lvm: {error}{hint}", file=sys.stderr)
         sys.exit(code)
     sys.exit(OK)

@@ -71,7 +71,7 @@ class Call:
         except ValueError:
             timeout = math.nan
         if not 0 < timeout <= 3_600_000:
-            raise Invalid("X-Request-Timeout-Ms wants milliseconds from 0 to 3600000")
+            raise Invalid("X-Request-Timeout-Ms wants milliseconds, more than 0 and at most 3600000")
         self.deadline += (timeout - most_ms) / 1000
 
     def media_type(self) -> bytes:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching import Batch, MicroBatcher
+from service.batching import Batch, MicroBatcher, mark_alone
 from service.errors import ModelFailed
 from service.metrics import Metrics
 from service.settings import Settings
@@ -138,7 +138,9 @@ class Engine:
         parts = _split(vectors, items)
         if np.isfinite(vectors).all():
             return parts
-        return [part if np.isfinite(part).all() else ModelFailed("the answer is not finite") for part in parts]
+        answers = [part if np.isfinite(part).all() else ModelFailed("the answer is not finite") for part in parts]
+        mark_alone(answers)
+        return answers
 
     def _observe(self, batch: Batch) -> None:
         self._rows.observe(batch.rows)

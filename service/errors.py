@@ -88,9 +88,12 @@ class Expired(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Nothing wrong with the request; try again later."""
+    """Nothing wrong with the request; try again later, in a second where nothing better is known."""
 
     status, reason = 503, "unavailable"
+
+    def __init__(self, detail: str, *, pointer: str | None = None, retry_after: int = 1) -> None:
+        super().__init__(detail, pointer=pointer, retry_after=retry_after)
 
 
 class Overloaded(Unavailable):
@@ -112,9 +115,13 @@ class BreakerOpen(Unavailable):
 
 
 class ModelFailed(Unavailable):
-    """The net raised, or answered something that is not a finite vector."""
+    """The net raised, or answered something that is not a finite vector.
+
+    `alone` where others in the same batch got their answer: it says more about the row than the net.
+    """
 
     reason = "model_failed"
+    alone = False
 
 
 def problem(status: int, reason: str, detail: str, request_id: str, **members: str | None) -> bytes:

@@ -24,7 +24,7 @@ def describe(router: Router, lineup: Lineup) -> dict[str, Any]:
 def summary(version: Version) -> dict[str, Any]:
     """Return what a version's card says, as `/models` and `lvm models` show it."""
     try:
-        card = _card(version.path)
+        card = card_of(version.path)
     except BadCard as error:
         return {"id": version.id, "error": str(error)}
     return {
@@ -45,7 +45,8 @@ def summary(version: Version) -> dict[str, Any]:
 
 
 @cache
-def _card(directory: Path) -> Card:
+def card_of(directory: Path) -> Card:
+    """Return the card of a version; raises `BadCard`."""
     try:
         return Card.from_markdown((directory / cards.FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from models import predictor, retriever
-from models.checkpoint import BadCheckpoint
 from models.registry import Registry, UnknownVersion, Version
 from service.engine import Engine, Identity, PredictorLike
 from service.errors import Unavailable
@@ -91,12 +90,12 @@ class Lineup:
             Unavailable: no corpus is promoted, or its vectors are of another space than the nets'.
         """
         if self.search is None:
-            raise Unavailable("no corpus is promoted as `retriever`", retry_after=1)
+            raise Unavailable("no corpus is promoted as `retriever`")
         ours = self.search.retriever.card
         for engine in self.engines.values():
             theirs = engine.predictor.card
             if (ours.dim, ours.encoder) != (theirs.dim, theirs.encoder):
-                raise Unavailable(f"the corpus is of another vector space than `{engine.alias}`", retry_after=1)
+                raise Unavailable(f"the corpus is of another vector space than `{engine.alias}`")
         return self.search
 
     @property
@@ -135,10 +134,13 @@ class Lineup:
             return
         try:
             await self._load(alias, version)
-            self._metrics.reloads.add(alias, "ok")
-        except BadCheckpoint as error:
+            if known:
+                self._metrics.reloads.add(alias, "ok")
+        except Exception as error:  # whatever it is, the old version goes on serving
             self._metrics.reloads.add(alias, "refused")
-            logger().error("version refused", alias=alias, version=version.id, reason=str(error))
+            logger().error(
+                "version refused", alias=alias, version=version.id, reason=f"{type(error).__name__}: {error}"
+            )
             self.live[alias] = replace(known or Live("", now()), refused=version.id, reason=str(error))
 
     async def close(self, timeout: float) -> None:

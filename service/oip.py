@@ -178,14 +178,14 @@ def add_routes(
     async def live() -> dict[str, bool]:
         """200 while every inference thread beats."""
         if lineup.stuck_s() > settings.hang_s:
-            raise Unavailable("an inference thread is dead or hangs", retry_after=1)
+            raise Unavailable("an inference thread is dead or hangs")
         return {"live": True}
 
     @app.get("/v2/health/ready", responses=schemas.PROBLEMS)
     async def ready() -> dict[str, bool]:
         """200 while /readyz says so."""
         if state.is_draining or not lineup.is_ready:
-            raise Unavailable("not ready", retry_after=1)
+            raise Unavailable("not ready")
         return {"ready": True}
 
     @app.get(MODEL, responses=schemas.NOT_FOUND)

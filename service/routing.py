@@ -66,6 +66,7 @@ class Breaker:
         self._changed = -hold_s + clock()
         self._open = False
         self._probing = False
+        self._era = 0
 
     @property
     def state(self) -> str:
@@ -74,42 +75,38 @@ class Breaker:
             return "closed"
         return "half_open" if self._probing or self._held() else "open"
 
-    def allow(self) -> bool:
-        """Whether a call may go through now; when half-open, the first one that asks is the probe."""
-        if not self._open:
-            return True
-        if self._probing or not self._held():
-            return False
-        self._probing = True
-        return True
-
-    def record(self, ok: bool) -> None:
-        """Tell how a call that was allowed ended."""
+    def allow(self) -> int | None:
+        """Return a pass for one call, None where none may go through; half-open, the first is the probe."""
         if self._open:
-            self._end_probe(ok)
+            if self._probing or not self._held():
+                return None
+            self._probing = True
+            self._era += 1
+        return self._era
+
+    def record(self, token: int, *, ok: bool) -> None:
+        """Tell how the call with this pass ended; passes of an earlier state say nothing any more."""
+        if token != self._era:
+            return
+        if self._open:
+            self._probing = False
+            self._turn(open_=not ok)
             return
         self._recent.append(ok)
         if self._recent.count(False) >= self._failures and self._held():
             self._turn(open_=True)
 
-    def forget(self) -> None:
-        """Tell that an allowed call ended without saying anything about the engine."""
-        self._probing = False
-
-    def _end_probe(self, ok: bool) -> None:
-        if not self._probing:
-            return  # began before the breaker opened
-        self._probing = False
-        if ok:
-            self._turn(open_=False)
-        else:
-            self._changed = self._clock()
+    def forget(self, token: int) -> None:
+        """Tell that the call with this pass ended without saying anything about the engine."""
+        if token == self._era:
+            self._probing = False
 
     def _held(self) -> bool:
         return self._clock() - self._changed >= self._hold_s
 
     def _turn(self, *, open_: bool) -> None:
         self._open, self._changed = open_, self._clock()
+        self._era += 1
         self._recent.clear()
 
 
@@ -145,12 +142,13 @@ class Router:
         if model is None or model == ORDER["realtime"][0]:
             found = [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
             if not found:
-                raise Unavailable("no model is loaded", retry_after=1)
+                raise Unavailable("no model is loaded")
             return found
         for alias, engine in self.engines.items():
             if model in (alias, engine.name):
                 return [engine]
-        raise UnknownModel(f"no model called that is served; there are {', '.join(sorted(self.engines))}")
+        served = sorted({*self.engines, *(engine.name for engine in self.engines.values())})
+        raise UnknownModel(f"no model called that is served; there are {', '.join(served)}")
 
     async def predict(self, contexts: Floats, chain: list[EngineLike], deadline: float) -> Routed:
         """Return the answer of the first engine of `chain` that gives one before `deadline`.
@@ -173,22 +171,26 @@ class Router:
             raise
 
     async def _try(self, engine: EngineLike, contexts: Floats, deadline: float, reason: str | None) -> Routed:
+        current = self.engines.get(engine.alias, engine)  # it may have been swapped while another was tried
+        engine = current if current.shape == engine.shape else engine
         breaker = self.breakers.get(engine.alias)
         if breaker is None:
             return Routed(await engine.predict(contexts, deadline), engine.alias, reason)
-        if not breaker.allow():
-            raise BreakerOpen(f"{engine.alias} failed too often", retry_after=1)
+        token = breaker.allow()
+        if token is None:
+            raise BreakerOpen(f"{engine.alias} failed too often")
         patient = deadline - monotonic() >= self._patience * 0.99
         try:
             prediction = await engine.predict(contexts, deadline)
         except BaseException as error:
             # A caller in a hurry must not open the breaker: only a full wait tells of a hang.
-            if isinstance(error, ModelFailed) or (isinstance(error, Expired) and patient):
-                breaker.record(ok=False)
+            # Nor must one whose rows alone fail.
+            if (isinstance(error, ModelFailed) and not error.alone) or (isinstance(error, Expired) and patient):
+                breaker.record(token, ok=False)
             else:
-                breaker.forget()
+                breaker.forget(token)
             raise
-        breaker.record(ok=True)
+        breaker.record(token, ok=True)
         if reason:
             self._metrics.fallbacks.add(reason)
         return Routed(prediction, engine.alias, reason)

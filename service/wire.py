@@ -25,6 +25,8 @@ from service.errors import Invalid, Malformed, TooLarge
 JSON, OCTETS = b"application/json", b"application/octet-stream"
 FLOAT32 = np.dtype("<f4")
 OPENING = ord("[")
+LARGEST = 1e9  # vectors have unit length; a square that overflows float32 is nobody's embedding
+MAX_SEARCH = 200_000  # commas up to which a faulty body is read strictly, some 100 ms of the event loop
 Shape = tuple[int, ...]
 Check = Callable[[Any, str], Any]
 
@@ -73,9 +75,11 @@ class JsonReader:
         """
         try:
             fast = self.read_fast(body, shape_of)
-        except (ValueError, TypeError, KeyError, RuntimeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
             self._parser = simdjson.Parser()  # the old one may be held by what it parsed
             fast = None
+        if fast is None and body.count(b",") > MAX_SEARCH:
+            raise Invalid("not what is wanted, and too long to say where")
         return fast or self.read_strictly(body, shape_of)
 
     def read_fast(self, body: bytes, shape_of: ShapeOf) -> Decoded | None:
@@ -105,7 +109,7 @@ class JsonReader:
         flat = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
         with np.errstate(over="ignore"):
             rows = flat.astype(np.float32).reshape(len(items), *shape)
-        return rows if np.isfinite(rows).all() else None
+        return rows if np.abs(rows).max() <= LARGEST else None
 
     def read_strictly(self, body: bytes, shape_of: ShapeOf) -> Decoded:
         """Return what a body says, or raise what is wrong with it and where; slow and complete."""
@@ -194,7 +198,7 @@ def encode_base64(vector: Floats) -> str:
 
 def text(value: Any, pointer: str) -> str:
     """A short string."""
-    if not isinstance(value, str) or not 0 < len(value) <= 200:
+    if not isinstance(value, str) or not 0 < len(value) <= 200 or _plain_text(value) != value:
         raise Invalid("want a string of 1 to 200 characters", pointer=pointer)
     return value
 
@@ -317,7 +321,9 @@ def _from_base64(value: str, pointer: str, shape: Shape) -> Floats:
     try:
         data = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Invalid("not base64", pointer=pointer) from error
+        raise Invalid(
+            "want numbers, or the base64 of their float32 bytes; text is not embedded here", pointer=pointer
+        ) from error
     if len(data) != 4 * math.prod(shape):
         raise Invalid(f"base64 of {len(data)} bytes, want {4 * math.prod(shape)}", pointer=pointer)
     array = np.frombuffer(data, FLOAT32).reshape(shape)
@@ -326,11 +332,15 @@ def _from_base64(value: str, pointer: str, shape: Shape) -> Floats:
 
 
 def _refuse_non_finite(array: Floats, pointer: str) -> None:
-    finite = np.isfinite(array)
-    if not finite.all():
-        where = np.unravel_index(int(np.argmin(finite)), array.shape)
-        raise Invalid("not a finite float32", pointer=pointer + "".join(f"/{at}" for at in where))
+    size = np.abs(array)
+    if not size.max() <= LARGEST:  # also where it is NaN
+        where = np.unravel_index(int(np.argmin(size <= LARGEST)), array.shape)
+        raise Invalid(f"not a finite float32 within {LARGEST:.0e}", pointer=pointer + "".join(f"/{at}" for at in where))
 
 
 def _escaped(name: str) -> str:
-    return name[:100].replace("~", "~0").replace("/", "~1")
+    return _plain_text(name[:100]).replace("~", "~0").replace("/", "~1")
+
+
+def _plain_text(value: str) -> str:
+    return value.encode("utf-8", "replace").decode()  # JSON can escape half a character

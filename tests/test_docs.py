@@ -73,7 +73,7 @@ def test_files_and_links_of_the_documents_are_there() -> None:
 @pytest.mark.parametrize("curl", CURLS)
 def test_the_curls_of_the_readme_answer_as_it_says(process: Callable[..., Process], tmp_path: Path, curl: str) -> None:
     server = process()
-    command = curl.replace("http://127.0.0.1:8000", server.url).replace("vector.f32", str(tmp_path / "vector.f32"))
+    command = curl.replace("http://127.0.0.1:8000", server.url).replace("/tmp/vector.f32", str(tmp_path / "vector.f32"))
     out = subprocess.run(["bash", "-c", command], cwd=ROOT, check=True, capture_output=True).stdout
     if "-o" in curl.split():
         assert len((tmp_path / "vector.f32").read_bytes()) == 4 * 384

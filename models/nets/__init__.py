@@ -14,6 +14,10 @@ from models.nets.lstm import LSTM, LSTMConfig, LSTMStack, LSTMStackConfig
 from models.nets.transformer import Transformer, TransformerConfig
 
 
+class BadConfig(ValueError):
+    """No net of that name, or one that does not take that configuration."""
+
+
 class NetConfig(Protocol):
     """What every net's config dataclass carries besides its own sizes."""
 
@@ -41,11 +45,15 @@ def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
     """Return the freshly initialised net `architecture` with `config`.
 
     Raises:
-        KeyError: no net has that name.
-        TypeError: `config` has a key the net's config does not.
+        BadConfig: no net has that name, or its config has no such key.
     """
+    if architecture not in NETS:
+        raise BadConfig(f"no net is called {architecture!r}: choose from {', '.join(NETS)}")
     config_type, net_type = NETS[architecture]
-    net: nn.Module = net_type(config_type(**config))
+    try:
+        net: nn.Module = net_type(config_type(**config))
+    except TypeError as error:
+        raise BadConfig(f"{architecture}: {error}") from error
     return net
 
 

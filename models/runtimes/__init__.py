@@ -26,12 +26,24 @@ class Runtime(Protocol):
         ...
 
 
+class NoSuchDevice(RuntimeError):
+    """A device that is not here, or that nothing here can use."""
+
+
 class UnfitRuntime(BadCheckpoint):
     """A runtime that answers the golden vectors otherwise than the net that made them."""
 
 
 def find_device(wanted: str) -> str:
-    """Return the device that `wanted` means here; `auto` is cuda or mps where torch sees one, else cpu."""
+    """Return the device that `wanted` means here; `auto` is cuda or mps where torch sees one, else cpu.
+
+    Raises:
+        NoSuchDevice: it is no device, or not here.
+    """
+    if wanted not in DEVICES:
+        raise NoSuchDevice(f"{wanted!r} is no device: choose from {', '.join(DEVICES)}")
+    if wanted in ("cuda", "mps"):
+        _demand(wanted)
     if wanted != "auto":
         return wanted
     maybe_cuda = Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()
@@ -40,6 +52,15 @@ def find_device(wanted: str) -> str:
     from models.runtimes.torch import best_device
 
     return best_device()
+
+
+def _demand(device: str) -> None:
+    try:
+        from models.runtimes.torch import best_device
+    except ImportError as error:
+        raise NoSuchDevice(f"{device} needs torch, which is not installed") from error
+    if best_device() != device:
+        raise NoSuchDevice(f"torch sees no {device} here")
 
 
 def open_runtime(checkpoint: Checkpoint, device: str, threads: int) -> Runtime:

@@ -10,7 +10,7 @@ from torch import nn
 
 from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Floats
-from models.nets import build
+from models.nets import BadConfig, build
 
 
 def best_device() -> str:
@@ -31,7 +31,7 @@ def build_net(checkpoint: Checkpoint) -> nn.Module:
         net = build(card.architecture, card.config)
         state = {name: torch.from_numpy(array) for name, array in checkpoint.weights.items()}
         net.load_state_dict(state, strict=True)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (BadConfig, RuntimeError) as error:
         raise BadCheckpoint(f"{checkpoint.version}: {error}") from error
     return net.eval()
 

@@ -53,7 +53,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
-        raise BadCheckpoint(f"{path}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        kind = type(error).__name__
+        raise BadCheckpoint(f"{path}: no torch checkpoint, damaged, or one that asks to run code ({kind})") from error
     state = saved.get("model_state_dict") if isinstance(saved, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise BadCheckpoint(f"{path}: no dictionary with a `model_state_dict` of tensors")

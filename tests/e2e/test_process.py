@@ -112,8 +112,8 @@ def test_a_second_server_on_the_same_port_says_so(process: Start, shipped: Path)
     done = subprocess.run(
         [LVM, "serve", "--port", port], env={"LVM_REGISTRY": str(shipped)}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 74
-    assert "Address already in use" in done.stderr
+    assert done.returncode == 78
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
 
 
 def _ready(url: str) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from models.registry import Registry
 from tests.conftest import Running, until
-from tests.fakes import D, Gate, T, answers_nan, answers_wrong_shape, contexts, corpus, mean_of, raises
+from tests.fakes import D, Gate, T, add_version, answers_nan, answers_wrong_shape, contexts, corpus, mean_of, raises
 
 Serve = Callable[..., Running]
 OCTETS = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
@@ -229,8 +232,6 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(serve: Serve) -
     gate = Gate()
     server = serve(amn=gate, gru=gate, max_queue=4, max_rows=4, max_batch=4)
     with httpx.Client(base_url=server.url, timeout=60) as other:
-        import threading
-
         body = {"contexts": contexts(4).tolist(), "model": "amn"}
         waiting = threading.Thread(target=other.post, args=("/predict",), kwargs={"json": body})
         waiting.start()
@@ -390,9 +391,6 @@ def test_a_caller_who_left_costs_nothing_and_counts_as_cancelled(serve: Serve) -
 
 
 def test_a_broken_version_is_refused_and_the_old_one_goes_on(serve: Serve) -> None:
-    from models.registry import Registry
-    from tests.fakes import add_version
-
     server = serve()
     registry = Registry(server.app.state.settings.registry)
     registry.point("primary", add_version(registry, "broken"))
@@ -404,9 +402,6 @@ def test_a_broken_version_is_refused_and_the_old_one_goes_on(serve: Serve) -> No
 
 
 def test_a_promotion_is_picked_up_while_serving(serve: Serve) -> None:
-    from models.registry import Registry
-    from tests.fakes import add_version
-
     server = serve()
     registry = Registry(server.app.state.settings.registry)
     new = add_version(registry, "amn", "second")
@@ -423,3 +418,35 @@ def test_a_broken_fallback_does_not_keep_the_service_down(serve: Serve) -> None:
     body = server.http.get("/models").json()["aliases"]
     assert "was altered" in body["fallback"]["refused"]["reason"]
     assert post(server, {"context": contexts()[0].tolist()}).json()["model"] == "amn"
+
+
+def test_rows_that_fail_alone_do_not_open_the_breaker_for_others(serve: Serve) -> None:
+    def poisoned(batch: Any) -> Any:
+        vectors = mean_of(batch)
+        vectors[batch[:, 0, 0] == 1] = np.nan
+        return vectors
+
+    server = serve(amn=poisoned, gru=poisoned)
+    bad = contexts()
+    bad[0, 0] = [1, 0, 0, 0, 0, 0, 0, 0]
+    mixed = np.concatenate([bad, contexts()])
+    with ThreadPoolExecutor(8) as pool:
+        asked = [{"context": row.tolist()} for row in mixed] * 40
+        statuses = [answer.status_code for answer in pool.map(lambda body: post(server, body), asked)]
+    assert set(statuses[1::2]) <= {200, 503}
+    assert server.http.get("/livez").status_code == 200
+
+
+def test_a_corpus_swapped_while_a_context_is_predicted_is_searched_all_the_same(serve: Serve) -> None:
+    gate = Gate()
+    server = serve(amn=gate)
+    registry = Registry(server.app.state.settings.registry)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(post, server, {"context": corpus().vectors[:5].tolist()}, "/retrieve")
+        until(gate.entered.is_set, "the prediction to begin")
+        new = add_version(registry, "corpus", "second")
+        registry.point("retriever", new)
+        until(lambda: server.metric("lvm_reloads_total", alias="retriever", outcome="ok") == 1, "the swap")
+        gate.opened.set()
+        answer = asked.result()
+    assert (answer.status_code, answer.json()["corpus_version"]) == (200, new.version)

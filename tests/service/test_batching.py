@@ -275,3 +275,99 @@ def test_tickets_carry_the_times_and_the_size_of_their_batch() -> None:
         assert ticket.infer_s > 0
 
     asyncio.run(scenario())
+
+
+def test_a_hung_thread_holds_no_items_and_takes_no_more_than_the_queue() -> None:
+    async def scenario() -> None:
+        held = Held()
+        made = batcher(held, max_queue=10)
+        first = asyncio.create_task(answers(made, [1]))
+        await entered(held)
+        refused = 0
+        for _ in range(20):
+            with pytest.raises((Expired, Overloaded)) as error:
+                await made.submit([("item", 1)], soon(0.001))
+            refused += isinstance(error.value, Overloaded)
+        assert refused == 9
+        assert made.pending_rows == 1
+        held.go.set()
+        await first
+
+    asyncio.run(scenario())
+
+
+def test_items_that_expired_while_their_batch_failed_are_not_run_singly() -> None:
+    seen: list[list[int]] = []
+    go = threading.Event()
+
+    def fails(items: list[int]) -> list[int]:
+        seen.append(items)
+        assert go.wait(30)
+        raise RuntimeError
+
+    async def scenario() -> None:
+        made = batcher(fails)
+        tasks = [asyncio.create_task(made.submit([(0, 1)], soon()))]
+        while not seen:
+            await asyncio.sleep(0)
+        tasks += [asyncio.create_task(made.submit([(item, 1)], soon(0.05))) for item in (1, 2, 3)]
+        await asyncio.gather(*tasks[1:], return_exceptions=True)
+        go.set()
+        (first, *others) = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(first, ModelFailed)
+        assert all(isinstance(other, Expired) for other in others)
+        await made.close(5)
+        assert seen == [[0]]
+
+    asyncio.run(scenario())
+
+
+def test_a_net_that_fails_every_item_is_not_asked_for_each() -> None:
+    seen: list[list[int]] = []
+    held = Held()
+
+    def fails(items: list[int]) -> list[int]:
+        seen.append(items)
+        if items == [99]:
+            return held(items)
+        raise RuntimeError
+
+    async def scenario() -> None:
+        made = batcher(fails)
+        first = asyncio.create_task(answers(made, [99]))
+        await entered(held)
+        rest = asyncio.gather(*(made.submit([(i, 1)], soon()) for i in range(8)), return_exceptions=True)
+        while made.pending_rows < 9:
+            await asyncio.sleep(0)
+        held.go.set()
+        results = await rest
+        await first
+        assert all(isinstance(result, ModelFailed) and not result.alone for result in results)
+        assert seen[1:] == [list(range(8)), [0], [1], [2]]
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_among_answers_is_marked_as_its_items_own() -> None:
+    async def scenario() -> None:
+        held = Held()
+
+        def picky(items: list[int]) -> list[int]:
+            if items == [99]:
+                return held(items)
+            if 3 in items:
+                raise RuntimeError
+            return doubled(items)
+
+        made = batcher(picky)
+        first = asyncio.create_task(answers(made, [99]))
+        await entered(held)
+        rest = asyncio.gather(*(made.submit([(i, 1)], soon()) for i in range(6)), return_exceptions=True)
+        while made.pending_rows < 7:
+            await asyncio.sleep(0)
+        held.go.set()
+        failures = [result for result in await rest if isinstance(result, ModelFailed)]
+        await first
+        assert [failure.alone for failure in failures] == [True]
+
+    asyncio.run(scenario())

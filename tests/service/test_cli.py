@@ -48,6 +48,10 @@ def test_models_prints_a_table_or_json(shipped: Path) -> None:
     ("words", "code"),
     [
         (("promote", "primary", "nothing"), 1),
+        (("promote", "nothing", "primary"), 2),
+        (("train", "nothing", "--data", "artifacts/lvm/retriever"), 2),
+        (("train", "amn", "--data", "artifacts/lvm/retriever", "--config", '{"hiden": 3}'), 2),
+        (("evaluate", "primary", "--data", "artifacts/lvm/retriever", "--device", "banana"), 78),
         (("rollback", "candidate"), 1),
         (("promote", "retriever", "primary"), 65),
         (("promote", "primary", "retriever"), 65),
@@ -87,3 +91,30 @@ def test_serve_without_a_primary_says_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "'primary' is not set" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_net_of_another_space_is_not_promoted_beside_the_others_unless_forced(shipped: Path) -> None:
+    registry = Registry(shipped)
+    amn = registry.resolve("primary")
+    files = {path.name: path.read_bytes() for path in amn.path.iterdir() if path.name != "SHA256SUMS"}
+    card = files["README.md"].decode().replace("encoder: all-MiniLM-L6-v2", "encoder: another")
+    other = registry.add("amn", {**files, "README.md": card.encode()})
+    refused = lvm("promote", "primary", other.id, registry=shipped)
+    assert refused.returncode == 1
+    assert "fallback of D = 384, all-MiniLM-L6-v2" in refused.stderr
+    assert registry.resolve("primary").id == amn.id
+    assert lvm("promote", "primary", other.id, "--force", registry=shipped).returncode == 0
+
+
+def test_a_registry_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    done = lvm("models", registry=tmp_path / "nowhere")
+    assert (done.returncode, "no registry at" in done.stderr) == (1, True)
+
+
+def test_a_device_that_is_not_here_is_a_configuration_error(shipped: Path) -> None:
+    done = lvm("serve", "--port", "0", registry=shipped, LVM_DEVICE="mps")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (78, "lvm: torch sees no mps here")
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    assert lvm("--version", registry=tmp_path).stdout.startswith("0.")

@@ -114,8 +114,8 @@ class BreakerMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.breaker = Breaker(FAILURES, WINDOW, HOLD_S, clock=lambda: self.now)
-        self.in_flight = 0
-        self.probe = False
+        self.calls: list[int] = []
+        self.probe: int | None = None
         self.trusted = True
         self.turned_at: float | None = None
 
@@ -126,28 +126,31 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule()
     def call(self) -> None:
         state = self.breaker.state
-        allowed = self.breaker.allow()
+        token = self.breaker.allow()
         if state == "closed":
-            assert allowed
-            self.in_flight += 1
+            assert token is not None
+            self.calls.append(token)
         else:
-            assert allowed == (state == "half_open" and not self.probe)
-            self.probe = self.probe or allowed
+            assert (token is not None) == (state == "half_open" and self.probe is None)
+            self.probe = token if token is not None else self.probe
 
-    @rule(ok=st.booleans())
-    def a_call_ends(self, ok: bool) -> None:
-        if self.probe and self.breaker.state != "closed":
-            self.probe = False
-            self.breaker.record(ok=ok)
-        elif self.in_flight:
-            self.in_flight -= 1
-            self.breaker.record(ok=ok)
+    @rule(ok=st.booleans(), late=st.booleans())
+    def a_call_ends(self, ok: bool, late: bool) -> None:
+        if self.probe is not None and not late:
+            self.breaker.record(self.probe, ok=ok)
+            self.probe = None
+        elif self.calls:
+            before = self.breaker.state
+            self.breaker.record(self.calls.pop(), ok=ok)
+            assert self.breaker.state == before or before == "closed"  # only the probe ends what is open
 
-    @rule()
-    def a_call_says_nothing(self) -> None:
-        if self.probe:
-            self.probe = False
-            self.breaker.forget()
+    @rule(late=st.booleans())
+    def a_call_says_nothing(self, late: bool) -> None:
+        if self.probe is not None and not late:
+            self.breaker.forget(self.probe)
+            self.probe = None
+        elif self.calls:
+            self.breaker.forget(self.calls.pop())
 
     @invariant()
     def trust_changes_at_most_once_a_hold_time(self) -> None:
@@ -165,12 +168,15 @@ def test_enough_failures_open_it_one_probe_goes_through_and_closes_it() -> None:
     now = [0.0]
     breaker = Breaker(FAILURES, WINDOW, HOLD_S, clock=lambda: now[0])
     for _ in range(FAILURES):
-        assert breaker.allow()
-        breaker.record(ok=False)
+        token = breaker.allow()
+        assert token is not None
+        breaker.record(token, ok=False)
     assert breaker.state == "open"
-    assert not breaker.allow()
+    assert breaker.allow() is None
     now[0] += HOLD_S
     assert breaker.state == "half_open"
-    assert [breaker.allow() for _ in range(3)] == [True, False, False]
-    breaker.record(ok=True)
+    probe, *others = [breaker.allow() for _ in range(3)]
+    assert probe is not None
+    assert others == [None, None]
+    breaker.record(probe, ok=True)
     assert breaker.state == "closed"

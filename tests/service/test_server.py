@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import Running
-from tests.fakes import contexts
+from service.server import HotCycle
+from tests.conftest import Running, until
+from tests.fakes import Gate, contexts
 
 Serve = Callable[..., Running]
 
@@ -44,9 +46,10 @@ def test_an_endless_header_is_refused_before_it_ends(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"POST /predict HTTP/1.1\r\nhost: x\r\n", b"POST /predict HTTP/1.1\r\ncontent-length: 9\r\n\r\n{"]
+    "sent",
+    [b"POST /predict HTTP/1.1\r\nhost: x\r\n", b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"],
 )
-def test_silent_and_slow_callers_are_closed_on(serve: Serve, sent: bytes) -> None:
+def test_slow_callers_are_told_and_closed_on(serve: Serve, sent: bytes) -> None:
     assert problem(exchange(serve(receive_s=0.2), sent)) == (408, "too_slow")
 
 
@@ -84,3 +87,91 @@ def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
     )
     ids = [line for line in answer.split(b"\r\n") if line.startswith(b"x-request-id")]
     assert ids == [b"x-request-id: n%d" % n for n in range(5)]
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
+
+
+def test_half_a_character_in_a_name_is_answered_and_counted(serve: Serve) -> None:
+    server = serve()
+    got = server.http.post("/predict", content=b'{"\\ud800": 1}', headers={"content-type": "application/json"})
+    assert (got.status_code, got.json()["pointer"]) == (422, "/?")
+    assert server.metric("lvm_requests_total", route="/predict", outcome="invalid") == 1
+
+
+def test_an_upgrade_is_refused_and_what_follows_is_not_taken_for_a_request(serve: Serve) -> None:
+    upgrade = b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: 40\r\n\r\n"
+    answer = exchange(serve(), HEAD + upgrade, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert problem(answer) == (400, "malformed")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_request_without_a_host_is_malformed(serve: Serve) -> None:
+    assert problem(exchange(serve(), b"GET /livez HTTP/1.1\r\n\r\n")) == (400, "malformed")
+
+
+def test_endless_trailers_are_refused(serve: Serve) -> None:
+    body = contexts()[0].tobytes()
+    chunked = HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(body) + body + b"\r\n0\r\n"
+    answer = exchange(serve(), chunked, b"t: " + b"x" * 9000 + b"\r\n", b"t: " + b"x" * 9000 + b"\r\n\r\n")
+    assert problem(answer) == (431, "headers_too_large")
+
+
+def test_a_silent_connection_is_closed_and_is_no_request(serve: Serve) -> None:
+    server = serve(receive_s=0.2)
+    assert exchange(server) == b""
+    assert server.metric("lvm_requests_total", route="other", outcome="too_slow") == 0
+
+
+def test_a_slow_body_counts_once_and_on_its_route(serve: Serve) -> None:
+    server = serve(receive_s=0.2)
+    answer = exchange(server, HEAD + b"x-request-id: slow\r\ncontent-length: 9\r\n\r\nabc")
+    assert problem(answer) == (408, "too_slow")
+    assert b"x-request-id: slow" in answer
+    assert server.metric("lvm_requests_total", route="/predict", outcome="too_slow") == 1
+    assert server.metric("lvm_requests_total", route="/predict", outcome="cancelled") == 0
+    assert server.metric("lvm_requests_total", route="other", outcome="too_slow") == 0
+
+
+@pytest.mark.parametrize(
+    ("second", "status", "reason"),
+    [
+        (HEAD + b"content-length: 100000\r\n\r\n", 413, "too_large"),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n2000\r\n" + b"x" * 0x2000 + b"\r\n", 413, "too_large"),
+        (b"nonsense\r\n\r\n", 400, "malformed"),
+    ],
+)
+def test_a_fault_behind_a_good_request_is_answered_behind_it(
+    serve: Serve, second: bytes, status: int, reason: str
+) -> None:
+    body = contexts()[0].tobytes()
+    first = HEAD + b"x-request-id: first\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    good, bad = exchange(serve(max_body_mb=0.004), first + second).split(b"HTTP/1.1 ")[1:]
+    assert good.startswith(b"200")
+    assert b"x-request-id: first" in good
+    assert problem(b"HTTP/1.1 " + bad) == (status, reason)
+
+
+def test_one_connection_cannot_pile_up_requests_without_end(serve: Serve) -> None:
+    gate = Gate()
+    server = serve(amn=gate, gru=gate)
+    body = contexts()[0].tobytes()
+    request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(request * 100)
+        until(gate.entered.is_set, "the first request to run")
+        gate.opened.set()
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert received.count(b"HTTP/1.1 200 OK") == 65
+    assert received.count(b"HTTP/1.1 503") == 1
+
+
+def test_an_idle_connection_holds_nothing_of_its_last_request(serve: Serve) -> None:
+    server = serve()
+    server.http.post("/predict", content=contexts(50).tobytes(), headers={"content-type": "application/octet-stream"})
+    gc.collect()
+    cycles = [made for made in gc.get_objects() if isinstance(made, HotCycle)]
+    assert all(cycle.call.body == b"" and cycle._task is None for cycle in cycles)

@@ -35,7 +35,7 @@ def decode_json(body: bytes) -> Decoded:
     return JsonReader(FIELDS, 3).read(body, shape_of)
 
 
-floats = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.integers(-(2**40), 2**40)
+floats = st.floats(-(2**29), 2**29, width=32) | st.integers(-(2**29), 2**29)
 context = st.lists(st.lists(floats, min_size=3, max_size=3), min_size=2, max_size=2)
 options = st.fixed_dictionaries({}, optional={"model": st.just("amn"), "k": st.integers(1, 9), "own": st.booleans()})
 
@@ -150,3 +150,27 @@ def test_one_reader_reads_on_after_any_fault() -> None:
             reader.read(bad, shape_of)
         refusals.append(refusal.value)
         assert reader.read(good, shape_of).rows.shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("value", ["1e20", "-3e38", "1.1e9"])
+def test_what_would_overflow_a_square_is_no_embedding(value: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        decode_json(b'{"context": [[1, 2, 3], [4, %s, 6]]}' % value.encode())
+    assert refusal.value.pointer == "/context/1/1"
+    octets = np.array([1, 2, 3, 4, float(value), 6], "<f4").tobytes()
+    with pytest.raises(Invalid):
+        decode_octets(octets, SHAPE, 3)
+
+
+def test_half_a_character_is_told_of_in_whole_ones() -> None:
+    with pytest.raises(Invalid) as refusal:
+        decode_json(b'{"\\ud800": 1}')
+    assert refusal.value.pointer == "/?"
+    with pytest.raises(Invalid):
+        decode_json(b'{"context": [[1, 2, 3], [4, 5, 6]], "model": "\\ud800"}')
+
+
+def test_a_faulty_body_too_long_to_search_is_refused_without_a_search() -> None:
+    body = b'{"context": [' + b"{}," * (wire.MAX_SEARCH + 1) + b"{}]}"
+    with pytest.raises(Invalid, match="too long to say where"):
+        decode_json(body)

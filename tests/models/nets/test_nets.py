@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from models.corpus import Floats
-from models.nets import NETS, architecture_of, build, config_dict
+from models.nets import NETS, BadConfig, architecture_of, build, config_dict
 from models.nets.stack import count_blocks
 
 TinyNet = Callable[..., nn.Module]
@@ -123,9 +123,9 @@ def test_the_sizes_are_read_off_a_state(tiny_net: TinyNet, architecture: str) ->
 
 
 def test_an_unknown_net_or_size_is_refused() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(BadConfig, match="choose from"):
         build("mamba", {})
-    with pytest.raises(TypeError, match="surprise"):
+    with pytest.raises(BadConfig, match="surprise"):
         build("amn", {"surprise": 1})
 
 

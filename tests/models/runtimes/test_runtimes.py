@@ -18,7 +18,7 @@ from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Floats
 from models.nets import architecture_of, config_dict
 from models.registry import Version
-from models.runtimes import PARITY, UnfitRuntime, check_parity, find_device, open_runtime
+from models.runtimes import PARITY, NoSuchDevice, UnfitRuntime, check_parity, find_device, open_runtime
 from models.runtimes.onnx import OnnxRuntime
 from models.runtimes.torch import TorchRuntime, answer_of, best_device, build_net
 from models.training.publish import golden_contexts, net_files
@@ -203,9 +203,14 @@ def test_auto_is_the_cpu_where_there_is_nothing_else() -> None:
     assert find_device("auto") == best_device() == "cpu"
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
-def test_a_device_that_was_named_is_taken_at_its_word(device: str) -> None:
-    assert find_device(device) == device
+@pytest.mark.parametrize("device", ["cuda", "mps", "tpu"])
+def test_a_device_that_is_not_here_is_refused_by_name(device: str) -> None:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if available.get(device):
+        assert find_device(device) == device
+    else:
+        with pytest.raises(NoSuchDevice, match=device):
+            find_device(device)
 
 
 def test_saved_arrays_come_back_bit_for_bit(checkpoint: Checkpoint) -> None:

@@ -31,10 +31,10 @@ from service.errors import PROBLEM, ServiceError, problem
 from service.lineup import Lineup, Loaders, RealLoaders
 from service.log import logger
 from service.metrics import Metrics
+from service.protocol import OTHER
 from service.routing import Router
 from service.settings import Settings
 
-OTHER = "other"  # the route label of every path that is none of ours
 STATUS_REASONS = {404: "unknown_route", 405: "method_not_allowed", 500: "internal"}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.server import HotCycle
+from service.protocol import HotCycle
 from tests.conftest import Running, until
 from tests.fakes import Gate, contexts
 

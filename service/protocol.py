@@ -1,0 +1,362 @@
+"""HTTP/1.1 at the socket: uvicorn's, with a short way for hot routes and limits on what a caller may do.
+
+One connection's requests are answered in their turn, whatever the answer is; each is counted once; what is
+refused is told why; and an idle connection holds nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.door import Call, Headers, HotRoute, Reply, check_length, problem_reply, request_id
+from service.errors import (
+    PROBLEM,
+    Draining,
+    HeadersTooLarge,
+    Malformed,
+    Overloaded,
+    ServiceError,
+    TooLarge,
+    TooSlow,
+)
+from service.log import logger
+
+OTHER = "other"  # the route label of what never reached a route
+CLOSE = (b"connection", b"close")
+LINGER_S = 0.25  # for what is on its way in when the sockets close
+MAX_PIPELINE = 64  # requests of one connection that wait for an earlier answer
+MAX_HEAD = 16 * 1024  # bytes of a request line and headers
+
+
+class HotCycle:
+    """One request to a hot route on its way: body in, one write out, no ASGI between.
+
+    Stands where uvicorn keeps its RequestResponseCycle, so pipelining, keep-alive and shutdown are
+    uvicorn's own. Answers in its turn, whatever the answer is.
+    """
+
+    def __init__(self, protocol: Protocol, route: HotRoute, path: str, query: bytes, *, keep_alive: bool) -> None:
+        self.route, self.keep_alive = route, keep_alive
+        self.call = Call(protocol.headers, query, path, route.timeout_ms)
+        self.message_event = asyncio.Event()  # uvicorn sets it; nobody waits
+        self.disconnected = self.response_complete = self.is_whole = False
+        self._protocol = protocol
+        self._expects_continue = protocol.expect_100_continue
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._begun = False
+        self._error: ServiceError | None = None
+        self._task: asyncio.Task[Reply] | None = None
+
+    def check_length(self) -> None:
+        """Fail where the body says it is too long."""
+        try:
+            check_length(self.call.headers, self.route.max_body)
+        except TooLarge as error:
+            self.fail(error)
+
+    def begin(self) -> None:
+        """Be the request that is next on its connection."""
+        self._begun = True
+        self._protocol.running = self
+        if self._expects_continue and not self.is_whole and not self._error:
+            self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._go_on()
+
+    def feed(self, part: bytes) -> None:
+        """Take a part of the body."""
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > self.route.max_body:
+            self.fail(TooLarge(f"a body of more than {self.route.max_body} bytes"))
+
+    def end(self) -> None:
+        """The body is whole."""
+        self.is_whole = True
+        self._go_on()
+
+    def fail(self, error: ServiceError) -> None:
+        """Answer with `error`, when it is this request's turn, and close: what follows is not read."""
+        self._error = self._error or error
+        self._parts.clear()
+        self._protocol.deaf = True
+        self._go_on()
+
+    def depart(self) -> None:
+        """The caller is gone: stop what runs for it."""
+        if not self.response_complete:
+            self.route.depart()
+            self._forget()
+
+    def _go_on(self) -> None:
+        if not self._begun or self.response_complete or self._task:
+            return
+        if self._error:
+            self._finish(self.route.problem(self._error, self.call.id))
+        elif self.is_whole:
+            self.call.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts.clear()
+            self._task = self._protocol.loop.create_task(self.route.answer(self.call))
+            self._protocol.tasks.add(self._task)  # type: ignore[arg-type]  # uvicorn waits for them at shutdown
+            self._task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Reply]) -> None:
+        self._protocol.tasks.discard(task)
+        if self.response_complete:
+            return
+        if task.cancelled():
+            self._finish(self.route.problem(Draining("the grace is over"), self.call.id))
+        elif error := task.exception():
+            logger().error("unexpected", route=self.route.path, request_id=self.call.id, exc_info=error)
+            self._finish(self.route.problem(ServiceError("an unexpected error"), self.call.id))
+        else:
+            self._finish(task.result())
+
+    def _finish(self, reply: Reply) -> None:
+        protocol = self._protocol
+        if protocol.transport.is_closing():
+            self.depart()
+            return
+        headers = self.route.headers(reply, self.call)
+        self.keep_alive = self.keep_alive and not self._error and headers[-1] != CLOSE
+        if not self.keep_alive and headers[-1] != CLOSE:
+            headers.append(CLOSE)
+        protocol.transport.write(_as_bytes(reply, headers))
+        self.route.count(reply, self.call)
+        self._forget()
+        protocol.answered(keep_alive=self.keep_alive)
+
+    def _forget(self) -> None:
+        """Hold nothing that an idle connection would keep alive."""
+        self.response_complete = True
+        self._protocol.running = None
+        task, self._task = self._task, None
+        self.call.body = b""
+        self._parts.clear()
+        if task:
+            task.cancel()
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 with a short way for hot routes, and limits on what may come in and how slowly."""
+
+    app: Any
+    waiting_since: float | None = None  # monotonic; None while a request is being answered or none is begun
+    writing_since: float | None = None  # monotonic; None while the caller reads what it is sent
+    running: HotCycle | None = None
+    deaf = False  # what still comes in is not looked at
+    _unparsed_head = 0  # bytes of a head that is not complete
+    _parsed_head = 0  # bytes of the request line, headers and trailers
+    _in_head = False
+    _ended = False  # whether a request ended in the bytes at hand
+    _owes_next = False  # whether the next request waits for the last answer to be read
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the clock of the first request."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.waiting_since = monotonic()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, unless the head of the request grows too long."""
+        if self.deaf:
+            return
+        self._ended = False
+        super().data_received(data)
+        if self._in_head and not self._ended:
+            self._unparsed_head += len(data)
+            self._check_head(self._unparsed_head)
+
+    def on_message_begin(self) -> None:
+        """Start the clock of this request."""
+        super().on_message_begin()
+        self._unparsed_head, self._parsed_head, self._in_head = 0, 0, True
+        self.waiting_since = monotonic()
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the request line."""
+        super().on_url(url)
+        self._parsed_head += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer."""
+        self._parsed_head += len(name) + len(value)
+        if self._in_head:
+            super().on_header(name, value)
+        else:
+            self._check_head(self._parsed_head)
+
+    def on_headers_complete(self) -> None:
+        """Start a cycle, hot or uvicorn's own, unless the head says what is not served."""
+        self._in_head, self._unparsed_head = False, 0
+        self._check_head(self._parsed_head)
+        if self.parser.should_upgrade():
+            self.refuse(Malformed("this is plain HTTP/1.1: no upgrades"))
+        elif self.parser.get_http_version() == "1.1" and all(name != b"host" for name, _ in self.headers):
+            self.refuse(Malformed("an HTTP/1.1 request names its host"))
+        elif len(self.pipeline) >= MAX_PIPELINE:
+            self.refuse(Overloaded(f"more than {MAX_PIPELINE} requests ahead of their answers"))
+        if self.deaf:
+            return
+        path, _, query = self.url.partition(b"?")
+        route = self.app.hot_route(path) if self.parser.get_method() == b"POST" else None
+        if route is None:
+            super().on_headers_complete()
+        else:
+            self._start_hot(route, path.decode("ascii"), query)
+
+    def _start_hot(self, route: HotRoute, path: str, query: bytes) -> None:
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        cycle = HotCycle(self, route, path, query, keep_alive=keep_alive)
+        cycle.check_length()
+        self._line_up(cycle)
+
+    def _line_up(self, cycle: HotCycle | Refusal) -> None:
+        previous: Any = self.cycle
+        self.cycle = cycle  # type: ignore[assignment]
+        if previous is None or previous.response_complete:
+            cycle.begin()
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if isinstance(cycle, HotCycle | Refusal):
+            cycle.begin()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body, unless the request was refused."""
+        cycle: Any = self.cycle
+        if self.deaf:
+            return
+        if isinstance(cycle, HotCycle):
+            cycle.feed(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Stop the clock: the request is whole."""
+        self.waiting_since, self._ended = None, True
+        cycle: Any = self.cycle
+        if self.deaf:
+            return
+        if isinstance(cycle, HotCycle):
+            cycle.end()
+        else:
+            super().on_message_complete()
+
+    def answered(self, *, keep_alive: bool) -> None:
+        """Go on to the next request of the connection, once the caller has read enough of the answer."""
+        if not keep_alive:
+            self.close_gently()
+        elif self.flow.write_paused:
+            self._owes_next = True
+        else:
+            self.on_response_complete()
+
+    def close_gently(self) -> None:
+        """Close; where the caller may still be sending, not before it had time to read the answer.
+
+        Closing on unread bytes resets the connection, and a reset takes the answer with it.
+        """
+        self.waiting_since = None
+        if self.deaf and not self.transport.is_closing():
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
+
+    def on_response_complete(self) -> None:
+        """Start the next request, and read no further while others wait behind it."""
+        super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
+
+    def pause_writing(self) -> None:
+        """Start the clock of a caller who does not read."""
+        super().pause_writing()
+        self.writing_since = monotonic()
+
+    def resume_writing(self) -> None:
+        """Go on: the caller has read."""
+        super().resume_writing()
+        self.writing_since = None
+        if self._owes_next:
+            self._owes_next = False
+            self.on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop what runs for a caller that is gone, and hold nothing of it."""
+        super().connection_lost(exc)
+        waiting = [cycle for cycle, _ in self.pipeline if isinstance(cycle, HotCycle)]
+        for cycle in (self.running, self.cycle, *waiting):
+            if isinstance(cycle, HotCycle):
+                cycle.depart()
+        self.pipeline.clear()
+        self.cycle = None  # type: ignore[assignment]
+
+    def shutdown(self) -> None:
+        """Close as soon as nothing is owed: a request that is on its way in has a moment to arrive."""
+        if self.waiting_since is None:
+            super().shutdown()
+        else:
+            self.loop.call_later(LINGER_S, super().shutdown)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no HTTP."""
+        self.refuse(Malformed(msg))
+
+    def close_if_slow(self, before: float) -> None:
+        """Close on a caller who has been slow to send, or to read, since `before`."""
+        if (self.writing_since or before) < before:
+            self.transport.abort()
+        elif (self.waiting_since or before) < before:
+            if self._in_head or isinstance(self.cycle, HotCycle):
+                self.refuse(TooSlow("the request did not arrive in time"))
+            else:
+                self.transport.close()  # never said a word, or is answered already
+
+    def refuse(self, error: ServiceError) -> None:
+        """Answer the request that is coming in with `error`, in its turn, and close."""
+        if self.deaf:
+            return
+        self.deaf = True
+        cycle: Any = self.cycle
+        if isinstance(cycle, HotCycle) and not cycle.is_whole:
+            cycle.fail(error)
+        elif cycle is not None and getattr(cycle, "more_body", False):
+            self.transport.close()  # uvicorn's own: it tells the application
+        else:
+            self._line_up(Refusal(self, error))
+
+    def _check_head(self, size: int) -> None:
+        if size > MAX_HEAD:
+            self.refuse(HeadersTooLarge(f"more than {MAX_HEAD} bytes of headers"))
+
+
+class Refusal:
+    """A request that never reached a route: in its turn it is answered, counted and the connection closed."""
+
+    def __init__(self, protocol: Protocol, error: ServiceError) -> None:
+        self.disconnected = self.response_complete = self.keep_alive = False
+        self.message_event = asyncio.Event()
+        self._protocol, self._error = protocol, error
+
+    def begin(self) -> None:
+        """Answer, and close."""
+        self.response_complete = True
+        self._protocol.app.metrics.requests.add(OTHER, self._error.reason)
+        reply = problem_reply(self._error, request_id(None))
+        headers = [(b"content-type", PROBLEM), (b"content-length", b"%d" % len(reply.body)), *reply.headers, CLOSE]
+        self._protocol.transport.write(_as_bytes(reply, headers))
+        self._protocol.close_gently()
+
+
+def _as_bytes(reply: Reply, headers: Headers) -> bytes:
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    return b"".join((STATUS_LINE[reply.status], lines, b"\r\n", reply.body))

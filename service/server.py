@@ -81,7 +81,8 @@ class Server(uvicorn.Server):
 
     def _stop(self) -> None:
         for listener in self._listeners:
-            turn_away(listener)
+            with contextlib.suppress(OSError):  # where the kernel will not, a late caller may meet a reset
+                turn_away(listener)
         asyncio.get_running_loop().call_later(LINGER_S, self._exit)
 
     def _exit(self) -> None:

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check clean
+.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -43,6 +43,9 @@ image-check:  ## build the image for real and call the service in it (root, buil
 
 prometheus-check: dev  ## hold rules, dashboard and percentiles against a real Prometheus under load (Debian)
 	docker/prometheus-check.sh
+
+bench: dev  ## one report of nets and service beside a naive app and an echo, in runs/bench (about 20 minutes)
+	$(BIN)/python -m bench
 
 clean:  ## forget the environment
 	rm -rf .venv

@@ -100,6 +100,7 @@ class HotCycle:
         elif self.is_whole:
             self.call.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts.clear()
+            self.call.restart()
             self._task = self._protocol.loop.create_task(self.route.answer(self.call))
             self._protocol.tasks.add(self._task)  # type: ignore[arg-type]  # uvicorn waits for them at shutdown
             self._task.add_done_callback(self._done)

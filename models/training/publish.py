@@ -17,6 +17,9 @@ import numpy as np
 import onnx
 import torch
 from onnx.external_data_helper import set_external_data
+from onnx.helper import make_node
+from onnx.numpy_helper import from_array
+from onnx.shape_inference import infer_shapes
 from safetensors.numpy import save as save_tensors
 from torch import nn
 
@@ -100,9 +103,26 @@ def export_graph(net: nn.Module, shape: tuple[int, ...], weights: bytes) -> byte
         )
     assert program is not None
     model = program.model_proto
+    _fold_static_shapes(model)
     _strip(model)
     _point_at(model, weights)
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _fold_static_shapes(model: onnx.ModelProto) -> None:
+    """Replace every `Shape` whose dimensions are known by a constant.
+
+    The exporter takes the size of a recurrent state from its shape, and slices the weights of the gates
+    by it: not folded, onnxruntime reorders these weights anew for every request.
+    """
+    inferred = infer_shapes(model, data_prop=True).graph
+    known = {info.name: info.type.tensor_type.shape.dim for info in (*inferred.value_info, *inferred.input)}
+    for node in model.graph.node:
+        bounds = {attribute.name: attribute.i for attribute in node.attribute}
+        dims = known.get(node.input[0], ())[bounds.get("start", 0) : bounds.get("end")] if node.input else ()
+        if node.op_type == "Shape" and dims and all(dim.HasField("dim_value") for dim in dims):
+            value = from_array(np.array([dim.dim_value for dim in dims], np.int64))
+            node.CopyFrom(make_node("Constant", [], [node.output[0]], value=value))
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -1,0 +1,40 @@
+"""What loading one version costs a process: `python -m bench.footprint DIRECTORY LIBRARY DEVICE THREADS`."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import onnxruntime
+import torch
+
+from bench.nets import How
+from bench.servers import rss_mb
+from models import checkpoint as checkpoints
+
+REPEATS = 3
+
+
+def main(directory: Path, how: How) -> dict[str, float]:
+    """Return seconds to load (read, verify, open; libraries imported before) and megabytes grown after a query."""
+    onnxruntime.get_available_providers()  # both libraries are there before anything is weighed
+    if how.device != "cpu":
+        torch.zeros(1, device=how.device)
+    before = rss_mb(os.getpid())
+    began = perf_counter()
+    checkpoint = checkpoints.load(directory)
+    runtime = how.open(checkpoint)
+    load_s = perf_counter() - began
+    for _ in range(REPEATS):
+        runtime.run(checkpoint.golden_context[:1])
+    gc.collect()
+    return {"load_s": load_s, "grown_mb": rss_mb(os.getpid()) - before}
+
+
+if __name__ == "__main__":
+    _, path, library, device, threads = sys.argv
+    print(json.dumps(main(Path(path), How(library, device, int(threads)))))

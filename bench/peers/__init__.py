@@ -1,0 +1,1 @@
+"""What the service is measured beside; each is a process of its own: `python -m bench.peers.naive`."""

@@ -1,0 +1,72 @@
+"""The ceiling of the stack: uvicorn and raw ASGI, read the body, answer a constant of the same size."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import numpy as np
+import orjson
+import uvicorn
+from numpy.typing import NDArray
+
+from bench.plan import LENGTH
+
+Message = MutableMapping[str, Any]
+App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+
+def constant(dim: int) -> NDArray[np.float32]:
+    """Return the unit vector `(dim,)` that is every answer; its JSON is as long as a real one's."""
+    vector = np.random.default_rng(0).standard_normal(dim)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
+
+
+def create_app(dim: int) -> App:
+    """Return the ASGI application."""
+    vector = constant(dim)
+    as_json = orjson.dumps({"vector": vector}, option=orjson.OPT_SERIALIZE_NUMPY)
+    as_octets = vector.tobytes()
+
+    async def app(scope: Message, receive: Callable[[], Awaitable[Message]], send: Any) -> None:
+        assert scope["type"] == "http"
+        size = await _read(receive)
+        is_octets = dict(scope["headers"]).get(b"content-type") == b"application/octet-stream"
+        body = as_octets * max(1, size // (4 * LENGTH * dim)) if is_octets else as_json
+        media_type = b"application/octet-stream" if is_octets else b"application/json"
+        headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+async def _read(receive: Callable[[], Awaitable[Message]]) -> int:
+    size = 0
+    while True:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if not message.get("more_body"):
+            return size
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m bench.peers.echo", description=__doc__)
+    parser.add_argument("--dim", type=int, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    options = parser.parse_args()
+    uvicorn.run(
+        create_app(options.dim),
+        port=options.port,
+        loop="uvloop",
+        http="httptools",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+    )
+
+
+if __name__ == "__main__":
+    main()

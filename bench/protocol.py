@@ -1,0 +1,48 @@
+"""Do public clients of the Open Inference Protocol get the same vectors as callers of /predict?"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+import httpx
+import numpy as np
+
+from bench.answers import Floats, apart
+from bench.servers import Server
+from bench.versions import draw
+
+OCTETS = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
+INFER = "/v2/models/primary/infer"
+
+
+def same_answers(server: Server, dim: int) -> dict[str, float | None]:
+    """Return how far answers are from /predict's: to a KServe v2 JSON request, and to Triton's HTTP client.
+
+    None where Triton's client is not installed.
+    """
+    contexts = draw(4, dim, seed=1)
+    known = httpx.post(f"{server.url}/predict", content=contexts.tobytes(), headers=OCTETS).raise_for_status()
+    vectors = np.frombuffer(known.content, "<f4").reshape(-1, dim)
+    has_triton = importlib.util.find_spec("tritonclient") is not None
+    return {
+        "kserve_json": apart(_by_json(server, contexts), vectors),
+        "triton_client": apart(_by_triton(server, contexts), vectors) if has_triton else None,
+    }
+
+
+def _by_json(server: Server, contexts: Floats) -> Floats:
+    tensor = {"name": "context", "datatype": "FP32", "shape": contexts.shape, "data": contexts.ravel().tolist()}
+    answer = httpx.post(f"{server.url}{INFER}", json={"inputs": [tensor]}).raise_for_status().json()
+    (output,) = answer["outputs"]
+    return np.asarray(output["data"], np.float32).reshape(output["shape"])
+
+
+def _by_triton(server: Server, contexts: Floats) -> Floats:
+    triton: Any = importlib.import_module("tritonclient.http")
+    with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        tensor = triton.InferInput("context", list(contexts.shape), "FP32")
+        tensor.set_data_from_numpy(contexts)
+        answer = client.infer("primary", [tensor]).as_numpy("vector")
+    return np.asarray(answer, np.float32)

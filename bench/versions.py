@@ -1,0 +1,79 @@
+"""The nets that are measured: untrained, seeded, published as versions once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from bench.plan import LENGTH, ROOT
+from models import corpus as corpora
+from models.card import Card
+from models.corpus import Floats
+from models.nets import build
+from models.registry import Registry, Version
+from models.training import publish
+
+NETS = ("amn", "gru", "lstm", "transformer")
+
+
+def registry_of(out: Path, dim: int) -> Registry:
+    """Return the registry with every net at D = `dim`, AMN as primary and GRU as fallback; made where missing."""
+    registry = Registry(out / f"registry-{dim}-{_digest()}")
+    for stale in set(out.glob(f"registry-{dim}-*")) - {registry.root}:
+        shutil.rmtree(stale)
+    known = by_name(registry)
+    for name in NETS:
+        if name not in known:
+            print(f"bench: exporting {name} at D = {dim}", file=sys.stderr, flush=True)
+            publish.publish(registry, seeded(name, dim), _card(name, dim), draw(publish.GOLDEN, dim), {})
+    for alias, name in (("primary", "amn"), ("fallback", "gru")):
+        if alias not in registry.aliases():
+            registry.point(alias, by_name(registry)[name], why="to be measured")
+    return registry
+
+
+def by_name(registry: Registry) -> Mapping[str, Version]:
+    """Return the version of every net."""
+    return {version.name: version for version in registry.versions()}
+
+
+def seeded(name: str, dim: int) -> nn.Module:
+    """Return a net whose every weight says something; fresh ones are zero in places, which costs less."""
+    torch.manual_seed(0)
+    net = build(name, {"dim": dim, "context_length": LENGTH})
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return net.eval()
+
+
+def draw(count: int, dim: int, seed: int = 0) -> Floats:
+    """Return contexts `(count, T, dim)` of unit vectors that resemble their neighbours."""
+    noise = np.random.default_rng(seed).standard_normal((count, LENGTH, dim))
+    return corpora.normalise(noise + noise.mean(axis=1, keepdims=True))
+
+
+def _card(name: str, dim: int) -> Card:
+    return Card(
+        name=name,
+        kind="net",
+        dim=dim,
+        encoder="none",
+        license="apache-2.0",
+        attribution="",
+        command="python -m bench",
+        limits=("Untrained: for measuring speed only.",),
+    )
+
+
+def _digest() -> str:
+    """Return a digest of the sources a version depends on, so that a change of them makes new versions."""
+    sources = sorted((ROOT / "models").rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]

@@ -1,0 +1,65 @@
+"""The nets are timed as they are served, and an answer that differs from torch's stops the table."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import nets
+from bench.load import WrongAnswers
+from bench.nets import How, time_batch, time_queries
+from bench.servers import rss_mb
+from bench.versions import draw
+from models.card import Card
+from models.checkpoint import Checkpoint
+from models.nets import architecture_of, config_dict
+from models.runtimes.torch import TorchRuntime, answer_of, arrays_of
+
+
+class Counting:
+    """A runtime that answers zeros and counts."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def run(self, contexts: Any) -> Any:
+        self.sizes.append(len(contexts))
+        return np.zeros((len(contexts), contexts.shape[2]), np.float32)
+
+
+def test_queries_are_single_and_the_warm_up_does_not_count() -> None:
+    runtime = Counting()
+    figures = time_queries(runtime, draw(3, 8), 10)
+    assert runtime.sizes == [1] * (10 + nets.WARM_UP)
+    assert figures.keys() == {"mean_ms", "p50_ms", "p95_ms", "p99_ms"}
+
+
+def test_a_batch_is_run_whole_and_counted_per_context() -> None:
+    runtime = Counting()
+    assert time_batch(runtime, draw(8, 8)) > 0
+    assert set(runtime.sizes) == {8}
+
+
+def test_there_is_always_a_way_for_the_cpu() -> None:
+    labels = [how.label for how in nets.ways()]
+    assert labels[0] == "onnxruntime cpu x1"
+    assert len(labels) == len(set(labels))
+    assert rss_mb(os.getpid()) > 10
+
+
+def test_a_runtime_that_answers_otherwise_is_refused(tiny_net: Any) -> None:
+    golden = draw(4, 16)
+    card = Card(
+        name="amn", kind="net", dim=16, encoder="none", license="other", attribution="", command="",
+        architecture=architecture_of(tiny_net), config=config_dict(tiny_net), context_length=5,
+    )  # fmt: skip
+    weights = arrays_of(tiny_net.state_dict())
+    known = Checkpoint("v", "", card, weights, b"", golden, answer_of(tiny_net, golden))
+    other = replace(known, weights={name: array * np.float32(1.5) for name, array in weights.items()})
+    assert nets._distance(How("torch", "cpu").open(known), known, draw(16, 16)) < 1e-5
+    with pytest.raises(WrongAnswers, match="from torch's answer"):
+        nets._distance(TorchRuntime(other, "cpu"), known, draw(16, 16))

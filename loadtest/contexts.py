@@ -1,6 +1,6 @@
 """The contexts that requests carry: `contexts.npy`, float16 (64, 5, 384), real neighbouring chunks.
 
-Made once by `python -m loadtest.contexts /work/shared/data/wiki/val`: 64 articles evenly spread over the set,
+Made once by `python -m loadtest.contexts artifacts/lvm/retriever`: 64 articles evenly spread over the set,
 one window of five consecutive chunks at a seeded place in each. The vectors are all-MiniLM-L6-v2 embeddings
 of English Wikipedia text (dump of July 2019, Wikipedia contributors) and stay under CC BY-SA 3.0.
 """

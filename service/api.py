@@ -219,6 +219,20 @@ class DocumentedHotRoute(APIRoute):
         self.hot = hot
 
 
+def check_live(lineup: Lineup, settings: Settings) -> None:
+    """Raise `Unavailable` where an inference thread is dead or hangs."""
+    if lineup.stuck_s() > settings.hang_s:
+        raise Unavailable("an inference thread is dead or hangs")
+
+
+def check_ready(lineup: Lineup, state: State) -> None:
+    """Raise `Draining` or `Unavailable` where no request should come here."""
+    if state.is_draining:
+        raise Draining("on its way out")
+    if not lineup.is_ready:
+        raise Unavailable("no net is loaded")
+
+
 def add_routes(
     app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State
 ) -> None:
@@ -248,16 +262,12 @@ def add_routes(
     @app.get("/livez", responses=schemas.PROBLEMS)
     async def livez() -> dict[str, str]:
         """200 while the process and every inference thread beat."""
-        if lineup.stuck_s() > settings.hang_s:
-            raise Unavailable("an inference thread is dead or hangs")
+        check_live(lineup, settings)
         return {"status": "live"}
 
     @app.get("/readyz", responses=schemas.PROBLEMS)
     @app.get("/healthz", responses=schemas.PROBLEMS)
     async def readyz() -> dict[str, str]:
         """200 while a net is loaded, warm, and the process is not draining."""
-        if state.is_draining:
-            raise Draining("on its way out")
-        if not lineup.is_ready:
-            raise Unavailable("no net is loaded")
+        check_ready(lineup, state)
         return {"status": "ready"}

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 
 from service import schemas, wire
-from service.api import DocumentedHotRoute, headers_of, outcome_of, stages_of
+from service.api import DocumentedHotRoute, check_live, check_ready, headers_of, outcome_of, stages_of
 from service.door import Call, HotRoute, Reply, State, problem_reply
 from service.engine import Floats
-from service.errors import Invalid, Malformed, ServiceError, Unavailable, UnknownModel
+from service.errors import Invalid, Malformed, ServiceError, UnknownModel
 from service.lineup import Lineup
 from service.metrics import Metrics
 from service.routing import EngineLike, Routed, Router
@@ -177,15 +177,13 @@ def add_routes(
     @app.get("/v2/health/live", responses=schemas.PROBLEMS)
     async def live() -> dict[str, bool]:
         """200 while every inference thread beats."""
-        if lineup.stuck_s() > settings.hang_s:
-            raise Unavailable("an inference thread is dead or hangs")
+        check_live(lineup, settings)
         return {"live": True}
 
     @app.get("/v2/health/ready", responses=schemas.PROBLEMS)
     async def ready() -> dict[str, bool]:
         """200 while /readyz says so."""
-        if state.is_draining or not lineup.is_ready:
-            raise Unavailable("not ready")
+        check_ready(lineup, state)
         return {"ready": True}
 
     @app.get(MODEL, responses=schemas.NOT_FOUND)

@@ -150,4 +150,6 @@ def serve(settings: Settings) -> int:
         server.run(sockets=[listener])
     if app.state.process.failure:
         raise app.state.process.failure
+    if not server.started:
+        logger().error("did not start")
     return 0 if server.started and not server.force_exit else 1

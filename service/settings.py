@@ -37,7 +37,7 @@ class Settings(BaseSettings):
         default_factory=lambda: max(1, cores() // 2),
         description="Cores one net uses at a time; half of them, the rest decode and encode.",
     )
-    max_batch: PositiveInt = Field(128, description="Rows in one micro-batch; past it AMN gains nothing.")
+    max_batch: PositiveInt = Field(128, description="Rows in one micro-batch; every caller in it waits for all of it.")
     max_wait_ms: NonNegative = Field(
         0, description="Milliseconds a batch waits for company; 0 because waiting rows gather by themselves."
     )

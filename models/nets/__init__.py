@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -16,20 +16,6 @@ from models.nets.transformer import Transformer, TransformerConfig
 
 class BadConfig(ValueError):
     """No net of that name, or one that does not take that configuration."""
-
-
-class NetConfig(Protocol):
-    """What every net's config dataclass carries besides its own sizes."""
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        ...
-
-    @property
-    def context_length(self) -> int:
-        """T."""
-        ...
 
 
 NETS: dict[str, tuple[type[Any], type[nn.Module]]] = {

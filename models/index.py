@@ -1,16 +1,35 @@
-"""Vector indexes: the nearest rows of a corpus by inner product."""
+"""Vector indexes: the nearest rows of a corpus by inner product.
+
+`FlatIndex` is exact and keeps float32 vectors in memory; `IvfIndex` looks at the likely part of a corpus of any
+size, keeps a bit per dimension and row in memory, and scores what it finds by the corpus's own vectors.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from itertools import repeat
+from typing import Any, Protocol, Self
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from models.corpus import Floats
 
 Rows = NDArray[np.int64]
+Codes = NDArray[np.uint8]
+IVF = "ivf.safetensors"
+_SLACK = 1e-5  # more than float32 errs in a cosine
+_ROUNDING = 4e-6  # more than it errs in a squared length of 1
+_TUNED_FOR = 15  # results that `nprobe` and `pool` are meant for: ten, and five spared for what the caller has
+
+
+class BadIndex(ValueError):
+    """An index that does not belong to its corpus, or cannot be made to find enough of it."""
 
 
 class VectorIndex(Protocol):
@@ -29,19 +48,208 @@ class VectorIndex(Protocol):
 
 
 class FlatIndex:
-    """faiss IndexFlatIP: exact, by brute force over unit vectors `(N, D)`."""
+    """Exact search of unit vectors `(N, D)`, in the caller's thread, most of each vector left unread.
+
+    Vectors are rotated to their principal axes. The first quarter of the axes and the length of the rest bound a
+    score from above (Cauchy-Schwarz); only rows whose bound reaches the k-th best score are scored in full.
+    """
 
     is_exact = True
 
     def __init__(self, vectors: Floats) -> None:
-        self._index = faiss.IndexFlatIP(vectors.shape[1])
-        self._index.add(vectors)
+        self._vectors = np.ascontiguousarray(vectors)
+        self._axes = _principal_axes(self._vectors)[: max(vectors.shape[1] // 4, 1)]
+        self._heads = self._headed(self._vectors)
 
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        return len(self._vectors)
 
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
-        scores, rows = self._index.search(np.ascontiguousarray(queries), k)
-        order = np.lexsort((rows, -scores), axis=1)
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+        wide = queries.astype(np.float64)
+        lengths = np.sqrt(np.vecdot(wide, wide))
+        units = (wide / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
+        scores, rows = _stacked(map(self._search, units, self._bounds(units), repeat(k)), len(queries), k)
+        return scores * lengths[:, None].astype(np.float32), rows
+
+    def _bounds(self, units: Floats) -> Floats:
+        """Return what no score exceeds, `(Q, N)`."""
+        bounds: Floats = self._headed(units) @ self._heads.T
+        return bounds
+
+    def _headed(self, units: Floats) -> Floats:
+        """Return `units` `(R, D)` along the first axes, and the length of the rest of each."""
+        heads = np.empty((len(units), len(self._axes) + 1), np.float32)
+        heads[:, :-1] = units @ self._axes.T
+        heads[:, -1] = np.sqrt(np.maximum(1 - np.vecdot(heads[:, :-1], heads[:, :-1]), 0) + _ROUNDING)
+        return heads
+
+    def _search(self, unit: Floats, bounds: Floats, k: int) -> tuple[Floats, Rows]:
+        likely = np.flatnonzero(bounds >= _reached(bounds, k))
+        floor = _reached(self._scores(unit, likely), k) - _SLACK
+        rows = np.flatnonzero(bounds >= floor)
+        scores = self._scores(unit, rows)
+        best = np.argsort(-scores, kind="stable")[:k]
+        return scores[best], rows[best]
+
+    def _scores(self, unit: Floats, rows: Rows) -> Floats:
+        few = 8 * len(rows) < len(self)  # reading a row out of turn costs as much as several in turn
+        scores: Floats = np.vecdot(self._vectors[rows], unit) if few else np.vecdot(self._vectors, unit)[rows]
+        return scores
+
+
+def _stacked(found: Iterable[tuple[Floats, Rows]], count: int, k: int) -> tuple[Floats, Rows]:
+    """Return the scores and rows `(k,)` of `count` queries as two arrays `(count, k)`."""
+    all_scores, all_rows = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
+    for place, (scores, rows) in enumerate(found):
+        all_scores[place], all_rows[place] = scores, rows
+    return all_scores, all_rows
+
+
+def _principal_axes(vectors: Floats) -> Floats:
+    """Return orthonormal axes `(D, D)`, the one along which `vectors` are longest first."""
+    some = vectors[:: max(len(vectors) // 10_000, 1)]
+    axes: Floats = np.ascontiguousarray(np.linalg.eigh(some.T @ some)[1].T[::-1])
+    return axes
+
+
+def _reached(scores: Floats, k: int) -> Any:
+    """Return a score that at least k of `scores` reach: the k-th best, or little less."""
+    if len(scores) >= 64 * k:  # the best of every 16 are as many different rows, and cheaper to part
+        scores = scores[: len(scores) // 16 * 16].reshape(16, -1).max(axis=0)
+    place = max(len(scores) - k, 0)
+    return np.partition(scores, place)[place]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """An inverted file: rows of the corpus list after list, each list around one centroid.
+
+    `centroids` `(L, D)` float32, `sizes` `(L,)` int64, `rows` `(N,)` int32 and `codes` `(N, C)` uint8: the RaBitQ
+    code (a bit per dimension and two factors) of what a row's vector is beside its centroid.
+    """
+
+    centroids: Floats
+    sizes: Rows
+    rows: NDArray[np.int32]
+    codes: Codes
+
+    def to_bytes(self) -> bytes:
+        """Return the lists as a safetensors file."""
+        return bytes(save_tensors(asdict(self)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            BadIndex: it is no such file, its parts contradict each other, or a row is not there exactly once.
+        """
+        try:
+            lists = cls(**load_tensors(data))
+        except (SafetensorError, TypeError) as error:
+            raise BadIndex(f"unreadable index: {error}") from error
+        lists._check()
+        return lists
+
+    def _check(self) -> None:
+        types = [getattr(self, part.name).dtype.name for part in fields(self)]
+        shapes = self.centroids.ndim, self.sizes.shape, self.rows.ndim, len(self.codes)
+        expected = 2, self.centroids.shape[:1], 1, len(self.rows)
+        if (
+            types != ["float32", "int64", "int32", "uint8"]
+            or shapes != expected
+            or not np.isfinite(self.centroids).all()
+        ):
+            raise BadIndex("the parts of the index contradict each other")
+        count = len(self.rows)
+        if ((self.sizes < 0) | (self.sizes > count)).any() or self.sizes.sum() != count:
+            raise BadIndex("the sizes of the lists are not those of the corpus")
+        if not np.array_equal(np.sort(self.rows), np.arange(count)):
+            raise BadIndex("the lists do not hold every row once")
+
+
+class IvfIndex:
+    """Approximate search: the `nprobe` nearest lists are scanned by code, the best `pool * k` scored by vector.
+
+    Codes and row numbers are in memory (64 bytes a row at D = 384); `vectors_at` brings unit vectors `(R, D)` of
+    rows from wherever they are. Both grow where more than the usual ten results are wanted or excluded.
+
+    Raises:
+        BadIndex: the lists are not of this corpus.
+    """
+
+    is_exact = False
+
+    def __init__(
+        self, lists: Lists, vectors_at: Callable[[Rows], Floats], nprobe: int, pool: int, threads: int = 1
+    ) -> None:
+        self._vectors_at, self._nprobe, self._pool, self._threads = vectors_at, nprobe, pool, threads
+        if not all(isinstance(number, int) and number > 0 for number in (nprobe, pool)):
+            raise BadIndex(f"nprobe {nprobe!r} and pool {pool!r} must be counts")
+        self._lists = coder(lists.centroids)
+        if lists.codes.shape[1:] != (self._lists.code_size,):
+            raise BadIndex(f"codes of {lists.codes.shape[1:]} bytes, this faiss makes {self._lists.code_size}")
+        self._check_codes(lists)
+        self._fill(lists)
+
+    def __len__(self) -> int:
+        return int(self._lists.ntotal)
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
+        candidates = self._candidates(np.ascontiguousarray(queries), k)
+        return _stacked(map(self._best, queries, candidates, repeat(k)), len(queries), k)
+
+    def _candidates(self, queries: Floats, k: int) -> Rows:
+        faiss.omp_set_num_threads(self._threads)  # of this thread's searches
+        depth = -(-k // _TUNED_FOR)
+        nprobe, count = self._nprobe * depth, min(self._pool * min(depth, 4) * k, len(self))
+        while True:
+            wanted = faiss.SearchParametersIVF()
+            wanted.nprobe = min(nprobe, self._lists.nlist)
+            rows: Rows = self._lists.search(queries, count, params=wanted)[1]
+            if nprobe >= self._lists.nlist or (rows[:, k - 1] >= 0).all():
+                return rows
+            nprobe *= 4
+
+    def _best(self, query: Floats, candidates: Rows, k: int) -> tuple[Floats, Rows]:
+        rows = np.sort(candidates[candidates >= 0])
+        scores = np.vecdot(self._vectors_at(rows), query)
+        best = np.argsort(-scores, kind="stable")[:k]
+        return scores[best], rows[best]
+
+    def _check_codes(self, lists: Lists) -> None:
+        """Refuse codes that this faiss would not make of these vectors; rounding may turn single bits."""
+        some = np.linspace(0, len(lists.rows) - 1, 64).astype(np.int64)
+        home = np.repeat(np.arange(len(lists.sizes)), lists.sizes)[some]
+        again = encode(self._lists, self._vectors_at(lists.rows[some].astype(np.int64)), home)
+        if (again != lists.codes[some]).mean() > 0.1:
+            raise BadIndex("the index is of other vectors, or of another faiss")
+
+    def _fill(self, lists: Lists) -> None:
+        ends = np.cumsum(lists.sizes)
+        rows = lists.rows.astype(np.int64)
+        for number, (begin, end) in enumerate(zip(ends - lists.sizes, ends, strict=True)):
+            if begin < end:
+                parts = faiss.swig_ptr(rows[begin:end]), faiss.swig_ptr(lists.codes[begin:end])
+                self._lists.invlists.add_entries(number, int(end - begin), *parts)
+        self._lists.ntotal = len(rows)
+
+
+def coder(centroids: Floats) -> Any:
+    """Return the empty faiss index that makes and reads the codes of lists around `centroids` `(L, D)`."""
+    near = faiss.IndexFlatIP(centroids.shape[1])
+    near.add(np.ascontiguousarray(centroids))
+    made = faiss.IndexIVFRaBitQ(near, centroids.shape[1], len(centroids), faiss.METRIC_INNER_PRODUCT)
+    made.is_trained = True  # its centroids are all that it learns
+    return made
+
+
+def encode(index: Any, vectors: Floats, home: Rows) -> Codes:
+    """Return the codes `(R, C)` of `vectors` `(R, D)` in the lists `home` `(R,)`."""
+    codes = np.empty((len(vectors), index.code_size), np.uint8)
+    vectors, home = np.ascontiguousarray(vectors), np.ascontiguousarray(home)
+    pointers = [faiss.swig_ptr(array) for array in (vectors, home, codes)]
+    index.encode_vectors(len(vectors), *pointers, False)
+    return codes

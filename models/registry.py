@@ -113,8 +113,8 @@ class Registry:
         targets = {alias: self._target(alias) for alias in ALIASES}
         return {alias: target for alias, target in targets.items() if target}
 
-    def add(self, name: str, files: Mapping[str, bytes]) -> Version:
-        """Store `files` as a new version of `name`: written aside, synced, then renamed into place.
+    def add(self, name: str, files: Mapping[str, bytes | Path]) -> Version:
+        """Store `files`, bytes or paths, as a new version of `name`: written aside, synced, then renamed into place.
 
         The version is the date and the digest of the sums, so equal files make one version a day.
 

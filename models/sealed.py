@@ -1,17 +1,26 @@
 """A sealed directory: files beside a SHA256SUMS, written once, verified as it is read.
 
 Standard library only, so that a bad day needs nothing else. `sha256sum -c SHA256SUMS` checks it too.
+
+`read` holds the bytes that it hashed: whatever happens to the files, they are what is used. `mapped` leaves them
+on disk: hash and mapping go through one descriptor, so a file that is renamed, replaced or deleted afterwards changes
+nothing, but one that is written in place shows, and one that is cut short kills the process that reads the part cut
+off. Nothing here writes in place; file permissions must keep others from it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
+from io import BufferedReader
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
+Buffer = bytes | mmap.mmap
+_BLOCK = 1 << 20  # bytes
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -24,17 +33,16 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write(directory: Path, files: Mapping[str, bytes]) -> str:
-    """Write `files` and their sums into the new `directory`, durably; return the digest of the sums."""
+def write(directory: Path, files: Mapping[str, bytes | Path]) -> str:
+    """Write `files` and their sums into the new `directory`, durably; return the digest of the sums.
+
+    A file is given as its bytes, or as the path of a file to copy.
+    """
     directory.mkdir()
-    sums = "".join(f"{digest(files[name])}  {name}\n" for name in sorted(files)).encode()
-    for name, data in {**files, SUMS: sums}.items():
-        with open(directory / name, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    sums = {name: _write_file(directory / name, data) for name, data in files.items()}
+    seal = _write_file(directory / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
     sync(directory)
-    return digest(sums)
+    return seal
 
 
 def read(directory: Path) -> dict[str, bytes]:
@@ -44,6 +52,22 @@ def read(directory: Path) -> dict[str, bytes]:
         Corrupt: the sums are missing or malformed, or a file is missing, a link, or altered.
     """
     return {name: _read_file(directory / name, expected) for name, expected in _sums(directory).items()}
+
+
+def mapped(directory: Path) -> dict[str, Buffer]:
+    """Return every file that the sums name, hashed and then mapped into memory, read only; raises as `read` does."""
+    return {name: _map_checked(directory / name, expected) for name, expected in _sums(directory).items()}
+
+
+def map_file(path: Path) -> Buffer:
+    """Return a file mapped into memory, read only, on trust; raises `OSError`."""
+    with open(path, "rb") as file:
+        return _map(file)
+
+
+def names(directory: Path) -> Set[str]:
+    """Return the names of the files that the sums name; raises `Corrupt` where these are not to be read."""
+    return _sums(directory).keys()
 
 
 def seal_of(directory: Path) -> str:
@@ -68,16 +92,58 @@ def _sums(directory: Path) -> dict[str, str]:
     return {match[2]: match[1] for match in matches if match}
 
 
+def _write_file(path: Path, data: bytes | Path) -> str:
+    sha256 = hashlib.sha256()
+    with open(path, "xb") as file:
+        for block in _blocks(data):
+            sha256.update(block)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return sha256.hexdigest()
+
+
+def _blocks(data: bytes | Path) -> Iterator[bytes]:
+    if not isinstance(data, Path):
+        yield data
+        return
+    with open(data, "rb") as file:
+        while block := file.read(_BLOCK):
+            yield block
+
+
 def _read_file(path: Path, expected: str) -> bytes:
     data = _read_bytes(path)
-    if digest(data) != expected:
-        raise Corrupt(f"{path} was altered: sha256 {digest(data)[:12]}..., sealed as {expected[:12]}...")
+    _check(path, digest(data), expected)
     return data
+
+
+def _map_checked(path: Path, expected: str) -> Buffer:
+    try:
+        with _open(path) as file:
+            _check(path, hashlib.file_digest(file, "sha256").hexdigest(), expected)
+            return _map(file)
+    except OSError as error:
+        raise Corrupt(f"{path}: {error.strerror}") from error
+
+
+def _map(file: BufferedReader) -> Buffer:
+    """Map what can be mapped: an empty file cannot."""
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+
+
+def _check(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise Corrupt(f"{path} was altered: sha256 {found[:12]}..., sealed as {expected[:12]}...")
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        with _open(path) as file:
             return file.read()
     except OSError as error:
         raise Corrupt(f"{path}: {error.strerror}") from error
+
+
+def _open(path: Path) -> BufferedReader:
+    return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import struct
+import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -28,14 +29,19 @@ from models import checkpoint as checkpoints
 from models import corpus as corpora
 from models import predictor
 from models.card import Card, Reference
-from models.corpus import Corpus, Floats
+from models.corpus import Corpus, Floats, Passages
+from models.index import IVF
 from models.nets import architecture_of, config_dict
 from models.registry import Registry, Version
 from models.runtimes.torch import answer_of, arrays_of
+from models.training import indexing
 from models.training.evaluate import evaluate
+from models.training.indexing import Progress
 from models.training.windows import windows
 
 GOLDEN = 16  # golden contexts in a version
+FLAT_ROWS = 25_000  # chunks up to which exact search takes less than half a millisecond
+Index = Literal["auto", "flat", "ivf"]
 
 
 def publish(
@@ -63,12 +69,45 @@ def publish(
     return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
 
 
-def publish_corpus(registry: Registry, directory: Path, card: Card) -> Version:
-    """Store the corpus in `directory` as a new version of `card.name`; raises `BadCorpus`."""
+def publish_corpus(
+    registry: Registry,
+    directory: Path,
+    card: Card,
+    index: Index = "auto",
+    progress: Progress = lambda done, total: None,
+) -> Version:
+    """Store the corpus in `directory` as a new version of `card.name`.
+
+    `flat` stores it as it is, to be searched exactly; `ivf` adds an approximate index and lets the rest stay on disk;
+    `auto` is `flat` up to `FLAT_ROWS` chunks. `progress` is called with (steps done, steps in all) of the index.
+
+    Raises:
+        BadCorpus: a file is missing or unreadable, they contradict each other, or a vector is not finite.
+        BadIndex: the approximate index does not find enough.
+    """
+    if index == "ivf" or (index == "auto" and corpora.rows_in(directory) > FLAT_ROWS):
+        return _publish_indexed(registry, directory, card, progress)
     corpus = corpora.read(directory)
-    counts = {"chunks": len(corpus), "articles": len(corpus.articles)}
-    card = replace(card, dim=corpus.dim, data={**card.data, **counts})
     files = {name: (directory / name).read_bytes() for name in corpora.FILES}
+    return _add_corpus(registry, card, corpus, len(corpus.articles), files)
+
+
+def _publish_indexed(registry: Registry, directory: Path, card: Card, progress: Progress) -> Version:
+    registry.root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".passages-", dir=registry.root) as text:
+        articles = corpora.write_passages(directory, Path(text))
+        files = {name: directory / name for name in corpora.FILES}
+        files |= {name: Path(text) / name for name in (corpora.PASSAGES, corpora.SPANS)}
+        corpus = corpora.map_files(files)
+        lists, card = indexing.build(corpus, card, progress)
+        return _add_corpus(registry, card, corpus, articles, {**files, IVF: lists.to_bytes()})
+
+
+def _add_corpus(
+    registry: Registry, card: Card, corpus: Passages, articles: int, files: Mapping[str, bytes | Path]
+) -> Version:
+    counts = {"chunks": len(corpus), "articles": articles}
+    card = replace(card, dim=corpus.dim, data={**card.data, **counts})
     return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
 
 

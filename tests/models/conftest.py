@@ -142,7 +142,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """The registry that `amn_version`, `gru_version` and `corpus_version` lie in; read only."""
+    """The registry that versions lie in; read only."""
     root = tmp_path_factory.mktemp("published")
     return Registry(root)
 
@@ -194,6 +194,17 @@ def gru_version(published: Registry, gru_net: nn.Module, card: Callable[..., Car
 @pytest.fixture(scope="session")
 def corpus_version(published: Registry, corpus_dir: Path, card: Callable[..., Card]) -> Version:
     return publish.publish_corpus(published, corpus_dir, card(name="passages", kind="corpus", dim=0))
+
+
+@pytest.fixture(scope="session")
+def larger_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 60 articles of 20 chunks, to be indexed; read only."""
+    return write_articles(tmp_path_factory.mktemp("data") / "larger", seed=2, articles=60)
+
+
+@pytest.fixture(scope="session")
+def indexed_version(published: Registry, larger_dir: Path, card: Callable[..., Card]) -> Version:
+    return publish.publish_corpus(published, larger_dir, card(name="larger", kind="corpus", dim=0), "ivf")
 
 
 @pytest.fixture

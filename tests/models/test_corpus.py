@@ -14,7 +14,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from models import corpus as corpora
-from models.corpus import ARTICLES, FILES, INDEX, VECTORS, BadCorpus, Chunk, Corpus, normalise
+from models.corpus import (
+    ARTICLES,
+    FILES,
+    INDEX,
+    PASSAGES,
+    SPANS,
+    VECTORS,
+    BadCorpus,
+    Chunk,
+    Corpus,
+    MappedCorpus,
+    normalise,
+)
 
 
 def npy(array: Any) -> bytes:
@@ -162,3 +174,94 @@ def test_articles_are_read_line_by_line() -> None:
     lines = [{"article_id": i} for i in range(3)]
     data = gzip.compress("\n".join(map(json.dumps, lines)).encode())
     assert list(corpora.read_articles(data)) == lines
+
+
+# On disk
+
+
+@pytest.fixture
+def paths(corpus_dir: Path, tmp_path: Path) -> dict[str, Path]:
+    """Every file of the tiny corpus and of its text."""
+    corpora.write_passages(corpus_dir, tmp_path)
+    return {name: corpus_dir / name for name in FILES} | {name: tmp_path / name for name in (PASSAGES, SPANS)}
+
+
+@pytest.fixture
+def mapped(paths: dict[str, Path]) -> MappedCorpus:
+    return corpora.map_files(paths)
+
+
+def test_a_corpus_on_disk_is_the_one_in_memory(mapped: MappedCorpus, corpus: Corpus) -> None:
+    rows = np.array([239, 0, 17, 17])
+    assert (len(mapped), mapped.dim) == (240, 16)
+    assert [mapped.chunk(row) for row in range(240)] == [corpus.chunk(row) for row in range(240)]
+    assert np.array_equal(mapped.vectors_at(rows), corpus.vectors_at(rows))
+    assert np.array_equal(np.vstack([vectors for _, vectors in mapped.blocks()]), corpus.vectors)
+
+
+def test_text_is_found_whatever_the_order_of_articles(tmp_path: Path) -> None:
+    articles: list[dict[str, Any]] = [
+        {"article_id": 7, "title": "Ä", "chunks": ["one", "two 🙂"]},
+        {"article_id": 3, "chunks": ["three", "four"]},
+    ]
+    corpora.write(tmp_path, normalise(np.eye(4)), articles)
+    np.save(tmp_path / INDEX, np.array([[3, 1], [7, 1], [3, 0], [7, 5]], np.int32))
+    assert corpora.write_passages(tmp_path, tmp_path) == 2
+    mapped = corpora.map_files({name: tmp_path / name for name in (*FILES, PASSAGES, SPANS)})
+    assert [mapped.chunk(row) for row in range(4)] == [
+        Chunk(3, "", 1, "four"),
+        Chunk(7, "Ä", 1, "two 🙂"),
+        Chunk(3, "", 0, "three"),
+        Chunk(7, "Ä", 5, None),
+    ]
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize("data", [None, b"", b"garbage" * 20, gzip.compress(b"[]"), gzip.compress(b"{}")])
+def test_text_that_cannot_be_read_is_refused(corpus_dir: Path, tmp_path: Path, name: str, data: bytes | None) -> None:
+    for file in FILES:
+        (tmp_path / file).write_bytes((corpus_dir / file).read_bytes())
+    (tmp_path / name).write_bytes(data) if data is not None else (tmp_path / name).unlink()
+    with pytest.raises(BadCorpus):
+        corpora.write_passages(tmp_path, tmp_path)
+
+
+def test_a_row_of_an_article_that_is_not_there_is_refused(corpus_dir: Path, tmp_path: Path) -> None:
+    for file in FILES:
+        (tmp_path / file).write_bytes((corpus_dir / file).read_bytes())
+    np.save(tmp_path / INDEX, np.full((240, 2), 999, np.int32))
+    with pytest.raises(BadCorpus, match="not among the articles"):
+        corpora.write_passages(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        (VECTORS, npy(np.ones((239, 16), np.float16)), "do not match"),
+        (VECTORS, npy(np.ones((240, 16), np.float32)), "float32, int32, int64"),
+        (VECTORS, npy(np.full((240, 16), np.nan, np.float16)), "vector 0 is not finite"),
+        (VECTORS, npy(np.ones((240, 16), np.float16))[:-1], "unreadable corpus"),
+        (VECTORS, npy(np.array([{}], dtype=object)), "unreadable corpus"),
+        (VECTORS, b"", "unreadable corpus"),
+        (INDEX, npy(np.zeros((240, 3), np.int32)), "do not match"),
+        (SPANS, npy(np.zeros((240, 2), np.int64)), "do not match"),
+        (SPANS, npy(np.full((240, 4), -1)), "outside the text"),
+        (SPANS, npy(np.full((240, 4), 2**40)), "outside the text"),
+        (PASSAGES, b"short", "outside the text"),
+        (PASSAGES, None, "No such file"),
+    ],
+)
+def test_files_on_disk_that_contradict_each_other_are_refused(
+    paths: dict[str, Path], tmp_path: Path, name: str, data: bytes | None, said: str
+) -> None:
+    broken = tmp_path / "broken"
+    if data is not None:
+        broken.write_bytes(data)
+    with pytest.raises(BadCorpus, match=said):
+        corpora.map_files({**paths, name: broken})
+
+
+def test_rows_are_counted_without_reading_the_corpus(corpus_dir: Path, tmp_path: Path) -> None:
+    assert corpora.rows_in(corpus_dir) == 240
+    with pytest.raises(BadCorpus, match="No such file"):
+        corpora.rows_in(tmp_path)

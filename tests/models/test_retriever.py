@@ -16,7 +16,7 @@ from models import retriever as retrievers
 from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus
-from models.index import FlatIndex
+from models.index import IVF, FlatIndex
 from models.registry import Version
 from models.retriever import Retriever, Search
 
@@ -203,3 +203,115 @@ def test_a_corpus_with_the_card_of_a_net_is_refused(
     reseal(directory)
     with pytest.raises(BadCheckpoint, match="a net of D = 16"):
         retrievers.load(directory)
+
+
+# With an index of its own
+
+
+@pytest.fixture(scope="module")
+def indexed(indexed_version: Version) -> Retriever:
+    return retrievers.load(indexed_version.path)
+
+
+@pytest.fixture(scope="module")
+def larger(larger_dir: Path) -> Corpus:
+    return corpora.read(larger_dir)
+
+
+def found(retriever: Retriever, larger: Corpus, excluding: int = 0) -> float:
+    """Return the share of the ten best that come back, own chunks and the `excluding` best left out."""
+    hits = 0
+    for start in range(0, 1180, 20):
+        context = larger.vectors[start : start + 5]
+        query = corpora.normalise(context.mean(axis=0))
+        order = best(larger, query, range(start, start + 5))
+        search = Search(query, 10, exclude=order[:excluding], exclude_vectors=context)
+        hits += len(set(rows_of(retriever, search)) & set(order[excluding : excluding + 10]))
+    return hits / 590
+
+
+def test_an_index_of_its_own_is_served_and_says_so(indexed: Retriever, indexed_version: Version) -> None:
+    indexed.warm_up()
+    assert (indexed.runtime, indexed.is_exact, indexed.dim) == ("IvfIndex", False, 16)
+    assert (indexed.name, indexed.version) == ("larger", indexed_version.version)
+
+
+@pytest.mark.parametrize(("excluding", "least"), [(0, 0.99), (5, 0.99), (100, 0.97), (600, 0.99)])
+def test_recall_holds_whatever_is_excluded(indexed: Retriever, larger: Corpus, excluding: int, least: float) -> None:
+    assert found(indexed, larger, excluding) >= least
+
+
+def test_hits_of_an_index_carry_row_score_and_passage(indexed: Retriever, larger: Corpus) -> None:
+    query = larger.vectors[45]
+    hits = indexed.search_batch([Search(query, 5)])[0]
+    assert hits[0].row == 45
+    assert [hit.score for hit in hits] == pytest.approx((larger.vectors @ query)[[hit.row for hit in hits]], abs=1e-6)
+    assert [hit.chunk for hit in hits] == [larger.chunk(hit.row) for hit in hits]
+
+
+def test_an_index_too_gives_fewer_than_k_only_where_the_corpus_ends(indexed: Retriever, larger: Corpus) -> None:
+    query = larger.vectors[0]
+    assert rows_of(indexed, Search(query, 5000)) == best(larger, query)
+    assert rows_of(indexed, Search(query, 10, exclude=range(1195))) == best(larger, query, range(1195))
+
+
+def test_threads_change_no_answer(indexed: Retriever, indexed_version: Version, larger: Corpus) -> None:
+    two = retrievers.load(indexed_version.path, threads=2)
+    searches = [Search(vector, 7) for vector in larger.vectors[::50]]
+    assert two.search_batch(searches) == indexed.search_batch(searches)
+
+
+@pytest.mark.parametrize("name", [*corpora.FILES, cards.FILE, IVF, corpora.PASSAGES, corpora.SPANS])
+def test_an_altered_file_of_an_indexed_version_is_refused_by_name(
+    indexed_version: Version, copy_of: Callable[[Version], Path], name: str
+) -> None:
+    path = copy_of(indexed_version) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BadCheckpoint, match=f"{name} was altered"):
+        retrievers.load(path.parent)
+
+
+def test_the_index_of_another_corpus_is_refused(
+    indexed_version: Version,
+    copy_of: Callable[[Version], Path],
+    reseal: Callable[[Path], None],
+) -> None:
+    directory = copy_of(indexed_version)
+    vectors = np.load(directory / corpora.VECTORS)
+    (directory / corpora.VECTORS).write_bytes(_npy(vectors[::-1].copy()))
+    reseal(directory)
+    with pytest.raises(BadCheckpoint, match="of other vectors"):
+        retrievers.load(directory)
+
+
+def test_the_index_of_a_smaller_corpus_is_refused(
+    indexed_version: Version, larger_dir: Path, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None]
+) -> None:
+    directory = copy_of(indexed_version)
+    for name in (corpora.VECTORS, corpora.INDEX, corpora.SPANS):
+        (directory / name).write_bytes(_npy(np.load(directory / name)[:-1]))
+    reseal(directory)
+    with pytest.raises(BadCheckpoint, match="an index of 1200 rows"):
+        retrievers.load(directory)
+
+
+@pytest.mark.parametrize(("old", "new"), [("nprobe:", "probes:"), ("pool: ", "pool: x"), ("pool: ", "pool: -")])
+def test_a_card_that_does_not_say_how_to_search_is_refused(
+    indexed_version: Version, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None], old: str, new: str
+) -> None:
+    directory = copy_of(indexed_version)
+    text = (directory / cards.FILE).read_text()
+    (directory / cards.FILE).write_text(text.replace(old, new, 1))
+    reseal(directory)
+    with pytest.raises(BadCheckpoint, match=r"nprobe|must be counts"):
+        retrievers.load(directory)
+
+
+def test_a_stray_index_that_is_not_sealed_is_left_alone(
+    corpus_version: Version, copy_of: Callable[[Version], Path]
+) -> None:
+    directory = copy_of(corpus_version)
+    (directory / IVF).write_bytes(b"stray")
+    assert retrievers.load(directory).is_exact

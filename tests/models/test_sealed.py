@@ -124,3 +124,46 @@ def test_a_file_that_the_sums_do_not_name_is_not_read(directory: Path) -> None:
     """Nothing is loaded that was not sealed; a stray file is left alone, not an error."""
     (directory / "stray.py").write_text("raise SystemExit")
     assert sealed.read(directory) == FILES
+
+
+# Mapped
+
+
+def test_what_is_mapped_is_what_is_read(directory: Path) -> None:
+    assert {name: bytes(data) for name, data in sealed.mapped(directory).items()} == FILES
+    assert sealed.names(directory) == FILES.keys()
+
+
+def test_a_file_given_as_a_path_is_copied(directory: Path, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(bytes(range(256)) * 9000)
+    seal = sealed.write(tmp_path / "1", {"big": big, "small": b"x"})
+    assert sealed.read(tmp_path / "1") == {"big": big.read_bytes(), "small": b"x"}
+    assert sealed.write(tmp_path / "2", {"small": b"x", "big": big.read_bytes()}) == seal
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_altered_file_is_not_mapped(directory: Path, name: str) -> None:
+    (directory / name).write_bytes(FILES[name] + b"x")
+    with pytest.raises(sealed.Corrupt, match=f"{name} was altered"):
+        sealed.mapped(directory)
+
+
+def test_a_link_is_not_mapped_even_to_the_right_bytes(directory: Path, tmp_path: Path) -> None:
+    (directory / "a.bin").rename(tmp_path / "a.bin")
+    (directory / "a.bin").symlink_to(tmp_path / "a.bin")
+    with pytest.raises(sealed.Corrupt, match=r"a\.bin: Too many levels"):
+        sealed.mapped(directory)
+
+
+def test_a_file_replaced_after_it_was_mapped_changes_nothing(directory: Path, tmp_path: Path) -> None:
+    files = sealed.mapped(directory)
+    (tmp_path / "other").write_bytes(b"evil" * 10)
+    (tmp_path / "other").rename(directory / "a.bin")
+    (directory / "README.md").unlink()
+    assert {name: bytes(data) for name, data in files.items()} == FILES
+
+
+def test_a_mapping_cannot_be_written(directory: Path) -> None:
+    with pytest.raises(TypeError):
+        sealed.mapped(directory)["a.bin"][0] = 1  # type: ignore[index]

@@ -1,6 +1,7 @@
 """What a card says of a version is what its stored files do; nothing is published that answers otherwise."""
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from models.registry import Registry, Version
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import answer_of, build_net
 from models.training.evaluate import evaluate
-from models.training.publish import golden_contexts, publish, publish_corpus, reference_of, rounded
+from models.training.publish import FLAT_ROWS, golden_contexts, publish, publish_corpus, reference_of, rounded
 from models.training.windows import windows
 
 
@@ -163,3 +164,39 @@ def test_a_corpus_that_cannot_be_read_is_not_stored(
     with pytest.raises(BadCorpus, match="vector 0 is not finite"):
         publish_corpus(registry, tmp_path, card(name="broken", kind="corpus"))
     assert registry.versions() == []
+
+
+def test_an_indexed_corpus_is_stored_with_its_text_to_be_mapped(indexed_version: Version, larger_dir: Path) -> None:
+    files = sealed.read(indexed_version.path)
+    assert set(files) == {*corpora.FILES, corpora.PASSAGES, corpora.SPANS, "ivf.safetensors", "README.md"}
+    assert all(files[name] == (larger_dir / name).read_bytes() for name in corpora.FILES)
+    assert np.array_equal(corpora.read(indexed_version.path).vectors, corpora.read(larger_dir).vectors)
+
+
+def test_a_small_corpus_gets_no_index_unless_asked(indexed_version: Version, corpus_version: Version) -> None:
+    assert not (corpus_version.path / "ivf.safetensors").exists()
+    assert (indexed_version.path / "ivf.safetensors").exists()
+
+
+def test_a_large_corpus_gets_an_index_unless_told_otherwise(
+    registry: Registry, tmp_path: Path, card: Callable[..., Card]
+) -> None:
+    rows = FLAT_ROWS + 1
+    lines = [{"article_id": 0, "title": "", "chunks": [""] * rows}]
+    vectors = np.random.default_rng(0).standard_normal((rows, 8)).astype(np.float32)
+    corpora.write(tmp_path / "data", corpora.normalise(vectors), lines)
+    made = {
+        index: publish_corpus(registry, tmp_path / "data", card(kind="corpus"), index) for index in ("auto", "flat")
+    }
+    assert (made["auto"].path / "ivf.safetensors").exists()
+    assert not (made["flat"].path / "ivf.safetensors").exists()
+
+
+def test_an_index_that_cannot_be_made_leaves_nothing_behind(
+    registry: Registry, larger_dir: Path, tmp_path: Path, card: Callable[..., Card]
+) -> None:
+    shutil.copytree(larger_dir, tmp_path / "data")
+    (tmp_path / "data" / corpora.VECTORS).write_bytes(b"none")
+    with pytest.raises(BadCorpus, match="unreadable corpus"):
+        publish_corpus(registry, tmp_path / "data", card(kind="corpus"), "ivf")
+    assert list(registry.root.iterdir()) == []

@@ -1,0 +1,168 @@
+"""An approximate index of a corpus: built, tuned on some of its contexts, judged on others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import faiss
+import numpy as np
+
+from models.card import Card
+from models.corpus import BLOCK, Floats, MappedCorpus, normalise
+from models.index import BadIndex, IvfIndex, Lists, Rows, coder, encode
+from models.retriever import Hit, Retriever, Search
+
+Progress = Callable[[int, int], None]
+
+ITERATIONS = 8  # of k-means
+SAMPLE = 64  # vectors that k-means sees for each centroid
+ROWS = 100  # fewer are not worth an index
+K, QUERIES = 10, 400  # recall is that of the ten best, on as many queries for tuning as for judging
+WANTED, LEAST = 0.995, 0.99  # recall that is tuned for, and below which an index is refused on other queries
+POOLS = (2, 3, 5, 8, 12, 20, 32)
+
+
+class Scan:
+    """Exact search of a corpus on disk, block by block: slow, and the truth that recall is measured by."""
+
+    is_exact = True
+
+    def __init__(self, corpus: MappedCorpus, tick: Callable[[], None]) -> None:
+        self._corpus, self._tick = corpus, tick
+
+    def __len__(self) -> int:
+        return len(self._corpus)
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """Return scores and rows `(Q, k)`."""
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.zeros((len(queries), k), np.int64)
+        for first, vectors in self._corpus.blocks():
+            found = queries @ vectors.T
+            there = np.broadcast_to(np.arange(first, first + len(vectors)), found.shape)
+            scores, rows = _merge(np.hstack([scores, found]), np.hstack([rows, there]), k)
+            self._tick()
+        order = np.lexsort((rows, -scores), axis=1)
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def _merge(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
+    best = np.argpartition(scores, -k, axis=1)[:, -k:]
+    return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+
+
+@dataclass
+class Ticks:
+    """Counts steps of equal weight, more or less, and reports them."""
+
+    total: int
+    progress: Progress
+    done: int = 0
+
+    def __call__(self) -> None:
+        """Report one step more."""
+        self.done = min(self.done + 1, self.total)
+        self.progress(self.done, self.total)
+
+
+def build(corpus: MappedCorpus, card: Card, progress: Progress) -> tuple[Lists, Card]:
+    """Return the lists of an index of `corpus`, and `card` with its parameters, recall and time.
+
+    Queries are what an untrained net predicts, the mean of `card.context_length` consecutive chunks, and the chunks
+    themselves are excluded, as `/retrieve` does. `nprobe` and `pool` are the least that reach the recall wanted on
+    one half of them; the recall on the card is that of the other half.
+
+    Raises:
+        BadIndex: the recall is not reached, or the corpus has fewer than `ROWS` chunks.
+    """
+    if len(corpus) < ROWS:
+        raise BadIndex(f"{len(corpus)} chunks are too few for an index of lists: store them with a flat one")
+    began = perf_counter()
+    blocks = -(-len(corpus) // BLOCK)
+    tick = Ticks(ITERATIONS + 2 * blocks, progress)
+    lists = _lists(corpus, tick, np.random.default_rng(0))
+    searches = _searches(corpus, card.context_length, np.random.default_rng(1))
+    truth = Retriever("", "", card, corpus, Scan(corpus, tick)).search_batch(searches)
+    tuning, judging = slice(0, None, 2), slice(1, None, 2)
+
+    def recall(nprobe: int, pool: int, half: slice) -> float:
+        retriever = Retriever("", "", card, corpus, IvfIndex(lists, corpus.vectors_at, nprobe, pool))
+        # one by one: a batch looks as far as the one that needs it most
+        return _overlap([retriever.search_batch([search])[0] for search in searches[half]], truth[half])
+
+    nprobe, pool = tune(lambda nprobe, pool: recall(nprobe, pool, tuning), len(lists.sizes))
+    judged = recall(nprobe, pool, judging)
+    if judged < LEAST:
+        raise BadIndex(
+            f"recall@{K} is {judged:.4f} with {nprobe} of {len(lists.sizes)} lists: store it with a flat index"
+        )
+    queries = len(searches[judging])
+    config = {
+        "index": "ivf",
+        "lists": len(lists.sizes),
+        "nprobe": nprobe,
+        "pool": pool,
+        f"recall@{K}": round(judged, 4),
+        "queries": queries,
+        "build_seconds": round(perf_counter() - began, 1),
+    }
+    limit = f"Search is approximate: recall@{K} {judged:.4f} on {queries} contexts that it was not tuned on."
+    return lists, replace(card, config=config, limits=(*card.limits, limit))
+
+
+def _lists(corpus: MappedCorpus, tick: Ticks, random: np.random.Generator) -> Lists:
+    count = min(2 ** round(math.log2(2 * math.sqrt(len(corpus)))), len(corpus))
+    some = np.sort(random.choice(len(corpus), min(SAMPLE * count, len(corpus)), replace=False))
+    centroids = _centroids(corpus.vectors_at(some), count, tick)
+    index = coder(centroids)
+    home, codes = np.empty(len(corpus), np.int64), np.empty((len(corpus), index.code_size), np.uint8)
+    for row, vectors in corpus.blocks():
+        here = slice(row, row + len(vectors))
+        home[here] = index.quantizer.search(vectors, 1)[1][:, 0]
+        codes[here] = encode(index, vectors, home[here])
+        tick()
+    rows = np.argsort(home, kind="stable")
+    return Lists(centroids, np.bincount(home, minlength=count), rows.astype(np.int32), codes[rows])
+
+
+def _centroids(vectors: Floats, count: int, tick: Ticks) -> Floats:
+    means = faiss.Kmeans(
+        vectors.shape[1],
+        count,
+        niter=1,
+        spherical=True,
+        seed=0,
+        min_points_per_centroid=1,
+        max_points_per_centroid=SAMPLE,
+    )
+    for step in range(ITERATIONS):
+        means.train(vectors, init_centroids=means.centroids if step else None)
+        tick()
+    assert means.centroids is not None
+    return means.centroids
+
+
+def _searches(corpus: MappedCorpus, length: int, random: np.random.Generator) -> list[Search]:
+    starts = random.choice(len(corpus) - length, min(2 * QUERIES, len(corpus) - length), replace=False)
+    contexts = (corpus.vectors_at(np.arange(start, start + length)) for start in starts)
+    return [Search(normalise(context.mean(axis=0)), K, exclude_vectors=context) for context in contexts]
+
+
+def _overlap(found: list[list[Hit]], truth: list[list[Hit]]) -> float:
+    """Return the share of the truth that was found; one of several passages of equal score is as good as another."""
+    pairs = zip(found, truth, strict=True)
+    shares = [sum(hit.score >= best[-1].score - 1e-6 for hit in hits) / len(best) for hits, best in pairs if best]
+    return float(np.mean(shares))
+
+
+def tune(recall: Callable[[int, int], float], lists: int) -> tuple[int, int]:
+    """Return the least `nprobe`, then the least `pool`, with the recall wanted."""
+    nprobe = 1
+    while recall(nprobe, POOLS[-1]) < WANTED:
+        if nprobe >= lists:
+            raise BadIndex(f"recall@{K} stays below {WANTED} in all {lists} lists: store it with a flat index")
+        nprobe = min(nprobe + -(-nprobe // 2), lists)
+    return nprobe, next(pool for pool in POOLS if recall(nprobe, pool) >= WANTED)

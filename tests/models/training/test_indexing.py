@@ -1,0 +1,96 @@
+"""The card of an index says how much it finds, and an index that finds too little is not made."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import retriever as retrievers
+from models.card import Card
+from models.corpus import Corpus, MappedCorpus
+from models.index import BadIndex, FlatIndex
+from models.registry import Version
+from models.training import indexing
+
+
+@pytest.fixture
+def mapped_corpus() -> Callable[[Corpus], MappedCorpus]:
+    """Return a function that makes a corpus on disk of one in memory, its text left out."""
+
+    def make(corpus: Corpus) -> MappedCorpus:
+        index = np.column_stack([corpus.article, corpus.position])
+        return MappedCorpus(corpus.vectors.astype(np.float16), index, np.zeros((len(corpus), 4), np.int64), b"")
+
+    return make
+
+
+def test_the_card_tells_kind_effort_and_recall(indexed_version: Version, larger_dir: Path) -> None:
+    card = retrievers.load(indexed_version.path).card
+    assert set(card.config) == {"index", "lists", "nprobe", "pool", "recall@10", "queries", "build_seconds"}
+    assert (card.config["index"], card.config["lists"], card.config["queries"]) == ("ivf", 64, 400)
+    assert 1 <= card.config["nprobe"] <= 64
+    assert 0.99 <= card.config["recall@10"] <= 1
+    assert card.limits == (
+        f"Search is approximate: recall@10 {card.config['recall@10']:.4f} on 400 contexts that it was not tuned on.",
+    )
+    assert card.data == {"chunks": 1200, "articles": 60}
+
+
+def test_the_scan_that_recall_is_measured_by_is_exact(
+    corpus: Corpus, mapped_corpus: Callable[[Corpus], MappedCorpus]
+) -> None:
+    ticks: list[int] = []
+    mapped = mapped_corpus(corpus)
+    scan = indexing.Scan(mapped, lambda: ticks.append(1))
+    queries = corpus.vectors[::40]
+    flat = FlatIndex(mapped.vectors_at(np.arange(240))).search(queries, 30)
+    scores, rows = scan.search(queries, 30)
+    assert np.array_equal(rows, flat[1])
+    assert np.allclose(scores, flat[0], atol=1e-6)
+    assert (len(scan), len(ticks), scan.is_exact) == (240, 1, True)
+
+
+def test_equal_corpora_get_equal_lists(
+    corpus: Corpus, mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]
+) -> None:
+    made = [indexing.build(mapped_corpus(corpus), card(kind="corpus"), lambda done, total: None) for _ in range(2)]
+    assert made[0][0].to_bytes() == made[1][0].to_bytes()
+
+
+def test_progress_is_told_to_the_end(
+    corpus: Corpus, mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]
+) -> None:
+    told: list[tuple[int, int]] = []
+    indexing.build(mapped_corpus(corpus), card(kind="corpus"), lambda done, total: told.append((done, total)))
+    assert told == [(step, 10) for step in range(1, 11)]
+
+
+def test_a_corpus_that_repeats_itself_can_be_indexed(
+    make_corpus: Callable[..., Corpus], mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]
+) -> None:
+    vectors = np.tile(np.random.default_rng(0).standard_normal((10, 16)), (30, 1))
+    _, carded = indexing.build(mapped_corpus(make_corpus(vectors)), card(kind="corpus"), lambda done, total: None)
+    assert carded.config["recall@10"] >= 0.99
+
+
+def test_the_least_effort_that_finds_enough_is_taken() -> None:
+    def recall(nprobe: int, pool: int) -> float:
+        return 1.0 if nprobe >= 7 and pool >= 4 else 0.9
+
+    assert indexing.tune(recall, 64) == (8, 5)
+    assert indexing.tune(recall, 7) == (7, 5)
+
+
+def test_lists_that_never_find_enough_are_refused() -> None:
+    asked: list[int] = []
+    with pytest.raises(BadIndex, match="store it with a flat index"):
+        indexing.tune(lambda nprobe, pool: asked.append(nprobe) or 0.98, 64)  # type: ignore[func-returns-value]
+    assert asked[-1] == 64
+
+
+def test_too_few_chunks_for_an_index_are_refused(
+    make_corpus: Callable[..., Corpus], mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]
+) -> None:
+    with pytest.raises(BadIndex, match="99 chunks are too few"):
+        indexing.build(mapped_corpus(make_corpus(np.eye(99))), card(kind="corpus"), lambda done, total: None)

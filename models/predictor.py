@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter
 
 from models import checkpoint as checkpoints
 from models.card import Card
 from models.checkpoint import Checkpoint
 from models.corpus import Floats
 from models.runtimes import Runtime, find_device, open_runtime
+
+QUICK_S = 0.5e-3  # of one row
 
 
 class Predictor:
@@ -17,6 +20,7 @@ class Predictor:
     def __init__(self, version: str, sha256: str, card: Card, runtime: Runtime, golden: Floats) -> None:
         self.version, self.sha256, self.card = version, sha256, card
         self._runtime, self._golden = runtime, golden
+        self.is_quick = False  # whether one row takes less than a hand-over to a thread; warm-up finds out
 
     @property
     def name(self) -> str:
@@ -33,21 +37,28 @@ class Predictor:
         return self._runtime.run(contexts)
 
     def warm_up(self, max_batch: int) -> None:
-        """Run the smallest and the largest batch once, so that no caller pays for first-time work."""
-        for size in {1, max_batch}:
+        """Run every power of two below `max_batch`, and it, so that no caller pays for a size's first-time work."""
+        for size in (*(1 << n for n in range((max_batch - 1).bit_length())), max_batch):
             self.predict_batch(self._golden[:1].repeat(size, axis=0))
+        self.is_quick = self._runtime.on_cpu and min(self._row_s() for _ in range(5)) <= QUICK_S
+
+    def _row_s(self) -> float:
+        began = perf_counter()
+        self.predict_batch(self._golden[:1])
+        return perf_counter() - began
 
 
-def load(directory: Path, device: str = "auto", threads: int = 1) -> Predictor:
+def load(directory: Path, device: str = "auto", threads: int = 1, precision: str = "float32") -> Predictor:
     """Load the version in `directory`, verified and checked against its golden vectors.
 
     Raises:
+        NoSuchDevice: the device, or the precision on it, is not to be had here.
         BadCheckpoint: it must not be served; the message says why.
     """
-    return make(checkpoints.load(directory), device, threads)
+    return make(checkpoints.load(directory), device, threads, precision)
 
 
-def make(checkpoint: Checkpoint, device: str = "auto", threads: int = 1) -> Predictor:
-    """Return the predictor of a checkpoint in memory; raises `BadCheckpoint` as `load` does."""
-    runtime = open_runtime(checkpoint, find_device(device), threads)
+def make(checkpoint: Checkpoint, device: str = "auto", threads: int = 1, precision: str = "float32") -> Predictor:
+    """Return the predictor of a checkpoint in memory; raises as `load` does."""
+    runtime = open_runtime(checkpoint, find_device(device), threads, precision)
     return Predictor(checkpoint.version, checkpoint.sha256, checkpoint.card, runtime, checkpoint.golden_context)

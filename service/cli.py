@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -49,6 +49,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port, 0 picks one; default LVM_PORT or 8000.")] = None,
 ) -> None:
     """Serve what the aliases point at, until SIGTERM."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's products are small here: a second thread only spins
     from service.server import serve as run
     from service.settings import read_settings
 
@@ -233,6 +234,10 @@ def corpus(
     encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
     license_: Annotated[str, typer.Option("--license", help="Licence of the text.")] = "cc-by-sa-3.0",
     attribution: Annotated[str, typer.Option(help="Whom the licence wants named.")] = "",
+    index: Annotated[
+        Literal["auto", "flat", "ivf"],
+        typer.Option(help="flat: exact; ivf: approximate, files stay on disk; auto: ivf for large corpora."),
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Store a data set as a version that `retriever` can point at."""
@@ -248,7 +253,9 @@ def corpus(
         attribution=attribution,
         command=_command_line(),
     )
-    _print_version(publish.publish_corpus(_registry(), data, card), as_json)
+    with _progress("building the index") as progress:
+        version = publish.publish_corpus(_registry(), data, card, index, progress)
+    _print_version(version, as_json)
 
 
 @app.command(rich_help_panel=MAKE)
@@ -259,26 +266,40 @@ def evaluate(
         Path | None, typer.Option("--train-data", help="Training set, to fit the ridge baseline.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bf16 or int8.")] = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Score a version with the serving predictor, beside the baselines."""
+    """Score a version with the serving predictor, beside the baselines; fails where its card promises more."""
     from models import corpus as corpora
     from models import predictor
+    from models.training.evaluate import beside_card
     from models.training.evaluate import evaluate as score
 
     target = _existing_registry().find(version)
-    net = predictor.load(target.path, device, threads=os.cpu_count() or 1)
+    net = predictor.load(target.path, device, os.cpu_count() or 1, precision)
     fit = corpora.read(train_data) if train_data else None
     scores = score(net, corpora.read(data), net.card.context_length, fit)
-    report = {"version": target.id, "data": str(data), **scores}
+    card = beside_card(scores, net.card)
     if as_json:
-        _print_json(report)
-        return
-    everything = {net.name: scores, **scores["baselines"]}
+        _print_json({"version": target.id, "data": str(data), "runtime": net.runtime, "card": card, **scores})
+    else:
+        _print_scores(net.name, scores, net.runtime, card)
+    if card and card["is_worse"]:
+        raise typer.Exit(FAILED)
+
+
+def _print_scores(name: str, scores: dict[str, Any], runtime: str, card: dict[str, Any] | None) -> None:
+    everything = {name: scores, **scores["baselines"]}
     _print_table(
         ("predictor", "cosine", "margin", "R@1", "R@5", "R@50", "MRR", "MRR with context"),
         [_score_row(name, figures) for name, figures in everything.items()],
     )
+    if card:
+        verdict = "worse than" if card["is_worse"] else "within"
+        _say(
+            f"{runtime}: cosine {card['difference']:+.5f} beside the card's {card['cosine']:.5f} on {card['data']}, "
+            f"{verdict} the tolerance of {card['tolerance']}"
+        )
 
 
 def _score_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
@@ -347,12 +368,13 @@ def _command_line() -> str:
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr; yields a function of (done, total)."""
+    """Show a bar on stderr where that is a terminal; yields a function of (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -420,6 +442,7 @@ def _exit_code(error: Exception) -> int | None:
         ("BadCheckpoint", BAD_CHECKPOINT),
         ("Corrupt", BAD_CHECKPOINT),
         ("BadCorpus", BAD_CHECKPOINT),
+        ("BadIndex", BAD_CHECKPOINT),
         ("BadArticles", BAD_CHECKPOINT),
         ("BadSettings", BAD_CONFIG),
         ("EncoderError", BAD_CONFIG),

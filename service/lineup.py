@@ -36,17 +36,18 @@ class RealLoaders:
     """Loads versions with the runtimes of this machine."""
 
     def __init__(self, settings: Settings) -> None:
-        self._device, self._threads, self._max_batch = settings.device, settings.threads, settings.max_batch
+        self._settings = settings
 
     def predictor(self, version: Version) -> PredictorLike:
         """Load and warm a net; raises `BadCheckpoint`."""
-        loaded = predictor.load(version.path, self._device, self._threads)
-        loaded.warm_up(self._max_batch)
+        known = self._settings
+        loaded = predictor.load(version.path, known.device, known.threads, known.precision)
+        loaded.warm_up(known.max_batch)
         return loaded
 
     def retriever(self, version: Version) -> RetrieverLike:
         """Load and warm a corpus; raises `BadCheckpoint`."""
-        loaded = retriever.load(version.path)
+        loaded = retriever.load(version.path, self._settings.threads)
         loaded.warm_up()
         return loaded
 

@@ -33,9 +33,12 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Where nets run; auto takes cuda or mps where torch sees one, else cpu."
     )
+    precision: Literal["float32", "bf16", "int8"] = Field(
+        "float32", description="Arithmetic of the nets; bf16 and int8 are less exact, and held to the golden vectors."
+    )
     threads: PositiveInt = Field(
-        default_factory=lambda: max(1, cores() // 2),
-        description="Cores one net uses at a time; half of them, the rest decode and encode.",
+        default_factory=cores,
+        description="Cores one net uses at a time, at most one per 8 rows of a batch; all of them.",
     )
     max_batch: PositiveInt = Field(128, description="Rows in one micro-batch; every caller in it waits for all of it.")
     max_wait_ms: NonNegative = Field(

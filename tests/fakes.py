@@ -66,6 +66,7 @@ class FakePredictor:
     answer: Callable[[Floats], Floats] = mean_of
     sha256: str = "0" * 64
     runtime: str = "fake"
+    is_quick: bool = False
     card: Card = field(default_factory=card)
     batches: list[int] = field(default_factory=list)
 

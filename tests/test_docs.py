@@ -49,7 +49,7 @@ def test_the_settings_table_is_the_code() -> None:
 
     rows = re.findall(r"^\| `(LVM_\w+)` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
     expected = [
-        (f"LVM_{name.upper()}", "half the cores" if name == "threads" else default(field.default), field.description)
+        (f"LVM_{name.upper()}", "all cores" if name == "threads" else default(field.default), field.description)
         for name, field in Settings.model_fields.items()
     ]
     assert rows == expected

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+
+from models.nets.unit import unit
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,10 @@ class AMN(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""
         baseline = context.mean(dim=1)  # (B, D)
-        query = self.query_encoder(baseline)  # (B, key_dim)
+        query = self.query_encoder(baseline) * self.config.key_dim**-0.5  # (B, key_dim)
         # q.(Wk x + bk) = (Wk' q).x + q.bk, and the softmax drops the constant q.bk: one product a
         # context instead of T, and the bias of the keys never matters.
-        scores = (context @ (query @ self.context_encoder.weight).unsqueeze(2)).squeeze(2)  # (B, T)
-        weights = torch.softmax(scores * self.config.key_dim**-0.5, dim=1)
-        mixture = (weights.unsqueeze(1) @ context).squeeze(1)  # (B, D)
+        scores = (query @ self.context_encoder.weight).unsqueeze(1) @ context.mT  # (B, 1, T)
+        mixture = (torch.softmax(scores, dim=2) @ context).squeeze(1)  # (B, D)
         residual = self.residual_net(self.dropout(torch.cat([baseline, mixture], dim=1)))
-        return normalize(baseline + residual, dim=1)
+        return unit(baseline + residual)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from models.nets.stack import RecurrentStack, StackConfig, count_blocks
+from models.nets.unit import unit
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LSTM(nn.Module):
     def forward(self, context: Tensor) -> Tensor:
         """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""
         states, _ = self.lstm(context)  # (B, T, hidden)
-        return normalize(self.output_proj(states[:, -1]), dim=1)
+        return unit(self.output_proj(states[:, -1]))
 
 
 class LSTMStackConfig(StackConfig):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from models.nets.stack import count_blocks
+from models.nets.unit import unit
 
 
 @dataclass(frozen=True)
@@ -80,4 +80,4 @@ class Transformer(nn.Module):
         x = self.pos_encoder(self.input_proj(context))  # (B, T, model_dim)
         # Saying that the mask is not known to be causal spares a data-dependent check; it still masks.
         x = self.transformer_decoder(x, x, tgt_mask=self.mask, memory_mask=self.mask, tgt_is_causal=False)
-        return normalize(self.head(x[:, -1]), dim=1)
+        return unit(self.head(x[:, -1]))

@@ -14,12 +14,14 @@ from models.corpus import Floats
 
 PARITY = 0.9999  # least cosine to the float32 torch net's answer on every golden vector
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("float32", "bf16", "int8")
 
 
 class Runtime(Protocol):
     """Executes one net on one device; called from one thread at a time."""
 
     name: str
+    on_cpu: bool
 
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
@@ -28,6 +30,10 @@ class Runtime(Protocol):
 
 class NoSuchDevice(RuntimeError):
     """A device that is not here, or that nothing here can use."""
+
+
+class NoSuchPrecision(NoSuchDevice):
+    """A precision that this device, or nothing here, can compute in."""
 
 
 class UnfitRuntime(BadCheckpoint):
@@ -63,26 +69,47 @@ def _demand(device: str) -> None:
         raise NoSuchDevice(f"torch sees no {device} here")
 
 
-def open_runtime(checkpoint: Checkpoint, device: str, threads: int) -> Runtime:
+def open_runtime(checkpoint: Checkpoint, device: str, threads: int, precision: str = "float32") -> Runtime:
     """Return the checkpoint's net, ready to run on `device` and checked against its golden vectors.
 
     Raises:
+        NoSuchPrecision: nothing here computes in `precision` on that device.
         UnfitRuntime: the answers are not finite or differ from the golden ones.
         BadCheckpoint: the runtime cannot load the net.
     """
-    runtime = _make(checkpoint, device, threads)
+    runtime = _make(checkpoint, device, threads, precision)
     check_parity(runtime, checkpoint)
     return runtime
 
 
-def _make(checkpoint: Checkpoint, device: str, threads: int) -> Runtime:
+def _make(checkpoint: Checkpoint, device: str, threads: int, precision: str) -> Runtime:
     if device == "cpu":
+        return _on_cpu(checkpoint, threads, precision)
+    if precision not in ("float32", "bf16"):
+        raise NoSuchPrecision(f"there is no {precision} on {device}: choose float32 or bf16")
+    if device == "cuda":
+        from models.runtimes.cuda import open_cuda
+
+        return open_cuda(checkpoint, precision)
+    from models.runtimes.torch import TorchRuntime
+
+    return TorchRuntime(checkpoint, device, precision)
+
+
+def _on_cpu(checkpoint: Checkpoint, threads: int, precision: str) -> Runtime:
+    if precision == "float32":
         from models.runtimes.onnx import OnnxRuntime
 
         return OnnxRuntime(checkpoint, threads)
-    from models.runtimes.torch import TorchRuntime
-
-    return TorchRuntime(checkpoint, device)
+    if precision not in PRECISIONS:
+        raise NoSuchPrecision(f"{precision!r} is no precision: choose from {', '.join(PRECISIONS)}")
+    try:
+        from models.runtimes import openvino
+    except ImportError as error:
+        raise NoSuchPrecision(f"{precision} on cpu needs the extra openvino, which is not installed") from error
+    if not openvino.has(precision):
+        raise NoSuchPrecision(f"this processor does not compute in {precision}")
+    return openvino.OpenVinoRuntime(checkpoint, precision, threads)
 
 
 def check_parity(runtime: Runtime, checkpoint: Checkpoint) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Floats
 from models.nets import BadConfig, build
+from models.nets.unit import unit
 
 
 def best_device() -> str:
@@ -36,13 +37,37 @@ def build_net(checkpoint: Checkpoint) -> nn.Module:
     return net.eval()
 
 
+class InBfloat16(nn.Module):
+    """A net that computes in bfloat16; contexts and unit vectors stay float32."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.to(torch.bfloat16)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""
+        return unit(self.net(context.to(torch.bfloat16)).float())
+
+
+def net_on(checkpoint: Checkpoint, device: str, precision: str) -> nn.Module:
+    """Return the checkpoint's net on `device`, in float32 or bf16; raises `BadCheckpoint` as `build_net` does."""
+    net = build_net(checkpoint).to(device)
+    return net if precision == "float32" else InBfloat16(net)
+
+
+def runtime_name(library: str, precision: str) -> str:
+    """Return the name of a runtime: the library's, and the precision where it is not float32."""
+    return library if precision == "float32" else f"{library}-{precision}"
+
+
 class TorchRuntime:
     """Eager torch on one device."""
 
-    name = "torch"
+    on_cpu = False  # but in benchmarks
 
-    def __init__(self, checkpoint: Checkpoint, device: str) -> None:
-        self._net = build_net(checkpoint).to(device)
+    def __init__(self, checkpoint: Checkpoint, device: str, precision: str = "float32") -> None:
+        self.name = runtime_name("torch", precision)
+        self._net = net_on(checkpoint, device, precision)
         self._device = device
 
     @torch.inference_mode()

@@ -6,18 +6,20 @@ windows of the corpus, retrieval ranks the true next chunk among all chunks of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.card import Card
 from models.corpus import Corpus, Floats, normalise
 from models.training.windows import Windows, some_windows, windows
 
 RANKS = (1, 3, 5, 10, 20, 50)
 DECAY = 0.7  # of the exponentially weighted mean
 RIDGE = 30.0  # lambda of the ridge regression
+TOLERANCE = 0.001  # cosine by which a score may fall below the card's
 _BLOCK = 512  # windows scored at a time
 
 
@@ -43,6 +45,19 @@ def evaluate(predictor: Predicts, corpus: Corpus, length: int, train: Corpus | N
     baselines = {name: _score(predict, data) for name, predict in _baselines(length, train).items()}
     counts = {"windows": len(data), "articles": len(np.unique(data.article)), "chunks": len(corpus)}
     return {**scores, "baselines": baselines, **counts}
+
+
+def beside_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
+    """Return the card's cosine on the corpus of `scores`, known by its counts, and how far `scores` are from it.
+
+    `is_worse` where they fall below it by more than `TOLERANCE`; None where the card tells of no such corpus.
+    """
+    for name, carded in card.scores.items():
+        if all(carded.get(count) == scores[count] for count in ("windows", "articles", "chunks")):
+            difference = scores["cosine"] - carded["cosine"]
+            known = {"data": name, "cosine": carded["cosine"], "difference": difference}
+            return {**known, "tolerance": TOLERANCE, "is_worse": difference < -TOLERANCE}
+    return None
 
 
 def baseline_scores(data: Windows) -> dict[str, float]:

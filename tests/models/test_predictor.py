@@ -29,7 +29,7 @@ assert find_device("auto") == "cpu"
 net = predictor.load(Path(sys.argv[1]))
 answer = net.predict_batch(np.load(sys.argv[2]))
 np.save(sys.argv[3], answer)
-heavy = {name for name in sys.modules if name.split(".")[0] in ("torch", "onnx", "fastapi", "hypothesis")}
+heavy = {name for name in sys.modules if name.split(".")[0] in ("torch", "onnx", "openvino", "fastapi", "hypothesis")}
 assert not heavy, heavy
 """
 
@@ -73,10 +73,17 @@ def test_one_poisonous_row_spoils_no_other(predictor: Predictor, contexts: Calla
     assert np.allclose(np.delete(answer, 3, 0), np.delete(healthy, 3, 0), atol=1e-6)
 
 
-def test_warming_up_runs_the_smallest_and_the_largest_batch(gru_version: Version) -> None:
+@pytest.mark.parametrize(
+    ("largest", "sizes"), [(1, [1]), (2, [1, 2]), (32, [1, 2, 4, 8, 16, 32]), (33, [1, 2, 4, 8, 16, 32, 33])]
+)
+def test_warming_up_runs_every_power_of_two_and_the_largest_batch(
+    gru_version: Version, largest: int, sizes: list[int]
+) -> None:
     class Recorder:
-        name = "recorder"
-        shapes: list[tuple[int, ...]] = []  # noqa: RUF012
+        name, on_cpu = "recorder", False
+
+        def __init__(self) -> None:
+            self.shapes: list[tuple[int, ...]] = []
 
         def run(self, contexts: Floats) -> Floats:
             self.shapes.append(contexts.shape)
@@ -84,8 +91,8 @@ def test_warming_up_runs_the_smallest_and_the_largest_batch(gru_version: Version
 
     checkpoint = checkpoints.load(gru_version.path)
     recorder = Recorder()
-    Predictor("v", "0", checkpoint.card, recorder, checkpoint.golden_context).warm_up(32)
-    assert sorted(recorder.shapes) == [(1, 5, 16), (32, 5, 16)]
+    Predictor("v", "0", checkpoint.card, recorder, checkpoint.golden_context).warm_up(largest)
+    assert recorder.shapes == [(size, 5, 16) for size in sizes]
 
 
 def test_no_part_of_serving_imports_torch(

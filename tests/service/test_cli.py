@@ -52,6 +52,7 @@ def test_models_prints_a_table_or_json(shipped: Path) -> None:
         (("train", "nothing", "--data", "artifacts/lvm/retriever"), 2),
         (("train", "amn", "--data", "artifacts/lvm/retriever", "--config", '{"hiden": 3}'), 2),
         (("evaluate", "primary", "--data", "artifacts/lvm/retriever", "--device", "banana"), 78),
+        (("evaluate", "primary", "--data", "artifacts/lvm/retriever", "--precision", "fp4"), 78),
         (("rollback", "candidate"), 1),
         (("promote", "retriever", "primary"), 65),
         (("promote", "primary", "retriever"), 65),
@@ -116,5 +117,44 @@ def test_a_device_that_is_not_here_is_a_configuration_error(shipped: Path) -> No
     assert (done.returncode, done.stderr.splitlines()[-1]) == (78, "lvm: torch sees no mps here")
 
 
+def test_scores_come_from_the_runtime_asked_for_and_stand_beside_the_cards(shipped: Path) -> None:
+    words = ("evaluate", "primary", "--data", str(shipped / "retriever"), "--precision", "bf16", "--json")
+    done = lvm(*words, registry=shipped)
+    if done.returncode == 78:
+        assert "bf16" in done.stderr  # neither this processor nor an extra has it
+        return
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["runtime"], report["card"]["data"]) == (0, "openvino-bf16", "wiki/val")
+    assert abs(report["card"]["difference"]) < report["card"]["tolerance"] == 0.001
+
+
+def test_a_score_worse_than_the_card_promises_fails(shipped: Path) -> None:
+    registry = Registry(shipped)
+    amn = registry.resolve("primary")
+    files = {path.name: path.read_bytes() for path in amn.path.iterdir() if path.name != "SHA256SUMS"}
+    card = files["README.md"].replace(b"cosine: 0.58454\n", b"cosine: 0.58654\n", 1)
+    proud = registry.add("amn", {**files, "README.md": card})
+    done = lvm("evaluate", proud.id, "--data", str(shipped / "retriever"), registry=shipped)
+    assert done.returncode == 1
+    assert "onnxruntime: cosine -0.00200 beside the card's 0.58654 on wiki/val, worse than" in done.stderr
+    assert "persistence" in done.stdout
+
+
 def test_the_version_is_told(tmp_path: Path) -> None:
     assert lvm("--version", registry=tmp_path).stdout.startswith("0.")
+
+
+def test_a_corpus_is_stored_with_the_index_asked_for_and_can_be_promoted(shipped: Path) -> None:
+    data = str(shipped / "retriever")
+    made = lvm("corpus", "wiki", "--data", data, "--index", "ivf", "--json", registry=shipped)
+    assert (made.returncode, made.stderr) == (0, "")  # no bar where nobody watches
+    version = json.loads(made.stdout)["version"]
+    assert lvm("promote", "retriever", version, registry=shipped).returncode == 0
+    card = (shipped / "retriever" / "README.md").read_text()
+    assert "index: ivf" in card
+    assert "Search is approximate: recall@10 " in card
+
+
+def test_an_index_that_there_is_not_is_a_usage_error(shipped: Path) -> None:
+    done = lvm("corpus", "wiki", "--data", str(shipped / "retriever"), "--index", "tree", registry=shipped)
+    assert (done.returncode, "'tree' is not one of" in done.stderr) == (2, True)

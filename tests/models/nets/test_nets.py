@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 from models.corpus import Floats
 from models.nets import NETS, BadConfig, architecture_of, build, config_dict
-from models.nets.stack import count_blocks
+from models.nets.stack import count_blocks, gru_in_steps
+from models.nets.unit import unit
 
 TinyNet = Callable[..., nn.Module]
 Contexts = Callable[..., Floats]
@@ -65,6 +66,11 @@ def test_any_dimension_and_length_give_unit_vectors(
     assert answer.shape == (batch, dim)
     assert answer.dtype == torch.float32
     assert torch.allclose(answer.norm(dim=1), torch.ones(batch), atol=1e-6)
+
+
+def test_unit_vectors_are_those_of_torch_and_zero_stays_zero() -> None:
+    x = torch.randn(4, 7, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [1e-20], [1e15], [0.0]])
+    assert torch.allclose(unit(x), normalize(x, dim=1))
 
 
 @pytest.mark.parametrize("architecture", NETS)
@@ -194,6 +200,15 @@ def test_a_block_is_the_norm_of_input_and_cell(tiny_net: TinyNet) -> None:
     x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.allclose(block(x), block.norm(x + block.gru(x)[0]), atol=1e-6)
+
+
+def test_a_gru_in_steps_is_the_gru(tiny_net: TinyNet) -> None:
+    """What is exported is what is trained; the first step, which is written otherwise, alone as well."""
+    gru: Any = tiny_net("gru").blocks[1].gru
+    x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for length in (1, 2, 5):
+            assert torch.allclose(gru_in_steps(gru, x[:, :length]), gru(x[:, :length])[0], atol=1e-6)
 
 
 # The Transformer

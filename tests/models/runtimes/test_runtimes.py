@@ -18,7 +18,15 @@ from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Floats
 from models.nets import architecture_of, config_dict
 from models.registry import Version
-from models.runtimes import PARITY, NoSuchDevice, UnfitRuntime, check_parity, find_device, open_runtime
+from models.runtimes import (
+    PARITY,
+    NoSuchDevice,
+    NoSuchPrecision,
+    UnfitRuntime,
+    check_parity,
+    find_device,
+    open_runtime,
+)
 from models.runtimes.onnx import OnnxRuntime
 from models.runtimes.torch import TorchRuntime, answer_of, best_device, build_net
 from models.training.publish import golden_contexts, net_files
@@ -54,6 +62,39 @@ def test_onnxruntime_answers_as_torch_does(pair: tuple[nn.Module, Checkpoint], c
         assert answer.dtype == np.float32
         assert np.allclose(answer, answer_of(net, context), atol=1e-5)
     assert np.allclose(answer, TorchRuntime(checkpoint, "cpu").run(context), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 15, 31, 32, 33, 100])
+def test_rows_divided_among_threads_come_back_in_order(
+    pair: tuple[nn.Module, Checkpoint], contexts: Contexts, batch: int
+) -> None:
+    context = contexts(batch)
+    together = OnnxRuntime(pair[1], threads=3).run(context)
+    assert np.allclose(together, OnnxRuntime(pair[1], threads=1).run(context), atol=1e-6)
+
+
+def test_a_failure_in_another_thread_is_raised(checkpoint: Checkpoint) -> None:
+    wrong = np.zeros((64, 5, 15), np.float32)
+    with pytest.raises(Exception, match="Got: 15 Expected: 16"):
+        OnnxRuntime(checkpoint, threads=2).run(wrong)
+
+
+def test_bfloat16_passes_the_same_gate_with_unit_vectors(pair: tuple[nn.Module, Checkpoint]) -> None:
+    runtime = TorchRuntime(pair[1], "cpu", "bf16")
+    assert (runtime.name, TorchRuntime(pair[1], "cpu").name) == ("torch-bf16", "torch")
+    answer = runtime.run(pair[1].golden_context)
+    assert answer.dtype == np.float32
+    assert np.allclose(np.linalg.norm(answer, axis=1), 1, atol=1e-5)
+    assert np.sum(answer * pair[1].golden_vector, axis=1).min() > 0.999
+    assert not np.allclose(answer, pair[1].golden_vector, atol=1e-5)
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "fp4"), ("cuda", "int8"), ("mps", "int8")])
+def test_a_precision_that_is_not_to_be_had_is_refused_by_name(
+    checkpoint: Checkpoint, device: str, precision: str
+) -> None:
+    with pytest.raises(NoSuchPrecision, match=precision):
+        open_runtime(checkpoint, device, 1, precision)
 
 
 def test_the_graph_carries_no_weights(pair: tuple[nn.Module, Checkpoint]) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from models.card import Card
 from models.corpus import Corpus, Floats, normalise
-from models.training.evaluate import RANKS, baseline_scores, evaluate, ridge
+from models.training.evaluate import RANKS, baseline_scores, beside_card, evaluate, ridge
 from models.training.windows import windows
 
 MakeCorpus = Callable[..., Corpus]
@@ -44,6 +45,19 @@ def circle(*degrees: float) -> Floats:
 
 def cos(degrees: float) -> float:
     return math.cos(math.radians(degrees))
+
+
+@pytest.mark.parametrize(("carded", "is_worse"), [(0.5, False), (0.5009, False), (0.5011, True), (0.4, False)])
+def test_a_score_stands_beside_the_cards_on_the_same_corpus(
+    card: Callable[..., Card], carded: float, is_worse: bool
+) -> None:
+    counts = {"windows": 3, "articles": 1, "chunks": 5}
+    known = card(scores={"other": {**counts, "chunks": 6, "cosine": 0.9}, "ours": {**counts, "cosine": carded}})
+    found = beside_card({**counts, "cosine": 0.5}, known)
+    assert found
+    assert (found["data"], found["cosine"], found["is_worse"]) == ("ours", carded, is_worse)
+    assert found["difference"] == pytest.approx(0.5 - carded)
+    assert beside_card({**counts, "windows": 4, "cosine": 0.5}, known) is None
 
 
 def test_a_small_example_by_hand(make_corpus: MakeCorpus) -> None:

@@ -1,0 +1,87 @@
+"""Reduced precision serves a net where it answers the golden vectors well enough, and refuses it with the figure."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from models import checkpoint as checkpoints
+from models.checkpoint import BadCheckpoint, Checkpoint
+from models.corpus import Floats
+from models.registry import Registry
+from models.runtimes import PARITY, NoSuchPrecision, Runtime, UnfitRuntime, check_parity, open_runtime
+from tests.conftest import SHIPPED
+
+openvino = pytest.importorskip("models.runtimes.openvino", exc_type=ImportError)
+
+
+@pytest.fixture(scope="module", params=["primary", "fallback"])
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    """A net that ships."""
+    return checkpoints.load(Registry(SHIPPED).resolve(request.param).path)
+
+
+@pytest.fixture(scope="module", params=["bf16", "int8"])
+def runtime(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Runtime:
+    if not openvino.has(request.param):
+        with pytest.raises(NoSuchPrecision, match=f"this processor does not compute in {request.param}"):
+            open_runtime(checkpoint, "cpu", 1, request.param)
+        pytest.skip(f"no {request.param} here")
+    made: Runtime = openvino.OpenVinoRuntime(checkpoint, request.param, 2)
+    return made
+
+
+def test_a_real_net_is_served_within_the_gate_or_refused_with_the_figure(
+    checkpoint: Checkpoint, runtime: Runtime
+) -> None:
+    precision = runtime.name.removeprefix("openvino-")
+    apart = np.sum((runtime.run(checkpoint.golden_context) - checkpoint.golden_vector) ** 2, axis=1)
+    worst = float(1 - apart.max() / 2)
+    assert 0.999 < worst < 0.9999999  # near, and truly computed in less
+    if worst >= PARITY:
+        assert open_runtime(checkpoint, "cpu", 2, precision).name == runtime.name
+    else:
+        with pytest.raises(UnfitRuntime, match=rf"{runtime.name}: cosine {worst:.6f} .* want >= {PARITY}"):
+            open_runtime(checkpoint, "cpu", 2, precision)
+
+
+def test_a_batch_of_n_is_n_singles_of_unit_length(checkpoint: Checkpoint, runtime: Runtime) -> None:
+    contexts = checkpoint.golden_context
+    together = runtime.run(contexts)
+    assert together.dtype == np.float32
+    assert np.allclose(together, np.concatenate([runtime.run(row[None]) for row in contexts]), atol=1e-5)
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_an_outlier_in_one_row_changes_no_other(checkpoint: Checkpoint, runtime: Runtime) -> None:
+    contexts = checkpoint.golden_context.copy()
+    before = runtime.run(contexts)
+    contexts[3] *= 1e4
+    assert np.allclose(np.delete(runtime.run(contexts), 3, 0), np.delete(before, 3, 0), atol=1e-6)
+
+
+def test_answers_of_one_batch_outlive_the_next(checkpoint: Checkpoint, runtime: Runtime) -> None:
+    first = runtime.run(checkpoint.golden_context[:4])
+    kept = first.copy()
+    runtime.run(checkpoint.golden_context[4:8])
+    assert np.array_equal(first, kept)
+
+
+def test_what_is_too_coarse_is_refused_as_any_runtime_is(checkpoint: Checkpoint, runtime: Runtime) -> None:
+    turned = checkpoint.golden_vector[:, ::-1].copy()
+    with pytest.raises(UnfitRuntime, match="to the golden vectors"):
+        check_parity(runtime, replace(checkpoint, golden_vector=turned))
+
+
+def test_it_reads_the_verified_weights(checkpoint: Checkpoint, runtime: Runtime) -> None:
+    precision = runtime.name.removeprefix("openvino-")
+    weights: dict[str, Floats] = {name: tensor[::-1].copy() for name, tensor in checkpoint.weights.items()}
+    with pytest.raises(UnfitRuntime, match="cosine"):
+        open_runtime(replace(checkpoint, weights=weights), "cpu", 1, precision)
+
+
+@pytest.mark.parametrize("change", [lambda c: replace(c, graph=b"none"), lambda c: replace(c, weights={})])
+def test_what_cannot_be_read_is_refused(checkpoint: Checkpoint, change: Callable[[Checkpoint], Checkpoint]) -> None:
+    with pytest.raises(BadCheckpoint, match="openvino refuses the graph"):
+        openvino.OpenVinoRuntime(change(checkpoint), "bf16", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
@@ -192,17 +193,22 @@ def _milliseconds(stages: Stages) -> dict[str, float]:
     return {stage: round(seconds * 1e3, 3) for stage, seconds in stages}
 
 
+@lru_cache(maxsize=64)
+def _maker(model: str, version: str, served_by: str) -> Headers:
+    return [
+        (b"x-model", model.encode()),
+        (b"x-model-version", version.encode()),
+        (b"x-served-by", served_by.encode()),
+    ]
+
+
 def headers_of(routed: Routed | None, stages: Stages) -> Headers:
     """Return the headers that say who made an answer and where the time went."""
-    timing = ", ".join(f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in stages)
+    timing = ", ".join([f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in stages])
     headers = [(b"server-timing", timing.encode())]
     if routed:
-        headers += [
-            (b"x-model", routed.prediction.model.encode()),
-            (b"x-model-version", routed.prediction.version.encode()),
-            (b"x-served-by", routed.served_by.encode()),
-            (b"x-batch-size", b"%d" % routed.prediction.batch_rows),
-        ]
+        headers += _maker(routed.prediction.model, routed.prediction.version, routed.served_by)
+        headers.append((b"x-batch-size", b"%d" % routed.prediction.batch_rows))
         if routed.fallback_reason:
             headers.append((b"x-fallback-reason", routed.fallback_reason.encode()))
     return headers

@@ -1,7 +1,8 @@
 """The micro-batcher: whatever queued while the device was busy forms the next batch.
 
-Callers live on the event loop, the work runs in one thread; tickets cross over in a queue and come
-back a batch at a time. Generic: knows items and how many rows each has, not what they are.
+Callers live on the event loop. The work runs in one thread: tickets cross over in a queue and come back
+a batch at a time. Or, where the work costs less than the way to a thread and back, on the loop itself.
+Generic: knows items and how many rows each has, not what they are.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from service.errors import Draining, Expired, ModelFailed, Overloaded
 
@@ -62,8 +62,7 @@ class Ticket(Generic[Item, Answer]):
         return not self.future.done() and self.deadline > monotonic()
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """What the batcher tells about a batch that ran: rows, seconds, and why it was released."""
 
     rows: int
@@ -77,6 +76,9 @@ Run = Callable[[list[Item]], Sequence["Answer | Exception"]]
 class MicroBatcher(Generic[Item, Answer]):
     """Runs items in batches of up to `max_rows` rows, in order, in one thread of its own.
 
+    `inline`, it runs them on the event loop, one batch a turn: for work that is sure to end and takes a
+    fraction of a millisecond. Such a batch is what came in since the loop last turned.
+
     `run` maps n items to n answers, in order; an answer that is an exception fails its item alone. When
     `run` itself raises, the items of the batch are run one by one, so that one bad item fails alone.
     """
@@ -89,6 +91,7 @@ class MicroBatcher(Generic[Item, Answer]):
         max_rows: int,
         max_queue: int,
         max_wait_s: float = 0.0,
+        inline: bool = False,
         on_batch: Callable[[Batch], None] = lambda batch: None,
     ) -> None:
         self._run, self._on_batch = run, on_batch
@@ -103,9 +106,12 @@ class MicroBatcher(Generic[Item, Answer]):
         self._idle.set()
         self._rate = 0.0  # rows a second, smoothed
         self._running_since: float | None = None
+        self._held: Ticket[Item, Answer] | None = None  # the one that did not fit into the last batch
+        self._will_turn = False
         self.pending_rows = 0
-        self._thread = threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
-        self._thread.start()
+        self._thread = None if inline else threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
+        if self._thread:
+            self._thread.start()
 
     async def submit(self, items: Sequence[tuple[Item, int]], deadline: float) -> list[Ticket[Item, Answer]]:
         """Return the tickets of `items`, pairs of an item and its rows, once every answer is there.
@@ -119,7 +125,7 @@ class MicroBatcher(Generic[Item, Answer]):
             Expired: the deadline passed before there was an answer.
             Exception: what the first failed item failed with.
         """
-        rows = sum(rows for _, rows in items)
+        rows = sum([rows for _, rows in items])
         self._admit(rows)
         tickets: list[Ticket[Item, Answer]] = []
         try:
@@ -144,7 +150,7 @@ class MicroBatcher(Generic[Item, Answer]):
 
     def stuck_s(self) -> float:
         """Return for how many seconds the running batch has run, infinite where the thread is dead."""
-        if not self._thread.is_alive():
+        if self._is_dead():
             return math.inf
         since = self._running_since
         return 0.0 if since is None else perf_counter() - since
@@ -156,10 +162,13 @@ class MicroBatcher(Generic[Item, Answer]):
             await asyncio.wait_for(self._idle.wait(), timeout)
         self._queue.put(None)
 
+    def _is_dead(self) -> bool:
+        return self._thread is not None and not self._thread.is_alive()
+
     # ---- on the event loop
 
     def _admit(self, rows: int) -> None:
-        if self._closed or not self._thread.is_alive():
+        if self._closed or self._is_dead():
             raise Draining("this engine takes no more requests")
         if max(self.pending_rows + rows, self._queue.qsize()) > self._max_queue:
             raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.backlog_s())
@@ -172,6 +181,9 @@ class MicroBatcher(Generic[Item, Answer]):
         if deadline < self._next_check:
             self._check_at(deadline)
         self._queue.put(ticket)
+        if self._thread is None and not self._will_turn:
+            self._will_turn = True
+            self._loop.call_soon(self._turn)
         return ticket
 
     def _leave(self, ticket: Ticket[Item, Answer]) -> None:
@@ -199,7 +211,17 @@ class MicroBatcher(Generic[Item, Answer]):
         if later is not None:
             self._check_at(later)
 
-    def _deliver(self, tickets: list[Ticket[Item, Answer]], batch: Batch) -> None:
+    def _turn(self) -> None:
+        first = self._held or self._queue.get_nowait()
+        if first is not None:  # None where it was closed with a turn to come
+            self._deliver(*self._serve(first))
+        self._will_turn = self._held is not None or not self._queue.empty()
+        if self._will_turn:
+            self._loop.call_soon(self._turn)
+
+    def _deliver(self, tickets: list[Ticket[Item, Answer]], batch: Batch | None) -> None:
+        if batch is None:
+            return
         for ticket in tickets:
             if not ticket.future.done():
                 ticket.future.set_result(None)
@@ -207,37 +229,39 @@ class MicroBatcher(Generic[Item, Answer]):
         self._rate += (rate - self._rate) * 0.1 if self._rate else rate
         self._on_batch(batch)
 
-    # ---- in the thread
+    # ---- in the thread, where there is one
 
     def _work(self) -> None:
-        held: Ticket[Item, Answer] | None = None
-        while (first := held or self._queue.get()) is not None:
-            tickets, held, reason = self._gather(first)
-            live = [pair for pair in map(_take, tickets) if pair]
-            if live:
-                batch = self._run_batch(live, reason)
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    self._loop.call_soon_threadsafe(self._deliver, [ticket for ticket, _ in live], batch)
+        while (first := self._held or self._queue.get()) is not None:
+            served = self._serve(first)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._deliver, *served)
 
-    def _gather(
-        self, first: Ticket[Item, Answer]
-    ) -> tuple[list[Ticket[Item, Answer]], Ticket[Item, Answer] | None, str]:
-        """Return the tickets of the next batch, the one that no longer fitted, and why it is released."""
+    def _serve(self, first: Ticket[Item, Answer]) -> tuple[list[Ticket[Item, Answer]], Batch | None]:
+        """Run the batch that begins with `first`; return its tickets that somebody waits for, if any."""
+        tickets, reason = self._gather(first)
+        live = [pair for pair in map(_take, tickets) if pair]
+        return [ticket for ticket, _ in live], self._run_batch(live, reason) if live else None
+
+    def _gather(self, first: Ticket[Item, Answer]) -> tuple[list[Ticket[Item, Answer]], str]:
+        """Return the tickets of the next batch and why it is released; hold the one that no longer fits."""
         tickets, rows = [first], first.rows
+        self._held = None
         until = first.since + self._max_wait_s
         while rows < self._max_rows:
             try:
                 ticket = self._next(until)
             except Empty:
-                return tickets, None, "waited" if self._max_wait_s else "free"
+                return tickets, "waited" if self._max_wait_s else "free"
             if ticket is None:
                 self._queue.put(None)
-                return tickets, None, "free"
+                return tickets, "free"
             if rows + ticket.rows > self._max_rows:
-                return tickets, ticket, "full"
+                self._held = ticket
+                return tickets, "full"
             tickets.append(ticket)
             rows += ticket.rows
-        return tickets, None, "full"
+        return tickets, "full"
 
     def _next(self, until: float) -> Ticket[Item, Answer] | None:
         patience = until - perf_counter() if self._max_wait_s else 0.0

@@ -6,11 +6,10 @@ Hot routes are plain ASGI: body in, bytes out, no framework between. All others 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from random import getrandbits
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from service.errors import (
@@ -53,9 +52,9 @@ class Call:
 
     __slots__ = ("body", "deadline", "headers", "id", "path", "query", "started")
 
-    def __init__(self, headers: Headers, query: bytes, path: str, timeout_ms: float) -> None:
+    def __init__(self, headers: dict[bytes, bytes], query: bytes, path: str, timeout_ms: float) -> None:
         self.started = perf_counter()
-        self.headers: dict[bytes, bytes] = dict(headers)
+        self.headers = headers
         self.query, self.path = query, path
         self.body = b""
         self.id = request_id(self.headers.get(b"x-request-id"))
@@ -82,7 +81,7 @@ class Call:
 
     def media_type(self) -> bytes:
         """Return the media type of the body, lower case, without parameters."""
-        return self.headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
+        return self.headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
 
     def options(self) -> dict[str, str]:
         """Return the options of the query string; raises `Malformed` where one stands twice."""
@@ -94,19 +93,18 @@ class Call:
         return dict(pairs)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer: body, media type, more headers, how it counts, and seconds by stage."""
 
     body: bytes
     media_type: bytes
-    headers: Headers = field(default_factory=list)
+    headers: Sequence[tuple[bytes, bytes]] = ()
     outcome: str = "ok"
     stages: tuple[tuple[str, float], ...] = ()
     status: int = 200
 
 
-Handler = Callable[[Call], Awaitable[Reply]]
+Handler = Callable[[Call], Coroutine[Any, Any, Reply]]
 
 
 def request_id(given: bytes | None) -> str:
@@ -120,16 +118,17 @@ class HotRoute:
     """One hot route: takes a call, gives a reply, counts it once. Runs below uvicorn, or as plain ASGI."""
 
     def __init__(self, path: str, handler: Handler, settings: Settings, metrics: Metrics, state: State) -> None:
-        self.path, self._handler, self._metrics, self._state = path, handler, metrics, state
+        self.path, self._handler, self._state = path, handler, state
         self.timeout_ms = settings.timeout_ms
         self.max_body = round(settings.max_body_mb * 1e6)
-        self._flying = 0
+        self._label = (path,)
+        self._in_flight = metrics.in_flight.expect((path,)).values
         self._requests = metrics.requests.expect((path,), ("ok", "fallback"))
         self._seconds = {stage: metrics.seconds.of(path, stage) for stage in STAGES[path]}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application."""
-        call = Call(scope["headers"], scope["query_string"], scope["path"], self.timeout_ms)
+        call = Call(dict(scope["headers"]), scope["query_string"], scope["path"], self.timeout_ms)
         try:
             call.body = await read_body(call.headers, receive, self.max_body)
         except Departed:
@@ -146,7 +145,7 @@ class HotRoute:
 
     async def answer(self, call: Call) -> Reply:
         """Return the reply to a call whose body is whole."""
-        self._fly(1)
+        self._in_flight[self._label] += 1
         try:
             call.take_timeout(self.timeout_ms)
             return await self._handler(call)
@@ -156,7 +155,7 @@ class HotRoute:
             logger().error("unexpected", route=self.path, request_id=call.id, exc_info=error)
             return self.problem(ServiceError("an unexpected error; the log has more under this id"), call.id)
         finally:
-            self._fly(-1)
+            self._in_flight[self._label] -= 1
 
     def count(self, reply: Reply, call: Call) -> None:
         """Count a reply that was sent just now."""
@@ -185,10 +184,6 @@ class HotRoute:
     def problem(self, error: ServiceError, identity: str, /, **members: str) -> Reply:
         """Return the answer to an error, with more members where a protocol wants them."""
         return problem_reply(error, identity, **members)
-
-    def _fly(self, step: int) -> None:
-        self._flying += step
-        self._metrics.in_flight.set(self._flying, self.path)
 
 
 def problem_reply(error: ServiceError, identity: str, /, **members: str) -> Reply:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +69,11 @@ class Versioned(Protocol):
 class PredictorLike(Versioned, Protocol):
     """What an engine runs: `models.predictor.Predictor`, or a fake of it."""
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether it is sure to end, and a row takes less than the way to a thread and back."""
+        ...
+
     def predict_batch(self, contexts: Floats) -> Floats:
         """Map contexts `(B, T, D)` to next vectors `(B, D)`."""
         ...
@@ -80,8 +84,7 @@ def identity(served: Versioned) -> Identity:
     return served.name, served.version, served.sha256, served.runtime
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """Vectors `(n, D)`, who made them, and where the time went (seconds)."""
 
     vectors: Floats
@@ -110,6 +113,7 @@ class Engine:
             max_queue=settings.max_queue,
             max_wait_s=settings.max_wait_ms / 1000,
             on_batch=self._observe,
+            inline=predictor.is_quick and not settings.max_wait_ms,
         )
 
     async def predict(self, contexts: Floats, deadline: float) -> Prediction:
@@ -119,21 +123,26 @@ class Engine:
             Overloaded, Draining, Expired: as `MicroBatcher.submit`.
             ModelFailed: the net raised or answered something else than finite vectors.
         """
-        step = self._max_batch
-        parts = [contexts[at : at + step] for at in range(0, len(contexts), step)]
-        tickets = await self.batcher.submit([(part, len(part)) for part in parts], deadline)
+        tickets = await self.batcher.submit(self._parts(contexts), deadline)
         return Prediction(
             _joined([ticket.answer for ticket in tickets]),
-            self.predictor.name,
-            self.predictor.version,
+            self.name,
+            self.version,
             tickets[-1].queue_s,
-            sum(ticket.infer_s for ticket in tickets),
+            sum([ticket.infer_s for ticket in tickets]),
             tickets[-1].batch_rows,
         )
 
+    def _parts(self, contexts: Floats) -> list[tuple[Floats, int]]:
+        rows, most = len(contexts), self._max_batch
+        if rows <= most:
+            return [(contexts, rows)]
+        return [(contexts[at : at + most], min(most, rows - at)) for at in range(0, rows, most)]
+
     def _run(self, items: list[Floats]) -> Sequence[Floats | Exception]:
-        vectors = self.predictor.predict_batch(_joined(items))
-        if vectors.shape != (sum(map(len, items)), self.shape[1]):
+        contexts = _joined(items)
+        vectors = self.predictor.predict_batch(contexts)
+        if vectors.shape != (len(contexts), self.shape[1]):
             raise ValueError(f"answers of shape {vectors.shape}")
         parts = _split(vectors, items)
         if np.isfinite(vectors).all():

@@ -7,6 +7,7 @@ refused is told why; and an idle connection holds nothing.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from time import monotonic
 from typing import Any
 
@@ -33,16 +34,18 @@ MAX_HEAD = 16 * 1024  # bytes of a request line and headers
 
 
 class HotCycle:
-    """One request to a hot route on its way: body in, one write out, no ASGI between.
+    """One request to a hot route on its way: body in, one write out, no ASGI and no task between.
 
-    Stands where uvicorn keeps its RequestResponseCycle, so pipelining, keep-alive and shutdown are
-    uvicorn's own. Answers in its turn, whatever the answer is.
+    Stands where uvicorn keeps its RequestResponseCycle, and among its tasks, so pipelining, keep-alive
+    and shutdown are uvicorn's own. Answers in its turn, whatever the answer is. The answer starts as
+    soon as the body is whole, while its bytes are in the cache; asyncio has such eager tasks only from
+    Python 3.12.
     """
 
-    def __init__(self, protocol: Protocol, route: HotRoute, path: str, query: bytes, *, keep_alive: bool) -> None:
-        self.route, self.keep_alive = route, keep_alive
-        self.call = Call(protocol.headers, query, path, route.timeout_ms)
-        self.message_event = asyncio.Event()  # uvicorn sets it; nobody waits
+    message_event = asyncio.Event()  # uvicorn sets it; nobody waits
+
+    def __init__(self, protocol: Protocol, route: HotRoute, call: Call, *, keep_alive: bool) -> None:
+        self.route, self.call, self.keep_alive = route, call, keep_alive
         self.disconnected = self.response_complete = self.is_whole = False
         self._protocol = protocol
         self._expects_continue = protocol.expect_100_continue
@@ -50,7 +53,7 @@ class HotCycle:
         self._size = 0
         self._begun = False
         self._error: ServiceError | None = None
-        self._task: asyncio.Task[Reply] | None = None
+        self._answer: Coroutine[Any, None, Reply] | None = None
 
     def check_length(self) -> None:
         """Fail where the body says it is too long."""
@@ -92,8 +95,16 @@ class HotCycle:
             self.route.depart()
             self._forget()
 
+    def cancel(self, msg: str | None = None) -> None:
+        """Answer that the grace is over; uvicorn asks for it, as of any task that outlives the grace."""
+        self._protocol.loop.call_soon(self._give_up)
+
+    def _give_up(self) -> None:
+        if not self.response_complete:
+            self._finish(self.route.problem(Draining("the grace is over"), self.call.id))
+
     def _go_on(self) -> None:
-        if not self._begun or self.response_complete or self._task:
+        if not self._begun or self.response_complete or self._answer:
             return
         if self._error:
             self._finish(self.route.problem(self._error, self.call.id))
@@ -101,21 +112,24 @@ class HotCycle:
             self.call.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
             self._parts.clear()
             self.call.restart()
-            self._task = self._protocol.loop.create_task(self.route.answer(self.call))
-            self._protocol.tasks.add(self._task)  # type: ignore[arg-type]  # uvicorn waits for them at shutdown
-            self._task.add_done_callback(self._done)
+            self._protocol.tasks.add(self)  # type: ignore[arg-type]  # uvicorn waits for them at shutdown
+            self._answer = self.route.answer(self.call)
+            self._resume()
 
-    def _done(self, task: asyncio.Task[Reply]) -> None:
-        self._protocol.tasks.discard(task)
-        if self.response_complete:
+    def _resume(self, _: object = None) -> None:
+        """Run the answer until it is there, or waits for a future that then resumes it."""
+        if self._answer is None:
             return
-        if task.cancelled():
-            self._finish(self.route.problem(Draining("the grace is over"), self.call.id))
-        elif error := task.exception():
+        try:
+            future = self._answer.send(None)
+        except StopIteration as end:
+            self._finish(end.value)
+        except BaseException as error:
             logger().error("unexpected", route=self.route.path, request_id=self.call.id, exc_info=error)
             self._finish(self.route.problem(ServiceError("an unexpected error"), self.call.id))
         else:
-            self._finish(task.result())
+            future._asyncio_future_blocking = False  # what a task does to say that it took notice
+            future.add_done_callback(self._resume)
 
     def _finish(self, reply: Reply) -> None:
         protocol = self._protocol
@@ -135,11 +149,12 @@ class HotCycle:
         """Hold nothing that an idle connection would keep alive."""
         self.response_complete = True
         self._protocol.running = None
-        task, self._task = self._task, None
+        self._protocol.tasks.discard(self)
+        answer, self._answer = self._answer, None
         self.call.body = b""
         self._parts.clear()
-        if task:
-            task.cancel()
+        if answer:
+            answer.close()
 
 
 class Protocol(HttpToolsProtocol):
@@ -147,6 +162,7 @@ class Protocol(HttpToolsProtocol):
 
     app: Any
     waiting_since: float | None = None  # monotonic; None while a request is being answered or none is begun
+    idle_since: float | None = None  # monotonic; None while a request is being answered or comes in
     writing_since: float | None = None  # monotonic; None while the caller reads what it is sent
     running: HotCycle | None = None
     deaf = False  # what still comes in is not looked at
@@ -172,10 +188,10 @@ class Protocol(HttpToolsProtocol):
             self._check_head(self._unparsed_head)
 
     def on_message_begin(self) -> None:
-        """Start the clock of this request."""
-        super().on_message_begin()
+        """Start the clock of this request; uvicorn's scope is made when it is known to be uvicorn's."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         self._unparsed_head, self._parsed_head, self._in_head = 0, 0, True
-        self.waiting_since = monotonic()
+        self.waiting_since, self.idle_since = monotonic(), None
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the request line."""
@@ -185,18 +201,22 @@ class Protocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer."""
         self._parsed_head += len(name) + len(value)
-        if self._in_head:
-            super().on_header(name, value)
-        else:
+        if not self._in_head:
             self._check_head(self._parsed_head)
+            return
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Start a cycle, hot or uvicorn's own, unless the head says what is not served."""
         self._in_head, self._unparsed_head = False, 0
         self._check_head(self._parsed_head)
+        headers = dict(self.headers)
         if self.parser.should_upgrade():
             self.refuse(Malformed("this is plain HTTP/1.1: no upgrades"))
-        elif self.parser.get_http_version() == "1.1" and all(name != b"host" for name, _ in self.headers):
+        elif b"host" not in headers and self.parser.get_http_version() == "1.1":
             self.refuse(Malformed("an HTTP/1.1 request names its host"))
         elif len(self.pipeline) >= MAX_PIPELINE:
             self.refuse(Overloaded(f"more than {MAX_PIPELINE} requests ahead of their answers"))
@@ -205,13 +225,20 @@ class Protocol(HttpToolsProtocol):
         path, _, query = self.url.partition(b"?")
         route = self.app.hot_route(path) if self.parser.get_method() == b"POST" else None
         if route is None:
-            super().on_headers_complete()
+            self._start_asgi()
         else:
-            self._start_hot(route, path.decode("ascii"), query)
+            self._start_hot(route, Call(headers, query, path.decode("ascii"), route.timeout_ms))
 
-    def _start_hot(self, route: HotRoute, path: str, query: bytes) -> None:
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        cycle = HotCycle(self, route, path, query, keep_alive=keep_alive)
+    def _start_asgi(self) -> None:
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers += headers
+        super().on_headers_complete()
+
+    def _start_hot(self, route: HotRoute, call: Call) -> None:
+        keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        cycle = HotCycle(self, route, call, keep_alive=keep_alive)
         cycle.check_length()
         self._line_up(cycle)
 
@@ -273,8 +300,18 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
 
     def on_response_complete(self) -> None:
-        """Start the next request, and read no further while others wait behind it."""
-        super().on_response_complete()
+        """Start the next request, and read no further while others wait behind it.
+
+        Stands in for uvicorn's, which arms a timer after every answer; here one sweep looks after all.
+        """
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if not self.pipeline:
+            self.idle_since = monotonic()
+            return
+        self._start_asgi_task(*self.pipeline.pop())
         if self.pipeline:
             self.flow.pause_reading()
 
@@ -312,10 +349,12 @@ class Protocol(HttpToolsProtocol):
         """Answer bytes that are no HTTP."""
         self.refuse(Malformed(msg))
 
-    def close_if_slow(self, before: float) -> None:
-        """Close on a caller who has been slow to send, or to read, since `before`."""
+    def close_if_slow(self, before: float, idle_before: float) -> None:
+        """Close on a caller slow to send, or to read, since `before`, or idle since `idle_before`."""
         if (self.writing_since or before) < before:
             self.transport.abort()
+        elif (self.idle_since or idle_before) < idle_before:
+            self.transport.close()
         elif (self.waiting_since or before) < before:
             if self._in_head or isinstance(self.cycle, HotCycle):
                 self.refuse(TooSlow("the request did not arrive in time"))
@@ -359,5 +398,8 @@ class Refusal:
 
 
 def _as_bytes(reply: Reply, headers: Headers) -> bytes:
-    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-    return b"".join((STATUS_LINE[reply.status], lines, b"\r\n", reply.body))
+    parts = [STATUS_LINE[reply.status]]
+    for name, value in headers:
+        parts += (name, b": ", value, b"\r\n")
+    parts += (b"\r\n", reply.body)
+    return b"".join(parts)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from time import monotonic
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from service.engine import Floats, Prediction
 from service.errors import BreakerOpen, Expired, ModelFailed, Unavailable, UnknownModel
@@ -110,8 +109,7 @@ class Breaker:
         self._recent.clear()
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(NamedTuple):
     """A prediction, the alias that served it, and why it was not the first in order (or None)."""
 
     prediction: Prediction

@@ -20,6 +20,7 @@ from service.log import configure, logger
 from service.protocol import LINGER_S, Protocol
 from service.settings import Settings
 
+KEEP_ALIVE_S = 75.0  # of a connection without a request
 SO_ATTACH_FILTER = 26  # not in the socket module
 
 
@@ -50,12 +51,12 @@ class Server(uvicorn.Server):
             logger().info("listening", url=f"http://{host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: once a second, close the connections that are too slow to receive from."""
+        """Ten times a second: once a second, close the connections that are too slow or idle too long."""
         if counter % 10 == 0:
-            before = monotonic() - self._settings.receive_s
+            now = monotonic()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Protocol):
-                    connection.close_if_slow(before)
+                    connection.close_if_slow(now - self._settings.receive_s, now - KEEP_ALIVE_S)
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
@@ -114,7 +115,6 @@ def config_of(app: Service, settings: Settings) -> uvicorn.Config:
         log_level="critical",
         server_header=False,
         date_header=False,
-        timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(settings.grace_s)),
     )
 

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -43,8 +43,7 @@ class Fields:
     options: Mapping[str, Check]
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """Float32 rows `(n, *shape)`, the field they came in, and the options that were given."""
 
     rows: Floats
@@ -151,6 +150,8 @@ def query_options(given: Mapping[str, str], fields: Fields) -> dict[str, Any]:
     Raises:
         Invalid: an option is unknown, of the wrong kind or out of range.
     """
+    if not given:
+        return {}
     unknown = sorted(given.keys() - fields.options.keys())
     if unknown:
         raise Invalid("unknown option", pointer=f"/{_escaped(unknown[0])}")

@@ -174,4 +174,4 @@ def test_an_idle_connection_holds_nothing_of_its_last_request(serve: Serve) -> N
     server.http.post("/predict", content=contexts(50).tobytes(), headers={"content-type": "application/octet-stream"})
     gc.collect()
     cycles = [made for made in gc.get_objects() if isinstance(made, HotCycle)]
-    assert all(cycle.call.body == b"" and cycle._task is None for cycle in cycles)
+    assert all(cycle.call.body == b"" and cycle._answer is None for cycle in cycles)

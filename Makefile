@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check bench clean
+.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check million bench bench-peers clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -44,11 +44,17 @@ image-check:  ## build the image for real and call the service in it (root, buil
 prometheus-check: dev  ## hold rules, dashboard and percentiles against a real Prometheus under load (Debian)
 	docker/prometheus-check.sh
 
+million: dev  ## store, load and search a million passages (about 5 minutes, 6 GB of disk)
+	$(BIN)/pytest -m soak -s tests/slow
+
 bench: dev  ## one report of nets and service beside a naive app and an echo, in runs/bench (about 20 minutes)
 	$(BIN)/python -m bench
 
-clean:  ## forget the environment
-	rm -rf .venv
+bench-peers: dev .venv-peers/.peers  ## service, naive app and echo beside mosec, LitServe and BentoML, in runs/bench-peers
+	$(BIN)/python -m bench --peers .venv-peers --only closed --out runs/bench-peers
+
+clean:  ## forget the environments
+	rm -rf .venv .venv-peers
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -60,3 +66,8 @@ clean:  ## forget the environment
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e '.[dev]'
 	@touch $@ .venv/.serve
+
+.venv-peers/.peers: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	$(subst $(BIN),.venv-peers/bin,$(INSTALL)) --only-binary :all: -e '.[peers]'
+	@touch $@

@@ -1,4 +1,4 @@
-"""Measure everything side by side and write one report; exits 1 only where an answer was wrong."""
+"""Measure everything side by side and write one report; exits 1 where an answer was wrong or a peer did not start."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from typing import Any
 from bench import machine, nets, openloop, plot, protocol, report, service, shipped, targets
 from bench.load import WrongAnswers
 from bench.plan import Plan
-from bench.servers import SERVICE, Server, field
+from bench.servers import SERVICE, Server, describe, field, joined, peers
 from bench.versions import registry_of
 
 SECTIONS = ("nets", "closed", "rows", "open", "protocol", "retrieval", "start")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if every answer was right, 1 if not, 2 for a usage error."""
+    """Run the command line; 0 if every answer was right and every peer started, 1 if not, 2 for a usage error."""
     options = _parser().parse_args(argv)
     plan = Plan(options.seconds, options.rounds, options.dim, options.out)
     figures: dict[str, Any] = {"machine": machine.describe(), "plan": {**asdict(plan), "out": str(plan.out)}}
-    figures["failures"] = _measure(plan, options.only, figures)
+    figures["failures"] = {}
+    if options.peers:
+        figures["peers"] = describe(options.peers)
+    _measure(plan, options.only, options.peers, figures)
     figures["machine"]["load average at the end"] = ", ".join(f"{load:.2f}" for load in os.getloadavg())
     figures["targets"] = targets.judge(figures)
     figures["plots"] = plot.draw(plan.out, figures)
@@ -36,28 +39,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if figures["failures"] else 0
 
 
-def _measure(plan: Plan, only: Sequence[str], figures: dict[str, Any]) -> dict[str, str]:
-    """Put each section into `figures`; returns why some failed."""
-    failures: dict[str, str] = {}
+def _measure(plan: Plan, only: Sequence[str], environment: Path | None, figures: dict[str, Any]) -> None:
+    """Put each section into `figures`, and why some failed."""
     with ExitStack() as stack:
-        for name, section in _sections(plan, figures, stack).items():
+        for name, section in _sections(plan, environment, figures, stack).items():
             if name not in only:
                 continue
             began = perf_counter()
             try:
                 figures[name] = section()
             except WrongAnswers as error:
-                failures[name] = str(error)
+                figures["failures"][name] = str(error)
             print(f"bench: {name} took {perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    return failures
 
 
-def _sections(plan: Plan, figures: dict[str, Any], stack: ExitStack) -> dict[str, Callable[[], Any]]:
+def _sections(
+    plan: Plan, environment: Path | None, figures: dict[str, Any], stack: ExitStack
+) -> dict[str, Callable[[], Any]]:
     registry = registry_of(plan.out, plan.dim)
 
     @cache
     def servers() -> list[Server]:
-        return stack.enter_context(field(registry, plan.dim, plan.out / "logs"))
+        logs = plan.out / "logs"
+        known = stack.enter_context(field(registry, plan.dim, logs))
+        others = peers(environment, registry.resolve("primary").path) if environment else ()
+        return known + stack.enter_context(joined(others, plan.dim, logs, figures["failures"]))
 
     def ours() -> Server:
         return next(server for server in servers() if server.name == SERVICE)
@@ -83,9 +89,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="default runs/bench")
     parser.add_argument("--dim", type=_whole, default=768, help="D of the nets, default 768")
     parser.add_argument(
+        "--peers", type=_environment, metavar="DIR", help="measure the peers, too: a virtual environment that has them"
+    )
+    parser.add_argument(
         "--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS)
     )
     return parser
+
+
+def _environment(text: str) -> Path:
+    if not (Path(text) / "bin" / "python").exists():
+        raise ValueError
+    return Path(text)
 
 
 def _positive(text: str) -> float:

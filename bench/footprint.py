@@ -1,4 +1,4 @@
-"""What loading one version costs a process: `python -m bench.footprint DIRECTORY LIBRARY DEVICE THREADS`."""
+"""What loading one version costs a process: `python -m bench.footprint DIRECTORY LIBRARY DEVICE THREADS PRECISION`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ REPEATS = 3
 
 def main(directory: Path, how: How) -> dict[str, float]:
     """Return seconds to load (read, verify, open; libraries imported before) and megabytes grown after a query."""
-    onnxruntime.get_available_providers()  # both libraries are there before anything is weighed
+    onnxruntime.get_available_providers()  # the libraries are there before anything is weighed
+    if how.library == "openvino":
+        import models.runtimes.openvino  # noqa: F401
     if how.device != "cpu":
         torch.zeros(1, device=how.device)
     before = rss_mb(os.getpid())
@@ -36,5 +38,5 @@ def main(directory: Path, how: How) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    _, path, library, device, threads = sys.argv
-    print(json.dumps(main(Path(path), How(library, device, int(threads)))))
+    _, path, library, device, threads, precision = sys.argv
+    print(json.dumps(main(Path(path), How(library, device, int(threads), precision))))

@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -24,55 +25,89 @@ from bench.versions import NETS, by_name, draw
 from models import checkpoint as checkpoints
 from models.checkpoint import Checkpoint
 from models.registry import Registry
-from models.runtimes import Runtime, open_runtime
+from models.runtimes import PARITY, Runtime, UnfitRuntime, open_runtime
 from models.runtimes.torch import TorchRuntime, answer_of, build_net
 
 QUERIES, WARM_UP = 200, 20
 BATCHES = (1, 8, 32, 128)
 BATCH_S, LEAST, MOST = 0.1, 5, 1000  # seconds and repetitions of one batch size in one round
-WRONG = 1e-3  # beyond it an answer is wrong on any device, TOLERANCE is the target for the CPU
+WRONG = 1e-3  # beyond it a float32 answer is wrong on any device, TOLERANCE is the target for the CPU
+REDUCED = (2 * (1 - PARITY)) ** 0.5  # as far as an answer at the least cosine can be in one component
 
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class How:
-    """A way to run a net: the library's name, the device, and threads (0: as the library chooses)."""
+    """A way to run a net: library, device, threads (0: as the library chooses) and precision."""
 
     library: str
     device: str
     threads: int = 0
+    precision: str = "float32"
 
     @property
     def label(self) -> str:
         """Name in tables; on the CPU with the number of threads."""
         threads = self.threads or torch.get_num_threads()
-        return f"{self.library} {self.device}" + (f" x{threads}" if self.device == "cpu" else "")
+        reduced = f" {self.precision}" if self.is_reduced else ""
+        return f"{self.library}{reduced} {self.device}" + (f" x{threads}" if self.device == "cpu" else "")
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether it computes in less than float32."""
+        return self.precision != "float32"
 
     def open(self, checkpoint: Checkpoint) -> Runtime:
-        """Return the net, ready to run and held to its golden vectors where the service would hold it."""
-        if self.device == "cpu" and self.library == "torch":
-            return TorchRuntime(checkpoint, "cpu")
-        return open_runtime(checkpoint, self.device, self.threads or 1)
+        """Return the net, ready to run and held to its golden vectors where the service would hold it.
+
+        Raises:
+            UnfitRuntime: it does not answer them well enough to be served.
+        """
+        if self.library == "torch":
+            return TorchRuntime(checkpoint, self.device, self.precision)
+        return open_runtime(checkpoint, self.device, self.threads or 1, self.precision)
 
 
 def ways() -> list[How]:
     """Return every way that there is on this machine."""
-    cores = os.cpu_count() or 1
-    found = [How("onnxruntime", "cpu", threads) for threads in dict.fromkeys((1, cores))]
+    threads = tuple(dict.fromkeys((1, os.cpu_count() or 1)))
+    found = [How("onnxruntime", "cpu", n) for n in threads]
     found.append(How("torch", "cpu"))
+    if find_spec("openvino"):
+        from models.runtimes.openvino import has
+
+        found += [How("openvino", "cpu", n, reduced) for reduced in ("bf16", "int8") if has(reduced) for n in threads]
     if torch.cuda.is_available():
-        found.append(How("torch", "cuda"))
+        found += [How("torch", "cuda"), How("cuda-graphs", "cuda"), How("cuda-graphs", "cuda", precision="bf16")]
+    if torch.backends.mps.is_available():
+        found += [How("torch", "mps"), How("torch", "mps", precision="bf16")]
     return found
+
+
+def opened(loaded: Mapping[str, Checkpoint], hows: Sequence[How]) -> dict[tuple[str, How], Runtime]:
+    """Return every net run in every way, without those whose precision is too low for the net to be served."""
+    runs = {}
+    for (net, checkpoint), how in product(loaded.items(), hows):
+        try:
+            runs[net, how] = how.open(checkpoint)
+        except UnfitRuntime as error:
+            if not how.is_reduced:
+                raise
+            print(f"bench: {net} is not served so: {error}", file=sys.stderr, flush=True)
+    return runs
 
 
 def tables(plan: Plan, registry: Registry) -> dict[str, Any]:
     """Return the three tables as rows; raises `WrongAnswers` where a runtime does not answer as torch does."""
     versions = by_name(registry)
     loaded = {net: checkpoints.load(versions[net].path) for net in NETS}
-    runs = {(net, how): how.open(loaded[net]) for net, how in product(NETS, ways())}
+    runs = opened(loaded, ways())
     contexts = draw(max(BATCHES), plan.dim)
-    distances = {key: _distance(runtime, loaded[key[0]], contexts) for key, runtime in runs.items()}
+    distances = {
+        (net, how): _distance(runtime, loaded[net], contexts, REDUCED if how.is_reduced else WRONG)
+        for (net, how), runtime in runs.items()
+    }
     queries, batches = _rounds(plan, runs, contexts)
     return {
         "query": [_query_row(*key, queries[key], distances[key]) for key in runs],
@@ -115,29 +150,33 @@ def _seconds(runtime: Runtime, contexts: Floats) -> float:
     return perf_counter() - began
 
 
-def _distance(runtime: Runtime, checkpoint: Checkpoint, contexts: Floats) -> float:
+def _distance(runtime: Runtime, checkpoint: Checkpoint, contexts: Floats, limit: float = WRONG) -> float:
     right = answer_of(build_net(checkpoint), contexts)
     singles = np.concatenate([runtime.run(context[None]) for context in contexts[:16]])
     worst = max(apart(runtime.run(contexts), right), apart(singles, right[:16]))
-    if not worst <= WRONG:
+    if not worst <= limit:
         raise WrongAnswers(f"{checkpoint.card.name} on {runtime.name}: {worst:g} from torch's answer")
     return worst
 
 
 def _query_row(net: str, how: How, figures: Figures, distance: float) -> dict[str, Any]:
-    named = {"net": net, "runtime": how.label, "device": how.device}
+    named = _named(net, how)
     return {**named, **figures, "per_second": 1e3 / figures["mean_ms"], "apart": distance, "limit": TOLERANCE}
 
 
 def _batch_row(net: str, how: How, figures: Figures) -> dict[str, Any]:
     speed_up = {size: figures["1"] / figures[size] for size in figures}
-    return {"net": net, "runtime": how.label, "device": how.device, "ms_per_sample": figures, "speed_up": speed_up}
+    return {**_named(net, how), "ms_per_sample": figures, "speed_up": speed_up}
+
+
+def _named(net: str, how: How) -> dict[str, Any]:
+    return {"net": net, "runtime": how.label, "device": how.device, "precision": how.precision}
 
 
 def _size_row(net: str, how: How, checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
     """Load once more, in a process of its own that has nothing else to weigh."""
     command = [sys.executable, "-m", "bench.footprint", str(directory.absolute())]
-    command += [how.library, how.device, str(how.threads)]
+    command += [how.library, how.device, str(how.threads), how.precision]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
     weights = sum(tensor.nbytes for tensor in checkpoint.weights.values())
     return {

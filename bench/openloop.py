@@ -31,7 +31,7 @@ def open_loop(plan: Plan, closed: Mapping[str, Any], servers: Sequence[Server]) 
     rows: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _, cell in product(range(plan.rounds), cells):
         for server in servers:
-            if server.name in (SERVICE, cell["naive"]["per_second"]):
+            if server.name in (SERVICE, cell["strongest"]["naive"]["per_second"]):
                 rate = SHARE * cell["servers"][server.name]["per_second"]["median"]
                 one = _offer(server, cell["wire"], rate, plan.seconds, str(contexts))
                 rows.setdefault((cell["wire"], server.name), []).append(one)

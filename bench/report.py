@@ -13,6 +13,7 @@ from bench.stages import STAGES
 
 Report = Mapping[str, Any]
 Rows = Iterable[Sequence[str]]
+FIGURES = {"per_second": "throughput", "p50_ms": "p50", "p99_ms": "p99"}
 MEASURED = {True: "met", False: "**not met**", None: "not measured"}
 
 
@@ -104,9 +105,20 @@ def _nets(nets: Report) -> str:
 
 
 def _closed(section: Report) -> str:
-    title = f"## Service, naive app and echo, closed loop ({section['generator']})\n"
-    note = "naive is the better of two: as people write it, and tuned (torch on one thread, endpoints in the loop).\n"
+    title = f"## Service beside the others, closed loop ({section['generator']})\n"
+    note = (
+        "naive is the better of two: as people write it, and tuned (torch on one thread, endpoints in the loop). So is "
+        "every other with variants, in each figure.\n"
+    )
     return "\n".join([title, note, _ratios(section), _absolutes(section), _stages(section["stages"])])
+
+
+def _peers(section: Report) -> str:
+    rows = [(name, *peer) for name, peer in section["measured"].items()]
+    left_out = [f"- left out: {name}, which {reason}" for name, reason in section["left_out"].items()]
+    note = "Each serves the same version in onnxruntime, from an environment of its own.\n"
+    how = table(("name", "package", "how"), rows)
+    return "\n".join(["## Other model servers\n", note, how, *left_out, ""])
 
 
 def _many_rows(section: Report) -> str:
@@ -114,13 +126,18 @@ def _many_rows(section: Report) -> str:
 
 
 def _ratios(section: Report) -> str:
-    heads = ("wire", "connections", "throughput / naive", "p50 / naive", "p99 / naive", "throughput / echo")
+    others = [rival for rival in section["cells"][0]["ratios"] if rival != "naive"]
+    shown = [
+        ("naive", "per_second"),
+        ("naive", "p50_ms"),
+        ("naive", "p99_ms"),
+        *((name, "per_second") for name in others),
+    ]
+    heads = ("wire", "connections", *(f"{FIGURES[figure]} / {rival}" for rival, figure in shown))
     rows = [
-        (cell["wire"], str(cell["connections"]),
-         *(ranged(cell["ratios"]["naive"][figure]) for figure in ("per_second", "p50_ms", "p99_ms")),
-         ranged(cell["ratios"]["echo"]["per_second"]))
+        (cell["wire"], str(cell["connections"]), *(ranged(cell["ratios"][rival][figure]) for rival, figure in shown))
         for cell in section["cells"]
-    ]  # fmt: skip
+    ]
     return table(heads, rows)
 
 
@@ -170,6 +187,7 @@ def _start(figures: Report) -> str:
 
 SECTIONS: dict[str, Callable[[Any], str]] = {
     "nets": _nets,
+    "peers": _peers,
     "closed": _closed,
     "rows": _many_rows,
     "open": _open,

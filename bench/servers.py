@@ -7,18 +7,24 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL
 from time import perf_counter, sleep
+from typing import Any
 
-from bench.plan import ROOT
+import httpx
+import numpy as np
+
+from bench.peers import LEFT_OUT, PEERS
+from bench.plan import LENGTH, ROOT
+from loadtest.payloads import Exchange
 from models.registry import Registry
 
 PATIENCE_S = 60.0
 SERVICE, NAIVE, TUNED, ECHO = "service", "naive", "naive, tuned", "echo"
-NAIVES = (NAIVE, TUNED)
 
 
 class NotStarted(RuntimeError):
@@ -42,12 +48,13 @@ class Server:
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a server: its command, without the port, and what its environment has more."""
+    """How to start a server: its command, without the port, its environment, and what answers 200 when it is ready."""
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
     octets: str = ""
+    ready: str = "/readyz"
 
 
 def service(registry: Path, name: str = SERVICE) -> Launch:
@@ -68,17 +75,38 @@ def echo(dim: int) -> Launch:
     return Launch(ECHO, (sys.executable, "-m", "bench.peers.echo", "--dim", str(dim)), os.environ)
 
 
+def describe(environment: Path) -> dict[str, Any]:
+    """Return every other model server's package, as the virtual environment has it, and command; and the left out."""
+    command = [str(environment / "bin" / "python"), "-m", "pip", "list", "--format", "freeze"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    found = {line.partition("==")[0]: line for line in listed}
+    measured = {
+        name: (found.get(peer.package, f"{peer.package} is not installed"), " ".join(peer.command))
+        for name, peer in PEERS.items()
+    }
+    return {"measured": measured, "left_out": LEFT_OUT}
+
+
+def peers(environment: Path, version: Path) -> list[Launch]:
+    """Return how to start every other model server on a version, from the virtual environment that has them."""
+    python = str(environment.absolute() / "bin" / "python")
+    known = {**os.environ, "BENCH_VERSION": str(version.absolute()), "BENTOML_DO_NOT_TRACK": "True"}
+    return [Launch(name, (python, "-m", *peer.command), known, "/octet", peer.ready) for name, peer in PEERS.items()]
+
+
 @contextmanager
 def launched(launch: Launch, logs: Path) -> Iterator[Server]:
-    """Run a server from its first 200 on /readyz until SIGTERM; raises `NotStarted`."""
+    """Run a server from its first 200 until SIGTERM; raises `NotStarted`."""
     logs.mkdir(parents=True, exist_ok=True)
     log, port = logs / f"{launch.name}.log", _free_port()
     command = (*launch.command, "--port", str(port))
     with log.open("wb") as output:
         began = perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, env=dict(launch.environment), stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=dict(launch.environment), stdout=output, stderr=output, start_new_session=True
+        )
     try:
-        _wait(process, port, log)
+        _wait(process, port, launch.ready, log)
         ready_s = perf_counter() - began
         yield Server(launch.name, f"http://127.0.0.1:{port}", process.pid, ready_s, launch.octets)
     finally:
@@ -87,11 +115,42 @@ def launched(launch: Launch, logs: Path) -> Iterator[Server]:
 
 @contextmanager
 def field(registry: Registry, dim: int, logs: Path) -> Iterator[list[Server]]:
-    """Run all that is compared, side by side: the service, the naive app twice, the echo."""
+    """Run what is always compared, side by side: the service, the naive app twice, the echo."""
     primary = registry.resolve("primary").path
     launches = (service(registry.root), naive(primary), naive(primary, TUNED), echo(dim))
     with ExitStack() as stack:
         yield [stack.enter_context(launched(launch, logs)) for launch in launches]
+
+
+@contextmanager
+def joined(launches: Iterable[Launch], dim: int, logs: Path, failures: dict[str, str]) -> Iterator[list[Server]]:
+    """Run those of `launches` that start and answer; why another did not goes into `failures`."""
+    with ExitStack() as stack:
+        servers = []
+        for launch in launches:
+            try:
+                servers.append(stack.enter_context(_asked(launch, dim, logs)))
+            except (NotStarted, OSError) as error:
+                failures[launch.name] = str(error)
+        yield servers
+
+
+@contextmanager
+def _asked(launch: Launch, dim: int, logs: Path) -> Iterator[Server]:
+    """Run a server that has answered on each wire: a front end may be ready before what is behind it fails."""
+    with launched(launch, logs) as server:
+        try:
+            _ask(server, Exchange("predict", "json", 1, dim))
+            _ask(server, Exchange("predict", "octet", 1, dim))
+        except httpx.HTTPError as error:
+            raise NotStarted(f"{logs / launch.name}.log: {error}") from error
+        yield server
+
+
+def _ask(server: Server, exchange: Exchange) -> None:
+    (body,) = exchange.bodies(np.ones((1, LENGTH, exchange.dim), np.float32))
+    url = server.base(exchange.wire) + exchange.path
+    httpx.post(url, content=body, headers=exchange.headers, timeout=PATIENCE_S).raise_for_status()
 
 
 def rss_mb(pid: int) -> float:
@@ -104,20 +163,19 @@ def rss_mb(pid: int) -> float:
     return int(shown.stdout) * 1024 / 1e6
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], port: int, ready: str, log: Path) -> None:
     end = perf_counter() + PATIENCE_S
-    while not _is_ready(port):
+    while not _is_ready(port, ready):
         if process.poll() is not None or perf_counter() > end:
             raise NotStarted(f"{log}: {log.read_text(errors='replace')[-2000:]}")
         sleep(0.01)
 
 
-def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    with suppress(OSError, http.client.HTTPException):
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    connection.close()
+def _is_ready(port: int, path: str) -> bool:
+    probe = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with suppress(OSError, http.client.HTTPException), closing(probe):
+        probe.request("GET", path)
+        return probe.getresponse().status == 200
     return False
 
 
@@ -128,6 +186,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    with suppress(ProcessLookupError):  # LitServe leaves its workers behind
+        os.killpg(process.pid, SIGKILL)
 
 
 def _free_port() -> int:

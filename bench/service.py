@@ -1,9 +1,9 @@
-"""The service beside the naive app and the echo, AMN, in interleaved rounds: closed loop, one row and many."""
+"""The service beside its rivals and the echo, AMN, in interleaved rounds: closed loop, one row and many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bench.figures import ratios, spread
 from bench.load import generator, measure, warm_up
 from bench.peers.echo import constant
 from bench.plan import Plan
-from bench.servers import ECHO, NAIVES, SERVICE, Server
+from bench.servers import ECHO, SERVICE, Server
 from bench.traffic import Traffic, exchange_of, prepare
 from bench.versions import draw
 from loadtest.plan import Wire
@@ -27,6 +27,7 @@ CONNECTIONS = (1, 8, 32, 64)
 WIRES: tuple[Wire, ...] = ("json", "octet")
 MANY, MANY_CONNECTIONS = 64, (1, 8)
 CONTEXTS = 64
+COMPARED = {"per_second": max, "p50_ms": min, "p99_ms": min}
 FIGURES = ("per_second", "mean_ms", "p50_ms", "p95_ms", "p99_ms")
 Cell = tuple[Wire, int, int]  # wire, rows in a request, connections
 Measurement = dict[str, Any]
@@ -85,24 +86,24 @@ def _report(measurements: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def compare(cell: Cell, measurements: Iterable[Measurement]) -> dict[str, Any]:
-    """Return every server's figures in one cell, and the service's as ratios to the naive app and the echo.
+    """Return every server's figures in one cell, and the service's as ratios to every rival's.
 
-    The naive app runs as people write it and tuned (one thread of torch, endpoints in the event loop);
-    whichever is better in this figure is the naive app, so that the baseline is the strongest.
+    The naive app runs as people write it and tuned (one thread of torch, endpoints in the event loop), mosec
+    with batches and without; whichever variant is better in this figure is the rival, so that it is the strongest.
     """
     wire, rows, connections = cell
     here = [one for one in measurements if (one["wire"], one["rows"], one["connections"]) == cell]
     servers = by_server(here)
-    naive = {name: strongest(name, servers) for name in ("per_second", "p50_ms", "p99_ms")}
+    strongest = {rival: _strongest({name: servers[name] for name in names}) for rival, names in _rivals(servers)}
     return {
         "wire": wire,
         "rows": rows,
         "connections": connections,
         "servers": {name: {figure: spread(values[figure]) for figure in FIGURES} for name, values in servers.items()},
-        "naive": naive,
+        "strongest": strongest,
         "ratios": {
-            "naive": {name: ratios(servers[SERVICE][name], servers[peer][name]) for name, peer in naive.items()},
-            "echo": {name: ratios(servers[SERVICE][name], servers[ECHO][name]) for name in naive},
+            rival: {name: ratios(servers[SERVICE][name], servers[peer][name]) for name, peer in best.items()}
+            for rival, best in strongest.items()
         },
     }
 
@@ -116,7 +117,16 @@ def by_server(measurements: Iterable[Measurement]) -> dict[str, dict[str, list[f
     return found
 
 
-def strongest(figure: str, servers: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Return which variant of the naive app has the better median of `figure`."""
-    medians = {name: spread(servers[name][figure])["median"] for name in NAIVES if name in servers}
-    return (max if figure == "per_second" else min)(medians, key=medians.__getitem__)
+def _rivals(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield every rival with its variants, which have its name and, after a comma, their own."""
+    others = sorted(name for name in names if name != SERVICE)
+    for rival, variants in groupby(others, lambda name: name.partition(", ")[0]):
+        yield rival, list(variants)
+
+
+def _strongest(variants: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, str]:
+    """Return which variant has the best median of every figure that is compared."""
+    return {
+        figure: better(variants, key=lambda name: spread(variants[name][figure])["median"])
+        for figure, better in COMPARED.items()
+    }

@@ -74,12 +74,17 @@ def _batch_us(net: str) -> Read:
 
 
 def _best(report: Report, table: str, net: str, value: Callable[[Mapping[str, Any]], float]) -> float | None:
+    return min((value(row) for row in _exact(report, table) if row["net"] == net), default=None)
+
+
+def _exact(report: Report, table: str) -> list[Mapping[str, Any]]:
+    """Return the rows of nets that run on the CPU in float32."""
     rows = _at(report, "nets", table) or ()
-    return min((value(row) for row in rows if (row["net"], row["device"]) == (net, "cpu")), default=None)
+    return [row for row in rows if (row["device"], row["precision"]) == ("cpu", "float32")]
 
 
 def _apart(report: Report) -> float | None:
-    of_nets = [row["apart"] for row in _at(report, "nets", "query") or () if row["device"] == "cpu"]
+    of_nets = [row["apart"] for row in _exact(report, "query")]
     of_service = [report[name]["apart"] for name in ("closed", "rows") if name in report]
     return max(of_nets + of_service, default=None)
 

@@ -15,6 +15,7 @@ from bench.versions import draw
 from models.card import Card
 from models.checkpoint import Checkpoint
 from models.nets import architecture_of, config_dict
+from models.runtimes import UnfitRuntime
 from models.runtimes.torch import TorchRuntime, answer_of, arrays_of
 
 
@@ -49,6 +50,17 @@ def test_there_is_always_a_way_for_the_cpu() -> None:
     assert labels[0] == "onnxruntime cpu x1"
     assert len(labels) == len(set(labels))
     assert rss_mb(os.getpid()) > 10
+
+
+def test_a_precision_too_low_for_a_net_is_left_out_and_float32_never() -> None:
+    class Refused(How):
+        def open(self, checkpoint: Checkpoint) -> Any:
+            raise UnfitRuntime("cosine 0.9")
+
+    loaded: Any = {"amn": None}
+    assert nets.opened(loaded, [Refused("openvino", "cpu", 1, "int8")]) == {}
+    with pytest.raises(UnfitRuntime):
+        nets.opened(loaded, [Refused("onnxruntime", "cpu", 1)])
 
 
 def test_a_runtime_that_answers_otherwise_is_refused(tiny_net: Any) -> None:

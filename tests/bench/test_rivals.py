@@ -1,0 +1,105 @@
+"""A rival joins once it answers, is named with the reason where it does not, and leaves nothing behind."""
+
+import importlib.util
+import os
+import select
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import report, targets
+from bench.__main__ import main
+from bench.peers import LEFT_OUT, PEERS
+from bench.servers import ECHO, NAIVE, SERVICE, Launch, describe, echo, joined, launched, peers
+from bench.service import FIGURES, compare
+
+DIM = 16
+HERE = Path(sys.prefix)
+
+
+def test_every_peer_is_a_file_and_starts_from_its_own_environment(tmp_path: Path) -> None:
+    for launch, peer in zip(peers(tmp_path / "venv", tmp_path / "v"), PEERS.values(), strict=True):
+        assert launch.command == (str(tmp_path / "venv/bin/python"), "-m", *peer.command)
+        assert launch.environment["BENCH_VERSION"] == str(tmp_path / "v")
+        module = next(word.partition(":")[0] for word in peer.command if word.startswith("bench.peers."))
+        assert importlib.util.find_spec(module)
+
+
+def test_what_is_installed_is_described_and_what_is_not_says_so() -> None:
+    described = describe(HERE)
+    assert described["measured"].keys() == PEERS.keys()
+    assert described["measured"]["mosec"][0] == "mosec is not installed"
+    assert described["left_out"] == LEFT_OUT
+
+
+def python(name: str, script: str, ready: str = "/readyz") -> Launch:
+    return Launch(name, (sys.executable, "-c", script), os.environ, ready=ready)
+
+
+def test_who_answers_joins_and_who_does_not_is_named(tmp_path: Path) -> None:
+    hollow = (
+        "import sys; from http.server import HTTPServer, SimpleHTTPRequestHandler as Handler;"
+        "HTTPServer(('127.0.0.1', int(sys.argv[-1])), Handler).serve_forever()"
+    )
+    launches = (
+        python("silent", "raise SystemExit('no net')"),
+        python("hollow", hollow, "/"),
+        Launch("absent", (str(tmp_path / "python"),), os.environ),
+        echo(DIM),
+    )
+    failures: dict[str, str] = {}
+    with joined(launches, DIM, tmp_path, failures) as servers:
+        assert [server.name for server in servers] == [ECHO]
+    assert failures.keys() == {"silent", "hollow", "absent"}
+    assert "no net" in failures["silent"]
+    assert "501" in failures["hollow"]
+
+
+def test_children_end_with_their_server(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "child")
+    script = (
+        f"import subprocess; subprocess.Popen('exec sleep 600 > {tmp_path}/child', shell=True);"
+        f"import sys; sys.argv[1:1] = ['--dim', '{DIM}']; from bench.peers.echo import main; main()"
+    )
+    with launched(python("parent", script), tmp_path):
+        child = (tmp_path / "child").open("rb")
+    with child:
+        assert select.select([child], [], [], 30)[0], "the pipe ends when its writer does"
+
+
+def measured(server: str, per_second: float) -> dict[str, Any]:
+    figures = dict.fromkeys(FIGURES, 1e3 / per_second) | {"per_second": per_second}
+    return {"server": server, "wire": "json", "rows": 1, "connections": 32, **figures}
+
+
+@pytest.fixture
+def cell() -> dict[str, Any]:
+    speeds = {SERVICE: 60.0, NAIVE: 10.0, ECHO: 90.0, "mosec": 20.0, "mosec, unbatched": 30.0, "litserve": 5.0}
+    return compare(("json", 1, 32), [measured(*each) for each in speeds.items()])
+
+
+def test_a_rival_is_the_best_of_its_variants(cell: dict[str, Any]) -> None:
+    assert cell["strongest"]["mosec"]["per_second"] == "mosec, unbatched"
+    assert {rival: ratio["per_second"]["median"] for rival, ratio in cell["ratios"].items()} == {
+        "naive": 6.0, "echo": pytest.approx(2 / 3), "mosec": 2.0, "litserve": 12.0,
+    }  # fmt: skip
+
+
+def test_the_report_has_every_rival_and_who_is_missing(cell: dict[str, Any]) -> None:
+    closed = {"generator": "a test", "apart": 0.0, "cells": [cell], "stages": []}
+    figures: dict[str, Any] = {"machine": {}, "plan": {}, "failures": {"bentoml": "no such module"}, "closed": closed}
+    figures["peers"] = {"measured": {"mosec": ("mosec==1", "-m mosec")}, "left_out": {"Ray Serve": "is a cluster"}}
+    judged = targets.judge(figures)
+    text = report.to_markdown({**figures, "targets": judged})
+    assert "throughput / litserve | throughput / mosec" in text
+    assert "**bentoml failed, its figures are left out:** no such module" in text
+    assert "Ray Serve, which is a cluster" in text
+    assert {row["name"]: row["is_met"] for row in judged}["json, 32 connection(s): throughput / mosec"] is True
+
+
+def test_an_environment_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["--peers", str(tmp_path)])
+    assert leaving.value.code == 2

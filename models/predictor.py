@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from time import perf_counter
 
 from models import checkpoint as checkpoints
 from models.card import Card
 from models.checkpoint import Checkpoint
 from models.corpus import Floats
+from models.quick import is_quick
 from models.runtimes import Runtime, find_device, open_runtime
-
-QUICK_S = 0.5e-3  # of one row
 
 
 class Predictor:
@@ -40,12 +38,7 @@ class Predictor:
         """Run every power of two below `max_batch`, and it, so that no caller pays for a size's first-time work."""
         for size in (*(1 << n for n in range((max_batch - 1).bit_length())), max_batch):
             self.predict_batch(self._golden[:1].repeat(size, axis=0))
-        self.is_quick = self._runtime.on_cpu and min(self._row_s() for _ in range(5)) <= QUICK_S
-
-    def _row_s(self) -> float:
-        began = perf_counter()
-        self.predict_batch(self._golden[:1])
-        return perf_counter() - began
+        self.is_quick = self._runtime.on_cpu and is_quick(lambda: self.predict_batch(self._golden[:1]))
 
 
 def load(directory: Path, device: str = "auto", threads: int = 1, precision: str = "float32") -> Predictor:

@@ -17,6 +17,7 @@ from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Chunk, Floats, Passages
 from models.index import IVF, BadIndex, FlatIndex, IvfIndex, Lists, Rows, VectorIndex
+from models.quick import is_quick
 
 SAME = 0.999  # cosine from which a candidate counts as one of the caller's own context chunks
 
@@ -45,6 +46,7 @@ class Retriever:
     def __init__(self, version: str, sha256: str, card: Card, corpus: Passages, index: VectorIndex) -> None:
         self.version, self.sha256, self.card = version, sha256, card
         self.corpus, self.index = corpus, index
+        self.is_quick = False  # whether one search takes less than a hand-over to a thread; warm-up finds out
 
     @property
     def name(self) -> str:
@@ -67,8 +69,10 @@ class Retriever:
         return self.index.is_exact
 
     def warm_up(self) -> None:
-        """Search once, so that no caller pays for first-time work."""
-        self.search_batch([Search(self.corpus.vectors_at(np.zeros(1, np.int64))[0], 1)])
+        """Search, so that no caller pays for first-time work."""
+        search = Search(self.corpus.vectors_at(np.zeros(1, np.int64))[0], 10)
+        self.search_batch([search])
+        self.is_quick = is_quick(lambda: self.search_batch([search]))
 
     def search_batch(self, searches: list[Search]) -> list[list[Hit]]:
         """Return the hits of each search, best first; fewer than k only where the corpus ends."""

@@ -96,7 +96,7 @@ class Prediction(NamedTuple):
 
 
 class Engine:
-    """Serves one predictor; its thread runs one batch at a time."""
+    """Serves one predictor; one batch runs at a time."""
 
     def __init__(self, predictor: PredictorLike, alias: str, settings: Settings, metrics: Metrics) -> None:
         self.predictor, self.alias = predictor, alias

@@ -25,13 +25,18 @@ class RetrieverLike(Versioned, Protocol):
         """Whether hits are the true top-k."""
         ...
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether it is sure to end, and a search takes less than the way to a thread and back."""
+        ...
+
     def search_batch(self, searches: list[Search]) -> Sequence[list[Hit]]:
         """Return the hits of each search, in order."""
         ...
 
 
 class SearchEngine:
-    """Serves one retriever; its thread runs one batch of searches at a time."""
+    """Serves one retriever; one batch of searches runs at a time."""
 
     alias = "retriever"
 
@@ -46,6 +51,7 @@ class SearchEngine:
             max_rows=settings.max_batch,
             max_queue=settings.max_queue,
             on_batch=self._observe,
+            inline=retriever.is_quick,
         )
 
     async def search(self, search: Search, deadline: float) -> Ticket[Search, list[Hit]]:

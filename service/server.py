@@ -20,7 +20,6 @@ from service.log import configure, logger
 from service.protocol import LINGER_S, Protocol
 from service.settings import Settings
 
-KEEP_ALIVE_S = 75.0  # of a connection without a request
 SO_ATTACH_FILTER = 26  # not in the socket module
 
 
@@ -53,10 +52,10 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: once a second, close the connections that are too slow or idle too long."""
         if counter % 10 == 0:
-            now = monotonic()
+            now, known = monotonic(), self._settings
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Protocol):
-                    connection.close_if_slow(now - self._settings.receive_s, now - KEEP_ALIVE_S)
+                    connection.close_if_slow(now - known.receive_s, now - known.keep_alive_s)
         return await super().on_tick(counter)
 
     @contextlib.contextmanager

@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     breaker_hold_s: Positive = Field(5, description="Seconds between two changes of the breaker.")
     hang_s: Positive = Field(30, description="Seconds after which a running batch makes /livez fail.")
     receive_s: Positive = Field(10, description="Seconds for a request's headers and body to arrive.")
+    keep_alive_s: Positive = Field(
+        75, description="Seconds an idle connection is kept; more than a load balancer in front keeps its own."
+    )
     reload_s: Positive = Field(0.5, description="Seconds between two looks at the aliases.")
     drain_s: NonNegative = Field(
         1, description="Seconds after SIGTERM in which /readyz says 503 and requests are still answered."

@@ -36,6 +36,17 @@ class Held:
         return doubled(items)
 
 
+class Seen:
+    """A run that remembers its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        return doubled(items)
+
+
 def batcher(run: Run, **changes: Any) -> MicroBatcher[Any, Any]:
     return MicroBatcher(run, **{"name": "test", "max_rows": 8, "max_queue": 100, **changes})
 
@@ -54,10 +65,10 @@ async def entered(held: Held) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 9))
-def test_every_item_gets_its_own_answer(items: list[int], max_rows: int) -> None:
+@given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 9), st.booleans())
+def test_every_item_gets_its_own_answer(items: list[int], max_rows: int, inline: bool) -> None:
     async def scenario() -> None:
-        made = batcher(doubled, max_rows=max_rows)
+        made = batcher(doubled, max_rows=max_rows, inline=inline)
         assert await answers(made, items) == doubled(items)
         await made.close(1)
 
@@ -93,6 +104,58 @@ def test_rows_are_counted_and_not_items() -> None:
         held.go.set()
         await asyncio.gather(*tasks)
         assert held.batches == [[0], [1, 2], [3]]
+
+    asyncio.run(scenario())
+
+
+def test_inline_one_batch_runs_in_a_turn_of_the_loop_and_needs_no_thread() -> None:
+    async def scenario() -> None:
+        seen, released = Seen(), list[Batch]()
+        threads = threading.active_count()
+        made = batcher(seen, inline=True, on_batch=released.append)
+        assert threading.active_count() == threads
+        waiting = asyncio.gather(*(made.submit([(item, 3)], soon()) for item in range(5)))
+        turns = []
+        while not waiting.done():
+            await asyncio.sleep(0)
+            turns.append(len(seen.batches))
+        assert seen.batches == [[0, 1], [2, 3], [4]]
+        assert {1, 2, 3} <= set(turns), "the loop turned between batches"
+        assert [(batch.rows, batch.reason) for batch in released] == [(6, "full"), (6, "full"), (3, "free")]
+        assert made.pending_rows == 0
+        assert made.stuck_s() == 0
+
+    asyncio.run(scenario())
+
+
+def test_inline_a_large_request_lets_others_in_and_a_closed_one_takes_none() -> None:
+    async def scenario() -> None:
+        seen = Seen()
+        made = batcher(seen, inline=True)
+        large = asyncio.create_task(made.submit([(part, 8) for part in range(4)], soon()))
+        small = asyncio.create_task(made.submit([(9, 1)], soon()))
+        await asyncio.sleep(0)
+        await made.close(30)
+        await asyncio.gather(large, small)
+        assert seen.batches == [[0], [1], [9], [2], [3]]
+        with pytest.raises(Draining):
+            await made.submit([(1, 1)], soon())
+
+    asyncio.run(scenario())
+
+
+def test_inline_nobody_is_run_for_who_left_or_whose_time_is_up() -> None:
+    async def scenario() -> None:
+        seen = Seen()
+        made = batcher(seen, inline=True)
+        left = asyncio.create_task(made.submit([(1, 1)], soon()))
+        late = asyncio.create_task(made.submit([(2, 1)], soon(-1)))
+        stayed = asyncio.create_task(made.submit([(3, 1)], soon()))
+        asyncio.get_running_loop().call_soon(left.cancel)
+        assert [ticket.answer for ticket in await stayed] == [6]
+        with pytest.raises(Expired):
+            await late
+        assert seen.batches == [[3]]
 
     asyncio.run(scenario())
 
@@ -183,14 +246,15 @@ def test_a_caller_who_leaves_is_not_run_for() -> None:
     asyncio.run(scenario())
 
 
-def test_one_item_that_breaks_its_batch_fails_alone() -> None:
+@pytest.mark.parametrize("inline", [False, True])
+def test_one_item_that_breaks_its_batch_fails_alone(inline: bool) -> None:
     def picky(items: list[int]) -> list[int]:
         if 3 in items:
             raise RuntimeError
         return doubled(items)
 
     async def scenario() -> None:
-        made = batcher(picky)
+        made = batcher(picky, inline=inline)
         results = await asyncio.gather(*(made.submit([(item, 1)], soon()) for item in range(6)), return_exceptions=True)
         kinds = [type(result) for result in results]
         assert kinds == [list, list, list, ModelFailed, list, list]

@@ -6,12 +6,15 @@ import gc
 import json
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from service.app import create_app
 from service.protocol import HotCycle
-from tests.conftest import Running, until
-from tests.fakes import Gate, contexts
+from service.settings import Settings
+from tests.conftest import Running, running, until
+from tests.fakes import FakeLoaders, Gate, contexts, registry_of
 
 Serve = Callable[..., Running]
 
@@ -167,6 +170,59 @@ def test_one_connection_cannot_pile_up_requests_without_end(serve: Serve) -> Non
             received += chunk
     assert received.count(b"HTTP/1.1 200 OK") == 65
     assert received.count(b"HTTP/1.1 503") == 1
+
+
+def test_many_refusals_in_a_row_are_all_told(serve: Serve) -> None:
+    gate = Gate()
+    server = serve(amn=gate, gru=gate)
+    body = contexts()[0].tobytes()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+        until(gate.entered.is_set, "the first request to run")
+        assert server.metric("lvm_in_flight_requests", route="/predict") == 1
+        connection.sendall((HEAD + b"content-length: 1\r\n\r\nx") * 64)
+        gate.opened.set()
+        received = b""
+        while received.count(b"HTTP/1.1 ") < 65:
+            received += connection.recv(65536)
+    assert received.count(b"HTTP/1.1 400") == 64
+    assert server.metric("lvm_in_flight_requests", route="/predict") == 0
+
+
+def test_an_idle_connection_is_closed_and_one_that_is_not_stays(serve: Serve) -> None:
+    server = serve(keep_alive_s=0.5)
+    body = contexts()[0].tobytes()
+    request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    answer = exchange(server, request)
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert b"connection: close" not in answer
+    gate = Gate()
+    busy = serve(keep_alive_s=0.1, timeout_ms=60_000, amn=gate, gru=gate)
+    host, port = busy.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(request)
+        connection.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(60)
+        gate.opened.set()
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_who_is_still_waiting_when_the_grace_is_over_is_told(tmp_path: Path) -> None:
+    gate = Gate()
+    registry = registry_of(tmp_path / "registry", primary="amn", fallback="gru")
+    settings = Settings(registry=registry.root, grace_s=0.2)
+    body = contexts()[0].tobytes()
+    with socket.socket() as connection:
+        with running(create_app(settings, FakeLoaders(amn=gate, gru=gate)), settings) as server:
+            host, port = server.url.removeprefix("http://").split(":")
+            connection.connect((host, int(port)))
+            connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+            until(gate.entered.is_set, "the request to run")
+        assert problem(connection.recv(65536)) == (503, "draining")
+    gate.opened.set()
 
 
 def test_an_idle_connection_holds_nothing_of_its_last_request(serve: Serve) -> None:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 
@@ -48,8 +49,8 @@ class Predict:
         routed = await self._router.predict(asked.rows, self._chain(asked.options), call.deadline)
         stages = stages_of(routed, decoded_s)
         began = perf_counter()
-        if _wants_octets(call, asked):
-            body, media_type = wire.encode_octets(routed.prediction.vectors), OCTETS
+        if dtype := _octets_wanted(call, asked):
+            body, media_type = wire.encode_octets(routed.prediction.vectors, dtype), wire.OCTET_TYPES[dtype]
         else:
             body, media_type = wire.encode_json(self._body(asked, routed, stages)), JSON
         stages = (*stages, ("encode", perf_counter() - began))
@@ -59,7 +60,8 @@ class Predict:
         if want_media_type(call, JSON, OCTETS) == JSON:
             return self._json.read(call.body, self._shape_of)
         options = wire.query_options(call.options(), PREDICT)
-        rows = wire.decode_octets(call.body, self._shape_of("contexts", options), self._max_rows)
+        dtype = wire.octet_type(call.headers[b"content-type"])
+        rows = wire.decode_octets(call.body, self._shape_of("contexts", options), self._max_rows, dtype)
         return Decoded(rows, "octets", options)
 
     def _chain(self, options: Mapping[str, Any]) -> list[EngineLike]:
@@ -127,8 +129,9 @@ class Retrieve:
         if want_media_type(call, JSON, OCTETS) == JSON:
             return self._json.read(call.body, shape_of)
         options = wire.query_options(call.options(), self._fields)
-        field = "query" if len(call.body) == 4 * engine.retriever.dim else "context"
-        return Decoded(wire.decode_octets(call.body, shape_of(field, options), 1), field, options)
+        dtype = wire.octet_type(call.headers[b"content-type"])
+        field = "query" if len(call.body) == dtype.itemsize * engine.retriever.dim else "context"
+        return Decoded(wire.decode_octets(call.body, shape_of(field, options), 1, dtype), field, options)
 
     @staticmethod
     def _reply(engine: SearchEngine, hits: list[Hit], routed: Routed | None, stages: Stages) -> Reply:
@@ -163,8 +166,11 @@ def _result(hit: Hit) -> dict[str, Any]:
     }
 
 
-def _wants_octets(call: Call, asked: Decoded) -> bool:
-    return OCTETS in call.headers.get(b"accept", b"") and asked.options.get("encoding") is None
+def _octets_wanted(call: Call, asked: Decoded) -> np.dtype[Any] | None:
+    accept = call.headers.get(b"accept", b"")
+    if OCTETS not in accept or asked.options.get("encoding"):
+        return None
+    return wire.octet_type(accept)
 
 
 def stages_of(routed: Routed, decoded_s: float) -> Stages:

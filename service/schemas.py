@@ -151,13 +151,19 @@ _HOT: dict[int | str, dict[str, Any]] = {
     404: _problem("No model of that name is served."),
     408: _problem("The headers or the body came too slowly."),
     413: _problem("The body, or the number of rows, is over the limit."),
-    415: _problem("Neither JSON nor octet-stream."),
+    415: _problem("Neither JSON nor octet-stream of float32 or float16."),
     422: _problem("Not a context, query or option."),
     503: _problem("Overloaded, draining or failed; Retry-After says when to come back."),
     504: _problem("The deadline passed."),
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: _HOT[404]}
-_OCTETS = {"schema": {"type": "string", "format": "binary", "description": "Little-endian float32 rows."}}
+_OCTETS = {
+    "schema": {
+        "type": "string",
+        "format": "binary",
+        "description": "Little-endian float32 rows; float16 with the parameter `dtype=float16` in the media type.",
+    }
+}
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:

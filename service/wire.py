@@ -20,10 +20,12 @@ import orjson
 import simdjson
 
 from service.engine import Floats
-from service.errors import Invalid, Malformed, TooLarge
+from service.errors import Invalid, Malformed, TooLarge, UnsupportedMediaType
 
 JSON, OCTETS = b"application/json", b"application/octet-stream"
-FLOAT32 = np.dtype("<f4")
+FLOAT32, FLOAT16 = np.dtype("<f4"), np.dtype("<f2")
+DTYPES: dict[bytes, np.dtype[Any]] = {b"": FLOAT32, b"float32": FLOAT32, b"float16": FLOAT16}
+OCTET_TYPES: dict[np.dtype[Any], bytes] = {FLOAT32: OCTETS, FLOAT16: OCTETS + b";dtype=float16"}
 OPENING = ord("[")
 LARGEST = 1e9  # vectors have unit length; a square that overflows float32 is nobody's embedding
 MAX_SEARCH = 200_000  # commas up to which a faulty body is read strictly, some 100 ms of the event loop
@@ -126,20 +128,35 @@ class JsonReader:
         return Decoded(_rows(document[field], f"/{field}", shape, many, self._max_rows), field, options)
 
 
-def decode_octets(body: bytes, shape: Shape, max_rows: int) -> Floats:
-    """Read raw little-endian float32 rows `(n, *shape)` without copying them.
+def octet_type(header: bytes) -> np.dtype[Any]:
+    """Return the type of the numbers in the octets that a Content-Type or Accept names.
+
+    `;dtype=float16` halves the bytes; float32 goes without saying.
+
+    Raises:
+        UnsupportedMediaType: another dtype.
+    """
+    parameters = header.lower().partition(OCTETS)[2].partition(b",")[0]
+    asked = parameters.partition(b"dtype=")[2].partition(b";")[0].strip()
+    if asked not in DTYPES:
+        raise UnsupportedMediaType("octets have a dtype of float32 or float16")
+    return DTYPES[asked]
+
+
+def decode_octets(body: bytes, shape: Shape, max_rows: int, dtype: np.dtype[Any] = FLOAT32) -> Floats:
+    """Read raw little-endian rows `(n, *shape)`; float32 without copying them.
 
     Raises:
         Malformed: the length is not a whole, positive number of rows.
         Invalid: a value is not finite, with the pointer it would have in JSON.
         TooLarge: more than `max_rows` rows.
     """
-    size = 4 * math.prod(shape)
+    size = dtype.itemsize * math.prod(shape)
     if not body or len(body) % size:
-        raise Malformed(f"{len(body)} bytes are no whole number of float32 {shape}, {size} bytes each")
+        raise Malformed(f"{len(body)} bytes are no whole number of {dtype.name} {shape}, {size} bytes each")
     if len(body) > max_rows * size:
         raise TooLarge(f"{len(body) // size} rows, at most {max_rows}")
-    rows = np.frombuffer(body, FLOAT32).reshape(-1, *shape)
+    rows: Floats = np.frombuffer(body, dtype).reshape(-1, *shape).astype(np.float32, copy=False)
     _refuse_non_finite(rows, "")
     return rows
 
@@ -179,9 +196,9 @@ def decode_tensor(data: Any, pointer: str, shape: Shape, max_rows: int) -> Float
     return _array(data, pointer, shape if is_nested else (math.prod(shape),)).reshape(shape)
 
 
-def encode_octets(vectors: Floats) -> bytes:
-    """Return raw little-endian float32."""
-    return np.ascontiguousarray(vectors, FLOAT32).tobytes()
+def encode_octets(vectors: Floats, dtype: np.dtype[Any] = FLOAT32) -> bytes:
+    """Return raw little-endian numbers."""
+    return np.ascontiguousarray(vectors, dtype).tobytes()
 
 
 def encode_json(body: dict[str, Any]) -> bytes:

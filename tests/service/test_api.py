@@ -64,6 +64,24 @@ def test_every_wire_gives_the_same_vectors(serve: Serve) -> None:
     assert raw.headers["content-type"] == "application/octet-stream"
 
 
+def test_octets_may_be_float16_in_either_direction(serve: Serve) -> None:
+    server = serve()
+    half = {"content-type": "application/octet-stream; dtype=float16"}
+    batch = contexts(3).astype(np.float16)
+    expected = mean_of(batch.astype(np.float32))
+    sent = server.http.post("/predict", content=batch.tobytes(), headers=half)
+    np.testing.assert_allclose(sent.json()["vectors"], expected, atol=1e-6)
+    both = server.http.post("/predict", content=batch.tobytes(), headers=half | {"accept": half["content-type"]})
+    assert both.headers["content-type"] == "application/octet-stream;dtype=float16"
+    np.testing.assert_allclose(np.frombuffer(both.content, "<f2").reshape(3, D), expected, atol=1e-3)
+    query = corpus().vectors[3].astype(np.float16).tobytes()
+    assert server.http.post("/retrieve?k=1", content=query, headers=half).json()["results"][0]["id"] == 3
+    infinite = np.full((1, T, D), np.inf, np.float16).tobytes()
+    assert server.http.post("/predict", content=infinite, headers=half).status_code == 422
+    eighth = {"content-type": "application/octet-stream; dtype=int4"}
+    assert server.http.post("/predict", content=batch.tobytes(), headers=eighth).status_code == 415
+
+
 def test_a_list_of_one_is_answered_with_a_list(serve: Serve) -> None:
     assert len(post(serve(), {"contexts": contexts().tolist()}).json()["vectors"]) == 1
 

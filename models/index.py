@@ -50,7 +50,7 @@ class VectorIndex(Protocol):
 class FlatIndex:
     """Exact search of unit vectors `(N, D)`, in the caller's thread, most of each vector left unread.
 
-    Vectors are rotated to their principal axes. The first quarter of the axes and the length of the rest bound a
+    Vectors are rotated to their principal axes. The first sixth of the axes and the length of the rest bound a
     score from above (Cauchy-Schwarz); only rows whose bound reaches the k-th best score are scored in full.
     """
 
@@ -58,8 +58,8 @@ class FlatIndex:
 
     def __init__(self, vectors: Floats) -> None:
         self._vectors = np.ascontiguousarray(vectors)
-        self._axes = _principal_axes(self._vectors)[: max(vectors.shape[1] // 4, 1)]
-        self._heads = self._headed(self._vectors)
+        self._axes = _principal_axes(self._vectors)[: max(vectors.shape[1] // 6, 1)]
+        self._heads = np.ascontiguousarray(self._headed(self._vectors).T)
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -74,7 +74,7 @@ class FlatIndex:
 
     def _bounds(self, units: Floats) -> Floats:
         """Return what no score exceeds, `(Q, N)`."""
-        bounds: Floats = self._headed(units) @ self._heads.T
+        bounds: Floats = self._headed(units) @ self._heads
         return bounds
 
     def _headed(self, units: Floats) -> Floats:

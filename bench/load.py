@@ -50,8 +50,8 @@ def _client(server: Server, traffic: Traffic, connections: int, *options: str) -
 
 
 def _wrk(server: Server, traffic: Traffic, connections: int, seconds: float) -> dict[str, Any]:
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(SCRIPT), server.url]
-    command += ["--", str(traffic.requests)]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", f"--timeout={SPARE_S:.0f}s"]
+    command += ["-s", str(SCRIPT), server.url, "--", str(traffic.requests)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + SPARE_S)
     line = next(line for line in done.stdout.splitlines() if line.startswith("BENCH "))
     return _checked(server, traffic, connections, json.loads(line.removeprefix("BENCH ")))

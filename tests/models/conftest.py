@@ -27,6 +27,7 @@ settings.load_profile("steady")
 DIM, LENGTH, ARTICLES, CHUNKS = 16, 5, 12, 20
 TINY: dict[str, dict[str, Any]] = {
     "amn": {"key_dim": 8, "hidden_dim": 16},
+    "gmn": {"gram_dim": 8, "hidden_dim": 16},
     "gru": {"hidden_dim": 16, "blocks": 2},
     "lstm": {"hidden_dim": 16},
     "lstm_stack": {"hidden_dim": 16, "blocks": 2},
@@ -148,27 +149,38 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 @pytest.fixture(scope="session")
+def job_of(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    """Return a function that makes the training job of a tiny net, with the changes given."""
+
+    def make(net: str, **changes: Any) -> Job:
+        job = Job(
+            net=net,
+            name=net,
+            config=TINY[net],
+            recipe=Recipe(epochs=2, batch_size=32, learning_rate=5e-3),
+            data=("tiny", corpus_dir),
+            validate=(),
+            encoder="tiny-encoder",
+            context_length=LENGTH,
+            held_out=0.2,
+            device="cpu",
+            state=tmp_path_factory.mktemp("runs") / "deep" / f"{net}.pt",
+            resume=False,
+            license="cc-by-sa-3.0",
+            attribution="",
+            command=f"lvm train {net} --data tiny",
+        )
+        return replace(job, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def trained(
-    published: Registry, corpus_dir: Path, other_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    published: Registry, corpus_dir: Path, other_dir: Path, job_of: Callable[..., Job]
 ) -> tuple[Version, list[str], list[tuple[int, int]]]:
     """What one whole training job of a tiny AMN returned, said and reported as progress."""
-    job = Job(
-        net="amn",
-        name="amn",
-        config=TINY["amn"],
-        recipe=Recipe(epochs=2, batch_size=32, learning_rate=5e-3),
-        data=("tiny", corpus_dir),
-        validate=(("other", other_dir), ("tiny", corpus_dir)),
-        encoder="tiny-encoder",
-        context_length=LENGTH,
-        held_out=0.2,
-        device="cpu",
-        state=tmp_path_factory.mktemp("runs") / "deep" / "amn.pt",
-        resume=False,
-        license="cc-by-sa-3.0",
-        attribution="",
-        command="lvm train amn --data tiny",
-    )
+    job = job_of("amn", validate=(("other", other_dir), ("tiny", corpus_dir)))
     said: list[str] = []
     progress: list[tuple[int, int]] = []
     version = run_job(job, published, lambda done, total: progress.append((done, total)), said.append)

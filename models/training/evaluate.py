@@ -62,11 +62,13 @@ def beside_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
 
 def baseline_scores(data: Windows) -> dict[str, float]:
     """Return the mean cosine of every baseline that needs no fitting, for an early look."""
-    truth = data.targets()
-    return {
-        name: float(np.mean(np.sum(predict(data.contexts()) * truth, axis=1)))
-        for name, predict in _baselines(data.length, None).items()
-    }
+    return {name: mean_cosine(predict, data) for name, predict in _baselines(data.length, None).items()}
+
+
+def mean_cosine(predict: Callable[[Floats], Floats], data: Windows) -> float:
+    """Return the mean cosine of what `predict` answers to the contexts with the true next vectors."""
+    blocks = (data.take(rows) for rows in _blocks(len(data)))
+    return sum(float(np.sum(predict(block.contexts()) * block.targets())) for block in blocks) / len(data)
 
 
 def _baselines(length: int, train: Corpus | None) -> dict[str, Callable[[Floats], Floats]]:

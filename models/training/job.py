@@ -52,6 +52,7 @@ def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], 
         BadCorpus: a data set cannot be read.
         NothingToLearnFrom: a data set has no window.
         AnotherRun: the state to resume belongs to another run.
+        NotAsTrained: the served net scores otherwise than the trained one.
     """
     corpus = corpora.read(job.data[1])
     train, held_out = hold_out(some_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
@@ -67,7 +68,8 @@ def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], 
     net = trainer.run(held_out, job.state, report)
     golden = golden_contexts(corpus, corpus.dim, job.context_length)
     data = {name: corpora.read(path) for name, path in job.validate}
-    return publish(registry, net, _card(job, corpus, train, held_out), golden, data, corpus)
+    card = _card(job, corpus, train, held_out, trainer.best_cosine)
+    return publish(registry, net, card, golden, data, corpus, (held_out, trainer.best_cosine))
 
 
 def _config(job: Job, corpus: Corpus) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def _say_baselines(held_out: Windows, say: Callable[[str], None]) -> None:
         say(f"baseline {name}: held-out cosine {cosine:.4f}")
 
 
-def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows) -> Card:
+def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, cosine: float) -> Card:
     return Card(
         name=job.name,
         kind="net",
@@ -97,6 +99,7 @@ def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows) -> Card:
             "train": job.data[0],
             "windows": len(train),
             "held_out_windows": len(held_out),
+            "held_out_cosine": round(cosine, 5),
             "split": f"by article, {job.held_out:.0%} held out to choose the epoch, seed {job.recipe.seed}",
         },
         command=job.command,

@@ -91,7 +91,7 @@ class Trainer:
         """Train to the last epoch, saving the state after each; return the net of the best epoch."""
         while len(self.history) < self.recipe.epochs:
             epoch = self._epoch(held_out)
-            if not self.history or epoch.cosine > max(past.cosine for past in self.history):
+            if epoch.cosine > self.best_cosine:
                 self.best = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
             self.history.append(epoch)
             self.save(save_to)
@@ -131,6 +131,11 @@ class Trainer:
         rows = start[:, None] + torch.arange(self.length + 1)
         block = self.vectors[rows.to(self.device)]  # (B, T + 1, D)
         return block[:, :-1], block[:, -1]
+
+    @property
+    def best_cosine(self) -> float:
+        """The held-out cosine of the best epoch so far, below -1 before the first."""
+        return max((epoch.cosine for epoch in self.history), default=-math.inf)
 
     @torch.no_grad()
     def score(self, data: Windows) -> float:

@@ -164,7 +164,7 @@ def data(
 
 @app.command(rich_help_panel=MAKE)
 def train(
-    net: Annotated[str, typer.Argument(help="amn, gru, lstm, lstm_stack or transformer.")],
+    net: Annotated[str, typer.Argument(help="amn, gmn, gru, lstm, lstm_stack or transformer.")],
     data: Annotated[str, typer.Option(metavar="[NAME=]DIR", help="Training set; NAME is for the card.")],
     val: Annotated[
         list[str] | None, typer.Option(metavar="[NAME=]DIR", help="Data sets to score on, for the card; repeat.")
@@ -177,6 +177,11 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = 5e-4,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.01,
     noise: Annotated[float, typer.Option(help="Length of the noise added to each context vector.")] = 0.0,
+    reverse: Annotated[float, typer.Option(min=0, max=1, help="Share of batches read backwards.")] = 0.0,
+    teacher: Annotated[
+        list[str] | None, typer.Option(metavar="ALIAS|VERSION", help="A version to learn from; repeat for an ensemble.")
+    ] = None,
+    distil: Annotated[float, typer.Option(min=0, max=1, help="Share of the target that the teachers say.")] = 0.5,
     schedule: Annotated[str, typer.Option(help="baseline (plateau) or optimised (warm-up, cosine).")] = "optimised",
     context_length: Annotated[int, typer.Option(min=1, help="T.")] = 5,
     held_out: Annotated[float, typer.Option(help="Share of the articles that choose the epoch.")] = 0.05,
@@ -203,6 +208,9 @@ def train(
         weight_decay=weight_decay,
         schedule=schedule,  # type: ignore[arg-type]  # checked above
         noise=noise,
+        reverse=reverse,
+        teachers=tuple(_existing_registry().find(version).id for version in teacher) if teacher else (),
+        distil=distil,
         seed=seed,
     )
     job = Job(
@@ -451,6 +459,7 @@ def _exit_code(error: Exception) -> int | None:
         ("CannotListen", BAD_CONFIG),
         ("NoSuchDevice", BAD_CONFIG),
         ("BadConfig", USAGE),
+        ("UnfitTeacher", USAGE),
         ("NothingToLearnFrom", BAD_CHECKPOINT),
         ("AnotherRun", FAILED),
         ("ImportError", BAD_CONFIG),

@@ -13,6 +13,7 @@ from models.corpus import Corpus
 from models.registry import Registry, Version
 from models.training.evaluate import baseline_scores
 from models.training.publish import golden_contexts, publish, reference_of
+from models.training.teachers import Ensemble, load_teachers
 from models.training.train import Epoch, Recipe, Trainer
 from models.training.windows import Windows, hold_out, some_windows
 
@@ -52,11 +53,12 @@ def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], 
         BadCorpus: a data set cannot be read.
         NothingToLearnFrom: a data set has no window.
         AnotherRun: the state to resume belongs to another run.
+        UnfitTeacher: a teacher reads vectors of another shape.
         NotAsTrained: the served net scores otherwise than the trained one.
     """
     corpus = corpora.read(job.data[1])
     train, held_out = hold_out(some_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
-    trainer = Trainer(job.net, _config(job, corpus), job.recipe, train, job.device)
+    trainer = Trainer(job.net, _config(job, corpus), job.recipe, train, job.device, _teacher(job, registry, corpus.dim))
     _prepare(job, trainer)
     _say_baselines(held_out, say)
 
@@ -76,6 +78,11 @@ def _config(job: Job, corpus: Corpus) -> dict[str, Any]:
     return {"dim": corpus.dim, "context_length": job.context_length, **job.config}
 
 
+def _teacher(job: Job, registry: Registry, dim: int) -> Ensemble | None:
+    versions = job.recipe.teachers
+    return load_teachers(registry, versions, dim, job.context_length) if versions else None
+
+
 def _prepare(job: Job, trainer: Trainer) -> None:
     job.state.parent.mkdir(parents=True, exist_ok=True)
     if job.resume:
@@ -88,6 +95,7 @@ def _say_baselines(held_out: Windows, say: Callable[[str], None]) -> None:
 
 
 def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, cosine: float) -> Card:
+    teachers = {"teachers": list(job.recipe.teachers)} if job.recipe.teachers else {}
     return Card(
         name=job.name,
         kind="net",
@@ -101,6 +109,7 @@ def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, cosine: f
             "held_out_windows": len(held_out),
             "held_out_cosine": round(cosine, 5),
             "split": f"by article, {job.held_out:.0%} held out to choose the epoch, seed {job.recipe.seed}",
+            **teachers,
         },
         command=job.command,
         reference=reference_of(corpus),

@@ -37,6 +37,9 @@ class Recipe:
     clip: float = 1.0
     schedule: Schedule = "optimised"
     noise: float = 0.0  # standard deviation, per vector, of Gaussian noise added to unit contexts
+    reverse: float = 0.0  # share of batches read backwards: from what follows, predict what came before
+    teachers: tuple[str, ...] = ()  # ids of the versions to learn from
+    distil: float = 0.5  # share of the target that is the teachers' answer
     seed: int = 0
 
 
@@ -64,12 +67,19 @@ class Trainer:
     """Trains one net on windows; holds all the state that resuming needs."""
 
     def __init__(
-        self, architecture: str, config: dict[str, Any], recipe: Recipe, train: Windows, device: str = "cpu"
+        self,
+        architecture: str,
+        config: dict[str, Any],
+        recipe: Recipe,
+        train: Windows,
+        device: str = "cpu",
+        teacher: nn.Module | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, torch.device(device)
         self.architecture, self.config = architecture, config
         self.net = build(architecture, config).to(self.device)
+        self.teacher = teacher.to(self.device) if teacher else None
         self.vectors = torch.from_numpy(train.vectors).to(self.device)
         self.start = torch.from_numpy(train.start)
         self.length = train.length
@@ -115,6 +125,8 @@ class Trainer:
 
     def _step(self, start: Tensor) -> float:
         context, target = self._gather(start)
+        if self.teacher:
+            target = torch.lerp(target, self.teacher(context), self.recipe.distil)
         if self.recipe.noise:
             scale = self.recipe.noise / context.shape[2] ** 0.5
             context = normalize(context + scale * torch.randn_like(context), dim=2)
@@ -129,6 +141,8 @@ class Trainer:
 
     def _gather(self, start: Tensor) -> tuple[Tensor, Tensor]:
         rows = start[:, None] + torch.arange(self.length + 1)
+        if self.recipe.reverse and torch.rand(()) < self.recipe.reverse:
+            rows = rows.flip(1)
         block = self.vectors[rows.to(self.device)]  # (B, T + 1, D)
         return block[:, :-1], block[:, -1]
 
@@ -172,8 +186,8 @@ class Trainer:
             AnotherRun: it belongs to another net, configuration or recipe.
         """
         state = torch.load(path, map_location=self.device, weights_only=True)
-        mine = (self.architecture, self.config, asdict(self.recipe))
-        if (state["architecture"], state["config"], state["recipe"]) != mine:
+        mine = (self.architecture, self.config, self.recipe)
+        if (state["architecture"], state["config"], Recipe(**state["recipe"])) != mine:
             raise AnotherRun(f"{path} was written by another run: {state['recipe']}")
         self.net.load_state_dict(state["net"])
         self.best = state["best"]

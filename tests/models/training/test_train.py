@@ -14,7 +14,7 @@ from models.corpus import Corpus, Floats
 from models.training.train import Epoch, Recipe, Schedule, Trainer, warm_up_cosine
 from models.training.windows import Windows, hold_out, windows
 
-RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=5e-3, noise=0.1)
+RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=5e-3, noise=0.1, reverse=0.5)
 NETS: dict[str, dict[str, Any]] = {
     "amn": {"dim": 16, "context_length": 5, "key_dim": 8, "hidden_dim": 16, "dropout": 0.1},
     "lstm": {"dim": 16, "context_length": 5, "hidden_dim": 8},
@@ -59,7 +59,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def test_the_loss_falls_and_the_net_beats_the_mean(
     trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
 ) -> None:
-    trainer = trainer_of(epochs=8, noise=0.0)
+    trainer = trainer_of(epochs=8, noise=0.0, reverse=0.0)
     untrained = trainer.score(split[0])  # an untrained AMN is the mean of the context
     net = trainer.run(split[1], tmp_path / "run.pt", quiet)
     losses = [epoch.loss for epoch in trainer.history]
@@ -238,6 +238,9 @@ def test_the_recipe_is_the_seeds() -> None:
         "clip": 1.0,
         "schedule": "optimised",
         "noise": 0.0,
+        "reverse": 0.0,
+        "teachers": (),
+        "distil": 0.5,
         "seed": 0,
     }
 
@@ -252,7 +255,7 @@ def test_the_optimizer_is_adamw_by_the_recipe(trainer_of: Callable[..., Trainer]
 def test_the_loss_is_the_squared_distance_and_the_gradient_is_clipped(
     trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows]
 ) -> None:
-    trainer = trainer_of(noise=0.0, clip=1e-3)
+    trainer = trainer_of(noise=0.0, reverse=0.0, clip=1e-3)
     trainer.net.eval()  # no dropout, so that the answer is known
     rows = trainer.start[:7]
     with torch.no_grad():
@@ -267,12 +270,59 @@ def test_the_noise_has_the_length_that_was_asked_for(split: tuple[Windows, Windo
     """The net is trained on unit contexts, each turned by noise of about the recipe's length."""
     seen: list[Tensor] = []
 
-    trainer = Trainer("amn", dict(NETS["amn"]), replace(RECIPE, noise=0.2), split[0])
+    trainer = Trainer("amn", dict(NETS["amn"]), replace(RECIPE, noise=0.2, reverse=0.0), split[0])
     trainer.net.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     trainer._step(trainer.start)
     clean = torch.from_numpy(split[0].contexts())
     assert torch.allclose(seen[0].norm(dim=2), torch.ones(seen[0].shape[:2]), atol=1e-5)
     assert (seen[0] - clean).norm(dim=2).mean().item() == pytest.approx(0.2, rel=0.1)
+
+
+@pytest.mark.parametrize(("reverse", "backwards"), [(0.0, set()), (0.5, {True, False}), (1.0, {True})])
+def test_the_share_of_batches_asked_for_is_read_backwards(
+    trainer_of: Callable[..., Trainer], reverse: float, backwards: set[bool]
+) -> None:
+    """From the five chunks that follow, last first, to the one before them."""
+    trainer = trainer_of(reverse=reverse)
+    rows = trainer.start[:4]
+    block = trainer.vectors[rows[:, None] + torch.arange(6)]
+    seen = set()
+    for _ in range(20):
+        context, target = trainer._gather(rows)
+        turned = bool(torch.equal(target, block[:, 0]))
+        read = torch.cat([context, target[:, None]], dim=1)
+        assert torch.equal(read, block.flip(1) if turned else block)
+        seen.add(turned)
+    assert seen == (backwards or {False})
+
+
+def test_a_teachers_share_of_the_target_is_the_recipes(
+    trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows]
+) -> None:
+    class First(nn.Module):
+        def forward(self, context: Tensor) -> Tensor:
+            return context[:, 0]
+
+    recipe = replace(RECIPE, noise=0.0, reverse=0.0, distil=0.25)
+    trainer = Trainer("amn", {**NETS["amn"], "dropout": 0.0}, recipe, split[0], teacher=First())
+    data = split[0]
+    with torch.no_grad():
+        answer = trainer.net(torch.from_numpy(data.contexts()[:7]))
+    target = 0.75 * data.targets()[:7] + 0.25 * data.contexts()[:7, 0]
+    expected = float(((answer - torch.from_numpy(target)) ** 2).sum(dim=1).mean())
+    assert trainer._step(trainer.start[:7]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_state_from_before_a_knob_was_there_is_of_its_default(
+    trainer_of: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer_of(reverse=0.0).save(tmp_path / "run.pt")
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    del state["recipe"]["reverse"]
+    torch.save(state, tmp_path / "run.pt")
+    trainer_of(reverse=0.0).resume(tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="was written by another run"):
+        trainer_of(reverse=0.5).resume(tmp_path / "run.pt")
 
 
 def test_the_score_is_the_mean_cosine(trainer_of: Callable[..., Trainer], make_corpus: Callable[..., Corpus]) -> None:

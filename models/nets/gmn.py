@@ -16,11 +16,11 @@ DECAYS = (0.7, 0.0)  # the two mixtures start at the weighted mean and at the la
 
 @dataclass(frozen=True)
 class GMNConfig:
-    """Sizes of GMN; the defaults at D = 768 make 1,119,508 parameters."""
+    """Sizes of GMN; the defaults at D = 768 make 1,126,420 parameters."""
 
     dim: int = 768
     context_length: int = 5
-    gram_dim: int = 64
+    gram_dim: int = 256
     hidden_dim: int = 512
     dropout: float = 0.0
 

@@ -51,6 +51,8 @@ def test_models_prints_a_table_or_json(shipped: Path) -> None:
         (("promote", "nothing", "primary"), 2),
         (("train", "nothing", "--data", "artifacts/lvm/retriever"), 2),
         (("train", "amn", "--data", "artifacts/lvm/retriever", "--config", '{"hiden": 3}'), 2),
+        (("train", "amn", "--data", "artifacts/lvm/retriever", "--teacher", "nothing"), 1),
+        (("train", "amn", "--data", "artifacts/lvm/retriever", "--context-length", "4", "--teacher", "primary"), 2),
         (("evaluate", "primary", "--data", "artifacts/lvm/retriever", "--device", "banana"), 78),
         (("evaluate", "primary", "--data", "artifacts/lvm/retriever", "--precision", "fp4"), 78),
         (("rollback", "candidate"), 1),

@@ -20,7 +20,7 @@ from models.nets.unit import unit
 
 TinyNet = Callable[..., nn.Module]
 Contexts = Callable[..., Floats]
-PARAMETERS = {"amn": 1_510_912, "gmn": 1_119_508, "gru": 7_095_552, "lstm": 5_120_768, "transformer": 17_867_520}
+PARAMETERS = {"amn": 1_510_912, "gmn": 1_126_420, "gru": 7_095_552, "lstm": 5_120_768, "transformer": 17_867_520}
 
 
 @pytest.mark.parametrize("architecture", PARAMETERS)

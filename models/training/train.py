@@ -79,10 +79,10 @@ class Trainer:
         self.recipe, self.device = recipe, torch.device(device)
         self.architecture, self.config = architecture, config
         self.net = build(architecture, config).to(self.device)
-        self.teacher = teacher.to(self.device) if teacher else None
         self.vectors = torch.from_numpy(train.vectors).to(self.device)
         self.start = torch.from_numpy(train.start)
         self.length = train.length
+        self.taught = self._ask(teacher.to(self.device)) if teacher else None
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -124,9 +124,10 @@ class Trainer:
         return (rows for rows in torch.split(shuffled, self.recipe.batch_size))
 
     def _step(self, start: Tensor) -> float:
-        context, target = self._gather(start)
-        if self.teacher:
-            target = torch.lerp(target, self.teacher(context), self.recipe.distil)
+        backwards = bool(self.recipe.reverse and torch.rand(()) < self.recipe.reverse)
+        context, target = self._gather(start, backwards)
+        if self.taught is not None:
+            target = torch.lerp(target, self.taught[int(backwards)][start.to(self.device)], self.recipe.distil)
         if self.recipe.noise:
             scale = self.recipe.noise / context.shape[2] ** 0.5
             context = normalize(context + scale * torch.randn_like(context), dim=2)
@@ -139,10 +140,21 @@ class Trainer:
             self.scheduler.step()
         return loss.item() * target.shape[1]
 
-    def _gather(self, start: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _ask(self, teacher: nn.Module) -> Tensor:
+        """Return the teacher's answers `(2, N, D)`, or `(1, N, D)` where no batch is read backwards.
+
+        The first index says whether the window is, the second is its first row. Asked once, for all epochs.
+        """
+        taught = self.vectors.new_zeros(2 if self.recipe.reverse else 1, *self.vectors.shape)
+        for backwards, answers in enumerate(taught):
+            for start in torch.split(self.start, 1024):
+                answers[start] = teacher(self._gather(start, bool(backwards))[0])
+        return taught
+
+    def _gather(self, start: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
         rows = start[:, None] + torch.arange(self.length + 1)
-        if self.recipe.reverse and torch.rand(()) < self.recipe.reverse:
-            rows = rows.flip(1)
+        rows = rows.flip(1) if backwards else rows
         block = self.vectors[rows.to(self.device)]  # (B, T + 1, D)
         return block[:, :-1], block[:, -1]
 

@@ -69,6 +69,7 @@ class Transformer(nn.Module):
         self.config = config
         dim = config.model_dim
         self.input_proj = nn.Linear(config.dim, dim)
+        nn.init.normal_(self.input_proj.weight)  # unit vectors become as large as the positions
         self.pos_encoder = SinusoidalPositions(dim, config.max_positions, config.dropout)
         layer = nn.TransformerDecoderLayer(dim, config.heads, config.feedforward_dim, config.dropout, batch_first=True)
         self.transformer_decoder = nn.TransformerDecoder(layer, config.layers)

@@ -12,6 +12,7 @@ from models.nets.amn import AMN, AMNConfig
 from models.nets.gmn import GMN, GMNConfig
 from models.nets.gru import GRU, GRUConfig
 from models.nets.lstm import LSTM, LSTMConfig, LSTMStack, LSTMStackConfig
+from models.nets.mamba import Mamba, MambaConfig
 from models.nets.transformer import Transformer, TransformerConfig
 
 
@@ -25,6 +26,7 @@ NETS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "gru": (GRUConfig, GRU),
     "lstm": (LSTMConfig, LSTM),
     "lstm_stack": (LSTMStackConfig, LSTMStack),
+    "mamba": (MambaConfig, Mamba),
     "transformer": (TransformerConfig, Transformer),
 }
 

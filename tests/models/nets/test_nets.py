@@ -156,7 +156,7 @@ def test_a_correction_is_added_to_the_weighted_mean_and_to_nothing_else(
 
 def test_an_unknown_net_or_size_is_refused() -> None:
     with pytest.raises(BadConfig, match="choose from"):
-        build("mamba", {})
+        build("perceptron", {})
     with pytest.raises(BadConfig, match="surprise"):
         build("amn", {"surprise": 1})
 

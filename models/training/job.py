@@ -11,9 +11,11 @@ from models import corpus as corpora
 from models.card import Card
 from models.corpus import Corpus
 from models.registry import Registry, Version
+from models.training.bundle import publish_towers
 from models.training.evaluate import baseline_scores
 from models.training.publish import golden_contexts, publish, reference_of
 from models.training.teachers import Ensemble, load_teachers
+from models.training.towers import TowerTrainer
 from models.training.train import Epoch, Recipe, Trainer
 from models.training.windows import Windows, hold_out, some_windows
 
@@ -44,6 +46,7 @@ class Job:
     license: str
     attribution: str
     command: str
+    two_tower: bool = False
 
 
 def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], say: Callable[[str], None]) -> Version:
@@ -58,20 +61,21 @@ def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], 
     """
     corpus = corpora.read(job.data[1])
     train, held_out = hold_out(some_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
-    trainer = Trainer(job.net, _config(job, corpus), job.recipe, train, job.device, _teacher(job, registry, corpus.dim))
+    kind, store = (TowerTrainer, publish_towers) if job.two_tower else (Trainer, publish)
+    trainer = kind(job.net, _config(job, corpus), job.recipe, train, job.device, _teacher(job, registry, corpus.dim))
     _prepare(job, trainer)
     _say_baselines(held_out, say)
 
     def report(epoch: Epoch) -> None:
-        say(f"epoch {epoch.number}: loss {epoch.loss:.4f}, held-out cosine {epoch.cosine:.4f}")
+        say(f"epoch {epoch.number}: loss {epoch.loss:.4f}, held-out {trainer.measure} {epoch.score:.4f}")
         progress(epoch.number, job.recipe.epochs)
 
     progress(len(trainer.history), job.recipe.epochs)
     net = trainer.run(held_out, job.state, report)
     golden = golden_contexts(corpus, corpus.dim, job.context_length)
     data = {name: corpora.read(path) for name, path in job.validate}
-    card = _card(job, corpus, train, held_out, trainer.best_cosine)
-    return publish(registry, net, card, golden, data, corpus, (held_out, trainer.best_cosine))
+    card = _card(job, corpus, train, held_out, trainer.best_score)
+    return store(registry, net, card, golden, data, corpus, (held_out, trainer.best_score))
 
 
 def _config(job: Job, corpus: Corpus) -> dict[str, Any]:
@@ -94,7 +98,7 @@ def _say_baselines(held_out: Windows, say: Callable[[str], None]) -> None:
         say(f"baseline {name}: held-out cosine {cosine:.4f}")
 
 
-def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, cosine: float) -> Card:
+def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, score: float) -> Card:
     teachers = {"teachers": list(job.recipe.teachers)} if job.recipe.teachers else {}
     return Card(
         name=job.name,
@@ -107,8 +111,10 @@ def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, cosine: f
             "train": job.data[0],
             "windows": len(train),
             "held_out_windows": len(held_out),
-            "held_out_cosine": round(cosine, 5),
+            f"held_out_{'MRR' if job.two_tower else 'cosine'}": round(score, 5),
             "split": f"by article, {job.held_out:.0%} held out to choose the epoch, seed {job.recipe.seed}",
+            "held_out": job.held_out,
+            "seed": job.recipe.seed,
             **teachers,
         },
         command=job.command,

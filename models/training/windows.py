@@ -79,3 +79,10 @@ def hold_out(data: Windows, share: float, seed: int) -> tuple[Windows, Windows]:
     np.random.default_rng(seed).shuffle(articles)
     held = np.isin(data.article, articles[: max(1, round(share * len(articles)))])
     return data.take(~held), data.take(held)
+
+
+def alone(data: Windows) -> Windows:
+    """Return the same windows over a bank of nothing but their own chunks."""
+    span = np.arange(data.length + 1)
+    own = np.unique(data.start[:, None] + span)
+    return Windows(data.vectors[own], np.searchsorted(own, data.start), data.article, data.length)

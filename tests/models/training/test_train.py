@@ -103,7 +103,7 @@ def test_another_seed_is_another_run(
 
 def test_every_epoch_sees_every_window_once_in_another_order(trainer_of: Callable[..., Trainer]) -> None:
     trainer = trainer_of()
-    epochs = [torch.cat(list(trainer._batches(number))).tolist() for number in range(3)]
+    epochs = [torch.cat(list(trainer.batches(number))).tolist() for number in range(3)]
     assert all(sorted(epoch) == trainer.start.tolist() for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
@@ -179,7 +179,7 @@ def test_the_net_of_the_best_epoch_comes_back(
     net = trainer.run(split[1], tmp_path / "run.pt", quiet)
     assert same(net.state_dict(), trainer.told.states[best])
     assert not same(net.state_dict(), trainer.told.states[best - 1])
-    assert [epoch.cosine for epoch in trainer.history] == scores
+    assert [epoch.score for epoch in trainer.history] == scores
 
 
 # The schedules
@@ -237,6 +237,7 @@ def test_the_recipe_is_the_seeds() -> None:
         "weight_decay": 0.01,
         "clip": 1.0,
         "schedule": "optimised",
+        "negatives": 3,
         "noise": 0.0,
         "reverse": 0.0,
         "teachers": (),

@@ -193,6 +193,10 @@ def train(
         str, typer.Option("--license", help="Licence of the data, and so of the net.")
     ] = "cc-by-sa-3.0",
     attribution: Annotated[str, typer.Option(help="Whom the data's licence wants named.")] = "",
+    two_tower: Annotated[
+        bool, typer.Option("--two-tower", help="Train it as a query tower, with a payload tower, to retrieve.")
+    ] = False,
+    negatives: Annotated[int, typer.Option(min=1, help="Wrong chunks of the same article, for a two-tower.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Train a net, score it as it will be served, and store it as a version."""
@@ -207,6 +211,7 @@ def train(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         schedule=schedule,  # type: ignore[arg-type]  # checked above
+        negatives=negatives,
         noise=noise,
         reverse=reverse,
         teachers=tuple(_existing_registry().find(version).id for version in teacher) if teacher else (),
@@ -229,9 +234,47 @@ def train(
         license=license_,
         attribution=attribution,
         command=_command_line(),
+        two_tower=two_tower,
     )
     with _progress(f"training {net}") as progress:
         version = run_job(job, _registry(), progress, _say)
+    _print_version(version, as_json)
+
+
+@app.command(rich_help_panel=MAKE)
+def reranker(
+    towers: Annotated[str, typer.Argument(metavar="VERSION", help="The two-tower whose finds it is to order.")],
+    data: Annotated[
+        str, typer.Option(metavar="[NAME=]DIR", help="What the towers were trained on; NAME is for the card.")
+    ],
+    name: Annotated[str, typer.Option(help="The reranker's name.")] = "reranker",
+    hidden_dim: Annotated[int, typer.Option(min=1, help="Hidden units.")] = 64,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the lists.")] = 6,
+    batch_size: Annotated[int, typer.Option(min=1, help="Lists a step.")] = 256,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
+    run: Annotated[Path | None, typer.Option(help="Where the state goes; default runs/NAME.pt.")] = None,
+    license_: Annotated[str, typer.Option("--license", help="Licence of the data.")] = "cc-by-sa-3.0",
+    attribution: Annotated[str, typer.Option(help="Whom the data's licence wants named.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Train a reranker on what a two-tower finds in the articles that it held out."""
+    from models.training.rerank import RerankJob, run_rerank_job
+    from models.training.train import Recipe
+
+    job = RerankJob(
+        name=name,
+        towers=_existing_registry().find(towers),
+        data=_named_dir(data),
+        hidden_dim=hidden_dim,
+        recipe=Recipe(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
+        state=run or Path("runs") / f"{name}.pt",
+        license=license_,
+        attribution=attribution,
+        command=_command_line(),
+    )
+    with _progress("training the reranker") as progress:
+        version = run_rerank_job(job, _registry(), progress, _say)
     _print_version(version, as_json)
 
 
@@ -246,11 +289,20 @@ def corpus(
         Literal["auto", "flat", "ivf"],
         typer.Option(help="flat: exact; ivf: approximate, files stay on disk; auto: ivf for large corpora."),
     ] = "auto",
+    towers: Annotated[
+        str | None, typer.Option(metavar="ALIAS|VERSION", help="A two-tower, or a bundle, to make it a bundle with.")
+    ] = None,
+    reranker: Annotated[str | None, typer.Option(metavar="VERSION", help="The reranker of these towers.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store a data set as a version that `retriever` can point at."""
+    """Store a data set as a version that `retriever` can point at; with towers, as a bundle that reads contexts."""
     from models.card import Card
-    from models.training import publish
+    from models.training import bundle, publish
+
+    if towers is None and reranker is not None:
+        raise typer.BadParameter("a reranker needs --towers", param_hint="--reranker")
+    if towers is not None and index == "ivf":
+        raise typer.BadParameter("what towers search is searched exactly", param_hint="--index")
 
     card = Card(
         name=name,
@@ -262,7 +314,12 @@ def corpus(
         command=_command_line(),
     )
     with _progress("building the index") as progress:
-        version = publish.publish_corpus(_registry(), data, card, index, progress)
+        if towers is None:
+            version = publish.publish_corpus(_registry(), data, card, index, progress)
+        else:
+            found = _existing_registry()
+            order = found.find(reranker) if reranker else None
+            version = bundle.publish_bundle(found, data, card, bundle.read(found.find(towers)), order)
     _print_version(version, as_json)
 
 
@@ -277,21 +334,28 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="float32, bf16 or int8.")] = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Score a version with the serving predictor, beside the baselines; fails where its card promises more."""
+    """Score a version as it is served (towers: with DIR as corpus) beside baselines; fails where its card says more."""
     from models import corpus as corpora
     from models import predictor
     from models.training.evaluate import beside_card
     from models.training.evaluate import evaluate as score
+    from service.inventory import card_of
 
     target = _existing_registry().find(version)
-    net = predictor.load(target.path, device, os.cpu_count() or 1, precision)
     fit = corpora.read(train_data) if train_data else None
-    scores = score(net, corpora.read(data), net.card.context_length, fit)
+    if card_of(target.path).kind in ("corpus", "two_tower"):
+        from models.training import bundle
+
+        net: Any = bundle.read(target)
+        scores = net.score(corpora.read(data), fit)
+    else:
+        net = predictor.load(target.path, device, os.cpu_count() or 1, precision)
+        scores = score(net, corpora.read(data), net.card.context_length, fit)
     card = beside_card(scores, net.card)
     if as_json:
         _print_json({"version": target.id, "data": str(data), "runtime": net.runtime, "card": card, **scores})
     else:
-        _print_scores(net.name, scores, net.runtime, card)
+        _print_scores(net.card.name, scores, net.runtime, card)
     if card and card["is_worse"]:
         raise typer.Exit(FAILED)
 

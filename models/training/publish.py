@@ -69,12 +69,12 @@ def publish(
         BadCheckpoint: the exported net does not answer as the torch net does.
         NotAsTrained: the serving predictor scores otherwise on `held_out` than training did.
     """
-    card = replace(card, **_facts(net))
+    card = replace(card, **facts(net))
     files = net_files(net, golden)
     draft = checkpoints.parse("draft", {**files, cards.FILE: card.to_markdown().encode()})
     served = predictor.make(draft, device="cpu", threads=torch.get_num_threads())
     if held_out:
-        _compare(mean_cosine(served.predict_batch, held_out[0]), held_out[1])
+        compare(mean_cosine(served.predict_batch, held_out[0]), held_out[1])
     scores = {name: rounded(evaluate(served, corpus, card.context_length, train)) for name, corpus in data.items()}
     card = replace(card, scores=scores, limits=(*card.limits, *_beaten_by(scores)))
     return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
@@ -193,7 +193,8 @@ def _point_at(model: onnx.ModelProto, weights: bytes) -> None:
             tensor.ClearField("raw_data")
 
 
-def _compare(served: float, trained: float) -> None:
+def compare(served: float, trained: float) -> None:
+    """Raise `NotAsTrained` where a score as served is further than the tolerance from what it was in training."""
     if not abs(served - trained) <= TOLERANCE:
         raise NotAsTrained(f"served it scores {served:.4f}, in training it scored {trained:.4f}")
 
@@ -218,7 +219,8 @@ def _beaten_by(scores: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _facts(net: nn.Module) -> dict[str, Any]:
+def facts(net: nn.Module) -> dict[str, Any]:
+    """Return what a card says of a net that can be read off it."""
     config = config_dict(net)
     return {
         "architecture": architecture_of(net),

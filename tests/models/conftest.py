@@ -17,8 +17,9 @@ from models.card import Card
 from models.corpus import Corpus, Floats
 from models.nets import build
 from models.registry import Registry, Version
-from models.training import publish
+from models.training import bundle, publish
 from models.training.job import Job, run_job
+from models.training.rerank import RerankJob, run_rerank_job
 from models.training.train import Recipe
 
 settings.register_profile("steady", deadline=None, derandomize=True)  # the same today, and on a busy machine
@@ -191,6 +192,58 @@ def trained(
 @pytest.fixture(scope="session")
 def amn_version(trained: tuple[Version, list[str], list[tuple[int, int]]]) -> Version:
     return trained[0]
+
+
+@pytest.fixture(scope="session")
+def towers_version(published: Registry, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Version:
+    """A two-tower whose query tower is a tiny Mamba, half of the articles held out for a reranker."""
+    job = Job(
+        net="mamba",
+        name="two-tower",
+        config=TINY["mamba"],
+        recipe=Recipe(epochs=2, batch_size=16, learning_rate=1e-3),
+        data=("tiny", corpus_dir),
+        validate=(),
+        encoder="tiny-encoder",
+        context_length=LENGTH,
+        held_out=0.5,
+        device="cpu",
+        state=tmp_path_factory.mktemp("runs") / "towers.pt",
+        resume=False,
+        license="cc-by-sa-3.0",
+        attribution="",
+        command="lvm train mamba --two-tower",
+        two_tower=True,
+    )
+    return run_job(job, published, lambda done, total: None, lambda said: None)
+
+
+@pytest.fixture(scope="session")
+def reranker_version(
+    published: Registry, towers_version: Version, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Version:
+    """The reranker of that two-tower."""
+    job = RerankJob(
+        name="reranker",
+        towers=towers_version,
+        data=("tiny", corpus_dir),
+        hidden_dim=8,
+        recipe=Recipe(epochs=4, batch_size=32, learning_rate=1e-2),
+        state=tmp_path_factory.mktemp("runs") / "reranker.pt",
+        license="cc-by-sa-3.0",
+        attribution="",
+        command="lvm reranker two-tower",
+    )
+    return run_rerank_job(job, published, lambda done, total: None, lambda said: None)
+
+
+@pytest.fixture(scope="session")
+def bundle_version(
+    published: Registry, towers_version: Version, reranker_version: Version, other_dir: Path, card: Callable[..., Card]
+) -> Version:
+    """Both with the index of the validation set."""
+    passages = card(name="passages", kind="corpus", dim=0)
+    return bundle.publish_bundle(published, other_dir, passages, bundle.read(towers_version), reranker_version)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def features(context: Floats, scores: Floats, candidates: Floats, neighbours: Fl
     is merely similar has others (reciprocal neighbours; Jegou et al., 2007).
     """
     cosines = candidates @ context.T  # (C, T)
-    closer = (neighbours[:, :, None] > cosines[:, None, :] + _ROUNDING).sum(axis=1, dtype=np.float32)  # (C, T)
+    closer = (neighbours[:, None, :] > (cosines + _ROUNDING)[:, :, None]).sum(axis=2)  # (C, T)
     columns = (
         scores,
         scores - scores.max(initial=-1),
@@ -40,7 +40,7 @@ def features(context: Floats, scores: Floats, candidates: Floats, neighbours: Fl
         cosines.max(axis=1),
         neighbours.mean(axis=1),
     )
-    return np.hstack([cosines, np.log1p(closer), neighbours[:, _SHOWN], np.stack(columns, axis=1)])
+    return np.hstack([cosines, np.log1p(closer, dtype=np.float32), neighbours[:, _SHOWN], np.stack(columns, axis=1)])
 
 
 def features_of(length: int) -> int:

@@ -164,7 +164,7 @@ def data(
 
 @app.command(rich_help_panel=MAKE)
 def train(
-    net: Annotated[str, typer.Argument(help="amn, gmn, gru, lstm, lstm_stack or transformer.")],
+    net: Annotated[str, typer.Argument(help="amn, gmn, gru, lstm, lstm_stack, mamba or transformer; or reranker.")],
     data: Annotated[str, typer.Option(metavar="[NAME=]DIR", help="Training set; NAME is for the card.")],
     val: Annotated[
         list[str] | None, typer.Option(metavar="[NAME=]DIR", help="Data sets to score on, for the card; repeat.")
@@ -197,14 +197,24 @@ def train(
         bool, typer.Option("--two-tower", help="Train it as a query tower, with a payload tower, to retrieve.")
     ] = False,
     negatives: Annotated[int, typer.Option(min=1, help="Wrong chunks of the same article, for a two-tower.")] = 3,
+    towers: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="The two-tower whose finds the reranker is to order.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a net, score it as it will be served, and store it as a version."""
+    """Train a net, score it as it will be served, and store it as a version.
+
+    A reranker learns from the articles of --data that its --towers held out.
+    """
     from models.training.job import Job, run_job
+    from models.training.rerank import RerankJob, run_rerank_job
     from models.training.train import Recipe
 
     if schedule not in ("baseline", "optimised"):
         raise typer.BadParameter("want baseline or optimised", param_hint="--schedule")
+    if (net == "reranker") is not (towers is not None):
+        raise typer.BadParameter("a reranker, and nothing else, has --towers", param_hint="--towers")
+    state = run or Path("runs") / f"{name or net}.pt"
     recipe = Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -218,6 +228,21 @@ def train(
         distil=distil,
         seed=seed,
     )
+    if towers is not None:
+        order = RerankJob(
+            name=name or net,
+            towers=_existing_registry().find(towers),
+            data=_named_dir(data),
+            config=_json_option(config),
+            recipe=recipe,
+            state=state,
+            license=license_,
+            attribution=attribution,
+            command=_command_line(),
+        )
+        with _progress("training a reranker") as progress:
+            _print_version(run_rerank_job(order, _registry(), progress, _say), as_json)
+        return
     job = Job(
         net=net,
         name=name or net,
@@ -229,7 +254,7 @@ def train(
         context_length=context_length,
         held_out=held_out,
         device=device,
-        state=run or Path("runs") / f"{name or net}.pt",
+        state=state,
         resume=resume,
         license=license_,
         attribution=attribution,
@@ -238,43 +263,6 @@ def train(
     )
     with _progress(f"training {net}") as progress:
         version = run_job(job, _registry(), progress, _say)
-    _print_version(version, as_json)
-
-
-@app.command(rich_help_panel=MAKE)
-def reranker(
-    towers: Annotated[str, typer.Argument(metavar="VERSION", help="The two-tower whose finds it is to order.")],
-    data: Annotated[
-        str, typer.Option(metavar="[NAME=]DIR", help="What the towers were trained on; NAME is for the card.")
-    ],
-    name: Annotated[str, typer.Option(help="The reranker's name.")] = "reranker",
-    hidden_dim: Annotated[int, typer.Option(min=1, help="Hidden units.")] = 64,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the lists.")] = 6,
-    batch_size: Annotated[int, typer.Option(min=1, help="Lists a step.")] = 256,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = 2e-3,
-    seed: Annotated[int, typer.Option(help="Of weights and order.")] = 0,
-    run: Annotated[Path | None, typer.Option(help="Where the state goes; default runs/NAME.pt.")] = None,
-    license_: Annotated[str, typer.Option("--license", help="Licence of the data.")] = "cc-by-sa-3.0",
-    attribution: Annotated[str, typer.Option(help="Whom the data's licence wants named.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Train a reranker on what a two-tower finds in the articles that it held out."""
-    from models.training.rerank import RerankJob, run_rerank_job
-    from models.training.train import Recipe
-
-    job = RerankJob(
-        name=name,
-        towers=_existing_registry().find(towers),
-        data=_named_dir(data),
-        hidden_dim=hidden_dim,
-        recipe=Recipe(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed),
-        state=run or Path("runs") / f"{name}.pt",
-        license=license_,
-        attribution=attribution,
-        command=_command_line(),
-    )
-    with _progress("training the reranker") as progress:
-        version = run_rerank_job(job, _registry(), progress, _say)
     _print_version(version, as_json)
 
 

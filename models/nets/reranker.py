@@ -11,7 +11,7 @@ from models.reranker import Reranker
 class RerankerNet(nn.Module):
     """Map figures `(B, C, F)` to scores `(B, C)`; `mean` and `scale` `(F,)` are those of the training set."""
 
-    def __init__(self, mean: Tensor, scale: Tensor, hidden_dim: int) -> None:
+    def __init__(self, mean: Tensor, scale: Tensor, hidden_dim: int = 64) -> None:
         super().__init__()
         self.mean: Tensor
         self.scale: Tensor

@@ -165,7 +165,7 @@ def publish_bundle(registry: Registry, directory: Path, card: Card, made: Made, 
     card = replace(card, **sizes, config=config, data={**card.data, **counts})
     draft = {**files, cards.FILE: card.to_markdown().encode()}
     retrievers.assemble("draft", "", draft)
-    card = replace(card, scores={directory.name: rounded(Made(made.id, draft).score(corpus))})
+    card = replace(card, scores={card.name: rounded(Made(made.id, draft).score(corpus))})
     return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
 
 

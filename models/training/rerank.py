@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from models import reranker as rerankers
 from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats
+from models.nets import BadConfig
 from models.nets.reranker import RerankerNet
 from models.registry import Registry, Version
 from models.training import bundle
@@ -45,16 +46,19 @@ class RerankTrainer(Trainer):
     measure = "MRR in lists"
     net: RerankerNet
 
-    def __init__(self, hidden_dim: int, recipe: Recipe, train: Lists) -> None:
+    def __init__(self, config: Mapping[str, Any], recipe: Recipe, train: Lists) -> None:
         self.lists = train
-        super().__init__("reranker", {"hidden_dim": hidden_dim}, recipe, train)
+        super().__init__("reranker", dict(config), recipe, train)
         self.unit = 1
 
     def make_net(self) -> RerankerNet:
-        """Return the fresh net, standardised to the training lists."""
+        """Return the fresh net, standardised to the training lists; raises `BadConfig`."""
         figures = self.lists.figures.reshape(-1, self.lists.figures.shape[2])
         mean, scale = (torch.from_numpy(part(figures, axis=0, dtype=np.float64)).float() for part in (np.mean, np.std))
-        return RerankerNet(mean, scale, self.config["hidden_dim"])
+        try:
+            return RerankerNet(mean, scale, **self.config)
+        except TypeError as error:
+            raise BadConfig(f"reranker: {error}") from error
 
     def loss(self, start: Tensor) -> Tensor:
         """Return the cross-entropy of the true next chunk within its list."""
@@ -73,12 +77,12 @@ class RerankTrainer(Trainer):
 
 @dataclass(frozen=True)
 class RerankJob:
-    """Everything one run of `lvm reranker` needs; a data set is its name for the card and its directory."""
+    """Everything one run of `lvm train reranker` needs; a data set is its name for the card and its directory."""
 
     name: str
     towers: Version
     data: tuple[str, Path]
-    hidden_dim: int
+    config: Mapping[str, Any]
     recipe: Recipe
     state: Path
     license: str
@@ -103,7 +107,7 @@ def run_rerank_job(
     for number, bank in enumerate(banks):
         lists.append(listed(made, bank))
         progress(number + 1, len(banks) + job.recipe.epochs)
-    trainer = RerankTrainer(job.hidden_dim, job.recipe, joined(lists[1:]))
+    trainer = RerankTrainer(job.config, job.recipe, joined(lists[1:]))
 
     def report(epoch: Epoch) -> None:
         say(f"epoch {epoch.number}: loss {epoch.loss:.4f}, held-out {trainer.measure} {epoch.score:.4f}")
@@ -153,7 +157,8 @@ def listed(made: bundle.Made, bank: Windows) -> Lists:
     rows = np.array([rows[:width] for _, rows in found])
     is_true = rows == data.target[:, None]
     kept = np.flatnonzero(is_true.any(axis=1))
-    figures = np.array([retriever.figures(data.contexts()[n], found[n][0][:width], rows[n]) for n in kept])
+    contexts = data.contexts()
+    figures = np.array([retriever.figures(contexts[n], found[n][0][:width], rows[n]) for n in kept])
     part = bank.take(kept)
     return Lists(part.vectors, part.start, part.article, part.length, figures, is_true[kept].argmax(axis=1))
 
@@ -178,7 +183,7 @@ def _cut(lists: Lists, width: int) -> Lists:
 
 
 def _card(job: RerankJob, made: bundle.Made, count: int, trainer: RerankTrainer) -> Card:
-    config: dict[str, Any] = {"towers": made.id, "hidden_dim": job.hidden_dim, "depth": rerankers.DEPTH}
+    config = {"towers": made.id, "hidden_dim": trainer.net.hidden.out_features, "depth": rerankers.DEPTH}
     return Card(
         name=job.name,
         kind="reranker",

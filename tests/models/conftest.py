@@ -227,12 +227,12 @@ def reranker_version(
         name="reranker",
         towers=towers_version,
         data=("tiny", corpus_dir),
-        hidden_dim=8,
+        config={"hidden_dim": 8},
         recipe=Recipe(epochs=4, batch_size=32, learning_rate=1e-2),
         state=tmp_path_factory.mktemp("runs") / "reranker.pt",
         license="cc-by-sa-3.0",
         attribution="",
-        command="lvm reranker two-tower",
+        command="lvm train reranker",
     )
     return run_rerank_job(job, published, lambda done, total: None, lambda said: None)
 

@@ -58,11 +58,11 @@ def test_a_list_holds_the_true_next_chunk_where_it_says(lists: list[rerank.Lists
 
 def test_training_orders_better_than_the_towers(lists: list[rerank.Lists], tmp_path: Path) -> None:
     recipe = Recipe(epochs=40, batch_size=8, learning_rate=1e-2)
-    trainer = rerank.RerankTrainer(8, recipe, lists[1])
+    trainer = rerank.RerankTrainer({"hidden_dim": 8}, recipe, lists[1])
     trainer.run(lists[0], tmp_path / "r.pt", quiet)
     as_found = float(np.mean(1 / (1 + lists[0].truth)))
     assert trainer.best_score > as_found
-    again = rerank.RerankTrainer(8, recipe, lists[1])
+    again = rerank.RerankTrainer({"hidden_dim": 8}, recipe, lists[1])
     again.run(lists[0], tmp_path / "r.pt", quiet)
     assert again.history == trainer.history
 

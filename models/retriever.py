@@ -183,13 +183,15 @@ class Retriever:
         return scores[:count], rows[:count]
 
     def _reranked(self, search: Search, scores: Floats, rows: Rows) -> Ranked:
-        """Order the best anew; what the search found after them stays behind them."""
+        """Order the best anew, what the caller has already behind them, and behind that what the search found later."""
         assert self.reranker
         assert search.context is not None
-        best = rows[: rerankers.DEPTH]
-        figures = self.figures(search.context, scores[: len(best)], best)
-        order = np.arange(len(rows))
-        order[: len(best)] = np.argsort(-self.reranker.score(figures), kind="stable")
+        best, later = np.split(np.arange(len(rows)), [rerankers.DEPTH])
+        is_own = self._is_own(rows[best], search.context)
+        new, own = best[~is_own], best[is_own]
+        figures = self.figures(search.context, scores[new], rows[new])
+        new = new[np.argsort(-self.reranker.score(figures), kind="stable")]
+        order = np.concatenate([new, own, later])
         return scores[order], rows[order]
 
     def _hits(self, k: int, scores: Floats, rows: Rows) -> list[Hit]:

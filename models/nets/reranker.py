@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.reranker import Reranker
-
 
 class RerankerNet(nn.Module):
     """Map figures `(B, C, F)` to scores `(B, C)`; `mean` and `scale` `(F,)` are those of the training set."""
@@ -26,8 +24,7 @@ class RerankerNet(nn.Module):
         return out
 
     @torch.no_grad()
-    def served(self) -> Reranker:
-        """Return the same function as it is served."""
+    def folded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `hidden` `(H, F)`, `bias` `(H,)` and `output` `(H,)` of the same function of raw figures."""
         weight = self.hidden.weight / self.scale
-        bias = self.hidden.bias - weight @ self.mean
-        return Reranker(weight.numpy(), bias.numpy(), self.output.weight[0].numpy())
+        return weight, self.hidden.bias - weight @ self.mean, self.output.weight[0]

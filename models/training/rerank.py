@@ -21,6 +21,7 @@ from models.corpus import Corpus, Floats
 from models.nets import BadConfig
 from models.nets.reranker import RerankerNet
 from models.registry import Registry, Version
+from models.reranker import Reranker
 from models.training import bundle
 from models.training.train import Epoch, Recipe, Trainer
 from models.training.windows import NothingToLearnFrom, Rows, Windows, alone, hold_out, some_windows
@@ -116,7 +117,7 @@ def run_rerank_job(
     job.state.parent.mkdir(parents=True, exist_ok=True)
     trainer.run(lists[0], job.state, report)
     card = _card(job, made, len(trainer.lists), trainer)
-    files = {rerankers.FILE: trainer.net.served().to_bytes(), cards.FILE: card.to_markdown().encode()}
+    files = {rerankers.FILE: served(trainer.net).to_bytes(), cards.FILE: card.to_markdown().encode()}
     return registry.add(job.name, files)
 
 
@@ -141,17 +142,13 @@ def held_out_banks(card: Card, corpus: Corpus) -> list[Windows]:
 
 
 def listed(made: bundle.Made, bank: Windows) -> Lists:
-    """Return what the towers find for the windows of a bank among its own chunks, where the truth is among it.
-
-    The context's own chunks are left out for every other window, so that the reranker knows both protocols.
-    """
+    """Return what the towers find for the windows of a bank among its own chunks, where the truth is among it."""
     data = alone(bank)
     corpus = Corpus(
         data.vectors, np.zeros(len(data.vectors), np.int32), np.arange(len(data.vectors), dtype=np.int32), {}
     )
     retriever = made.over(corpus)
-    asked = [bundle.searches(data, exclude, rerankers.DEPTH) for exclude in (True, False)]
-    searches = [asked[number % 2][number] for number in range(len(data))]
+    searches = bundle.searches(data, exclude_context=True, k=rerankers.DEPTH)
     found = [retriever.candidates([search])[0] for search in searches]
     width = min(len(rows) for _, rows in found)
     rows = np.array([rows[:width] for _, rows in found])
@@ -180,6 +177,11 @@ def _cut(lists: Lists, width: int) -> Lists:
     part = lists.take(kept)
     figures, truth = lists.figures[kept, :width], lists.truth[kept]
     return Lists(part.vectors, part.start, part.article, part.length, figures, truth)
+
+
+def served(net: RerankerNet) -> Reranker:
+    """Return the reranker that orders as `net` does."""
+    return Reranker(*(part.detach().numpy() for part in net.folded()))
 
 
 def _card(job: RerankJob, made: bundle.Made, count: int, trainer: RerankTrainer) -> Card:

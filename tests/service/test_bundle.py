@@ -102,3 +102,10 @@ def test_without_a_reranker_reranking_is_refused_when_asked_for(serve: Serve) ->
 def test_the_stage_is_counted(server: Running) -> None:
     retrieve(server, context=CONTEXT.tolist())
     assert server.metric("lvm_request_seconds_count", route="/retrieve", stage="rerank") == 1
+
+
+def test_the_option_is_documented(server: Running) -> None:
+    document = server.http.get("/openapi.json").json()
+    body = document["paths"]["/retrieve"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "rerank" in body["properties"]
+    assert "reranked" in document["components"]["schemas"]["RetrieveResponse"]["properties"]

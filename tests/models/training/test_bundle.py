@@ -14,7 +14,7 @@ from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats
 from models.registry import Registry, Version
-from models.reranker import FILE, NEIGHBOURS
+from models.reranker import DEPTH, FILE, NEIGHBOURS
 from models.retriever import Retriever, Search
 from models.training import bundle
 from models.training.windows import windows
@@ -59,6 +59,13 @@ def test_reranking_changes_the_order_and_nothing_else(retriever: Retriever, othe
     assert sorted(plain) == sorted(reranked)
     assert rows_of(retriever, Search(None, 3, (), context, context)) == [hit.row for hit in reranked][:3]
     assert not {hit.row for hit in reranked} & set(range(40, 45))
+
+
+def test_what_the_caller_has_already_is_put_behind_what_is_new(retriever: Retriever, other: Corpus) -> None:
+    context = other.vectors[40:45]
+    everything = rows_of(retriever, Search(None, 120, context=context))
+    assert set(everything[DEPTH - 5 : DEPTH]) == set(range(40, 45))
+    assert sorted(everything) == list(range(120))
 
 
 def test_a_batch_of_every_kind_of_search_is_each_of_them(retriever: Retriever, other: Corpus) -> None:

@@ -73,7 +73,7 @@ def test_what_is_served_is_what_was_trained() -> None:
     figures = torch.randn(3, 10, 21)
     with torch.no_grad():
         expected = net(figures).numpy()
-    assert np.allclose(net.served().score(figures.numpy()), expected, atol=1e-5)
+    assert np.allclose(rerank.served(net).score(figures.numpy()), expected, atol=1e-5)
 
 
 def test_the_version_says_whose_finds_it_orders(

@@ -34,6 +34,10 @@ from models.training.publish import compare, facts, net_files, rounded
 from models.training.windows import Windows, alone, some_windows
 
 TOWERS = (checkpoints.WEIGHTS, checkpoints.GRAPH, checkpoints.GOLDEN, towers.PAYLOAD)
+LIMITS = (
+    "Goes by how passages lie to the context and to each other, learned in corpora of some 6,000 chunks: with many "
+    "more, or much less alike, measure it first.",
+)
 _BLOCK = 1024  # rows, or windows, at a time
 
 

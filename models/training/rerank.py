@@ -26,11 +26,7 @@ from models.training import bundle
 from models.training.train import Epoch, Recipe, Trainer
 from models.training.windows import NothingToLearnFrom, Rows, Windows, alone, hold_out, some_windows
 
-ARTICLES = 118  # in a bank: the features depend on how much there is to choose from
-LIMITS = (
-    "Goes by how passages lie to the context and to each other: in a corpus of another density, or one that the "
-    "context is not of, its gain is smaller.",
-)
+ARTICLES = 118  # in a bank: what the figures are depends on how much there is to choose from
 
 
 @dataclass(frozen=True)
@@ -198,5 +194,5 @@ def _card(job: RerankJob, made: bundle.Made, count: int, trainer: RerankTrainer)
         parameters=sum(parameter.numel() for parameter in trainer.net.parameters()),
         data={"train": job.data[0], "lists": count, "held_out_MRR_in_lists": round(trainer.best_score, 5)},
         command=job.command,
-        limits=LIMITS,
+        limits=bundle.LIMITS,
     )

@@ -108,7 +108,9 @@ class Card:
 
     def _summary(self) -> str:
         if self.kind == "corpus":
-            return f"A corpus of {self.data.get('chunks')} passages: unit vectors, D = {self.dim}, by {self.encoder}."
+            parts = " and ".join(f"`{self.config[part]}`" for part in ("towers", "reranker") if part in self.config)
+            holds = f"A corpus of {self.data.get('chunks')} passages: unit vectors, D = {self.dim}, by {self.encoder}."
+            return f"{holds} Bundled with {parts}, to which its index belongs." if parts else holds
         if self.kind == "reranker":
             return f"A 2-layer MLP of {self.parameters:,} parameters that orders what {self.config['towers']} finds."
         if self.kind == "two_tower":

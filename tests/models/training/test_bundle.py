@@ -33,6 +33,7 @@ def test_it_says_what_it_serves(retriever: Retriever, towers_version: Version, b
     assert retriever.query_maker == (towers_version.name, towers_version.version)
     assert retriever.reranks
     assert (retriever.name, retriever.version) == ("passages", bundle_version.version)
+    assert f"Bundled with `{towers_version.id}` and `reranker/" in retriever.card.to_markdown()
     retriever.warm_up()
 
 

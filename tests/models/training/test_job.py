@@ -45,6 +45,8 @@ def test_the_card_tells_what_it_was_made_of(trained: Trained, corpus: Corpus) ->
         "held_out_windows": len(held_out),
         "held_out_cosine": pytest.approx(mean_cosine(served.predict_batch, held_out), abs=1e-4),
         "split": "by article, 20% held out to choose the epoch, seed 0",
+        "held_out": 0.2,
+        "seed": 0,
     }
     assert (card.encoder, card.license, card.attribution) == ("tiny-encoder", "cc-by-sa-3.0", "")
     assert card.command == "lvm train amn --data tiny"

@@ -138,7 +138,7 @@ class Retriever:
         if not contexts:
             return [search.query for search in searches if search.query is not None]
         assert self.towers
-        made = iter(self.towers.query.run(np.array(contexts)))
+        made = iter(self.towers.query.run(normalise(np.array(contexts))))  # unit, so that no net overflows
         lap("infer")
         return [next(made) if search.query is None else search.query for search in searches]
 

@@ -214,6 +214,8 @@ def train(
         raise typer.BadParameter("want baseline or optimised", param_hint="--schedule")
     if (net == "reranker") is not (towers is not None):
         raise typer.BadParameter("a reranker, and nothing else, has --towers", param_hint="--towers")
+    if two_tower and (noise or reverse or teacher):
+        raise typer.BadParameter("noise, reverse and teachers are for nets that predict", param_hint="--two-tower")
     state = run or Path("runs") / f"{name or net}.pt"
     recipe = Recipe(
         epochs=epochs,

@@ -69,6 +69,15 @@ def test_what_the_caller_has_already_is_put_behind_what_is_new(retriever: Retrie
     assert sorted(everything) == list(range(120))
 
 
+def test_the_length_of_a_context_does_not_matter(retriever: Retriever, other: Corpus) -> None:
+    """Nor does it overflow, or come to nothing that is finite."""
+    context = other.vectors[40:45]
+    unit = rows_of(retriever, Search(None, 20, (), context, context))
+    assert rows_of(retriever, Search(None, 20, (), 1e9 * context, 1e9 * context)) == unit
+    hits = retriever.search_batch([Search(None, 20, context=0 * context)])[0]
+    assert np.isfinite([hit.score for hit in hits]).all()
+
+
 def test_a_batch_of_every_kind_of_search_is_each_of_them(retriever: Retriever, other: Corpus) -> None:
     context = other.vectors[20:25]
     kinds = [

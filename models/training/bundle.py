@@ -150,7 +150,7 @@ def publish_bundle(registry: Registry, directory: Path, card: Card, made: Made, 
 
     Raises:
         BadCorpus: the corpus cannot be read.
-        BadCheckpoint: `reranker` is no reranker, or was trained on what other towers find.
+        BadCheckpoint: the corpus is of another space than the towers, or the reranker is none, or of other towers.
     """
     files = {name: (directory / name).read_bytes() for name in corpora.FILES} | made.files
     config = dict(made.parts)
@@ -158,15 +158,15 @@ def publish_bundle(registry: Registry, directory: Path, card: Card, made: Made, 
         files[rerankers.FILE] = _reranker_file(reranker, made.id)
         config["reranker"] = reranker.id
     corpus = corpora.parse(files)
+    if (corpus.dim, card.encoder) != (made.card.dim, made.card.encoder):
+        theirs = f"D = {made.card.dim}, {made.card.encoder}"
+        raise BadCheckpoint(f"a corpus of D = {corpus.dim}, {card.encoder}, for towers of {theirs}")
     index = towers.index_file(files[towers.PAYLOAD], made.payload(corpus.vectors), neighbours_of(corpus.vectors))
     files[towers.INDEX] = index
     counts = {"chunks": len(corpus), "articles": len(corpus.articles)}
-    sizes: dict[str, Any] = {
-        "dim": corpus.dim,
-        "context_length": made.card.context_length,
-        "architecture": made.card.architecture,
-    }
-    card = replace(card, **sizes, config=config, data={**card.data, **counts})
+    sizes: dict[str, Any] = {"dim": corpus.dim, "context_length": made.card.context_length}
+    limits = LIMITS if "reranker" in config else ()
+    card = replace(card, **sizes, config=config, data={**card.data, **counts}, limits=limits)
     draft = {**files, cards.FILE: card.to_markdown().encode()}
     retrievers.assemble("draft", "", draft)
     card = replace(card, scores={card.name: rounded(Made(made.id, draft).score(corpus))})

@@ -177,6 +177,14 @@ def test_a_reranker_of_other_towers_is_refused(
         bundle.publish_bundle(registry, corpus_dir, card(name="x", kind="corpus"), made, towers_version)
 
 
+def test_a_corpus_of_another_encoder_is_refused(
+    registry: Registry, towers_version: Version, corpus_dir: Path, card: Callable[..., Card]
+) -> None:
+    other = card(name="x", kind="corpus", encoder="another")
+    with pytest.raises(BadCheckpoint, match="for towers of D = 16, tiny-encoder"):
+        bundle.publish_bundle(registry, corpus_dir, other, bundle.read(towers_version), None)
+
+
 def test_a_net_holds_no_towers_and_towers_are_no_net(amn_version: Version, towers_version: Version) -> None:
     with pytest.raises(BadCheckpoint, match=r"holds no towers: it lacks payload.safetensors"):
         bundle.read(amn_version)

@@ -28,7 +28,8 @@ class Reference:
 class Card:
     """All that must be known to serve a version and to judge it.
 
-    `scores` maps a data set's name to what `evaluate` printed for it; `kind` is `net` or `corpus`.
+    `scores` maps a data set's name to what `evaluate` printed for it; `kind` is `net`, `corpus`, `two_tower` or
+    `reranker`. A corpus with towers names their version, and its reranker's, in its config.
     """
 
     name: str
@@ -107,7 +108,17 @@ class Card:
 
     def _summary(self) -> str:
         if self.kind == "corpus":
-            return f"A corpus of {self.data.get('chunks')} passages: unit vectors, D = {self.dim}, by {self.encoder}."
+            parts = " and ".join(f"`{self.config[part]}`" for part in ("towers", "reranker") if part in self.config)
+            holds = f"A corpus of {self.data.get('chunks')} passages: unit vectors, D = {self.dim}, by {self.encoder}."
+            return f"{holds} Bundled with {parts}, to which its index belongs." if parts else holds
+        if self.kind == "reranker":
+            return f"A 2-layer MLP of {self.parameters:,} parameters that orders what {self.config['towers']} finds."
+        if self.kind == "two_tower":
+            return (
+                f"Towers of {self.parameters:,} parameters: a `{self.architecture}` net makes a query of "
+                f"{self.context_length} consecutive chunks, a payload tower makes of a passage what the query searches "
+                f"for (D = {self.dim}, {self.encoder})."
+            )
         return (
             f"A `{self.architecture}` net of {self.parameters:,} parameters: the embeddings of "
             f"{self.context_length} consecutive chunks in (D = {self.dim}, {self.encoder}), "

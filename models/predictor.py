@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models import checkpoint as checkpoints
 from models.card import Card
-from models.checkpoint import Checkpoint
+from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Floats
 from models.quick import is_quick
 from models.runtimes import Runtime, find_device, open_runtime
@@ -48,7 +48,10 @@ def load(directory: Path, device: str = "auto", threads: int = 1, precision: str
         NoSuchDevice: the device, or the precision on it, is not to be had here.
         BadCheckpoint: it must not be served; the message says why.
     """
-    return make(checkpoints.load(directory), device, threads, precision)
+    checkpoint = checkpoints.load(directory)
+    if checkpoint.card.kind != "net":
+        raise BadCheckpoint(f"{directory}: a {checkpoint.card.kind}, not a net that predicts")
+    return make(checkpoint, device, threads, precision)
 
 
 def make(checkpoint: Checkpoint, device: str = "auto", threads: int = 1, precision: str = "float32") -> Predictor:

@@ -1,8 +1,12 @@
-"""The retriever: one version of a corpus with its index as a function on arrays."""
+"""The retriever: one version of a corpus with its index as a function on arrays.
+
+A bundle also has towers, which make queries of contexts and search what the payload tower made of the corpus, and may
+have a reranker. A query that is given is of the encoder's space, and is searched among the encoder's vectors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,24 +16,35 @@ from numpy.typing import NDArray
 
 from models import card as cards
 from models import corpus as corpora
+from models import reranker as rerankers
 from models import sealed
+from models import towers as two_tower
 from models.card import Card
 from models.checkpoint import BadCheckpoint
-from models.corpus import Chunk, Floats, Passages
+from models.corpus import Chunk, Floats, Passages, normalise
 from models.index import IVF, BadIndex, FlatIndex, IvfIndex, Lists, Rows, VectorIndex
 from models.quick import is_quick
+from models.reranker import BadReranker, Reranker
+from models.towers import Towers
 
+_FAULTS = sealed.Corrupt, cards.BadCard, corpora.BadCorpus, BadIndex, BadReranker
+Lap = Callable[[str], None]
 SAME = 0.999  # cosine from which a candidate counts as one of the caller's own context chunks
 
 
 @dataclass(frozen=True)
 class Search:
-    """One query `(D,)`, how many results, and which rows or vectors must not come back."""
+    """One query `(D,)`, how many results, and which rows or vectors must not come back.
 
-    query: Floats
+    Where there is no query, the towers make one of `context` `(T, D)`; only then may hits be reranked.
+    """
+
+    query: Floats | None
     k: int
     exclude: Collection[int] = ()
     exclude_vectors: Floats | None = None  # (T, D)
+    context: Floats | None = None
+    rerank: bool = True
 
 
 class Hit(NamedTuple):
@@ -40,12 +55,25 @@ class Hit(NamedTuple):
     chunk: Chunk
 
 
+Ranked = tuple[Floats, Rows]  # scores and rows, best first
+
+
 class Retriever:
     """Finds the top-k passages of one corpus."""
 
-    def __init__(self, version: str, sha256: str, card: Card, corpus: Passages, index: VectorIndex) -> None:
+    def __init__(
+        self,
+        version: str,
+        sha256: str,
+        card: Card,
+        corpus: Passages,
+        index: VectorIndex,
+        towers: Towers | None = None,
+        reranker: Reranker | None = None,
+    ) -> None:
         self.version, self.sha256, self.card = version, sha256, card
         self.corpus, self.index = corpus, index
+        self.towers, self.reranker = towers, reranker
         self.is_quick = False  # whether one search takes less than a hand-over to a thread; warm-up finds out
 
     @property
@@ -64,41 +92,115 @@ class Retriever:
         return type(self.index).__name__
 
     @property
+    def query_maker(self) -> tuple[str, str] | None:
+        """Name and version of the towers that make queries of contexts, where it has them."""
+        return (self.towers.name, self.towers.version) if self.towers else None
+
+    @property
+    def reranks(self) -> bool:
+        """Whether it has a reranker."""
+        return self.reranker is not None
+
+    @property
     def is_exact(self) -> bool:
         """Whether hits are the true top-k."""
         return self.index.is_exact
 
     def warm_up(self) -> None:
-        """Search, so that no caller pays for first-time work."""
-        search = Search(self.corpus.vectors_at(np.zeros(1, np.int64))[0], 10)
-        self.search_batch([search])
-        self.is_quick = is_quick(lambda: self.search_batch([search]))
+        """Search once in every way, so that no caller pays for first-time work."""
+        some = self.corpus.vectors_at(np.zeros(self.card.context_length, np.int64))
+        dearest = Search(None, 10, context=some) if self.towers else Search(some[0], 10)
+        self.search_batch([Search(some[0], 1), dearest])
+        self.is_quick = is_quick(lambda: self.search_batch([dearest]))
 
-    def search_batch(self, searches: list[Search]) -> list[list[Hit]]:
-        """Return the hits of each search, best first; fewer than k only where the corpus ends."""
-        reach = max(search.k + self._spare(search) for search in searches)
-        queries = np.array([search.query for search in searches])
+    def search_batch(self, searches: list[Search], lap: Lap = lambda stage: None) -> list[list[Hit]]:
+        """Return the hits of each search, best first; fewer than k only where the corpus ends.
+
+        `lap` is called with the name of each stage as it ends: infer and rerank where there is any, search.
+        """
+        found = self.candidates(searches, lap)
+        if any(map(self._is_reranked, searches)):
+            pairs = zip(searches, found, strict=True)
+            found = [self._reranked(search, *best) if self._is_reranked(search) else best for search, best in pairs]
+            lap("rerank")
+        return [self._hits(search.k, *best) for search, best in zip(searches, found, strict=True)]
+
+    def candidates(self, searches: list[Search], lap: Lap = lambda stage: None) -> list[Ranked]:
+        """Return the scores and rows that each search finds, before any reranking; `lap` as in `search_batch`."""
+        found = self._find_each(searches, self._queries(searches, lap))
+        lap("search")
+        return found
+
+    def figures(self, context: Floats, scores: Floats, rows: Rows) -> Floats:
+        """Return what the reranker goes by `(C, F)`, for candidates `(C,)` found for `context` `(T, D)`."""
+        assert self.towers
+        seen = self.corpus.vectors_at(rows), self.towers.neighbours[rows]
+        return rerankers.features(normalise(context), scores, *seen)
+
+    def _queries(self, searches: list[Search], lap: Lap) -> list[Floats]:
+        contexts = [search.context for search in searches if search.query is None and search.context is not None]
+        if not contexts:
+            return [search.query for search in searches if search.query is not None]
+        assert self.towers
+        made = iter(self.towers.query.run(normalise(np.array(contexts))))  # unit, so that no net overflows
+        lap("infer")
+        return [next(made) if search.query is None else search.query for search in searches]
+
+    def _find_each(self, searches: list[Search], queries: list[Floats]) -> list[Ranked]:
+        """Search given queries among the encoder's vectors, and queries of the towers among the payload tower's."""
+        found: dict[int, Ranked] = {}
+        for index, is_given in ((self.index, True), (self.towers.index if self.towers else None, False)):
+            places = [place for place, search in enumerate(searches) if (search.query is not None) is is_given]
+            if index and places:
+                best = self._find(index, [searches[place] for place in places], [queries[place] for place in places])
+                found.update(zip(places, best, strict=True))
+        return [found[place] for place in range(len(searches))]
+
+    def _find(self, index: VectorIndex, searches: list[Search], queries: list[Floats]) -> list[Ranked]:
+        wanted = list(map(self._wanted, searches))
+        reach = max(count + self._spare(search) for count, search in zip(wanted, searches, strict=True))
         while True:
-            scores, rows = self.index.search(queries, min(reach, len(self.index)))
-            found = [self._hits(*item) for item in zip(searches, scores, rows, strict=True)]
-            short = any(len(hits) < search.k for hits, search in zip(found, searches, strict=True))
-            if not short or reach >= len(self.index):
+            scores, rows = index.search(np.array(queries), min(reach, len(index)))
+            found = [self._allowed(*item) for item in zip(searches, wanted, scores, rows, strict=True)]
+            short = any(len(rows) < count for (_, rows), count in zip(found, wanted, strict=True))
+            if not short or reach >= len(index):
                 return found
             reach *= 4  # the corpus repeats the caller's own chunks more often than was spared for
+
+    def _wanted(self, search: Search) -> int:
+        return max(search.k, rerankers.DEPTH) if self._is_reranked(search) else search.k
+
+    def _is_reranked(self, search: Search) -> bool:
+        return search.rerank and search.query is None and self.reranks
 
     def _spare(self, search: Search) -> int:
         own = 0 if search.exclude_vectors is None else len(search.exclude_vectors)
         return len(search.exclude) + own
 
-    def _hits(self, search: Search, scores: Floats, rows: Rows) -> list[Hit]:
+    def _allowed(self, search: Search, count: int, scores: Floats, rows: Rows) -> Ranked:
         if search.exclude_vectors is not None:
             other = ~self._is_own(rows, search.exclude_vectors)
             scores, rows = scores[other], rows[other]
         if search.exclude:
             other = ~np.isin(rows, list(search.exclude))
             scores, rows = scores[other], rows[other]
-        best = rows[: search.k].tolist()
-        return list(map(Hit, best, scores.tolist(), map(self.corpus.chunk, best)))
+        return scores[:count], rows[:count]
+
+    def _reranked(self, search: Search, scores: Floats, rows: Rows) -> Ranked:
+        """Order the best anew, what the caller has already behind them, and behind that what the search found later."""
+        assert self.reranker
+        assert search.context is not None
+        best, later = np.split(np.arange(len(rows)), [rerankers.DEPTH])
+        is_own = self._is_own(rows[best], search.context)
+        new, own = best[~is_own], best[is_own]
+        figures = self.figures(search.context, scores[new], rows[new])
+        new = new[np.argsort(-self.reranker.score(figures), kind="stable")]
+        order = np.concatenate([new, own, later])
+        return scores[order], rows[order]
+
+    def _hits(self, k: int, scores: Floats, rows: Rows) -> list[Hit]:
+        best = rows[:k].tolist()
+        return list(map(Hit, best, scores[:k].tolist(), map(self.corpus.chunk, best)))
 
     def _is_own(self, rows: Rows, context: Floats) -> NDArray[np.bool_]:
         """Say which of `rows` are vectors of `context` `(T, D)`, of whatever length these are."""
@@ -118,16 +220,38 @@ def load(directory: Path, threads: int = 1) -> Retriever:
         BadCheckpoint: a file is missing, altered or unreadable, or contradicts the card.
     """
     try:
-        return _mapped(directory, threads) if IVF in sealed.names(directory) else _in_memory(directory)
-    except (sealed.Corrupt, cards.BadCard, corpora.BadCorpus, BadIndex, KeyError, UnicodeDecodeError) as error:
+        return _mapped(directory, threads) if IVF in sealed.names(directory) else _in_memory(directory, threads)
+    except (
+        sealed.Corrupt,
+        cards.BadCard,
+        corpora.BadCorpus,
+        BadIndex,
+        BadReranker,
+        KeyError,
+        UnicodeDecodeError,
+    ) as error:
         raise BadCheckpoint(f"{directory}: {error}") from error
 
 
-def _in_memory(directory: Path) -> Retriever:
+def _in_memory(directory: Path, threads: int) -> Retriever:
     files = sealed.read(directory)
+    return assemble(directory.name, sealed.seal_of(directory), files, threads)
+
+
+def assemble(version: str, sha256: str, files: Mapping[str, bytes], threads: int = 1) -> Retriever:
+    """Return the retriever that the bytes of a version's files make, all of it in memory.
+
+    Raises:
+        BadCorpus, BadCard, BadIndex, BadReranker, BadCheckpoint: what is wrong with them.
+    """
     corpus = corpora.parse(files)
     card = _card(files, corpus)
-    return Retriever(directory.name, sealed.seal_of(directory), card, corpus, FlatIndex(corpus.vectors))
+    towers = reranker = None
+    if two_tower.INDEX in files:
+        towers = two_tower.open_towers(version, files, len(corpus), card.config["towers"], threads)
+    if rerankers.FILE in files:
+        reranker = Reranker.from_bytes(files[rerankers.FILE], card.context_length)
+    return Retriever(version, sha256, card, corpus, FlatIndex(corpus.vectors), towers, reranker)
 
 
 def _mapped(directory: Path, threads: int) -> Retriever:

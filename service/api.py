@@ -15,7 +15,7 @@ from models.retriever import Hit, Search
 from service import schemas, wire
 from service.door import Call, Headers, HotRoute, Reply, State, want_media_type
 from service.engine import Floats
-from service.errors import Draining, Unavailable
+from service.errors import Draining, Invalid, Unavailable
 from service.inventory import describe
 from service.lineup import Lineup
 from service.metrics import Metrics
@@ -24,6 +24,7 @@ from service.search import SearchEngine
 from service.settings import Settings
 from service.wire import JSON, OCTETS, Decoded, Fields, JsonReader
 
+MADE_BY = ("model", "version", "served_by", "fallback_reason")
 Stages = tuple[tuple[str, float], ...]
 PREDICT = Fields(
     {"context": 0, "contexts": 1},
@@ -92,6 +93,7 @@ class Retrieve:
                 "k": wire.whole(1, settings.max_k),
                 "exclude": wire.wholes(10_000),
                 "exclude_context": wire.flag,
+                "rerank": wire.flag,
                 "model": wire.text,
             },
         )
@@ -101,28 +103,35 @@ class Retrieve:
         """Answer one call; errors leave as `ServiceError`."""
         engine = self._lineup.search_engine()
         asked = self._decode(call, engine)
-        decoded_s = perf_counter() - call.started
-        routed = await self._route(asked, call)
-        query = routed.prediction.vectors[0] if routed else asked.rows[0]
-        engine = self._lineup.search_engine()  # it may have been swapped meanwhile
-        ticket = await engine.search(_search(asked, query), call.deadline)
-        waited: Stages = (("queue", ticket.queue_s), ("search", ticket.infer_s))
-        if routed:
-            waited = (
-                ("queue", routed.prediction.queue_s + ticket.queue_s),
-                ("infer", routed.prediction.infer_s),
-                ("search", ticket.infer_s),
-            )
-        return self._reply(engine, ticket.answer, routed, (("decode", decoded_s), *waited))
-
-    async def _route(self, asked: Decoded, call: Call) -> Routed | None:
-        if asked.field == "query":
-            return None
+        by_towers = self._is_for_towers(asked.field, asked.options, engine)
+        _check_rerank(asked.options, engine, by_towers)
+        stages: Stages = (("decode", perf_counter() - call.started),)
+        if by_towers or asked.field == "query":
+            return await self._answer(engine, asked, call, by_towers, None, stages)
         chain = self._router.chain(asked.options.get("model"), "realtime")
-        return await self._router.predict(asked.rows, chain, call.deadline)
+        routed = await self._router.predict(asked.rows, chain, call.deadline)
+        engine = self._lineup.search_engine()  # it may have been swapped meanwhile
+        return await self._answer(engine, asked, call, False, routed, stages)
+
+    async def _answer(
+        self, engine: SearchEngine, asked: Decoded, call: Call, by_towers: bool, routed: Routed | None, stages: Stages
+    ) -> Reply:
+        query = None if by_towers else routed.prediction.vectors[0] if routed else asked.rows[0]
+        ticket = await engine.search(_search(asked, query), call.deadline)
+        queue_s = ticket.queue_s + (routed.prediction.queue_s if routed else 0.0)
+        infer: Stages = (("infer", routed.prediction.infer_s),) if routed else ()
+        stages = (*stages, ("queue", queue_s), *infer, *ticket.answer.stages)
+        return self._reply(engine, ticket.answer.hits, by_towers, routed, stages)
+
+    @staticmethod
+    def _is_for_towers(field: str, options: Mapping[str, Any], engine: SearchEngine) -> bool:
+        """Say whether the towers make the query: of a context, unless a net is named to do it."""
+        return field == "context" and "model" not in options and engine.retriever.query_maker is not None
 
     def _decode(self, call: Call, engine: SearchEngine) -> Decoded:
         def shape_of(field: str, options: dict[str, Any]) -> wire.Shape:
+            if self._is_for_towers(field, options, engine):
+                return engine.shape
             chain = self._router.chain(options.get("model"), "realtime")
             return (engine.retriever.dim,) if field == "query" else chain[0].shape
 
@@ -134,24 +143,38 @@ class Retrieve:
         return Decoded(wire.decode_octets(call.body, shape_of(field, options), 1, dtype), field, options)
 
     @staticmethod
-    def _reply(engine: SearchEngine, hits: list[Hit], routed: Routed | None, stages: Stages) -> Reply:
+    def _reply(engine: SearchEngine, hits: list[Hit], by_towers: bool, routed: Routed | None, stages: Stages) -> Reply:
         began = perf_counter()
+        author = (*(engine.retriever.query_maker or ("", "")), engine.alias) if by_towers else None
         body = {
             "results": [_result(hit) for hit in hits],
             "corpus": engine.retriever.name,
             "corpus_version": engine.retriever.version,
             "is_exact": engine.retriever.is_exact,
-            **_made_by(routed),
+            "reranked": any(stage == "rerank" for stage, _ in stages),
+            **(_made_by(routed) if author is None else dict(zip(MADE_BY, (*author, None), strict=True))),
             "timing_ms": _milliseconds(stages),
         }
         encoded = wire.encode_json(body)
         stages = (*stages, ("encode", perf_counter() - began))
-        return Reply(encoded, JSON, headers_of(routed, stages), outcome_of(routed), stages)
+        headers = headers_of(routed, stages) + (_maker(*author) if author else [])
+        return Reply(encoded, JSON, headers, outcome_of(routed), stages)
 
 
-def _search(asked: Decoded, query: Floats) -> Search:
-    own = asked.rows[0] if asked.field == "context" and asked.options.get("exclude_context", True) else None
-    return Search(query, asked.options.get("k", 10), asked.options.get("exclude", ()), own)
+def _search(asked: Decoded, query: Floats | None) -> Search:
+    options = asked.options
+    context = asked.rows[0] if asked.field == "context" else None
+    own = context if options.get("exclude_context", True) else None
+    k, exclude, rerank = options.get("k", 10), options.get("exclude", ()), options.get("rerank", True)
+    return Search(query, k, exclude, own, context, rerank)
+
+
+def _check_rerank(options: Mapping[str, Any], engine: SearchEngine, by_towers: bool) -> None:
+    """Refuse to rerank where that is asked for and cannot be."""
+    if options.get("rerank") and not engine.retriever.reranks:
+        raise Invalid("the corpus has no reranker", pointer="/rerank")
+    if options.get("rerank") and not by_towers:
+        raise Invalid("only what the towers find for a context is reranked", pointer="/rerank")
 
 
 def _result(hit: Hit) -> dict[str, Any]:
@@ -187,12 +210,8 @@ def outcome_of(routed: Routed | None) -> str:
 def _made_by(routed: Routed | None) -> dict[str, Any]:
     if routed is None:
         return {}
-    return {
-        "model": routed.prediction.model,
-        "version": routed.prediction.version,
-        "served_by": routed.served_by,
-        "fallback_reason": routed.fallback_reason,
-    }
+    made = routed.prediction.model, routed.prediction.version, routed.served_by, routed.fallback_reason
+    return dict(zip(MADE_BY, made, strict=True))
 
 
 def _milliseconds(stages: Stages) -> dict[str, float]:

@@ -164,7 +164,7 @@ def data(
 
 @app.command(rich_help_panel=MAKE)
 def train(
-    net: Annotated[str, typer.Argument(help="amn, gru, lstm, lstm_stack or transformer.")],
+    net: Annotated[str, typer.Argument(help="amn, gmn, gru, lstm, lstm_stack, mamba or transformer; or reranker.")],
     data: Annotated[str, typer.Option(metavar="[NAME=]DIR", help="Training set; NAME is for the card.")],
     val: Annotated[
         list[str] | None, typer.Option(metavar="[NAME=]DIR", help="Data sets to score on, for the card; repeat.")
@@ -177,6 +177,11 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = 5e-4,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.01,
     noise: Annotated[float, typer.Option(help="Length of the noise added to each context vector.")] = 0.0,
+    reverse: Annotated[float, typer.Option(min=0, max=1, help="Share of batches read backwards.")] = 0.0,
+    teacher: Annotated[
+        list[str] | None, typer.Option(metavar="ALIAS|VERSION", help="A version to learn from; repeat for an ensemble.")
+    ] = None,
+    distil: Annotated[float, typer.Option(min=0, max=1, help="Share of the target that the teachers say.")] = 0.5,
     schedule: Annotated[str, typer.Option(help="baseline (plateau) or optimised (warm-up, cosine).")] = "optimised",
     context_length: Annotated[int, typer.Option(min=1, help="T.")] = 5,
     held_out: Annotated[float, typer.Option(help="Share of the articles that choose the epoch.")] = 0.05,
@@ -188,23 +193,58 @@ def train(
         str, typer.Option("--license", help="Licence of the data, and so of the net.")
     ] = "cc-by-sa-3.0",
     attribution: Annotated[str, typer.Option(help="Whom the data's licence wants named.")] = "",
+    two_tower: Annotated[
+        bool, typer.Option("--two-tower", help="Train it as a query tower, with a payload tower, to retrieve.")
+    ] = False,
+    negatives: Annotated[int, typer.Option(min=1, help="Wrong chunks of the same article, for a two-tower.")] = 3,
+    towers: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="The two-tower whose finds the reranker is to order.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a net, score it as it will be served, and store it as a version."""
+    """Train a net, score it as it will be served, and store it as a version.
+
+    A reranker learns from the articles of --data that its --towers held out.
+    """
     from models.training.job import Job, run_job
+    from models.training.rerank import RerankJob, run_rerank_job
     from models.training.train import Recipe
 
     if schedule not in ("baseline", "optimised"):
         raise typer.BadParameter("want baseline or optimised", param_hint="--schedule")
+    if (net == "reranker") is not (towers is not None):
+        raise typer.BadParameter("a reranker, and nothing else, has --towers", param_hint="--towers")
+    if two_tower and (noise or reverse or teacher):
+        raise typer.BadParameter("noise, reverse and teachers are for nets that predict", param_hint="--two-tower")
+    state = run or Path("runs") / f"{name or net}.pt"
     recipe = Recipe(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         schedule=schedule,  # type: ignore[arg-type]  # checked above
+        negatives=negatives,
         noise=noise,
+        reverse=reverse,
+        teachers=tuple(_existing_registry().find(version).id for version in teacher) if teacher else (),
+        distil=distil,
         seed=seed,
     )
+    if towers is not None:
+        order = RerankJob(
+            name=name or net,
+            towers=_existing_registry().find(towers),
+            data=_named_dir(data),
+            config=_json_option(config),
+            recipe=recipe,
+            state=state,
+            license=license_,
+            attribution=attribution,
+            command=_command_line(),
+        )
+        with _progress("training a reranker") as progress:
+            _print_version(run_rerank_job(order, _registry(), progress, _say), as_json)
+        return
     job = Job(
         net=net,
         name=name or net,
@@ -216,11 +256,12 @@ def train(
         context_length=context_length,
         held_out=held_out,
         device=device,
-        state=run or Path("runs") / f"{name or net}.pt",
+        state=state,
         resume=resume,
         license=license_,
         attribution=attribution,
         command=_command_line(),
+        two_tower=two_tower,
     )
     with _progress(f"training {net}") as progress:
         version = run_job(job, _registry(), progress, _say)
@@ -238,11 +279,20 @@ def corpus(
         Literal["auto", "flat", "ivf"],
         typer.Option(help="flat: exact; ivf: approximate, files stay on disk; auto: ivf for large corpora."),
     ] = "auto",
+    towers: Annotated[
+        str | None, typer.Option(metavar="ALIAS|VERSION", help="A two-tower, or a bundle, to make it a bundle with.")
+    ] = None,
+    reranker: Annotated[str | None, typer.Option(metavar="VERSION", help="The reranker of these towers.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store a data set as a version that `retriever` can point at."""
+    """Store a data set as a version that `retriever` can point at; with towers, as a bundle that reads contexts."""
     from models.card import Card
-    from models.training import publish
+    from models.training import bundle, publish
+
+    if towers is None and reranker is not None:
+        raise typer.BadParameter("a reranker needs --towers", param_hint="--reranker")
+    if towers is not None and index == "ivf":
+        raise typer.BadParameter("what towers search is searched exactly", param_hint="--index")
 
     card = Card(
         name=name,
@@ -254,7 +304,12 @@ def corpus(
         command=_command_line(),
     )
     with _progress("building the index") as progress:
-        version = publish.publish_corpus(_registry(), data, card, index, progress)
+        if towers is None:
+            version = publish.publish_corpus(_registry(), data, card, index, progress)
+        else:
+            found = _existing_registry()
+            order = found.find(reranker) if reranker else None
+            version = bundle.publish_bundle(found, data, card, bundle.read(found.find(towers)), order)
     _print_version(version, as_json)
 
 
@@ -269,21 +324,28 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="float32, bf16 or int8.")] = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Score a version with the serving predictor, beside the baselines; fails where its card promises more."""
+    """Score a version as it is served (towers: with DIR as corpus) beside baselines; fails where its card says more."""
     from models import corpus as corpora
     from models import predictor
     from models.training.evaluate import beside_card
     from models.training.evaluate import evaluate as score
+    from service.inventory import card_of
 
     target = _existing_registry().find(version)
-    net = predictor.load(target.path, device, os.cpu_count() or 1, precision)
     fit = corpora.read(train_data) if train_data else None
-    scores = score(net, corpora.read(data), net.card.context_length, fit)
+    if card_of(target.path).kind in ("corpus", "two_tower"):
+        from models.training import bundle
+
+        net: Any = bundle.read(target)
+        scores = net.score(corpora.read(data), fit)
+    else:
+        net = predictor.load(target.path, device, os.cpu_count() or 1, precision)
+        scores = score(net, corpora.read(data), net.card.context_length, fit)
     card = beside_card(scores, net.card)
     if as_json:
         _print_json({"version": target.id, "data": str(data), "runtime": net.runtime, "card": card, **scores})
     else:
-        _print_scores(net.name, scores, net.runtime, card)
+        _print_scores(net.card.name, scores, net.runtime, card)
     if card and card["is_worse"]:
         raise typer.Exit(FAILED)
 
@@ -451,6 +513,7 @@ def _exit_code(error: Exception) -> int | None:
         ("CannotListen", BAD_CONFIG),
         ("NoSuchDevice", BAD_CONFIG),
         ("BadConfig", USAGE),
+        ("UnfitTeacher", USAGE),
         ("NothingToLearnFrom", BAD_CHECKPOINT),
         ("AnotherRun", FAILED),
         ("ImportError", BAD_CONFIG),

@@ -14,7 +14,7 @@ FASTEST, SLOWEST, STEPS = 50e-6, 10.0, 40  # seconds, seconds, edges
 ENGINES = ("primary", "fallback")
 REASONS = ("expired", "overloaded", "draining", "breaker_open", "model_failed")  # to refuse, to fall back
 STAGES: dict[str, tuple[str, ...]] = {"/predict": ("decode", "queue", "infer", "encode", "total")}
-STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search")}
+STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search", "rerank")}
 Labels = tuple[str, ...]
 
 

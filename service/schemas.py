@@ -17,6 +17,7 @@ class Timing(BaseModel):
     queue: float
     infer: float | None = None
     search: float | None = None
+    rerank: float | None = None
 
 
 class MadeBy(BaseModel):
@@ -54,7 +55,14 @@ class RetrieveRequest(BaseModel):
     k: int = Field(10, ge=1)
     exclude: list[int] = Field([], description="Ids that must not come back.")
     exclude_context: bool = Field(True, description="Leave out the chunks that are the context itself.")
-    model: str | None = None
+    rerank: bool | None = Field(
+        None,
+        description="Order the best passages anew by how they lie to the context and to each other. Default: where the "
+        "corpus has a reranker and its own towers made the query of a context.",
+    )
+    model: str | None = Field(
+        None, description="An alias or a model name whose next vector is the query, instead of what the towers make."
+    )
 
 
 class Result(BaseModel):
@@ -69,12 +77,17 @@ class Result(BaseModel):
 
 
 class RetrieveResponse(BaseModel):
-    """The best passages, best first; who predicted the query where a context was given."""
+    """The best passages, best first; who made the query where a context was given.
+
+    `served_by` is `retriever` where the towers of the corpus made it, else the alias of the net that did. Reranked, the
+    order is the reranker's, and scores, inner products as always, need not fall.
+    """
 
     results: list[Result]
     corpus: str
     corpus_version: str
     is_exact: bool
+    reranked: bool
     model: str | None = None
     version: str | None = None
     served_by: str | None = None

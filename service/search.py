@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import NamedTuple, Protocol
 
 from models.retriever import Hit, Search
 from service.batching import Batch, MicroBatcher, Ticket
@@ -30,9 +31,40 @@ class RetrieverLike(Versioned, Protocol):
         """Whether it is sure to end, and a search takes less than the way to a thread and back."""
         ...
 
-    def search_batch(self, searches: list[Search]) -> Sequence[list[Hit]]:
-        """Return the hits of each search, in order."""
+    @property
+    def query_maker(self) -> tuple[str, str] | None:
+        """Name and version of what makes queries of contexts, or None where a predictor must."""
         ...
+
+    @property
+    def reranks(self) -> bool:
+        """Whether hits for a context can be reranked."""
+        ...
+
+    def search_batch(self, searches: list[Search], lap: Callable[[str], None]) -> Sequence[list[Hit]]:
+        """Return the hits of each search, in order; call `lap` with the name of each stage as it ends."""
+        ...
+
+
+class Found(NamedTuple):
+    """The hits of one search, and the seconds of the stages of its batch."""
+
+    hits: list[Hit]
+    stages: tuple[tuple[str, float], ...]
+
+
+class Stopwatch:
+    """Notes the seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self._since = perf_counter()
+        self.stages: tuple[tuple[str, float], ...] = ()
+
+    def lap(self, stage: str) -> None:
+        """End a stage."""
+        now = perf_counter()
+        self.stages = (*self.stages, (stage, now - self._since))
+        self._since = now
 
 
 class SearchEngine:
@@ -45,8 +77,9 @@ class SearchEngine:
         self.identity = identity(retriever)
         self._metrics = metrics
         self._rows = metrics.batch_rows.of(self.alias)
-        self.batcher: MicroBatcher[Search, list[Hit]] = MicroBatcher(
-            retriever.search_batch,
+        self.shape = (retriever.card.context_length, retriever.dim)
+        self.batcher: MicroBatcher[Search, Found] = MicroBatcher(
+            self._run,
             name=self.alias,
             max_rows=settings.max_batch,
             max_queue=settings.max_queue,
@@ -54,9 +87,14 @@ class SearchEngine:
             inline=retriever.is_quick,
         )
 
-    async def search(self, search: Search, deadline: float) -> Ticket[Search, list[Hit]]:
+    async def search(self, search: Search, deadline: float) -> Ticket[Search, Found]:
         """Return the ticket of `search` with its hits; raises as `MicroBatcher.submit`."""
         return (await self.batcher.submit([(search, 1)], deadline))[0]
+
+    def _run(self, searches: list[Search]) -> list[Found]:
+        watch = Stopwatch()
+        each = self.retriever.search_batch(searches, watch.lap)
+        return [Found(hits, watch.stages) for hits in each]
 
     def _observe(self, batch: Batch) -> None:
         self._rows.observe(batch.rows)

@@ -23,6 +23,7 @@ from service.app import Service, create_app
 from service.server import Server, bind, config_of
 from service.settings import Settings
 from tests.fakes import FakeLoaders, mean_of, registry_of
+from tests.fakes import retriever as corpus_of
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "artifacts" / "lvm"
@@ -76,11 +77,11 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Return a function that serves fakes: `serve(amn=answer, gru=answer, some_setting=...)`."""
     with ExitStack() as stack:
 
-        def start(*, retriever: bool = True, amn=mean_of, gru=mean_of, **settings: object) -> Running:  # type: ignore[no-untyped-def]
+        def start(*, retriever: bool = True, corpus=corpus_of, amn=mean_of, gru=mean_of, **settings: object) -> Running:  # type: ignore[no-untyped-def]
             aliases = {"primary": "amn", "fallback": "gru"} | ({"retriever": "corpus"} if retriever else {})
             registry = registry_of(tmp_path / "registry", **aliases)
             known = Settings(registry=registry.root, reload_s=0.05, **settings)  # type: ignore[arg-type]
-            app = create_app(known, FakeLoaders(amn=amn, gru=gru))
+            app = create_app(known, FakeLoaders(corpus, amn=amn, gru=gru))
             return stack.enter_context(running(app, known))
 
         yield start

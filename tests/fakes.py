@@ -13,7 +13,9 @@ from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats, normalise
 from models.index import FlatIndex
 from models.registry import Registry, Version
+from models.reranker import NEIGHBOURS, Reranker, features_of
 from models.retriever import Retriever
+from models.towers import Towers
 
 D, T = 8, 5
 
@@ -108,11 +110,32 @@ def retriever(version: str = "20260101-000000000000", **changes: object) -> Retr
     return Retriever(version, "1" * 64, card("corpus", kind="corpus", **changes), known, FlatIndex(known.vectors))
 
 
+class MeanQuery:
+    """A query tower that answers the mean."""
+
+    name, on_cpu = "fake", True
+
+    def run(self, batch: Floats) -> Floats:
+        """Map contexts `(B, T, D)` to their means."""
+        return mean_of(batch)
+
+
+def bundle(version: str = "20260101-000000000000") -> Retriever:
+    """Return the fake corpus with towers, and a reranker that puts the nearest to the last vector first."""
+    known = corpus()
+    neighbours = np.zeros((len(known), NEIGHBOURS), np.float32)
+    towers = Towers("towers", "20260202-000000000000", MeanQuery(), FlatIndex(known.vectors), neighbours)
+    hidden = np.zeros((1, features_of(T)), np.float32)
+    hidden[0, T - 1] = 1
+    last = Reranker(hidden, np.ones(1, np.float32), np.ones(1, np.float32))
+    return Retriever(version, "1" * 64, card("corpus", kind="corpus"), known, FlatIndex(known.vectors), towers, last)
+
+
 class FakeLoaders:
     """Makes predictors by model name; a name without one is a checkpoint that must not be served."""
 
-    def __init__(self, **answers: Callable[[Floats], Floats]) -> None:
-        self.answers = answers
+    def __init__(self, corpus: Callable[[str], Retriever] = retriever, **answers: Callable[[Floats], Floats]) -> None:
+        self.answers, self._corpus = answers, corpus
         self.loaded: list[FakePredictor] = []
 
     def predictor(self, version: Version) -> FakePredictor:
@@ -125,7 +148,7 @@ class FakeLoaders:
 
     def retriever(self, version: Version) -> Retriever:
         """Return the fake corpus."""
-        return retriever(version.version)
+        return self._corpus(version.version)
 
 
 def add_version(registry: Registry, name: str, text: str = "first") -> Version:

@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from models.nets.amn import AMN, AMNConfig
+from models.nets.gmn import GMN, GMNConfig
 from models.nets.gru import GRU, GRUConfig
 from models.nets.lstm import LSTM, LSTMConfig, LSTMStack, LSTMStackConfig
+from models.nets.mamba import Mamba, MambaConfig
 from models.nets.transformer import Transformer, TransformerConfig
 
 
@@ -20,9 +22,11 @@ class BadConfig(ValueError):
 
 NETS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "amn": (AMNConfig, AMN),
+    "gmn": (GMNConfig, GMN),
     "gru": (GRUConfig, GRU),
     "lstm": (LSTMConfig, LSTM),
     "lstm_stack": (LSTMStackConfig, LSTMStack),
+    "mamba": (MambaConfig, Mamba),
     "transformer": (TransformerConfig, Transformer),
 }
 
@@ -50,5 +54,12 @@ def config_dict(net: nn.Module) -> dict[str, Any]:
 
 
 def architecture_of(net: nn.Module) -> str:
-    """Return the name under which `net` is built."""
-    return next(name for name, (_, net_type) in NETS.items() if type(net) is net_type)
+    """Return the name under which `net` is built.
+
+    Raises:
+        BadConfig: no name builds a net of this class, whatever the class is called.
+    """
+    for name, (_, net_type) in NETS.items():
+        if type(net) is net_type:
+            return name
+    raise BadConfig(f"{type(net).__module__}.{type(net).__qualname__} is not among the nets: {', '.join(NETS)}")

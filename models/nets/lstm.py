@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from models.nets.stack import RecurrentStack, StackConfig, count_blocks
+from models.nets.start import corrected, silence
 from models.nets.unit import unit
 
 
@@ -20,6 +21,7 @@ class LSTMConfig:
     hidden_dim: int = 512
     layers: int = 2
     dropout: float = 0.2
+    decay: float | None = None  # of the weighted mean that the net corrects; None: it predicts alone
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> LSTMConfig:
@@ -36,11 +38,13 @@ class LSTM(nn.Module):
         self.config = config
         self.lstm = nn.LSTM(config.dim, config.hidden_dim, config.layers, batch_first=True, dropout=config.dropout)
         self.output_proj = nn.Linear(config.hidden_dim, config.dim)
+        if config.decay is not None:
+            silence(self.output_proj)
 
     def forward(self, context: Tensor) -> Tensor:
         """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""
         states, _ = self.lstm(context)  # (B, T, hidden)
-        return unit(self.output_proj(states[:, -1]))
+        return unit(corrected(context, self.output_proj(states[:, -1]), self.config.decay))
 
 
 class LSTMStackConfig(StackConfig):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+from models.nets.start import corrected, silence
 from models.nets.unit import unit
 
 
@@ -28,6 +29,7 @@ class StackConfig:
     hidden_dim: int = 512
     blocks: int = 4
     dropout: float = 0.0
+    decay: float | None = None  # of the weighted mean that the net corrects; None: it predicts alone
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
@@ -98,14 +100,15 @@ class RecurrentStack(nn.Module):
         self.blocks = nn.ModuleList(RecurrentBlock(self.kind, hidden, config.dropout) for _ in range(config.blocks))
         self.output_proj = nn.Linear(hidden, config.dim)
         nn.init.orthogonal_(self.input_proj.weight)
-        with torch.no_grad():  # an untrained stack predicts the last context vector
-            self.output_proj.weight.copy_(self.input_proj.weight.T)
+        silence(self.output_proj)
+        with torch.no_grad():
             self.input_proj.bias.zero_()
-            self.output_proj.bias.zero_()
+            if config.decay is None:  # an untrained stack predicts the last context vector
+                self.output_proj.weight.copy_(self.input_proj.weight.T)
 
     def forward(self, context: Tensor) -> Tensor:
         """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""
         x = self.input_proj(context)  # (B, T, hidden)
         for block in self.blocks:
             x = block(x)
-        return unit(self.output_proj(x[:, -1]))
+        return unit(corrected(context, self.output_proj(x[:, -1]), self.config.decay))

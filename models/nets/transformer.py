@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.nets.stack import count_blocks
+from models.nets.start import corrected, silence
 from models.nets.unit import unit
 
 
@@ -24,6 +25,7 @@ class TransformerConfig:
     layers: int = 4
     feedforward_dim: int = 2048
     dropout: float = 0.1
+    decay: float | None = None  # of the weighted mean that the net corrects; None: it predicts alone
     max_positions: int = 5000
 
     @classmethod
@@ -67,10 +69,14 @@ class Transformer(nn.Module):
         self.config = config
         dim = config.model_dim
         self.input_proj = nn.Linear(config.dim, dim)
+        nn.init.normal_(self.input_proj.weight)  # unit vectors become as large as the positions
         self.pos_encoder = SinusoidalPositions(dim, config.max_positions, config.dropout)
         layer = nn.TransformerDecoderLayer(dim, config.heads, config.feedforward_dim, config.dropout, batch_first=True)
         self.transformer_decoder = nn.TransformerDecoder(layer, config.layers)
-        self.head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Linear(dim, config.dim))
+        last = nn.Linear(dim, config.dim)
+        if config.decay is not None:
+            silence(last)
+        self.head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), last)
         mask = nn.Transformer.generate_square_subsequent_mask(config.context_length)
         self.mask: Tensor
         self.register_buffer("mask", mask, persistent=False)
@@ -80,4 +86,4 @@ class Transformer(nn.Module):
         x = self.pos_encoder(self.input_proj(context))  # (B, T, model_dim)
         # Saying that the mask is not known to be causal spares a data-dependent check; it still masks.
         x = self.transformer_decoder(x, x, tgt_mask=self.mask, memory_mask=self.mask, tgt_is_causal=False)
-        return unit(self.head(x[:, -1]))
+        return unit(corrected(context, self.head(x[:, -1]), self.config.decay))

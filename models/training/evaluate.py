@@ -31,18 +31,21 @@ class Predicts(Protocol):
         ...
 
 
-def evaluate(predictor: Predicts, corpus: Corpus, length: int, train: Corpus | None = None) -> dict[str, Any]:
+def evaluate(
+    predictor: Predicts, corpus: Corpus, length: int, train: Corpus | None = None, bank: Floats | None = None
+) -> dict[str, Any]:
     """Return the scores of `predictor` on `corpus` and of every baseline, ready for JSON.
 
-    `length` is T; the ridge baseline is among the baselines where `train` is there to fit it.
+    `length` is T; the ridge baseline is among the baselines where `train` is there to fit it. Where the answers are
+    queries for other vectors than the corpus's, these are the `bank` `(N, D)`.
 
     Raises:
         NothingToLearnFrom: no article of the corpus is longer than T chunks.
         ValueError: an answer is not finite.
     """
     data = some_windows(corpus, length)
-    scores = _score(predictor.predict_batch, data)
-    baselines = {name: _score(predict, data) for name, predict in _baselines(length, train).items()}
+    scores = score(predictor.predict_batch, data, bank)
+    baselines = {name: score(predict, data) for name, predict in _baselines(length, train).items()}
     counts = {"windows": len(data), "articles": len(np.unique(data.article)), "chunks": len(corpus)}
     return {**scores, "baselines": baselines, **counts}
 
@@ -62,11 +65,13 @@ def beside_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
 
 def baseline_scores(data: Windows) -> dict[str, float]:
     """Return the mean cosine of every baseline that needs no fitting, for an early look."""
-    truth = data.targets()
-    return {
-        name: float(np.mean(np.sum(predict(data.contexts()) * truth, axis=1)))
-        for name, predict in _baselines(data.length, None).items()
-    }
+    return {name: mean_cosine(predict, data) for name, predict in _baselines(data.length, None).items()}
+
+
+def mean_cosine(predict: Callable[[Floats], Floats], data: Windows) -> float:
+    """Return the mean cosine of what `predict` answers to the contexts with the true next vectors."""
+    blocks = (data.take(rows) for rows in _blocks(len(data)))
+    return sum(float(np.sum(predict(block.contexts()) * block.targets())) for block in blocks) / len(data)
 
 
 def _baselines(length: int, train: Corpus | None) -> dict[str, Callable[[Floats], Floats]]:
@@ -93,15 +98,16 @@ def ridge(train: Windows) -> Callable[[Floats], Floats]:
     return lambda contexts: normalise(contexts.reshape(-1, width) @ weights)
 
 
-def _score(predict: Callable[[Floats], Floats], data: Windows) -> dict[str, Any]:
-    parts = [_score_block(predict, data, rows) for rows in _blocks(len(data))]
-    cosine, margin, ranks, ranks_without = (np.concatenate(part) for part in zip(*parts, strict=True))
+def score(predict: Callable[[Floats], Floats], data: Windows, bank: Floats | None = None) -> dict[str, Any]:
+    """Return cosine, margin and retrieval figures of `predict` on windows, beside a `bank` other than their own."""
+    parts = [_score_block(predict, data, rows, data.vectors if bank is None else bank) for rows in _blocks(len(data))]
+    cosine, margin, found, found_without = (np.concatenate(part) for part in zip(*parts, strict=True))
     if not np.isfinite(cosine).all():
         raise ValueError("an answer is not finite")
     return {
         "cosine": float(cosine.mean()),
         "margin": float(margin.mean()),
-        "retrieval": {"with_context": _ranking(ranks), "without_context": _ranking(ranks_without)},
+        "retrieval": {"with_context": ranking(found), "without_context": ranking(found_without)},
     }
 
 
@@ -110,27 +116,29 @@ def _blocks(count: int) -> list[NDArray[np.int64]]:
 
 
 def _score_block(
-    predict: Callable[[Floats], Floats], data: Windows, rows: NDArray[np.int64]
+    predict: Callable[[Floats], Floats], data: Windows, rows: NDArray[np.int64], bank: Floats
 ) -> tuple[NDArray[Any], ...]:
     context_rows, target = data.rows()[rows], data.target[rows]
     contexts, truth = data.vectors[context_rows], data.vectors[target]
     vectors = predict(contexts)
     cosine = np.sum(vectors * truth, axis=1)
     margin = cosine - np.sum(vectors * contexts[:, -1], axis=1)
-    return cosine, margin, *_ranks(vectors, data.vectors, context_rows, target)
+    return cosine, margin, *ranks(vectors, bank, context_rows, target)
 
 
-def _ranks(
+def ranks(
     queries: Floats, bank: Floats, context: NDArray[np.int64], target: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ranks `(B,)` of the rows `target` of a bank `(N, D)`, with the rows `context` `(B, T)` and without."""
     similarity = queries @ bank.T  # (B, N)
     true = np.take_along_axis(similarity, target[:, None], 1)
     earlier_tie = (similarity == true) & (np.arange(len(bank)) < target[:, None])
     better = (similarity > true) | earlier_tie
-    ranks = 1 + better.sum(axis=1)
-    return ranks, ranks - np.take_along_axis(better, context, 1).sum(axis=1)
+    place = 1 + better.sum(axis=1)
+    return place, place - np.take_along_axis(better, context, 1).sum(axis=1)
 
 
-def _ranking(ranks: NDArray[np.int64]) -> dict[str, float]:
-    recall = {f"R@{k}": float(np.mean(ranks <= k)) for k in RANKS}
-    return {**recall, "Contain@50": recall["R@50"], "MRR": float(np.mean(1.0 / ranks))}
+def ranking(found: NDArray[Any]) -> dict[str, float]:
+    """Return recall and mean reciprocal rank of ranks `(W,)`, infinite where the truth was not found."""
+    recall = {f"R@{k}": float(np.mean(found <= k)) for k in RANKS}
+    return {**recall, "Contain@50": recall["R@50"], "MRR": float(np.mean(1.0 / found))}

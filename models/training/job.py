@@ -11,8 +11,11 @@ from models import corpus as corpora
 from models.card import Card
 from models.corpus import Corpus
 from models.registry import Registry, Version
+from models.training.bundle import publish_towers
 from models.training.evaluate import baseline_scores
 from models.training.publish import golden_contexts, publish, reference_of
+from models.training.teachers import Ensemble, load_teachers
+from models.training.towers import TowerTrainer
 from models.training.train import Epoch, Recipe, Trainer
 from models.training.windows import Windows, hold_out, some_windows
 
@@ -43,6 +46,7 @@ class Job:
     license: str
     attribution: str
     command: str
+    two_tower: bool = False
 
 
 def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], say: Callable[[str], None]) -> Version:
@@ -52,26 +56,35 @@ def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], 
         BadCorpus: a data set cannot be read.
         NothingToLearnFrom: a data set has no window.
         AnotherRun: the state to resume belongs to another run.
+        UnfitTeacher: a teacher reads vectors of another shape.
+        NotAsTrained: the served net scores otherwise than the trained one.
     """
     corpus = corpora.read(job.data[1])
     train, held_out = hold_out(some_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
-    trainer = Trainer(job.net, _config(job, corpus), job.recipe, train, job.device)
+    kind, store = (TowerTrainer, publish_towers) if job.two_tower else (Trainer, publish)
+    trainer = kind(job.net, _config(job, corpus), job.recipe, train, job.device, _teacher(job, registry, corpus.dim))
     _prepare(job, trainer)
     _say_baselines(held_out, say)
 
     def report(epoch: Epoch) -> None:
-        say(f"epoch {epoch.number}: loss {epoch.loss:.4f}, held-out cosine {epoch.cosine:.4f}")
+        say(f"epoch {epoch.number}: loss {epoch.loss:.4f}, held-out {trainer.measure} {epoch.score:.4f}")
         progress(epoch.number, job.recipe.epochs)
 
     progress(len(trainer.history), job.recipe.epochs)
     net = trainer.run(held_out, job.state, report)
     golden = golden_contexts(corpus, corpus.dim, job.context_length)
     data = {name: corpora.read(path) for name, path in job.validate}
-    return publish(registry, net, _card(job, corpus, train, held_out), golden, data, corpus)
+    card = _card(job, corpus, train, held_out, trainer.best_score)
+    return store(registry, net, card, golden, data, corpus, (held_out, trainer.best_score))
 
 
 def _config(job: Job, corpus: Corpus) -> dict[str, Any]:
     return {"dim": corpus.dim, "context_length": job.context_length, **job.config}
+
+
+def _teacher(job: Job, registry: Registry, dim: int) -> Ensemble | None:
+    versions = job.recipe.teachers
+    return load_teachers(registry, versions, dim, job.context_length) if versions else None
 
 
 def _prepare(job: Job, trainer: Trainer) -> None:
@@ -85,7 +98,8 @@ def _say_baselines(held_out: Windows, say: Callable[[str], None]) -> None:
         say(f"baseline {name}: held-out cosine {cosine:.4f}")
 
 
-def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows) -> Card:
+def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, score: float) -> Card:
+    teachers = {"teachers": list(job.recipe.teachers)} if job.recipe.teachers else {}
     return Card(
         name=job.name,
         kind="net",
@@ -97,7 +111,11 @@ def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows) -> Card:
             "train": job.data[0],
             "windows": len(train),
             "held_out_windows": len(held_out),
+            f"held_out_{'MRR' if job.two_tower else 'cosine'}": round(score, 5),
             "split": f"by article, {job.held_out:.0%} held out to choose the epoch, seed {job.recipe.seed}",
+            "held_out": job.held_out,
+            "seed": job.recipe.seed,
+            **teachers,
         },
         command=job.command,
         reference=reference_of(corpus),

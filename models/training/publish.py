@@ -29,19 +29,24 @@ from models import checkpoint as checkpoints
 from models import corpus as corpora
 from models import predictor
 from models.card import Card, Reference
+from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats, Passages
 from models.index import IVF
 from models.nets import architecture_of, config_dict
 from models.registry import Registry, Version
 from models.runtimes.torch import answer_of, arrays_of
 from models.training import indexing
-from models.training.evaluate import evaluate
+from models.training.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.training.indexing import Progress
-from models.training.windows import windows
+from models.training.windows import Windows, windows
 
 GOLDEN = 16  # golden contexts in a version
 FLAT_ROWS = 25_000  # chunks up to which exact search takes less than half a millisecond
 Index = Literal["auto", "flat", "ivf"]
+
+
+class NotAsTrained(BadCheckpoint):
+    """A net that is not, as it will be served, what was trained; says both scores."""
 
 
 def publish(
@@ -51,19 +56,25 @@ def publish(
     golden: Floats,
     data: Mapping[str, Corpus],
     train: Corpus | None = None,
+    held_out: tuple[Windows, float] | None = None,
 ) -> Version:
     """Store `net` as a new version of `card.name`.
 
     The card's sizes are read off the net, its scores computed by the serving predictor on every
-    corpus of `data` (with the ridge baseline where `train` is given); `golden` is `(G, T, D)`.
+    corpus of `data` (with the ridge baseline where `train` is given); `golden` is `(G, T, D)`, `held_out`
+    windows with the mean cosine that the net in training scored on them.
 
     Raises:
+        BadConfig: `net` is of no known class, whatever it is called.
         BadCheckpoint: the exported net does not answer as the torch net does.
+        NotAsTrained: the serving predictor scores otherwise on `held_out` than training did.
     """
+    card = replace(card, **facts(net))
     files = net_files(net, golden)
-    card = replace(card, **_facts(net))
     draft = checkpoints.parse("draft", {**files, cards.FILE: card.to_markdown().encode()})
     served = predictor.make(draft, device="cpu", threads=torch.get_num_threads())
+    if held_out:
+        compare(mean_cosine(served.predict_batch, held_out[0]), held_out[1])
     scores = {name: rounded(evaluate(served, corpus, card.context_length, train)) for name, corpus in data.items()}
     card = replace(card, scores=scores, limits=(*card.limits, *_beaten_by(scores)))
     return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
@@ -182,6 +193,12 @@ def _point_at(model: onnx.ModelProto, weights: bytes) -> None:
             tensor.ClearField("raw_data")
 
 
+def compare(served: float, trained: float) -> None:
+    """Raise `NotAsTrained` where a score as served is further than the tolerance from what it was in training."""
+    if not abs(served - trained) <= TOLERANCE:
+        raise NotAsTrained(f"served it scores {served:.4f}, in training it scored {trained:.4f}")
+
+
 @contextmanager
 def _quiet() -> Any:
     before = logging.root.manager.disable
@@ -202,7 +219,8 @@ def _beaten_by(scores: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _facts(net: nn.Module) -> dict[str, Any]:
+def facts(net: nn.Module) -> dict[str, Any]:
+    """Return what a card says of a net that can be read off it."""
     config = config_dict(net)
     return {
         "architecture": architecture_of(net),

@@ -34,6 +34,10 @@ class Windows:
         """Row of the true next vector of each window, `(W,)`."""
         return self.start + self.length
 
+    def take(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> Windows:
+        """Return the windows of these numbers, or where this mask is true."""
+        return Windows(self.vectors, self.start[which], self.article[which], self.length)
+
     def rows(self) -> Rows:
         """Rows of each window's context, `(W, T)`."""
         return self.start[:, None] + np.arange(self.length)
@@ -74,8 +78,11 @@ def hold_out(data: Windows, share: float, seed: int) -> tuple[Windows, Windows]:
     articles = np.unique(data.article)
     np.random.default_rng(seed).shuffle(articles)
     held = np.isin(data.article, articles[: max(1, round(share * len(articles)))])
-    return _pick(data, ~held), _pick(data, held)
+    return data.take(~held), data.take(held)
 
 
-def _pick(data: Windows, keep: NDArray[np.bool_]) -> Windows:
-    return Windows(data.vectors, data.start[keep], data.article[keep], data.length)
+def alone(data: Windows) -> Windows:
+    """Return the same windows over a bank of nothing but their own chunks."""
+    span = np.arange(data.length + 1)
+    own = np.unique(data.start[:, None] + span)
+    return Windows(data.vectors[own], np.searchsorted(own, data.start), data.article, data.length)

@@ -17,8 +17,9 @@ from models.card import Card
 from models.corpus import Corpus, Floats
 from models.nets import build
 from models.registry import Registry, Version
-from models.training import publish
+from models.training import bundle, publish
 from models.training.job import Job, run_job
+from models.training.rerank import RerankJob, run_rerank_job
 from models.training.train import Recipe
 
 settings.register_profile("steady", deadline=None, derandomize=True)  # the same today, and on a busy machine
@@ -27,9 +28,11 @@ settings.load_profile("steady")
 DIM, LENGTH, ARTICLES, CHUNKS = 16, 5, 12, 20
 TINY: dict[str, dict[str, Any]] = {
     "amn": {"key_dim": 8, "hidden_dim": 16},
+    "gmn": {"gram_dim": 8, "hidden_dim": 16},
     "gru": {"hidden_dim": 16, "blocks": 2},
     "lstm": {"hidden_dim": 16},
     "lstm_stack": {"hidden_dim": 16, "blocks": 2},
+    "mamba": {"blocks": 2, "state_dim": 4},
     "transformer": {"model_dim": 16, "heads": 2, "layers": 2, "feedforward_dim": 32, "max_positions": 20},
 }
 
@@ -148,27 +151,38 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 @pytest.fixture(scope="session")
+def job_of(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Job]:
+    """Return a function that makes the training job of a tiny net, with the changes given."""
+
+    def make(net: str, **changes: Any) -> Job:
+        job = Job(
+            net=net,
+            name=net,
+            config=TINY[net],
+            recipe=Recipe(epochs=2, batch_size=32, learning_rate=5e-3),
+            data=("tiny", corpus_dir),
+            validate=(),
+            encoder="tiny-encoder",
+            context_length=LENGTH,
+            held_out=0.2,
+            device="cpu",
+            state=tmp_path_factory.mktemp("runs") / "deep" / f"{net}.pt",
+            resume=False,
+            license="cc-by-sa-3.0",
+            attribution="",
+            command=f"lvm train {net} --data tiny",
+        )
+        return replace(job, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def trained(
-    published: Registry, corpus_dir: Path, other_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    published: Registry, corpus_dir: Path, other_dir: Path, job_of: Callable[..., Job]
 ) -> tuple[Version, list[str], list[tuple[int, int]]]:
     """What one whole training job of a tiny AMN returned, said and reported as progress."""
-    job = Job(
-        net="amn",
-        name="amn",
-        config=TINY["amn"],
-        recipe=Recipe(epochs=2, batch_size=32, learning_rate=5e-3),
-        data=("tiny", corpus_dir),
-        validate=(("other", other_dir), ("tiny", corpus_dir)),
-        encoder="tiny-encoder",
-        context_length=LENGTH,
-        held_out=0.2,
-        device="cpu",
-        state=tmp_path_factory.mktemp("runs") / "deep" / "amn.pt",
-        resume=False,
-        license="cc-by-sa-3.0",
-        attribution="",
-        command="lvm train amn --data tiny",
-    )
+    job = job_of("amn", validate=(("other", other_dir), ("tiny", corpus_dir)))
     said: list[str] = []
     progress: list[tuple[int, int]] = []
     version = run_job(job, published, lambda done, total: progress.append((done, total)), said.append)
@@ -178,6 +192,58 @@ def trained(
 @pytest.fixture(scope="session")
 def amn_version(trained: tuple[Version, list[str], list[tuple[int, int]]]) -> Version:
     return trained[0]
+
+
+@pytest.fixture(scope="session")
+def towers_version(published: Registry, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Version:
+    """A two-tower whose query tower is a tiny Mamba, half of the articles held out for a reranker."""
+    job = Job(
+        net="mamba",
+        name="two-tower",
+        config=TINY["mamba"],
+        recipe=Recipe(epochs=2, batch_size=16, learning_rate=1e-3),
+        data=("tiny", corpus_dir),
+        validate=(),
+        encoder="tiny-encoder",
+        context_length=LENGTH,
+        held_out=0.5,
+        device="cpu",
+        state=tmp_path_factory.mktemp("runs") / "towers.pt",
+        resume=False,
+        license="cc-by-sa-3.0",
+        attribution="",
+        command="lvm train mamba --two-tower",
+        two_tower=True,
+    )
+    return run_job(job, published, lambda done, total: None, lambda said: None)
+
+
+@pytest.fixture(scope="session")
+def reranker_version(
+    published: Registry, towers_version: Version, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Version:
+    """The reranker of that two-tower."""
+    job = RerankJob(
+        name="reranker",
+        towers=towers_version,
+        data=("tiny", corpus_dir),
+        config={"hidden_dim": 8},
+        recipe=Recipe(epochs=4, batch_size=32, learning_rate=1e-2),
+        state=tmp_path_factory.mktemp("runs") / "reranker.pt",
+        license="cc-by-sa-3.0",
+        attribution="",
+        command="lvm train reranker",
+    )
+    return run_rerank_job(job, published, lambda done, total: None, lambda said: None)
+
+
+@pytest.fixture(scope="session")
+def bundle_version(
+    published: Registry, towers_version: Version, reranker_version: Version, other_dir: Path, card: Callable[..., Card]
+) -> Version:
+    """Both with the index of the validation set."""
+    passages = card(name="passages", kind="corpus", dim=0)
+    return bundle.publish_bundle(published, other_dir, passages, bundle.read(towers_version), reranker_version)
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,12 @@ from torch.nn.functional import normalize
 from models.corpus import Floats
 from models.nets import NETS, BadConfig, architecture_of, build, config_dict
 from models.nets.stack import count_blocks, gru_in_steps
+from models.nets.start import weighted_mean
 from models.nets.unit import unit
 
 TinyNet = Callable[..., nn.Module]
 Contexts = Callable[..., Floats]
-PARAMETERS = {"amn": 1_510_912, "gru": 7_095_552, "lstm": 5_120_768, "transformer": 17_867_520}
+PARAMETERS = {"amn": 1_510_912, "gmn": 1_126_420, "gru": 7_095_552, "lstm": 5_120_768, "transformer": 17_867_520}
 
 
 @pytest.mark.parametrize("architecture", PARAMETERS)
@@ -123,14 +124,39 @@ def test_a_net_is_built_again_from_its_config(tiny_net: TinyNet, contexts: Conte
 def test_the_sizes_are_read_off_a_state(tiny_net: TinyNet, architecture: str) -> None:
     net = tiny_net(architecture, dim=12, **({"feedforward_dim": 24} if architecture == "transformer" else {}))
     read = asdict(NETS[architecture][0].from_state(net.state_dict()))
-    untold = {"dropout", "context_length", "heads"}  # no tensor tells these
+    untold = {"dropout", "context_length", "heads", "decay"}  # no tensor tells these
     config = config_dict(net)
     assert {k: v for k, v in read.items() if k not in untold} == {k: v for k, v in config.items() if k not in untold}
 
 
+@pytest.mark.parametrize("architecture", ["gru", "lstm", "lstm_stack", "transformer", "gmn"])
+def test_an_untrained_net_that_corrects_the_weighted_mean_predicts_it(contexts: Contexts, architecture: str) -> None:
+    context = torch.from_numpy(contexts(8, dim=512))
+    net = build(architecture, {"dim": 512, **({} if architecture == "gmn" else {"decay": 0.7})}).eval()
+    weights = torch.tensor([0.7**4, 0.7**3, 0.7**2, 0.7, 1])
+    with torch.inference_mode():
+        assert torch.allclose(net(context), normalize((context.mT @ weights), dim=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["gru", "lstm", "lstm_stack", "transformer"])
+def test_a_correction_is_added_to_the_weighted_mean_and_to_nothing_else(
+    tiny_net: TinyNet, contexts: Contexts, architecture: str
+) -> None:
+    """With the same weights, the net that predicts alone gives the direction of the correction."""
+    context = torch.from_numpy(contexts(8))
+    alone, correcting = tiny_net(architecture), tiny_net(architecture, decay=0.5)
+    correcting.load_state_dict(alone.state_dict(), strict=True)
+    start = weighted_mean(context, 0.5)
+    with torch.inference_mode():
+        a, b = alone(context), correcting(context)
+        residual = (start * b).sum(1, keepdim=True) * b - start  # of the start, what is across the answer
+        across = a - (a * b).sum(1, keepdim=True) * b
+    assert torch.allclose(normalize(across, dim=1), normalize(residual, dim=1), atol=1e-3)
+
+
 def test_an_unknown_net_or_size_is_refused() -> None:
     with pytest.raises(BadConfig, match="choose from"):
-        build("mamba", {})
+        build("perceptron", {})
     with pytest.raises(BadConfig, match="surprise"):
         build("amn", {"surprise": 1})
 
@@ -181,6 +207,28 @@ def test_an_untrained_amn_predicts_the_mean(contexts: Contexts) -> None:
     with torch.inference_mode():
         answer = build("amn", {"dim": 16, "key_dim": 8, "hidden_dim": 16}).eval()(context)
     assert torch.allclose(answer, normalize(context.mean(dim=1), dim=1), atol=1e-6)
+
+
+# GMN
+
+
+def test_gmn_costs_no_more_than_amn() -> None:
+    with torch.device("meta"):
+        sizes = {name: sum(p.numel() for p in build(name, {}).parameters()) for name in ("amn", "gmn")}
+    assert sizes["gmn"] <= sizes["amn"]
+
+
+def test_the_mixtures_of_gmn_turn_with_the_space(tiny_net: TinyNet, contexts: Contexts) -> None:
+    """Without the residual it knows no direction, only what vectors have in common: as good in any domain."""
+    net: Any = tiny_net("gmn")
+    with torch.no_grad():
+        net.residual_net[-1].weight.zero_()
+        net.residual_net[-1].bias.zero_()
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
+    context = torch.from_numpy(contexts(8))
+    with torch.inference_mode():
+        assert torch.allclose(net(context @ turn), net(context) @ turn, atol=1e-5)
+        assert (net(context) - net(context.flip(1))).abs().max() > 1e-2  # and order matters
 
 
 # The stacks

@@ -34,13 +34,13 @@ from models.training.publish import golden_contexts, net_files
 Contexts = Callable[..., Floats]
 
 
-@pytest.fixture(scope="session", params=["amn", "gru", "lstm", "lstm_stack", "transformer"])
+@pytest.fixture(scope="session", params=["amn", "gmn", "gru", "lstm", "lstm_stack", "transformer"])
 def pair(request: pytest.FixtureRequest, tiny_net: Callable[..., nn.Module]) -> tuple[nn.Module, Checkpoint]:
     """A net and the checkpoint exported of it."""
     if request.param in ("amn", "gru"):  # already exported
         stored = checkpoints.load(request.getfixturevalue(f"{request.param}_version").path)
         return build_net(stored), stored
-    net = tiny_net(request.param)
+    net = tiny_net(request.param, **({"decay": 0.7} if request.param == "lstm_stack" else {}))
     config: Mapping[str, Any] = config_dict(net)
     card = Card("toy", "net", 16, "e", "l", "a", architecture=architecture_of(net), config=config)
     files = net_files(net, golden_contexts(None, 16, 5))

@@ -23,7 +23,7 @@ from models.registry import Registry
 from models.training.foreign import NameMismatch, read_net
 
 ROOT = Path(__file__).parents[3]
-TYPES = {"amn": "amn", "gru": "gru", "lstm": "lstm", "lstm_stack": "lstm", "transformer": "transformer"}
+TYPES = {"amn": "amn", "gmn": "gmn", "gru": "gru", "lstm": "lstm", "lstm_stack": "lstm", "transformer": "transformer"}
 Save = Callable[..., Path]
 TinyNet = Callable[..., nn.Module]
 
@@ -234,8 +234,8 @@ def test_the_wrong_net_without_a_type_is_refused_by_its_names(save: Save, tiny_n
 
 
 def test_an_unknown_net_is_refused(save: Save, tiny_net: TinyNet) -> None:
-    with pytest.raises(BadCheckpoint, match="no net is called 'mamba': choose from amn, gru"):
-        read_net(save(tiny_net("amn")), "mamba")
+    with pytest.raises(BadCheckpoint, match="no net is called 'perceptron': choose from amn, gmn, gru"):
+        read_net(save(tiny_net("amn")), "perceptron")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e300])

@@ -7,6 +7,7 @@ import pytest
 from models import predictor
 from models.corpus import Corpus
 from models.registry import Registry, Version
+from models.training.evaluate import mean_cosine
 from models.training.windows import hold_out, windows
 
 Trained = tuple[Version, list[str], list[tuple[int, int]]]
@@ -35,13 +36,17 @@ def test_progress_starts_at_nothing_and_ends_at_the_last_epoch(trained: Trained)
 
 
 def test_the_card_tells_what_it_was_made_of(trained: Trained, corpus: Corpus) -> None:
-    card = predictor.load(trained[0].path, device="cpu").card
+    served = predictor.load(trained[0].path, device="cpu")
+    card = served.card
     rest, held_out = hold_out(windows(corpus, 5), 0.2, 0)
     assert card.data == {
         "train": "tiny",
         "windows": len(rest),
         "held_out_windows": len(held_out),
+        "held_out_cosine": pytest.approx(mean_cosine(served.predict_batch, held_out), abs=1e-4),
         "split": "by article, 20% held out to choose the epoch, seed 0",
+        "held_out": 0.2,
+        "seed": 0,
     }
     assert (card.encoder, card.license, card.attribution) == ("tiny-encoder", "cc-by-sa-3.0", "")
     assert card.command == "lvm train amn --data tiny"

@@ -14,7 +14,7 @@ from models.corpus import Corpus, Floats
 from models.training.train import Epoch, Recipe, Schedule, Trainer, warm_up_cosine
 from models.training.windows import Windows, hold_out, windows
 
-RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=5e-3, noise=0.1)
+RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=5e-3, noise=0.1, reverse=0.5)
 NETS: dict[str, dict[str, Any]] = {
     "amn": {"dim": 16, "context_length": 5, "key_dim": 8, "hidden_dim": 16, "dropout": 0.1},
     "lstm": {"dim": 16, "context_length": 5, "hidden_dim": 8},
@@ -59,7 +59,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def test_the_loss_falls_and_the_net_beats_the_mean(
     trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
 ) -> None:
-    trainer = trainer_of(epochs=8, noise=0.0)
+    trainer = trainer_of(epochs=8, noise=0.0, reverse=0.0)
     untrained = trainer.score(split[0])  # an untrained AMN is the mean of the context
     net = trainer.run(split[1], tmp_path / "run.pt", quiet)
     losses = [epoch.loss for epoch in trainer.history]
@@ -103,7 +103,7 @@ def test_another_seed_is_another_run(
 
 def test_every_epoch_sees_every_window_once_in_another_order(trainer_of: Callable[..., Trainer]) -> None:
     trainer = trainer_of()
-    epochs = [torch.cat(list(trainer._batches(number))).tolist() for number in range(3)]
+    epochs = [torch.cat(list(trainer.batches(number))).tolist() for number in range(3)]
     assert all(sorted(epoch) == trainer.start.tolist() for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
@@ -179,7 +179,7 @@ def test_the_net_of_the_best_epoch_comes_back(
     net = trainer.run(split[1], tmp_path / "run.pt", quiet)
     assert same(net.state_dict(), trainer.told.states[best])
     assert not same(net.state_dict(), trainer.told.states[best - 1])
-    assert [epoch.cosine for epoch in trainer.history] == scores
+    assert [epoch.score for epoch in trainer.history] == scores
 
 
 # The schedules
@@ -237,7 +237,11 @@ def test_the_recipe_is_the_seeds() -> None:
         "weight_decay": 0.01,
         "clip": 1.0,
         "schedule": "optimised",
+        "negatives": 3,
         "noise": 0.0,
+        "reverse": 0.0,
+        "teachers": (),
+        "distil": 0.5,
         "seed": 0,
     }
 
@@ -252,7 +256,7 @@ def test_the_optimizer_is_adamw_by_the_recipe(trainer_of: Callable[..., Trainer]
 def test_the_loss_is_the_squared_distance_and_the_gradient_is_clipped(
     trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows]
 ) -> None:
-    trainer = trainer_of(noise=0.0, clip=1e-3)
+    trainer = trainer_of(noise=0.0, reverse=0.0, clip=1e-3)
     trainer.net.eval()  # no dropout, so that the answer is known
     rows = trainer.start[:7]
     with torch.no_grad():
@@ -267,12 +271,59 @@ def test_the_noise_has_the_length_that_was_asked_for(split: tuple[Windows, Windo
     """The net is trained on unit contexts, each turned by noise of about the recipe's length."""
     seen: list[Tensor] = []
 
-    trainer = Trainer("amn", dict(NETS["amn"]), replace(RECIPE, noise=0.2), split[0])
+    trainer = Trainer("amn", dict(NETS["amn"]), replace(RECIPE, noise=0.2, reverse=0.0), split[0])
     trainer.net.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     trainer._step(trainer.start)
     clean = torch.from_numpy(split[0].contexts())
     assert torch.allclose(seen[0].norm(dim=2), torch.ones(seen[0].shape[:2]), atol=1e-5)
     assert (seen[0] - clean).norm(dim=2).mean().item() == pytest.approx(0.2, rel=0.1)
+
+
+@pytest.mark.parametrize(("reverse", "backwards"), [(0.0, {False}), (0.5, {True, False}), (1.0, {True})])
+def test_the_share_of_batches_asked_for_is_read_backwards(
+    trainer_of: Callable[..., Trainer], reverse: float, backwards: set[bool]
+) -> None:
+    """From the five chunks that follow, last first, to the one before them."""
+    trainer = trainer_of(reverse=reverse, noise=0.0)
+    read: list[Tensor] = []
+    trainer.net.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    start = trainer.start[:4]
+    for _ in range(20):
+        trainer._step(start)
+    either = {turned: trainer._gather(start, turned)[0] for turned in (False, True)}
+    assert {turned for context in read for turned in either if torch.equal(context, either[turned])} == backwards
+    block = trainer.vectors[start[:, None] + torch.arange(6)]
+    for turned, rows in ((False, block), (True, block.flip(1))):
+        assert torch.equal(torch.cat([either[turned], trainer._gather(start, turned)[1][:, None]], dim=1), rows)
+
+
+@pytest.mark.parametrize("reverse", [0.0, 1.0])
+def test_a_teachers_share_of_the_target_is_the_recipes(split: tuple[Windows, Windows], reverse: float) -> None:
+    """Its answer to what the net reads: where that is read backwards, so did the teacher."""
+
+    class First(nn.Module):
+        def forward(self, context: Tensor) -> Tensor:
+            return context[:, 0]
+
+    recipe = replace(RECIPE, noise=0.0, reverse=reverse, distil=0.25)
+    trainer = Trainer("amn", {**NETS["amn"], "dropout": 0.0}, recipe, split[0], teacher=First())
+    context, true = trainer._gather(trainer.start[:7], bool(reverse))
+    with torch.no_grad():
+        answer = trainer.net(context)
+    expected = float(((answer - 0.75 * true - 0.25 * context[:, 0]) ** 2).sum(dim=1).mean())
+    assert trainer._step(trainer.start[:7]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_state_from_before_a_knob_was_there_is_of_its_default(
+    trainer_of: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer_of(reverse=0.0).save(tmp_path / "run.pt")
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    del state["recipe"]["reverse"]
+    torch.save(state, tmp_path / "run.pt")
+    trainer_of(reverse=0.0).resume(tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="was written by another run"):
+        trainer_of(reverse=0.5).resume(tmp_path / "run.pt")
 
 
 def test_the_score_is_the_mean_cosine(trainer_of: Callable[..., Trainer], make_corpus: Callable[..., Corpus]) -> None:

@@ -1,0 +1,57 @@
+"""The two-tower: a query tower reads contexts, a payload tower reads passages; both end in one space."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from models.nets.unit import unit
+
+TEMPERATURE = 0.07
+
+
+class Payload(nn.Module):
+    """The payload tower: a residual MLP over one vector, at first the vector itself."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        last = nn.Linear(dim, dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.net = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), last)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Map unit vectors `(N, D)` to unit vectors `(N, D)`."""
+        return unit(vectors + self.net(vectors))
+
+
+class TwoTower(nn.Module):
+    """A query tower, any net of `(B, T, D)` to `(B, D)`, beside a payload tower."""
+
+    def __init__(self, query: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.query, self.payload = query, Payload(dim)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Map contexts `(B, T, D)` to unit queries `(B, D)`."""
+        answer: Tensor = self.query(context)
+        return answer
+
+    def scores(self, context: Tensor, passages: Tensor) -> Tensor:
+        """Return the inner products `(B, N)` of contexts `(B, T, D)` with passages `(N, D)`."""
+        found: Tensor = self.query(context) @ self.payload(passages).T
+        return found
+
+
+def info_nce(query: Tensor, positive: Tensor, negative: Tensor, is_own: Tensor) -> Tensor:
+    """Return the symmetric InfoNCE loss of a batch, its other positives and its own negatives being the wrong answers.
+
+    `query` and `positive` are `(B, D)`, `negative` `(B, K, D)`, all unit; `is_own` `(B, B)` says which positive is in
+    whose context, for these are no wrong answers: a caller has them already. (van den Oord et al., 2018; both ways as
+    in CLIP, Radford et al., 2021.)
+    """
+    among = (query @ positive.T / TEMPERATURE).masked_fill(is_own, -torch.inf)  # (B, B)
+    against = torch.einsum("bd,bkd->bk", query, negative) / TEMPERATURE
+    truth = torch.arange(len(query), device=query.device)
+    return (cross_entropy(torch.cat([among, against], dim=1), truth) + cross_entropy(among.T, truth)) / 2

@@ -1,0 +1,46 @@
+"""Distillation: versions that already predict, as one teacher for the net in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models import checkpoint as checkpoints
+from models.nets.unit import unit
+from models.registry import Registry
+from models.runtimes.torch import build_net
+
+
+class UnfitTeacher(ValueError):
+    """A version that reads other vectors than the net it should teach."""
+
+
+class Ensemble(nn.Module):
+    """Several nets as one: the direction of the mean of their answers."""
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    @torch.no_grad()
+    def forward(self, context: Tensor) -> Tensor:
+        """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""
+        return unit(torch.stack([net(context) for net in self.nets]).mean(dim=0))
+
+
+def load_teachers(registry: Registry, versions: Sequence[str], dim: int, length: int) -> Ensemble:
+    """Return the teachers `versions`, verified and loaded strictly, for contexts `(B, length, dim)`.
+
+    Raises:
+        RegistryError: there is no such version.
+        BadCheckpoint: one must not be used; the message says why.
+        UnfitTeacher: one reads other dimensions or another context length.
+    """
+    found = [checkpoints.load(registry.find(version).path) for version in versions]
+    for version, checkpoint in zip(versions, found, strict=True):
+        sizes = (checkpoint.card.dim, checkpoint.card.context_length)
+        if sizes != (dim, length):
+            raise UnfitTeacher(f"{version} reads D, T = {sizes}, the net {(dim, length)}")
+    return Ensemble([build_net(checkpoint) for checkpoint in found]).eval()

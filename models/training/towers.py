@@ -1,0 +1,91 @@
+"""Training of a two-tower by the one loop: symmetric InfoNCE, same-article negatives, mined near misses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.corpus import Floats
+from models.nets import build
+from models.nets.two_tower import TwoTower, info_nce
+from models.training.evaluate import ranking, ranks
+from models.training.negatives import Negatives, near_misses
+from models.training.train import Recipe, Trainer
+from models.training.windows import Windows, alone
+
+MINED = 4  # near misses kept for each window
+BANK = 4096  # windows whose chunks are searched together for near misses: about a corpus's worth
+
+
+class TowerTrainer(Trainer):
+    """Trains a query tower of the net `architecture` with its payload tower; an epoch's score is the held-out MRR."""
+
+    measure = "MRR"
+    net: TwoTower
+
+    def __init__(
+        self,
+        architecture: str,
+        config: dict[str, Any],
+        recipe: Recipe,
+        train: Windows,
+        device: str = "cpu",
+        teacher: nn.Module | None = None,
+    ) -> None:
+        train = alone(train)  # held-out chunks are not even wrong answers
+        super().__init__(architecture, config, recipe, train, device, teacher)
+        self.unit = 1
+        self.negatives = Negatives(train, recipe.negatives)
+
+    def make_net(self) -> TwoTower:
+        """Return fresh towers; raises `BadConfig` as `build` does."""
+        return TwoTower(build(self.architecture, self.config), self.config["dim"])
+
+    def batches(self, epoch: int) -> Iterator[Tensor]:
+        """Look for near misses with the towers as they are, then go on as every training does."""
+        self.mine()
+        self.net.train()
+        yield from super().batches(epoch)
+
+    @torch.no_grad()
+    def mine(self) -> None:
+        """Find the near misses of every window among the chunks around it."""
+        self.net.eval()
+        for start in torch.split(self.start, BANK):
+            first, end = int(start[0]), int(start[-1]) + self.length + 1
+            for part in torch.split(start, 512):
+                scores = self.net.scores(self.contexts(part), self.vectors[first:end])
+                self.negatives.remember(part, near_misses(scores.cpu(), part, first, self.length + 1, MINED))
+
+    def contexts(self, start: Tensor) -> Tensor:
+        """Return the contexts `(B, T, D)` that begin at rows `start`."""
+        return self.vectors[(start[:, None] + torch.arange(self.length)).to(self.device)]
+
+    def loss(self, start: Tensor) -> Tensor:
+        """Return the symmetric InfoNCE loss of the windows that begin at the rows `start` `(B,)`."""
+        target = start + self.length
+        negatives = self.negatives.draw(start)
+        rows = torch.cat([target[:, None], negatives], dim=1).to(self.device)  # (B, 1 + K + 1)
+        payload = self.net.payload(self.vectors[rows].flatten(0, 1)).unflatten(0, rows.shape)
+        is_own = (target >= start[:, None]) & (target < target[:, None])
+        return info_nce(self.net(self.contexts(start)), payload[:, 0], payload[:, 1:], is_own.to(self.device))
+
+    @torch.no_grad()
+    def score(self, data: Windows) -> float:
+        """Return the MRR of the true next chunks among all chunks of the windows' articles, contexts left out."""
+        self.net.eval()
+        bank = alone(data)
+        passages = self.net.payload(torch.from_numpy(bank.vectors).to(self.device)).cpu().numpy()
+        found = [
+            self._ranks(bank, passages, rows) for rows in np.array_split(np.arange(len(bank)), len(bank) // 512 + 1)
+        ]
+        return ranking(np.concatenate(found))["MRR"]
+
+    def _ranks(self, bank: Windows, passages: Floats, rows: Any) -> Any:
+        context = bank.rows()[rows]
+        queries = self.net(torch.from_numpy(bank.vectors[context]).to(self.device)).cpu().numpy()
+        return ranks(queries, passages, context, bank.target[rows])[1]

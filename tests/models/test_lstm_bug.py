@@ -1,0 +1,152 @@
+"""The customer's LSTM bug, made again: two nets of one name, weights loaded non-strictly. Every gate refuses it."""
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from safetensors.numpy import save
+from torch import nn
+
+from models import card as cards
+from models import checkpoint as checkpoints
+from models import predictor
+from models.card import Card
+from models.checkpoint import GOLDEN, GRAPH, WEIGHTS, BadCheckpoint
+from models.corpus import Corpus
+from models.nets import BadConfig, LSTMStack, LSTMStackConfig, build, config_dict
+from models.registry import Registry, Version
+from models.runtimes import UnfitRuntime
+from models.runtimes.torch import answer_of, arrays_of, build_net
+from models.training.evaluate import TOLERANCE, evaluate, mean_cosine
+from models.training.job import Job, run_job
+from models.training.publish import NotAsTrained, export_graph, golden_contexts, net_files, publish
+from models.training.windows import Windows, hold_out, windows
+from tests.conftest import LVM
+
+Made = Callable[..., Card]
+
+
+@pytest.fixture(scope="module")
+def trained_net() -> nn.Module:
+    """The four residual blocks that were trained; as they start, they predict the last vector well."""
+    torch.manual_seed(0)
+    return build("lstm_stack", {"dim": 16, "hidden_dim": 64}).eval()
+
+
+@pytest.fixture(scope="module")
+def served_net(trained_net: nn.Module) -> nn.Module:
+    """What was served under the same name: another class, of whose tensors only the last was in the file."""
+    torch.manual_seed(1)
+    net = build("lstm", {"dim": 16, "hidden_dim": 64})
+    found = net.load_state_dict(trained_net.state_dict(), strict=False)
+    assert len(found.missing_keys) == 8
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def data(corpus: Corpus) -> Windows:
+    return windows(corpus, 5)
+
+
+@pytest.fixture(scope="module")
+def forged(
+    trained_net: nn.Module,
+    served_net: nn.Module,
+    card: Made,
+    corpus: Corpus,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Version:
+    """A version as the bug would leave it: weights and golden vectors of one net, architecture of the other."""
+    weights, golden = save(arrays_of(trained_net.state_dict())), golden_contexts(corpus, 16, 5)
+    files = {
+        WEIGHTS: weights,
+        GRAPH: export_graph(served_net, (5, 16), weights),  # what the weights lack stays as random as it was
+        GOLDEN: save({"context": golden, "vector": answer_of(trained_net, golden)}),
+    }
+    return Registry(tmp_path_factory.mktemp("forged")).add("lstm", {**files, **_card_of(card, served_net)})
+
+
+def _card_of(card: Made, net: nn.Module, scores: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    made = card(name="lstm", architecture="lstm", config=config_dict(net), scores=scores or {})
+    return {cards.FILE: made.to_markdown().encode()}
+
+
+def cosine_of(net: nn.Module, data: Windows) -> float:
+    return mean_cosine(lambda contexts: answer_of(net, contexts), data)
+
+
+def lvm(registry: Registry, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "LVM_REGISTRY": str(registry.root)}
+    return subprocess.run([LVM, *words], env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_bug_is_the_bug(trained_net: nn.Module, served_net: nn.Module, data: Windows) -> None:
+    """Nothing failed, and what was served had forgotten nearly all: 0.5758 became 0.4102 at the customer."""
+    assert cosine_of(served_net, data) < cosine_of(trained_net, data) - 0.1
+
+
+def test_save_refuses_a_net_that_is_not_what_was_trained(
+    trained_net: nn.Module, served_net: nn.Module, registry: Registry, card: Made, data: Windows
+) -> None:
+    promised = (data, cosine_of(trained_net, data))
+    with pytest.raises(NotAsTrained, match=r"served it scores -?0\.\d{4}, in training it scored 0\.\d{4}"):
+        publish(registry, served_net, card(), golden_contexts(None, 16, 5), {}, held_out=promised)
+    assert registry.versions() == []
+
+
+def test_save_refuses_a_second_class_of_a_known_name(registry: Registry, card: Made) -> None:
+    class LSTM(LSTMStack):
+        """The name of one net, the layers of the other."""
+
+    net = LSTM(LSTMStackConfig(dim=16, hidden_dim=8)).eval()
+    with pytest.raises(BadConfig, match="LSTM is not among the nets"):
+        publish(registry, net, card(), golden_contexts(None, 16, 5), {})
+    assert registry.versions() == []
+
+
+def test_load_refuses_the_weights_of_another_net(forged: Version) -> None:
+    with pytest.raises(UnfitRuntime, match="to the golden vectors"):
+        predictor.load(forged.path, device="cpu")
+    with pytest.raises(BadCheckpoint, match=r"(?s)Missing key.*lstm\.weight_ih_l0.*Unexpected key.*blocks\.0\.lstm"):
+        build_net(checkpoints.load(forged.path))
+
+
+def test_evaluate_and_promote_refuse_the_weights_of_another_net(forged: Version, corpus_dir: os.PathLike[str]) -> None:
+    registry = Registry(forged.path.parents[2])
+    for words in (("evaluate", forged.id, "--data", os.fspath(corpus_dir)), ("promote", "primary", forged.id)):
+        refused = lvm(registry, *words)
+        assert (refused.returncode, refused.stdout) == (65, "")
+        assert "to the golden vectors" in refused.stderr
+    assert registry.aliases() == {}
+
+
+def test_evaluate_refuses_a_forgery_without_a_seam(
+    trained_net: nn.Module,
+    served_net: nn.Module,
+    registry: Registry,
+    card: Made,
+    corpus: Corpus,
+    corpus_dir: os.PathLike[str],
+) -> None:
+    """Even where all files are of the net that is served, and only the card's scores of the one that was trained."""
+
+    class Trained:
+        predict_batch = staticmethod(lambda contexts: answer_of(trained_net, contexts))
+
+    scores = {"tiny": evaluate(Trained(), corpus, 5)}
+    files = {**net_files(served_net, golden_contexts(corpus, 16, 5)), **_card_of(card, served_net, scores)}
+    version = registry.add("lstm", files)
+    refused = lvm(registry, "evaluate", version.id, "--data", os.fspath(corpus_dir))
+    assert refused.returncode == 1
+    assert "worse than the tolerance" in refused.stderr
+
+
+def test_the_served_score_is_the_trained_score(registry: Registry, job_of: Callable[..., Job], corpus: Corpus) -> None:
+    version = run_job(job_of("lstm"), registry, lambda done, total: None, lambda said: None)
+    served = predictor.load(version.path, device="cpu")
+    _, held_out = hold_out(windows(corpus, 5), 0.2, 0)
+    trained = served.card.data["held_out_cosine"]
+    assert mean_cosine(served.predict_batch, held_out) == pytest.approx(trained, abs=TOLERANCE)

@@ -1,0 +1,84 @@
+"""A reranker learns from articles that its towers did not, orders better than they do, and serves what it learned."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.card import Card
+from models.checkpoint import BadCheckpoint
+from models.corpus import Corpus
+from models.nets.reranker import RerankerNet
+from models.registry import Registry, Version
+from models.training import bundle, rerank
+from models.training.train import Epoch, Recipe
+from models.training.windows import NothingToLearnFrom, hold_out, windows
+
+
+@pytest.fixture(scope="module")
+def made(towers_version: Version) -> bundle.Made:
+    return bundle.read(towers_version)
+
+
+@pytest.fixture(scope="module")
+def lists(made: bundle.Made, corpus: Corpus) -> list[rerank.Lists]:
+    return [rerank.listed(made, bank) for bank in rerank.held_out_banks(made.card, corpus)]
+
+
+def quiet(epoch: Epoch) -> None:
+    pass
+
+
+def test_the_banks_are_of_the_articles_that_the_towers_held_out(made: bundle.Made, corpus: Corpus) -> None:
+    banks = rerank.held_out_banks(made.card, corpus)
+    train, held_out = hold_out(windows(corpus, 5), 0.5, seed=0)
+    articles = [set(bank.article.tolist()) for bank in banks]
+    assert len(banks) == 2
+    assert articles[0] | articles[1] == set(held_out.article.tolist())
+    assert not articles[0] & articles[1]
+    assert not (articles[0] | articles[1]) & set(train.article.tolist())
+
+
+def test_towers_that_do_not_say_what_they_held_out_are_refused(made: bundle.Made, corpus: Corpus) -> None:
+    with pytest.raises(BadCheckpoint, match="held out"):
+        rerank.held_out_banks(replace(made.card, data={}), corpus)
+    with pytest.raises(NothingToLearnFrom):
+        rerank.held_out_banks(replace(made.card, data={"held_out": 0.01, "seed": 0}), corpus)
+
+
+def test_a_list_holds_the_true_next_chunk_where_it_says(lists: list[rerank.Lists], made: bundle.Made) -> None:
+    some = rerank.joined(lists)
+    assert len(some) == len(some.figures) == len(some.truth) > 50
+    assert (np.diff(some.start) > 0).all()
+    last = np.array([some.vectors[start + 4] @ some.vectors[start + 5] for start in some.start])
+    assert np.allclose(some.figures[np.arange(len(some)), some.truth, 4], last, atol=1e-5)
+
+
+def test_training_orders_better_than_the_towers(lists: list[rerank.Lists], tmp_path: Path) -> None:
+    recipe = Recipe(epochs=40, batch_size=8, learning_rate=1e-2)
+    trainer = rerank.RerankTrainer({"hidden_dim": 8}, recipe, lists[1])
+    trainer.run(lists[0], tmp_path / "r.pt", quiet)
+    as_found = float(np.mean(1 / (1 + lists[0].truth)))
+    assert trainer.best_score > as_found
+    again = rerank.RerankTrainer({"hidden_dim": 8}, recipe, lists[1])
+    again.run(lists[0], tmp_path / "r.pt", quiet)
+    assert again.history == trainer.history
+
+
+def test_what_is_served_is_what_was_trained() -> None:
+    torch.manual_seed(0)
+    net = RerankerNet(torch.randn(21), torch.rand(21) + 0.1, 8)
+    figures = torch.randn(3, 10, 21)
+    with torch.no_grad():
+        expected = net(figures).numpy()
+    assert np.allclose(rerank.served(net).score(figures.numpy()), expected, atol=1e-5)
+
+
+def test_the_version_says_whose_finds_it_orders(
+    reranker_version: Version, towers_version: Version, published: Registry
+) -> None:
+    card = Card.from_markdown((reranker_version.path / "README.md").read_text())
+    assert (card.kind, card.config["towers"]) == ("reranker", towers_version.id)
+    assert towers_version.id in card.to_markdown()

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ WRONG = 1e-3  # beyond it a float32 answer is wrong on any device, TOLERANCE is 
 REDUCED = (2 * (1 - PARITY)) ** 0.5  # as far as an answer at the least cosine can be in one component
 
 Figures = dict[str, float]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -108,20 +109,21 @@ def tables(plan: Plan, registry: Registry) -> dict[str, Any]:
         (net, how): _distance(runtime, loaded[net], contexts, REDUCED if how.is_reduced else WRONG)
         for (net, how), runtime in runs.items()
     }
-    queries, batches = _rounds(plan, runs, contexts)
+    queries, batches = timed(plan.rounds, runs, contexts)
     return {
         "query": [_query_row(*key, queries[key], distances[key]) for key in runs],
         "batch": [_batch_row(*key, batches[key]) for key in runs],
-        "size": [_size_row(*key, loaded[key[0]], versions[key[0]].path) for key in runs],
+        "size": [
+            {"net": net, "runtime": how.label, **weigh(how, loaded[net], versions[net].path)} for net, how in runs
+        ],
     }
 
 
-def _rounds(
-    plan: Plan, runs: Mapping[tuple[str, How], Runtime], contexts: Floats
-) -> tuple[dict[tuple[str, How], Figures], dict[tuple[str, How], Figures]]:
-    queries: dict[tuple[str, How], list[Figures]] = {key: [] for key in runs}
-    batches: dict[tuple[str, How], list[Figures]] = {key: [] for key in runs}
-    for _ in range(plan.rounds):
+def timed(rounds: int, runs: Mapping[Key, Runtime], contexts: Floats) -> tuple[dict[Key, Figures], dict[Key, Figures]]:
+    """Return, for each of `runs` in turn, figures of single queries and milliseconds a sample by batch size."""
+    queries: dict[Key, list[Figures]] = {key: [] for key in runs}
+    batches: dict[Key, list[Figures]] = {key: [] for key in runs}
+    for _ in range(rounds):
         for key, runtime in runs.items():
             queries[key].append(time_queries(runtime, contexts, QUERIES))
             batches[key].append({str(size): time_batch(runtime, contexts[:size]) for size in BATCHES})
@@ -173,17 +175,14 @@ def _named(net: str, how: How) -> dict[str, Any]:
     return {"net": net, "runtime": how.label, "device": how.device, "precision": how.precision}
 
 
-def _size_row(net: str, how: How, checkpoint: Checkpoint, directory: Path) -> dict[str, Any]:
-    """Load once more, in a process of its own that has nothing else to weigh."""
+def weigh(how: How, checkpoint: Checkpoint, directory: Path) -> Figures:
+    """Return what loading a version costs, done once more in a process that has nothing else to weigh."""
     command = [sys.executable, "-m", "bench.footprint", str(directory.absolute())]
     command += [how.library, how.device, str(how.threads), how.precision]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
-    weights = sum(tensor.nbytes for tensor in checkpoint.weights.values())
     return {
-        "net": net,
-        "runtime": how.label,
         "parameters": checkpoint.card.parameters,
-        "weights_mb": weights / 1e6,
+        "weights_mb": sum(tensor.nbytes for tensor in checkpoint.weights.values()) / 1e6,
         "disk_mb": sum(path.stat().st_size for path in directory.iterdir()) / 1e6,
         **json.loads(done.stdout),
     }

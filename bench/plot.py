@@ -29,6 +29,34 @@ def draw(directory: Path, report: Report) -> list[str]:
     return drawn
 
 
+def leaderboard(path: Path, figures: Report) -> None:
+    """Draw cosine against time of a query, and in-distribution against out of it with their intervals."""
+    names = list(figures["scores"])
+    inside, outside = figures["scores"].values()
+    picture = _figure()
+    cost, beyond = picture.subplots(1, 2)
+    for name in figures["nets"]:
+        cost.plot(figures["speed"][name]["query"]["mean_ms"], inside[name]["cosine"], "o", label=name)
+    for name in ("weighted_mean", "mean"):
+        cost.axhline(inside[name]["cosine"], linestyle=":", color="gray", label=name)
+    cost.set(title="Accuracy and time", xlabel="one query [ms]", ylabel=f"cosine, {names[0]}", xscale="log")
+    _dress(cost)
+    for name in inside:
+        if "interval" in inside[name]:
+            _crossed(beyond, name, inside[name], outside[name])
+    beyond.set(title="Generalisation", xlabel=f"cosine, {names[0]}", ylabel=f"cosine, {names[1]}")
+    _dress(beyond)
+    picture.savefig(path, dpi=110)
+
+
+def _crossed(axes: Axes, name: str, inside: Report, outside: Report) -> None:
+    arms = [
+        [[score["cosine"] - score["interval"][0]], [score["interval"][1] - score["cosine"]]]
+        for score in (inside, outside)
+    ]
+    axes.errorbar(inside["cosine"], outside["cosine"], xerr=arms[0], yerr=arms[1], fmt="o", label=name, alpha=0.7)
+
+
 def _pair(path: Path, cells: Sequence[Report], figure: str, label: str) -> None:
     wires = list(dict.fromkeys(cell["wire"] for cell in cells))
     picture = _figure()

@@ -23,7 +23,7 @@ from bench.plan import LENGTH, ROOT
 from loadtest.payloads import Exchange
 from models.registry import Registry
 
-PATIENCE_S, STOP_S = 60.0, 10.0  # seconds
+PATIENCE_S = 60.0
 SERVICE, NAIVE, TUNED, ECHO = "service", "naive", "naive, tuned", "echo"
 
 
@@ -182,7 +182,7 @@ def _is_ready(port: int, path: str) -> bool:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(STOP_S)
+        process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

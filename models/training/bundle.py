@@ -29,7 +29,7 @@ from models.reranker import Reranker
 from models.retriever import Retriever, Search
 from models.runtimes import open_runtime
 from models.runtimes.torch import answer_of, arrays_of
-from models.training.evaluate import evaluate, ranking, score
+from models.training.evaluate import evaluate, outcomes, ranking
 from models.training.publish import compare, facts, net_files, rounded
 from models.training.windows import Windows, alone, some_windows
 
@@ -110,8 +110,8 @@ class Made:
 
     def mrr(self, data: Windows) -> float:
         """Return the MRR of the towers alone among the chunks of `data`, contexts left out."""
-        found = score(Query(self.query).predict_batch, data, self.payload(data.vectors))
-        return float(found["retrieval"]["without_context"]["MRR"])
+        found = outcomes(self.query.run, data, self.payload(data.vectors))
+        return float(np.mean(1 / found.ranks_without))
 
     def score(self, corpus: Corpus, train: Corpus | None = None) -> dict[str, Any]:
         """Return the scores of the query tower on `corpus`, as `evaluate` does; reranked ones where it can.

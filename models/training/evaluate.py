@@ -7,6 +7,7 @@ windows of the corpus, retrieval ranks the true next chunk among all chunks of t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from models.card import Card
 from models.corpus import Corpus, Floats, normalise
 from models.training.windows import Windows, some_windows, windows
 
+COUNTS = ("windows", "articles", "chunks")
 RANKS = (1, 3, 5, 10, 20, 50)
 DECAY = 0.7  # of the exponentially weighted mean
 RIDGE = 30.0  # lambda of the ridge regression
@@ -44,10 +46,14 @@ def evaluate(
         ValueError: an answer is not finite.
     """
     data = some_windows(corpus, length)
-    scores = score(predictor.predict_batch, data, bank)
-    baselines = {name: score(predict, data) for name, predict in _baselines(length, train).items()}
-    counts = {"windows": len(data), "articles": len(np.unique(data.article)), "chunks": len(corpus)}
-    return {**scores, "baselines": baselines, **counts}
+    scores = outcomes(predictor.predict_batch, data, bank).summary()
+    beside = {name: outcomes(predict, data).summary() for name, predict in baselines(length, train).items()}
+    return {**scores, "baselines": beside, **counts(data)}
+
+
+def counts(data: Windows) -> dict[str, int]:
+    """Return the numbers by which a data set is known again."""
+    return {"windows": len(data), "articles": len(np.unique(data.article)), "chunks": len(data.vectors)}
 
 
 def beside_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
@@ -56,7 +62,7 @@ def beside_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
     `is_worse` where they fall below it by more than `TOLERANCE`; None where the card tells of no such corpus.
     """
     for name, carded in card.scores.items():
-        if all(carded.get(count) == scores[count] for count in ("windows", "articles", "chunks")):
+        if all(carded.get(count) == scores[count] for count in COUNTS):
             difference = scores["cosine"] - carded["cosine"]
             known = {"data": name, "cosine": carded["cosine"], "difference": difference}
             return {**known, "tolerance": TOLERANCE, "is_worse": difference < -TOLERANCE}
@@ -65,7 +71,7 @@ def beside_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
 
 def baseline_scores(data: Windows) -> dict[str, float]:
     """Return the mean cosine of every baseline that needs no fitting, for an early look."""
-    return {name: mean_cosine(predict, data) for name, predict in _baselines(data.length, None).items()}
+    return {name: mean_cosine(predict, data) for name, predict in baselines(data.length, None).items()}
 
 
 def mean_cosine(predict: Callable[[Floats], Floats], data: Windows) -> float:
@@ -74,7 +80,8 @@ def mean_cosine(predict: Callable[[Floats], Floats], data: Windows) -> float:
     return sum(float(np.sum(predict(block.contexts()) * block.targets())) for block in blocks) / len(data)
 
 
-def _baselines(length: int, train: Corpus | None) -> dict[str, Callable[[Floats], Floats]]:
+def baselines(length: int, train: Corpus | None) -> dict[str, Callable[[Floats], Floats]]:
+    """Return every baseline by name; the ridge among them where `train` is there to fit it."""
     weights = DECAY ** np.arange(length - 1, -1, -1, dtype=np.float32)
     found: dict[str, Callable[[Floats], Floats]] = {
         "persistence": lambda contexts: contexts[:, -1],
@@ -98,24 +105,43 @@ def ridge(train: Windows) -> Callable[[Floats], Floats]:
     return lambda contexts: normalise(contexts.reshape(-1, width) @ weights)
 
 
-def score(predict: Callable[[Floats], Floats], data: Windows, bank: Floats | None = None) -> dict[str, Any]:
-    """Return cosine, margin and retrieval figures of `predict` on windows, beside a `bank` other than their own."""
-    parts = [_score_block(predict, data, rows, data.vectors if bank is None else bank) for rows in _blocks(len(data))]
-    cosine, margin, found, found_without = (np.concatenate(part) for part in zip(*parts, strict=True))
-    if not np.isfinite(cosine).all():
+@dataclass(frozen=True)
+class Outcomes:
+    """What came of every window, `(W,)` each: its article, cosine, margin, and rank of the true next chunk."""
+
+    article: NDArray[np.int32]
+    cosine: Floats
+    margin: Floats
+    ranks: NDArray[Any]  # with_context
+    ranks_without: NDArray[Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Return the means, ready for JSON."""
+        return {
+            "cosine": float(self.cosine.mean()),
+            "margin": float(self.margin.mean()),
+            "retrieval": {"with_context": ranking(self.ranks), "without_context": ranking(self.ranks_without)},
+        }
+
+
+def outcomes(predict: Callable[[Floats], Floats], data: Windows, bank: Floats | None = None) -> Outcomes:
+    """Return what comes of `predict` on every window, searching a `bank` where that is other than their own chunks.
+
+    Raises:
+        ValueError: an answer is not finite.
+    """
+    parts = [_of_block(predict, data, rows, data.vectors if bank is None else bank) for rows in _blocks(len(data))]
+    found = Outcomes(data.article, *(np.concatenate(part) for part in zip(*parts, strict=True)))
+    if not np.isfinite(found.cosine).all():
         raise ValueError("an answer is not finite")
-    return {
-        "cosine": float(cosine.mean()),
-        "margin": float(margin.mean()),
-        "retrieval": {"with_context": ranking(found), "without_context": ranking(found_without)},
-    }
+    return found
 
 
 def _blocks(count: int) -> list[NDArray[np.int64]]:
     return np.array_split(np.arange(count), count // _BLOCK + 1)
 
 
-def _score_block(
+def _of_block(
     predict: Callable[[Floats], Floats], data: Windows, rows: NDArray[np.int64], bank: Floats
 ) -> tuple[NDArray[Any], ...]:
     context_rows, target = data.rows()[rows], data.target[rows]

@@ -1,0 +1,151 @@
+"""The leaderboard: every net of a registry, timed and scored as it serves, beside the baselines."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from bench import machine, nets
+from bench.bootstrap import interval
+from bench.nets import How
+from models import card as cards
+from models import checkpoint as checkpoints
+from models.card import Card
+from models.checkpoint import BadCheckpoint, Checkpoint
+from models.corpus import Corpus, Floats
+from models.registry import Registry, Version
+from models.runtimes import Runtime
+from models.training import bundle
+from models.training.evaluate import COUNTS, Outcomes, baselines, counts, outcomes
+from models.training.windows import Windows, some_windows
+
+STANDARD = "weighted_mean"  # what a net has to beat
+CONTEXTS = 128  # the largest batch that is timed
+
+Predict = Callable[[Floats], Floats]
+
+
+class NothingToRank(ValueError):
+    """A registry without a net that reads the vectors of the data."""
+
+
+def measure(
+    registry: Registry, data: Mapping[str, Corpus], train: Corpus | None, rounds: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return every figure of the leaderboard, ready for JSON.
+
+    `data` are the data sets by name, the first in-distribution, the second out of it; the ridge baseline is fitted on
+    `train`, or taken from a card that has it for the same data.
+
+    Raises:
+        NothingToRank: no version is a net of the data's D.
+        BadCheckpoint: a version must not be served.
+        NothingToLearnFrom: no article of a data set is longer than T chunks.
+    """
+    versions = _nets(registry, next(iter(data.values())).dim)
+    loaded = {name: checkpoints.load(version.path) for name, version in versions.items()}
+    length = next(iter(loaded.values())).card.context_length
+    sets = {name: some_windows(corpus, length) for name, corpus in data.items()}
+    how = How("onnxruntime", "cpu", os.cpu_count() or 1)
+    runs = {name: how.open(checkpoint) for name, checkpoint in loaded.items()}
+    predictors = {**baselines(length, train), **{name: run.run for name, run in runs.items()}}
+    scores = {name: _scores(predictors, windows, tell) for name, windows in sets.items()}
+    if train is None:
+        _add_carded(scores, sets, "ridge", loaded.values())
+    for name, corpus in data.items():
+        scores[name].update(_retrieved(registry, corpus, sets[name], tell))
+    tell("timing")
+    contexts = next(iter(sets.values())).contexts()[:CONTEXTS]
+    return {
+        "machine": machine.describe(),
+        "runtime": how.label,
+        "rounds": rounds,
+        "data": {name: counts(windows) for name, windows in sets.items()},
+        "nets": {name: _facts(versions[name], checkpoint) for name, checkpoint in loaded.items()},
+        "speed": _speed(rounds, how, runs, contexts),
+        "size": {name: nets.weigh(how, checkpoint, versions[name].path) for name, checkpoint in loaded.items()},
+        "scores": scores,
+    }
+
+
+def _nets(registry: Registry, dim: int) -> dict[str, Version]:
+    """Return every net that reads vectors of `dim`, by its name, or by name and version where it has several."""
+    found = [version for version in registry.versions() if _is_net(_card_of(version), dim)]
+    names = Counter(version.name for version in found)
+    if not found:
+        raise NothingToRank(f"no version in {registry.root} is a net of D = {dim}")
+    return {version.name if names[version.name] == 1 else version.id: version for version in found}
+
+
+def _scores(predictors: Mapping[str, Predict], data: Windows, tell: Callable[[str], None]) -> dict[str, Any]:
+    found: dict[str, Outcomes] = {}
+    for name, predict in predictors.items():
+        tell(f"scoring {name}")
+        found[name] = outcomes(predict, data)
+    standard = found[STANDARD].cosine
+    return {name: {**one.summary(), **_certainty(one, standard)} for name, one in found.items()}
+
+
+def _certainty(one: Outcomes, standard: NDArray[Any]) -> dict[str, Any]:
+    """Return 95 % intervals: of the cosine, and of how far it is above that of `STANDARD` on the same articles."""
+    beyond = one.cosine - standard
+    return {
+        "interval": interval(one.cosine, one.article),
+        "beyond": {"mean": float(beyond.mean()), "interval": interval(beyond, one.article)},
+    }
+
+
+def _add_carded(
+    scores: dict[str, Any], sets: Mapping[str, Windows], baseline: str, loaded: Iterable[Checkpoint]
+) -> None:
+    """Add what a card says of `baseline` on the same data, which is known by its counts."""
+    carded = [each for checkpoint in loaded for each in checkpoint.card.scores.values()]
+    for name, windows in sets.items():
+        known = counts(windows)
+        same = (each["baselines"] for each in carded if all(each.get(count) == known[count] for count in COUNTS))
+        found = next((beside[baseline] for beside in same if baseline in beside), None)
+        if found:
+            scores[name][baseline] = found
+
+
+def _retrieved(registry: Registry, corpus: Corpus, data: Windows, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Return the retrieval figures of every version with towers, alone and reranked, over the chunks of `corpus`."""
+    found: dict[str, Any] = {}
+    for version in registry.versions():
+        card = _card_of(version)
+        if card.kind == "net" or card.dim != corpus.dim:
+            continue
+        try:
+            made = bundle.read(version)
+        except BadCheckpoint:
+            continue  # a corpus alone
+        tell(f"retrieving by {version.name}")
+        found[f"{made.card.architecture} towers"] = outcomes(
+            made.query.run, data, made.payload(corpus.vectors)
+        ).summary()
+        if made.reranker:
+            found[version.name] = {"retrieval": bundle.retrieval(made.over(corpus), data)}
+    return found
+
+
+def _is_net(card: Card, dim: int) -> bool:
+    return (card.kind, card.dim) == ("net", dim)
+
+
+def _card_of(version: Version) -> Card:
+    return Card.from_markdown((version.path / cards.FILE).read_text(encoding="utf-8"))
+
+
+def _facts(version: Version, checkpoint: Checkpoint) -> dict[str, Any]:
+    card = checkpoint.card
+    known = {"version": version.id, "architecture": card.architecture, "parameters": card.parameters}
+    return {**known, "trained_on": card.data.get("train", "what its card does not say")}
+
+
+def _speed(rounds: int, how: How, runs: Mapping[str, Runtime], contexts: Floats) -> dict[str, Any]:
+    queries, batches = nets.timed(rounds, runs, contexts)
+    return {name: {"query": queries[name], "batch": batches[name]} for name in runs}

@@ -1,0 +1,28 @@
+"""Intervals know that the windows of an article say the same thing again."""
+
+import numpy as np
+import pytest
+
+from bench.bootstrap import interval
+
+
+def test_more_windows_of_the_same_articles_are_no_more_certain() -> None:
+    scores = np.random.default_rng(0).normal(0.5, 0.1, 50)
+    once = interval(scores, np.arange(50))
+    again = interval(np.repeat(scores, 20), np.repeat(np.arange(50), 20))
+    assert again == pytest.approx(once)
+    fooled = interval(np.repeat(scores, 20), np.arange(1000))
+    assert fooled[1] - fooled[0] < 0.5 * (once[1] - once[0])
+
+
+def test_an_interval_of_normal_scores_is_that_of_the_book() -> None:
+    scores = np.random.default_rng(1).normal(0.5, 0.1, 400)
+    low, high = interval(scores, np.arange(400))
+    assert high - low == pytest.approx(2 * 1.96 * scores.std() / 20, rel=0.1)
+    assert low < scores.mean() < high
+
+
+def test_articles_count_by_their_windows() -> None:
+    low, high = interval(np.array([0.0] * 9 + [1.0]), np.array([0] * 9 + [1]))
+    assert (low, high) == (0.0, 1.0)
+    assert interval(np.array([0.3, 0.3]), np.array([0, 1])) == pytest.approx((0.3, 0.3))

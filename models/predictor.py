@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from models import checkpoint as checkpoints
@@ -10,6 +11,7 @@ from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Floats
 from models.quick import is_quick
 from models.runtimes import Runtime, find_device, open_runtime
+from models.space import Space
 
 
 class Predictor:
@@ -24,6 +26,11 @@ class Predictor:
     def name(self) -> str:
         """The model's name."""
         return self.card.name
+
+    @cached_property
+    def space(self) -> Space | None:
+        """The space of its inputs, where its card says that golden contexts are of one."""
+        return Space.of(self._golden) if self.card.reference and len(self._golden) > 1 else None
 
     @property
     def runtime(self) -> str:

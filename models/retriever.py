@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +26,12 @@ from models.corpus import Chunk, Floats, Passages, normalise
 from models.index import IVF, BadIndex, FlatIndex, IvfIndex, Lists, Rows, VectorIndex
 from models.quick import is_quick
 from models.reranker import BadReranker, Reranker
+from models.space import Space
 from models.towers import Towers
 
 _FAULTS = sealed.Corrupt, cards.BadCard, corpora.BadCorpus, BadIndex, BadReranker
 Lap = Callable[[str], None]
+SPACED = 64  # stretches of the corpus that tell of its space
 SAME = 0.999  # cosine from which a candidate counts as one of the caller's own context chunks
 
 
@@ -105,6 +108,20 @@ class Retriever:
     def is_exact(self) -> bool:
         """Whether hits are the true top-k."""
         return self.index.is_exact
+
+    @cached_property
+    def space(self) -> Space | None:
+        """The space of its passages, None where no article is as long as a context."""
+        length = self.card.context_length
+        starts = np.unique(np.linspace(0, max(len(self.corpus) - length, 0), SPACED).astype(np.int64))
+        runs = [start + np.arange(length) for start in starts if self._is_run(start, start + length - 1)]
+        return Space.of(np.stack([self.corpus.vectors_at(rows) for rows in runs])) if len(runs) > 1 else None
+
+    def _is_run(self, first: int, last: int) -> bool:
+        if last >= len(self.corpus):
+            return False
+        one, other = self.corpus.chunk(first), self.corpus.chunk(last)
+        return one.article == other.article and other.position - one.position == last - first
 
     def warm_up(self) -> None:
         """Search once in every way, so that no caller pays for first-time work."""

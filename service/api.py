@@ -22,6 +22,7 @@ from service.metrics import Metrics
 from service.routing import EngineLike, Profile, Routed, Router
 from service.search import SearchEngine
 from service.settings import Settings
+from service.shadow import Shadow
 from service.wire import JSON, OCTETS, Decoded, Fields, JsonReader
 
 MADE_BY = ("model", "version", "served_by", "fallback_reason")
@@ -39,13 +40,14 @@ PREDICT = Fields(
 class Predict:
     """POST /predict: contexts in, next vectors out."""
 
-    def __init__(self, router: Router, settings: Settings) -> None:
-        self._router, self._max_rows = router, settings.max_rows
+    def __init__(self, router: Router, settings: Settings, shadow: Shadow) -> None:
+        self._shadow = shadow
+        self._router, self._max_rows, self._norms = router, settings.max_rows, settings.norm_policy
         self._json = JsonReader(PREDICT, settings.max_rows)
 
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
-        asked = self._decode(call)
+        asked = wire.held_to(self._norms, self._decode(call))
         decoded_s = perf_counter() - call.started
         routed = await self._router.predict(asked.rows, self._chain(asked.options), call.deadline)
         stages = stages_of(routed, decoded_s)
@@ -55,6 +57,7 @@ class Predict:
         else:
             body, media_type = wire.encode_json(self._body(asked, routed, stages)), JSON
         stages = (*stages, ("encode", perf_counter() - began))
+        self._shadow.consider(asked.rows, routed)
         return Reply(body, media_type, headers_of(routed, stages), outcome_of(routed), stages)
 
     def _decode(self, call: Call) -> Decoded:
@@ -86,7 +89,7 @@ class Retrieve:
     """POST /retrieve: a query, or a context that becomes one, in; passages out."""
 
     def __init__(self, router: Router, lineup: Lineup, settings: Settings) -> None:
-        self._router, self._lineup = router, lineup
+        self._router, self._lineup, self._norms = router, lineup, settings.norm_policy
         self._fields = Fields(
             {"query": 0, "context": 0},
             {
@@ -102,7 +105,7 @@ class Retrieve:
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
         engine = self._lineup.search_engine()
-        asked = self._decode(call, engine)
+        asked = wire.held_to(self._norms, self._decode(call, engine))
         by_towers = self._is_for_towers(asked.field, asked.options, engine)
         _check_rerank(asked.options, engine, by_towers)
         stages: Stages = (("decode", perf_counter() - call.started),)
@@ -268,8 +271,9 @@ def add_routes(
     app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State
 ) -> None:
     """Add every route of the service to `app`."""
+    shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
     hot = (
-        (Predict(router, settings), "/predict", schemas.PREDICT),
+        (Predict(router, settings, shadow), "/predict", schemas.PREDICT),
         (Retrieve(router, lineup, settings), "/retrieve", schemas.RETRIEVE),
     )
     for handler, path, documentation in hot:

@@ -119,7 +119,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.process, app.state.settings = state, settings
+    app.state.process, app.state.settings, app.state.lineup = state, settings, lineup
     add_routes(app, router, lineup, settings, metrics, state)
     app.infer = oip.add_routes(app, router, lineup, settings, metrics, state)
     app.add_exception_handler(ServiceError, _on_service_error)

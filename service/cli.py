@@ -41,6 +41,8 @@ Alias = Annotated[str, typer.Argument(help="primary, fallback, candidate or retr
 DataDir = Annotated[Path, typer.Option("--data", help="Directory of vectors.f16.npy, index.npy, articles.jsonl.gz.")]
 Named = Annotated[str, typer.Argument(metavar="ALIAS|VERSION", help="An alias, name/version, or a version.")]
 Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
+shadow = typer.Typer(help="What the candidate would have answered.")
+app.add_typer(shadow, name="shadow", rich_help_panel=VERSIONS)
 
 
 @app.command(rich_help_panel=SERVE)
@@ -105,6 +107,30 @@ def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
     """Point ALIAS back at the version before; twice goes two back."""
     _check_alias(alias)
     _print_move(_existing_registry().rollback(alias, why=why), as_json)
+
+
+@shadow.command()
+def report(
+    url: Annotated[str, typer.Argument(help="Where the service listens.")] = "http://127.0.0.1:8000",
+    as_json: AsJson = False,
+) -> None:
+    """Report how the answers of `candidate` compare with those that callers got."""
+    import httpx
+
+    from service.shadow import report as report_of
+
+    try:
+        scrape = httpx.get(f"{url}/metrics", timeout=10).raise_for_status().text
+    except httpx.HTTPError as error:
+        _say(f"no metrics from {url}: {error}")
+        raise typer.Exit(FAILED) from error
+    found = report_of(scrape)
+    rows = {**found.pop("requests"), **found}
+    if as_json:
+        _print_json(rows)
+    else:
+        shown = [(name, "-" if value is None else f"{value:.6g}") for name, value in rows.items()]
+        _print_table(("what", "value"), shown)
 
 
 @app.command("import", rich_help_panel=VERSIONS)
@@ -348,6 +374,36 @@ def evaluate(
         _print_scores(net.card.name, scores, net.runtime, card)
     if card and card["is_worse"]:
         raise typer.Exit(FAILED)
+
+
+@app.command(rich_help_panel=MAKE)
+def leaderboard(
+    data: Annotated[str, typer.Option(metavar="[NAME=]DIR", help="In-distribution data set, not trained on.")],
+    ood: Annotated[str, typer.Option(metavar="[NAME=]DIR", help="Data set of another domain.")],
+    train_data: Annotated[
+        Path | None, typer.Option("--train-data", help="Training set, to fit the ridge baseline; else the cards'.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every timing; the median counts.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Where it goes; default LEADERBOARD.md in the registry.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time and score every net of the registry beside the baselines; write tables, plot and recommendations."""
+    from bench import leaderboard as board
+    from bench import plot, standings
+    from models import corpus as corpora
+
+    registry = _existing_registry()
+    sets = {name: corpora.read(directory) for name, directory in (_named_dir(data), _named_dir(ood))}
+    fit = corpora.read(train_data) if train_data else None
+    figures = {"command": _command_line(), **board.measure(registry, sets, fit, rounds, _say)}
+    target = out or registry.root / "LEADERBOARD.md"
+    target.write_text(standings.to_markdown(figures), encoding="utf-8")
+    plot.leaderboard(target.with_name("leaderboard.png"), figures)
+    if as_json:
+        _print_json({**figures, "recommendations": standings.recommend(figures)})
+    else:
+        _print_table(("for", "choose", "rule"), [(use, who, rule) for use, rule, who in standings.recommend(figures)])
+        _say(f"{target}")
 
 
 def _print_scores(name: str, scores: dict[str, Any], runtime: str, card: dict[str, Any] | None) -> None:

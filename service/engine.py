@@ -9,8 +9,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.space import Space
 from service.batching import Batch, MicroBatcher, mark_alone
 from service.errors import ModelFailed
+from service.guard import Guard
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -74,6 +76,11 @@ class PredictorLike(Versioned, Protocol):
         """Whether it is sure to end, and a row takes less than the way to a thread and back."""
         ...
 
+    @property
+    def space(self) -> Space | None:
+        """The space of its inputs, None where that is not known."""
+        ...
+
     def predict_batch(self, contexts: Floats) -> Floats:
         """Map contexts `(B, T, D)` to next vectors `(B, D)`."""
         ...
@@ -96,9 +103,11 @@ class Prediction(NamedTuple):
 
 
 class Engine:
-    """Serves one predictor; one batch runs at a time."""
+    """Serves one predictor; one batch runs at a time, on the event loop only where `on_loop` lets it."""
 
-    def __init__(self, predictor: PredictorLike, alias: str, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, predictor: PredictorLike, alias: str, settings: Settings, metrics: Metrics, *, on_loop: bool = True
+    ) -> None:
         self.predictor, self.alias = predictor, alias
         self.identity = identity(predictor)
         self.name, self.version, _, self.runtime = self.identity
@@ -106,6 +115,7 @@ class Engine:
         self._max_batch = settings.max_batch
         self._metrics = metrics
         self._rows = metrics.batch_rows.of(alias)
+        self.guard = Guard(predictor.space, alias, metrics) if predictor.space else None
         self.batcher: MicroBatcher[Floats, Floats] = MicroBatcher(
             self._run,
             name=alias,
@@ -113,7 +123,7 @@ class Engine:
             max_queue=settings.max_queue,
             max_wait_s=settings.max_wait_ms / 1000,
             on_batch=self._observe,
-            inline=predictor.is_quick and not settings.max_wait_ms,
+            inline=on_loop and predictor.is_quick and not settings.max_wait_ms,
         )
 
     async def predict(self, contexts: Floats, deadline: float) -> Prediction:
@@ -141,6 +151,8 @@ class Engine:
 
     def _run(self, items: list[Floats]) -> Sequence[Floats | Exception]:
         contexts = _joined(items)
+        if self.guard:
+            self.guard.watch(contexts)
         vectors = self.predictor.predict_batch(contexts)
         if vectors.shape != (len(contexts), self.shape[1]):
             raise ValueError(f"answers of shape {vectors.shape}")

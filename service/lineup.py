@@ -11,12 +11,14 @@ from models import predictor, retriever
 from models.registry import Registry, UnknownVersion, Version
 from service.engine import Engine, Identity, PredictorLike
 from service.errors import Unavailable
+from service.guard import Guard
 from service.log import logger
 from service.metrics import Metrics
 from service.search import RetrieverLike, SearchEngine
 from service.settings import Settings
 
 PREDICTORS = ("primary", "fallback")
+CANDIDATE = "candidate"  # answers nobody: the shadow asks it
 RETRIEVER = "retriever"
 
 
@@ -69,6 +71,7 @@ class Lineup:
         self.registry, self._loaders = registry, loaders
         self._settings, self._metrics = settings, metrics
         self.engines: dict[str, Engine] = {}
+        self.candidate: Engine | None = None
         self.search: SearchEngine | None = None
         self.live: dict[str, Live] = {}
         self._retiring: set[asyncio.Task[None]] = set()
@@ -81,7 +84,7 @@ class Lineup:
             BadCheckpoint: the primary must not be served.
         """
         await self._load(PREDICTORS[0], self.registry.resolve(PREDICTORS[0]))
-        for alias in (*PREDICTORS[1:], RETRIEVER):
+        for alias in (*PREDICTORS[1:], CANDIDATE, RETRIEVER):
             await self.follow(alias)
 
     def search_engine(self) -> SearchEngine:
@@ -113,11 +116,16 @@ class Lineup:
         engine = self._all().get(alias)
         return engine.identity if engine else None
 
+    def guard(self, alias: str) -> Guard | None:
+        """Return what watches the inputs of `alias`, or None."""
+        engine = self._all().get(alias)
+        return engine.guard if engine else None
+
     async def watch(self) -> None:
         """Look at the aliases every `reload_s` seconds, for ever, and follow where they point."""
         while True:
             await asyncio.sleep(self._settings.reload_s)
-            for alias in (*PREDICTORS, RETRIEVER):
+            for alias in (*PREDICTORS, CANDIDATE, RETRIEVER):
                 try:
                     await self.follow(alias)
                 except Exception as error:  # a file system that hiccups must not end the watch
@@ -130,6 +138,7 @@ class Lineup:
         try:
             version = self.registry.resolve(alias)
         except UnknownVersion:
+            self._dismiss(alias)
             return
         if known and version.id in (known.version, known.refused):
             return
@@ -144,6 +153,13 @@ class Lineup:
             )
             self.live[alias] = replace(known or Live("", now()), refused=version.id, reason=str(error))
 
+    def _dismiss(self, alias: str) -> None:
+        """Let go of a candidate whose alias is gone; what answers callers stays, whatever became of its alias."""
+        if alias == CANDIDATE and self.candidate:
+            self._retire(self.candidate)
+            self.candidate = None
+            del self.live[alias]
+
     async def close(self, timeout: float) -> None:
         """Answer what was taken, refuse what comes, within `timeout` seconds."""
         closing = [engine.batcher.close(timeout) for engine in self._all().values()]
@@ -155,9 +171,12 @@ class Lineup:
         for alias, engine in self._all().items():
             self._metrics.queue_rows.set(engine.batcher.pending_rows, alias)
             self._metrics.model.set(1, alias, *engine.identity)
+            if engine.guard:
+                engine.guard.observe()
 
     def _all(self) -> dict[str, Engine | SearchEngine]:
-        return {**self.engines, **({RETRIEVER: self.search} if self.search else {})}
+        others = {CANDIDATE: self.candidate, RETRIEVER: self.search}
+        return {**self.engines, **{alias: engine for alias, engine in others.items() if engine}}
 
     async def _load(self, alias: str, version: Version) -> None:
         old = self._all().get(alias)
@@ -166,13 +185,20 @@ class Lineup:
             self.search = SearchEngine(corpus, self._settings, self._metrics)
         else:
             net = await asyncio.to_thread(self._loaders.predictor, version)
-            self.engines[alias] = Engine(net, alias, self._settings, self._metrics)
+            engine = Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)
+            if alias == CANDIDATE:
+                self.candidate = engine
+            else:
+                self.engines[alias] = engine
         self.live[alias] = Live(version.id, now())
         logger().info("version live", alias=alias, version=version.id)
         if old:
-            task = asyncio.create_task(old.batcher.close(self._settings.grace_s))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retire(old)
+
+    def _retire(self, old: Engine | SearchEngine) -> None:
+        task = asyncio.create_task(old.batcher.close(self._settings.grace_s))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
 
 def now() -> str:

@@ -12,6 +12,10 @@ from prometheus_client.exposition import choose_encoder
 
 FASTEST, SLOWEST, STEPS = 50e-6, 10.0, 40  # seconds, seconds, edges
 ENGINES = ("primary", "fallback")
+COSINES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+EXTRA_S = tuple(
+    sign * ms / 1e3 for sign, row in ((-1, (50, 5, 1, 0.2, 0.05)), (1, (0, 0.05, 0.2, 1, 5, 50))) for ms in row
+)
 REASONS = ("expired", "overloaded", "draining", "breaker_open", "model_failed")  # to refuse, to fall back
 STAGES: dict[str, tuple[str, ...]] = {"/predict": ("decode", "queue", "infer", "encode", "total")}
 STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search", "rerank")}
@@ -166,9 +170,32 @@ class Metrics:
         self.fallbacks = Counter("lvm_fallbacks", "Requests that another engine answered.", ("reason",))
         self.fallbacks.expect(REASONS)
         self.reloads = Counter("lvm_reloads", "Alias changes picked up.", ("alias", "outcome"))
-        self.reloads.expect((*ENGINES, "retriever"), ("ok", "refused", "failed"))
+        self.reloads.expect((*ENGINES, "candidate", "retriever"), ("ok", "refused", "failed"))
         self.queue_rows = Gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
         self.breaker = Gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",))
+        self.input_norm = Histogram(
+            "lvm_input_norm", "Mean length of a context's vectors.", ("engine",), (0.5, 0.9, 0.99, 1.01, 1.1, 2.0, 10.0)
+        )
+        self.input_neighbour_cosine = Histogram(
+            "lvm_input_neighbour_cosine",
+            "Mean cosine of a context's neighbours.",
+            ("engine",),
+            [step / 10 for step in range(-2, 10)],
+        )
+        self.input_drift = Gauge(
+            "lvm_input_drift", "Deviations of the last inputs from those the net was trained on.", ("engine", "figure")
+        )
+        self.shadowed = Counter("lvm_shadow", "Requests put to the candidate as well.", ("outcome",))
+        self.shadowed.expect(("compared", "skipped", "failed"))
+        self.shadow_cosine = Histogram(
+            "lvm_shadow_cosine", "Cosine of the candidate's answer to the one given.", (), COSINES
+        )
+        self.shadow_overlap = Histogram(
+            "lvm_shadow_overlap", "Share of the passages found that both answers find.", (), [n / 10 for n in range(10)]
+        )
+        self.shadow_extra_seconds = Histogram(
+            "lvm_shadow_extra_seconds", "Seconds the candidate took longer, both alone in their batch.", (), EXTRA_S
+        )
         self.ready = Gauge("lvm_ready", "1 where /readyz says 200.", ())
         self.model = Gauge(
             "lvm_model_info",

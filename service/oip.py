@@ -21,7 +21,7 @@ from service.lineup import Lineup
 from service.metrics import Metrics
 from service.routing import EngineLike, Routed, Router
 from service.settings import Settings
-from service.wire import JSON, OCTETS, Shape
+from service.wire import JSON, OCTETS, Decoded, Shape
 
 INPUT, OUTPUT, DATATYPE = "context", "vector", "FP32"
 HEADER_LENGTH = b"inference-header-content-length"
@@ -40,7 +40,7 @@ class Infer:
     """POST /v2/models/{model}[/versions/{version}]/infer."""
 
     def __init__(self, router: Router, settings: Settings) -> None:
-        self._router, self._max_rows = router, settings.max_rows
+        self._router, self._max_rows, self._norms = router, settings.max_rows, settings.norm_policy
 
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
@@ -58,7 +58,8 @@ class Infer:
         document = wire.parse_object(header)
         tensor = _only_input(document)
         parameters = _object(tensor, "parameters", "/inputs/0")
-        rows = _rows(tensor, parameters, tail, shape, self._max_rows)
+        given = Decoded(_rows(tensor, parameters, tail, shape, self._max_rows), "inputs", {})
+        rows = wire.held_to(self._norms, given).rows
         identity = document.get("id")
         return Asked(rows, wire.text(identity, "/id") if identity else None, _wants_binary(document))
 

@@ -7,8 +7,10 @@ from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from models.retriever import Hit, Search
+from models.space import Space
 from service.batching import Batch, MicroBatcher, Ticket
 from service.engine import Versioned, identity
+from service.guard import ROWS, Guard
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -29,6 +31,11 @@ class RetrieverLike(Versioned, Protocol):
     @property
     def is_quick(self) -> bool:
         """Whether it is sure to end, and a search takes less than the way to a thread and back."""
+        ...
+
+    @property
+    def space(self) -> Space | None:
+        """The space of its vectors, None where that is not known."""
         ...
 
     @property
@@ -78,6 +85,7 @@ class SearchEngine:
         self._metrics = metrics
         self._rows = metrics.batch_rows.of(self.alias)
         self.shape = (retriever.card.context_length, retriever.dim)
+        self.guard = Guard(retriever.space, self.alias, metrics) if retriever.space else None
         self.batcher: MicroBatcher[Search, Found] = MicroBatcher(
             self._run,
             name=self.alias,
@@ -92,9 +100,17 @@ class SearchEngine:
         return (await self.batcher.submit([(search, 1)], deadline))[0]
 
     def _run(self, searches: list[Search]) -> list[Found]:
+        if self.guard:
+            self._guard(self.guard, searches)
         watch = Stopwatch()
         each = self.retriever.search_batch(searches, watch.lap)
         return [Found(hits, watch.stages) for hits in each]
+
+    def _guard(self, guard: Guard, searches: list[Search]) -> None:
+        for search in searches[:ROWS]:
+            asked = search.context if search.query is None else search.query[None]
+            if asked is not None:
+                guard.watch(asked[None])
 
     def _observe(self, batch: Batch) -> None:
         self._rows.observe(batch.rows)

@@ -22,6 +22,9 @@ class BadSettings(Exception):
     """An environment variable that does not mean anything; the message names it."""
 
 
+NormPolicy = Literal["accept", "normalise", "refuse"]
+
+
 class Settings(BaseSettings):
     """The configuration of one process; frozen once read."""
 
@@ -48,12 +51,18 @@ class Settings(BaseSettings):
     max_rows: PositiveInt = Field(1024, description="Contexts in one request.")
     max_k: PositiveInt = Field(1000, description="Results of one /retrieve.")
     max_body_mb: Positive = Field(64, description="Megabytes (10^6 bytes) of a request body.")
+    norm_policy: NormPolicy = Field(
+        "accept", description="Vectors that are not of unit length: accept, normalise or refuse (422)."
+    )
     timeout_ms: Positive = Field(2000, description="Milliseconds to answer where X-Request-Timeout-Ms says nothing.")
     primary_share: float = Field(
         0.5,
         gt=0,
         le=1,
         description="Share of the time left that the first engine may use before the next is tried.",
+    )
+    shadow_share: float = Field(
+        0.05, ge=0, le=1, description="Share of /predict requests also put to `candidate`, where that alias is set."
     )
     breaker_failures: PositiveInt = Field(5, description="Failures among the last calls that open the breaker.")
     breaker_window: PositiveInt = Field(20, description="Calls the breaker remembers.")

@@ -21,6 +21,7 @@ import simdjson
 
 from service.engine import Floats
 from service.errors import Invalid, Malformed, TooLarge, UnsupportedMediaType
+from service.settings import NormPolicy
 
 JSON, OCTETS = b"application/json", b"application/octet-stream"
 FLOAT32, FLOAT16 = np.dtype("<f4"), np.dtype("<f2")
@@ -28,6 +29,7 @@ DTYPES: dict[bytes, np.dtype[Any]] = {b"": FLOAT32, b"float32": FLOAT32, b"float
 OCTET_TYPES: dict[np.dtype[Any], bytes] = {FLOAT32: OCTETS, FLOAT16: OCTETS + b";dtype=float16"}
 OPENING = ord("[")
 LARGEST = 1e9  # vectors have unit length; a square that overflows float32 is nobody's embedding
+SHORTEST, UNIT = 1e-6, 0.01  # least length with a direction; how far from 1 a unit length may be, float16 and all
 MAX_SEARCH = 200_000  # commas up to which a faulty body is read strictly, some 100 ms of the event loop
 Shape = tuple[int, ...]
 Check = Callable[[Any, str], Any]
@@ -141,6 +143,24 @@ def octet_type(header: bytes) -> np.dtype[Any]:
     if asked not in DTYPES:
         raise UnsupportedMediaType("octets have a dtype of float32 or float16")
     return DTYPES[asked]
+
+
+def held_to(policy: NormPolicy, asked: Decoded) -> Decoded:
+    """Return vectors as `policy` wants their lengths: as they are, of unit length, or so or refused.
+
+    Raises:
+        Invalid: one has no direction, or is not of unit length where it must be; the pointer says which.
+    """
+    if policy == "accept":
+        return asked
+    lengths = np.sqrt(np.vecdot(asked.rows, asked.rows))
+    wrong = lengths < SHORTEST if policy == "normalise" else np.abs(lengths - 1) > UNIT
+    if wrong.any():
+        at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        place = at[1:] if asked.field in ("context", "query") else at
+        pointer = "".join(f"/{part}" for part in (asked.field, *place) if part != "octets")
+        raise Invalid(f"a vector of length {lengths[at]:.3g}, want unit length", pointer=pointer)
+    return asked._replace(rows=asked.rows / lengths[..., None]) if policy == "normalise" else asked
 
 
 def decode_octets(body: bytes, shape: Shape, max_rows: int, dtype: np.dtype[Any] = FLOAT32) -> Floats:

@@ -15,6 +15,7 @@ from models.index import FlatIndex
 from models.registry import Registry, Version
 from models.reranker import NEIGHBOURS, Reranker, features_of
 from models.retriever import Retriever
+from models.space import Space
 from models.towers import Towers
 
 D, T = 8, 5
@@ -69,6 +70,7 @@ class FakePredictor:
     sha256: str = "0" * 64
     runtime: str = "fake"
     is_quick: bool = False
+    space: Space | None = None
     card: Card = field(default_factory=card)
     batches: list[int] = field(default_factory=list)
 

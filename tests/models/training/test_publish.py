@@ -24,7 +24,7 @@ from models.registry import Registry, Version
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import answer_of, build_net
 from models.training.evaluate import evaluate
-from models.training.publish import FLAT_ROWS, golden_contexts, publish, publish_corpus, reference_of, rounded
+from models.training.publish import FLAT_ROWS, GOLDEN, golden_contexts, publish, publish_corpus, reference_of, rounded
 from models.training.windows import windows
 
 
@@ -113,7 +113,7 @@ def test_an_export_that_answers_otherwise_is_not_published(
 def test_golden_contexts_are_real_ones_spread_over_the_corpus(corpus: Corpus) -> None:
     golden = golden_contexts(corpus, 16, 5)
     data = windows(corpus, 5).contexts()
-    assert golden.shape == (16, 5, 16)
+    assert golden.shape == (GOLDEN, 5, 16)
     rows = [int(np.flatnonzero((data == context).all(axis=(1, 2)))[0]) for context in golden]
     assert rows[0] == 0
     assert rows[-1] == len(data) - 1
@@ -122,7 +122,7 @@ def test_golden_contexts_are_real_ones_spread_over_the_corpus(corpus: Corpus) ->
 
 def test_golden_contexts_without_a_corpus_are_seeded_unit_vectors() -> None:
     golden = golden_contexts(None, 24, 3)
-    assert golden.shape == (16, 3, 24)
+    assert golden.shape == (GOLDEN, 3, 24)
     assert golden.dtype == np.float32
     assert np.array_equal(golden, golden_contexts(None, 24, 3))
     assert np.allclose(np.linalg.norm(golden, axis=2), 1, atol=1e-6)

@@ -15,6 +15,7 @@ from models import checkpoint as checkpoints
 from models import sealed
 from models.checkpoint import GOLDEN, GRAPH, WEIGHTS, BadCheckpoint
 from models.registry import Version
+from models.training.publish import GOLDEN as CONTEXTS
 
 FILES = [WEIGHTS, GRAPH, GOLDEN, cards.FILE]
 CopyOf = Callable[[Version], Path]
@@ -28,8 +29,8 @@ def test_a_fresh_version_is_loaded_as_it_was_made(gru_version: Version, gru_net:
     state = gru_net.state_dict()
     assert checkpoint.weights.keys() == state.keys()
     assert all(np.array_equal(checkpoint.weights[name], state[name].numpy()) for name in state)
-    assert checkpoint.golden_context.shape == (16, 5, 16)
-    assert checkpoint.golden_vector.shape == (16, 16)
+    assert checkpoint.golden_context.shape == (CONTEXTS, 5, 16)
+    assert checkpoint.golden_vector.shape == (CONTEXTS, 16)
     assert {a.dtype for a in (*checkpoint.weights.values(), checkpoint.golden_vector)} == {np.dtype(np.float32)}
     assert checkpoint.card.architecture == "gru"
     assert checkpoint.card.parameters == sum(p.numel() for p in gru_net.parameters())

@@ -191,7 +191,7 @@ def test_weights_that_did_not_make_the_golden_vectors_are_refused(
 
 def test_golden_answers_that_are_no_numbers_are_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(UnfitRuntime, match="cosine nan"):
-        open_runtime(replace(checkpoint, golden_vector=np.full((16, 16), np.nan, np.float32)), "cpu", 1)
+        open_runtime(replace(checkpoint, golden_vector=np.full_like(checkpoint.golden_vector, np.nan)), "cpu", 1)
 
 
 # What cannot be loaded

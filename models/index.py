@@ -23,6 +23,7 @@ from models.corpus import Floats
 Rows = NDArray[np.int64]
 Codes = NDArray[np.uint8]
 IVF = "ivf.safetensors"
+FEW = 64  # results are few where the corpus has so many times as many rows: the bounds leave most out
 _SLACK = 1e-5  # more than float32 errs in a cosine
 _ROUNDING = 4e-6  # more than it errs in a squared length of 1
 _TUNED_FOR = 15  # results that `nprobe` and `pool` are meant for: ten, and five spared for what the caller has
@@ -69,7 +70,11 @@ class FlatIndex:
         wide = queries.astype(np.float64)
         lengths = np.sqrt(np.vecdot(wide, wide))
         units = (wide / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
-        scores, rows = _stacked(map(self._search, units, self._bounds(units), repeat(k)), len(queries), k)
+        few = FEW * k <= len(self)
+        each = (
+            map(self._search, units, self._bounds(units), repeat(k)) if few else map(self._search_all, units, repeat(k))
+        )
+        scores, rows = _stacked(each, len(queries), k)
         return scores * lengths[:, None].astype(np.float32), rows
 
     def _bounds(self, units: Floats) -> Floats:
@@ -89,13 +94,24 @@ class FlatIndex:
         floor = _reached(self._scores(unit, likely), k) - _SLACK
         rows = np.flatnonzero(bounds >= floor)
         scores = self._scores(unit, rows)
-        best = np.argsort(-scores, kind="stable")[:k]
+        best = _best(scores, k)
         return scores[best], rows[best]
+
+    def _search_all(self, unit: Floats, k: int) -> tuple[Floats, Rows]:
+        scores: Floats = np.vecdot(self._vectors, unit)
+        rows = _best(scores, k)
+        return scores[rows], rows
 
     def _scores(self, unit: Floats, rows: Rows) -> Floats:
         few = 8 * len(rows) < len(self)  # reading a row out of turn costs as much as several in turn
         scores: Floats = np.vecdot(self._vectors[rows], unit) if few else np.vecdot(self._vectors, unit)[rows]
         return scores
+
+
+def _best(scores: Floats, k: int) -> Rows:
+    """Return the places of the k best scores, best first, equal ones in their order."""
+    some = np.flatnonzero(scores >= _reached(scores, k))
+    return some[np.argsort(-scores[some], kind="stable")[:k]]
 
 
 def _stacked(found: Iterable[tuple[Floats, Rows]], count: int, k: int) -> tuple[Floats, Rows]:
@@ -115,7 +131,7 @@ def _principal_axes(vectors: Floats) -> Floats:
 
 def _reached(scores: Floats, k: int) -> Any:
     """Return a score that at least k of `scores` reach: the k-th best, or little less."""
-    if len(scores) >= 64 * k:  # the best of every 16 are as many different rows, and cheaper to part
+    if len(scores) >= FEW * k:  # the best of every 16 are as many different rows, and cheaper to part
         scores = scores[: len(scores) // 16 * 16].reshape(16, -1).max(axis=0)
     place = max(len(scores) - k, 0)
     return np.partition(scores, place)[place]
@@ -216,7 +232,7 @@ class IvfIndex:
     def _best(self, query: Floats, candidates: Rows, k: int) -> tuple[Floats, Rows]:
         rows = np.sort(candidates[candidates >= 0])
         scores = np.vecdot(self._vectors_at(rows), query)
-        best = np.argsort(-scores, kind="stable")[:k]
+        best = _best(scores, k)
         return scores[best], rows[best]
 
     def _check_codes(self, lists: Lists) -> None:

@@ -124,11 +124,10 @@ def _retrieved(registry: Registry, corpus: Corpus, data: Windows, tell: Callable
         except BadCheckpoint:
             continue  # a corpus alone
         tell(f"retrieving by {version.name}")
-        found[f"{made.card.architecture} towers"] = outcomes(
-            made.query.run, data, made.payload(corpus.vectors)
-        ).summary()
+        alone = outcomes(made.query.run, data, made.payload(corpus.vectors)).summary()
+        found[f"{version.name}, towers alone"] = {"retrieval": alone["retrieval"]}
         if made.reranker:
-            found[version.name] = {"retrieval": bundle.retrieval(made.over(corpus), data)}
+            found[f"{version.name}, reranked"] = {"retrieval": bundle.retrieval(made.over(corpus), data)}
     return found
 
 

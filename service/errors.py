@@ -32,6 +32,7 @@ class ServiceError(Exception):
     def __init__(self, detail: str, *, pointer: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.detail, self.pointer, self.retry_after = detail, pointer, retry_after
+        self.request_id: str | None = None  # known to callers
 
     @property
     def title(self) -> str:

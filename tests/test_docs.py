@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from tests.conftest import ROOT, SHIPPED, Process
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "NOTICE")]
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CURLS = [line for line in SHELL.splitlines() if line.startswith("curl")]
 
 
@@ -85,3 +87,12 @@ def test_the_curls_of_the_readme_answer_as_it_says(process: Callable[..., Proces
     else:
         assert f'"id": {body["results"][0]["id"]}' in README
         assert body["results"][0]["text"][:60] in README
+
+
+@pytest.mark.parametrize("snippet", PYTHON)
+def test_the_python_of_the_readme_runs_as_written(process: Callable[..., Process], snippet: str) -> None:
+    code = snippet.replace("http://127.0.0.1:8000", process().url)
+    out = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert out.stdout.startswith("(384,) ['Rabbit'")

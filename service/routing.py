@@ -1,12 +1,13 @@
-"""The router: which engine answers, and why it was not the first. A breaker per engine."""
+"""The router: which engine answers, and why it was not the first. A breaker per engine (`breaker.py`)."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from time import monotonic
 from typing import Literal, NamedTuple, Protocol
 
+from service.breaker import Breaker
 from service.engine import Floats, Prediction
 from service.errors import BreakerOpen, Expired, ModelFailed, Unavailable, UnknownModel
 from service.metrics import Metrics
@@ -53,62 +54,6 @@ class EngineLike(Protocol):
         ...
 
 
-class Breaker:
-    """Opens when `failures` of the last `window` calls failed; then lets one probe through a hold time.
-
-    Between two changes of trust (closed to open, open to closed) lies at least `hold_s` seconds.
-    """
-
-    def __init__(self, failures: int, window: int, hold_s: float, clock: Callable[[], float] = monotonic) -> None:
-        self._failures, self._hold_s, self._clock = failures, hold_s, clock
-        self._recent: deque[bool] = deque(maxlen=window)
-        self._changed = -hold_s + clock()
-        self._open = False
-        self._probing = False
-        self._era = 0
-
-    @property
-    def state(self) -> str:
-        """closed, open, or half_open (the next call is, or one is, the probe)."""
-        if not self._open:
-            return "closed"
-        return "half_open" if self._probing or self._held() else "open"
-
-    def allow(self) -> int | None:
-        """Return a pass for one call, None where none may go through; half-open, the first is the probe."""
-        if self._open:
-            if self._probing or not self._held():
-                return None
-            self._probing = True
-            self._era += 1
-        return self._era
-
-    def record(self, token: int, *, ok: bool) -> None:
-        """Tell how the call with this pass ended; passes of an earlier state say nothing any more."""
-        if token != self._era:
-            return
-        if self._open:
-            self._probing = False
-            self._turn(open_=not ok)
-            return
-        self._recent.append(ok)
-        if self._recent.count(False) >= self._failures and self._held():
-            self._turn(open_=True)
-
-    def forget(self, token: int) -> None:
-        """Tell that the call with this pass ended without saying anything about the engine."""
-        if token == self._era:
-            self._probing = False
-
-    def _held(self) -> bool:
-        return self._clock() - self._changed >= self._hold_s
-
-    def _turn(self, *, open_: bool) -> None:
-        self._open, self._changed = open_, self._clock()
-        self._era += 1
-        self._recent.clear()
-
-
 class Routed(NamedTuple):
     """A prediction, the alias that served it, and why it was not the first in order (or None)."""
 
@@ -152,21 +97,19 @@ class Router:
         """Return the answer of the first engine of `chain` that gives one before `deadline`.
 
         Raises:
-            Unavailable, Expired: no engine of the chain answered; the error is the last one's.
+            Unavailable, Expired: no engine of the chain answered; the error is the last one's, to be tried again
+                when the first of them may.
         """
-        reason: str | None = None
-        for engine in chain[:-1]:
+        failed: list[Unavailable | Expired] = []
+        for engine in chain:
             now = monotonic()
+            until = deadline if engine is chain[-1] else now + (deadline - now) * self._share
             try:
-                return await self._try(engine, contexts, now + (deadline - now) * self._share, reason)
+                return await self._try(engine, contexts, until, failed[0].reason if failed else None)
             except (Unavailable, Expired) as error:
-                reason = reason or error.reason
                 self._metrics.rejections.add(engine.alias, error.reason)
-        try:
-            return await self._try(chain[-1], contexts, deadline, reason)
-        except (Unavailable, Expired) as error:
-            self._metrics.rejections.add(chain[-1].alias, error.reason)
-            raise
+                failed.append(error)
+        raise _with_soonest(failed)
 
     async def _try(self, engine: EngineLike, contexts: Floats, deadline: float, reason: str | None) -> Routed:
         current = self.engines.get(engine.alias, engine)  # it may have been swapped while another was tried
@@ -176,7 +119,7 @@ class Router:
             return Routed(await engine.predict(contexts, deadline), engine.alias, reason)
         token = breaker.allow()
         if token is None:
-            raise BreakerOpen(f"{engine.alias} failed too often")
+            raise BreakerOpen(f"{engine.alias} failed too often", retry_after=max(1, math.ceil(breaker.hold_left_s)))
         patient = deadline - monotonic() >= self._patience * 0.99
         try:
             prediction = await engine.predict(contexts, deadline)
@@ -197,3 +140,11 @@ class Router:
         """Bring the gauges of the breakers up to date."""
         for alias, breaker in self.breakers.items():
             self._metrics.breaker.set(STATES[breaker.state], alias)
+
+
+def _with_soonest(failed: list[Unavailable | Expired]) -> Unavailable | Expired:
+    """Return the last error, its Retry-After the least of all where it has one."""
+    last = failed[-1]
+    if last.retry_after:
+        last.retry_after = min(error.retry_after for error in failed if error.retry_after)
+    return last

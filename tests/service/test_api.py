@@ -214,6 +214,15 @@ def test_a_hanging_primary_is_replaced_within_the_deadline(serve: Serve) -> None
 def test_both_failing_is_unavailable_with_retry_after(serve: Serve) -> None:
     got = post(serve(amn=raises, gru=answers_nan), {"context": contexts()[0].tolist()})
     assert (got.status_code, got.json()["type"]) == (503, "urn:lvm:problem:model_failed")
+    assert got.headers["retry-after"] == "1"
+
+
+def test_breakers_open_on_both_nets_say_when_the_first_of_them_is_tried_again(serve: Serve) -> None:
+    server = serve(amn=raises, gru=raises, breaker_failures=2, breaker_window=2, breaker_hold_s=600)
+    refusals = [post(server, {"context": contexts()[0].tolist()}) for _ in range(3)]
+    assert [got.status_code for got in refusals] == [503] * 3
+    assert refusals[2].json()["type"] == "urn:lvm:problem:breaker_open"
+    assert 500 < int(refusals[2].headers["retry-after"]) <= 600
 
 
 def test_both_hanging_is_expired(serve: Serve) -> None:

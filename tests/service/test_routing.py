@@ -1,4 +1,4 @@
-"""The router and its breaker: who answers, why, and never more than one change of trust a hold time."""
+"""The router: who answers, why, and when to come back where nobody does."""
 
 from __future__ import annotations
 
@@ -7,18 +7,14 @@ from time import monotonic
 
 import numpy as np
 import pytest
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from service.breaker import Breaker
 from service.engine import Floats, Prediction
 from service.errors import BreakerOpen, Expired, ModelFailed, Overloaded, ServiceError, Unavailable, UnknownModel
 from service.metrics import Metrics
-from service.routing import Breaker, Router
+from service.routing import Router
 from service.settings import Settings
 from tests.fakes import contexts
-
-HOLD_S, WINDOW, FAILURES = 10.0, 8, 4
 
 
 class FakeEngine:
@@ -33,6 +29,11 @@ class FakeEngine:
         if self.error:
             raise self.error
         return Prediction(np.zeros((len(batch), 8), np.float32), self.name, "v", 0, 0, len(batch))
+
+
+class Hanging(FakeEngine):
+    async def predict(self, batch: Floats, deadline: float) -> Prediction:
+        return await asyncio.get_running_loop().create_future()
 
 
 def router(primary: ServiceError | None = None, fallback: ServiceError | None = None) -> Router:
@@ -104,79 +105,31 @@ def test_an_open_breaker_with_nothing_behind_is_unavailable_with_retry_after() -
             asyncio.run(ask(made))
     with pytest.raises(BreakerOpen) as refusal:
         asyncio.run(ask(made))
-    assert refusal.value.retry_after
+    assert refusal.value.retry_after == Settings().breaker_hold_s
 
 
-class BreakerMachine(RuleBasedStateMachine):
-    """Any calls, any outcomes, any passing of time: the promises of the breaker hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self.breaker = Breaker(FAILURES, WINDOW, HOLD_S, clock=lambda: self.now)
-        self.calls: list[int] = []
-        self.probe: int | None = None
-        self.trusted = True
-        self.turned_at: float | None = None
-
-    @rule(seconds=st.floats(0, 2 * HOLD_S))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule()
-    def call(self) -> None:
-        state = self.breaker.state
-        token = self.breaker.allow()
-        if state == "closed":
-            assert token is not None
-            self.calls.append(token)
-        else:
-            assert (token is not None) == (state == "half_open" and self.probe is None)
-            self.probe = token if token is not None else self.probe
-
-    @rule(ok=st.booleans(), late=st.booleans())
-    def a_call_ends(self, ok: bool, late: bool) -> None:
-        if self.probe is not None and not late:
-            self.breaker.record(self.probe, ok=ok)
-            self.probe = None
-        elif self.calls:
-            before = self.breaker.state
-            self.breaker.record(self.calls.pop(), ok=ok)
-            assert self.breaker.state == before or before == "closed"  # only the probe ends what is open
-
-    @rule(late=st.booleans())
-    def a_call_says_nothing(self, late: bool) -> None:
-        if self.probe is not None and not late:
-            self.breaker.forget(self.probe)
-            self.probe = None
-        elif self.calls:
-            self.breaker.forget(self.calls.pop())
-
-    @invariant()
-    def trust_changes_at_most_once_a_hold_time(self) -> None:
-        trusted = self.breaker.state == "closed"
-        if trusted != self.trusted:
-            assert self.turned_at is None or self.now - self.turned_at >= HOLD_S
-            self.trusted, self.turned_at = trusted, self.now
+def test_of_two_engines_that_cannot_the_one_back_sooner_says_when_to_come_back() -> None:
+    made = router(ModelFailed("x", retry_after=2), BreakerOpen("x", retry_after=5))
+    with pytest.raises(BreakerOpen) as refusal:
+        asyncio.run(ask(made))
+    assert refusal.value.retry_after == 2
+    with pytest.raises(ModelFailed) as failure:
+        asyncio.run(ask(router(Expired("x"), ModelFailed("x"))))
+    assert failure.value.retry_after == 1
 
 
-BreakerMachine.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=60, deadline=None)
-TestBreaker = BreakerMachine.TestCase
+def test_a_caller_who_leaves_the_probe_makes_way_for_the_next() -> None:
+    async def scenario() -> None:
+        made = router(ModelFailed("x"))
+        made.breakers["primary"] = Breaker(1, 1, 1e-9)
+        assert await ask(made) == ("fallback", "model_failed")
+        made.engines["primary"] = Hanging("primary", "amn")  # type: ignore[index]
+        probe = asyncio.create_task(ask(made))
+        await asyncio.sleep(0)
+        assert await ask(made) == ("fallback", "breaker_open")
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)
+        made.engines["primary"] = FakeEngine("primary", "amn")  # type: ignore[index]
+        assert await ask(made) == ("primary", None)
 
-
-def test_enough_failures_open_it_one_probe_goes_through_and_closes_it() -> None:
-    now = [0.0]
-    breaker = Breaker(FAILURES, WINDOW, HOLD_S, clock=lambda: now[0])
-    for _ in range(FAILURES):
-        token = breaker.allow()
-        assert token is not None
-        breaker.record(token, ok=False)
-    assert breaker.state == "open"
-    assert breaker.allow() is None
-    now[0] += HOLD_S
-    assert breaker.state == "half_open"
-    probe, *others = [breaker.allow() for _ in range(3)]
-    assert probe is not None
-    assert others == [None, None]
-    breaker.record(probe, ok=True)
-    assert breaker.state == "closed"
+    asyncio.run(scenario())

@@ -1,6 +1,7 @@
 """Contexts to request bytes, and the check that an answer is whole: shape and finiteness, nothing else."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -31,9 +32,11 @@ class Exchange:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Content-Type and Accept."""
+        """Content-Type and Accept, and the token that LVM_TOKEN holds."""
         answer = "json" if self.route == "retrieve" else self.wire
-        return {"Content-Type": _MEDIA[self.wire], "Accept": _MEDIA[answer]}
+        token = os.environ.get("LVM_TOKEN")
+        authorization = {"Authorization": f"Bearer {token}"} if token else {}
+        return {"Content-Type": _MEDIA[self.wire], "Accept": _MEDIA[answer], **authorization}
 
     def bodies(self, contexts: Vectors) -> list[bytes]:
         """Build one body per context (N, T, D); with rows > 1 each carries that one and those after it."""

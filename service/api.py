@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from models.retriever import Hit, Search
 from service import schemas, wire
+from service.auth import Tokens
 from service.door import Call, Headers, HotRoute, Reply, State, want_media_type
 from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
@@ -268,7 +269,7 @@ def check_ready(lineup: Lineup, state: State) -> None:
 
 
 def add_routes(
-    app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State
+    app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State, tokens: Tokens
 ) -> None:
     """Add every route of the service to `app`."""
     shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
@@ -277,15 +278,15 @@ def add_routes(
         (Retrieve(router, lineup, settings), "/retrieve", schemas.RETRIEVE),
     )
     for handler, path, documentation in hot:
-        route = HotRoute(path, handler, settings, metrics, state)
+        route = HotRoute(path, handler, settings, metrics, state, tokens)
         app.routes.append(DocumentedHotRoute(route, **documentation))
 
-    @app.get("/models", response_model=schemas.Models)
+    @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
     async def models() -> Response:
         """Versions, aliases, cards, what is live since when, the breakers."""
         return Response(wire.encode_json(describe(router, lineup)), media_type="application/json")
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, responses=schemas.UNAUTHORISED)
     async def scrape(request: Request) -> Response:
         """Prometheus text, or OpenMetrics when asked for."""
         lineup.observe()

@@ -16,8 +16,10 @@ from starlette.routing import Route
 from models.registry import Registry
 from service import oip
 from service.api import DocumentedHotRoute, add_routes
+from service.auth import PROBES, Tokens, read_tokens
 from service.door import (
     CANCELLED,
+    NOSNIFF,
     HotRoute,
     Message,
     Receive,
@@ -27,7 +29,7 @@ from service.door import (
     problem_reply,
     request_id,
 )
-from service.errors import PROBLEM, ServiceError, problem
+from service.errors import PROBLEM, ServiceError, Unauthorised, problem
 from service.lineup import Lineup, Loaders, RealLoaders
 from service.log import logger
 from service.metrics import Metrics
@@ -35,15 +37,20 @@ from service.protocol import OTHER
 from service.routing import Router
 from service.settings import Settings
 
-STATUS_REASONS = {404: "unknown_route", 405: "method_not_allowed", 500: "internal"}
+STATUS_REASONS = {401: "unauthorised", 404: "unknown_route", 405: "method_not_allowed", 500: "internal"}
+GUARDS = (  # against what a browser may make of an answer; a page brings its own policy
+    NOSNIFF,
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+)
 
 
 class Service(FastAPI):
     """FastAPI with a short cut: a POST to a hot route goes straight to it, past router and middleware."""
 
-    def __init__(self, metrics: Metrics, **options: Any) -> None:
+    def __init__(self, metrics: Metrics, tokens: Tokens, **options: Any) -> None:
         super().__init__(**options)
-        self.metrics = metrics
+        self.metrics, self.tokens = metrics, tokens
         self.hot: dict[bytes, HotRoute] = {}
         self.infer: HotRoute | None = None
         self.labels: set[str] = set()
@@ -68,18 +75,25 @@ class Service(FastAPI):
         return await self._counted(scope, receive, send)
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        identity = scope["lvm.request_id"] = request_id(dict(scope["headers"]).get(b"x-request-id"))
+        headers = dict(scope["headers"])
+        identity = scope["lvm.request_id"] = request_id(headers.get(b"x-request-id"))
         outcome = CANCELLED
 
         async def tell(message: Message) -> None:
             nonlocal outcome
             if message["type"] == "http.response.start":
                 outcome = _outcome(message["status"])
-                message["headers"] = [*message["headers"], (b"x-request-id", identity.encode())]
+                set_already = {name for name, _ in message["headers"]}
+                guards = (guard for guard in GUARDS if guard[0] not in set_already)
+                message["headers"] = [*message["headers"], *guards, (b"x-request-id", identity.encode())]
             await send(message)
 
         try:
+            if scope["path"] not in PROBES:
+                self.tokens.client_of(headers)
             await super().__call__(scope, receive, tell)
+        except Unauthorised as error:
+            await _response(error, identity)(scope, receive, tell)
         finally:
             label = scope["path"] if scope["path"] in self.labels else OTHER
             self.metrics.requests.add(label, outcome)
@@ -91,7 +105,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
     Nothing is loaded before the lifespan starts. `app.state.process` tells and decides whether the
     process is draining.
     """
-    metrics, state = Metrics(settings.slo_ms), State()
+    metrics, state, tokens = Metrics(settings.slo_ms), State(), read_tokens(settings)
     lineup = Lineup(Registry(settings.registry), loaders or RealLoaders(settings), settings, metrics)
     router = Router(lineup.engines, settings, metrics)
 
@@ -112,6 +126,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
 
     app = Service(
         metrics,
+        tokens,
         title="LVM Serve",
         version=version("lvm-serve"),
         lifespan=lifespan,
@@ -120,8 +135,8 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
         redirect_slashes=False,
     )
     app.state.process, app.state.settings, app.state.lineup = state, settings, lineup
-    add_routes(app, router, lineup, settings, metrics, state)
-    app.infer = oip.add_routes(app, router, lineup, settings, metrics, state)
+    add_routes(app, router, lineup, settings, metrics, state, tokens)
+    app.infer = oip.add_routes(app, router, lineup, settings, metrics, state, tokens)
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_anything_else)
@@ -135,7 +150,11 @@ def _outcome(status: int) -> str:
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    reply = problem_reply(error, request.scope["lvm.request_id"])
+    return _response(error, request.scope["lvm.request_id"])
+
+
+def _response(error: ServiceError, identity: str) -> Response:
+    reply = problem_reply(error, identity)
     headers = {name.decode(): value.decode() for name, value in reply.headers}
     return Response(reply.body, reply.status, headers, reply.media_type.decode())
 

@@ -49,13 +49,16 @@ app.add_typer(shadow, name="shadow", rich_help_panel=VERSIONS)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address; default LVM_HOST or 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port, 0 picks one; default LVM_PORT or 8000.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond loopback though no LVM_TOKENS are set.")
+    ] = None,
 ) -> None:
     """Serve what the aliases point at, until SIGTERM."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's products are small here: a second thread only spins
     from service.server import serve as run
     from service.settings import read_settings
 
-    given = {"host": host, "port": port}
+    given = {"host": host, "port": port, "insecure": insecure}
     raise typer.Exit(run(read_settings(**{name: value for name, value in given.items() if value is not None})))
 
 
@@ -120,7 +123,9 @@ def report(
     from service.shadow import report as report_of
 
     try:
-        scrape = httpx.get(f"{url}/metrics", timeout=10).raise_for_status().text
+        token = os.environ.get("LVM_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        scrape = httpx.get(f"{url}/metrics", headers=headers, timeout=10).raise_for_status().text
     except httpx.HTTPError as error:
         _say(f"no metrics from {url}: {error}")
         raise typer.Exit(FAILED) from error

@@ -12,12 +12,14 @@ from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from service.auth import Tokens
 from service.errors import (
     PROBLEM,
     Invalid,
     Malformed,
     ServiceError,
     TooLarge,
+    Unauthorised,
     UnsupportedMediaType,
     problem,
 )
@@ -32,7 +34,8 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 CANCELLED = "cancelled"
-CLOSING = (408, 413)  # the rest of the body is not worth reading
+NOSNIFF = (b"x-content-type-options", b"nosniff")  # a browser shall not guess what an answer is
+CLOSING = (401, 408, 413)  # the rest of the body is not worth reading
 
 
 class Departed(Exception):
@@ -117,8 +120,10 @@ def request_id(given: bytes | None) -> str:
 class HotRoute:
     """One hot route: takes a call, gives a reply, counts it once. Runs below uvicorn, or as plain ASGI."""
 
-    def __init__(self, path: str, handler: Handler, settings: Settings, metrics: Metrics, state: State) -> None:
-        self.path, self._handler, self._state = path, handler, state
+    def __init__(
+        self, path: str, handler: Handler, settings: Settings, metrics: Metrics, state: State, tokens: Tokens
+    ) -> None:
+        self.path, self._handler, self._state, self.tokens = path, handler, state, tokens
         self.timeout_ms = settings.timeout_ms
         self.max_body = round(settings.max_body_mb * 1e6)
         self._label = (path,)
@@ -130,11 +135,12 @@ class HotRoute:
         """Answer one request as an ASGI application."""
         call = Call(dict(scope["headers"]), scope["query_string"], scope["path"], self.timeout_ms)
         try:
+            self.tokens.client_of(call.headers)
             call.body = await read_body(call.headers, receive, self.max_body)
         except Departed:
             self.depart()
             return
-        except TooLarge as error:
+        except (Unauthorised, TooLarge) as error:
             reply = self.problem(error, call.id)
         else:
             reply = await self.answer(call)
@@ -175,6 +181,7 @@ class HotRoute:
             (b"content-type", reply.media_type),
             (b"content-length", b"%d" % len(reply.body)),
             (b"x-request-id", call.id.encode()),
+            NOSNIFF,
             *reply.headers,
         ]
         if self._state.is_draining or reply.status in CLOSING:
@@ -188,9 +195,9 @@ class HotRoute:
 
 def problem_reply(error: ServiceError, identity: str, /, **members: str) -> Reply:
     """Return the RFC 9457 answer to an error, with Retry-After where it has one."""
-    headers = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after else []
+    retry = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after else []
     body = problem(error.status, error.reason, error.detail, identity, pointer=error.pointer, **members)
-    return Reply(body, PROBLEM, headers, error.reason, status=error.status)
+    return Reply(body, PROBLEM, [*error.headers, *retry], error.reason, status=error.status)
 
 
 def check_length(headers: dict[bytes, bytes], limit: int) -> None:

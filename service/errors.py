@@ -3,6 +3,7 @@
 ServiceError
 ├── Malformed 400            the bytes are not what their media type says
 ├── Invalid 422              well-formed, but not a context, query or option; `pointer` says where
+├── Unauthorised 401         a token is wanted, and is missing or unknown
 ├── UnknownModel 404
 ├── TooSlow 408              TooLarge 413, UnsupportedMediaType 415, HeadersTooLarge 431
 ├── Expired 504              the deadline passed
@@ -28,6 +29,7 @@ class ServiceError(Exception):
 
     status: ClassVar[int] = 500
     reason: ClassVar[str] = "internal"
+    headers: ClassVar[tuple[tuple[bytes, bytes], ...]] = ()
 
     def __init__(self, detail: str, *, pointer: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(detail)
@@ -44,6 +46,13 @@ class Malformed(ServiceError):
     """Bytes that are not what their media type says."""
 
     status, reason = 400, "malformed"
+
+
+class Unauthorised(ServiceError):
+    """A token is wanted, and is missing or unknown."""
+
+    status, reason = 401, "unauthorised"
+    headers = ((b"www-authenticate", b"Bearer"),)
 
 
 class UnknownModel(ServiceError):

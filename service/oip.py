@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from service import schemas, wire
 from service.api import DocumentedHotRoute, check_live, check_ready, headers_of, outcome_of, stages_of
+from service.auth import Tokens
 from service.door import Call, HotRoute, Reply, State, problem_reply
 from service.engine import Floats
 from service.errors import Invalid, Malformed, ServiceError, UnknownModel
@@ -166,11 +167,11 @@ class InferRoute(HotRoute):
 
 
 def add_routes(
-    app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State
+    app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State, tokens: Tokens
 ) -> InferRoute:
     """Add the protocol's routes to `app`; return the hot one, which is found by its path's two ends."""
 
-    @app.get("/v2")
+    @app.get("/v2", responses=schemas.UNAUTHORISED)
     async def server_metadata() -> dict[str, Any]:
         """Name, version and extensions of the server."""
         return {"name": "lvm-serve", "version": app.version, "extensions": ["binary_tensor_data"]}
@@ -207,6 +208,6 @@ def add_routes(
         """200 while the model is served."""
         return {"name": _chain(router, model, version)[0].name, "ready": True}
 
-    route = InferRoute(MODEL + "/infer", Infer(router, settings), settings, metrics, state)
+    route = InferRoute(MODEL + "/infer", Infer(router, settings), settings, metrics, state, tokens)
     app.routes.append(DocumentedHotRoute(route, **schemas.INFER))
     return route

@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.door import Call, Headers, HotRoute, Reply, check_length, problem_reply, request_id
+from service.door import NOSNIFF, Call, Headers, HotRoute, Reply, check_length, problem_reply, request_id
 from service.errors import (
     PROBLEM,
     Draining,
@@ -23,6 +23,7 @@ from service.errors import (
     ServiceError,
     TooLarge,
     TooSlow,
+    Unauthorised,
 )
 from service.log import logger
 
@@ -55,11 +56,12 @@ class HotCycle:
         self._error: ServiceError | None = None
         self._answer: Coroutine[Any, None, Reply] | None = None
 
-    def check_length(self) -> None:
-        """Fail where the body says it is too long."""
+    def check_head(self) -> None:
+        """Fail where the token is not known, or the body says it is too long."""
         try:
+            self.route.tokens.client_of(self.call.headers)
             check_length(self.call.headers, self.route.max_body)
-        except TooLarge as error:
+        except (Unauthorised, TooLarge) as error:
             self.fail(error)
 
     def begin(self) -> None:
@@ -239,7 +241,7 @@ class Protocol(HttpToolsProtocol):
     def _start_hot(self, route: HotRoute, call: Call) -> None:
         keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         cycle = HotCycle(self, route, call, keep_alive=keep_alive)
-        cycle.check_length()
+        cycle.check_head()
         self._line_up(cycle)
 
     def _line_up(self, cycle: HotCycle | Refusal) -> None:
@@ -392,7 +394,13 @@ class Refusal:
         self.response_complete = True
         self._protocol.app.metrics.requests.add(OTHER, self._error.reason)
         reply = problem_reply(self._error, request_id(None))
-        headers = [(b"content-type", PROBLEM), (b"content-length", b"%d" % len(reply.body)), *reply.headers, CLOSE]
+        headers = [
+            (b"content-type", PROBLEM),
+            (b"content-length", b"%d" % len(reply.body)),
+            NOSNIFF,
+            *reply.headers,
+            CLOSE,
+        ]
         self._protocol.transport.write(_as_bytes(reply, headers))
         self._protocol.close_gently()
 

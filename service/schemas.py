@@ -159,7 +159,9 @@ def _problem(description: str) -> dict[str, Any]:
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {503: {"model": Problem, **_problem("Not now; Retry-After says when.")}}
+UNAUTHORISED: dict[int | str, dict[str, Any]] = {401: _problem("A token is wanted, and is missing or unknown.")}
 _HOT: dict[int | str, dict[str, Any]] = {
+    **UNAUTHORISED,
     400: _problem("The bytes are not what their media type says."),
     404: _problem("No model of that name is served."),
     408: _problem("The headers or the body came too slowly."),
@@ -169,7 +171,7 @@ _HOT: dict[int | str, dict[str, Any]] = {
     503: _problem("Overloaded, draining or failed; Retry-After says when to come back."),
     504: _problem("The deadline passed."),
 }
-NOT_FOUND: dict[int | str, dict[str, Any]] = {404: _HOT[404]}
+NOT_FOUND: dict[int | str, dict[str, Any]] = {**UNAUTHORISED, 404: _HOT[404]}
 _OCTETS = {
     "schema": {
         "type": "string",

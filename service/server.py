@@ -11,11 +11,13 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from time import monotonic
 
 import uvicorn
 
 from service.app import Service, create_app
+from service.auth import Tokens
 from service.log import configure, logger
 from service.protocol import LINGER_S, Protocol
 from service.settings import Settings
@@ -24,7 +26,7 @@ SO_ATTACH_FILTER = 26  # not in the socket module
 
 
 class CannotListen(Exception):
-    """The address is taken, or is none."""
+    """The address is taken, or is none, or is one that others reach while no token is wanted."""
 
 
 class Server(uvicorn.Server):
@@ -135,17 +137,35 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def check_exposure(address: str, tokens: Tokens, *, insecure: bool) -> None:
+    """Refuse an address beyond loopback where callers need no token, unless that is what is wanted.
+
+    Raises:
+        CannotListen: it is not.
+    """
+    if len(tokens) or ip_address(address).is_loopback:
+        return
+    if not insecure:
+        raise CannotListen(
+            f"will not listen on {address}: others reach it, and no token is set. Set LVM_TOKENS or LVM_TOKENS_FILE, "
+            "or listen on 127.0.0.1, or say --insecure (LVM_INSECURE=true) where the network keeps others out"
+        )
+    logger().warning("insecure", address=address, detail="no token is set: whoever reaches this address may call")
+
+
 def serve(settings: Settings) -> int:
     """Serve until told to stop; return the exit status: 0 after a clean drain, else 1.
 
     Raises:
-        CannotListen: the address cannot be bound.
+        BadSettings: the tokens cannot be read.
+        CannotListen: the address cannot be bound, or is not to be.
         UnknownVersion, BadCheckpoint: what the aliases point at cannot be served.
     """
     configure(settings.log_level)
     app = create_app(settings)
     server = Server(config_of(app, settings), app, settings)
     with bind(settings.host, settings.port) as listener, contextlib.suppress(SystemExit):
+        check_exposure(listener.getsockname()[0], app.tokens, insecure=settings.insecure)
         server.run(sockets=[listener])
     if app.state.process.failure:
         raise app.state.process.failure

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -32,6 +32,13 @@ class Settings(BaseSettings):
 
     registry: Path = Field(Path("artifacts/lvm"), description="Directory of versions and aliases.")
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
+    insecure: bool = Field(
+        False, description="Listen beyond loopback without a token: anybody who gets there may call."
+    )
+    tokens: SecretStr = Field(
+        SecretStr(""), description="Bearer tokens that callers need, `name:token` or `token` each, commas between."
+    )
+    tokens_file: Path | None = Field(None, description="File of more such tokens, commas or white space between.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Where nets run; auto takes cuda or mps where torch sees one, else cpu."

@@ -47,6 +47,8 @@ def test_every_make_target_of_the_documents_exists() -> None:
 
 def test_the_settings_table_is_the_code() -> None:
     def default(value: object) -> str:
+        if isinstance(value, bool) or value is None:
+            return {True: "true", False: "false", None: "none"}[value]
         return ",".join(f"{x:g}" for x in value) if isinstance(value, tuple) else str(value)
 
     def rows(text: str) -> list[tuple[str, str, str]]:

@@ -110,7 +110,10 @@ start() {
     ROOT=$(buildah mount "$CONTAINER")
     touch "$WORK/started"
     sleep 1 # so that what the service writes is newer by any clock
-    buildah run --env "LVM_PORT=$PORT" "$CONTAINER" -- "${command[@]}" >"$WORK/serve.log" 2>&1 &
+    buildah run --env "LVM_PORT=$PORT" "$CONTAINER" -- "${command[@]}" >"$WORK/serve.log" 2>&1 && fail "serves without a token"
+    grep -q "Set LVM_TOKENS" "$WORK/serve.log" || fail "without a token: $(tail -n 3 "$WORK/serve.log")"
+    buildah run --env "LVM_PORT=$PORT" --env "LVM_TOKENS=image-check:$TOKEN" "$CONTAINER" -- \
+        "${command[@]}" >"$WORK/serve.log" 2>&1 &
     RUNNER=$!
 }
 
@@ -127,12 +130,13 @@ service_pid() {
 }
 
 call() { # PATH [FILE to post]
-    python3 - "http://127.0.0.1:$PORT$1" "${2:-}" <<'PY'
-import sys, urllib.request
+    LVM_TOKEN=$TOKEN python3 - "http://127.0.0.1:$PORT$1" "${2:-}" <<'PY'
+import os, sys, urllib.request
 
 url, body = sys.argv[1:]
 data = open(body, "rb").read() if body else None
-request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if body else {})
+token = {"Authorization": f"Bearer {os.environ['LVM_TOKEN']}"}
+request = urllib.request.Request(url, data, {"Content-Type": "application/json", **token} if body else {})
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 print(opener.open(request, timeout=5).read().decode())
 PY
@@ -224,6 +228,7 @@ mkdir -p "$CACHE"
 WORK=$(mktemp -d)
 trap clean_up EXIT
 PORT=${IMAGE_CHECK_PORT:-$(free_port)}
+TOKEN=$(python3 -c 'import secrets; print(secrets.token_hex(32))')
 
 make_base
 build

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from hashlib import sha256
 from hmac import compare_digest
+from pathlib import Path
 
 from service.errors import Unauthorised
 from service.settings import BadSettings, Settings
@@ -50,11 +51,11 @@ def read_tokens(settings: Settings) -> Tokens:
     Raises:
         BadSettings: the file cannot be read or holds none, an entry is malformed, a token stands twice.
     """
-    entries = re.split(r"[,\s]+", settings.tokens.get_secret_value())
+    entries = _split(settings.tokens.get_secret_value())
     if settings.tokens_file:
-        entries += _entries_of_file(settings)
+        entries += _of_file(settings.tokens_file)
     clients: dict[str, str] = {}
-    for place, entry in enumerate(filter(None, entries), 1):
+    for place, entry in enumerate(entries, 1):
         match = ENTRY.fullmatch(entry)
         if not match:
             raise BadSettings(
@@ -66,9 +67,13 @@ def read_tokens(settings: Settings) -> Tokens:
     return Tokens(clients)
 
 
-def _entries_of_file(settings: Settings) -> list[str]:
+def _split(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _of_file(path: Path) -> list[str]:
     try:
-        entries = settings.tokens_file.read_text("utf-8").replace(",", " ").split() if settings.tokens_file else []
+        entries = _split(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadSettings(f"LVM_TOKENS_FILE: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
     if not entries:

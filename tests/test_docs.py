@@ -77,6 +77,14 @@ def test_files_and_links_of_the_documents_are_there() -> None:
             assert (document.parent / link).exists() or urlsplit(link).scheme, link
 
 
+def test_every_claim_of_the_security_document_names_tests_that_are_there() -> None:
+    claims = (ROOT / "SECURITY.md").read_text().partition("| claim | test |\n|---|---|\n")[2].partition("\n\n")[0]
+    for claim in claims.splitlines():
+        named = re.findall(r"`(tests/[\w/]+\.py)::(?:\w+::)?(\w+)`", claim)
+        assert named, claim
+        assert all(f"def {test}(" in (ROOT / file).read_text() for file, test in named), claim
+
+
 @pytest.mark.parametrize("curl", CURLS)
 def test_the_curls_of_the_readme_answer_as_it_says(process: Callable[..., Process], tmp_path: Path, curl: str) -> None:
     server = process()

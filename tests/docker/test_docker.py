@@ -89,6 +89,9 @@ class TestDockerfile:
         assert instructions(STAGES[1], "VOLUME") == ["/models"]
         assert {"LVM_REGISTRY=/models", "LVM_HOST=0.0.0.0"} <= set(environment.split())
 
+    def test_the_image_neither_holds_a_token_nor_does_without(self) -> None:
+        assert not re.search(r"^(?!#).*LVM_(TOKENS|INSECURE)", DOCKERFILE, re.MULTILINE)
+
     def test_nothing_phones_home(self) -> None:
         assert "ORT_DISABLE_TELEMETRY=1" in instructions(STAGES[1], "ENV")[0].split()
 
@@ -166,6 +169,11 @@ class TestCompose:
         assert service["volumes"] == ["models:/models"]
         assert "models" in COMPOSE["volumes"]
         assert any(mount.startswith("/tmp") for mount in service["tmpfs"])
+
+    def test_it_does_without_a_token_only_because_it_is_published_on_loopback(self) -> None:
+        service = SERVICES["lvm"]
+        assert service["environment"]["LVM_INSECURE"] == "true"
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
     def test_it_has_the_time_to_drain(self) -> None:
         settings = read_settings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -23,9 +24,12 @@ EXAMPLE = ROOT / "examples" / "context.json"
 class Load:
     """`python -m loadtest` in the background."""
 
-    def __init__(self, url: str, *options: str) -> None:
+    def __init__(self, url: str, *options: str, **environment: str) -> None:
         command = [sys.executable, "-m", "loadtest", "--url", url, "--json", *options]
-        self.popen = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        env = {**os.environ, **environment}
+        self.popen = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def report(self) -> dict[str, Any]:
         out, err = self.popen.communicate(timeout=120)
@@ -114,6 +118,21 @@ def test_a_second_server_on_the_same_port_says_so(process: Start, shipped: Path)
     )
     assert done.returncode == 78
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
+
+
+def test_beyond_loopback_callers_need_the_token_and_the_log_does_not_tell_it(process: Start, tmp_path: Path) -> None:
+    token, file = "a-token-of-16-characters-and-more", tmp_path / "tokens"
+    file.write_text(f"somebody:{token}\n")
+    server = process(LVM_HOST="0.0.0.0", LVM_TOKENS_FILE=str(file))
+    assert _ready(server.url) == 200
+    load = ("--rate", "50", "--seconds", "0.5", "--wire", "octet")
+    assert set(Load(server.url, *load).report()["statuses"]) == {"401"}
+    assert set(Load(server.url, *load, LVM_TOKEN=token).report()["statuses"]) == {"200"}
+    report = [LVM, "shadow", "report", server.url]
+    for given, code in (({}, 1), ({"LVM_TOKEN": token}, 0)):
+        assert subprocess.run(report, env={**os.environ, **given}, capture_output=True, check=False).returncode == code
+    assert server.stop() == 0
+    assert token not in (tmp_path / "serve-0.log").read_text()
 
 
 def _ready(url: str) -> int:

@@ -181,5 +181,20 @@ def test_at_50_percent_errors_it_changes_at_most_once_a_hold_time(seed: int) -> 
     assert min(after - before for before, after in pairwise(changes)) >= HOLD_S
 
 
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 1.0])
+def test_an_engine_whose_probes_succeed_is_shunned_for_half_of_the_time_at_most(share: float) -> None:
+    clock, draw, shunned, calls = Clock(), random.Random(0), 0, 10_000
+    breaker = Breaker(FAILURES, WINDOW, HOLD_S, clock)
+    for _ in range(calls):
+        is_probe = breaker.state == "half_open"
+        token = breaker.allow()
+        if token is None:
+            shunned += 1
+        else:
+            breaker.record(token, ok=is_probe or draw.random() >= share)
+        clock.now += 0.125
+    assert shunned <= calls / 2
+
+
 def test_its_clock_is_one_that_nobody_sets() -> None:
     assert inspect.signature(Breaker).parameters["clock"].default is time.monotonic

@@ -95,6 +95,13 @@ def test_a_setting_that_means_nothing_is_a_configuration_error(shipped: Path) ->
     assert (done.returncode, "LVM_MAX_BATCH" in done.stderr) == (78, True)
 
 
+def test_serve_refuses_an_address_that_others_reach_without_a_token(shipped: Path) -> None:
+    done = lvm("serve", "--host", "0.0.0.0", "--port", "0", registry=shipped)
+    assert done.returncode == 78
+    assert "will not listen on 0.0.0.0: others reach it, and no token is set. Set LVM_TOKENS" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_serve_without_a_primary_says_what_is_missing(tmp_path: Path) -> None:
     done = lvm("serve", "--port", "0", registry=tmp_path)
     assert done.returncode == 1

@@ -22,7 +22,7 @@ buildah() { # vfs and chroot work wherever there is a root, inside other contain
 install_tools() {
     local missing=() tool
     for tool in buildah debootstrap; do
-        command -v "$tool" >/dev/null || missing+=("$tool")
+        type -P "$tool" >/dev/null || missing+=("$tool") # a program: buildah is a function here, too
     done
     ((${#missing[@]})) || return 0
     say "installing ${missing[*]}"

@@ -88,7 +88,9 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--warmup", type=float, help="same load before it, not counted [s], default 0")
     group.add_argument("--seed", type=int, help="of Poisson arrivals, default 0")
     group.add_argument("--contexts", metavar="FILE.npy", help="floats (N, T, D) to send instead of the shipped ones")
-    group.add_argument("--header", dest="headers", action="append", metavar="'K: V'", help="repeatable")
+    group.add_argument(
+        "--header", dest="headers", action="append", metavar="'K: V'", help="repeatable; a token comes from LVM_TOKEN"
+    )
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:

@@ -211,6 +211,21 @@ def test_a_hanging_primary_is_replaced_within_the_deadline(serve: Serve) -> None
         gate.opened.set()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_inference_thread_that_dies_is_told_of_at_once_and_nobody_is_left_without_an_answer(serve: Serve) -> None:
+    def dies(batch: Any) -> Any:
+        raise SystemExit  # nothing that a net may raise, and so the end of its thread
+
+    server = serve(amn=dies)
+    assert server.http.get("/livez").status_code == 200
+    body = {"context": contexts()[0].tolist()}
+    got = post(server, body, **{"X-Request-Timeout-Ms": "300"})
+    assert (got.status_code, got.json()["fallback_reason"]) == (200, "expired")
+    assert server.http.get("/livez").status_code == 503
+    got = post(server, body)
+    assert (got.status_code, got.json()["fallback_reason"]) == (200, "draining")
+
+
 def test_both_failing_is_unavailable_with_retry_after(serve: Serve) -> None:
     got = post(serve(amn=raises, gru=answers_nan), {"context": contexts()[0].tolist()})
     assert (got.status_code, got.json()["type"]) == (503, "urn:lvm:problem:model_failed")

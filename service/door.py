@@ -126,8 +126,7 @@ class HotRoute:
         self.path, self._handler, self._state, self.tokens = path, handler, state, tokens
         self.timeout_ms = settings.timeout_ms
         self.max_body = round(settings.max_body_mb * 1e6)
-        self._label = (path,)
-        self._in_flight = metrics.in_flight.expect((path,)).values
+        self._in_flight = metrics.in_flight.expect((path,))
         self._requests = metrics.requests.expect((path,), ("ok", "fallback"))
         self._seconds = {stage: metrics.seconds.of(path, stage) for stage in STAGES[path]}
 
@@ -151,7 +150,7 @@ class HotRoute:
 
     async def answer(self, call: Call) -> Reply:
         """Return the reply to a call whose body is whole."""
-        self._in_flight[self._label] += 1
+        self._in_flight.add(self.path)
         try:
             call.take_timeout(self.timeout_ms)
             return await self._handler(call)
@@ -161,7 +160,7 @@ class HotRoute:
             logger().error("unexpected", route=self.path, request_id=call.id, exc_info=error)
             return self.problem(ServiceError("an unexpected error; the log has more under this id"), call.id)
         finally:
-            self._in_flight[self._label] -= 1
+            self._in_flight.remove(self.path)
 
     def count(self, reply: Reply, call: Call) -> None:
         """Count a reply that was sent just now."""

@@ -167,10 +167,9 @@ class Lineup:
 
     def observe(self) -> None:
         """Bring the gauges of queues and versions up to date."""
-        self._metrics.model.clear()
+        self._metrics.model.facts = [(alias, *engine.identity) for alias, engine in self._all().items()]
         for alias, engine in self._all().items():
             self._metrics.queue_rows.set(engine.batcher.pending_rows, alias)
-            self._metrics.model.set(1, alias, *engine.identity)
             if engine.guard:
                 engine.guard.observe()
 

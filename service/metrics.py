@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, product
 from typing import ClassVar, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+
+from service.cells import Cells, Key
 
 FASTEST, SLOWEST, STEPS = 50e-6, 10.0, 40  # seconds, seconds, edges
 ENGINES = ("primary", "fallback")
@@ -16,10 +20,12 @@ COSINES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 
 EXTRA_S = tuple(
     sign * ms / 1e3 for sign, row in ((-1, (50, 5, 1, 0.2, 0.05)), (1, (0, 0.05, 0.2, 1, 5, 50))) for ms in row
 )
+LOST = "lost"  # the outcome of requests whose worker died
 REASONS = ("expired", "overloaded", "draining", "breaker_open", "model_failed")  # to refuse, to fall back
 STAGES: dict[str, tuple[str, ...]] = {"/predict": ("decode", "queue", "infer", "encode", "total")}
 STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search", "rerank")}
 Labels = tuple[str, ...]
+Others = Mapping[Key, list[Sequence[float]]]  # the numbers of the workers beside this one
 
 
 def latency_edges(slo_ms: Iterable[float]) -> tuple[float, ...]:
@@ -46,38 +52,13 @@ def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-class Series:
-    """One histogram's counts for one set of label values, and the beginnings of its lines in a scrape."""
-
-    __slots__ = ("_heads", "_tails", "counts", "edges", "total")
-
-    def __init__(self, name: str, labels: Labels, values: Labels, edges: Sequence[float]) -> None:
-        self.edges, self.counts, self.total = edges, [0] * (len(edges) + 1), 0.0
-        limits = [f'le="{limit}"' for limit in (*map(repr, edges), "+Inf")]
-        self._heads = [f"{name}_bucket{_braces(labels, values, limit)}" for limit in limits]
-        self._tails = [f"{name}_{part}{_braces(labels, values)}" for part in ("count", "sum")]
-
-    def observe(self, value: float) -> None:
-        """Count `value` in its bucket (edges are inclusive upper bounds)."""
-        self.counts[bisect_left(self.edges, value)] += 1
-        self.total += value
-
-    def lines(self) -> Iterator[str]:
-        """Yield the cumulative buckets, the count and the sum."""
-        count = 0
-        for head, count in zip(self._heads, accumulate(self.counts), strict=True):
-            yield f"{head} {count}"
-        yield f"{self._tails[0]} {count}"
-        yield f"{self._tails[1]} {self.total!r}"
-
-
 class Instrument:
-    """A named family of values by label values."""
+    """A named family of numbers by label values, counted in `cells`."""
 
     kind: ClassVar[str]
 
-    def __init__(self, name: str, text: str, labels: Labels) -> None:
-        self.name, self.text, self.labels = name, text, labels
+    def __init__(self, cells: Cells, name: str, text: str, labels: Labels) -> None:
+        self.cells, self.name, self.text, self.labels = cells, name, text, labels
 
     def head(self, name: str) -> Iterator[str]:
         """Yield the lines that say what `name` is."""
@@ -85,28 +66,58 @@ class Instrument:
         yield f"# TYPE {name} {self.kind}"
 
 
+class Series:
+    """One histogram's counts for one set of label values, and the beginnings of its lines in a scrape."""
+
+    __slots__ = ("_at", "_heads", "_size", "_sum", "_tails", "_values", "edges")
+
+    def __init__(self, histogram: Histogram, values: Labels) -> None:
+        name, labels, cells = histogram.name, histogram.labels, histogram.cells
+        self.edges, self._size = histogram.edges, len(histogram.edges) + 2  # every edge, infinity, the sum
+        self._at, self._values = cells.take((name, *values), self._size), cells.values
+        self._sum = self._at + self._size - 1
+        limits = [f'le="{limit}"' for limit in (*map(repr, self.edges), "+Inf")]
+        self._heads = [f"{name}_bucket{_braces(labels, values, limit)}" for limit in limits]
+        self._tails = [f"{name}_{part}{_braces(labels, values)}" for part in ("count", "sum")]
+
+    def observe(self, value: float) -> None:
+        """Count `value` in its bucket (edges are inclusive upper bounds)."""
+        self._values[self._at + bisect_left(self.edges, value)] += 1
+        self._values[self._sum] += value
+
+    def lines(self, others: Sequence[Sequence[float]]) -> Iterator[str]:
+        """Yield the cumulative buckets, the count and the sum, with the numbers of `others` added."""
+        ours = self._values[self._at : self._at + self._size]
+        *counts, total = map(sum, zip(ours, *others, strict=True)) if others else ours
+        count = 0.0
+        for head, count in zip(self._heads, accumulate(counts), strict=True):
+            yield f"{head} {count:.0f}"
+        yield f"{self._tails[0]} {count:.0f}"
+        yield f"{self._tails[1]} {total!r}"
+
+
 class Histogram(Instrument):
     """Histograms by label values; `prometheus_client`'s own scans its edges under a lock."""
 
     kind = "histogram"
 
-    def __init__(self, name: str, text: str, labels: Labels, edges: Sequence[float]) -> None:
-        super().__init__(name, text, labels)
+    def __init__(self, cells: Cells, name: str, text: str, labels: Labels, edges: Sequence[float]) -> None:
+        super().__init__(cells, name, text, labels)
         self.edges = edges
-        self.series: dict[Labels, Series] = {}
+        self._series: dict[Labels, Series] = {}
 
     def of(self, *values: str) -> Series:
         """Return the histogram of these label values."""
-        series = self.series.get(values)
+        series = self._series.get(values)
         if series is None:
-            series = self.series[values] = Series(self.name, self.labels, values, self.edges)
+            series = self._series[values] = Series(self, values)
         return series
 
-    def lines(self, *, openmetrics: bool) -> Iterator[str]:
+    def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the scrape of this family; the same in both formats."""
         yield from self.head(self.name)
-        for series in self.series.values():
-            yield from series.lines()
+        for values, series in self._series.items():
+            yield from series.lines(others.get((self.name, *values), ()))
 
 
 class Counter(Instrument):
@@ -114,90 +125,133 @@ class Counter(Instrument):
 
     kind = "counter"
 
-    def __init__(self, name: str, text: str, labels: Labels) -> None:
-        super().__init__(name, text, labels)
-        self.values: dict[Labels, float] = {}
+    def __init__(
+        self, cells: Cells, name: str, text: str, labels: Labels, join: Callable[[Iterable[float]], float] = sum
+    ) -> None:
+        super().__init__(cells, name, text, labels)
+        self._join = join
+        self._values = cells.values
+        self._places: dict[Labels, int] = {}
 
     def expect(self, *label_values: Iterable[str]) -> Self:
         """Show every combination of these values from the start, so that its first count is a rise."""
-        self.values.update(dict.fromkeys(product(*label_values), 0.0))
+        for values in product(*label_values):
+            self.of(*values)
         return self
+
+    def of(self, *values: str) -> int:
+        """Return where in the cells these label values count."""
+        at = self._places.get(values)
+        if at is None:
+            at = self._places[values] = self.cells.take((self.name, *values), 1)
+        return at
 
     def add(self, *values: str) -> None:
         """Count one."""
-        self.values[values] = self.values.get(values, 0.0) + 1
+        at = self._places.get(values)
+        self._values[self.of(*values) if at is None else at] += 1
 
-    def lines(self, *, openmetrics: bool) -> Iterator[str]:
+    def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the scrape of this family; OpenMetrics names the family without `_total`."""
         sample = self.name + ("_total" if self.kind == "counter" else "")
         yield from self.head(self.name if openmetrics else sample)
-        for values, value in self.values.items():
-            yield f"{sample}{_braces(self.labels, values)} {value!r}"
+        for values, at in self._places.items():
+            theirs = [numbers[0] for numbers in others.get((self.name, *values), ())]
+            yield f"{sample}{_braces(self.labels, values)} {self._join([self._values[at], *theirs])!r}"
 
 
 class Gauge(Counter):
-    """Levels by label values."""
+    """Levels by label values; `join` makes one of several workers'."""
 
     kind = "gauge"
 
     def set(self, value: float, *values: str) -> None:
         """Set the level."""
-        self.values[values] = value
+        self._values[self.of(*values)] = value
 
-    def clear(self) -> None:
-        """Forget every level."""
-        self.values.clear()
+    def remove(self, *values: str) -> None:
+        """Count one less."""
+        self._values[self.of(*values)] -= 1
+
+    def empty(self) -> dict[Labels, float]:
+        """Set every level to 0; return those that were not."""
+        levels = {values: self._values[at] for values, at in self._places.items() if self._values[at]}
+        for values in levels:
+            self.set(0.0, *values)
+        return levels
+
+
+class Info(Instrument):
+    """Facts about this process: label values that are 1 where they hold."""
+
+    kind = "gauge"
+
+    def __init__(self, name: str, text: str, labels: Labels) -> None:
+        super().__init__(Cells(), name, text, labels)
+        self.facts: list[Labels] = []
+
+    def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
+        """Yield the scrape of this family; the same in both formats."""
+        yield from self.head(self.name)
+        for values in self.facts:
+            yield f"{self.name}{_braces(self.labels, values)} 1.0"
 
 
 class Metrics:
-    """The instruments of one process, and the text of a scrape."""
+    """The instruments of one process, and the text of a scrape, which counts the workers beside it in."""
 
-    def __init__(self, slo_ms: Iterable[float] = ()) -> None:
-        self.requests = Counter("lvm_requests", "Requests by route and how they ended.", ("route", "outcome"))
-        self.seconds = Histogram(
+    def __init__(self, slo_ms: Iterable[float] = (), cells: Cells | None = None) -> None:
+        self._cells = cells or Cells()
+        counter, gauge = partial(Counter, self._cells), partial(Gauge, self._cells)
+        histogram = partial(Histogram, self._cells)
+        self.requests = counter("lvm_requests", "Requests by route and how they ended.", ("route", "outcome"))
+        self.seconds = histogram(
             "lvm_request_seconds",
             "Seconds a request spent, by route and stage.",
             ("route", "stage"),
             latency_edges(slo_ms),
         )
-        self.batch_rows = Histogram(
+        self.batch_rows = histogram(
             "lvm_batch_rows", "Rows of a micro-batch.", ("engine",), [float(2**i) for i in range(11)]
         )
-        self.batch_released = Counter("lvm_batches", "Micro-batches by why they ran.", ("engine", "reason"))
-        self.in_flight = Gauge("lvm_in_flight_requests", "Requests being answered.", ("route",))
-        self.rejections = Counter("lvm_rejections", "Requests refused by an engine.", ("engine", "reason"))
+        self.batch_released = counter("lvm_batches", "Micro-batches by why they ran.", ("engine", "reason"))
+        self.in_flight = gauge("lvm_in_flight_requests", "Requests being answered.", ("route",))
+        self.rejections = counter("lvm_rejections", "Requests refused by an engine.", ("engine", "reason"))
         self.rejections.expect(ENGINES, REASONS)
-        self.fallbacks = Counter("lvm_fallbacks", "Requests that another engine answered.", ("reason",))
+        self.fallbacks = counter("lvm_fallbacks", "Requests that another engine answered.", ("reason",))
         self.fallbacks.expect(REASONS)
-        self.reloads = Counter("lvm_reloads", "Alias changes picked up.", ("alias", "outcome"))
+        self.reloads = counter("lvm_reloads", "Alias changes picked up.", ("alias", "outcome"))
         self.reloads.expect((*ENGINES, "candidate", "retriever"), ("ok", "refused", "failed"))
-        self.queue_rows = Gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
-        self.breaker = Gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",))
-        self.input_norm = Histogram(
+        self.queue_rows = gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
+        self.breaker = gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",), max)
+        self.input_norm = histogram(
             "lvm_input_norm", "Mean length of a context's vectors.", ("engine",), (0.5, 0.9, 0.99, 1.01, 1.1, 2.0, 10.0)
         )
-        self.input_neighbour_cosine = Histogram(
+        self.input_neighbour_cosine = histogram(
             "lvm_input_neighbour_cosine",
             "Mean cosine of a context's neighbours.",
             ("engine",),
             [step / 10 for step in range(-2, 10)],
         )
-        self.input_drift = Gauge(
-            "lvm_input_drift", "Deviations of the last inputs from those the net was trained on.", ("engine", "figure")
+        self.input_drift = gauge(
+            "lvm_input_drift",
+            "Deviations of the last inputs from those the net was trained on.",
+            ("engine", "figure"),
+            max,
         )
-        self.shadowed = Counter("lvm_shadow", "Requests put to the candidate as well.", ("outcome",))
+        self.shadowed = counter("lvm_shadow", "Requests put to the candidate as well.", ("outcome",))
         self.shadowed.expect(("compared", "skipped", "failed"))
-        self.shadow_cosine = Histogram(
+        self.shadow_cosine = histogram(
             "lvm_shadow_cosine", "Cosine of the candidate's answer to the one given.", (), COSINES
         )
-        self.shadow_overlap = Histogram(
+        self.shadow_overlap = histogram(
             "lvm_shadow_overlap", "Share of the passages found that both answers find.", (), [n / 10 for n in range(10)]
         )
-        self.shadow_extra_seconds = Histogram(
+        self.shadow_extra_seconds = histogram(
             "lvm_shadow_extra_seconds", "Seconds the candidate took longer, both alone in their batch.", (), EXTRA_S
         )
-        self.ready = Gauge("lvm_ready", "1 where /readyz says 200.", ())
-        self.model = Gauge(
+        self.ready = gauge("lvm_ready", "1 where /readyz says 200.", (), min)
+        self.model = Info(
             "lvm_model_info",
             "The version that each alias serves.",
             ("alias", "model", "version", "sha256", "runtime"),
@@ -205,10 +259,13 @@ class Metrics:
         self._process = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._process)
+        self._by_name = {made.name: made for made in self.instruments() if not isinstance(made, Info)}
+        for name, *values in self._cells.taken():
+            self._by_name[name].of(*values)
 
-    def instruments(self) -> Iterator[Histogram | Counter]:
+    def instruments(self) -> Iterator[Histogram | Counter | Info]:
         """Yield every instrument of ours."""
-        yield from (value for value in vars(self).values() if isinstance(value, Histogram | Counter))
+        yield from (value for value in vars(self).values() if isinstance(value, Histogram | Counter | Info))
 
     def scrape(self, accept: str = "") -> tuple[bytes, str]:
         """Return the text, and its media type, in the format that an Accept header asks for.
@@ -218,5 +275,24 @@ class Metrics:
         """
         encode, media_type = choose_encoder(accept)
         openmetrics = media_type.startswith("application/openmetrics-text")
-        lines = (line for instrument in self.instruments() for line in instrument.lines(openmetrics=openmetrics))
+        others = self._others()
+        lines = (line for made in self.instruments() for line in made.lines(others, openmetrics=openmetrics))
         return "".join([f"{line}\n" for line in lines]).encode() + encode(self._process), media_type
+
+    def close_books(self) -> None:
+        """Bring the numbers of a process that is gone to their end: no levels, what it was answering is lost."""
+        lost = self.in_flight.empty()
+        for (route,), count in lost.items():
+            for _ in range(int(count)):
+                self.requests.add(route, LOST)
+        for made in self.instruments():
+            if isinstance(made, Gauge):
+                made.empty()
+
+    def _others(self) -> Others:
+        """Return the numbers of the workers beside this one; what only they count is shown from now on."""
+        found: defaultdict[Key, list[Sequence[float]]] = defaultdict(list)
+        for key, numbers in self._cells.elsewhere():
+            self._by_name[key[0]].of(*key[1:])
+            found[key].append(numbers)
+        return found

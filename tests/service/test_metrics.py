@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.cells import Cells
 from service.metrics import Histogram, Metrics, latency_edges
 
 SLOS = (5.0, 10.0, 25.0, 50.0, 100.0)
@@ -39,11 +40,11 @@ def samples(text: str, parse: Any) -> dict[tuple[str, tuple[tuple[str, str], ...
 
 @given(st.lists(st.floats(0, 20)))
 def test_a_histogram_counts_every_value_once_at_or_below_its_edge(values: list[float]) -> None:
-    histogram = Histogram("h", "h", ("l",), latency_edges(SLOS))
+    histogram = Histogram(Cells(), "h", "h", ("l",), latency_edges(SLOS))
     for value in values:
         histogram.of("x").observe(value)
     histogram.of("x")
-    found = samples("\n".join(histogram.lines(openmetrics=False)), text_string_to_metric_families)
+    found = samples("\n".join(histogram.lines({})), text_string_to_metric_families)
     ordered = sorted(values)
     for edge in histogram.edges:
         assert found["h_bucket", (("l", "x"), ("le", repr(edge)))] == bisect.bisect_right(ordered, edge)
@@ -55,7 +56,7 @@ def test_both_formats_say_the_same_and_parse_strictly() -> None:
     metrics = Metrics(SLOS)
     metrics.requests.add('odd "label"\nwith\\all', "ok")
     metrics.seconds.of("/predict", "total").observe(0.01)
-    metrics.model.set(1, "primary", "amn", "v", "s", "r")
+    metrics.model.facts = [("primary", "amn", "v", "s", "r")]
     classic, classic_type = metrics.scrape()
     modern, modern_type = metrics.scrape("application/openmetrics-text; version=1.0.0")
     assert classic_type.startswith("text/plain")

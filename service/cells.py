@@ -1,0 +1,83 @@
+"""Cells: the numbers that instruments count in; of this process alone, or shared with the workers beside it.
+
+A shared row is a file that several processes map: a worker writes its own and reads the others' at a scrape,
+and what it counted outlives it. One writer a file, numbers of eight aligned bytes: no locks.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+SUFFIX = ".cells"
+KEYS, CELLS = 1 << 18, 1 << 15  # bytes, numbers
+Key = tuple[str, ...]  # the name of an instrument and label values
+
+
+class Cells:
+    """A row of float64 numbers, handed out in pieces."""
+
+    def __init__(self) -> None:
+        self._own: list[float] = []
+        self.values: list[float] | memoryview[float] = self._own
+
+    def take(self, key: Key, size: int) -> int:
+        """Return where the `size` numbers of `key` begin, zeros at first."""
+        at = len(self._own)
+        self._own.extend([0.0] * size)
+        return at
+
+    def taken(self) -> Sequence[Key]:
+        """Return the keys that an earlier holder of the row took."""
+        return ()
+
+    def elsewhere(self) -> Iterator[tuple[Key, Sequence[float]]]:
+        """Yield the numbers of every key of the other processes."""
+        yield from ()
+
+
+class SharedCells(Cells):
+    """The row of worker `slot` among those in the directory `home`; goes on where an earlier holder stopped."""
+
+    def __init__(self, home: Path, slot: int) -> None:
+        self._path = home / f"{slot}{SUFFIX}"
+        with open(self._path, "a+b") as file:
+            file.truncate(KEYS + 8 * CELLS)
+            self._map = mmap.mmap(file.fileno(), 0)
+        self.values = memoryview(self._map)[KEYS:].cast("d")
+        self._places = _places(self._map)
+
+    def take(self, key: Key, size: int) -> int:
+        """Return where the `size` numbers of `key` begin; raises `OverflowError` where there is no more room."""
+        if key not in self._places:
+            at = sum(count for _, count in self._places.values())
+            self._write_key([*key], at, size)
+            self._places[key] = at, size
+        return self._places[key][0]
+
+    def taken(self) -> Sequence[Key]:
+        """Return the keys that an earlier holder of the row took."""
+        return tuple(self._places)
+
+    def elsewhere(self) -> Iterator[tuple[Key, Sequence[float]]]:
+        """Yield the numbers of every key in the files beside this one."""
+        for path in sorted(self._path.parent.glob(f"*{SUFFIX}")):
+            if path != self._path and path.stat().st_size:
+                with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as there:
+                    values = memoryview(there[KEYS:]).cast("d")
+                    yield from ((key, values[at : at + size]) for key, (at, size) in _places(there).items())
+
+    def _write_key(self, key: list[str], at: int, size: int) -> None:
+        begin = 8 + int.from_bytes(self._map[:8], "little")
+        line = json.dumps([key, at, size]).encode() + b"\n"
+        if begin + len(line) > KEYS or at + size > CELLS:
+            raise OverflowError(f"no room for {key} in {self._path}")
+        self._map[begin : begin + len(line)] = line
+        self._map[:8] = (begin - 8 + len(line)).to_bytes(8, "little")  # last: a reader sees whole lines only
+
+
+def _places(there: mmap.mmap) -> dict[Key, tuple[int, int]]:
+    text = there[8 : 8 + int.from_bytes(there[:8], "little")]
+    return {tuple(key): (at, size) for key, at, size in map(json.loads, text.splitlines())}

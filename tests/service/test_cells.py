@@ -1,0 +1,77 @@
+"""Cells: what several processes count is one sum, whoever is asked and whoever has died."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.cells import CELLS, Cells, SharedCells
+from service.metrics import Metrics
+
+
+def test_a_row_hands_out_zeros_without_overlap() -> None:
+    cells = Cells()
+    assert [cells.take((name,), 3) for name in "abc"] == [0, 3, 6]
+    assert cells.values == [0.0] * 9
+
+
+def test_a_row_goes_on_where_its_last_holder_stopped(tmp_path: Path) -> None:
+    first = SharedCells(tmp_path, 0)
+    first.values[first.take(("a", "x"), 2) + 1] = 7.5
+    first.take(("b",), 1)
+    second = SharedCells(tmp_path, 0)
+    assert second.values[second.take(("a", "x"), 2) + 1] == 7.5
+    assert second.take(("c",), 1) == 3
+
+
+def test_a_reader_sees_what_another_process_counts(tmp_path: Path) -> None:
+    code = (
+        "import sys, os; from pathlib import Path; from service.cells import SharedCells\n"
+        f"cells = SharedCells(Path({str(tmp_path)!r}), 1); cells.values[cells.take(('a', 'x'), 1)] = 41\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert [(key, list(numbers)) for key, numbers in SharedCells(tmp_path, 0).elsewhere()] == [(("a", "x"), [41.0])]
+
+
+def test_a_row_that_is_full_says_so(tmp_path: Path) -> None:
+    cells = SharedCells(tmp_path, 0)
+    cells.take(("a",), CELLS)
+    with pytest.raises(OverflowError, match="no room"):
+        cells.take(("b",), 1)
+
+
+def test_a_scrape_adds_what_the_other_workers_counted(tmp_path: Path) -> None:
+    workers = [Metrics((5, 10), SharedCells(tmp_path, slot)) for slot in range(3)]
+    for count, metrics in enumerate(workers, 1):
+        for _ in range(count):
+            metrics.requests.add("/predict", "ok")
+            metrics.seconds.of("/predict", "total").observe(0.5)
+        metrics.breaker.set(count / 4, "primary")
+        metrics.ready.set(float(count > 1))
+    workers[2].requests.add("/predict", "odd")
+    for metrics in workers:
+        text = metrics.scrape()[0].decode().splitlines()
+        assert 'lvm_requests_total{route="/predict",outcome="ok"} 6.0' in text
+        assert 'lvm_requests_total{route="/predict",outcome="odd"} 1.0' in text
+        assert 'lvm_request_seconds_count{route="/predict",stage="total"} 6' in text
+        assert 'lvm_request_seconds_sum{route="/predict",stage="total"} 3.0' in text
+        assert 'lvm_breaker_open{engine="primary"} 0.75' in text
+        assert "lvm_ready 0.0" in text
+
+
+def test_what_a_dead_worker_was_answering_is_lost_and_its_levels_are_nothing(tmp_path: Path) -> None:
+    dead = Metrics((), SharedCells(tmp_path, 0))
+    for _ in range(3):
+        dead.in_flight.add("/predict")
+    dead.requests.add("/predict", "ok")
+    dead.queue_rows.set(12, "primary")
+    Metrics((), SharedCells(tmp_path, 0)).close_books()
+    text = Metrics((), SharedCells(tmp_path, 1)).scrape()[0].decode().splitlines()
+    assert 'lvm_requests_total{route="/predict",outcome="lost"} 3.0' in text
+    assert 'lvm_requests_total{route="/predict",outcome="ok"} 1.0' in text
+    assert 'lvm_in_flight_requests{route="/predict"} 0.0' in text
+    assert 'lvm_queue_rows{engine="primary"} 0.0' in text

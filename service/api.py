@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from time import perf_counter
 from typing import Any
@@ -270,8 +270,8 @@ def check_ready(lineup: Lineup, state: State) -> None:
 
 def add_routes(
     app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State, tokens: Tokens
-) -> None:
-    """Add every route of the service to `app`."""
+) -> Callable[[], None]:
+    """Add every route of the service to `app`; return what brings the gauges up to date."""
     shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
     hot = (
         (Predict(router, settings, shadow), "/predict", schemas.PREDICT),
@@ -281,6 +281,11 @@ def add_routes(
         route = HotRoute(path, handler, settings, metrics, state, tokens)
         app.routes.append(DocumentedHotRoute(route, **documentation))
 
+    def observe() -> None:
+        lineup.observe()
+        router.observe()
+        metrics.ready.set(float(lineup.is_ready and not state.is_draining))
+
     @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
     async def models() -> Response:
         """Versions, aliases, cards, what is live since when, the breakers."""
@@ -289,9 +294,7 @@ def add_routes(
     @app.get("/metrics", response_class=Response, responses=schemas.UNAUTHORISED)
     async def scrape(request: Request) -> Response:
         """Prometheus text, or OpenMetrics when asked for."""
-        lineup.observe()
-        router.observe()
-        metrics.ready.set(float(lineup.is_ready and not state.is_draining))
+        observe()
         text, media_type = metrics.scrape(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": media_type})
 
@@ -307,3 +310,5 @@ def add_routes(
         """200 while a net is loaded, warm, and the process is not draining."""
         check_ready(lineup, state)
         return {"status": "ready"}
+
+    return observe

@@ -17,6 +17,7 @@ from models.registry import Registry
 from service import oip
 from service.api import DocumentedHotRoute, add_routes
 from service.auth import PROBES, Tokens, read_tokens
+from service.cells import Cells
 from service.door import (
     CANCELLED,
     NOSNIFF,
@@ -85,7 +86,12 @@ class Service(FastAPI):
                 outcome = _outcome(message["status"])
                 set_already = {name for name, _ in message["headers"]}
                 guards = (guard for guard in GUARDS if guard[0] not in set_already)
-                message["headers"] = [*message["headers"], *guards, (b"x-request-id", identity.encode())]
+                message["headers"] = [
+                    *message["headers"],
+                    *guards,
+                    (b"x-request-id", identity.encode()),
+                    *self.state.process.headers,
+                ]
             await send(message)
 
         try:
@@ -99,13 +105,13 @@ class Service(FastAPI):
             self.metrics.requests.add(label, outcome)
 
 
-def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
-    """Return the service for `settings`; `loaders` stands in for the real ones in tests.
+def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells | None = None) -> Service:
+    """Return the service for `settings`; `loaders` stands in for the real ones in tests, `cells` are shared by workers.
 
     Nothing is loaded before the lifespan starts. `app.state.process` tells and decides whether the
     process is draining.
     """
-    metrics, state, tokens = Metrics(settings.slo_ms), State(), read_tokens(settings)
+    metrics, state, tokens = Metrics(settings.slo_ms, cells), State(), read_tokens(settings)
     lineup = Lineup(Registry(settings.registry), loaders or RealLoaders(settings), settings, metrics)
     router = Router(lineup.engines, settings, metrics)
 
@@ -135,7 +141,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
         redirect_slashes=False,
     )
     app.state.process, app.state.settings, app.state.lineup = state, settings, lineup
-    add_routes(app, router, lineup, settings, metrics, state, tokens)
+    app.state.observe = add_routes(app, router, lineup, settings, metrics, state, tokens)
     app.infer = oip.add_routes(app, router, lineup, settings, metrics, state, tokens)
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

@@ -52,14 +52,25 @@ def serve(
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond loopback though no LVM_TOKENS are set.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(help="Serving processes; default LVM_WORKERS or 1.")] = None,
 ) -> None:
-    """Serve what the aliases point at, until SIGTERM."""
+    """Serve what the aliases point at, until SIGTERM; SIGHUP renews the workers where there are several."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's products are small here: a second thread only spins
     from service.server import serve as run
     from service.settings import read_settings
+    from service.workers import supervise
 
-    given = {"host": host, "port": port, "insecure": insecure}
-    raise typer.Exit(run(read_settings(**{name: value for name, value in given.items() if value is not None})))
+    given = {"host": host, "port": port, "insecure": insecure, "workers": workers}
+    settings = read_settings(**{name: value for name, value in given.items() if value is not None})
+    raise typer.Exit(run(settings) if settings.workers == 1 else supervise(settings))
+
+
+@app.command(hidden=True)
+def work(slot: int, listener: int, line: int, home: Path) -> None:
+    """Be one of several workers; `serve` starts them."""
+    from service.workers import work as run
+
+    raise typer.Exit(run(slot, listener, line, home))
 
 
 @app.command(rich_help_panel=VERSIONS)
@@ -599,3 +610,7 @@ def main() -> NoReturn:
         print(f"lvm: {error}{hint}", file=sys.stderr)
         sys.exit(code)
     sys.exit(OK)
+
+
+if __name__ == "__main__":
+    main()

@@ -48,6 +48,7 @@ class State:
     def __init__(self) -> None:
         self.is_draining = False
         self.failure: Exception | None = None
+        self.headers: Headers = []  # of every answer
 
 
 class Call:
@@ -182,6 +183,7 @@ class HotRoute:
             (b"x-request-id", call.id.encode()),
             NOSNIFF,
             *reply.headers,
+            *self._state.headers,
         ]
         if self._state.is_draining or reply.status in CLOSING:
             headers.append((b"connection", b"close"))

@@ -48,8 +48,12 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._listeners = sockets or ()
         if self.started and sockets:
-            host, port = sockets[0].getsockname()[:2]
-            logger().info("listening", url=f"http://{host}:{port}")
+            self.announce()
+
+    def announce(self) -> None:
+        """Say where it listens."""
+        host, port = self._listeners[0].getsockname()[:2]
+        logger().info("listening", url=f"http://{host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: once a second, close the connections that are too slow or idle too long."""
@@ -68,23 +72,28 @@ class Server(uvicorn.Server):
             return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+            loop.add_signal_handler(number, self.drain, number.name)
         yield
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
 
-    def _on_signal(self, number: int) -> None:
+    def drain(self, why: str) -> None:
+        """Answer on while others move away, then stop; asked twice, stop now."""
         if self._process.is_draining:
             self.should_exit = True  # asked twice: no more waiting
             return
         self._process.is_draining = True
-        logger().info("draining", signal=signal.Signals(number).name, seconds=self._settings.drain_s)
+        logger().info("draining", why=why, seconds=self._settings.drain_s)
         asyncio.get_running_loop().call_later(self._settings.drain_s, self._stop)
 
-    def _stop(self) -> None:
+    def turn_away(self) -> None:
+        """Have the kernel turn new callers away."""
         for listener in self._listeners:
             with contextlib.suppress(OSError):  # where the kernel will not, a late caller may meet a reset
                 turn_away(listener)
+
+    def _stop(self) -> None:
+        self.turn_away()
         asyncio.get_running_loop().call_later(LINGER_S, self._exit)
 
     def _exit(self) -> None:
@@ -120,8 +129,8 @@ def config_of(app: Service, settings: Settings) -> uvicorn.Config:
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket that does not listen yet.
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Return a bound socket that does not listen yet; `shared`, others of ours may be bound there too.
 
     Raises:
         CannotListen: the address is taken, or is none.
@@ -131,6 +140,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
     except OSError as error:
         raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
@@ -163,9 +174,14 @@ def serve(settings: Settings) -> int:
     """
     configure(settings.log_level)
     app = create_app(settings)
-    server = Server(config_of(app, settings), app, settings)
-    with bind(settings.host, settings.port) as listener, contextlib.suppress(SystemExit):
+    with bind(settings.host, settings.port) as listener:
         check_exposure(listener.getsockname()[0], app.tokens, insecure=settings.insecure)
+        return run(Server(config_of(app, settings), app, settings), app, listener)
+
+
+def run(server: Server, app: Service, listener: socket.socket) -> int:
+    """Run a server to its end; return the exit status, or raise what kept the app from starting."""
+    with contextlib.suppress(SystemExit):
         server.run(sockets=[listener])
     if app.state.process.failure:
         raise app.state.process.failure

@@ -1,0 +1,155 @@
+"""Several workers behind one port: one sum, one promotion, and nobody misses a worker that dies or is relieved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import LVM, PATIENCE_S, Process, until
+
+Start = Callable[..., Process]
+CONTEXT = np.random.default_rng(0).standard_normal((5, 384)).astype("<f4")
+OCTETS = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
+
+
+def ask(client: httpx.Client, url: str) -> httpx.Response:
+    return client.post(f"{url}/predict", content=CONTEXT.tobytes(), headers=OCTETS)
+
+
+def outcomes(url: str) -> dict[str, float]:
+    """Return the requests to /predict by outcome, as whichever worker answers counts them."""
+    text = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    mine = [s for s in samples if s.name == "lvm_requests_total" and s.labels["route"] == "/predict"]
+    return {s.labels["outcome"]: s.value for s in mine if s.value}
+
+
+def worker_of(url: str) -> str:
+    """Return who answers a new connection."""
+    return str(httpx.get(f"{url}/readyz", timeout=PATIENCE_S).headers["x-worker"])
+
+
+def pids(server: Process) -> list[int]:
+    """Return the processes that the supervisor has started and that live."""
+    children = Path(f"/proc/{server.popen.pid}/task/{server.popen.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+class Callers:
+    """Threads that ask without pause, each over its own connection, and count what they get."""
+
+    def __init__(self, url: str, count: int = 4) -> None:
+        self.counts: Counter[str] = Counter()
+        self._url, self._done = url, threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        mine: Counter[str] = Counter()
+        with httpx.Client(timeout=PATIENCE_S) as client:
+            while not self._done.is_set():
+                try:
+                    mine[str(ask(client, self._url).status_code)] += 1
+                except httpx.TransportError:
+                    mine["broken"] += 1
+        self.counts += mine
+
+    def stop(self) -> Counter[str]:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+        return self.counts
+
+
+def test_every_worker_answers_one_scrape_has_the_sum_and_one_promotion_reaches_all(process: Start) -> None:
+    server = process(LVM_WORKERS="2", LVM_RELOAD_S="0.05")
+    seen: Counter[str] = Counter()
+    while len(seen) < 2:
+        with httpx.Client() as client:
+            seen[ask(client, server.url).headers["x-worker"]] += 1
+    for _ in range(8):
+        assert outcomes(server.url) == {"ok": sum(seen.values())}
+    gru = server.registry.resolve("fallback")
+    server.registry.point("primary", gru)
+
+    def all_serve_it() -> bool:
+        found = {}
+        while len(found) < 2:
+            with httpx.Client() as client:
+                headers = ask(client, server.url).headers
+            found[headers["x-worker"]] = headers["x-model-version"]
+        return set(found.values()) == {gru.version}
+
+    until(all_serve_it, "both workers to serve the promoted version")
+    assert server.stop() == 0
+
+
+def test_a_killed_worker_is_replaced_and_what_it_counted_stays(process: Start) -> None:
+    server = process(LVM_WORKERS="2")
+    callers = Callers(server.url)
+    until(lambda: outcomes(server.url).get("ok", 0) > 50, "some requests")
+    before, victim = pids(server), pids(server)[0]
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: len(pids(server)) == 2 and victim not in pids(server), "a new worker")
+    until(lambda: len({worker_of(server.url) for _ in range(8)}) == 2, "it to answer")
+    counts = callers.stop()
+    assert set(before) - {victim} <= set(pids(server))
+    assert set(counts) <= {"200", "broken"}
+    assert counts["broken"] <= 4  # at most what was in flight
+    counted = outcomes(server.url)
+    assert set(counted) <= {"ok", "lost"}
+    assert counts["200"] <= counted["ok"]
+    assert sum(counted.values()) <= counts.total()
+    assert counts.total() - sum(counted.values()) <= counts["broken"]  # what no worker had read
+    with httpx.Client() as client:
+        for _ in range(10):
+            assert ask(client, server.url).status_code == 200
+    assert outcomes(server.url)["ok"] == counted["ok"] + 10
+    assert [event["status"] for event in server.events("worker died")] == [137]
+
+
+def test_workers_are_relieved_one_by_one_without_a_failed_request(process: Start) -> None:
+    server = process(LVM_WORKERS="2", LVM_DRAIN_S="0.3")
+    before = set(pids(server))
+    callers = Callers(server.url)
+    os.kill(server.popen.pid, signal.SIGHUP)
+    until(lambda: len(pids(server)) == 2 and not before & set(pids(server)), "two successors")
+    counts = callers.stop()
+    assert set(counts) == {"200"}
+    assert outcomes(server.url) == {"ok": counts["200"]}
+    assert not server.events("worker died")
+
+
+def test_a_stop_answers_what_was_accepted_and_exits_cleanly(process: Start) -> None:
+    server = process(LVM_WORKERS="2", LVM_DRAIN_S="0.3")
+    callers = Callers(server.url)
+    until(lambda: outcomes(server.url).get("ok", 0) > 20, "some requests")
+    server.popen.send_signal(signal.SIGTERM)
+    assert server.popen.wait(PATIENCE_S) == 0
+    assert set(callers.stop()) <= {"200", "broken"}  # refused connections once nobody listens
+
+
+def test_a_primary_that_must_not_be_served_ends_all_with_its_status(shipped: Path) -> None:
+    weights = (shipped / "primary").resolve() / "weights.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    command = [LVM, "serve", "--port", "0", "--workers", "2"]
+    done = subprocess.run(command, env={**os.environ, "LVM_REGISTRY": str(shipped)}, capture_output=True, check=False)
+    assert done.returncode == 65, done.stderr
+
+
+def test_workers_drain_when_their_supervisor_is_gone(process: Start) -> None:
+    server = process(LVM_WORKERS="2", LVM_DRAIN_S="0")
+    workers = pids(server)
+    server.popen.kill()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the workers to leave")

@@ -40,6 +40,10 @@ class NothingToRollBack(RegistryError):
     """The ledger knows no earlier version of the alias."""
 
 
+class MovedOn(RegistryError):
+    """The alias no longer points where its mover thought."""
+
+
 class LockHeld(RegistryError):
     """Somebody else is changing the registry right now."""
 
@@ -131,16 +135,19 @@ class Registry:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def point(self, alias: str, version: Version, *, why: str = "", action: str = "promote") -> Move:
+    def point(self, alias: str, version: Version, *, why: str = "", action: str = "promote", before: str = "") -> Move:
         """Swap `alias` to `version` atomically and write the move to the ledger.
 
         Raises:
             ValueError: no alias has that name.
+            MovedOn: it does not point at the version with the id `before`, where that is given.
             LockHeld: another promotion is under way.
         """
         if alias not in ALIASES:
             raise ValueError(f"{alias!r} is no alias: choose from {', '.join(ALIASES)}")
         with self._lock():
+            if before and self._target(alias) != before:
+                raise MovedOn(f"{alias} points at {self._target(alias)}, not at {before} any more")
             return self._swap(alias, version, why, action)
 
     def rollback(self, alias: str, *, why: str = "") -> Move:

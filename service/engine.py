@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.space import Space
 from service.batching import Batch, MicroBatcher, mark_alone
+from service.conduct import Conduct
 from service.errors import ModelFailed
 from service.guard import Guard
 from service.metrics import Metrics
@@ -112,10 +113,13 @@ class Engine:
         self.identity = identity(predictor)
         self.name, self.version, _, self.runtime = self.identity
         self.shape = (predictor.card.context_length, predictor.card.dim)
+        self.reads = (*self.shape, predictor.card.encoder)
         self._max_batch = settings.max_batch
         self._metrics = metrics
         self._rows = metrics.batch_rows.of(alias)
         self.guard = Guard(predictor.space, alias, metrics) if predictor.space else None
+        self.conduct = Conduct()
+        self.witness: Callable[[Floats, Floats], None] | None = None  # sees contexts and answers
         self.batcher: MicroBatcher[Floats, Floats] = MicroBatcher(
             self._run,
             name=alias,
@@ -134,8 +138,11 @@ class Engine:
             ModelFailed: the net raised or answered something else than finite vectors.
         """
         tickets = await self.batcher.submit(self._parts(contexts), deadline)
+        vectors = _joined([ticket.answer for ticket in tickets])
+        if self.witness:
+            self.witness(contexts, vectors)
         return Prediction(
-            _joined([ticket.answer for ticket in tickets]),
+            vectors,
             self.name,
             self.version,
             tickets[-1].queue_s,
@@ -165,6 +172,7 @@ class Engine:
 
     def _observe(self, batch: Batch) -> None:
         self._rows.observe(batch.rows)
+        self.conduct.note(batch.rows, batch.seconds)
         self._metrics.batch_released.add(self.alias, batch.reason)
 
 

@@ -134,6 +134,14 @@ class ModelFailed(Unavailable):
     alone = False
 
 
+def is_telling(error: BaseException, *, patient: bool) -> bool:
+    """Say whether an error tells against the engine that was called; `patient` callers gave it a full wait.
+
+    A caller in a hurry, or one whose rows alone fail, proves nothing; only a full wait tells of a hang.
+    """
+    return (isinstance(error, ModelFailed) and not error.alone) or (isinstance(error, Expired) and patient)
+
+
 def problem(status: int, reason: str, detail: str, request_id: str, **members: str | None) -> bytes:
     """Return the body of an RFC 9457 problem; `members` that are not None extend it."""
     body: dict[str, Any] = {

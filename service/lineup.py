@@ -1,25 +1,33 @@
-"""The line-up: which engine serves each alias right now. Loads, warms, swaps, drains, watches the aliases."""
+"""The line-up: which engine serves each alias right now. Loads, warms, swaps, drains, watches the aliases.
+
+What replaces an engine that callers are answered by is on trial: the incumbent stays warm, and comes back by itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Protocol
+from time import monotonic
+from typing import Any, Protocol
 
 from models import predictor, retriever
-from models.registry import Registry, UnknownVersion, Version
+from models.registry import LockHeld, MovedOn, Registry, RegistryError, UnknownVersion, Version
 from service.engine import Engine, Identity, PredictorLike
 from service.errors import Unavailable
 from service.guard import Guard
 from service.log import logger
 from service.metrics import Metrics
+from service.probation import Probation, Witness
 from service.search import RetrieverLike, SearchEngine
 from service.settings import Settings
 
 PREDICTORS = ("primary", "fallback")
 CANDIDATE = "candidate"  # answers nobody: the shadow asks it
 RETRIEVER = "retriever"
+TRIES = 20  # looks at a lock that somebody else holds, one every `reload_s`
 
 
 class Loaders(Protocol):
@@ -64,17 +72,36 @@ class Live:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A version on probation: who serves, who would come back, what the alias said of that one."""
+
+    engine: Engine | SearchEngine
+    incumbent: Engine | SearchEngine
+    live: Live
+    task: asyncio.Task[None]
+
+
 class Lineup:
     """Engines by alias. Read by the router at every request; only this class writes it."""
 
-    def __init__(self, registry: Registry, loaders: Loaders, settings: Settings, metrics: Metrics) -> None:
-        self.registry, self._loaders = registry, loaders
+    def __init__(
+        self,
+        registry: Registry,
+        loaders: Loaders,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.registry, self._loaders, self._clock = registry, loaders, clock
         self._settings, self._metrics = settings, metrics
         self.engines: dict[str, Engine] = {}
         self.candidate: Engine | None = None
         self.search: SearchEngine | None = None
         self.live: dict[str, Live] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._seen: dict[str, str] = {}  # the ids that the aliases pointed at when last looked at
+        self._trials: dict[str, Trial] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Load what the aliases point at; only the primary must be there and fit to be served.
@@ -83,7 +110,9 @@ class Lineup:
             UnknownVersion: `primary` is not set.
             BadCheckpoint: the primary must not be served.
         """
-        await self._load(PREDICTORS[0], self.registry.resolve(PREDICTORS[0]))
+        first = self.registry.resolve(PREDICTORS[0])
+        await self._load(PREDICTORS[0], first)
+        self._seen[PREDICTORS[0]] = first.id
         for alias in (*PREDICTORS[1:], CANDIDATE, RETRIEVER):
             await self.follow(alias)
 
@@ -134,14 +163,17 @@ class Lineup:
 
     async def follow(self, alias: str) -> None:
         """Serve what `alias` points at now; what must not be served leaves the old version serving."""
-        known = self.live.get(alias)
         try:
             version = self.registry.resolve(alias)
         except UnknownVersion:
             self._dismiss(alias)
             return
-        if known and version.id in (known.version, known.refused):
+        known = self.live.get(alias)
+        if version.id == self._seen.get(alias):
             return
+        self._seen[alias] = version.id
+        if known and version.id == known.version:
+            return  # back from a version that was refused
         try:
             await self._load(alias, version)
             if known:
@@ -151,19 +183,22 @@ class Lineup:
             logger().error(
                 "version refused", alias=alias, version=version.id, reason=f"{type(error).__name__}: {error}"
             )
-            self.live[alias] = replace(known or Live("", now()), refused=version.id, reason=str(error))
+            serving = self.live.get(alias) or Live("", now())
+            self.live[alias] = replace(serving, refused=version.id, reason=str(error))
 
     def _dismiss(self, alias: str) -> None:
         """Let go of a candidate whose alias is gone; what answers callers stays, whatever became of its alias."""
         if alias == CANDIDATE and self.candidate:
             self._retire(self.candidate)
             self.candidate = None
-            del self.live[alias]
+            del self.live[alias], self._seen[alias]
 
     async def close(self, timeout: float) -> None:
         """Answer what was taken, refuse what comes, within `timeout` seconds."""
-        closing = [engine.batcher.close(timeout) for engine in self._all().values()]
-        await asyncio.gather(*closing, *self._retiring)
+        for trial in self._trials.values():
+            trial.task.cancel()
+        engines = [*self._all().values(), *(trial.incumbent for trial in self._trials.values())]
+        await asyncio.gather(*(engine.batcher.close(timeout) for engine in engines), *self._ending)
 
     def observe(self) -> None:
         """Bring the gauges of queues and versions up to date."""
@@ -178,26 +213,111 @@ class Lineup:
         return {**self.engines, **{alias: engine for alias, engine in others.items() if engine}}
 
     async def _load(self, alias: str, version: Version) -> None:
-        old = self._all().get(alias)
-        if alias == RETRIEVER:
-            corpus = await asyncio.to_thread(self._loaders.retriever, version)
-            self.search = SearchEngine(corpus, self._settings, self._metrics)
-        else:
-            net = await asyncio.to_thread(self._loaders.predictor, version)
-            engine = Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)
-            if alias == CANDIDATE:
-                self.candidate = engine
-            else:
-                self.engines[alias] = engine
+        trial = self._trials.get(alias)
+        if trial and version.id == trial.live.version:  # somebody else went back
+            self._reinstate(alias, trial)
+            return
+        engine = await self._make(alias, version)
+        old, known, trial = self._all().get(alias), self.live.get(alias), self._end_trial(alias)
+        self._put(alias, engine)
         self.live[alias] = Live(version.id, now())
         logger().info("version live", alias=alias, version=version.id)
-        if old:
+        if trial and old:
             self._retire(old)
+            old, known = trial.incumbent, trial.live
+        if old and known:
+            self._try_out(alias, engine, old, known)
+
+    async def _make(self, alias: str, version: Version) -> Engine | SearchEngine:
+        if alias == RETRIEVER:
+            corpus = await asyncio.to_thread(self._loaders.retriever, version)
+            return SearchEngine(corpus, self._settings, self._metrics)
+        net = await asyncio.to_thread(self._loaders.predictor, version)
+        return Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)
+
+    def _put(self, alias: str, engine: Engine | SearchEngine) -> None:
+        if isinstance(engine, SearchEngine):
+            self.search = engine
+        elif alias == CANDIDATE:
+            self.candidate = engine
+        else:
+            self.engines[alias] = engine
 
     def _retire(self, old: Engine | SearchEngine) -> None:
-        task = asyncio.create_task(old.batcher.close(self._settings.grace_s))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._see_to(old.batcher.close(self._settings.grace_s))
+
+    def _see_to(self, end: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(end)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    # ---- trials
+
+    def _try_out(self, alias: str, engine: Engine | SearchEngine, incumbent: Engine | SearchEngine, live: Live) -> None:
+        if alias == CANDIDATE or not self._settings.watch_s:
+            self._retire(incumbent)
+            return
+        probation = Probation(incumbent.conduct, engine.conduct, self._settings, self._clock)
+        if isinstance(engine, Engine) and isinstance(incumbent, Engine) and engine.reads == incumbent.reads:
+            engine.witness = Witness(incumbent.predict, probation.compare, self._clock).consider
+        task = asyncio.create_task(self._judge(alias, probation))
+        self._trials[alias] = Trial(engine, incumbent, live, task)
+
+    def _end_trial(self, alias: str) -> Trial | None:
+        trial = self._trials.pop(alias, None)
+        if trial and isinstance(trial.engine, Engine):
+            trial.engine.witness = None
+        if trial and trial.task is not asyncio.current_task():
+            trial.task.cancel()
+        return trial
+
+    async def _judge(self, alias: str, probation: Probation) -> None:
+        while (fault := probation.fault()) is None and not probation.is_over:
+            await asyncio.sleep(self._settings.reload_s)
+        trial = self._trials[alias]
+        if fault:
+            self._roll_back(alias, trial, fault)
+        else:
+            self._end_trial(alias)
+            self._retire(trial.incumbent)
+
+    def _reinstate(self, alias: str, trial: Trial) -> None:
+        self._end_trial(alias)
+        self._put(alias, trial.incumbent)
+        self._retire(trial.engine)
+        self.live[alias] = replace(trial.live, since=now())
+        logger().info("version live", alias=alias, version=trial.live.version)
+
+    def _roll_back(self, alias: str, trial: Trial, fault: str) -> None:
+        """Serve the incumbent again, at once; then have the registry say so."""
+        failed = self.live[alias].version
+        self._reinstate(alias, trial)
+        self.live[alias] = replace(self.live[alias], refused=failed, reason=f"rolled back: {fault}")
+        self._metrics.reloads.add(alias, "rolled_back")
+        logger().error("version rolled back", alias=alias, version=failed, reason=fault)
+        self._see_to(self._record(alias, failed, trial.live.version, fault))
+
+    async def _record(self, alias: str, failed: str, incumbent: str, fault: str) -> None:
+        """Move the alias back too, unless somebody moved it on meanwhile."""
+
+        def move() -> None:
+            target = self.registry.find(incumbent)
+            self.registry.point(alias, target, why=f"automatic: {fault}", action="rollback", before=failed)
+
+        try:
+            await self._when_free(move)
+        except MovedOn:
+            return
+        except (OSError, RegistryError) as error:  # a registry that cannot be written
+            self._metrics.reloads.add(alias, "unrecorded")
+            logger().error("alias not moved back", alias=alias, version=failed, reason=str(error))
+
+    async def _when_free(self, move: Callable[[], None]) -> None:
+        for _ in range(TRIES):
+            with suppress(LockHeld):
+                return await asyncio.to_thread(move)
+            await asyncio.sleep(self._settings.reload_s)
+        raise LockHeld("somebody else holds the registry's lock")
 
 
 def now() -> str:

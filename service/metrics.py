@@ -22,6 +22,7 @@ EXTRA_S = tuple(
 )
 LOST = "lost"  # the outcome of requests whose worker died
 REASONS = ("expired", "overloaded", "draining", "breaker_open", "model_failed")  # to refuse, to fall back
+RELOADS = ("ok", "refused", "failed", "rolled_back", "unrecorded")  # the last: its alias could not be moved back
 STAGES: dict[str, tuple[str, ...]] = {"/predict": ("decode", "queue", "infer", "encode", "total")}
 STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search", "rerank")}
 Labels = tuple[str, ...]
@@ -221,7 +222,7 @@ class Metrics:
         self.fallbacks = counter("lvm_fallbacks", "Requests that another engine answered.", ("reason",))
         self.fallbacks.expect(REASONS)
         self.reloads = counter("lvm_reloads", "Alias changes picked up.", ("alias", "outcome"))
-        self.reloads.expect((*ENGINES, "candidate", "retriever"), ("ok", "refused", "failed"))
+        self.reloads.expect((*ENGINES, "candidate", "retriever"), RELOADS)
         self.queue_rows = gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
         self.breaker = gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",), max)
         self.input_norm = histogram(

@@ -8,8 +8,9 @@ from time import monotonic
 from typing import Literal, NamedTuple, Protocol
 
 from service.breaker import Breaker
+from service.conduct import Conduct
 from service.engine import Floats, Prediction
-from service.errors import BreakerOpen, Expired, ModelFailed, Unavailable, UnknownModel
+from service.errors import BreakerOpen, Expired, Unavailable, UnknownModel, is_telling
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -47,6 +48,11 @@ class EngineLike(Protocol):
     @property
     def runtime(self) -> str:
         """What executes it."""
+        ...
+
+    @property
+    def conduct(self) -> Conduct:
+        """What it answered and failed so far."""
         ...
 
     async def predict(self, contexts: Floats, deadline: float) -> Prediction:
@@ -124,14 +130,14 @@ class Router:
         try:
             prediction = await engine.predict(contexts, deadline)
         except BaseException as error:
-            # A caller in a hurry must not open the breaker: only a full wait tells of a hang.
-            # Nor must one whose rows alone fail.
-            if (isinstance(error, ModelFailed) and not error.alone) or (isinstance(error, Expired) and patient):
+            if is_telling(error, patient=patient):
                 breaker.record(token, ok=False)
+                engine.conduct.failed += 1
             else:
                 breaker.forget(token)
             raise
         breaker.record(token, ok=True)
+        engine.conduct.answered += 1
         if reason:
             self._metrics.fallbacks.add(reason)
         return Routed(prediction, engine.alias, reason)

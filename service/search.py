@@ -9,7 +9,9 @@ from typing import NamedTuple, Protocol
 from models.retriever import Hit, Search
 from models.space import Space
 from service.batching import Batch, MicroBatcher, Ticket
+from service.conduct import Conduct
 from service.engine import Versioned, identity
+from service.errors import is_telling
 from service.guard import ROWS, Guard
 from service.metrics import Metrics
 from service.settings import Settings
@@ -86,6 +88,7 @@ class SearchEngine:
         self._rows = metrics.batch_rows.of(self.alias)
         self.shape = (retriever.card.context_length, retriever.dim)
         self.guard = Guard(retriever.space, self.alias, metrics) if retriever.space else None
+        self.conduct = Conduct()
         self.batcher: MicroBatcher[Search, Found] = MicroBatcher(
             self._run,
             name=self.alias,
@@ -97,7 +100,13 @@ class SearchEngine:
 
     async def search(self, search: Search, deadline: float) -> Ticket[Search, Found]:
         """Return the ticket of `search` with its hits; raises as `MicroBatcher.submit`."""
-        return (await self.batcher.submit([(search, 1)], deadline))[0]
+        try:
+            ticket = (await self.batcher.submit([(search, 1)], deadline))[0]
+        except Exception as error:
+            self.conduct.failed += is_telling(error, patient=False)
+            raise
+        self.conduct.answered += 1
+        return ticket
 
     def _run(self, searches: list[Search]) -> list[Found]:
         if self.guard:

@@ -81,6 +81,18 @@ class Settings(BaseSettings):
         75, description="Seconds an idle connection is kept; more than a load balancer in front keeps its own."
     )
     reload_s: Positive = Field(0.5, description="Seconds between two looks at the aliases.")
+    watch_s: NonNegative = Field(
+        60, description="Seconds in which a net promoted while serving may be rolled back by itself; 0 for never."
+    )
+    watch_errors: float = Field(
+        0.05, ge=0, le=1, description="Share of its calls that it may fail meanwhile; at least 5 failures tell."
+    )
+    watch_slower: Positive = Field(
+        4, description="Times as long as the old one's, or the least LVM_SLO_MS, that its batches may take (p95)."
+    )
+    watch_agreement: float = Field(
+        0.7, ge=-1, le=1, description="Least mean cosine to the old one's answers; nets that ship: 0.94, on noise 0.73."
+    )
     drain_s: NonNegative = Field(
         1, description="Seconds after SIGTERM in which /readyz says 503 and requests are still answered."
     )

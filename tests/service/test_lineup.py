@@ -1,0 +1,218 @@
+"""A version promoted while serving is on trial: it stays, or the incumbent comes back, and the registry says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.registry import Registry, Version
+from models.retriever import Search
+from service.errors import ServiceError
+from service.lineup import Lineup
+from service.metrics import Metrics
+from service.probation import CONTEXTS, EVERY_S
+from service.routing import Router
+from service.settings import Settings
+from tests.conftest import PATIENCE_S
+from tests.fakes import FakeLoaders, add_version, contexts, mean_of, raises, registry_of
+
+SETTINGS: dict[str, Any] = {"reload_s": 0.005, "breaker_hold_s": 0.001, "watch_s": 60}
+
+
+def opposite(batch: Any) -> Any:
+    return -mean_of(batch)
+
+
+class House:
+    """A line-up that follows a registry of tiny versions, a router over it, and the time."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.registry = registry_of(root, primary="amn", fallback="gru")
+        self.now = 0.0
+        self.metrics, known = Metrics(), Settings(**{**SETTINGS, **settings})
+        self.loaders = FakeLoaders(amn=mean_of, gru=mean_of, good=mean_of, fails=raises, opposes=opposite)
+        self.lineup = Lineup(self.registry, self.loaders, known, self.metrics, clock=lambda: monotonic() + self.now)
+        self.router = Router(self.lineup.engines, known, self.metrics)
+        self.first = self.registry.resolve("primary")
+
+    async def promote(self, name: str) -> Version:
+        version = add_version(self.registry, name)
+        self.registry.point("primary", version)
+        await self.until(lambda: self.lineup.live["primary"].version == version.id)
+        return version
+
+    async def ask(self, count: int = 1) -> set[str]:
+        """Ask the router; return who answered."""
+        served = set()
+        for _ in range(count):
+            routed = await self.router.predict(contexts(), self.router.chain(None, "realtime"), monotonic() + 9)
+            served.add(routed.prediction.model)
+            self.now += EVERY_S
+            await asyncio.sleep(0.002)
+        return served
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    def count(self, outcome: str, alias: str = "primary") -> float:
+        return self.metrics.reloads.values[alias, outcome]
+
+
+def live(root: Path, scenario: Callable[[House], Awaitable[None]], **settings: Any) -> None:
+    async def run() -> None:
+        house = House(root, **settings)
+        await house.lineup.start()
+        watcher = asyncio.create_task(house.lineup.watch())
+        try:
+            await scenario(house)
+        finally:
+            watcher.cancel()
+            await house.lineup.close(1)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("name", "why"), [("fails", "LVM_WATCH_ERRORS"), ("opposes", "LVM_WATCH_AGREEMENT")])
+def test_a_version_out_of_bounds_is_rolled_back_and_the_ledger_says_why(tmp_path: Path, name: str, why: str) -> None:
+    async def scenario(house: House) -> None:
+        bad = await house.promote(name)
+        for _ in range(CONTEXTS + 1):
+            await house.ask()
+            if house.count("rolled_back"):
+                break
+        assert house.count("rolled_back") == 1
+        await house.until(lambda: house.registry.ledger()[-1].action == "rollback")
+        move = house.registry.ledger()[-1]
+        assert (move.before, move.after) == (bad.id, house.first.id)
+        assert house.registry.resolve("primary") == house.first
+        assert move.why.startswith("automatic: ")
+        assert why in move.why
+        said = house.lineup.live["primary"]
+        assert (said.version, said.refused) == (house.first.id, bad.id)
+        assert why in str(said.reason)
+        assert len(house.loaders.loaded) == 3, "the incumbent was warm all the while"
+        await asyncio.sleep(0.02)
+        assert await house.ask() <= {"amn", "gru"}
+        assert house.count("ok") == 1, "going back is no promotion"
+
+    live(tmp_path, scenario)
+
+
+def test_a_version_within_bounds_stays_and_its_incumbent_retires(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        incumbent = house.lineup.engines["primary"]
+        good = await house.promote("good")
+        assert await house.ask(CONTEXTS + 5) == {"good"}
+        house.now += 60
+        await house.until(lambda: incumbent.batcher._closed)
+        await house.ask(5)
+        assert house.registry.resolve("primary") == good
+        assert house.lineup.live["primary"].refused is None
+        assert house.lineup.engines["primary"].witness is None
+
+    live(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("settings", [{"watch_s": 0}, {"watch_errors": 1, "watch_agreement": -1}])
+def test_nothing_is_rolled_back_where_the_settings_say_so(tmp_path: Path, settings: dict[str, float]) -> None:
+    async def scenario(house: House) -> None:
+        bad = await house.promote("opposes")
+        assert await house.ask(CONTEXTS + 5) == {"opposes"}
+        await asyncio.sleep(0.02)
+        assert house.lineup.live["primary"].version == bad.id
+
+    live(tmp_path, scenario, **settings)
+
+
+def test_a_second_promotion_is_tried_against_the_last_that_passed(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        await house.promote("good")
+        await house.promote("opposes")
+        await house.ask(CONTEXTS + 5)
+        await house.until(lambda: house.registry.resolve("primary") == house.first)
+        assert await house.ask() == {"amn"}
+
+    live(tmp_path, scenario)
+
+
+def test_who_goes_back_by_hand_gets_the_warm_incumbent(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        incumbent = house.lineup.engines["primary"]
+        for _ in range(2):  # and what was refused, or taken back, may be promoted again
+            await house.promote("good")
+            house.registry.rollback("primary")
+            await house.until(lambda: house.lineup.engines["primary"] is incumbent)
+        assert await house.ask() == {"amn"}
+        assert house.count("rolled_back") == 0
+
+    live(tmp_path, scenario)
+
+
+def test_an_alias_that_moved_on_is_left_where_it_is(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        await house.promote("opposes")
+        elsewhere = add_version(house.registry, "broken")
+        house.registry.point("primary", elsewhere)
+        await house.until(lambda: house.count("refused"))
+        await house.ask(CONTEXTS + 5)
+        await house.until(lambda: house.count("rolled_back"))
+        await house.lineup.close(1)
+        assert house.registry.resolve("primary") == elsewhere
+        assert house.lineup.live["primary"].version == house.first.id
+        assert house.count("unrecorded") == 0
+
+    live(tmp_path, scenario)
+
+
+def test_a_registry_that_cannot_be_written_leaves_the_incumbent_serving(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        bad = await house.promote("opposes")
+        (house.registry.root / ".lock").unlink()
+        (house.registry.root / ".lock").mkdir()
+        await house.ask(CONTEXTS + 5)
+        await house.until(lambda: house.count("unrecorded"))
+        await asyncio.sleep(0.02)
+        assert house.registry.resolve("primary") == bad
+        assert await house.ask(3) == {"amn"}
+        assert house.lineup.live["primary"].refused == bad.id
+
+    live(tmp_path, scenario)
+
+
+def test_a_lock_that_somebody_holds_is_waited_for(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        await house.promote("opposes")
+        with house.registry._lock():
+            await house.ask(CONTEXTS + 5)
+            await house.until(lambda: house.count("rolled_back"))
+            await asyncio.sleep(0.02)
+        await house.until(lambda: house.registry.resolve("primary") == house.first)
+
+    live(tmp_path, scenario)
+
+
+def test_a_corpus_that_fails_is_rolled_back_as_well(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        registry, lineup = Registry(house.registry.root), house.lineup
+        first = add_version(registry, "corpus")
+        registry.point("retriever", first)
+        await house.until(lambda: lineup.search)
+        incumbent = lineup.search
+        registry.point("retriever", add_version(registry, "corpus", "second"))
+        await house.until(lambda: lineup.search is not incumbent)
+        bad = Search(np.zeros(3, np.float32), 1)  # of no length that a corpus has: its search raises
+        for _ in range(5):
+            with pytest.raises(ServiceError):
+                await lineup.search_engine().search(bad, monotonic() + 9)
+        await house.until(lambda: lineup.search is incumbent)
+        await house.until(lambda: registry.resolve("retriever") == first)
+
+    live(tmp_path, scenario)

@@ -13,8 +13,11 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
-from models import checkpoint, corpus
+from models import checkpoint, corpus, sealed
 from tests.conftest import LVM, PATIENCE_S, ROOT, Process, until
 
 Start = Callable[..., Process]
@@ -89,6 +92,43 @@ def test_a_promotion_under_load_changes_the_version_without_an_error(process: St
     assert report["statuses"] == {"200": report["sent"]}
     assert set(report["versions"]) == {amn.version, gru.version}
     assert sum(report["failures"].values()) == 0
+
+
+def test_a_version_that_answers_badly_is_rolled_back_by_the_server_without_an_error(process: Start) -> None:
+    server = process()
+    amn = server.registry.resolve("primary")
+    files = {path.name: path.read_bytes() for path in amn.path.iterdir() if path.name != sealed.SUMS}
+    bad = server.registry.add("amn", opposed(files))
+    server.registry.point("primary", bad, why="it loads")
+    answers: list[tuple[int, str]] = []
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as http:
+
+        def ask() -> bool:
+            answer = http.post("/predict", content=EXAMPLE.read_bytes(), headers={"content-type": "application/json"})
+            answers.append((answer.status_code, answer.headers["x-model-version"]))
+            return server.registry.ledger()[-1].action == "rollback"
+
+        until(ask, "the rollback")
+        ask()
+    move = server.registry.ledger()[-1]
+    assert set(answers) == {(200, amn.version), (200, bad.version)}
+    assert answers[-1] == (200, amn.version)
+    assert (move.before, move.after, server.registry.resolve("primary")) == (bad.id, amn.id, amn)
+    assert move.why.startswith("automatic: mean cosine -1.000 ")
+    said = httpx.get(f"{server.url}/models").json()["aliases"]["primary"]
+    assert (said["id"], said["refused"]["id"]) == (amn.id, bad.id)
+    scrape = httpx.get(f"{server.url}/metrics").text
+    assert 'lvm_reloads_total{alias="primary",outcome="rolled_back"} 1.0' in scrape
+
+
+def opposed(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Return a version's files changed so that it answers the opposite, golden vectors and all."""
+    graph, golden = onnx.load_model_from_string(files["net.onnx"]), load_tensors(files["golden.safetensors"])
+    last = next(node for node in graph.graph.node if "vector" in node.output)
+    last.output[:] = ["right" if name == "vector" else name for name in last.output]
+    graph.graph.node.append(onnx.helper.make_node("Neg", ["right"], ["vector"]))
+    golden["vector"] = -golden["vector"]
+    return {**files, "net.onnx": graph.SerializeToString(), "golden.safetensors": save_tensors(golden)}
 
 
 def test_sigterm_under_load_loses_nothing_and_exits_0(process: Start) -> None:

@@ -16,6 +16,7 @@ from models import sealed
 from models.registry import (
     ALIASES,
     LockHeld,
+    MovedOn,
     NothingToRollBack,
     Registry,
     RegistryError,
@@ -460,6 +461,16 @@ def test_a_promotion_whose_line_was_lost_last_is_rolled_back_to_the_one_before(r
     ledger = registry.root / "ledger.jsonl"
     ledger.write_bytes(ledger.read_bytes().splitlines(keepends=True)[0])
     assert registry.rollback("primary").after == a.id
+
+
+def test_an_alias_that_moved_on_is_not_moved_by_who_thinks_it_has_not(registry: Registry) -> None:
+    a, b, c = add(registry, "a", "b", "c")
+    registry.point("primary", c)
+    with pytest.raises(MovedOn, match="not at toy/"):
+        registry.point("primary", a, action="rollback", before=b.id)
+    assert registry.resolve("primary") == c
+    assert len(registry.ledger()) == 1
+    assert registry.point("primary", a, action="rollback", before=c.id).after == a.id
 
 
 # The bad day

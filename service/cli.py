@@ -149,6 +149,31 @@ def report(
         _print_table(("what", "value"), shown)
 
 
+@app.command(rich_help_panel=SERVE)
+def smoke(
+    url: Annotated[str, typer.Argument(help="Where the service listens.")] = "http://127.0.0.1:8000",
+    version: Annotated[str | None, typer.Option(help="What `primary` must serve: name/version, or a version.")] = None,
+    token: Annotated[str | None, typer.Option(help="Bearer token, where the service wants one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a released service from outside, in seconds; a line a check, fails where one does."""
+    import httpx
+
+    from service.smoke import Smoke, golden_of
+
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    results = []
+    with httpx.Client(base_url=url, headers=headers, timeout=10) as client:
+        for result in Smoke(client, golden_of(_registry()), version).run():
+            results.append(result)
+            if not as_json:
+                typer.echo(f"{result.outcome:<8}{result.check:<24}{result.milliseconds:8.1f} ms  {result.found}")
+    is_ok = all(result.outcome != "failed" for result in results)
+    if as_json:
+        _print_json({"url": url, "ok": is_ok, "checks": [result._asdict() for result in results]})
+    raise typer.Exit(OK if is_ok else FAILED)
+
+
 @app.command("import", rich_help_panel=VERSIONS)
 def import_(
     file: Annotated[Path, typer.Argument(help="What torch.save wrote.", exists=True, dir_okay=False)],

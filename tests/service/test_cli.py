@@ -13,7 +13,7 @@ from models.card import Card
 from models.registry import Registry
 from tests.conftest import LVM
 
-COMMANDS = ("serve", "models", "promote", "rollback", "import", "data", "train", "corpus", "evaluate")
+COMMANDS = ("serve", "smoke", "models", "promote", "rollback", "import", "data", "train", "corpus", "evaluate")
 
 
 def lvm(*words: str, registry: Path, **environment: str) -> subprocess.CompletedProcess[str]:

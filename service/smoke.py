@@ -24,7 +24,7 @@ NETS = ("primary", "fallback")
 OCTETS, PROBLEM = "application/octet-stream", "application/problem+json"
 SAME = 1e-5  # between the encodings of one answer
 ROWS = 8  # contexts put to a net
-TRIES, PAUSE_S = 20, 0.1  # the last answer is counted a moment after it is sent
+TRIES, PAUSE_S = 10, 0.1  # the last answer is counted a moment after it is sent
 ERRORS: Mapping[str, tuple[int, str, str, dict[str, Any]]] = {
     "malformed": (400, "POST", "/predict", {"content": b"{", "headers": {"content-type": "application/json"}}),
     "no such route": (404, "GET", "/no-such-route", {}),

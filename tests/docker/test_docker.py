@@ -219,7 +219,7 @@ class TestExpressions:
 
     def test_outcomes_and_stages_are_those_of_the_code(self) -> None:
         known = {
-            "outcome": reasons(400) | {*STATUS_REASONS.values(), CANCELLED, "ok", "fallback", "refused"},
+            "outcome": reasons(400) | {*STATUS_REASONS.values(), CANCELLED, "ok", "fallback", "refused", "rolled_back"},
             "stage": {"total"},
         }
         for asked in ASKED:

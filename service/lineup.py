@@ -254,7 +254,7 @@ class Lineup:
     # ---- trials
 
     def _try_out(self, alias: str, engine: Engine | SearchEngine, incumbent: Engine | SearchEngine, live: Live) -> None:
-        if alias == CANDIDATE or not self._settings.watch_s:
+        if alias == CANDIDATE:
             self._retire(incumbent)
             return
         probation = Probation(incumbent.conduct, engine.conduct, self._settings, self._clock)

@@ -20,7 +20,7 @@ from service.probation import CONTEXTS, EVERY_S
 from service.routing import Router
 from service.settings import Settings
 from tests.conftest import PATIENCE_S
-from tests.fakes import FakeLoaders, add_version, contexts, mean_of, raises, registry_of
+from tests.fakes import FakeLoaders, FakePredictor, add_version, card, contexts, mean_of, raises, registry_of
 
 WINDOW_S = 1e6
 SETTINGS: dict[str, Any] = {"reload_s": 0.005, "breaker_hold_s": 0.001, "watch_s": WINDOW_S}
@@ -33,11 +33,11 @@ def opposite(batch: Any) -> Any:
 class House:
     """A line-up that follows a registry of tiny versions, a router over it, and the time."""
 
-    def __init__(self, root: Path, **settings: Any) -> None:
+    def __init__(self, root: Path, kind: type[FakeLoaders] = FakeLoaders, **settings: Any) -> None:
         self.registry = registry_of(root, primary="amn", fallback="gru")
         self.now = 0.0
         self.metrics, known = Metrics(), Settings(**{**SETTINGS, **settings})
-        self.loaders = FakeLoaders(amn=mean_of, gru=mean_of, good=mean_of, fails=raises, opposes=opposite)
+        self.loaders = kind(amn=mean_of, gru=mean_of, good=mean_of, fails=raises, opposes=opposite)
         self.lineup = Lineup(self.registry, self.loaders, known, self.metrics, clock=lambda: monotonic() + self.now)
         self.router = Router(self.lineup.engines, known, self.metrics)
         self.first = self.registry.resolve("primary")
@@ -113,6 +113,7 @@ def test_a_version_within_bounds_stays_and_its_incumbent_retires(tmp_path: Path)
         incumbent = house.lineup.engines["primary"]
         good = await house.promote("good")
         assert await house.ask(CONTEXTS + 5) == {"good"}
+        assert house.lineup.engines["primary"].conduct.paces()[1].batches >= CONTEXTS
         house.now += WINDOW_S
         await house.until(lambda: incumbent.batcher._closed)
         await house.ask(5)
@@ -132,6 +133,23 @@ def test_nothing_is_rolled_back_where_the_settings_say_so(tmp_path: Path, settin
         assert house.lineup.live["primary"].version == bad.id
 
     live(tmp_path, scenario, **settings)
+
+
+class OfAnotherEncoder(FakeLoaders):
+    def predictor(self, version: Version) -> FakePredictor:
+        made = super().predictor(version)
+        made.card = card(made.name, encoder="another" if made.name == "opposes" else "fake")
+        return made
+
+
+def test_nets_of_two_encoders_need_not_agree(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        await house.promote("opposes")
+        assert await house.ask(CONTEXTS + 5) == {"opposes"}
+        await asyncio.sleep(0.02)
+        assert house.count("rolled_back") == 0
+
+    live(tmp_path, scenario, kind=OfAnotherEncoder)
 
 
 def test_a_second_promotion_is_tried_against_the_last_that_passed(tmp_path: Path) -> None:

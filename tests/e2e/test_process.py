@@ -119,9 +119,8 @@ def test_a_version_that_answers_badly_is_rolled_back_by_the_server_without_an_er
     assert (said["id"], said["refused"]["id"]) == (amn.id, bad.id)
     scrape = httpx.get(f"{server.url}/metrics").text
     assert 'lvm_reloads_total{alias="primary",outcome="rolled_back"} 1.0' in scrape
-    smoke = subprocess.run(
-        [LVM, "smoke", server.url, "--version", amn.id], env={"LVM_REGISTRY": str(server.registry.root)}, stdout=-1
-    )
+    env = {**os.environ, "LVM_REGISTRY": str(server.registry.root)}
+    smoke = subprocess.run([LVM, "smoke", server.url, "--version", amn.id], env=env, stdout=subprocess.PIPE)
     assert (smoke.returncode, smoke.stdout.count(b"to its golden vectors")) == (0, 2), smoke.stdout
 
 

@@ -40,6 +40,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Alias = Annotated[str, typer.Argument(help="primary, fallback, candidate or retriever.")]
 DataDir = Annotated[Path, typer.Option("--data", help="Directory of vectors.f16.npy, index.npy, articles.jsonl.gz.")]
 Named = Annotated[str, typer.Argument(metavar="ALIAS|VERSION", help="An alias, name/version, or a version.")]
+Url = Annotated[str, typer.Argument(help="Where the service listens.")]
+Token = Annotated[str | None, typer.Option(envvar="LVM_TOKEN", help="Bearer token, where the service wants one.")]
 Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
 shadow = typer.Typer(help="What the candidate would have answered.")
 app.add_typer(shadow, name="shadow", rich_help_panel=VERSIONS)
@@ -125,7 +127,8 @@ def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
 
 @shadow.command()
 def report(
-    url: Annotated[str, typer.Argument(help="Where the service listens.")] = "http://127.0.0.1:8000",
+    url: Url = "http://127.0.0.1:8000",
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Report how the answers of `candidate` compare with those that callers got."""
@@ -134,9 +137,7 @@ def report(
     from service.shadow import report as report_of
 
     try:
-        token = os.environ.get("LVM_TOKEN")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        scrape = httpx.get(f"{url}/metrics", headers=headers, timeout=10).raise_for_status().text
+        scrape = httpx.get(f"{url}/metrics", headers=_bearer(token), timeout=10).raise_for_status().text
     except httpx.HTTPError as error:
         _say(f"no metrics from {url}: {error}")
         raise typer.Exit(FAILED) from error
@@ -151,9 +152,9 @@ def report(
 
 @app.command(rich_help_panel=SERVE)
 def smoke(
-    url: Annotated[str, typer.Argument(help="Where the service listens.")] = "http://127.0.0.1:8000",
+    url: Url = "http://127.0.0.1:8000",
     version: Annotated[str | None, typer.Option(help="What `primary` must serve: name/version, or a version.")] = None,
-    token: Annotated[str | None, typer.Option(help="Bearer token, where the service wants one.")] = None,
+    token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a released service from outside, in seconds; a line a check, fails where one does."""
@@ -161,9 +162,8 @@ def smoke(
 
     from service.smoke import Smoke, golden_of
 
-    headers = {"authorization": f"Bearer {token}"} if token else {}
     results = []
-    with httpx.Client(base_url=url, headers=headers, timeout=10) as client:
+    with httpx.Client(base_url=url, headers=_bearer(token), timeout=10) as client:
         for result in Smoke(client, golden_of(_registry()), version).run():
             results.append(result)
             if not as_json:
@@ -557,6 +557,10 @@ def main_options(
     ] = False,
 ) -> None:
     """Serve, train, judge and promote latent vector models."""
+
+
+def _bearer(token: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def _check_alias(alias: str) -> None:

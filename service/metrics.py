@@ -152,6 +152,10 @@ class Counter(Instrument):
         at = self._places.get(values)
         self._values[self.of(*values) if at is None else at] += 1
 
+    def value(self, *values: str) -> float:
+        """Return what this process counts there."""
+        return self._values[self.of(*values)]
+
     def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the scrape of this family; OpenMetrics names the family without `_total`."""
         sample = self.name + ("_total" if self.kind == "counter" else "")

@@ -69,7 +69,7 @@ class House:
                 await asyncio.sleep(0.005)
 
     def count(self, outcome: str, alias: str = "primary") -> float:
-        return self.metrics.reloads.values[alias, outcome]
+        return self.metrics.reloads.value(alias, outcome)
 
 
 def live(root: Path, scenario: Callable[[House], Awaitable[None]], **settings: Any) -> None:

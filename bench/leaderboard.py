@@ -17,11 +17,11 @@ from models import checkpoint as checkpoints
 from models.card import Card
 from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Corpus, Floats
+from models.evaluate import COUNTS, Outcomes, baselines, counts, outcomes, retrieval
 from models.registry import Registry, Version
 from models.runtimes import Runtime
 from models.training import bundle
-from models.training.evaluate import COUNTS, Outcomes, baselines, counts, outcomes
-from models.training.windows import Windows, some_windows
+from models.windows import Windows, some_windows
 
 STANDARD = "weighted_mean"  # what a net has to beat
 CONTEXTS = 128  # the largest batch that is timed
@@ -127,7 +127,7 @@ def _retrieved(registry: Registry, corpus: Corpus, data: Windows, tell: Callable
         alone = outcomes(made.query.run, data, made.payload(corpus.vectors)).summary()
         found[f"{version.name}, towers alone"] = {"retrieval": alone["retrieval"]}
         if made.reranker:
-            found[f"{version.name}, reranked"] = {"retrieval": bundle.retrieval(made.over(corpus), data)}
+            found[f"{version.name}, reranked"] = {"retrieval": retrieval(made.over(corpus), data)}
     return found
 
 

@@ -353,8 +353,8 @@ def evaluate(
     """Score a version as it is served (towers: with DIR as corpus) beside baselines; fails where its card says more."""
     from models import corpus as corpora
     from models import predictor
-    from models.training.evaluate import beside_card
-    from models.training.evaluate import evaluate as score
+    from models.evaluate import beside_card
+    from models.evaluate import evaluate as score
     from service.inventory import card_of
 
     target = _existing_registry().find(version)

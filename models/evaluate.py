@@ -1,4 +1,4 @@
-"""Scores of a predictor, or a retriever, on a corpus: cosine, margin and retrieval, beside the baselines. Knows no torch.
+"""Scores of a predictor, or a retriever, on a corpus beside the baselines. Knows no torch.
 
 Measures and protocols are those of the README's table: every figure is a mean over the stride-1
 windows of the corpus, retrieval ranks the true next chunk among all chunks of the corpus.

@@ -145,8 +145,8 @@ def listed(made: bundle.Made, bank: Windows) -> Lists:
         data.vectors, np.zeros(len(data.vectors), np.int32), np.arange(len(data.vectors), dtype=np.int32), {}
     )
     retriever = made.over(corpus)
-    searches = searches(data, exclude_context=True, k=rerankers.DEPTH)
-    found = [retriever.candidates([search])[0] for search in searches]
+    asked = searches(data, exclude_context=True, k=rerankers.DEPTH)
+    found = [retriever.candidates([search])[0] for search in asked]
     width = min(len(rows) for _, rows in found)
     rows = np.array([rows[:width] for _, rows in found])
     is_true = rows == data.target[:, None]

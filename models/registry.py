@@ -15,9 +15,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,9 +44,13 @@ class LockHeld(RegistryError):
     """Somebody else is changing the registry right now."""
 
 
+class Overtaken(LockHeld):
+    """Somebody else has moved an alias since it was looked at."""
+
+
 @dataclass(frozen=True)
 class Move:
-    """One line of the ledger: who moved an alias, when, from where to where, and why."""
+    """One line of the ledger: who moved an alias, when, from where to where, why, and over which objections."""
 
     time: str
     who: str
@@ -55,6 +59,7 @@ class Move:
     before: str | None
     after: str
     why: str
+    overrode: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -131,17 +136,31 @@ class Registry:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def point(self, alias: str, version: Version, *, why: str = "", action: str = "promote") -> Move:
-        """Swap `alias` to `version` atomically and write the move to the ledger.
+    def point(
+        self,
+        alias: str,
+        version: Version,
+        *,
+        why: str = "",
+        action: str = "promote",
+        overrode: Sequence[str] = (),
+        since: Mapping[str, str] | None = None,
+    ) -> Move:
+        """Swap `alias` to `version` atomically and write the move, with the objections it `overrode`, to the ledger.
+
+        `since` are the `aliases()` that the move was judged by: where they are others by now, nothing moves.
 
         Raises:
             ValueError: no alias has that name.
             LockHeld: another promotion is under way.
+            Overtaken: an alias has moved since it was judged.
         """
         if alias not in ALIASES:
             raise ValueError(f"{alias!r} is no alias: choose from {', '.join(ALIASES)}")
         with self._lock():
-            return self._swap(alias, version, why, action)
+            if since is not None and since != self.aliases():
+                raise Overtaken(f"an alias of {self.root} moved while {version.id} was judged: try again")
+            return self._swap(alias, version, why, action, overrode)
 
     def rollback(self, alias: str, *, why: str = "") -> Move:
         """Point `alias` back at the version before the one it serves; twice goes two back.
@@ -180,11 +199,12 @@ class Registry:
             raise NothingToRollBack(f"the ledger knows no earlier version of {alias!r}")
         return earlier[-1]
 
-    def _swap(self, alias: str, version: Version, why: str, action: str) -> Move:
+    def _swap(self, alias: str, version: Version, why: str, action: str, overrode: Sequence[str] = ()) -> Move:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        move = Move(now, _who(), alias, action, self._target(alias), version.id, why)
-        link = self.root / f"{_PART}{alias}-{os.getpid()}"
-        link.unlink(missing_ok=True)
+        move = Move(now, _who(), alias, action, self._target(alias), version.id, why, list(overrode))
+        for residue in self.root.glob(f"{_PART}*"):  # of a crash: who swaps now has the lock
+            residue.unlink()
+        link = self.root / f"{_PART}{alias}"
         link.symlink_to(os.path.relpath(version.path, self.root))
         os.replace(link, self.root / alias)
         sealed.sync(self.root)

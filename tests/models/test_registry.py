@@ -17,6 +17,7 @@ from models.registry import (
     ALIASES,
     LockHeld,
     NothingToRollBack,
+    Overtaken,
     Registry,
     RegistryError,
     UnknownVersion,
@@ -350,7 +351,8 @@ def test_a_lost_alias_is_rolled_back_to_the_last_known(registry: Registry) -> No
 def test_residue_of_an_earlier_swap_is_no_obstacle(registry: Registry) -> None:
     a, b = add(registry, "a", "b")
     registry.point("primary", a)
-    (registry.root / f".part-primary-{os.getpid()}").symlink_to("nowhere")
+    (registry.root / ".part-primary").symlink_to("nowhere")
+    (registry.root / ".part-fallback-17").symlink_to("nowhere")
     registry.point("primary", b)
     assert registry.resolve("primary") == b
     assert not list(registry.root.glob(".part-*"))
@@ -381,6 +383,17 @@ def test_a_reader_never_sees_a_missing_or_incomplete_version(registry: Registry)
     assert failures == []
     assert seen <= {version.id for version in versions}
     assert len(registry.ledger()) == 201
+
+
+def test_a_move_judged_by_aliases_that_moved_meanwhile_is_overtaken(registry: Registry) -> None:
+    a, b = add(registry, "a", "b")
+    registry.point("primary", a)
+    since = registry.aliases()
+    registry.point("fallback", b)
+    with pytest.raises(Overtaken, match="moved while"):
+        registry.point("primary", b, since=since)
+    assert registry.resolve("primary") == a
+    assert registry.point("primary", b, since=registry.aliases()).before == a.id
 
 
 # The lock
@@ -460,6 +473,16 @@ def test_a_promotion_whose_line_was_lost_last_is_rolled_back_to_the_one_before(r
     ledger = registry.root / "ledger.jsonl"
     ledger.write_bytes(ledger.read_bytes().splitlines(keepends=True)[0])
     assert registry.rollback("primary").after == a.id
+
+
+def test_what_was_overrode_stands_in_the_ledger_and_lines_of_before_are_read(registry: Registry) -> None:
+    a, b = add(registry, "a", "b")
+    first = registry.point("primary", a)
+    ledger = registry.root / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace(', "overrode": []', ""))
+    second = registry.point("primary", b, why="must be", overrode=("TooSlow",))
+    assert registry.ledger() == [first, second]
+    assert json.loads(ledger.read_text().splitlines()[1])["overrode"] == ["TooSlow"]
 
 
 # The bad day

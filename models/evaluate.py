@@ -63,12 +63,19 @@ def beside_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
 
     `is_worse` where they fall below it by more than `TOLERANCE`; None where the card tells of no such corpus.
     """
-    for name, carded in card.scores.items():
-        if all(carded.get(count) == scores[count] for count in COUNTS):
-            difference = scores["cosine"] - carded["cosine"]
-            known = {"data": name, "cosine": carded["cosine"], "difference": difference}
-            return {**known, "tolerance": TOLERANCE, "is_worse": difference < -TOLERANCE}
-    return None
+    name = name_on_card(card, scores)
+    if name is None:
+        return None
+    carded = card.scores[name]["cosine"]
+    difference = scores["cosine"] - carded
+    known = {"data": name, "cosine": carded, "difference": difference}
+    return {**known, "tolerance": TOLERANCE, "is_worse": difference < -TOLERANCE}
+
+
+def name_on_card(card: Card, found: Mapping[str, Any]) -> str | None:
+    """Return the name under which the card has the data set of these `counts`, None where it has none."""
+    names = (name for name, score in card.scores.items() if all(score.get(count) == found[count] for count in COUNTS))
+    return next(names, None)
 
 
 def baseline_scores(data: Windows) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Moves the alias `primary` between two versions in children that die: `python crasher.py REGISTRY A B`.
 
 Reads an order a line, forks, and answers with the child's wait status and the steps that it took, both JSON. An order
-is `{"move": "promote" or "rollback", "step": N}`: killed at the Nth step, which is a line of the registry's code or a
-call of its that the interpreter audits; or `{"delay": S}`: moves without end, killed after S seconds. Standard library
-only.
+is `{"move": "promote" or "rollback", "lines": bool, "step": N}`: killed at the Nth step, which is a call that the
+interpreter audits because it reaches the system, or, with lines, a line of the registry's code too; or `{"delay": S}`:
+moves without end, killed after S seconds. Standard library only.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def step_by_step(registry: Registry, versions: tuple[str, str], order: dict[str,
     """Do the move of an order; where it lives to tell, write the count of its steps."""
     steps = Steps(order["step"])
     sys.addaudithook(steps.audit)
-    sys.settrace(steps.trace)
+    if order["lines"]:
+        sys.settrace(steps.trace)
     move(registry, order["move"], versions)
     sys.settrace(None)
     os.write(answer, str(steps.count).encode())

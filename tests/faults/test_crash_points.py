@@ -76,19 +76,18 @@ class Client:
 
 
 def orders(crasher: Crasher, count: int) -> Iterator[dict[str, Any]]:
-    """Yield `count` orders: one for each step of both moves, or as many of them, and random instants."""
-    steps = [(kind, step) for kind in ("promote", "rollback") for step in range(1, length(crasher, kind) + 1)]
-    chosen = steps if len(steps) <= count * 2 // 3 else random.Random(0).sample(steps, count * 2 // 3)
-    yield from ({"move": kind, "step": step} for kind, step in chosen)
-    instants = random.Random(1)
-    yield from ({"delay": instants.uniform(0, HASTE_S)} for _ in range(count - len(chosen)))
+    """Yield `count` orders: one for each line and call of both moves, or for the calls alone; then random instants."""
+    steps = [*at_steps(crasher, "promote", count > 500), *at_steps(crasher, "rollback", count > 500)]
+    yield from steps
+    instants = random.Random(0)
+    yield from ({"delay": instants.uniform(0, HASTE_S)} for _ in range(count - len(steps)))
 
 
-def length(crasher: Crasher, kind: str) -> int:
-    """Return the steps of a move that is left to finish."""
-    done = crasher.order(move=kind, step=0)
+def at_steps(crasher: Crasher, kind: str, lines: bool) -> list[dict[str, Any]]:
+    """Return an order for each step of a move, which is done once to count them."""
+    done = crasher.order(move=kind, lines=lines, step=0)
     assert done["status"] == 0
-    return done["steps"]
+    return [{"move": kind, "lines": lines, "step": step} for step in range(1, done["steps"] + 1)]
 
 
 def check_registry(registry: Registry, versions: list[Version], read: int) -> int:
@@ -116,7 +115,7 @@ def counted(url: str) -> dict[str, float]:
     return {s.labels["outcome"]: s.value for s in samples if s.labels["route"] == "/predict" and s.value}
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.faults)])
 def test_a_move_that_dies_leaves_a_whole_alias_and_a_server_that_lost_no_request(
     shipped: Path, process: Callable[..., Process], count: int
 ) -> None:
@@ -126,7 +125,7 @@ def test_a_move_that_dies_leaves_a_whole_alias_and_a_server_that_lost_no_request
     registry = Registry(shipped)
     versions = [version for version in registry.versions() if version.name in ("amn", "gmn")]
     registry.point("primary", versions[1])
-    server, crasher = process(LVM_RELOAD_S="0.1"), Crasher(registry, versions)
+    server, crasher = process(LVM_RELOAD_S="0.1", LVM_MAX_BATCH="8"), Crasher(registry, versions)
     client = Client(server.url, checkpoint.load(versions[0].path).golden_context[:1].tobytes())
     died: Counter[str] = Counter()
     read, began = (registry.root / "ledger.jsonl").stat().st_size, time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from models.nets import build, config_dict
 from models.registry import Registry, Version
 from models.runtimes.torch import build_net
 from models.training import publish
-from tests.conftest import LVM, Process
+from tests.conftest import LVM, Process, until
 
 WIDER = 32  # times the keys: 8.4 times the work of the whole net
 
@@ -111,6 +112,35 @@ def test_bad_versions_are_refused_each_for_its_own_reason_and_the_server_answers
     assert registry.aliases() == aliases
     assert (registry.root / "ledger.jsonl").read_bytes() == ledger
     assert server.events("version live") == live
+
+
+def test_an_alias_that_moves_while_a_version_is_judged_is_left_where_it_is(shipped: Path) -> None:
+    """The judge waits for the weights, which come through a pipe, until somebody else was quicker: exit 75."""
+    registry = Registry(shipped)
+    version = next(version for version in registry.versions() if version.name == "gmn")
+    weights = version.path / checkpoints.WEIGHTS
+    data = weights.read_bytes()
+    weights.unlink()
+    os.mkfifo(weights)
+    env = {**os.environ, "LVM_REGISTRY": str(shipped)}
+    judge = subprocess.Popen([LVM, "promote", "primary", version.id], env=env, stderr=subprocess.PIPE, text=True)
+    pipes: list[int] = []
+    until(lambda: judge.poll() is not None or opened(weights, pipes), "the judge to ask for weights")
+    quicker = registry.point("primary", registry.resolve("fallback"))
+    os.set_blocking(pipes[0], True)
+    with os.fdopen(pipes[0], "wb") as pipe:
+        pipe.write(data)
+    assert judge.communicate()[1].endswith(f"moved while {version.id} was judged: try again\n")
+    assert judge.returncode == 75
+    assert registry.aliases()["primary"] == quicker.after
+    assert registry.ledger()[-1] == quicker
+
+
+def opened(fifo: Path, pipes: list[int]) -> bool:
+    """Open a pipe for writing once somebody reads it."""
+    with suppress(OSError):
+        pipes.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    return bool(pipes)
 
 
 def answers(server: Process) -> list[tuple[str, bytes]]:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from models import card as cards
-from models import gate, sealed
+from models import gate, predictor, sealed
 from models.card import Card
 from models.checkpoint import GOLDEN, BadCheckpoint
 from models.corpus import Corpus, Floats
+from models.evaluate import evaluate
 from models.gate import (
     Case,
     Contender,
@@ -140,6 +141,19 @@ def test_a_net_may_be_a_little_worse_than_the_incumbent(
             gate.check_incumbent(case)
     else:
         assert gate.check_incumbent(case) == {"other": {"cosine": 0.5}}
+
+
+def test_what_serves_is_scored_anew_on_the_same_data(
+    registry: Registry, amn_version: Version, gru_version: Version, other: Corpus
+) -> None:
+    registry.point("primary", adopt(registry, amn_version))
+    known = cards.read(amn_version.path)
+    net = predictor.load(gru_version.path, "cpu")
+    scores = {"other": evaluate(net, other, 5)}
+    stated = {name: getattr(known, name) for name in ("command", "reference", "limits")}
+    worse = adopt(registry, gru_version, scores=scores, **stated)
+    assert scores["other"]["cosine"] < known.scores["other"]["cosine"] - gate.MAY_WORSEN
+    assert objections(registry, "primary", worse, other=other) == {WorseThanIncumbent}
 
 
 def test_a_net_that_takes_much_longer_than_the_incumbent_is_objected_to(card: Made) -> None:

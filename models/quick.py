@@ -10,11 +10,10 @@ QUICK_S = 0.5e-3  # a hand-over takes 0.1 ms in each direction, and more where t
 
 def is_quick(work: Callable[[], object]) -> bool:
     """Say whether the best of five runs of `work`, warm already, takes at most `QUICK_S` seconds."""
-    return min(seconds(work) for _ in range(5)) <= QUICK_S
+    return min(_seconds(work) for _ in range(5)) <= QUICK_S
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long `work` takes."""
+def _seconds(work: Callable[[], object]) -> float:
     began = perf_counter()
     work()
     return perf_counter() - began

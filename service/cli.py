@@ -98,6 +98,7 @@ def promote(
     _check_alias(alias)
     if force and not why:
         raise typer.BadParameter("say --why: the ledger keeps what was overridden, and why", param_hint="--force")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as it is served
     from models import corpus as corpora
     from models import gate
 

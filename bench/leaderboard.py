@@ -17,11 +17,11 @@ from models import checkpoint as checkpoints
 from models.card import Card
 from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Corpus, Floats
+from models.evaluate import COUNTS, Outcomes, baselines, counts, outcomes, retrieval
 from models.registry import Registry, Version
 from models.runtimes import Runtime
 from models.training import bundle
-from models.training.evaluate import COUNTS, Outcomes, baselines, counts, outcomes
-from models.training.windows import Windows, some_windows
+from models.windows import Windows, some_windows
 
 STANDARD = "weighted_mean"  # what a net has to beat
 CONTEXTS = 128  # the largest batch that is timed
@@ -74,7 +74,7 @@ def measure(
 
 def _nets(registry: Registry, dim: int) -> dict[str, Version]:
     """Return every net that reads vectors of `dim`, by its name, or by name and version where it has several."""
-    found = [version for version in registry.versions() if _is_net(_card_of(version), dim)]
+    found = [version for version in registry.versions() if _is_net(cards.read(version.path), dim)]
     names = Counter(version.name for version in found)
     if not found:
         raise NothingToRank(f"no version in {registry.root} is a net of D = {dim}")
@@ -116,7 +116,7 @@ def _retrieved(registry: Registry, corpus: Corpus, data: Windows, tell: Callable
     """Return the retrieval figures of every version with towers, alone and reranked, over the chunks of `corpus`."""
     found: dict[str, Any] = {}
     for version in registry.versions():
-        card = _card_of(version)
+        card = cards.read(version.path)
         if card.kind == "net" or card.dim != corpus.dim:
             continue
         try:
@@ -127,16 +127,12 @@ def _retrieved(registry: Registry, corpus: Corpus, data: Windows, tell: Callable
         alone = outcomes(made.query.run, data, made.payload(corpus.vectors)).summary()
         found[f"{version.name}, towers alone"] = {"retrieval": alone["retrieval"]}
         if made.reranker:
-            found[f"{version.name}, reranked"] = {"retrieval": bundle.retrieval(made.over(corpus), data)}
+            found[f"{version.name}, reranked"] = {"retrieval": retrieval(made.over(corpus), data)}
     return found
 
 
 def _is_net(card: Card, dim: int) -> bool:
     return (card.kind, card.dim) == ("net", dim)
-
-
-def _card_of(version: Version) -> Card:
-    return Card.from_markdown((version.path / cards.FILE).read_text(encoding="utf-8"))
 
 
 def _facts(version: Version, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -150,3 +151,11 @@ class Card:
     def _origin(self) -> str:
         made = f"Made by `{self.command}`.\n\n" if self.command else ""
         return f"## Origin\n\n{made}Licence: {self.license}. {self.attribution}"
+
+
+def read(directory: Path) -> Card:
+    """Return the card of the version in `directory`; raises `BadCard`."""
+    try:
+        return Card.from_markdown((directory / FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadCard(str(error)) from error

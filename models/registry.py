@@ -15,9 +15,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,17 +40,17 @@ class NothingToRollBack(RegistryError):
     """The ledger knows no earlier version of the alias."""
 
 
-class MovedOn(RegistryError):
-    """The alias no longer points where its mover thought."""
-
-
 class LockHeld(RegistryError):
     """Somebody else is changing the registry right now."""
 
 
+class Overtaken(RegistryError):
+    """Somebody else has moved an alias since it was looked at."""
+
+
 @dataclass(frozen=True)
 class Move:
-    """One line of the ledger: who moved an alias, when, from where to where, and why."""
+    """One line of the ledger: who moved an alias, when, from where to where, why, and over which objections."""
 
     time: str
     who: str
@@ -59,6 +59,7 @@ class Move:
     before: str | None
     after: str
     why: str
+    overrode: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -135,20 +136,32 @@ class Registry:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def point(self, alias: str, version: Version, *, why: str = "", action: str = "promote", before: str = "") -> Move:
-        """Swap `alias` to `version` atomically and write the move to the ledger.
+    def point(
+        self,
+        alias: str,
+        version: Version,
+        *,
+        why: str = "",
+        action: str = "promote",
+        overrode: Sequence[str] = (),
+        since: Mapping[str, str | None] | None = None,
+    ) -> Move:
+        """Swap `alias` to `version` atomically and write the move, with the objections it `overrode`, to the ledger.
+
+        `since` says what aliases pointed at when the move was judged: where one points elsewhere by now, nothing moves.
 
         Raises:
             ValueError: no alias has that name.
-            MovedOn: it does not point at the version with the id `before`, where that is given.
             LockHeld: another promotion is under way.
+            Overtaken: an alias has moved since it was judged.
         """
         if alias not in ALIASES:
             raise ValueError(f"{alias!r} is no alias: choose from {', '.join(ALIASES)}")
         with self._lock():
-            if before and self._target(alias) != before:
-                raise MovedOn(f"{alias} points at {self._target(alias)}, not at {before} any more")
-            return self._swap(alias, version, why, action)
+            for known, target in (since or {}).items():
+                if self._target(known) != target:
+                    raise Overtaken(f"{known} points at {self._target(known)}, not at {target} any more: judge again")
+            return self._swap(alias, version, why, action, overrode)
 
     def rollback(self, alias: str, *, why: str = "") -> Move:
         """Point `alias` back at the version before the one it serves; twice goes two back.
@@ -187,16 +200,30 @@ class Registry:
             raise NothingToRollBack(f"the ledger knows no earlier version of {alias!r}")
         return earlier[-1]
 
-    def _swap(self, alias: str, version: Version, why: str, action: str) -> Move:
+    def _swap(self, alias: str, version: Version, why: str, action: str, overrode: Sequence[str] = ()) -> Move:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        move = Move(now, _who(), alias, action, self._target(alias), version.id, why)
-        link = self.root / f"{_PART}{alias}-{os.getpid()}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(version.path, self.root))
-        os.replace(link, self.root / alias)
+        move = Move(now, _who(), alias, action, self._target(alias), version.id, why, list(overrode))
+        for residue in self.root.glob(f"{_PART}*"):  # of a crash: who swaps now has the lock
+            residue.unlink()
+        links = self.root / f"{_PART}{alias}", self.root / f"{_PART}{alias}-before"
+        links[0].symlink_to(os.path.relpath(version.path, self.root))
+        links[1].symlink_to(os.readlink(self.root / alias) if move.before else "nowhere")
+        os.replace(links[0], self.root / alias)
         sealed.sync(self.root)
-        self._append(json.dumps(asdict(move)) + "\n")
+        try:
+            self._append(json.dumps(asdict(move)) + "\n")
+        except OSError:  # no move without its line; what takes it back is there already
+            self._take_back(alias, links[1], move)
+            raise
+        links[1].unlink()
         return move
+
+    def _take_back(self, alias: str, link: Path, move: Move) -> None:
+        if move.before:
+            os.replace(link, self.root / alias)
+        else:
+            (self.root / alias).unlink()
+        sealed.sync(self.root)
 
     def _append(self, line: str) -> None:
         with open(self.root / _LEDGER, "ab+") as ledger:
@@ -262,7 +289,7 @@ def main(arguments: list[str]) -> int:
         move = registry.rollback(arguments[1])
     except RegistryError as error:
         print(error, file=sys.stderr)
-        return 75 if isinstance(error, LockHeld) else 1
+        return 75 if isinstance(error, LockHeld | Overtaken) else 1
     except OSError as error:
         print(error, file=sys.stderr)
         return 74

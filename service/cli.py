@@ -8,14 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from models.registry import ALIASES, Move, Registry, RegistryError, Version
-
-if TYPE_CHECKING:
-    from models.card import Card
+from models.registry import ALIASES, Move, Registry, RegistryError
 
 OK, FAILED, USAGE, BAD_CHECKPOINT, CANNOT_CREATE, CANNOT_WRITE, LOCKED, BAD_CONFIG = (
     0,
@@ -105,17 +102,33 @@ def promote(
     alias: Alias,
     version: Named,
     why: Why = "",
-    force: Annotated[bool, typer.Option("--force", help="Also where the other aliases are of another space.")] = False,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]DIR", help="A data set on its card, to score it on; repeat.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Against all objections but damage; the ledger wants to know --why.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Point ALIAS at VERSION; a running service follows within a second."""
-    registry = _existing_registry()
+    """Point ALIAS at VERSION if it passes the gate; a running service follows within a second."""
     _check_alias(alias)
+    if force and not why:
+        raise typer.BadParameter("say --why: the ledger keeps what was overridden, and why", param_hint="--force")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as it is served
+    from models import corpus as corpora
+    from models import gate
+
+    registry = _existing_registry()
     target = registry.find(version)
-    card = _load_as(alias, target.path)
-    if not force:
-        _check_space(registry, alias, target, card)
-    _print_move(registry.point(alias, target, why=why), as_json)
+    sets = {name: corpora.read(directory) for name, directory in map(_named_dir, data or ())}
+    verdict = gate.judge(registry, alias, target, sets)
+    if verdict.objections and not force:
+        raise gate.Refused(verdict.objections)
+    for objection in verdict.objections:
+        _say(f"overridden: {objection}")
+    overrode = [f"{type(objection).__name__}: {objection}" for objection in verdict.objections]
+    move = registry.point(alias, target, why=why, overrode=overrode, since=verdict.since)
+    _print_move(move, as_json, verdict.figures)
 
 
 @app.command(rich_help_panel=VERSIONS)
@@ -202,6 +215,7 @@ def import_(
         license=license_,
         attribution="Imported; who trained it holds its rights.",
         command=f"lvm import {file.name} --name {name}",
+        reference=publish.reference_of(scored[data.name]) if data else None,
         limits=("Imported: what it was trained on is not known here.",),
     )
     version = publish.publish(_registry(), net, card, golden, scored)
@@ -394,8 +408,8 @@ def evaluate(
     """Score a version as it is served (towers: with DIR as corpus) beside baselines; fails where its card says more."""
     from models import corpus as corpora
     from models import predictor
-    from models.training.evaluate import beside_card
-    from models.training.evaluate import evaluate as score
+    from models.evaluate import beside_card
+    from models.evaluate import evaluate as score
     from service.inventory import card_of
 
     target = _existing_registry().find(version)
@@ -470,26 +484,6 @@ def _score_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
         with_["MRR"],
     )
     return name, *(f"{number:.4f}" for number in numbers)
-
-
-def _check_space(registry: Registry, alias: str, target: Version, card: Card) -> None:
-    """Refuse a version whose vectors are not those that the other aliases speak."""
-    from service.inventory import card_of
-
-    for other, identity in registry.aliases().items():
-        theirs = card_of(registry.find(identity).path)
-        if other != alias and (theirs.dim, theirs.encoder) != (card.dim, card.encoder):
-            raise RegistryError(
-                f"{target.id} is of D = {card.dim}, {card.encoder}; {other} of D = {theirs.dim}, {theirs.encoder}: "
-                "callers of one would get errors from the other. --force promotes it all the same"
-            )
-
-
-def _load_as(alias: str, path: Path) -> Card:
-    """Load a version as the server would, so that what cannot be served is refused before the swap."""
-    from models import predictor, retriever
-
-    return retriever.load(path).card if alias == "retriever" else predictor.load(path, device="cpu").card
 
 
 def _registry() -> Registry:
@@ -568,9 +562,9 @@ def _check_alias(alias: str) -> None:
         raise typer.BadParameter(f"{alias!r} is none of {', '.join(ALIASES)}", param_hint="ALIAS")
 
 
-def _print_move(move: Move, as_json: bool) -> None:
+def _print_move(move: Move, as_json: bool, checked: dict[str, Any] | None = None) -> None:
     if as_json:
-        _print_json(vars(move))
+        _print_json({**vars(move), **({"checked": checked} if checked else {})})
     else:
         typer.echo(f"{move.alias}: {move.before or 'nothing'} -> {move.after}")
 
@@ -601,8 +595,10 @@ def _exit_code(error: Exception) -> int | None:
     """Return the exit status of an expected error, None for one that nobody expected."""
     codes: list[tuple[str, int]] = [
         ("LockHeld", LOCKED),
+        ("Overtaken", LOCKED),
         ("RegistryError", FAILED),
         ("BadCheckpoint", BAD_CHECKPOINT),
+        ("Refused", BAD_CHECKPOINT),
         ("Corrupt", BAD_CHECKPOINT),
         ("BadCorpus", BAD_CHECKPOINT),
         ("BadIndex", BAD_CHECKPOINT),

@@ -47,10 +47,7 @@ def summary(version: Version) -> dict[str, Any]:
 @cache
 def card_of(directory: Path) -> Card:
     """Return the card of a version; raises `BadCard`."""
-    try:
-        return Card.from_markdown((directory / cards.FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadCard(str(error)) from error
+    return cards.read(directory)
 
 
 def _figures(score: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from models import predictor, retriever
-from models.registry import LockHeld, MovedOn, Registry, RegistryError, UnknownVersion, Version
+from models.registry import LockHeld, Overtaken, Registry, RegistryError, UnknownVersion, Version
 from service.engine import Engine, Identity, PredictorLike
 from service.errors import Unavailable
 from service.guard import Guard
@@ -302,11 +302,11 @@ class Lineup:
 
         def move() -> None:
             target = self.registry.find(incumbent)
-            self.registry.point(alias, target, why=f"automatic: {fault}", action="rollback", before=failed)
+            self.registry.point(alias, target, why=f"automatic: {fault}", action="rollback", since={alias: failed})
 
         try:
             await self._when_free(move)
-        except MovedOn:
+        except Overtaken:
             return
         except (OSError, RegistryError) as error:  # a registry that cannot be written
             self._metrics.reloads.add(alias, "unrecorded")

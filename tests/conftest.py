@@ -92,17 +92,20 @@ class Process:
 
     def __init__(self, registry: Path, log: Path, **environment: str) -> None:
         self.registry = Registry(registry)
-        self._log = log
+        self._file = log
         env = {**os.environ, "LVM_REGISTRY": str(registry), **environment}
         with log.open("wb") as file:
             self.popen = subprocess.Popen([LVM, "serve", "--port", "0"], env=env, stderr=file, stdout=file)
         until(lambda: self.url or self.popen.poll() is not None, f"a start: {log}")
         assert self.popen.poll() is None, log.read_text()
 
+    def log(self) -> list[dict[str, str]]:
+        """Return the log's lines."""
+        return [json.loads(line) for line in self._file.read_text().splitlines() if line.startswith("{")]
+
     def events(self, name: str) -> list[dict[str, str]]:
         """Return the log's events of one name."""
-        lines = (json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{"))
-        return [line for line in lines if line["event"] == name]
+        return [line for line in self.log() if line["event"] == name]
 
     @property
     def url(self) -> str:

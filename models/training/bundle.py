@@ -22,16 +22,16 @@ from models import sealed, towers
 from models.card import Card
 from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Corpus, Floats
+from models.evaluate import evaluate, outcomes, retrieval
 from models.index import FlatIndex
 from models.nets.two_tower import Payload, TwoTower
 from models.registry import Registry, Version
 from models.reranker import Reranker
-from models.retriever import Retriever, Search
+from models.retriever import Retriever
 from models.runtimes import open_runtime
 from models.runtimes.torch import answer_of, arrays_of
-from models.training.evaluate import evaluate, outcomes, ranking
 from models.training.publish import compare, facts, net_files, rounded
-from models.training.windows import Windows, alone, some_windows
+from models.windows import Windows, alone, some_windows
 
 TOWERS = (checkpoints.WEIGHTS, checkpoints.GRAPH, checkpoints.GOLDEN, towers.PAYLOAD)
 LIMITS = (
@@ -193,30 +193,3 @@ def neighbours_of(vectors: Floats) -> Floats:
         np.fill_diagonal(cosines[:, first:], -1)
         found[first : first + _BLOCK, :count] = -np.sort(np.partition(-cosines, count - 1, axis=1)[:, :count], axis=1)
     return found
-
-
-def searches(data: Windows, exclude_context: bool, k: int) -> list[Search]:
-    """Return the search of every window for its next chunk."""
-    contexts = data.contexts()
-    return [Search(None, k, (), context if exclude_context else None, context) for context in contexts]
-
-
-def retrieval(retriever: Retriever, data: Windows) -> dict[str, dict[str, float]]:
-    """Return the retrieval figures of a retriever over the chunks of `data`, in both protocols.
-
-    Ranks beyond the reranker's depth count as infinite.
-    """
-    return {
-        "with_context": ranking(found_ranks(retriever, data, exclude_context=False)),
-        "without_context": ranking(found_ranks(retriever, data, exclude_context=True)),
-    }
-
-
-def found_ranks(retriever: Retriever, data: Windows, exclude_context: bool) -> Floats:
-    """Return the rank of every window's true next chunk `(W,)`, infinite where it was not found."""
-    places = np.full(len(data), np.inf, np.float32)
-    for number, search in enumerate(searches(data, exclude_context, rerankers.DEPTH)):
-        rows = [hit.row for hit in retriever.search_batch([search])[0]]
-        if data.target[number] in rows:
-            places[number] = 1 + rows.index(data.target[number])
-    return places

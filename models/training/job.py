@@ -10,14 +10,14 @@ from typing import Any
 from models import corpus as corpora
 from models.card import Card
 from models.corpus import Corpus
+from models.evaluate import baseline_scores
 from models.registry import Registry, Version
 from models.training.bundle import publish_towers
-from models.training.evaluate import baseline_scores
 from models.training.publish import golden_contexts, publish, reference_of
 from models.training.teachers import Ensemble, load_teachers
 from models.training.towers import TowerTrainer
 from models.training.train import Epoch, Recipe, Trainer
-from models.training.windows import Windows, hold_out, some_windows
+from models.windows import Windows, hold_out, some_windows
 
 LIMITS = (
     "The margin over copying the context is small: sentence embeddings carry topic more than direction, "

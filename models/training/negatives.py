@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.training.windows import NothingToLearnFrom, Windows
+from models.windows import NothingToLearnFrom, Windows
 
 
 class Negatives:

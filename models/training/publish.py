@@ -31,14 +31,14 @@ from models import predictor
 from models.card import Card, Reference
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats, Passages
+from models.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.index import IVF
 from models.nets import architecture_of, config_dict
 from models.registry import Registry, Version
 from models.runtimes.torch import answer_of, arrays_of
 from models.training import indexing
-from models.training.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.training.indexing import Progress
-from models.training.windows import Windows, windows
+from models.windows import Windows, windows
 
 GOLDEN = 64  # golden contexts in a version; fewer say too little about its space
 FLAT_ROWS = 25_000  # chunks up to which exact search takes less than half a millisecond

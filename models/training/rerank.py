@@ -18,13 +18,14 @@ from models import reranker as rerankers
 from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats
+from models.evaluate import searches
 from models.nets import BadConfig
 from models.nets.reranker import RerankerNet
 from models.registry import Registry, Version
 from models.reranker import Reranker
 from models.training import bundle
 from models.training.train import Epoch, Recipe, Trainer
-from models.training.windows import NothingToLearnFrom, Rows, Windows, alone, hold_out, some_windows
+from models.windows import NothingToLearnFrom, Rows, Windows, alone, hold_out, some_windows
 
 ARTICLES = 118  # in a bank: what the figures are depends on how much there is to choose from
 
@@ -144,8 +145,8 @@ def listed(made: bundle.Made, bank: Windows) -> Lists:
         data.vectors, np.zeros(len(data.vectors), np.int32), np.arange(len(data.vectors), dtype=np.int32), {}
     )
     retriever = made.over(corpus)
-    searches = bundle.searches(data, exclude_context=True, k=rerankers.DEPTH)
-    found = [retriever.candidates([search])[0] for search in searches]
+    asked = searches(data, exclude_context=True, k=rerankers.DEPTH)
+    found = [retriever.candidates([search])[0] for search in asked]
     width = min(len(rows) for _, rows in found)
     rows = np.array([rows[:width] for _, rows in found])
     is_true = rows == data.target[:, None]

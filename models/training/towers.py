@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from models.corpus import Floats
+from models.evaluate import ranking, ranks
 from models.nets import build
 from models.nets.two_tower import TwoTower, info_nce
-from models.training.evaluate import ranking, ranks
 from models.training.negatives import Negatives, near_misses
 from models.training.train import Recipe, Trainer
-from models.training.windows import Windows, alone
+from models.windows import Windows, alone
 
 MINED = 4  # near misses kept for each window
 BANK = 4096  # windows whose chunks are searched together for near misses: about a corpus's worth

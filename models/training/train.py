@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity, mse_loss, normalize
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from models.nets import build
-from models.training.windows import Windows
+from models.windows import Windows
 
 Schedule = Literal["baseline", "optimised"]
 FLOOR = 1e-6  # learning rate at the end of the cosine

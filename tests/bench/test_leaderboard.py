@@ -10,8 +10,8 @@ import pytest
 from bench import leaderboard, standings
 from models import corpus as corpora
 from models.corpus import Corpus
+from models.evaluate import evaluate
 from models.registry import Registry
-from models.training.evaluate import evaluate
 from tests.conftest import SHIPPED
 
 

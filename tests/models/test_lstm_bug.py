@@ -16,14 +16,14 @@ from models import predictor
 from models.card import Card
 from models.checkpoint import GOLDEN, GRAPH, WEIGHTS, BadCheckpoint
 from models.corpus import Corpus
+from models.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.nets import BadConfig, LSTMStack, LSTMStackConfig, build, config_dict
 from models.registry import Registry, Version
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import answer_of, arrays_of, build_net
-from models.training.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.training.job import Job, run_job
 from models.training.publish import NotAsTrained, export_graph, golden_contexts, net_files, publish
-from models.training.windows import Windows, hold_out, windows
+from models.windows import Windows, hold_out, windows
 from tests.conftest import LVM
 
 Made = Callable[..., Card]

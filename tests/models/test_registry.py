@@ -16,8 +16,8 @@ from models import sealed
 from models.registry import (
     ALIASES,
     LockHeld,
-    MovedOn,
     NothingToRollBack,
+    Overtaken,
     Registry,
     RegistryError,
     UnknownVersion,
@@ -351,7 +351,8 @@ def test_a_lost_alias_is_rolled_back_to_the_last_known(registry: Registry) -> No
 def test_residue_of_an_earlier_swap_is_no_obstacle(registry: Registry) -> None:
     a, b = add(registry, "a", "b")
     registry.point("primary", a)
-    (registry.root / f".part-primary-{os.getpid()}").symlink_to("nowhere")
+    (registry.root / ".part-primary").symlink_to("nowhere")
+    (registry.root / ".part-fallback-17").symlink_to("nowhere")
     registry.point("primary", b)
     assert registry.resolve("primary") == b
     assert not list(registry.root.glob(".part-*"))
@@ -382,6 +383,17 @@ def test_a_reader_never_sees_a_missing_or_incomplete_version(registry: Registry)
     assert failures == []
     assert seen <= {version.id for version in versions}
     assert len(registry.ledger()) == 201
+
+
+def test_a_move_judged_by_aliases_that_moved_meanwhile_is_overtaken(registry: Registry) -> None:
+    a, b = add(registry, "a", "b")
+    registry.point("primary", a)
+    since = {"primary": a.id, "fallback": None}
+    registry.point("fallback", b)
+    with pytest.raises(Overtaken, match="fallback points at"):
+        registry.point("primary", b, since=since)
+    assert registry.resolve("primary") == a
+    assert registry.point("primary", b, since=registry.aliases()).before == a.id
 
 
 # The lock
@@ -466,11 +478,37 @@ def test_a_promotion_whose_line_was_lost_last_is_rolled_back_to_the_one_before(r
 def test_an_alias_that_moved_on_is_not_moved_by_who_thinks_it_has_not(registry: Registry) -> None:
     a, b, c = add(registry, "a", "b", "c")
     registry.point("primary", c)
-    with pytest.raises(MovedOn, match="not at toy/"):
-        registry.point("primary", a, action="rollback", before=b.id)
+    with pytest.raises(Overtaken, match="not at toy/"):
+        registry.point("primary", a, action="rollback", since={"primary": b.id})
     assert registry.resolve("primary") == c
     assert len(registry.ledger()) == 1
-    assert registry.point("primary", a, action="rollback", before=c.id).after == a.id
+    assert registry.point("primary", a, action="rollback", since={"primary": c.id}).after == a.id
+
+
+def test_what_was_overrode_stands_in_the_ledger_and_lines_of_before_are_read(registry: Registry) -> None:
+    a, b = add(registry, "a", "b")
+    first = registry.point("primary", a)
+    ledger = registry.root / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace(', "overrode": []', ""))
+    second = registry.point("primary", b, why="must be", overrode=("TooSlow",))
+    assert registry.ledger() == [first, second]
+    assert json.loads(ledger.read_text().splitlines()[1])["overrode"] == ["TooSlow"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_move_that_the_ledger_cannot_take_is_taken_back(registry: Registry, is_first: bool) -> None:
+    a, b = add(registry, "a", "b")
+    if not is_first:
+        registry.point("primary", a)
+        (registry.root / "ledger.jsonl").unlink()
+    before = registry.aliases()
+    (registry.root / "ledger.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        registry.point("primary", b)
+    assert registry.aliases() == before
+    (registry.root / "ledger.jsonl").rmdir()
+    assert registry.point("primary", b).before == before.get("primary")
+    assert not list(registry.root.glob(".part-*"))
 
 
 # The bad day

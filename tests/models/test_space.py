@@ -7,7 +7,7 @@ from models import corpus as corpora
 from models.corpus import Floats, normalise
 from models.space import FIGURES, Space
 from models.training.publish import GOLDEN
-from models.training.windows import windows
+from models.windows import windows
 from service.guard import OPPOSED
 from tests.conftest import SHIPPED
 

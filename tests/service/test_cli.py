@@ -30,11 +30,11 @@ def test_help_lists_every_command_and_every_command_has_help(tmp_path: Path) -> 
 
 def test_promote_and_rollback_move_the_alias_and_tell(shipped: Path) -> None:
     registry = Registry(shipped)
-    amn, gru = registry.resolve("primary"), registry.resolve("fallback")
-    done = lvm("promote", "primary", gru.version, "--why", "test", registry=shipped)
-    assert (done.returncode, done.stdout) == (0, f"primary: {amn.id} -> {gru.id}\n")
+    amn, gmn = registry.resolve("primary"), next(v for v in registry.versions() if v.name == "gmn")
+    done = lvm("promote", "primary", gmn.version, "--why", "test", registry=shipped)
+    assert (done.returncode, done.stdout) == (0, f"primary: {amn.id} -> {gmn.id}\n")
     back = lvm("rollback", "primary", registry=shipped)
-    assert (back.returncode, back.stdout) == (0, f"primary: {gru.id} -> {amn.id}\n")
+    assert (back.returncode, back.stdout) == (0, f"primary: {gmn.id} -> {amn.id}\n")
     assert [move.why for move in registry.ledger()][-2:] == ["test", ""]
 
 
@@ -64,6 +64,8 @@ def test_models_prints_a_table_or_json(shipped: Path) -> None:
         (("rollback", "candidate"), 1),
         (("promote", "retriever", "primary"), 65),
         (("promote", "primary", "retriever"), 65),
+        (("promote", "primary", "fallback", "--force"), 2),
+        (("promote", "primary", "fallback", "--data", "/nowhere"), 65),
         (("promote",), 2),
         (("nonsense",), 2),
         (("evaluate", "primary", "--data", "/nowhere"), 65),
@@ -109,17 +111,21 @@ def test_serve_without_a_primary_says_what_is_missing(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_net_of_another_space_is_not_promoted_beside_the_others_unless_forced(shipped: Path) -> None:
+def test_objections_are_overridden_with_a_reason_and_both_stand_in_the_ledger(shipped: Path) -> None:
     registry = Registry(shipped)
     amn = registry.resolve("primary")
     files = {path.name: path.read_bytes() for path in amn.path.iterdir() if path.name != "SHA256SUMS"}
     card = files["README.md"].decode().replace("encoder: all-MiniLM-L6-v2", "encoder: another")
     other = registry.add("amn", {**files, "README.md": card.encode()})
-    refused = lvm("promote", "primary", other.id, registry=shipped)
-    assert refused.returncode == 1
-    assert "fallback of D = 384, all-MiniLM-L6-v2" in refused.stderr
-    assert registry.resolve("primary").id == amn.id
-    assert lvm("promote", "primary", other.id, "--force", registry=shipped).returncode == 0
+    forced = lvm("promote", "primary", other.id, "--force", "--why", "must be", "--json", registry=shipped)
+    assert forced.returncode == 0
+    assert "overridden" in forced.stderr
+    move = registry.ledger()[-1]
+    assert (move.after, move.why) == (other.id, "must be")
+    assert [objection.partition(":")[0] for objection in move.overrode] == ["OtherSpace"]
+    report = json.loads(forced.stdout)
+    assert report["overrode"] == move.overrode
+    assert report["checked"]["scores"]["wiki/val"]["cosine"] == pytest.approx(0.5862, abs=1e-4)
 
 
 def test_a_registry_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from models.training.articles import (
     read,
     sentences,
 )
-from models.training.windows import windows
+from models.windows import windows
 
 
 class HashEncoder:

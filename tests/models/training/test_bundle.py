@@ -13,11 +13,12 @@ from models import retriever as retrievers
 from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats
+from models.evaluate import found_ranks
 from models.registry import Registry, Version
 from models.reranker import DEPTH, FILE, NEIGHBOURS
 from models.retriever import Retriever, Search
 from models.training import bundle
-from models.training.windows import windows
+from models.windows import windows
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_its_card_has_the_scores_of_the_bundle_beside_those_of_the_towers(
     assert again["retrieval"]["without_context"]["MRR"] == pytest.approx(
         scores["retrieval"]["without_context"]["MRR"], abs=1e-4
     )
-    found = bundle.found_ranks(retriever, windows(other, 5), exclude_context=True)
+    found = found_ranks(retriever, windows(other, 5), exclude_context=True)
     assert again["retrieval"]["without_context"]["R@5"] == np.mean(found <= 5)
 
 

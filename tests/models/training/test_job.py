@@ -6,9 +6,9 @@ import pytest
 
 from models import predictor
 from models.corpus import Corpus
+from models.evaluate import mean_cosine
 from models.registry import Registry, Version
-from models.training.evaluate import mean_cosine
-from models.training.windows import hold_out, windows
+from models.windows import hold_out, windows
 
 Trained = tuple[Version, list[str], list[tuple[int, int]]]
 

@@ -11,7 +11,7 @@ from models.corpus import Corpus
 from models.training.negatives import Negatives, near_misses
 from models.training.towers import MINED, TowerTrainer
 from models.training.train import Epoch, Recipe
-from models.training.windows import NothingToLearnFrom, Windows, alone, hold_out, windows
+from models.windows import NothingToLearnFrom, Windows, alone, hold_out, windows
 
 K = 3
 

@@ -19,13 +19,13 @@ from models import predictor, sealed
 from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import BadCorpus, Corpus
+from models.evaluate import evaluate
 from models.nets import config_dict
 from models.registry import Registry, Version
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import answer_of, build_net
-from models.training.evaluate import evaluate
 from models.training.publish import FLAT_ROWS, GOLDEN, golden_contexts, publish, publish_corpus, reference_of, rounded
-from models.training.windows import windows
+from models.windows import windows
 
 
 def leaves(scores: Any, path: str = "") -> dict[str, float]:

@@ -14,7 +14,7 @@ from models.nets.reranker import RerankerNet
 from models.registry import Registry, Version
 from models.training import bundle, rerank
 from models.training.train import Epoch, Recipe
-from models.training.windows import NothingToLearnFrom, hold_out, windows
+from models.windows import NothingToLearnFrom, hold_out, windows
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.corpus import Corpus, Floats
 from models.training.train import Epoch, Recipe, Schedule, Trainer, warm_up_cosine
-from models.training.windows import Windows, hold_out, windows
+from models.windows import Windows, hold_out, windows
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=5e-3, noise=0.1, reverse=0.5)
 NETS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Scores of a predictor on a corpus: cosine, margin and retrieval, beside the baselines.
+"""Scores of a predictor, or a retriever, on a corpus beside the baselines. Knows no torch.
 
 Measures and protocols are those of the README's table: every figure is a mean over the stride-1
 windows of the corpus, retrieval ranks the true next chunk among all chunks of the corpus.
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from models.card import Card
 from models.corpus import Corpus, Floats, normalise
-from models.training.windows import Windows, some_windows, windows
+from models.reranker import DEPTH
+from models.retriever import Retriever, Search
+from models.windows import Windows, some_windows, windows
 
 COUNTS = ("windows", "articles", "chunks")
 RANKS = (1, 3, 5, 10, 20, 50)
@@ -61,12 +63,19 @@ def beside_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
 
     `is_worse` where they fall below it by more than `TOLERANCE`; None where the card tells of no such corpus.
     """
-    for name, carded in card.scores.items():
-        if all(carded.get(count) == scores[count] for count in COUNTS):
-            difference = scores["cosine"] - carded["cosine"]
-            known = {"data": name, "cosine": carded["cosine"], "difference": difference}
-            return {**known, "tolerance": TOLERANCE, "is_worse": difference < -TOLERANCE}
-    return None
+    name = name_on_card(card, scores)
+    if name is None:
+        return None
+    carded = card.scores[name]["cosine"]
+    difference = scores["cosine"] - carded
+    known = {"data": name, "cosine": carded, "difference": difference}
+    return {**known, "tolerance": TOLERANCE, "is_worse": difference < -TOLERANCE}
+
+
+def name_on_card(card: Card, found: Mapping[str, Any]) -> str | None:
+    """Return the name under which the card has the data set of these `counts`, None where it has none."""
+    names = (name for name, score in card.scores.items() if all(score.get(count) == found[count] for count in COUNTS))
+    return next(names, None)
 
 
 def baseline_scores(data: Windows) -> dict[str, float]:
@@ -168,3 +177,30 @@ def ranking(found: NDArray[Any]) -> dict[str, float]:
     """Return recall and mean reciprocal rank of ranks `(W,)`, infinite where the truth was not found."""
     recall = {f"R@{k}": float(np.mean(found <= k)) for k in RANKS}
     return {**recall, "Contain@50": recall["R@50"], "MRR": float(np.mean(1.0 / found))}
+
+
+def searches(data: Windows, exclude_context: bool, k: int) -> list[Search]:
+    """Return the search of every window for its next chunk."""
+    contexts = data.contexts()
+    return [Search(None, k, (), context if exclude_context else None, context) for context in contexts]
+
+
+def retrieval(retriever: Retriever, data: Windows) -> dict[str, dict[str, float]]:
+    """Return the retrieval figures of a retriever over the chunks of `data`, in both protocols.
+
+    Ranks beyond the reranker's depth count as infinite.
+    """
+    return {
+        "with_context": ranking(found_ranks(retriever, data, exclude_context=False)),
+        "without_context": ranking(found_ranks(retriever, data, exclude_context=True)),
+    }
+
+
+def found_ranks(retriever: Retriever, data: Windows, exclude_context: bool) -> Floats:
+    """Return the rank of every window's true next chunk `(W,)`, infinite where it was not found."""
+    places = np.full(len(data), np.inf, np.float32)
+    for number, search in enumerate(searches(data, exclude_context, DEPTH)):
+        rows = [hit.row for hit in retriever.search_batch([search])[0]]
+        if data.target[number] in rows:
+            places[number] = 1 + rows.index(data.target[number])
+    return places

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models.corpus import Corpus
-from models.training.windows import hold_out, windows
+from models.windows import hold_out, windows
 
 MakeCorpus = Callable[..., Corpus]
 

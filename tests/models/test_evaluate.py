@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from models.card import Card
 from models.corpus import Corpus, Floats, normalise
-from models.training.evaluate import RANKS, baseline_scores, beside_card, evaluate, ridge
-from models.training.windows import windows
+from models.evaluate import RANKS, baseline_scores, beside_card, evaluate, ridge
+from models.windows import windows
 
 MakeCorpus = Callable[..., Corpus]
 

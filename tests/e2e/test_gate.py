@@ -1,0 +1,155 @@
+"""The gate before a real, running server: each bad version is refused for its own reason, and nobody notices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+
+from models import card as cards
+from models import checkpoint as checkpoints
+from models import corpus as corpora
+from models.card import Card
+from models.nets import build, config_dict
+from models.registry import Registry, Version
+from models.runtimes.torch import build_net
+from models.training import publish
+from tests.conftest import LVM, Process, until
+
+WIDER = 32  # times the keys: 8.4 times the work of the whole net
+
+
+def files_of(version: Version) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in version.path.iterdir() if path.name != "SHA256SUMS"}
+
+
+def proud(registry: Registry) -> Version:
+    """The primary, but its card claims 0.02 more."""
+    files = files_of(registry.resolve("primary"))
+    card = Card.from_markdown(files[cards.FILE].decode())
+    score = card.scores["wiki/val"]
+    scores = {**card.scores, "wiki/val": {**score, "cosine": score["cosine"] + 0.02}}
+    return registry.add("amn", {**files, cards.FILE: replace(card, scores=scores).to_markdown().encode()})
+
+
+def flipped(registry: Registry) -> Version:
+    """GMN, one bit of whose weights is another."""
+    version = next(version for version in registry.versions() if version.name == "gmn")
+    weights = version.path / checkpoints.WEIGHTS
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    return version
+
+
+def small(registry: Registry, data: Path) -> Version:
+    """A sound net of D = 16, scored on the corpus that is made in `data`."""
+    vectors = corpora.normalise(np.random.default_rng(0).standard_normal((24, 16)))
+    corpora.write(data, vectors, [{"article_id": 1, "title": "One", "chunks": ["text"] * 24}])
+    corpus = corpora.read(data)
+    card = replace(
+        cards.read(registry.resolve("primary").path), name="small", scores={}, reference=publish.reference_of(corpus)
+    )
+    net = build("amn", {"dim": 16, "key_dim": 8, "hidden_dim": 16}).eval()
+    return publish.publish(registry, net, card, publish.golden_contexts(corpus, 16, 5), {"small": corpus})
+
+
+def slow(registry: Registry) -> Version:
+    """A net that answers as the primary does, with many keys that say nothing."""
+    known = checkpoints.load(registry.resolve("primary").path)
+    narrow = build_net(known)
+    config = config_dict(narrow)
+    net = build("amn", {**config, "key_dim": WIDER * config["key_dim"]}).eval()
+    state = {name: padded(tensor, net.state_dict()[name].shape) for name, tensor in narrow.state_dict().items()}
+    for name in ("query_encoder.weight", "query_encoder.bias"):
+        state[name] *= WIDER**0.5  # the net divides by the root of the count of keys
+    net.load_state_dict(state)
+    card = replace(known.card, **publish.facts(net))
+    files = publish.net_files(net, known.golden_context)
+    return registry.add("amn", {**files, cards.FILE: card.to_markdown().encode()})
+
+
+def padded(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    wide = torch.zeros(shape)
+    wide[tuple(slice(size) for size in tensor.shape)] = tensor
+    return wide
+
+
+def promote(registry: Registry, version: Version, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "LVM_REGISTRY": str(registry.root)}
+    command = [LVM, "promote", "primary", version.id, *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_bad_versions_are_refused_each_for_its_own_reason_and_the_server_answers_as_before(
+    process: Callable[..., Process], tmp_path: Path
+) -> None:
+    """Claims 0.02 too much; a bit flipped; of another D; three times slower and more: exit 65, nothing moves."""
+    server = process(LVM_RELOAD_S="0.05")
+    registry, data = server.registry, tmp_path / "small"
+    ledger = (registry.root / "ledger.jsonl").read_bytes()
+    before, aliases, live = answers(server), registry.aliases(), server.events("version live")
+    cases = [
+        (proud(registry), (), "scores cosine 0.5862 on wiki/val, its card says 0.6062: +0.0200, tolerated is 0.001"),
+        (flipped(registry), (), "weights.safetensors was altered"),
+        (small(registry, data), ("--data", f"small={data}"), "is of D = 16, T = 5, encoder = all-MiniLM-L6-v2; "),
+        (slow(registry), (), "times as long, tolerated is 2; "),
+    ]
+    for version, words, reason in cases:
+        refused = promote(registry, version, *words)
+        assert (refused.returncode, refused.stdout) == (65, ""), refused.stderr
+        others = [other for _, _, other in cases if other != reason]
+        assert reason in refused.stderr
+        assert not any(other in refused.stderr for other in others), refused.stderr
+        assert answers(server) == before
+    assert registry.aliases() == aliases
+    assert (registry.root / "ledger.jsonl").read_bytes() == ledger
+    assert server.events("version live") == live
+
+
+def test_an_alias_that_moves_while_a_version_is_judged_is_left_where_it_is(shipped: Path) -> None:
+    """The judge waits for the weights, which come through a pipe, until somebody else was quicker: exit 75."""
+    registry = Registry(shipped)
+    version = next(version for version in registry.versions() if version.name == "gmn")
+    weights = version.path / checkpoints.WEIGHTS
+    data = weights.read_bytes()
+    weights.unlink()
+    os.mkfifo(weights)
+    env = {**os.environ, "LVM_REGISTRY": str(shipped)}
+    judge = subprocess.Popen([LVM, "promote", "primary", version.id], env=env, stderr=subprocess.PIPE, text=True)
+    pipes: list[int] = []
+    until(lambda: judge.poll() is not None or opened(weights, pipes), "the judge to ask for weights")
+    quicker = registry.point("primary", registry.resolve("fallback"))
+    os.set_blocking(pipes[0], True)
+    with os.fdopen(pipes[0], "wb") as pipe:
+        pipe.write(data)
+    assert judge.communicate()[1].endswith("any more: judge again\n")
+    assert judge.returncode == 75
+    assert registry.aliases()["primary"] == quicker.after
+    assert registry.ledger()[-1] == quicker
+
+
+def opened(fifo: Path, pipes: list[int]) -> bool:
+    """Open a pipe for writing once somebody reads it."""
+    with suppress(OSError):
+        pipes.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+    return bool(pipes)
+
+
+def answers(server: Process) -> list[tuple[str, bytes]]:
+    """Return who answers the golden contexts of the primary, and what."""
+    golden = checkpoints.load(server.registry.resolve("primary").path).golden_context
+    headers = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
+    found = []
+    for alias in ("primary", "fallback"):
+        params = {"model": alias}
+        answer = httpx.post(f"{server.url}/predict", content=golden.tobytes(), params=params, headers=headers)
+        found.append((answer.headers["x-model-version"], answer.content))
+    return found

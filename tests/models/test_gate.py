@@ -1,0 +1,229 @@
+"""Each check of the gate objects to what it is for and to nothing else; damage is no matter of judgement."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models import card as cards
+from models import gate, predictor, sealed
+from models.card import Card
+from models.checkpoint import GOLDEN, BadCheckpoint
+from models.corpus import Corpus, Floats, normalise
+from models.evaluate import evaluate
+from models.gate import (
+    Case,
+    Contender,
+    IncompleteCard,
+    NoData,
+    NotAsCarded,
+    Objection,
+    OtherSpace,
+    TooSlow,
+    WorseThanIncumbent,
+)
+from models.registry import Registry, Version
+from models.windows import NothingToLearnFrom
+
+Made = Callable[..., Card]
+
+
+def adopt(registry: Registry, version: Version, **changes: Any) -> Version:
+    """Store a version with another card."""
+    files = sealed.read(version.path)
+    card = replace(Card.from_markdown(files[cards.FILE].decode()), **changes)
+    return registry.add(version.name, {**files, cards.FILE: card.to_markdown().encode()})
+
+
+def objections(registry: Registry, alias: str, version: Version, **data: Corpus) -> set[type[Objection]]:
+    """Return what is objected to; to latency, which is this machine's, not here."""
+    return {type(each) for each in gate.judge(registry, alias, version, data).objections} - {TooSlow}
+
+
+def scored(version: Version, by: float) -> dict[str, Any]:
+    """Return the card's scores, each higher by `by`."""
+    scores = cards.read(version.path).scores
+    return {name: {**score, "cosine": score["cosine"] + by} for name, score in scores.items()}
+
+
+def test_a_sound_net_passes_and_its_figures_are_told(registry: Registry, amn_version: Version, other: Corpus) -> None:
+    version = adopt(registry, amn_version)
+    verdict = gate.judge(registry, "primary", version, {"other": other})
+    assert verdict.objections == ()
+    assert verdict.figures["incumbent"] is None
+    figures = verdict.figures["scores"]["other"]
+    assert figures["cosine"] == pytest.approx(figures["card"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "lack", [{"encoder": "unspecified"}, {"scores": {}}, {"reference": None}, {"limits": ()}, {"license": ""}]
+)
+def test_a_card_must_be_complete(
+    registry: Registry, amn_version: Version, other: Corpus, lack: dict[str, object]
+) -> None:
+    version = adopt(registry, amn_version, **lack)
+    assert objections(registry, "primary", version, other=other) == {IncompleteCard}
+
+
+def test_a_score_without_counts_cannot_be_checked_and_is_lacking(registry: Registry, amn_version: Version) -> None:
+    version = adopt(registry, amn_version, scores={"other": {**scored(amn_version, 0)["other"], "windows": None}})
+    assert NoData in objections(registry, "primary", version)
+
+
+def test_scores_that_nothing_at_hand_can_check_are_an_objection(
+    registry: Registry, amn_version: Version, make_corpus: Callable[..., Corpus], corpus_dir: Path
+) -> None:
+    version = adopt(registry, amn_version)
+    strange = make_corpus(np.random.default_rng(0).standard_normal((9, 16)))
+    assert objections(registry, "primary", version, strange=strange) == {NoData}
+
+
+def test_the_corpus_that_retriever_points_at_is_at_hand(
+    registry: Registry, amn_version: Version, corpus_version: Version
+) -> None:
+    registry.point("retriever", adopt(registry, corpus_version))
+    verdict = gate.judge(registry, "primary", adopt(registry, amn_version), {})
+    assert verdict.objections == ()
+    assert verdict.figures["scores"].keys() == {"tiny"}
+
+
+@pytest.mark.parametrize("by", [0.002, -0.002, float("nan")])
+def test_a_card_that_claims_more_or_less_than_is_served_is_no_card_of_it(
+    registry: Registry, amn_version: Version, other: Corpus, by: float
+) -> None:
+    version = adopt(registry, amn_version, scores=scored(amn_version, by))
+    assert objections(registry, "primary", version, other=other) == {NotAsCarded}
+
+
+def test_a_net_of_another_space_than_the_other_aliases_is_objected_to(
+    registry: Registry, amn_version: Version, other: Corpus
+) -> None:
+    version = adopt(registry, amn_version)
+    strange = adopt(registry, amn_version, encoder="another")
+    registry.point("primary", strange)
+    assert objections(registry, "primary", version, other=other) == set()  # it takes the place of the strange one
+    assert objections(registry, "fallback", version, other=other) == {OtherSpace}
+
+
+def test_a_corpus_without_towers_takes_contexts_of_any_length(
+    registry: Registry, amn_version: Version, corpus_version: Version
+) -> None:
+    registry.point("primary", adopt(registry, amn_version))
+    known = {"command": "lvm corpus", "encoder": "tiny-encoder"}
+    plain = adopt(registry, corpus_version, context_length=7, **known)
+    assert objections(registry, "retriever", plain) == set()
+    assert objections(registry, "retriever", adopt(registry, corpus_version, **{**known, "encoder": "x"})) == {
+        OtherSpace
+    }
+
+
+def contender(says: Callable[[Floats], Floats], score: float, card: Card, name: str = "toy/1") -> Contender:
+    return Contender(name, card, "cosine", says, lambda data: score)
+
+
+@pytest.mark.parametrize(("score", "is_worse"), [(0.5, False), (0.496, False), (0.494, True), (float("nan"), True)])
+def test_a_net_may_be_a_little_worse_than_the_incumbent(
+    card: Made, other: Corpus, score: float, is_worse: bool
+) -> None:
+    counts = {"windows": 90, "articles": 6, "chunks": 120, "cosine": score}
+    ours, theirs = (
+        contender(lambda contexts: contexts[:, 0], value, card(scores={"other": counts})) for value in (score, 0.5)
+    )
+    case = Case(ours, theirs, {}, {"other": other})
+    if is_worse:
+        with pytest.raises(WorseThanIncumbent, match=r"tolerated is 0\.005; 0\.4950 would do"):
+            gate.check_incumbent(case)
+    else:
+        assert gate.check_incumbent(case) == {"other": {"cosine": 0.5}}
+
+
+def test_what_serves_is_scored_anew_on_the_same_data(
+    registry: Registry, amn_version: Version, gru_version: Version, other: Corpus
+) -> None:
+    registry.point("primary", adopt(registry, amn_version))
+    known = cards.read(amn_version.path)
+    net = predictor.load(gru_version.path, "cpu")
+    scores = {"other": evaluate(net, other, 5)}
+    stated = {name: getattr(known, name) for name in ("command", "reference", "limits")}
+    worse = adopt(registry, gru_version, scores=scores, **stated)
+    assert scores["other"]["cosine"] < known.scores["other"]["cosine"] - gate.MAY_WORSEN
+    assert objections(registry, "primary", worse, other=other) == {WorseThanIncumbent}
+
+
+def test_a_net_that_takes_much_longer_than_the_incumbent_is_objected_to(card: Made) -> None:
+    """The slow one works fifty times as much, and it is work that counts, not what else the machine does."""
+
+    def slow(contexts: Floats) -> Floats:
+        return [normalise(contexts)[:, 0] for _ in range(50)][-1]
+
+    quick = contender(lambda contexts: normalise(contexts)[:, 0], 0, card())
+    with pytest.raises(TooSlow, match="times as long, tolerated is 2"):
+        gate.check_latency(Case(contender(slow, 0, card()), quick, {}, {}))
+    assert gate.check_latency(Case(quick, contender(slow, 0, card()), {}, {})).keys() == {"1", "128"}
+    assert gate.check_latency(Case(contender(slow, 0, card()), None, {}, {})) == {}
+
+
+def test_a_candidate_need_not_be_the_equal_of_the_one_before(
+    registry: Registry, amn_version: Version, gru_version: Version, other: Corpus
+) -> None:
+    registry.point("candidate", adopt(registry, amn_version))
+    verdict = gate.judge(registry, "candidate", adopt(registry, gru_version), {"other": other})
+    assert {type(each) for each in verdict.objections} == {IncompleteCard}
+
+
+@pytest.mark.parametrize("lost", ["file", "version"])
+def test_anything_sound_follows_an_incumbent_that_is_damaged(
+    registry: Registry, amn_version: Version, other: Corpus, lost: str
+) -> None:
+    broken = adopt(registry, amn_version, attribution="broken")
+    registry.point("primary", broken)
+    path = broken.path if lost == "version" else broken.path / GOLDEN
+    path.rename(registry.root / "lost")
+    assert objections(registry, "primary", adopt(registry, amn_version), other=other) == set()
+
+
+def test_damage_is_raised_and_no_matter_of_judgement(registry: Registry, amn_version: Version) -> None:
+    broken = adopt(registry, amn_version)
+    (broken.path / GOLDEN).unlink()
+    with pytest.raises(BadCheckpoint):
+        gate.judge(registry, "primary", broken, {})
+    with pytest.raises(BadCheckpoint, match="unreadable corpus"):
+        gate.judge(registry, "retriever", adopt(registry, amn_version, attribution="whole"), {})
+
+
+def test_a_bundle_is_scored_as_it_retrieves(registry: Registry, bundle_version: Version) -> None:
+    command = {"command": "lvm corpus"}
+    card = cards.read(bundle_version.path)
+    registry.point("retriever", adopt(registry, bundle_version, **command))
+    verdict = gate.judge(registry, "retriever", adopt(registry, bundle_version, command="again"), {})
+    assert {type(each) for each in verdict.objections} <= {TooSlow}
+    assert verdict.figures["incumbent_scores"] == {card.name: {"R@5": verdict.figures["scores"][card.name]["R@5"]}}
+    score = card.scores[card.name]
+    without = {**score["retrieval"]["without_context"], "R@5": 0.5}
+    proud = {card.name: {**score, "retrieval": {**score["retrieval"], "without_context": without}}}
+    assert objections(registry, "retriever", adopt(registry, bundle_version, **command, scores=proud)) == {NotAsCarded}
+
+
+def test_a_bundle_of_other_passages_is_not_held_to_the_incumbents(card: Made, make_corpus: Any) -> None:
+    one, other = (make_corpus(np.random.default_rng(seed).standard_normal((9, 16))) for seed in (0, 1))
+    bundles = [Contender(str(home), card(), "R@5", len, lambda data: 0, home) for home in (one, one, other)]
+    assert gate._are_alike(bundles[0], bundles[1])
+    assert not gate._are_alike(bundles[0], bundles[2])
+
+
+def test_a_data_set_without_a_window_is_told(
+    registry: Registry, amn_version: Version, make_corpus: Callable[..., Corpus]
+) -> None:
+    short = make_corpus(np.eye(16)[:3])
+    with pytest.raises(NothingToLearnFrom):
+        gate.judge(registry, "primary", adopt(registry, amn_version), {"short": short})
+
+
+def test_the_gate_imports_no_torch() -> None:
+    code = "import sys, models.gate; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

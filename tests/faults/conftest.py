@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,21 @@ class Target(Process):
                 return
             time.sleep(0.1)
         raise AssertionError(f"{self.sent - 1} requests were sent, these were counted: {counted}")
+
+
+def lvm(
+    commands: Sequence[Sequence[str]], environment: Mapping[str, str] = NOTHING, *, grow_mb: int = 0
+) -> list[tuple[int, list[str], str]]:
+    """Run commands one after the other in one new process; return the status, what the audit hook heard, and stderr.
+
+    `grow_mb` megabytes are all the memory that it may take on top of what it has once torch is there.
+    """
+    plan = json.dumps({"commands": commands, "grow_mb": grow_mb})
+    command = [sys.executable, "-m", "tests.faults.commands", plan]
+    env = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [tuple(told) for told in json.loads(done.stdout.splitlines()[-1])]
 
 
 def drain(connection: socket.socket) -> bytes:

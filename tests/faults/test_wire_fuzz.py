@@ -195,7 +195,7 @@ def inputs(make: Callable[[Random], bytes], count: int) -> Iterator[bytes]:
 
 
 def verdict(read: Callable[[], Decoded]) -> tuple[Any, ...]:
-    """Return what a reader makes of a body: rows, field and options, or a status (of two faults, either may be told)."""
+    """Return what a reader makes of a body: rows, field and options, or a status: of two faults, either may be told."""
     try:
         found = read()
     except ServiceError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -11,11 +13,12 @@ from onnx.external_data_helper import set_external_data
 from safetensors.numpy import save
 
 from models import card as cards
+from models import corpus as corpora
 from models import sealed
 from models.checkpoint import GOLDEN, GRAPH, WEIGHTS
 from models.corpus import normalise
-from models.registry import Registry, Version
-from tests.fakes import D, T, card, contexts
+from models.registry import Registry
+from tests.fakes import D, T, card, contexts, corpus
 
 SCALE = "scale"
 
@@ -60,15 +63,36 @@ def tiny_registry(root: Path) -> Path:
     return root
 
 
-def unsealed(version: Version, into: Path) -> Path:
-    """Return a copy of a version whose files may be altered, sums and all."""
-    into.mkdir(parents=True)
-    for file in version.path.iterdir():
-        (into / file.name).write_bytes(file.read_bytes())
-    return into
-
-
 def seal(directory: Path, files: Mapping[str, bytes]) -> Path:
-    """Write `files` with sums that fit, as who made them in bad faith, or with a bug, would."""
-    sealed.write(directory, files)
+    """Write `files` with sums that fit, as who spoiled them in bad faith would; nothing is synced, for speed."""
+    directory.mkdir()
+    sums = "".join(f"{sealed.digest(data)}  {name}\n" for name, data in sorted(files.items()))
+    for name, data in {**files, sealed.SUMS: sums.encode()}.items():
+        (directory / name).write_bytes(data)
     return directory
+
+
+def spoiled(random: Random, data: bytes) -> tuple[str, bytes]:
+    """Return what was done to `data`, and other bytes than it."""
+    at = random.randrange(len(data) or 1)
+    ways = {
+        "a bit flipped": data[:at] + bytes([(data[at] if data else 0) ^ 1 << random.randrange(8)]) + data[at + 1 :],
+        "cut short": data[:at],
+        "a byte put in": data[:at] + random.randbytes(1) + data[at:],
+        "a byte lost": data[:at] + data[at + 1 :],
+        "a page of zeros": data[: at & -512] + bytes(512) + data[(at & -512) + 512 :],
+        "a part twice": data[:at] + data[max(0, at - 64) :],
+    }
+    ways = {way: made for way, made in ways.items() if made != data}
+    way = random.choice(sorted(ways))
+    return way, ways[way]
+
+
+def corpus_files(rows: int = 40) -> dict[str, bytes]:
+    """Return the files of a corpus of two articles, as `lvm corpus` stores them."""
+    known = corpus(rows)
+    with TemporaryDirectory() as made:
+        corpora.write(Path(made), known.vectors, list(known.articles.values()))
+        files = {name: (Path(made) / name).read_bytes() for name in corpora.FILES}
+    said = card("corpus", kind="corpus", data={"chunks": rows, "articles": 2})
+    return {**files, cards.FILE: said.to_markdown().encode()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -134,6 +135,17 @@ def drain(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return received
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what is to be preloaded for writes to fail and clocks to jump; see shim.c."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("the shim wants a C compiler and Linux")
+    made = tmp_path_factory.mktemp("shim") / "shim.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", made, Path(__file__).with_name("shim.c"), "-ldl"], check=True)
+    return made
 
 
 @pytest.fixture

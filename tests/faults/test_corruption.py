@@ -202,6 +202,7 @@ def archive(entries: dict[str, bytes], *, packed: bool = False) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.faults
 def test_no_bomb_goes_off(tmp_path: Path, injected: Injected) -> None:
     """`lvm import` refuses each with 65, in a gigabyte or two of memory, and runs and writes nothing."""
     mark, registry = tmp_path / "mark", tmp_path / "registry"
@@ -218,14 +219,14 @@ def test_no_bomb_goes_off(tmp_path: Path, injected: Injected) -> None:
     assert not list(tmp_path.parent.rglob("evil"))
 
 
-@sizes(150, 3_000)
+@pytest.mark.faults
 @pytest.mark.parametrize("form", ["zip", "legacy"])
 def test_a_damaged_checkpoint_of_a_customer_is_refused_or_harmless(
-    count: int, form: str, tmp_path: Path, injected: Injected
+    form: str, tmp_path: Path, injected: Injected
 ) -> None:
     torch = pytest.importorskip("torch")
     from models.nets import build
 
     net = build("amn", {"dim": 8, "context_length": 3, "key_dim": 4, "hidden_dim": 4})
     torch.save({"model_state_dict": net.state_dict()}, tmp_path / "x.pt", _use_new_zipfile_serialization=form == "zip")
-    read("foreign", {"checkpoint.pt": (tmp_path / "x.pt").read_bytes()}, tmp_path, count, injected)
+    read("foreign", {"checkpoint.pt": (tmp_path / "x.pt").read_bytes()}, tmp_path, 3_000, injected)

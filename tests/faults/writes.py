@@ -1,4 +1,4 @@
-"""`python -m tests.faults.writes HOME ERRORS`, below the shim: fail every write of every change to a registry, one at a time.
+"""`python -m tests.faults.writes HOME ERRORS`, below the shim: fail every write of every change to a registry.
 
 SQLite's way: the Nth call fails, alone or with all that follow it, for N from 1 until the change is through without
 meeting a fault. After each the registry must be whole, and the same change must then work. Prints the counts as JSON.

@@ -1,7 +1,8 @@
 """`python -m tests.faults.runner PLAN`: `lvm serve`, with what the JSON of PLAN says is wrong with it.
 
 `answers` maps model names to the fakes of tests.fakes, or of here, that answer for them; `audit` names a file for the
-audit hook's lines; `limits` maps names of `resource` to limits, which count from when it listens.
+audit hook's lines; `limits` maps names of `resource` to limits; `grow_mb` is the memory, in megabytes, that it may
+take on top of what it has when it listens.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import resource
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from models.corpus import Floats
@@ -37,7 +39,7 @@ def dies(batch: Floats) -> Floats:
 
 def slow(batch: Floats) -> Floats:
     """Answer rightly, late enough for others to queue up."""
-    time.sleep(0.05)
+    time.sleep(0.5)
     return fakes.mean_of(batch)
 
 
@@ -76,6 +78,10 @@ def main(plan: dict[str, Any]) -> int:
     with bind(settings.host, settings.port) as listener:
         for name, limit in plan.get("limits", {}).items():
             resource.setrlimit(getattr(resource, name), (limit, limit))
+        if grow_mb := plan.get("grow_mb"):
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + grow_mb * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
         server.run(sockets=[listener])
     return 0 if server.started and not server.force_exit else 1
 

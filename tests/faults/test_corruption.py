@@ -33,7 +33,7 @@ LOADERS: dict[str, tuple[Callable[[], dict[str, bytes]], Callable[[Path], Any]]]
 }
 
 
-@sizes(300, 5_000)
+@sizes(200, 2_000)
 @pytest.mark.parametrize("kind", LOADERS)
 def test_a_version_that_was_altered_is_refused_whatever_was_altered(
     count: int, kind: str, tmp_path: Path, injected: Injected
@@ -85,7 +85,7 @@ def read(kind: str, given: dict[str, bytes], tmp_path: Path, count: int, injecte
         injected(f"{kind}: spoiled, then sealed anew", held, sum(n for what, n in found.items() if what.endswith(end)))
 
 
-@sizes(300, 8_000)
+@sizes(300, 4_000)
 @pytest.mark.parametrize("kind", LOADERS)
 def test_what_was_spoiled_before_it_was_sealed_is_refused_or_harmless(
     count: int, kind: str, tmp_path: Path, injected: Injected
@@ -229,4 +229,4 @@ def test_a_damaged_checkpoint_of_a_customer_is_refused_or_harmless(
 
     net = build("amn", {"dim": 8, "context_length": 3, "key_dim": 4, "hidden_dim": 4})
     torch.save({"model_state_dict": net.state_dict()}, tmp_path / "x.pt", _use_new_zipfile_serialization=form == "zip")
-    read("foreign", {"checkpoint.pt": (tmp_path / "x.pt").read_bytes()}, tmp_path, 3_000, injected)
+    read("foreign", {"checkpoint.pt": (tmp_path / "x.pt").read_bytes()}, tmp_path, 1_500, injected)

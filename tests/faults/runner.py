@@ -39,7 +39,7 @@ def dies(batch: Floats) -> Floats:
 
 def slow(batch: Floats) -> Floats:
     """Answer rightly, late enough for others to queue up."""
-    time.sleep(0.5)
+    time.sleep(1)
     return fakes.mean_of(batch)
 
 

@@ -20,14 +20,17 @@ from tests.faults.conftest import Injected, Target, drain
 Start = Callable[..., Target]
 BODY = contexts()[0].tobytes()
 OCTETS = {"content-type": "application/octet-stream"}
+REQUEST = (
+    b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\ncontent-length: 160\r\n\r\n" + BODY
+)
 
 
-def in_flight(server: Target) -> int:
+def taken(server: Target) -> int:
+    """Return how many requests are being answered, or have been."""
     server.sent += 1
     lines = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text.splitlines()
-    return int(
-        float(next(line.split()[-1] for line in lines if line.startswith('lvm_in_flight_requests{route="/predict"}')))
-    )
+    names = 'lvm_in_flight_requests{route="/predict"}', 'lvm_requests_total{route="/predict",'
+    return int(sum(float(line.split()[-1]) for line in lines if line.startswith(names)))
 
 
 def post(url: str) -> int:
@@ -38,17 +41,19 @@ def post(url: str) -> int:
 def test_a_storm_of_signals_loses_no_request_that_was_taken(pause_s: float, target: Start, injected: Injected) -> None:
     """A hundred SIGTERMs and SIGINTs, at once or over two seconds: all that was in flight is answered; it exits 0."""
     server = target(
-        answers={"amn": "slow", "gru": "slow"}, environment={"LVM_TIMEOUT_MS": "60000", "LVM_MAX_BATCH": "8"}
+        answers={"amn": "slow", "gru": "slow"}, environment={"LVM_TIMEOUT_MS": "60000", "LVM_MAX_BATCH": "16"}
     )
-    with ThreadPoolExecutor(40) as pool:
-        taken = [pool.submit(post, server.url) for _ in range(40)]
-        server.sent += 40
-        until(lambda: in_flight(server) >= 36, "the requests to be taken")
+    with ExitStack() as stack:
+        callers = [stack.enter_context(server.connect()) for _ in range(40)]
+        for caller in callers:
+            caller.sendall(REQUEST)
+            server.sent += 1
+        until(lambda: taken(server) == 40, "the requests to be taken")
         for number in range(100):
             with suppress(ProcessLookupError):
                 server.popen.send_signal(signal.SIGINT if number % 2 else signal.SIGTERM)
             threading.Event().wait(pause_s)
-        assert Counter(each.result() for each in taken) == {200: 40}
+        assert Counter(drain(caller)[:15] for caller in callers) == {b"HTTP/1.1 200 OK": 40}
     assert server.popen.wait(PATIENCE_S) == 0
     injected("SIGTERM and SIGINT in turn, under load", "all that was taken is answered, exit 0", 100)
 
@@ -104,11 +109,11 @@ def test_a_process_out_of_descriptors_answers_who_is_in_and_recovers(target: Sta
 @pytest.mark.faults
 def test_bodies_larger_than_the_memory_left_crash_nothing(target: Start, injected: Injected) -> None:
     """Twelve bodies of 50 MB to a process that may grow by 200 MB: each is answered, or its connection closed."""
-    server = target(environment={"LVM_RECEIVE_S": "30", "LVM_TIMEOUT_MS": "60000"}, grow_mb=200)
+    server = target(environment={"LVM_RECEIVE_S": "5", "LVM_TIMEOUT_MS": "60000"}, grow_mb=200)
     body = b" " * 50_000_000
 
     def send(_: int) -> str:
-        with socket.create_connection(server.address, timeout=PATIENCE_S) as connection, suppress(OSError):
+        with socket.create_connection(server.address, timeout=20) as connection, suppress(OSError):
             connection.sendall(
                 b"POST /predict HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 50000000\r\n\r\n"
             )
@@ -118,9 +123,9 @@ def test_bodies_larger_than_the_memory_left_crash_nothing(target: Start, injecte
 
     with ThreadPoolExecutor(12) as pool:
         found = Counter(pool.map(send, range(12)))
-    departed = server.counted().get(("/predict", "cancelled"), 0)  # of the closed, those whose head was read
-    assert departed <= found["closed"]
-    server.sent += 12 - found["closed"] + departed
+    counted = sum(count for (route, _), count in server.counted().items() if route == "/predict")
+    assert counted <= 12  # what could not be read for want of memory cannot be counted
+    server.sent += counted
     assert found.keys() <= {"400", "413", "429", "500", "503", "closed"}, found
     assert found["closed"] < 12, found
     assert server.http.get("/livez").status_code == 200

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check million bench bench-peers clean
+.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check million faults bench bench-peers clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -46,6 +46,9 @@ prometheus-check: dev  ## hold rules, dashboard and percentiles against a real P
 
 million: dev  ## store, load and search a million passages (about 5 minutes, 6 GB of disk)
 	$(BIN)/pytest -m soak -s tests/slow
+
+faults: dev  ## put every fault we know to real processes and count what held (under 10 minutes; all of it wants root)
+	$(BIN)/pytest -m '' tests/faults
 
 bench: dev  ## one report of nets and service beside a naive app and an echo, in runs/bench (about 20 minutes)
 	$(BIN)/python -m bench

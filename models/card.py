@@ -11,6 +11,9 @@ import yaml
 
 FILE = "README.md"
 _FENCE = "---\n"
+_TEXTS = ("name", "kind", "encoder", "license", "attribution", "architecture", "command")
+_COUNTS = ("dim", "context_length", "parameters")
+_MAPS = ("config", "data", "scores")
 
 
 class BadCard(ValueError):
@@ -70,9 +73,18 @@ class Card:
             reference = block.pop("reference", None)
             pairs = {key: (float(mean), float(std)) for key, (mean, std) in (reference or {}).items()}
             limits = tuple(block.pop("limits", ()))
-            return cls(**block, limits=limits, reference=Reference(**pairs) if reference else None)
+            card = cls(**block, limits=limits, reference=Reference(**pairs) if reference else None)
+            card._check()
+            return card
         except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise BadCard(f"unreadable model card: {error}") from error
+
+    def _check(self) -> None:
+        wrong = [name for name in _TEXTS if type(getattr(self, name)) is not str]
+        wrong += [name for name in _COUNTS if type(getattr(self, name)) is not int or getattr(self, name) < 0]
+        wrong += [name for name in _MAPS if not isinstance(getattr(self, name), Mapping)]
+        if wrong:
+            raise ValueError(f"of the wrong kind: {', '.join(wrong)}")
 
     def _front_matter(self) -> dict[str, Any]:
         given = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -181,6 +181,8 @@ def parse(files: Mapping[str, bytes]) -> Corpus:
         raise BadCorpus(f"vector {int(np.argmin(np.isfinite(raw).all(1)))} is not finite")
     if not set(np.unique(index[:, 0]).tolist()) <= articles.keys():
         raise BadCorpus("a row belongs to an article that is not among the articles")
+    if index[:, 1].min() < 0:
+        raise BadCorpus("a row has a position below 0")
     return Corpus(normalise(raw), index[:, 0].copy(), index[:, 1].copy(), articles)
 
 

@@ -85,9 +85,9 @@ def sync(directory: Path) -> None:
 
 
 def _sums(directory: Path) -> dict[str, str]:
-    lines = _read_bytes(directory / SUMS).decode("ascii", "replace").removesuffix("\n").split("\n")
+    *lines, end = _read_bytes(directory / SUMS).decode("ascii", "replace").split("\n")
     matches = [_LINE.fullmatch(line) for line in lines]
-    if None in matches:
+    if None in matches or end or not lines:
         raise Corrupt(f"{directory / SUMS} is not a list of sums")
     return {match[2]: match[1] for match in matches if match}
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from random import random
+from time import monotonic, sleep
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
@@ -101,7 +101,7 @@ class Conversation:
         timeout: float = 5.0,
         retries: int = 3,
         rows: int = 512,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         draw: Callable[[], float] = random,
     ) -> None:
         self._timeout, self._retries, self._rows = timeout, retries, rows
@@ -218,7 +218,7 @@ class Client:
 
     def _take(self, step: Ask | Wait) -> Answer:
         if isinstance(step, Wait):
-            time.sleep(step.seconds)
+            sleep(step.seconds)
             return None
         try:
             return self._http.post(**step._asdict())

@@ -6,6 +6,7 @@ What replaces an engine that callers are answered by is on trial: the incumbent 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from service.settings import Settings
 PREDICTORS = ("primary", "fallback")
 CANDIDATE = "candidate"  # answers nobody: the shadow asks it
 RETRIEVER = "retriever"
+RETRY_S = 60.0  # between two tries to load what was refused: it may have been the machine
 TRIES = 20  # looks at a lock that somebody else holds, one every `reload_s`
 
 
@@ -100,6 +102,7 @@ class Lineup:
         self.search: SearchEngine | None = None
         self.live: dict[str, Live] = {}
         self._seen: dict[str, str] = {}  # the ids that the aliases pointed at when last looked at
+        self._retry: dict[str, float] = {}  # when to try again what could not be loaded
         self._trials: dict[str, Trial] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -169,9 +172,10 @@ class Lineup:
             self._dismiss(alias)
             return
         known = self.live.get(alias)
-        if version.id == self._seen.get(alias):
+        if version.id == self._seen.get(alias) and self._clock() < self._retry.get(alias, math.inf):
             return
         self._seen[alias] = version.id
+        self._retry.pop(alias, None)
         if known and version.id == known.version:
             return  # back from a version that was refused
         try:
@@ -179,6 +183,7 @@ class Lineup:
             if known:
                 self._metrics.reloads.add(alias, "ok")
         except Exception as error:  # whatever it is, the old version goes on serving
+            self._retry[alias] = self._clock() + RETRY_S
             self._metrics.reloads.add(alias, "refused")
             logger().error(
                 "version refused", alias=alias, version=version.id, reason=f"{type(error).__name__}: {error}"

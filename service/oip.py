@@ -26,6 +26,7 @@ from service.wire import JSON, OCTETS, Decoded, Shape
 
 INPUT, OUTPUT, DATATYPE = "context", "vector", "FP32"
 HEADER_LENGTH = b"inference-header-content-length"
+MAX_DIGITS = 18  # of a length in bytes; Python refuses to read thousands
 MODEL = "/v2/models/{model}"
 
 
@@ -85,7 +86,7 @@ def _split(call: Call) -> tuple[bytes, bytes]:
     length = call.headers.get(HEADER_LENGTH)
     if length is None:
         return call.body, b""
-    if not length.isdigit() or int(length) > len(call.body):
+    if not length.isdigit() or len(length) > MAX_DIGITS or int(length) > len(call.body):
         raise Malformed("Inference-Header-Content-Length is no length within the body")
     return call.body[: int(length)], call.body[int(length) :]
 

@@ -220,6 +220,8 @@ class Protocol(HttpToolsProtocol):
             self.refuse(Malformed("this is plain HTTP/1.1: no upgrades"))
         elif b"host" not in headers and self.parser.get_http_version() == "1.1":
             self.refuse(Malformed("an HTTP/1.1 request names its host"))
+        elif len(headers) < len(self.headers) and [name for name, _ in self.headers].count(b"host") > 1:
+            self.refuse(Malformed("a request names one host"))
         elif len(self.pipeline) >= MAX_PIPELINE:
             self.refuse(Overloaded(f"more than {MAX_PIPELINE} requests ahead of their answers"))
         if self.deaf:

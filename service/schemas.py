@@ -182,8 +182,10 @@ _OCTETS = {
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)  # what they name, responses name too
     content = {
-        "application/json": {"schema": model.model_json_schema()},
+        "application/json": {"schema": schema},
         "application/octet-stream": _OCTETS,
     }
     return {"requestBody": {"required": True, "content": content}}

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from tests.fakes import retriever as corpus_of
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "artifacts" / "lvm"
 LVM = Path(sys.executable).with_name("lvm")
+SERVE = (LVM, "serve", "--port", "0")
 PATIENCE_S = 60
 
 
@@ -88,14 +89,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 
 class Process:
-    """A real `lvm serve`, its log, and its registry (a copy of the shipped one)."""
+    """A real `lvm serve`, or another `command`, its log, and its registry (a copy of the shipped one)."""
 
-    def __init__(self, registry: Path, log: Path, **environment: str) -> None:
+    def __init__(self, registry: Path, log: Path, command: Sequence[str | Path] = SERVE, **environment: str) -> None:
         self.registry = Registry(registry)
         self._file = log
         env = {**os.environ, "LVM_REGISTRY": str(registry), **environment}
         with log.open("wb") as file:
-            self.popen = subprocess.Popen([LVM, "serve", "--port", "0"], env=env, stderr=file, stdout=file)
+            self.popen = subprocess.Popen(command, env=env, stderr=file, stdout=file)
         until(lambda: self.url or self.popen.poll() is not None, f"a start: {log}")
         assert self.popen.poll() is None, log.read_text()
 

@@ -113,8 +113,11 @@ def _on_cpu(checkpoint: Checkpoint, threads: int, precision: str) -> Runtime:
 
 
 def check_parity(runtime: Runtime, checkpoint: Checkpoint) -> None:
-    """Hold `runtime` to the golden vectors; raises `UnfitRuntime` with the worst cosine found."""
-    answer = runtime.run(checkpoint.golden_context)
+    """Hold `runtime` to the golden vectors; raises `UnfitRuntime` with the worst cosine, or what it failed with."""
+    try:
+        answer = runtime.run(checkpoint.golden_context)
+    except Exception as error:  # a graph may load and not run; onnxruntime's exceptions share no other base
+        raise UnfitRuntime(f"{runtime.name}: fails on the golden vectors: {error}") from error
     if answer.shape != checkpoint.golden_vector.shape:
         raise UnfitRuntime(f"{runtime.name}: answers of shape {answer.shape}")
     apart = np.sum((answer - checkpoint.golden_vector) ** 2, axis=1)

@@ -14,7 +14,7 @@ import pytest
 from models.registry import Registry, Version
 from models.retriever import Search
 from service.errors import ServiceError
-from service.lineup import Lineup
+from service.lineup import RETRY_S, Lineup
 from service.metrics import Metrics
 from service.probation import CONTEXTS, EVERY_S
 from service.routing import Router
@@ -232,3 +232,30 @@ def test_a_corpus_that_fails_is_rolled_back_as_well(tmp_path: Path) -> None:
         await house.until(lambda: registry.resolve("retriever") == first)
 
     live(tmp_path, scenario)
+
+
+class BusyAtFirst(FakeLoaders):
+    """Loads the second version it is asked for only when asked again."""
+
+    failures = 0
+
+    def predictor(self, version: Version) -> FakePredictor:
+        if version.name == "good" and not self.failures:
+            self.failures += 1
+            raise OSError(24, "Too many open files")
+        return super().predictor(version)
+
+
+def test_what_could_not_be_loaded_is_tried_again_after_a_while(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        good = add_version(house.registry, "good")
+        house.registry.point("primary", good)
+        await house.until(lambda: house.count("refused"))
+        await asyncio.sleep(0.03)
+        assert house.count("refused") == 1, "not at every look"
+        assert house.lineup.live["primary"].refused == good.id
+        house.now += RETRY_S
+        await house.until(lambda: house.lineup.live["primary"].version == good.id)
+        assert house.lineup.live["primary"].refused is None
+
+    live(tmp_path, scenario, kind=BusyAtFirst)

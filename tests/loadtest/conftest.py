@@ -137,7 +137,7 @@ def drive() -> Callable[..., Summary]:
     from loadtest import driver, report
 
     def run(url: str, **settings: Any) -> Summary:
-        plan = Plan(**{"url": url, "rate": 300.0, "seconds": 0.1, "wire": "octet", **settings})
+        plan = Plan(**{"url": url, "rate": 300.0, "seconds": 0.1, "wire": "octet", "min_offered": 0.0, **settings})
         return report.summarise(plan, driver.run(plan))
 
     return run

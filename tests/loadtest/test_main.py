@@ -10,7 +10,7 @@ import pytest
 
 from loadtest.__main__ import main
 
-LOAD = ["--rate", "200", "--seconds", "0.1", "--wire", "octet"]
+LOAD = ["--rate", "200", "--seconds", "0.1", "--wire", "octet", "--min-offered", "0"]
 
 
 def test_thresholds_that_hold_exit_0(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ Wire = Literal["json", "octet"]
 Route = Literal["predict", "retrieve", "livez", "readyz"]
 Arrivals = Literal["fixed", "poisson"]
 
+MIN_OFFERED = 0.9  # of the arrivals; below it the load was another than intended
 SCENARIOS = Path(__file__).with_name("scenarios.toml")
 _NAME = re.compile(r"[\w.-]+")
 _SECRET = {"authorization", "proxy-authorization", "cookie", "x-api-key"}
@@ -47,7 +48,7 @@ class Plan:
     max_error_rate: float = 0.001
     max_p99_ms: float | None = None
     min_goodput: float | None = None
-    min_offered: float = 0.9
+    min_offered: float = MIN_OFFERED
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, in words a person can act on."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.plan import Plan
+from loadtest.plan import MIN_OFFERED, Plan
 from loadtest.record import Failure, Labels, Record
 
 Floats = npt.NDArray[np.float64]
@@ -127,7 +127,7 @@ def summarise(plan: Plan, record: Record) -> Summary:
         service_ms=_times(columns.service_ms[good]),
         rejected_ms=_times(columns.latency_ms[answered & ~good]),
         generator_lag_ms=lag,
-        warnings=_warnings(lag, record),
+        warnings=_warnings(lag, in_time, count),
     )
     return _judge(plan, figures)
 
@@ -223,11 +223,12 @@ def _labelled(codes: npt.NDArray[Any], labels: Labels) -> dict[str, int]:
     return {labels.names[int(key)]: count for key, count in _counts(codes[codes >= 0]).items()}
 
 
-def _warnings(lag: Times, record: Record) -> list[str]:
+def _warnings(lag: Times, in_time: int, count: int) -> list[str]:
+    found = [] if in_time >= MIN_OFFERED * count else [f"the load was not offered: {in_time} of {count} sent in time"]
     p99 = lag["p99"]
     if p99 is None or p99 <= LAG_LIMIT_MS:
-        return []
-    return [f"the generator lags its own schedule: p99 {p99:.1f} ms > {LAG_LIMIT_MS:g} ms; trust no time here"]
+        return found
+    return [*found, f"the generator lags its own schedule: p99 {p99:.1f} ms > {LAG_LIMIT_MS:g} ms; trust no time here"]
 
 
 def _rows(summary: Summary) -> list[tuple[str, Times]]:

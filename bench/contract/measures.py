@@ -107,7 +107,7 @@ def _ratio(one: float | None, other: float | None) -> float | None:
     return one / other if one is not None and other else None
 
 
-def timeline(samples: Samples, window: Window) -> dict[str, Sequence[float]]:
+def timeline(samples: Samples, window: Window) -> dict[str, Sequence[float | None]]:
     """Return, by second: good answers, refusals, other outcomes, p50 and p99 [ms] of the good."""
     slots = seconds(samples, *window)
     refused = [int(np.isin(slot.outcome, (429, 503)).sum()) for slot in slots]
@@ -116,5 +116,5 @@ def timeline(samples: Samples, window: Window) -> dict[str, Sequence[float]]:
         "good": good,
         "refused": refused,
         "other": [len(slot) - a - b for slot, a, b in zip(slots, good, refused, strict=True)],
-        **{f"p{p}_ms": [slot.p_ms(p) or np.nan for slot in slots] for p in (50, 99)},
+        **{f"p{p}_ms": [slot.p_ms(p) for slot in slots] for p in (50, 99)},
     }

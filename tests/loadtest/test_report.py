@@ -93,6 +93,18 @@ def test_a_generator_behind_its_schedule_warns(lag: float, warned: bool) -> None
     assert bool(report.summarise(make_plan(), make_record(lag=lag)).warnings) is warned
 
 
+def test_what_was_not_written_in_time_was_not_offered() -> None:
+    record = make_record()
+    for index in range(85, 100):
+        record.sent[index] += 1.0
+    summary = report.summarise(make_plan(), record)
+    assert (summary.intended_rate, summary.offered_rate) == (100, 85)
+    assert [threshold.name for threshold in summary.thresholds if not threshold.ok] == ["offered_rate"]
+    assert not summary.ok
+    assert "was not offered" in " ".join(summary.warnings)
+    assert report.summarise(make_plan(min_offered=0.8), record).ok
+
+
 def test_one_run_is_one_flat_object_and_a_scenario_a_list_of_them() -> None:
     good = report.summarise(make_plan(), make_record())
     bad = report.summarise(make_plan(max_p99_ms=1.0), make_record())

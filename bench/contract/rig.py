@@ -54,13 +54,19 @@ class Client:
         given = {"url": rig.server.url, "name": name, "rate": f"{rate:.3f}", "seconds": seconds, **options}
         flags = [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", str(value))]
         command = [sys.executable, "-m", "loadtest", "--json", "--record", str(self._record), *flags]
-        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def finish(self) -> dict[str, Any]:
-        """Wait for the last answer; return the driver's summary."""
-        said, _ = self._process.communicate()
+        """Wait for the last answer; return the driver's summary.
+
+        Raises:
+            RuntimeError: the driver said nothing but why.
+        """
+        said, complaint = self._process.communicate()
+        if not said:
+            raise RuntimeError(f"{self.name}: {complaint.decode(errors='replace')}")
         summary: dict[str, Any] = json.loads(said)
-        self._rig.sent["all"] += summary["sent"] + summary["warmup_sent"]
+        self._rig.sent.append(summary["sent"] + summary["warmup_sent"])
         return summary
 
     def samples(self) -> Samples:
@@ -71,14 +77,14 @@ class Client:
 
 @dataclass(frozen=True)
 class Rig:
-    """A running service, its registry with two versions to swap, and how many requests its clients have sent."""
+    """A running service, its registry with two versions to swap, and how many requests each client sent that is done."""
 
     plan: Plan
     server: Server
     registry: Registry
     versions: tuple[Version, Version]
     answers: Path
-    sent: Counter[str] = field(default_factory=Counter)
+    sent: list[int] = field(default_factory=list)
 
     def client(self, name: str, rate: float, seconds: float, **options: Any) -> Client:
         """Start a client that sends the workload, or what `options` of the driver say."""

@@ -77,7 +77,7 @@ class Client:
 
 @dataclass(frozen=True)
 class Rig:
-    """A running service, its registry with two versions to swap, and how many requests each client sent that is done."""
+    """A running service, its registry with two versions to swap, and the requests sent, by client that is done."""
 
     plan: Plan
     server: Server

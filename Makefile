@@ -54,7 +54,7 @@ bench: dev  ## one report of nets and service beside a naive app and an echo, in
 bench-peers: dev .venv-peers/.peers  ## service, naive app and echo beside mosec, LitServe and BentoML, in runs/bench-peers
 	$(BIN)/python -m bench --peers .venv-peers --only closed --out runs/bench-peers
 
-figures: dev  ## hold the contract's figures F1 to F8, with plots in runs/figures (about 11 minutes)
+figures: dev  ## hold the contract's figures F1 to F8, with plots in runs/figures (about 12 minutes)
 	$(BIN)/python -m bench.contract
 
 soak: dev  ## memory, descriptors, threads and labels over MINUTES (30) of load, in runs/soak

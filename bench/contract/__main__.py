@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"figures: {name} is done, {perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     except NoCapacity as error:
         print(f"figures: {error}", file=sys.stderr)
+    figures["machine"]["load average at the end"] = ", ".join(f"{load:.2f}" for load in os.getloadavg())
     figures["targets"] = targets.judge(figures, options.only)
     figures["plots"] = plot.draw(plan.out, figures)
     report.write(plan.out, figures)

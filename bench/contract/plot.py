@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from bench.plot import canvas, dress
 
@@ -35,13 +36,16 @@ def _rates(path: Path, report: Report) -> None:
     latency, goodput = picture.subplots(1, 2)
     rates = [point["rate"] for point in points]
     for name in ("p50_ms", "p90_ms", "p99_ms"):
-        _line(latency, rates, [point[name] for point in points], "o-", name.removesuffix("_ms"))
+        _line(latency, rates, [point[name] for point in points], "o", name.removesuffix("_ms"))
+    for axes in (latency, goodput):
+        axes.set(xlabel="offered [1/s]", xscale="log", yscale="log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     latency.axhline(report["plan"]["slo_ms"], linestyle=":", color="gray", label="SLO")
-    latency.set(title="Latency of good answers", xlabel="offered [1/s]", ylabel="ms", xscale="log", yscale="log")
-    _line(goodput, rates, [point["goodput"] for point in points], "o-", "good answers")
+    latency.set(title="Latency of good answers", ylabel="ms")
+    _line(goodput, rates, [point["goodput"] for point in points], "o", "good answers")
     goodput.plot(rates, rates, linestyle=":", color="gray", label="all that is offered")
     goodput.axhline(report["capacity"]["per_second"], linestyle="--", color="tab:green", label="C")
-    goodput.set(title="Goodput", xlabel="offered [1/s]", ylabel="1/s", xscale="log", yscale="log")
+    goodput.set(title="Goodput", ylabel="1/s")
     for axes in (latency, goodput):
         dress(axes)
     picture.savefig(path, dpi=110)

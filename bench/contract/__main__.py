@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(plan: Plan, only: Sequence[str], c: float | None) -> Iterator[tuple[str, Figures]]:
     """Yield every run's name and figures; from here on this process, too, leaves the service's core alone."""
-    stock = rig.stock(plan.out)
+    stock = rig.make_stock(plan.out)
     rig.make_room()
     with rig.running(plan, stock) as site:
         found: Figures = {"per_second": c, "probes": []} if c else runs.find_capacity(site)

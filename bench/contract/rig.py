@@ -30,8 +30,9 @@ from models.runtimes.torch import build_net
 from models.training import publish
 
 ALIAS = "fallback"  # GRU: heavy enough that refusing costs little beside answering
-OURS = "/metrics"  # what we ask for to count the others
+METRICS = "/metrics"  # what we ask for to count the others
 PATIENCE_S = 60.0
+Stock = tuple[Registry, tuple[Version, Version], Path]  # a registry, two versions in it, and what they answer
 WORKLOAD = {"route": "predict", "wire": "octet", "query": f"model={ALIAS}", "arrivals": "poisson"}
 
 
@@ -118,14 +119,14 @@ def launch(registry: Path) -> Launch:
 
 
 @contextmanager
-def running(plan: Plan, stock: tuple[Registry, tuple[Version, Version], Path]) -> Iterator[Rig]:
+def running(plan: Plan, stock: Stock) -> Iterator[Rig]:
     """Run a service on `stock` and yield the rig; raises `NotStarted`."""
     registry, versions, answers = stock
     with launched(launch(registry.root), plan.out / "logs") as server:
         yield Rig(plan, server, registry, versions, answers)
 
 
-def stock(out: Path) -> tuple[Registry, tuple[Version, Version], Path]:
+def make_stock(out: Path) -> Stock:
     """Return a copy of the registry that ships with a second version of the net that is asked, and both's answers.
 
     The second has the first's weights with a little noise, so that their answers differ.
@@ -151,22 +152,27 @@ def _other(registry: Registry, version: Version) -> Version:
     return publish.publish(registry, net.eval(), card, known.golden_context, {})
 
 
-def counted(url: str) -> dict[str, float]:
-    """Return requests by outcome, as /metrics has them, without those for /metrics; and how many series there are."""
+def counted(url: str) -> dict[str, int]:
+    """Return requests by outcome, as /metrics has them, and their sum, `all`, but for those for /metrics."""
     outcomes: Counter[str] = Counter()
-    series = 0
-    for family in text_string_to_metric_families(httpx.get(f"{url}{OURS}", timeout=PATIENCE_S).text):
-        series += len(family.samples)
-        for sample in family.samples:
-            if sample.name == "lvm_requests_total" and sample.labels["route"] != OURS:
-                outcomes[sample.labels["outcome"]] += int(sample.value)
-    return {"all": sum(outcomes.values()), "series": series, **outcomes}
+    for sample in _samples(url):
+        if sample.name == "lvm_requests_total" and sample.labels["route"] != METRICS:
+            outcomes[sample.labels["outcome"]] += int(sample.value)
+    return {"all": outcomes.total(), **outcomes}
 
 
-def reloads(url: str) -> float:
+def series(url: str) -> int:
+    """Return how many series /metrics has."""
+    return sum(1 for _ in _samples(url))
+
+
+def reloads(url: str) -> int:
     """Return how many versions went live behind `ALIAS` since the start."""
-    for family in text_string_to_metric_families(httpx.get(f"{url}{OURS}", timeout=PATIENCE_S).text):
-        for sample in family.samples:
-            if sample.name == "lvm_reloads_total" and sample.labels == {"alias": ALIAS, "outcome": "ok"}:
-                return sample.value
-    return 0.0
+    wanted = {"alias": ALIAS, "outcome": "ok"}
+    return sum(int(s.value) for s in _samples(url) if (s.name, s.labels) == ("lvm_reloads_total", wanted))
+
+
+def _samples(url: str) -> Iterator[Any]:
+    text = httpx.get(f"{url}{METRICS}", timeout=PATIENCE_S).text
+    for family in text_string_to_metric_families(text):
+        yield from family.samples

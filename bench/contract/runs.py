@@ -8,14 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 from bench.contract import capacity, measures
 from bench.contract.measures import Figures, Window
-from bench.contract.rig import ALIAS, Client, Plan, Rig, counted, launch, reloads, running
+from bench.contract.rig import ALIAS, Client, Plan, Rig, Stock, counted, launch, reloads, running, series
 from bench.contract.samples import Samples, joined
 from bench.servers import Server, launched, rss_mb
-from models.registry import Registry, Version
+from models.registry import Version
 
 START = 25.0  # requests/s
 STEADY = 0.7  # of C
@@ -25,7 +24,6 @@ PROMOTIONS, EVERY_S = 100, 2.0  # loading takes a third of a second of the only 
 SWAP_TAIL_S = 0.1
 STARTS = 3
 DRAIN_AND_GRACE_S = 21.0  # of the settings that ship
-Stock = tuple[Registry, tuple[Version, Version], Path]
 
 
 def find_capacity(rig: Rig) -> Figures:
@@ -142,9 +140,8 @@ def _mixed(rig: Rig, c: float, name: str, seconds: float) -> list[Client]:
 
 def _state(server: Server) -> dict[str, int]:
     process = Path(f"/proc/{server.pid}")
-    series = counted(server.url)["series"]
-    return {"descriptors": len(list(process.glob("fd/*"))), "threads": len(list(process.glob("task/*"))),
-            "labels": int(series)}  # fmt: skip
+    held = {name: len(list(process.glob(f"{place}/*"))) for name, place in (("descriptors", "fd"), ("threads", "task"))}
+    return {**held, "labels": series(server.url)}
 
 
 def life(plan: Plan, stock: Stock, c: float) -> Figures:
@@ -176,9 +173,9 @@ def reconciled(rig: Rig, run: Callable[[], Figures]) -> Figures:
     done, before = len(rig.sent), counted(rig.server.url)
     figures = run()
     after = counted(rig.server.url)
-    outcomes: dict[str, Any] = {key: after[key] - before.get(key, 0) for key in after if key not in ("all", "series")}
+    outcomes = {key: value - before.get(key, 0) for key, value in after.items()}
     sent = sum(rig.sent[done:])
-    return {**figures, "sent": sent, "outcomes": outcomes, "difference": abs(sent - after["all"] + before["all"])}
+    return {**figures, "sent": sent, "outcomes": outcomes, "difference": abs(sent - outcomes["all"])}
 
 
 def _say(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 CLOSE = 1.08  # the bracket's ends may differ by so much in the end
-STEP_DOWN = 0.95  # of a rate that was not confirmed
+STEP_DOWN = 0.85  # of a rate that was not confirmed
 MOST = 1e5  # requests a second; nothing here comes near
 
 

@@ -27,7 +27,7 @@ def steady(samples: Samples, window: Window) -> Figures:
     return {
         "intended_rate": intended,
         "offered_rate": sent,
-        "is_offered": sent >= MIN_OFFERED * intended,
+        "is_offered": bool(sent >= MIN_OFFERED * intended),
         "goodput": goodput(samples, *window),
         "success": due.success(),
         "statuses": due.statuses,

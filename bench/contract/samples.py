@@ -96,7 +96,7 @@ def offered(samples: Samples, begin: float, end: float) -> tuple[float, float]:
     """Return the rate intended between `begin` and `end`, and the rate written to sockets in that time."""
     due = samples.between(begin, end)
     in_time = (due.sent > 0) & (due.sent <= end + LAG_LIMIT_MS / 1e3)
-    return len(due) / (end - begin), float(in_time.sum() / (end - begin))
+    return float(len(due) / (end - begin)), float(in_time.sum() / (end - begin))
 
 
 def seconds(samples: Samples, begin: float, end: float, width: float = 1.0) -> list[Samples]:

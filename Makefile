@@ -1,7 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check million faults bench bench-peers clean
+.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check million faults figures soak bench bench-peers clean
 
 PYTHON ?= python3
+MINUTES ?= 30
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -55,6 +56,12 @@ bench: dev  ## one report of nets and service beside a naive app and an echo, in
 
 bench-peers: dev .venv-peers/.peers  ## service, naive app and echo beside mosec, LitServe and BentoML, in runs/bench-peers
 	$(BIN)/python -m bench --peers .venv-peers --only closed --out runs/bench-peers
+
+figures: dev  ## hold the contract's figures F1 to F8, with plots in runs/figures (about 12 minutes)
+	$(BIN)/python -m bench.contract
+
+soak: dev  ## memory, descriptors, threads and labels over MINUTES (30) of load, in runs/soak
+	$(BIN)/python -m bench.contract --only soak --minutes $(MINUTES) --out runs/soak
 
 clean:  ## forget the environments
 	rm -rf .venv .venv-peers

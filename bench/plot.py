@@ -33,19 +33,19 @@ def leaderboard(path: Path, figures: Report) -> None:
     """Draw cosine against time of a query, and in-distribution against out of it with their intervals."""
     names = list(figures["scores"])
     inside, outside = figures["scores"].values()
-    picture = _figure()
+    picture = canvas()
     cost, beyond = picture.subplots(1, 2)
     for name in figures["nets"]:
         cost.plot(figures["speed"][name]["query"]["mean_ms"], inside[name]["cosine"], "o", label=name)
     for name in ("weighted_mean", "mean"):
         cost.axhline(inside[name]["cosine"], linestyle=":", color="gray", label=name)
     cost.set(title="Accuracy and time", xlabel="one query [ms]", ylabel=f"cosine, {names[0]}", xscale="log")
-    _dress(cost)
+    dress(cost)
     for name in inside:
         if "interval" in inside[name]:
             _crossed(beyond, name, inside[name], outside[name])
     beyond.set(title="Generalisation", xlabel=f"cosine, {names[0]}", ylabel=f"cosine, {names[1]}")
-    _dress(beyond)
+    dress(beyond)
     picture.savefig(path, dpi=110)
 
 
@@ -59,11 +59,11 @@ def _crossed(axes: Axes, name: str, inside: Report, outside: Report) -> None:
 
 def _pair(path: Path, cells: Sequence[Report], figure: str, label: str) -> None:
     wires = list(dict.fromkeys(cell["wire"] for cell in cells))
-    picture = _figure()
+    picture = canvas()
     for axes, wire in zip(picture.subplots(1, len(wires), squeeze=False)[0], wires, strict=True):
         _lines(axes, [cell for cell in cells if cell["wire"] == wire], figure)
         axes.set(title=f"/predict, {wire}", xlabel="connections", ylabel=label)
-        _dress(axes)
+        dress(axes)
     picture.savefig(path, dpi=110)
 
 
@@ -80,7 +80,7 @@ def _lines(axes: Axes, cells: Sequence[Report], figure: str) -> None:
 
 
 def _stages(path: Path, rows: Sequence[Report]) -> None:
-    picture = _figure()
+    picture = canvas()
     axes = picture.subplots()
     labels = [f"{row['wire']} x{row['connections']}" for row in rows]
     left = [0.0] * len(rows)
@@ -90,12 +90,12 @@ def _stages(path: Path, rows: Sequence[Report]) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set(title="Where a request's time goes", xlabel="share of the latency the client saw [%]")
-    _dress(axes)
+    dress(axes)
     picture.savefig(path, dpi=110)
 
 
 def _nets(path: Path, nets: Report) -> None:
-    picture = _figure()
+    picture = canvas()
     single, batch = picture.subplots(1, 2)
     labels = [f"{row['net']}, {row['runtime']}" for row in nets["query"]]
     single.barh(labels, [row["p50_ms"] for row in nets["query"]])
@@ -106,16 +106,18 @@ def _nets(path: Path, nets: Report) -> None:
         sizes = [int(size) for size in row["ms_per_sample"]]
         batch.plot(sizes, list(row["ms_per_sample"].values()), "o-", label=f"{row['net']}, {row['runtime']}")
     batch.set(title="By batch", xlabel="batch", ylabel="ms per sample", xscale="log", yscale="log")
-    _dress(batch)
+    dress(batch)
     picture.savefig(path, dpi=110)
 
 
-def _figure() -> Figure:
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def canvas() -> Figure:
+    """Return an empty picture."""
+    picture = Figure(figsize=(12, 4.8), layout="constrained")
+    FigureCanvasAgg(picture)
+    return picture
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
+    """Give axes a grid and a legend."""
     axes.grid(visible=True, alpha=0.3)
     axes.legend(fontsize="x-small")

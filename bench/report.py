@@ -26,7 +26,7 @@ def write(directory: Path, report: Report) -> None:
 
 def to_markdown(report: Report) -> str:
     """Return the whole report."""
-    parts = [_opening(report), *(_failure(*item) for item in report["failures"].items()), _targets(report["targets"])]
+    parts = [_opening(report), *(_failure(*item) for item in report["failures"].items()), targets(report["targets"])]
     for name, section in SECTIONS.items():
         if name in report:
             parts.append(section(report[name]))
@@ -66,7 +66,8 @@ def _failure(name: str, reason: str) -> str:
     return f"**{name} failed, its figures are left out:** {reason}\n"
 
 
-def _targets(rows: Sequence[Report]) -> str:
+def targets(rows: Sequence[Report]) -> str:
+    """Return the section that holds figures against their limits."""
     cells = [
         (row["name"], f"{row['sense']} {number(row['limit'])} {row['unit']}", number(row["value"]), _verdict(row))
         for row in rows

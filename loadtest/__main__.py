@@ -10,7 +10,7 @@ from loadtest import driver, report
 from loadtest.plan import SCENARIOS, Arrivals, Plan, PlanError, Route, Wire, make_plan, read_scenario
 from loadtest.report import Summary
 
-_NOT_IN_PLAN = ("scenario", "scenarios", "report", "json")
+_NOT_IN_PLAN = ("scenario", "scenarios", "report", "json", "record")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +52,8 @@ def _run(plan: Plan, chosen: Mapping[str, Any]) -> Summary:
         print(f"loadtest: {plan.name}: {warning}", file=sys.stderr)
     if "json" not in chosen:
         print(report.to_text(summary), flush=True)
+    if "record" in chosen:
+        record.save(Path(chosen["record"]) / f"{plan.name}.npz")
     if "report" in chosen:
         from loadtest import plot  # matplotlib takes longer to import than a smoke test to run
 
@@ -77,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--url", required=True, help="base URL of the service")
+    group.add_argument("--name", help="of the step, default run")
     group.add_argument("--rate", type=float, help="arrivals per second; base rate of a scenario")
     group.add_argument("--seconds", type=float, help="how long requests arrive, after the warm-up [s]")
     group.add_argument("--wire", choices=get_args(Wire), help="default json")
@@ -91,12 +94,16 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--header", dest="headers", action="append", metavar="'K: V'", help="repeatable; a token comes from LVM_TOKEN"
     )
+    group.add_argument("--query", metavar="A=B", help="put into the query string of every request")
+    group.add_argument("--source", metavar="ADDRESS", help="to send from")
+    group.add_argument("--answers", metavar="FILE.npz", help="right answers (N, D) to the contexts, by version; octets")
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-error-rate", type=float, metavar="F", help="fraction of arrivals, default 0.001")
     group.add_argument("--max-p99-ms", type=float, metavar="F", help="latency of good answers [ms]")
     group.add_argument("--min-goodput", type=float, metavar="F", help="whole 200 answers per second")
+    group.add_argument("--min-offered", type=float, metavar="F", help="fraction of arrivals sent in time, default 0.9")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -105,6 +112,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--scenarios", metavar="FILE.toml", help="where scenarios are kept, default the shipped file")
     group.add_argument("--report", metavar="DIR", help="write report.json, report.md and a PNG per step")
+    group.add_argument("--record", metavar="DIR", help="write what became of every arrival, an .npz per step")
     group.add_argument("--json", action="store_true", help="one JSON object to stdout instead of the table")
 
 

@@ -21,6 +21,7 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
     version: bytes | None = None
     served_by: bytes | None = None
+    retry_after = False
     index = IDLE
     answers = 0
     heard = False
@@ -34,7 +35,8 @@ class Connection(asyncio.Protocol):
 
     def send(self, index: int, request: bytes) -> None:
         """Write the request of arrival `index`."""
-        self.index, self.heard, self.version, self.served_by = index, False, None, None
+        self.index, self.heard, self.retry_after = index, False, False
+        self.version = self.served_by = None
         self.body.clear()
         self.transport.write(request)
 
@@ -57,12 +59,14 @@ class Connection(asyncio.Protocol):
         self.pool.gone(self, exc)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the two headers that say who answered."""
+        """Keep the headers that say who answered, and whether to come again."""
         name = name.lower()
         if name == b"x-model-version":
             self.version = value
         elif name == b"x-served-by":
             self.served_by = value
+        elif name == b"retry-after":
+            self.retry_after = value.isdigit()
 
     def on_message_complete(self) -> None:
         """Tell the pool that the answer is whole."""
@@ -81,17 +85,19 @@ class Pool:
         self,
         url: str,
         requests: Sequence[bytes],
-        is_whole: Callable[[bytes], bool],
+        is_right: Callable[[int, bytes | None, bytes], bool],
         record: Record,
         limit: int,
         timeout: float,
+        source: str | None = None,
     ) -> None:
-        """Address the host of `url`; arrival i sends `requests[i % len(requests)]`."""
+        """Address the host of `url` from `source`; arrival i sends request i % n, `is_right(i % n, version, body)`."""
         address = urlsplit(url)
         secure = address.scheme == "https"
         self.host, self.port = address.hostname or "", address.port or (443 if secure else 80)
         self.ssl = ssl.create_default_context() if secure else None
-        self.requests, self.is_whole, self.record = requests, is_whole, record
+        self.source = (source, 0) if source else None
+        self.requests, self.is_right, self.record = requests, is_right, record
         self.limit, self.timeout = limit, timeout
         self.idle: list[Connection] = []
         self.connections: set[Connection] = set()
@@ -122,13 +128,14 @@ class Pool:
         status, body = connection.parser.get_status_code(), b"".join(connection.body)
         record.version[index] = record.versions.code(connection.version)
         record.served_by[index] = record.servers.code(connection.served_by)
-        connection.index = IDLE
+        record.retry_after[index] = connection.retry_after
+        version, connection.index = connection.version, IDLE
         self._finish(index, status)
         if connection.parser.should_keep_alive():
             self._reuse(connection)
         else:
             connection.transport.close()
-        record.invalid[index] = status == 200 and not self.is_whole(body)
+        record.invalid[index] = status == 200 and not self.is_right(index % len(self.requests), version, body)
 
     def gone(self, connection: Connection, error: Exception | None) -> None:
         """Forget a closed connection; the arrival it carried is lost."""
@@ -183,7 +190,9 @@ class Pool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.timeout):
-                await loop.create_connection(lambda: Connection(self), self.host, self.port, ssl=self.ssl)
+                await loop.create_connection(
+                    lambda: Connection(self), self.host, self.port, ssl=self.ssl, local_addr=self.source
+                )
         except TimeoutError as error:
             self.record.blame(error)  # the arrivals that waited for it expire by themselves
         except OSError as error:

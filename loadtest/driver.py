@@ -13,11 +13,12 @@ import uvloop
 
 from loadtest import clock, contexts
 from loadtest.client import Pool
-from loadtest.payloads import Exchange, encode
-from loadtest.plan import Arrivals, Plan
+from loadtest.payloads import Answers, Exchange, encode
+from loadtest.plan import Arrivals, Plan, PlanError
 from loadtest.record import Record
 
 Progress = Callable[[int, int], None]
+Check = Callable[[int, bytes | None, bytes], bool]
 
 _LEAD_S = 0.02
 _TICK_S = 0.25
@@ -62,22 +63,33 @@ class Pacer:
 def run(plan: Plan, progress: Progress | None = None) -> Record:
     """Run one plan to its last answer, failure or timeout; `progress(finished, total)` as it goes."""
     vectors = contexts.load(Path(plan.contexts) if plan.contexts else contexts.SHIPPED)
-    exchange = Exchange(plan.route, plan.wire, plan.rows, vectors.shape[-1])
+    exchange = Exchange(plan.route, plan.wire, plan.rows, vectors.shape[-1], plan.query)
     requests = encode(exchange, plan.url, plan.headers, vectors)
     offsets = schedule(plan.rate, plan.warmup + plan.seconds, plan.arrivals, plan.seed).tolist()
+    check = _check(exchange, plan.answers)
     with _no_collector():
-        return uvloop.run(_drive(plan, requests, exchange, offsets, progress))
+        return uvloop.run(_drive(plan, requests, check, offsets, progress))
+
+
+def _check(exchange: Exchange, answers: str | None) -> Check:
+    if answers is None:
+        return lambda index, version, body: exchange.is_whole(body)
+    try:
+        with np.load(answers, allow_pickle=False) as file:
+            return Answers(exchange, dict(file)).is_right
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{answers}: {error}") from error
 
 
 async def _drive(
     plan: Plan,
     requests: Sequence[bytes],
-    exchange: Exchange,
+    check: Check,
     offsets: Sequence[float],
     progress: Progress | None,
 ) -> Record:
     record = Record(offsets, monotonic() + _LEAD_S)
-    pool = Pool(plan.url, requests, exchange.is_whole, record, plan.connections, plan.timeout)
+    pool = Pool(plan.url, requests, check, record, plan.connections, plan.timeout, plan.source)
     pacer = Pacer(record.intended, pool.dispatch)
     pacer.start()
     try:

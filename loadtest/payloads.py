@@ -1,8 +1,8 @@
-"""Contexts to request bytes, and the check that an answer is whole: shape and finiteness, nothing else."""
+"""Contexts to request bytes, and the check of an answer: shape and finiteness, or that it is its version's."""
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -13,6 +13,8 @@ from loadtest.contexts import Vectors
 from loadtest.plan import Route, Wire
 
 K = 10
+PROBES = ("livez", "readyz")
+TOLERANCE = 1e-4  # between answers of one version in batches of different sizes
 _MEDIA = {"json": "application/json", "octet": "application/octet-stream"}
 
 
@@ -24,22 +26,32 @@ class Exchange:
     wire: Wire
     rows: int
     dim: int
+    query: str = ""
+
+    @property
+    def method(self) -> str:
+        """POST, but for a probe."""
+        return "GET" if self.route in PROBES else "POST"
 
     @property
     def path(self) -> str:
         """Path and query of the request."""
-        return f"/{self.route}?k={K}" if self.route == "retrieve" and self.wire == "octet" else f"/{self.route}"
+        options = [f"k={K}"] if self.route == "retrieve" and self.wire == "octet" else []
+        query = "&".join(options + [self.query] * bool(self.query))
+        return f"/{self.route}?{query}" if query else f"/{self.route}"
 
     @property
     def headers(self) -> dict[str, str]:
         """Content-Type and Accept, and the token that LVM_TOKEN holds."""
-        answer = "json" if self.route == "retrieve" else self.wire
+        answer = self.wire if self.route == "predict" else "json"
         token = os.environ.get("LVM_TOKEN")
         authorization = {"Authorization": f"Bearer {token}"} if token else {}
         return {"Content-Type": _MEDIA[self.wire], "Accept": _MEDIA[answer], **authorization}
 
     def bodies(self, contexts: Vectors) -> list[bytes]:
         """Build one body per context (N, T, D); with rows > 1 each carries that one and those after it."""
+        if self.route in PROBES:
+            return [b""]
         pieces = [_json(one) if self.wire == "json" else one.tobytes() for one in contexts]
         groups = [[pieces[(i + j) % len(pieces)] for j in range(self.rows)] for i in range(len(pieces))]
         if self.wire == "octet":
@@ -51,6 +63,8 @@ class Exchange:
 
     def is_whole(self, body: bytes) -> bool:
         """Say whether the body of a 200 has the expected shape and only finite numbers."""
+        if self.route in PROBES:
+            return True
         if self.route == "predict" and self.wire == "octet":
             return len(body) == self.rows * self.dim * 4 and bool(np.isfinite(np.frombuffer(body, "<f4")).all())
         try:
@@ -75,6 +89,23 @@ class Exchange:
             return False
 
 
+@dataclass(frozen=True)
+class Answers:
+    """The right answers, `(N, D)` by version, to requests built of N contexts; octets only."""
+
+    exchange: Exchange
+    by_version: Mapping[str, Vectors]
+
+    def is_right(self, index: int, version: bytes | None, body: bytes) -> bool:
+        """Say whether every row of the answer to request `index` is what `version` says of its context."""
+        known = self.by_version.get((version or b"").decode("latin-1"))
+        if known is None or not self.exchange.is_whole(body):
+            return False
+        rows = (index + np.arange(self.exchange.rows)) % len(known)
+        given = np.frombuffer(body, "<f4").reshape(len(rows), -1)
+        return bool(np.abs(given - known[rows]).max() <= TOLERANCE)
+
+
 def encode(exchange: Exchange, url: str, extra: Sequence[tuple[str, str]], contexts: Vectors) -> list[bytes]:
     """Build whole HTTP/1.1 requests, head and body, for the base `url`; `extra` headers replace ours."""
     base = urlsplit(url)
@@ -82,7 +113,7 @@ def encode(exchange: Exchange, url: str, extra: Sequence[tuple[str, str]], conte
     ours = {"Host": base.netloc.rpartition("@")[2], "User-Agent": "lvm-loadtest", **exchange.headers}
     replaced = {name.lower() for name, _ in extra}
     headers = [item for item in ours.items() if item[0].lower() not in replaced] + list(extra)
-    head = f"POST {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers)
+    head = f"{exchange.method} {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers)
     return [
         head.encode("latin-1") + b"Content-Length: %d\r\n\r\n" % len(body) + body for body in exchange.bodies(contexts)
     ]

@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 Wire = Literal["json", "octet"]
-Route = Literal["predict", "retrieve"]
+Route = Literal["predict", "retrieve", "livez", "readyz"]
 Arrivals = Literal["fixed", "poisson"]
 
+MIN_OFFERED = 0.9  # of the arrivals; below it the load was another than intended
 SCENARIOS = Path(__file__).with_name("scenarios.toml")
 _NAME = re.compile(r"[\w.-]+")
 _SECRET = {"authorization", "proxy-authorization", "cookie", "x-api-key"}
@@ -41,9 +42,13 @@ class Plan:
     seed: int = 0
     contexts: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    query: str = ""
+    source: str | None = None
+    answers: str | None = None
     max_error_rate: float = 0.001
     max_p99_ms: float | None = None
     min_goodput: float | None = None
+    min_offered: float = MIN_OFFERED
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, in words a person can act on."""
@@ -55,7 +60,10 @@ class Plan:
             _demand(0 < getattr(self, field) < float("inf"), f"{field} must be above 0 and finite")
         _demand(0 <= self.warmup < float("inf"), "warmup must not be below 0 s")
         _demand(self.rate * self.seconds >= 1, "rate x seconds comes to less than one request")
-        _demand(self.route == "predict" or self.rows == 1, "/retrieve takes one context, so rows is 1")
+        _demand(self.route == "predict" or self.rows == 1, "only /predict takes more contexts than one")
+        has_octets = (self.route, self.wire) == ("predict", "octet")
+        _demand(self.answers is None or has_octets, "answers are compared where they are octets of /predict")
+        _demand(self.query.isprintable() and " " not in self.query, f"not a query: {self.query!r}")
         _demand(_NAME.fullmatch(self.name) is not None, f"a step is named in letters and digits: {self.name!r}")
         for name, value in self.headers:
             _demand(bool(name) and not {"\r", "\n"} & {*name, *value}, f"not a header: {name}: {value!r}")

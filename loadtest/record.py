@@ -3,6 +3,9 @@
 from array import array
 from collections.abc import Sequence
 from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
 
 UNKNOWN = -1
 
@@ -47,6 +50,7 @@ class Record:
         self.done = array("d", bytes(8 * len(self)))
         self.outcome = array("h", bytes(2 * len(self)))
         self.invalid = array("b", bytes(len(self)))
+        self.retry_after = array("b", bytes(len(self)))  # whether the answer had one
         self.version = array("i", [UNKNOWN]) * len(self)
         self.served_by = array("i", [UNKNOWN]) * len(self)
         self.versions, self.servers = Labels(), Labels()
@@ -56,6 +60,18 @@ class Record:
     def __len__(self) -> int:
         """Count the arrivals."""
         return len(self.intended)
+
+    def save(self, path: Path) -> None:
+        """Write every column, and the names of versions and servers, as an .npz file."""
+        columns = {name: np.array(value) for name, value in vars(self).items() if isinstance(value, array)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            path,
+            allow_pickle=False,
+            versions=np.array(self.versions.names, str),
+            servers=np.array(self.servers.names, str),
+            **columns,
+        )
 
     def blame(self, error: BaseException) -> None:
         """Count the operating system's word for a failed or broken connection."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loadtest.plan import Plan
+from loadtest.plan import MIN_OFFERED, Plan
 from loadtest.record import Failure, Labels, Record
 
 Floats = npt.NDArray[np.float64]
@@ -36,7 +36,8 @@ class Threshold:
 class Summary:
     """The figures of one step, warm-up left out; rates per second, times in milliseconds.
 
-    arrivals = answered + refused + lost + timeout; sent counts the requests written to a socket, so
+    arrivals = answered + refused + lost + timeout; intended_rate is of arrivals, offered_rate of those that were
+    written before the window ended; sent counts the requests written to a socket, so
     warmup_sent + sent is what the server may have seen. Latency runs from the intended start, service time
     from the write; both over good answers (200 and whole), `rejected_ms` is the latency of all others.
     """
@@ -54,6 +55,7 @@ class Summary:
     served_by: dict[str, int]
     connections: dict[str, int]
     error_rate: float
+    intended_rate: float
     offered_rate: float
     achieved_rate: float
     goodput: float
@@ -101,6 +103,7 @@ def summarise(plan: Plan, record: Record) -> Summary:
     count = len(columns.outcome)
     # Answers that trail behind the last arrival are not throughput of the arrival window.
     elapsed = max(plan.seconds, float(columns.done[answered].max(initial=0.0)))
+    in_time = int((columns.was_sent & (columns.sent <= plan.seconds + LAG_LIMIT_MS / 1e3)).sum())
     lag = _times((columns.fired - columns.intended) * 1e3)
     figures = Summary(
         config=plan.echo(),
@@ -116,14 +119,15 @@ def summarise(plan: Plan, record: Record) -> Summary:
         served_by=_labelled(columns.served_by, record.servers),
         connections={"opened": record.opened, "peak": record.peak},
         error_rate=1 - int(good.sum()) / count if count else 0.0,
-        offered_rate=count / plan.seconds,
+        intended_rate=count / plan.seconds,
+        offered_rate=in_time / plan.seconds,
         achieved_rate=int(answered.sum()) / elapsed,
         goodput=int(good.sum()) / elapsed,
         latency_ms=_times(columns.latency_ms[good]),
         service_ms=_times(columns.service_ms[good]),
         rejected_ms=_times(columns.latency_ms[answered & ~good]),
         generator_lag_ms=lag,
-        warnings=_warnings(lag, record),
+        warnings=_warnings(lag, in_time, count),
     )
     return _judge(plan, figures)
 
@@ -146,8 +150,8 @@ def to_text(summary: Summary) -> str:
         f"{config['rate']:g}/s {config['arrivals']} for {config['seconds']:g} s, open loop",
         f"  arrivals {summary.arrivals}   sent {summary.sent}   answered {summary.answered}   "
         f"errors {summary.error_rate:.3%}   connections {summary.connections['peak']}",
-        f"  offered {summary.offered_rate:.1f}/s   achieved {summary.achieved_rate:.1f}/s   "
-        f"goodput {summary.goodput:.1f}/s",
+        f"  intended {summary.intended_rate:.1f}/s   offered {summary.offered_rate:.1f}/s   "
+        f"achieved {summary.achieved_rate:.1f}/s   goodput {summary.goodput:.1f}/s",
         f"  {'ms':<14}" + "".join(f"{name:>10}" for name in ("mean", *PERCENTILES)),
     ]
     for title, times in _rows(summary):
@@ -160,8 +164,8 @@ def to_text(summary: Summary) -> str:
 
 def to_markdown(summaries: Sequence[Summary]) -> str:
     """One Markdown table, a row per step."""
-    heads = ["step", "wire", "offered /s", "goodput /s", "errors", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms",
-             "max ms", "lag p99 ms", "thresholds"]  # fmt: skip
+    heads = ["step", "wire", "intended /s", "offered /s", "goodput /s", "errors", "p50 ms", "p90 ms", "p99 ms",
+             "p99.9 ms", "max ms", "lag p99 ms", "thresholds"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     lines += ["| " + " | ".join(_cells(summary)) + " |" for summary in summaries]
     lines += ["", "Open loop; latency from the intended start, over whole 200 answers; warm-up left out."]
@@ -179,6 +183,8 @@ def _judge(plan: Plan, summary: Summary) -> Summary:
     p99 = summary.latency_ms["p99"]
     held = [Threshold("error_rate", plan.max_error_rate, summary.error_rate,
                       summary.error_rate <= plan.max_error_rate)]  # fmt: skip
+    least = plan.min_offered * summary.intended_rate
+    held.append(Threshold("offered_rate", least, summary.offered_rate, summary.offered_rate >= least))
     if plan.max_p99_ms is not None:
         held.append(Threshold("p99_ms", plan.max_p99_ms, p99, p99 is not None and p99 <= plan.max_p99_ms))
     if plan.min_goodput is not None:
@@ -217,11 +223,12 @@ def _labelled(codes: npt.NDArray[Any], labels: Labels) -> dict[str, int]:
     return {labels.names[int(key)]: count for key, count in _counts(codes[codes >= 0]).items()}
 
 
-def _warnings(lag: Times, record: Record) -> list[str]:
+def _warnings(lag: Times, in_time: int, count: int) -> list[str]:
+    found = [] if in_time >= MIN_OFFERED * count else [f"the load was not offered: {in_time} of {count} sent in time"]
     p99 = lag["p99"]
     if p99 is None or p99 <= LAG_LIMIT_MS:
-        return []
-    return [f"the generator lags its own schedule: p99 {p99:.1f} ms > {LAG_LIMIT_MS:g} ms; trust no time here"]
+        return found
+    return [*found, f"the generator lags its own schedule: p99 {p99:.1f} ms > {LAG_LIMIT_MS:g} ms; trust no time here"]
 
 
 def _rows(summary: Summary) -> list[tuple[str, Times]]:
@@ -250,6 +257,7 @@ def _cells(summary: Summary) -> list[str]:
     return [
         str(config["name"]),
         f"{config['wire']} {config['route']} x {config['rows']}",
+        f"{summary.intended_rate:.1f}",
         f"{summary.offered_rate:.1f}",
         f"{summary.goodput:.1f}",
         f"{summary.error_rate:.3%}",
@@ -264,6 +272,6 @@ def _number(value: float | None) -> str:
 
 
 def _verdict(threshold: Threshold) -> str:
-    sign = ">=" if threshold.name == "goodput" else "<="
+    sign = ">=" if threshold.name in ("goodput", "offered_rate") else "<="
     value = "none" if threshold.value is None else f"{threshold.value:.6g}"
     return f"{'ok    ' if threshold.ok else 'BROKEN'} {threshold.name} {value} {sign} {threshold.limit:g}"

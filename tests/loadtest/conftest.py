@@ -41,6 +41,8 @@ class Fake:
         """Answer request n as `Reply(**script(n))`."""
         self.script = script
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.methods: set[str] = set()
+        self.peers: set[str] = set()
         self.connections = self.open = self.peak = 0
         self.loop = asyncio.new_event_loop()
         self.server = self.loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
@@ -75,7 +77,9 @@ class Fake:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
         body = await reader.readexactly(int(headers["content-length"]))
-        path = head[0].split()[1]
+        method, path, _ = head[0].split()
+        self.methods.add(method)
+        self.peers.add(writer.get_extra_info("peername")[0])
         self.requests.append((path, headers, body))
         reply = Reply(**self.script(len(self.requests) - 1))
         await asyncio.sleep(reply.hang)
@@ -137,7 +141,7 @@ def drive() -> Callable[..., Summary]:
     from loadtest import driver, report
 
     def run(url: str, **settings: Any) -> Summary:
-        plan = Plan(**{"url": url, "rate": 300.0, "seconds": 0.1, "wire": "octet", **settings})
+        plan = Plan(**{"url": url, "rate": 300.0, "seconds": 0.1, "wire": "octet", "min_offered": 0.0, **settings})
         return report.summarise(plan, driver.run(plan))
 
     return run

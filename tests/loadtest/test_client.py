@@ -1,11 +1,15 @@
 """The client's count of what happened to each request must match what the server saw, failure by failure."""
 
 import struct
+import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from loadtest import contexts
+from loadtest import contexts, driver
+from loadtest.plan import Plan
 
 DIM = 384
 NOWHERE = {"refused": 0, "lost": 0, "timeout": 0, "invalid": 0}
@@ -147,3 +151,46 @@ def test_answers_are_counted_by_version_and_by_who_served(serve: Any, drive: Any
     summary = drive(serve(lambda n: {"headers": primary if n < 12 else fallback}).url)
     assert summary.versions == {"2026-a": 12, "2026-b": 18}
     assert summary.served_by == {"primary": 12, "fallback": 18}
+
+
+def test_a_source_address_and_a_query_are_used(serve: Any, drive: Any) -> None:
+    fake = serve()
+    assert drive(fake.url, source="127.0.0.1", query="model=fallback").ok
+    drive(fake.url, route="retrieve", query="exclude=1")
+    assert fake.peers == {"127.0.0.1"}
+    assert {path for path, _, _ in fake.requests} == {"/predict?model=fallback", "/retrieve?k=10&exclude=1"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere loopback is one address")
+def test_clients_can_come_from_two_addresses(serve: Any, drive: Any) -> None:
+    fake = serve()
+    for source in ("127.0.0.1", "127.0.0.2"):
+        assert drive(fake.url, source=source).ok
+    assert fake.peers == {"127.0.0.1", "127.0.0.2"}
+
+
+def test_a_probe_is_a_get_without_a_body_and_any_200_is_whole(serve: Any, drive: Any) -> None:
+    fake = serve(lambda n: {"body": b"{}"})
+    assert drive(fake.url, route="readyz", wire="json").ok
+    assert fake.methods == {"GET"}
+    assert {(path, body) for path, _, body in fake.requests} == {("/readyz", b"")}
+
+
+def test_a_row_that_is_not_what_its_version_answers_is_invalid(serve: Any, drive: Any, tmp_path: Path) -> None:
+    count = len(contexts.load())
+    right = {"a": np.full((count, DIM), 0.25, np.float32), "b": np.full((count, DIM), 0.5, np.float32)}
+    right["a"][2] = 0.75
+    np.savez(tmp_path / "answers.npz", **right)
+    fake = serve(lambda n: {"headers": {"X-Model-Version": "ab"[n >= 20] if n < 25 else "unknown"}})
+    summary = drive(fake.url, rows=2, connections=1, answers=str(tmp_path / "answers.npz"))
+    # Requests 1 and 2 carry context 2, whose answer is another; from 20 on the answers are a's, the version is not.
+    assert summary.failures == NOWHERE | {"invalid": 2 + 10}
+
+
+def test_the_record_says_which_refusals_said_when_to_come_again(serve: Any, tmp_path: Path) -> None:
+    fake = serve(lambda n: {"status": 503, "headers": {"Retry-After": "2"} if n % 2 else {"Retry-After": "soon"}})
+    plan = Plan(url=fake.url, rate=100.0, seconds=0.1, wire="octet", connections=1)
+    driver.run(plan).save(tmp_path / "record.npz")
+    with np.load(tmp_path / "record.npz", allow_pickle=False) as file:
+        assert file["outcome"].tolist() == [503] * 10
+        assert file["retry_after"].tolist() == [0, 1] * 5

@@ -10,7 +10,7 @@ import pytest
 
 from loadtest.__main__ import main
 
-LOAD = ["--rate", "200", "--seconds", "0.1", "--wire", "octet"]
+LOAD = ["--rate", "200", "--seconds", "0.1", "--wire", "octet", "--min-offered", "0"]
 
 
 def test_thresholds_that_hold_exit_0(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +64,7 @@ def test_a_scenario_runs_its_steps_in_order_and_reports_each(serve: Any, tmp_pat
     fake = serve(lambda n: {} if n < 10 else {"status": 503})
     first, second = '{ name = "first", seconds = 0.1 }', '{ name = "second", times = 2, seconds = 0.1 }'
     (tmp_path / "s.toml").write_text(f"[two]\nrate = 100\nsteps = [{first}, {second}]")
-    flags = ["--scenarios", str(tmp_path / "s.toml"), "--report", str(tmp_path / "out")]
+    flags = ["--scenarios", str(tmp_path / "s.toml"), "--report", str(tmp_path / "out"), "--min-offered", "0"]
     assert main(["--url", fake.url, "--scenario", "two", *flags]) == 1
     written = json.loads((tmp_path / "out/report.json").read_text())
     assert [(step["config"]["name"], step["sent"], step["ok"]) for step in written["steps"]] == [

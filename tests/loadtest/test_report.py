@@ -84,13 +84,25 @@ def test_a_latency_limit_without_any_answer_is_broken() -> None:
     for index in range(len(record)):
         record.outcome[index] = Failure.LOST_FRESH
     summary = report.summarise(make_plan(max_p99_ms=1000.0, max_error_rate=1.0), record)
-    assert [threshold.ok for threshold in summary.thresholds] == [True, False]
+    assert [threshold.name for threshold in summary.thresholds if not threshold.ok] == ["p99_ms"]
     assert "BROKEN p99_ms none" in report.to_text(summary)
 
 
 @pytest.mark.parametrize(("lag", "warned"), [(0.009, False), (0.011, True)])
 def test_a_generator_behind_its_schedule_warns(lag: float, warned: bool) -> None:
     assert bool(report.summarise(make_plan(), make_record(lag=lag)).warnings) is warned
+
+
+def test_what_was_not_written_in_time_was_not_offered() -> None:
+    record = make_record()
+    for index in range(85, 100):
+        record.sent[index] += 1.0
+    summary = report.summarise(make_plan(), record)
+    assert (summary.intended_rate, summary.offered_rate) == (100, 85)
+    assert [threshold.name for threshold in summary.thresholds if not threshold.ok] == ["offered_rate"]
+    assert not summary.ok
+    assert "was not offered" in " ".join(summary.warnings)
+    assert report.summarise(make_plan(min_offered=0.8), record).ok
 
 
 def test_one_run_is_one_flat_object_and_a_scenario_a_list_of_them() -> None:

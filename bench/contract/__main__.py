@@ -1,0 +1,88 @@
+"""Measure the contract's figures and write one report; exits 1 where one is not met, or could not be measured."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import bench.report
+from bench import machine
+from bench.contract import plot, report, rig, runs, targets
+from bench.contract.capacity import NoCapacity
+from bench.contract.measures import Figures
+from bench.contract.rig import Plan, Rig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if every figure is met, 1 if one is not or was not measured, 2 for a usage error."""
+    options, began = _parser().parse_args(argv), perf_counter()
+    plan = Plan(options.out, options.slo_ms, options.rows, options.minutes)
+    plan.out.mkdir(parents=True, exist_ok=True)
+    described = {**asdict(plan), "out": str(plan.out), "workload": f"{rig.WORKLOAD}, {plan.rows} rows"}
+    figures: dict[str, Any] = {"machine": machine.describe(), "plan": described}
+    try:
+        for name, run in _measure(plan, options.only, options.capacity):
+            figures[name] = run
+            print(f"figures: {name} is done, {perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    except NoCapacity as error:
+        print(f"figures: {error}", file=sys.stderr)
+    figures["machine"]["load average at the end"] = ", ".join(f"{load:.2f}" for load in os.getloadavg())
+    figures["targets"] = targets.judge(figures, options.only)
+    figures["plots"] = plot.draw(plan.out, figures)
+    report.write(plan.out, figures)
+    print(bench.report.targets(figures["targets"]), plan.out / "report.md", sep="\n")
+    return 0 if all(row["is_met"] for row in figures["targets"]) else 1
+
+
+def _measure(plan: Plan, only: Sequence[str], c: float | None) -> Iterator[tuple[str, Figures]]:
+    """Yield every run's name and figures; from here on this process, too, leaves the service's core alone."""
+    stock = rig.make_stock(plan.out)
+    rig.make_room()
+    with rig.running(plan, stock) as site:
+        found: Figures = {"per_second": c, "probes": []} if c else runs.find_capacity(site)
+        yield "capacity", found
+        c = float(found["per_second"])
+        for name, run in _loads(site, c).items():
+            if name in only:
+                yield name, runs.reconciled(site, run)
+    if "life" in only:
+        yield "life", runs.life(plan, stock, c)
+
+
+def _loads(site: Rig, c: float) -> dict[str, Callable[[], Figures]]:
+    return {
+        "2C": lambda: runs.overload(site, c, 2, 15),
+        "10C": lambda: runs.overload(site, c, 10, 60),
+        "promotions": lambda: runs.promotions(site, c),
+        "fairness": lambda: runs.fairness(site, c),
+        "soak": lambda: runs.soak(site, c),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.contract", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=Path("runs/figures"), help="default runs/figures")
+    parser.add_argument("--slo-ms", type=_positive, default=100.0, help="p99 that C has to hold [ms], default 100")
+    parser.add_argument("--rows", type=int, default=8, help="contexts of a request, default 8")
+    parser.add_argument("--minutes", type=_positive, default=2.0, help="of the soak, default 2")
+    parser.add_argument("--capacity", type=_positive, metavar="C", help="requests/s, instead of looking for it")
+    parser.add_argument("--only", nargs="+", choices=targets.BY_RUN, default=tuple(targets.BY_RUN), metavar="RUN",
+                        help=", ".join(targets.BY_RUN))  # fmt: skip
+    return parser
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

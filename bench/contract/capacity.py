@@ -1,0 +1,42 @@
+"""C, the highest open-loop rate that holds: by doubling, then bisection, then confirmation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+CLOSE = 1.08  # the bracket's ends may differ by so much in the end
+STEP_DOWN = 0.85  # of a rate that was not confirmed
+MOST = 1e5  # requests a second; nothing here comes near
+
+
+class NoCapacity(RuntimeError):
+    """Not even the lowest rate holds."""
+
+
+def find(holds: Callable[[float], bool], confirmed: Callable[[float], bool], start: float) -> float:
+    """Return the highest rate that holds, within 8 %, from `start` up by doubling; both ask for one rate.
+
+    Raises:
+        NoCapacity: no rate from a sixteenth of `start` on holds, or is confirmed.
+    """
+    low, high = _bracket(holds, start)
+    while high / low > CLOSE:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    while not confirmed(low):
+        low *= STEP_DOWN
+        if low < start / 16:
+            raise NoCapacity(f"no rate from {low:.1f}/s on is confirmed")
+    return low
+
+
+def _bracket(holds: Callable[[float], bool], start: float) -> tuple[float, float]:
+    """Return neighbours in the row of doubled rates of which the lower holds and the higher does not."""
+    rate = start
+    while not holds(rate):
+        rate /= 2
+        if rate < start / 16:
+            raise NoCapacity(f"{rate * 2:.1f}/s does not hold")
+    while rate < MOST and holds(2 * rate):
+        rate *= 2
+    return rate, 2 * rate

@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 
 from models.retriever import Hit, Search
 from service import schemas, wire
+from service.admission import Admission
 from service.door import Call, Headers, HotRoute, Reply, State, want_media_type
 from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
@@ -48,6 +49,7 @@ class Predict:
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
         asked = wire.held_to(self._norms, self._decode(call))
+        call.place.settle(len(asked.rows))
         decoded_s = perf_counter() - call.started
         routed = await self._router.predict(asked.rows, self._chain(asked.options), call.deadline)
         stages = stages_of(routed, decoded_s)
@@ -58,7 +60,7 @@ class Predict:
             body, media_type = wire.encode_json(self._body(asked, routed, stages)), JSON
         stages = (*stages, ("encode", perf_counter() - began))
         self._shadow.consider(asked.rows, routed)
-        return Reply(body, media_type, headers_of(routed, stages), outcome_of(routed), stages)
+        return Reply(body, media_type, headers_of(routed, stages), outcome_of(routed), stages, made_by=routed.served_by)
 
     def _decode(self, call: Call) -> Decoded:
         if want_media_type(call, JSON, OCTETS) == JSON:
@@ -106,6 +108,7 @@ class Retrieve:
         """Answer one call; errors leave as `ServiceError`."""
         engine = self._lineup.search_engine()
         asked = wire.held_to(self._norms, self._decode(call, engine))
+        call.place.settle(1)
         by_towers = self._is_for_towers(asked.field, asked.options, engine)
         _check_rerank(asked.options, engine, by_towers)
         stages: Stages = (("decode", perf_counter() - call.started),)
@@ -161,7 +164,8 @@ class Retrieve:
         encoded = wire.encode_json(body)
         stages = (*stages, ("encode", perf_counter() - began))
         headers = headers_of(routed, stages) + (_maker(*author) if author else [])
-        return Reply(encoded, JSON, headers, outcome_of(routed), stages)
+        made_by = routed.served_by if routed else engine.alias
+        return Reply(encoded, JSON, headers, outcome_of(routed), stages, made_by=made_by)
 
 
 def _search(asked: Decoded, query: Floats | None) -> Search:
@@ -268,7 +272,13 @@ def check_ready(lineup: Lineup, state: State) -> None:
 
 
 def add_routes(
-    app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State
+    app: FastAPI,
+    router: Router,
+    lineup: Lineup,
+    settings: Settings,
+    metrics: Metrics,
+    state: State,
+    admission: Admission,
 ) -> None:
     """Add every route of the service to `app`."""
     shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
@@ -277,7 +287,7 @@ def add_routes(
         (Retrieve(router, lineup, settings), "/retrieve", schemas.RETRIEVE),
     )
     for handler, path, documentation in hot:
-        route = HotRoute(path, handler, settings, metrics, state)
+        route = HotRoute(path, handler, settings, metrics, state, admission)
         app.routes.append(DocumentedHotRoute(route, **documentation))
 
     @app.get("/models", response_model=schemas.Models)
@@ -290,6 +300,7 @@ def add_routes(
         """Prometheus text, or OpenMetrics when asked for."""
         lineup.observe()
         router.observe()
+        admission.observe()
         metrics.ready.set(float(lineup.is_ready and not state.is_draining))
         text, media_type = metrics.scrape(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": media_type})

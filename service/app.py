@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from models.registry import Registry
 from service import oip
+from service.admission import Admission, FixedLimit
 from service.api import DocumentedHotRoute, add_routes
 from service.door import (
     CANCELLED,
@@ -94,6 +95,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
     metrics, state = Metrics(settings.slo_ms), State()
     lineup = Lineup(Registry(settings.registry), loaders or RealLoaders(settings), settings, metrics)
     router = Router(lineup.engines, settings, metrics)
+    admission = Admission(FixedLimit(settings.concurrency), settings, metrics, lineup.numbers)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -120,8 +122,9 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
         redirect_slashes=False,
     )
     app.state.process, app.state.settings, app.state.lineup = state, settings, lineup
-    add_routes(app, router, lineup, settings, metrics, state)
-    app.infer = oip.add_routes(app, router, lineup, settings, metrics, state)
+    app.state.admission = admission
+    add_routes(app, router, lineup, settings, metrics, state, admission)
+    app.infer = oip.add_routes(app, router, lineup, settings, metrics, state, admission)
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_anything_else)

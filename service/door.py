@@ -12,6 +12,7 @@ from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from service.admission import Admission, Place
 from service.errors import (
     PROBLEM,
     Invalid,
@@ -48,15 +49,22 @@ class State:
 
 
 class Call:
-    """One request to a hot route: its headers, body, deadline (monotonic seconds) and identity."""
+    """One request to a hot route: its headers, body, deadline (monotonic seconds), identity, and place among all.
 
-    __slots__ = ("body", "deadline", "headers", "id", "path", "query", "started")
+    `client` is whom fairness and its limit know: a token that was found good takes the place of the peer's address.
+    """
 
-    def __init__(self, headers: dict[bytes, bytes], query: bytes, path: str, timeout_ms: float) -> None:
+    __slots__ = ("body", "client", "deadline", "headers", "id", "path", "place", "query", "started")
+
+    def __init__(
+        self, headers: dict[bytes, bytes], query: bytes, path: str, timeout_ms: float, peer: str, admission: Admission
+    ) -> None:
         self.started = perf_counter()
         self.headers = headers
         self.query, self.path = query, path
         self.body = b""
+        self.client = peer
+        self.place = Place(admission, self.client)
         self.id = request_id(self.headers.get(b"x-request-id"))
         self.deadline = monotonic() + timeout_ms / 1000
 
@@ -65,6 +73,10 @@ class Call:
         waited = perf_counter() - self.started
         self.started += waited
         self.deadline += waited
+
+    def enter(self) -> None:
+        """Reserve the rows that the whole body must hold; raises `Overloaded` or `ClientLimit`."""
+        self.place.enter(self.headers.get(b"content-type", b""))
 
     def take_timeout(self, most_ms: float) -> None:
         """Move the deadline to what X-Request-Timeout-Ms asks for; raises `Invalid` where it is none."""
@@ -94,7 +106,7 @@ class Call:
 
 
 class Reply(NamedTuple):
-    """An answer: body, media type, more headers, how it counts, and seconds by stage."""
+    """An answer: body, media type, more headers, how it counts, seconds by stage, and the alias that made it."""
 
     body: bytes
     media_type: bytes
@@ -102,6 +114,7 @@ class Reply(NamedTuple):
     outcome: str = "ok"
     stages: tuple[tuple[str, float], ...] = ()
     status: int = 200
+    made_by: str = ""
 
 
 Handler = Callable[[Call], Coroutine[Any, Any, Reply]]
@@ -117,8 +130,16 @@ def request_id(given: bytes | None) -> str:
 class HotRoute:
     """One hot route: takes a call, gives a reply, counts it once. Runs below uvicorn, or as plain ASGI."""
 
-    def __init__(self, path: str, handler: Handler, settings: Settings, metrics: Metrics, state: State) -> None:
-        self.path, self._handler, self._state = path, handler, state
+    def __init__(
+        self,
+        path: str,
+        handler: Handler,
+        settings: Settings,
+        metrics: Metrics,
+        state: State,
+        admission: Admission,
+    ) -> None:
+        self.path, self._handler, self._state, self._admission = path, handler, state, admission
         self.timeout_ms = settings.timeout_ms
         self.max_body = round(settings.max_body_mb * 1e6)
         self._label = (path,)
@@ -128,20 +149,26 @@ class HotRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application."""
-        call = Call(dict(scope["headers"]), scope["query_string"], scope["path"], self.timeout_ms)
+        peer = scope.get("client") or ("",)
+        call = self.call(dict(scope["headers"]), scope["query_string"], scope["path"], peer[0])
         try:
-            call.body = await read_body(call.headers, receive, self.max_body)
+            await read_body(call, receive, self.max_body)
+            reply = await self.answer(call)
         except Departed:
             self.depart()
             return
-        except TooLarge as error:
+        except ServiceError as error:
             reply = self.problem(error, call.id)
-        else:
-            reply = await self.answer(call)
+        finally:
+            call.place.leave()
         headers = self.headers(reply, call)
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
         self.count(reply, call)
+
+    def call(self, headers: dict[bytes, bytes], query: bytes, path: str, peer: str) -> Call:
+        """Return a call to this route from the address `peer`."""
+        return Call(headers, query, path, self.timeout_ms, peer, self._admission)
 
     async def answer(self, call: Call) -> Reply:
         """Return the reply to a call whose body is whole."""
@@ -161,6 +188,7 @@ class HotRoute:
         """Count a reply that was sent just now."""
         self._requests.add(self.path, reply.outcome)
         if reply.status == 200:  # a quick refusal must not make the service look fast
+            call.place.serve((self.path, reply.made_by), perf_counter() - call.started)
             for stage, seconds in reply.stages:
                 self._seconds[stage].observe(seconds)
             self._seconds["total"].observe(perf_counter() - call.started)
@@ -193,21 +221,33 @@ def problem_reply(error: ServiceError, identity: str, /, **members: str) -> Repl
     return Reply(body, PROBLEM, headers, error.reason, status=error.status)
 
 
-def check_length(headers: dict[bytes, bytes], limit: int) -> None:
-    """Raise `TooLarge` where a body says it is longer than `limit` bytes."""
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > limit:
-        raise TooLarge(f"a body of {int(declared)} bytes, at most {limit}")
+def declared_length(headers: dict[bytes, bytes]) -> int:
+    """Return the bytes of a body as its head declares them, 0 where it does not."""
+    said = headers.get(b"content-length", b"")
+    return int(said) if said.isdigit() else 0
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """Return the whole body.
+def knock(call: Call, length: int, limit: int) -> None:
+    """Reserve the bytes `length` that the head of a call declares.
+
+    Raises:
+        TooLarge: they are more than `limit`.
+        Overloaded, ClientLimit: there is no room, as far as the head tells.
+    """
+    if length > limit:
+        raise TooLarge(f"a body of {length} bytes, at most {limit}")
+    call.place.reserve(length)
+
+
+async def read_body(call: Call, receive: Receive, limit: int) -> None:
+    """Read the whole body of a call, and let its rows in.
 
     Raises:
         TooLarge: it is, or says it is, longer than `limit` bytes.
+        Overloaded, ClientLimit: there is no room.
         Departed: the caller left before it was whole.
     """
-    check_length(headers, limit)
+    knock(call, declared_length(call.headers), limit)
     parts: list[bytes] = []
     size = 0
     while True:
@@ -218,9 +258,12 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -
         size += len(part)
         if size > limit:
             raise TooLarge(f"a body of more than {limit} bytes")
+        call.place.grow(size)
         parts.append(part)
         if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            break
+    call.body = parts[0] if len(parts) == 1 else b"".join(parts)
+    call.enter()
 
 
 def want_media_type(call: Call, *known: bytes) -> bytes:

@@ -5,9 +5,10 @@ ServiceError
 ├── Invalid 422              well-formed, but not a context, query or option; `pointer` says where
 ├── UnknownModel 404
 ├── TooSlow 408              TooLarge 413, UnsupportedMediaType 415, HeadersTooLarge 431
+├── ClientLimit 429          the client holds its share; carries Retry-After
 ├── Expired 504              the deadline passed
 └── Unavailable 503          carries Retry-After
-    ├── Overloaded           the queue is full
+    ├── Overloaded           the queue is full, or there are too many rows or bytes in flight
     ├── Draining             the process is on its way out
     ├── BreakerOpen          the primary is not trusted right now
     └── ModelFailed          the net raised or answered non-finite, and nothing could stand in
@@ -81,6 +82,12 @@ class Invalid(ServiceError):
     status, reason = 422, "invalid"
 
 
+class ClientLimit(ServiceError):
+    """The client holds its share of what may be in flight, and others want theirs; carries Retry-After."""
+
+    status, reason = 429, "client_limit"
+
+
 class Expired(ServiceError):
     """The deadline passed, in the queue or in the net."""
 
@@ -97,7 +104,7 @@ class Unavailable(ServiceError):
 
 
 class Overloaded(Unavailable):
-    """The queue is full."""
+    """The queue is full, or there are too many rows or bytes in flight."""
 
     reason = "overloaded"
 

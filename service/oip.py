@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 
 from service import schemas, wire
+from service.admission import Admission
 from service.api import DocumentedHotRoute, check_live, check_ready, headers_of, outcome_of, stages_of
 from service.door import Call, HotRoute, Reply, State, problem_reply
 from service.engine import Floats
@@ -46,12 +47,15 @@ class Infer:
         """Answer one call; errors leave as `ServiceError`."""
         chain = _chain(self._router, *_names(call.path))
         asked = self._decode(call, chain[0].shape)
+        call.place.settle(len(asked.rows))
         decoded_s = perf_counter() - call.started
         routed = await self._router.predict(asked.rows, chain, call.deadline)
         began = perf_counter()
         body, media_type, more = _encode(asked, routed)
         stages = (*stages_of(routed, decoded_s), ("encode", perf_counter() - began))
-        return Reply(body, media_type, [*headers_of(routed, stages), *more], outcome_of(routed), stages)
+        return Reply(
+            body, media_type, [*headers_of(routed, stages), *more], outcome_of(routed), stages, made_by=routed.served_by
+        )
 
     def _decode(self, call: Call, shape: Shape) -> Asked:
         header, tail = _split(call)
@@ -166,7 +170,13 @@ class InferRoute(HotRoute):
 
 
 def add_routes(
-    app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State
+    app: FastAPI,
+    router: Router,
+    lineup: Lineup,
+    settings: Settings,
+    metrics: Metrics,
+    state: State,
+    admission: Admission,
 ) -> InferRoute:
     """Add the protocol's routes to `app`; return the hot one, which is found by its path's two ends."""
 
@@ -207,6 +217,6 @@ def add_routes(
         """200 while the model is served."""
         return {"name": _chain(router, model, version)[0].name, "ready": True}
 
-    route = InferRoute(MODEL + "/infer", Infer(router, settings), settings, metrics, state)
+    route = InferRoute(MODEL + "/infer", Infer(router, settings), settings, metrics, state, admission)
     app.routes.append(DocumentedHotRoute(route, **schemas.INFER))
     return route

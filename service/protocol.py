@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.door import Call, Headers, HotRoute, Reply, check_length, problem_reply, request_id
+from service.door import Call, Headers, HotRoute, Reply, declared_length, knock, problem_reply, request_id
 from service.errors import (
     PROBLEM,
     Draining,
@@ -30,6 +30,7 @@ OTHER = "other"  # the route label of what never reached a route
 CLOSE = (b"connection", b"close")
 LINGER_S = 0.25  # for what is on its way in when the sockets close
 MAX_PIPELINE = 64  # requests of one connection that wait for an earlier answer
+MAX_SKIP = 2**20  # bytes of a refused body that are read, so that the connection stays
 MAX_HEAD = 16 * 1024  # bytes of a request line and headers
 
 
@@ -51,16 +52,20 @@ class HotCycle:
         self._expects_continue = protocol.expect_100_continue
         self._parts: list[bytes] = []
         self._size = 0
-        self._begun = False
+        self._begun = self._closes = False
         self._error: ServiceError | None = None
         self._answer: Coroutine[Any, None, Reply] | None = None
 
-    def check_length(self) -> None:
-        """Fail where the body says it is too long."""
+    def knock(self) -> None:
+        """Be refused where there is no room; the connection stays where the body is short and sure to come."""
+        length = declared_length(self.call.headers)
         try:
-            check_length(self.call.headers, self.route.max_body)
-        except TooLarge as error:
-            self.fail(error)
+            knock(self.call, length, self.route.max_body)
+        except ServiceError as error:
+            if 0 < length <= min(MAX_SKIP, self.route.max_body) and not self._expects_continue:
+                self._error = error
+            else:
+                self.fail(error)
 
     def begin(self) -> None:
         """Be the request that is next on its connection."""
@@ -71,11 +76,17 @@ class HotCycle:
         self._go_on()
 
     def feed(self, part: bytes) -> None:
-        """Take a part of the body."""
+        """Take a part of the body, unless the request is refused."""
+        if self._error:
+            return
         self._parts.append(part)
         self._size += len(part)
-        if self._size > self.route.max_body:
-            self.fail(TooLarge(f"a body of more than {self.route.max_body} bytes"))
+        try:
+            if self._size > self.route.max_body:
+                raise TooLarge(f"a body of more than {self.route.max_body} bytes")
+            self.call.place.grow(self._size)
+        except ServiceError as error:
+            self.fail(error)
 
     def end(self) -> None:
         """The body is whole."""
@@ -84,7 +95,11 @@ class HotCycle:
 
     def fail(self, error: ServiceError) -> None:
         """Answer with `error`, when it is this request's turn, and close: what follows is not read."""
+        if self.response_complete:
+            self._protocol.close_gently()
+            return
         self._error = self._error or error
+        self._closes = True
         self._parts.clear()
         self._protocol.deaf = True
         self._go_on()
@@ -106,15 +121,24 @@ class HotCycle:
     def _go_on(self) -> None:
         if not self._begun or self.response_complete or self._answer:
             return
+        if self.is_whole and not self._error:
+            self._enter()
         if self._error:
             self._finish(self.route.problem(self._error, self.call.id))
         elif self.is_whole:
-            self.call.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts.clear()
-            self.call.restart()
             self._protocol.tasks.add(self)  # type: ignore[arg-type]  # uvicorn waits for them at shutdown
             self._answer = self.route.answer(self.call)
             self._resume()
+
+    def _enter(self) -> None:
+        call = self.call
+        call.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        call.restart()
+        try:
+            call.enter()
+        except ServiceError as error:
+            self._error = error
 
     def _resume(self, _: object = None) -> None:
         """Run the answer until it is there, or waits for a future that then resumes it."""
@@ -137,7 +161,7 @@ class HotCycle:
             self.depart()
             return
         headers = self.route.headers(reply, self.call)
-        self.keep_alive = self.keep_alive and not self._error and headers[-1] != CLOSE
+        self.keep_alive = self.keep_alive and not self._closes and headers[-1] != CLOSE
         if not self.keep_alive and headers[-1] != CLOSE:
             headers.append(CLOSE)
         protocol.transport.write(_as_bytes(reply, headers))
@@ -152,6 +176,7 @@ class HotCycle:
         self._protocol.tasks.discard(self)
         answer, self._answer = self._answer, None
         self.call.body = b""
+        self.call.place.leave()
         self._parts.clear()
         if answer:
             answer.close()
@@ -165,6 +190,7 @@ class Protocol(HttpToolsProtocol):
     idle_since: float | None = None  # monotonic; None while a request is being answered or comes in
     writing_since: float | None = None  # monotonic; None while the caller reads what it is sent
     running: HotCycle | None = None
+    peer = ""  # its address
     deaf = False  # what still comes in is not looked at
     _unparsed_head = 0  # bytes of a head that is not complete
     _parsed_head = 0  # bytes of the request line, headers and trailers
@@ -176,6 +202,7 @@ class Protocol(HttpToolsProtocol):
         """Start the clock of the first request."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self.waiting_since = monotonic()
+        self.peer = self.client[0] if self.client else ""
 
     def data_received(self, data: bytes) -> None:
         """Parse, unless the head of the request grows too long."""
@@ -227,7 +254,7 @@ class Protocol(HttpToolsProtocol):
         if route is None:
             self._start_asgi()
         else:
-            self._start_hot(route, Call(headers, query, path.decode("ascii"), route.timeout_ms))
+            self._start_hot(route, route.call(headers, query, path.decode("ascii"), self.peer))
 
     def _start_asgi(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -239,7 +266,7 @@ class Protocol(HttpToolsProtocol):
     def _start_hot(self, route: HotRoute, call: Call) -> None:
         keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         cycle = HotCycle(self, route, call, keep_alive=keep_alive)
-        cycle.check_length()
+        cycle.knock()
         self._line_up(cycle)
 
     def _line_up(self, cycle: HotCycle | Refusal) -> None:

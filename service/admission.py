@@ -16,6 +16,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
+from service.concurrency import Kind
 from service.errors import ClientLimit, Overloaded
 from service.metrics import Metrics
 from service.settings import Settings
@@ -31,19 +32,13 @@ class Limit(Protocol):
 
     rows: float
 
-    def observe(self, kind: tuple[str, str, int], seconds: float, in_flight: int) -> None:
+    def observe(self, kind: Kind, seconds: float, in_flight: int) -> None:
         """Learn that a request of that kind took so long, with so many rows in flight."""
         ...
 
-
-class FixedLimit:
-    """As many rows as one says."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows: float = rows
-
-    def observe(self, kind: tuple[str, str, int], seconds: float, in_flight: int) -> None:
-        """Learn nothing."""
+    def refuse(self) -> None:
+        """Learn that somebody was refused."""
+        ...
 
 
 class Held:
@@ -87,6 +82,7 @@ class Admission:
         held, others = self._look(client)
         share = self.limit.rows / (others + 1)
         if held.rows + 1 > share:
+            self.limit.refuse()
             raise self._refusal("rows", others > 0 and held.rows >= share)
 
     def check_size(self, client: str, size: int) -> None:
@@ -139,13 +135,12 @@ class Place:
         self._held: Held | None = None
         self.rows = self.size = 0
 
-    def reserve(self, size: int) -> None:
-        """Hold `size` bytes of a body that is to come; raises as the checks of `Admission`."""
+    def check(self) -> None:
+        """Raise as `Admission.check_rows`: it would be no use to send the body."""
         self._admission.check_rows(self.client)
-        self.grow(size)
 
     def grow(self, size: int) -> None:
-        """Hold `size` bytes, more than before; raises as `Admission.check_size`."""
+        """Hold `size` bytes, where that is more than before; raises as `Admission.check_size`."""
         more = size - self.size
         if more <= 0:
             return

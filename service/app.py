@@ -15,8 +15,9 @@ from starlette.routing import Route
 
 from models.registry import Registry
 from service import oip
-from service.admission import Admission, FixedLimit
+from service.admission import Admission, Limit
 from service.api import DocumentedHotRoute, add_routes
+from service.concurrency import AdaptiveLimit, FixedLimit
 from service.door import (
     CANCELLED,
     HotRoute,
@@ -95,7 +96,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
     metrics, state = Metrics(settings.slo_ms), State()
     lineup = Lineup(Registry(settings.registry), loaders or RealLoaders(settings), settings, metrics)
     router = Router(lineup.engines, settings, metrics)
-    admission = Admission(FixedLimit(settings.concurrency), settings, metrics, lineup.numbers)
+    admission = Admission(_limit(settings), settings, metrics, lineup.numbers)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -130,6 +131,12 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
     app.add_exception_handler(Exception, _on_anything_else)
     app.short_cut()
     return app
+
+
+def _limit(settings: Settings) -> Limit:
+    if settings.concurrency == "adaptive":
+        return AdaptiveLimit(min(settings.max_queue, 4 * settings.max_batch))
+    return FixedLimit(settings.concurrency)
 
 
 def _outcome(status: int) -> str:

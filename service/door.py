@@ -232,11 +232,11 @@ def knock(call: Call, length: int, limit: int) -> None:
 
     Raises:
         TooLarge: they are more than `limit`.
-        Overloaded, ClientLimit: there is no room, as far as the head tells.
+        Overloaded, ClientLimit: there is no room for them.
     """
     if length > limit:
         raise TooLarge(f"a body of {length} bytes, at most {limit}")
-    call.place.reserve(length)
+    call.place.grow(length)
 
 
 async def read_body(call: Call, receive: Receive, limit: int) -> None:
@@ -247,6 +247,7 @@ async def read_body(call: Call, receive: Receive, limit: int) -> None:
         Overloaded, ClientLimit: there is no room.
         Departed: the caller left before it was whole.
     """
+    call.place.check()
     knock(call, declared_length(call.headers), limit)
     parts: list[bytes] = []
     size = 0

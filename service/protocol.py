@@ -51,29 +51,36 @@ class HotCycle:
         self._protocol = protocol
         self._expects_continue = protocol.expect_100_continue
         self._parts: list[bytes] = []
-        self._size = 0
+        self._size, self._declared = 0, declared_length(call.headers)
         self._begun = self._closes = False
         self._error: ServiceError | None = None
         self._answer: Coroutine[Any, None, Reply] | None = None
 
     def knock(self) -> None:
-        """Be refused where there is no room; the connection stays where the body is short and sure to come."""
-        length = declared_length(self.call.headers)
+        """Reserve the bytes that the head declares, or be refused."""
         try:
-            knock(self.call, length, self.route.max_body)
+            knock(self.call, self._declared, self.route.max_body)
         except ServiceError as error:
-            if 0 < length <= min(MAX_SKIP, self.route.max_body) and not self._expects_continue:
-                self._error = error
-            else:
-                self.fail(error)
+            self._refuse(error)
 
     def begin(self) -> None:
-        """Be the request that is next on its connection."""
+        """Be the request that is next on its connection, and refused where its body would come in vain."""
         self._begun = True
         self._protocol.running = self
+        try:
+            self.call.place.check()
+        except ServiceError as error:
+            self._refuse(error)
         if self._expects_continue and not self.is_whole and not self._error:
             self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._go_on()
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer with `error`; the connection stays where the body is short, and is here or sure to come."""
+        if self.is_whole or (0 < self._declared <= min(MAX_SKIP, self.route.max_body) and not self._expects_continue):
+            self._error = self._error or error
+        else:
+            self.fail(error)
 
     def feed(self, part: bytes) -> None:
         """Take a part of the body, unless the request is refused."""

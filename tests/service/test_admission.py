@@ -9,8 +9,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from service.admission import Admission, FixedLimit, Place
-from service.errors import ClientLimit, Overloaded, ServiceError
+from service.admission import Admission, Place
+from service.concurrency import FixedLimit
+from service.errors import ClientLimit, Overloaded
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -25,7 +26,8 @@ def admission(limit: int = 4, clock: Callable[[], float] = lambda: 0.0, **settin
 
 def enter(known: Admission, client: str, rows: int = 1) -> Place:
     place = Place(known, client)
-    place.reserve(rows * ROW)
+    place.check()
+    place.grow(rows * ROW)
     place.enter(OCTETS)
     return place
 
@@ -79,13 +81,13 @@ def test_who_would_not_be_let_in_is_told_so_before_the_body_comes() -> None:
     known = admission(1)
     enter(known, "a")
     with pytest.raises(Overloaded):
-        Place(known, "a").reserve(ROW)
+        Place(known, "a").check()
     assert known.size == ROW
 
 
 def test_a_body_that_is_on_its_way_holds_bytes_and_no_rows() -> None:
     known = admission(1)
-    Place(known, "a").reserve(1000 * ROW)
+    Place(known, "a").grow(1000 * ROW)
     enter(known, "a")
     assert (known.rows, known.size) == (1, 1001 * ROW)
 
@@ -93,14 +95,13 @@ def test_a_body_that_is_on_its_way_holds_bytes_and_no_rows() -> None:
 def test_bytes_are_let_in_up_to_the_limit_and_a_body_alone_whatever_its_size() -> None:
     known = admission(max_in_flight_mb=0.001)
     first = Place(known, "a")
-    first.reserve(5000)
+    first.grow(5000)
     with pytest.raises(Overloaded, match="bytes"):
-        Place(known, "a").reserve(1)
+        Place(known, "a").grow(1)
     first.leave()
     chunked = Place(known, "a")
-    chunked.reserve(0)
     other = Place(known, "a")
-    other.reserve(900)
+    other.grow(900)
     chunked.grow(100)
     with pytest.raises(Overloaded, match="bytes"):
         chunked.grow(101)
@@ -126,12 +127,12 @@ def test_one_client_alone_may_use_all_and_another_gets_its_share_at_once() -> No
 
 def test_a_client_with_its_bytes_full_leaves_another_its_share() -> None:
     known = admission(max_in_flight_mb=0.001)
-    Place(known, "hog").reserve(1000)
-    Place(known, "small").reserve(500)
+    Place(known, "hog").grow(1000)
+    Place(known, "small").grow(500)
     with pytest.raises(ClientLimit):
-        Place(known, "hog").reserve(1)
+        Place(known, "hog").grow(1)
     with pytest.raises(ClientLimit):
-        Place(known, "small").reserve(1)
+        Place(known, "small").grow(1)
 
 
 def test_more_clients_than_the_limit_get_no_more_than_the_limit() -> None:
@@ -149,11 +150,11 @@ def test_more_clients_than_the_limit_get_no_more_than_the_limit() -> None:
 
 def test_every_refusal_is_counted_by_its_reason() -> None:
     known = admission(1, max_in_flight_mb=0.0001)
-    place = enter(known, "a")
-    for size in (1, 99):
-        with pytest.raises(ServiceError):
-            Place(known, "a").reserve(size)
-        place.settle(0)
+    enter(known, "a")
+    with pytest.raises(Overloaded, match="rows"):
+        Place(known, "a").check()
+    with pytest.raises(Overloaded, match="bytes"):
+        Place(known, "a").grow(99)
     text = known._metrics.scrape()[0].decode()
     assert [f'lvm_refusals_total{{reason="{r}"}} 1.0' in text for r in ("rows", "bytes")] == [True, True]
 
@@ -183,7 +184,8 @@ class Reservations(RuleBasedStateMachine):
     def come(self, client: str, size: int) -> None:
         place, before = Place(self.known, client), (self.known.rows, self.known.size)
         try:
-            place.reserve(size)
+            place.check()
+            place.grow(size)
         except (Overloaded, ClientLimit):
             assert (self.known.rows, self.known.size) == before
             assert self.known.rows >= self.limit or self.known.size + size > self.most

@@ -1,9 +1,9 @@
 """Admission: rows and bytes in flight, reserved at the door, and no client holds more than its share of either.
 
-A request's bytes are reserved as soon as its head declares them (or, chunked, as they come); its rows, of which the
-bytes tell the number until they are decoded, when the body is whole: who sends slowly keeps no net from working. A
-request that would find no room for its rows is refused on its head all the same. It is let in where there is room,
-however many rows it has, or else would have to wait for small ones for ever.
+A request's bytes are reserved as soon as its head declares them (or, chunked, as they come); its rows when the body is
+whole: who sends slowly keeps no net from working. A request that would find no room for a row is refused on its head
+all the same. It is let in where there is room for one, however many it has, or else would have to wait for small ones
+for ever; how many it has is known once it is decoded, before anybody else has his turn.
 
 Where there is no room, a client that holds less than its share, the limit over the clients there are, is let in
 beyond it, and the others wait until it is theirs again: max-min fairness. A client alone may use all.
@@ -21,7 +21,6 @@ from service.errors import ClientLimit, Overloaded
 from service.metrics import Metrics
 from service.settings import Settings
 
-JSON_NUMBER = 12  # bytes of a number in JSON, about
 LONGEST_S = 60  # most that Retry-After says
 LAP_S = 0.25  # over which rows served are counted
 SMOOTHING = 0.3  # weight of the last lap
@@ -32,11 +31,11 @@ class Limit(Protocol):
 
     rows: float
 
-    def observe(self, kind: Kind, seconds: float, in_flight: int) -> None:
+    def observe(self, kind: Kind, seconds: float, in_flight: int, now: float) -> None:
         """Learn that a request of that kind took so long, with so many rows in flight."""
         ...
 
-    def refuse(self) -> None:
+    def refuse(self, now: float) -> None:
         """Learn that somebody was refused."""
         ...
 
@@ -53,7 +52,7 @@ class Held:
 class Admission:
     """Who is inside, with how many rows and bytes; refuses, without waiting, what there is no room for.
 
-    `numbers` tells how many numbers are in one row. Knows a client as long as a request of it is inside.
+    Knows a client as long as a request of it is inside.
     """
 
     def __init__(
@@ -61,36 +60,26 @@ class Admission:
         limit: Limit,
         settings: Settings,
         metrics: Metrics,
-        numbers: Callable[[], int],
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.limit, self.rows, self.size = limit, 0, 0
         self.clients: dict[str, Held] = {}
-        self._max_size, self._max_rows = round(settings.max_in_flight_mb * 1e6), settings.max_rows
-        self._numbers, self._clock, self._metrics = numbers, clock, metrics
+        self.max_size = round(settings.max_in_flight_mb * 1e6)
+        self._clock, self._metrics = clock, metrics
         self._since, self._served, self._rate = clock(), 0, 0.0
 
-    def estimate(self, media_type: bytes, size: int) -> int:
-        """Return how many rows a body of `size` bytes holds: exactly where it is octets."""
-        number = JSON_NUMBER if b"octet" not in media_type else 2 if b"float16" in media_type else 4
-        return max(1, min(self._max_rows, size // (number * self._numbers())))
-
-    def check_rows(self, client: str) -> None:
-        """Raise `Overloaded` or `ClientLimit` where no row of `client` would be let in now."""
-        if self.rows < self.limit.rows:
-            return
+    def check_row(self, client: str) -> None:
+        """Raise `Overloaded` or `ClientLimit`, the limit being reached, where `client` has its share of rows."""
         held, others = self._look(client)
         share = self.limit.rows / (others + 1)
         if held.rows + 1 > share:
-            self.limit.refuse()
+            self.limit.refuse(self._clock())
             raise self._refusal("rows", others > 0 and held.rows >= share)
 
     def check_size(self, client: str, size: int) -> None:
-        """Raise `Overloaded` or `ClientLimit` where there is no room for `size` more bytes of `client`."""
-        if self.size + size <= self._max_size or not self.size:
-            return
+        """Raise `Overloaded` or `ClientLimit` where `size` more bytes are more than the share of `client`."""
         held, others = self._look(client)
-        share = self._max_size / (others + 1)
+        share = self.max_size / (others + 1)
         if held.size + size > share:
             raise self._refusal("bytes", others > 0 and held.size >= share)
 
@@ -98,14 +87,16 @@ class Admission:
         """Return in how many whole seconds the rows in flight will have been served, 1 to 60."""
         return max(1, min(LONGEST_S, math.ceil(self.rows / self._rate))) if self._rate else 1
 
-    def serve(self, rows: int) -> None:
-        """Count rows that were served."""
+    def serve(self, route: str, made_by: str, rows: int, seconds: float) -> None:
+        """Learn that rows of a request were served in so many seconds."""
+        now = self._clock()
+        self.limit.observe((route, made_by, rows.bit_length()), seconds, self.rows, now)
         self._served += rows
-        lap = self._clock() - self._since
+        lap = now - self._since
         if lap >= LAP_S:
             rate = self._served / lap
             self._rate += (rate - self._rate) * SMOOTHING if self._rate else rate
-            self._since, self._served = self._since + lap, 0
+            self._since, self._served = now, 0
 
     def observe(self) -> None:
         """Bring the gauges up to date."""
@@ -136,32 +127,38 @@ class Place:
         self.rows = self.size = 0
 
     def check(self) -> None:
-        """Raise as `Admission.check_rows`: it would be no use to send the body."""
-        self._admission.check_rows(self.client)
+        """Raise `Overloaded` or `ClientLimit` where there is no room for a row: it is no use to send the body."""
+        admission = self._admission
+        if admission.rows >= admission.limit.rows:
+            admission.check_row(self.client)
 
     def grow(self, size: int) -> None:
-        """Hold `size` bytes, where that is more than before; raises as `Admission.check_size`."""
-        more = size - self.size
+        """Hold `size` bytes, where that is more than before; raises `Overloaded` or `ClientLimit`."""
+        admission, more = self._admission, size - self.size
         if more <= 0:
             return
-        self._admission.check_size(self.client, more)
-        self._hold(0, more)
+        if admission.size + more > admission.max_size and admission.size:
+            admission.check_size(self.client, more)
+        held = self._held or self._come_in()
+        self.size = size
+        held.size += more
+        admission.size += more
 
-    def enter(self, media_type: bytes) -> None:
-        """Hold the rows that the bytes held make; raises as `Admission.check_rows`."""
-        self._admission.check_rows(self.client)
-        self._hold(self._admission.estimate(media_type, self.size), 0)
+    def enter(self) -> None:
+        """Hold one row; raises as `check`."""
+        self.check()
+        held = self._held or self._come_in()
+        self.rows += 1
+        held.rows += 1
+        self._admission.rows += 1
 
     def settle(self, rows: int) -> None:
         """Hold as many rows as were decoded."""
-        if self._held:
-            self._hold(rows - self.rows, 0)
-
-    def serve(self, kind: tuple[str, str], seconds: float) -> None:
-        """Tell that the rows were served in so many seconds, and how that was done."""
-        admission = self._admission
-        admission.serve(self.rows)
-        admission.limit.observe((*kind, self.rows.bit_length()), seconds, admission.rows)
+        held, more = self._held, rows - self.rows
+        if more and held:
+            self.rows = rows
+            held.rows += more
+            self._admission.rows += more
 
     def leave(self) -> None:
         """Hold nothing any more, however often it is said."""
@@ -177,14 +174,7 @@ class Place:
         if not held.requests:
             del admission.clients[self.client]
 
-    def _hold(self, rows: int, size: int) -> None:
-        admission, held = self._admission, self._held
-        if held is None:
-            held = self._held = admission.clients.setdefault(self.client, Held())
-            held.requests += 1
-        self.rows += rows
-        self.size += size
-        held.rows += rows
-        held.size += size
-        admission.rows += rows
-        admission.size += size
+    def _come_in(self) -> Held:
+        held = self._held = self._admission.clients.setdefault(self.client, Held())
+        held.requests += 1
+        return held

@@ -7,6 +7,7 @@ import contextlib
 import gc
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from time import monotonic
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -96,7 +97,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
     metrics, state = Metrics(settings.slo_ms), State()
     lineup = Lineup(Registry(settings.registry), loaders or RealLoaders(settings), settings, metrics)
     router = Router(lineup.engines, settings, metrics)
-    admission = Admission(_limit(settings), settings, metrics, lineup.numbers)
+    admission = Admission(_limit(settings), settings, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -135,7 +136,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
 
 def _limit(settings: Settings) -> Limit:
     if settings.concurrency == "adaptive":
-        return AdaptiveLimit(min(settings.max_queue, 4 * settings.max_batch))
+        return AdaptiveLimit(min(settings.max_queue, 4 * settings.max_batch), monotonic())
     return FixedLimit(settings.concurrency)
 
 

@@ -10,9 +10,7 @@ stay is a burst, and let in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
-from time import monotonic
 
 LEAST = 32  # rows: fewer starve the batches
 PROBE = 2  # rows in flight while the least is measured anew
@@ -32,24 +30,24 @@ class FixedLimit:
     def __init__(self, rows: int) -> None:
         self.rows: float = rows
 
-    def observe(self, kind: Kind, seconds: float, in_flight: int) -> None:
+    def observe(self, kind: Kind, seconds: float, in_flight: int, now: float) -> None:
         """Learn nothing."""
 
-    def refuse(self) -> None:
+    def refuse(self, now: float) -> None:
         """Learn nothing."""
 
 
 class AdaptiveLimit:
     """Falls while requests take longer than `STRETCH` times their least and `SLACK_S`, rises while they do not.
 
-    It starts at `most` rows, and is back there soon after a load is gone.
+    It starts at `most` rows, and is back there soon after a load is gone. Times, of any clock that never goes back,
+    come from outside.
     """
 
-    def __init__(self, most: int, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, most: int, now: float) -> None:
         self.rows = self._most = float(most)
         self._least = float(min(LEAST, most))
-        self._clock = clock
-        self._lap = self._period = self._cut = clock()
+        self._lap = self._period = self._cut = now
         self._stretches: list[float] = []
         self._peak = 0
         self._refused = self._stands = False
@@ -57,21 +55,20 @@ class AdaptiveLimit:
         self._recent: dict[Kind, float] = {}
         self._earlier: dict[Kind, float] = {}
 
-    def observe(self, kind: Kind, seconds: float, in_flight: int) -> None:
+    def observe(self, kind: Kind, seconds: float, in_flight: int, now: float) -> None:
         """Learn that a request of that kind took so long, with so many rows in flight at its end, its own included."""
         recent = self._recent[kind] = min(seconds, self._recent.get(kind, seconds))
-        now = self._clock()
         self._peak = max(self._peak, in_flight)
         if seconds <= now - self._cut:  # what began before the limit fell says nothing of it
             self._stretches.append(seconds / (STRETCH * min(recent, self._earlier.get(kind, recent)) + SLACK_S))
         if now - self._lap >= LAP_S and len(self._stretches) >= SAMPLES:
             self._turn(now)
 
-    def refuse(self) -> None:
+    def refuse(self, now: float) -> None:
         """Learn that somebody was refused."""
         self._refused = True
         if self._before_probe is not None:
-            self._turn(self._clock())
+            self._turn(now)
 
     def _turn(self, now: float) -> None:
         before = self.rows

@@ -33,6 +33,7 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 CANCELLED = "cancelled"
+BLANK = "0" * 16  # where the id of a request goes
 CLOSING = (408, 413)  # the rest of the body is not worth reading
 
 
@@ -73,10 +74,6 @@ class Call:
         waited = perf_counter() - self.started
         self.started += waited
         self.deadline += waited
-
-    def enter(self) -> None:
-        """Reserve the rows that the whole body must hold; raises `Overloaded` or `ClientLimit`."""
-        self.place.enter(self.headers.get(b"content-type", b""))
 
     def take_timeout(self, most_ms: float) -> None:
         """Move the deadline to what X-Request-Timeout-Ms asks for; raises `Invalid` where it is none."""
@@ -143,6 +140,7 @@ class HotRoute:
         self.timeout_ms = settings.timeout_ms
         self.max_body = round(settings.max_body_mb * 1e6)
         self._label = (path,)
+        self._refusals: dict[tuple[str, int | None], list[bytes]] = {}
         self._in_flight = metrics.in_flight.expect((path,)).values
         self._requests = metrics.requests.expect((path,), ("ok", "fallback"))
         self._seconds = {stage: metrics.seconds.of(path, stage) for stage in STAGES[path]}
@@ -161,10 +159,15 @@ class HotRoute:
             reply = self.problem(error, call.id)
         finally:
             call.place.leave()
-        headers = self.headers(reply, call)
+        headers = self.headers(reply, call.id)
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
         self.count(reply, call)
+
+    @property
+    def closes(self) -> bool:
+        """Whether every answer closes its connection."""
+        return self._state.is_draining
 
     def call(self, headers: dict[bytes, bytes], query: bytes, path: str, peer: str) -> Call:
         """Return a call to this route from the address `peer`."""
@@ -188,24 +191,38 @@ class HotRoute:
         """Count a reply that was sent just now."""
         self._requests.add(self.path, reply.outcome)
         if reply.status == 200:  # a quick refusal must not make the service look fast
-            call.place.serve((self.path, reply.made_by), perf_counter() - call.started)
+            self._admission.serve(self.path, reply.made_by, call.place.rows, perf_counter() - call.started)
             for stage, seconds in reply.stages:
                 self._seconds[stage].observe(seconds)
             self._seconds["total"].observe(perf_counter() - call.started)
+
+    def refuse(self, error: ServiceError) -> None:
+        """Count a refusal that was sent just now."""
+        self._requests.add(self.path, error.reason)
 
     def depart(self) -> None:
         """Count a caller who left before the answer."""
         self._requests.add(self.path, CANCELLED)
 
-    def headers(self, reply: Reply, call: Call) -> Headers:
+    def refusal(self, error: ServiceError, call: Call, write: Callable[[Reply, Headers], bytes]) -> bytes:
+        """Return the answer, as `write` writes it, to one for whom there is no room: made before but for the id."""
+        known = error.detail, error.retry_after
+        pieces = self._refusals.get(known)
+        if pieces is None:
+            reply = self.problem(error, BLANK)
+            pieces = write(reply, self.headers(reply, BLANK)).split(BLANK.encode())
+            self._refusals[known] = pieces
+        return call.id.encode().join(pieces)
+
+    def headers(self, reply: Reply, identity: str) -> Headers:
         """Return all headers of a reply."""
         headers = [
             (b"content-type", reply.media_type),
             (b"content-length", b"%d" % len(reply.body)),
-            (b"x-request-id", call.id.encode()),
+            (b"x-request-id", identity.encode()),
             *reply.headers,
         ]
-        if self._state.is_draining or reply.status in CLOSING:
+        if self.closes or reply.status in CLOSING:
             headers.append((b"connection", b"close"))
         return headers
 
@@ -264,7 +281,7 @@ async def read_body(call: Call, receive: Receive, limit: int) -> None:
         if not message.get("more_body"):
             break
     call.body = parts[0] if len(parts) == 1 else b"".join(parts)
-    call.enter()
+    call.place.enter()
 
 
 def want_media_type(call: Call, *known: bytes) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -107,10 +106,6 @@ class Lineup:
     def is_ready(self) -> bool:
         """Whether a net is loaded and warm."""
         return bool(self.engines)
-
-    def numbers(self) -> int:
-        """Return how many numbers are in one context of the nets, 1 where none is loaded."""
-        return math.prod(next(iter(self.engines.values())).shape) if self.engines else 1
 
     def stuck_s(self) -> float:
         """Return the longest time, in seconds, that a batch has been running; infinite for a dead thread."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.door import Call, Headers, HotRoute, Reply, declared_length, knock, problem_reply, request_id
+from service.door import BLANK, Call, Headers, HotRoute, Reply, declared_length, knock, problem_reply, request_id
 from service.errors import (
     PROBLEM,
     Draining,
@@ -91,7 +91,8 @@ class HotCycle:
         try:
             if self._size > self.route.max_body:
                 raise TooLarge(f"a body of more than {self.route.max_body} bytes")
-            self.call.place.grow(self._size)
+            if self._size > self._declared:
+                self.call.place.grow(self._size)
         except ServiceError as error:
             self.fail(error)
 
@@ -131,11 +132,23 @@ class HotCycle:
         if self.is_whole and not self._error:
             self._enter()
         if self._error:
-            self._finish(self.route.problem(self._error, self.call.id))
+            self._tell(self._error)
         elif self.is_whole:
             self._protocol.tasks.add(self)  # type: ignore[arg-type]  # uvicorn waits for them at shutdown
             self._answer = self.route.answer(self.call)
             self._resume()
+
+    def _tell(self, error: ServiceError) -> None:
+        """Answer with `error`; at once where the service is too busy to say more than no."""
+        protocol = self._protocol
+        stays = self.keep_alive and not (self._closes or self.route.closes or protocol.transport.is_closing())
+        if not stays or len(self.call.id) != len(BLANK):
+            self._finish(self.route.problem(error, self.call.id))
+            return
+        protocol.transport.write(self.route.refusal(error, self.call, _as_bytes))
+        self.route.refuse(error)
+        self._forget()
+        protocol.answered(keep_alive=True)
 
     def _enter(self) -> None:
         call = self.call
@@ -143,7 +156,7 @@ class HotCycle:
         self._parts.clear()
         call.restart()
         try:
-            call.enter()
+            call.place.enter()
         except ServiceError as error:
             self._error = error
 
@@ -167,7 +180,7 @@ class HotCycle:
         if protocol.transport.is_closing():
             self.depart()
             return
-        headers = self.route.headers(reply, self.call)
+        headers = self.route.headers(reply, self.call.id)
         self.keep_alive = self.keep_alive and not self._closes and headers[-1] != CLOSE
         if not self.keep_alive and headers[-1] != CLOSE:
             headers.append(CLOSE)
@@ -252,6 +265,8 @@ class Protocol(HttpToolsProtocol):
             self.refuse(Malformed("this is plain HTTP/1.1: no upgrades"))
         elif b"host" not in headers and self.parser.get_http_version() == "1.1":
             self.refuse(Malformed("an HTTP/1.1 request names its host"))
+        elif len(headers) < len(self.headers) and [name for name, _ in self.headers].count(b"host") > 1:
+            self.refuse(Malformed("a request names one host"))
         elif len(self.pipeline) >= MAX_PIPELINE:
             self.refuse(Overloaded(f"more than {MAX_PIPELINE} requests ahead of their answers"))
         if self.deaf:

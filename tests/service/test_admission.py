@@ -15,36 +15,20 @@ from service.errors import ClientLimit, Overloaded
 from service.metrics import Metrics
 from service.settings import Settings
 
-NUMBERS = 10  # in a row
-ROW = 4 * NUMBERS  # bytes of a row as octets
-OCTETS = b"application/octet-stream"
+ROW = 40  # bytes
 
 
 def admission(limit: int = 4, clock: Callable[[], float] = lambda: 0.0, **settings: float) -> Admission:
-    return Admission(FixedLimit(limit), Settings(**settings), Metrics(), lambda: NUMBERS, clock)  # type: ignore[arg-type]
+    return Admission(FixedLimit(limit), Settings(**settings), Metrics(), clock)  # type: ignore[arg-type]
 
 
 def enter(known: Admission, client: str, rows: int = 1) -> Place:
     place = Place(known, client)
     place.check()
     place.grow(rows * ROW)
-    place.enter(OCTETS)
+    place.enter()
+    place.settle(rows)
     return place
-
-
-@pytest.mark.parametrize(
-    ("media_type", "size", "rows"),
-    [
-        (OCTETS, 3 * ROW, 3),
-        (OCTETS + b";dtype=float16", 3 * ROW, 6),
-        (b"application/json", 3 * ROW, 1),
-        (b"application/json", 9 * ROW, 3),
-        (b"", 0, 1),
-        (OCTETS, 10**9, 1024),
-    ],
-)
-def test_bytes_tell_rows_exactly_where_they_are_octets(media_type: bytes, size: int, rows: int) -> None:
-    assert admission().estimate(media_type, size) == rows
 
 
 def test_rows_are_let_in_up_to_the_limit_and_again_when_some_have_left() -> None:
@@ -166,7 +150,7 @@ def test_retry_after_is_the_backlog_over_the_rate_of_service() -> None:
     places = [enter(known, "a", 10) for _ in range(60)]
     for place in places[:10]:
         now += 0.1
-        place.serve(("/predict", "primary"), 0.1)
+        known.serve("/predict", "primary", 10, 0.1)
         place.leave()
     assert known.backlog_s() == 5  # 500 rows at 100 a second
 
@@ -191,7 +175,7 @@ class Reservations(RuleBasedStateMachine):
             assert self.known.rows >= self.limit or self.known.size + size > self.most
         self.places.append(place)
 
-    @rule(data=st.data(), more=st.integers(0, 400), step=st.sampled_from(["grow", "enter", "settle", "serve", "leave"]))
+    @rule(data=st.data(), more=st.integers(0, 400), step=st.sampled_from(["grow", "enter", "settle", "leave"]))
     def go_on(self, data: st.DataObject, more: int, step: str) -> None:
         if not self.places:
             return
@@ -200,11 +184,9 @@ class Reservations(RuleBasedStateMachine):
             if step == "grow":
                 place.grow(place.size + more)
             elif step == "enter" and not place.rows:
-                place.enter(OCTETS)
+                place.enter()
             elif step == "settle" and place.rows:
                 place.settle(1 + more)
-            elif step == "serve":
-                place.serve(("/predict", "primary"), 0.0)
         except (Overloaded, ClientLimit):
             pass
         if step == "leave":

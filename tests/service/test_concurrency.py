@@ -40,7 +40,7 @@ class Simulation:
 
     def __init__(self, limit: AdaptiveLimit | FixedLimit | None = None) -> None:
         self.now = 0.0
-        self.limit = limit or AdaptiveLimit(MOST, lambda: self.now)
+        self.limit = limit or AdaptiveLimit(MOST, 0.0)
         self.in_flight = 0
         self._waiting: deque[float] = deque()
 
@@ -59,12 +59,12 @@ class Simulation:
                     self._waiting.append(next_one)
                 else:
                     refused += 1
-                    self.limit.refuse()
+                    self.limit.refuse(self.now)
                 next_one = next(arrivals)
             self.now = until
             for since in batch:
                 taken.append(until - since)
-                self.limit.observe(("/predict", "primary", 1), until - since, self.in_flight)
+                self.limit.observe(("/predict", "primary", 1), until - since, self.in_flight, self.now)
                 self.in_flight -= 1
         return taken, refused
 
@@ -131,25 +131,25 @@ def test_under_lasting_load_the_least_is_measured_anew_with_few_rows() -> None:
 
 def test_a_probe_ends_though_nobody_is_served() -> None:
     now = 0.0
-    limit = AdaptiveLimit(MOST, lambda: now)
+    limit = AdaptiveLimit(MOST, now)
     while limit.rows != PROBE:
         now += 0.01
-        limit.refuse()
-        limit.observe(("/predict", "primary", 1), 0.001, 1)
-    limit.refuse()
+        limit.refuse(now)
+        limit.observe(("/predict", "primary", 1), 0.001, 1, now)
+    limit.refuse(now)
     assert limit.rows == PROBE
     now += PROBE_S * 1.01
-    limit.refuse()
+    limit.refuse(now)
     assert limit.rows == MOST
 
 
 def test_kinds_are_compared_with_their_own() -> None:
     now = 0.0
-    limit = AdaptiveLimit(MOST, lambda: now)
+    limit = AdaptiveLimit(MOST, now)
     for step in range(1000):
         now += 0.01
         slow = step % 2
-        limit.observe(("/predict", "fallback" if slow else "primary", 1), 0.2 if slow else 0.0002, 100)
+        limit.observe(("/predict", "fallback" if slow else "primary", 1), 0.2 if slow else 0.0002, 100, now)
     assert limit.rows == MOST
 
 
@@ -164,11 +164,11 @@ def test_whatever_it_sees_the_limit_stays_within_its_bounds(
     steps: list[tuple[float, float, int, bool]], most: int
 ) -> None:
     now = 0.0
-    limit = AdaptiveLimit(most, lambda: now)
+    limit = AdaptiveLimit(most, now)
     for seconds, pause, in_flight, refused in steps:
         now += pause
-        limit.observe(("/predict", "primary", in_flight.bit_length()), seconds, in_flight)
+        limit.observe(("/predict", "primary", in_flight.bit_length()), seconds, in_flight, now)
         if refused:
-            limit.refuse()
+            limit.refuse(now)
         assert min(most, PROBE) <= limit.rows <= most
         assert limit.rows >= min(LEAST, most) or limit._before_probe is not None

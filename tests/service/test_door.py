@@ -77,8 +77,11 @@ def test_no_room_is_told_on_the_head_and_the_connection_stays(serve: Serve) -> N
         status, headers, body = answer(connection)
         assert (status, json.loads(body)["type"]) == (503, "urn:lvm:problem:overloaded")
         assert int(headers[b"retry-after"]) >= 1
+        assert json.loads(body)["request_id"] == headers[b"x-request-id"].decode()
         connection.sendall(BODY + REQUEST)
-        assert answer(connection)[0] == 503
+        status, again, body = answer(connection)
+        assert (status, json.loads(body)["request_id"]) == (503, again[b"x-request-id"].decode())
+        assert again[b"x-request-id"] != headers[b"x-request-id"]
         connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
         assert answer(connection)[0] == 200
         assert server.metric("lvm_requests_total", route="/predict", outcome="overloaded") == 2
@@ -231,11 +234,11 @@ def test_who_comes_at_once_is_answered_or_refused_and_the_counts_say_so(serve: S
 
 
 def test_below_another_server_the_same_rules_hold() -> None:
-    known = Admission(FixedLimit(1), Settings(), Metrics(), lambda: 10)
+    known = Admission(FixedLimit(1), Settings(), Metrics())
 
     async def handler(call: Call) -> Reply:
-        assert known.rows == 2
-        call.place.settle(1)
+        assert (known.rows, known.size) == (1, len(call.body))
+        call.place.settle(2)
         return Reply(b"{}", b"application/json")
 
     route = HotRoute("/predict", handler, Settings(), Metrics(), State(), known)
@@ -261,7 +264,7 @@ def test_below_another_server_the_same_rules_hold() -> None:
     assert asyncio.run(ask(b"x" * 40, b"x" * 40)) == 200
     assert asyncio.run(ask(b"x", b"gone")) == 0
     other = Place(known, "192.0.2.1")
-    other.enter(b"")
+    other.enter()
     assert asyncio.run(ask(b"x")) == 503
     other.leave()
     assert (known.rows, known.size, known.clients) == (0, 0, {})

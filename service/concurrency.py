@@ -18,7 +18,7 @@ SLACK_S = 0.005  # of delay that nobody minds, however quick the request
 STRETCH = 4.0  # times its least that a request may take besides: a batch runs, one forms, and both have grown
 LAP_S = 0.1  # between two changes of the limit
 SAMPLES = 5  # at least, for a change
-PERIOD_S = 10.0  # after two of which a least is forgotten
+PERIOD_S = 30.0  # after two of which a least is forgotten
 PROBE_S = 0.2  # at the end of a period, where somebody was refused just then
 
 Kind = tuple[str, str, int]

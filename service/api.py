@@ -13,13 +13,11 @@ from fastapi.routing import APIRoute
 
 from models.retriever import Hit, Search
 from service import schemas, wire
-from service.auth import Tokens
-from service.door import Call, Headers, HotRoute, Reply, State, want_media_type
+from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media_type
 from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
 from service.inventory import describe
 from service.lineup import Lineup
-from service.metrics import Metrics
 from service.routing import EngineLike, Profile, Routed, Router
 from service.search import SearchEngine
 from service.settings import Settings
@@ -49,6 +47,7 @@ class Predict:
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
         asked = wire.held_to(self._norms, self._decode(call))
+        call.place.settle(len(asked.rows))
         decoded_s = perf_counter() - call.started
         routed = await self._router.predict(asked.rows, self._chain(asked.options), call.deadline)
         stages = stages_of(routed, decoded_s)
@@ -59,7 +58,7 @@ class Predict:
             body, media_type = wire.encode_json(self._body(asked, routed, stages)), JSON
         stages = (*stages, ("encode", perf_counter() - began))
         self._shadow.consider(asked.rows, routed)
-        return Reply(body, media_type, headers_of(routed, stages), outcome_of(routed), stages)
+        return Reply(body, media_type, headers_of(routed, stages), outcome_of(routed), stages, made_by=routed.served_by)
 
     def _decode(self, call: Call) -> Decoded:
         if want_media_type(call, JSON, OCTETS) == JSON:
@@ -107,6 +106,7 @@ class Retrieve:
         """Answer one call; errors leave as `ServiceError`."""
         engine = self._lineup.search_engine()
         asked = wire.held_to(self._norms, self._decode(call, engine))
+        call.place.settle(1)
         by_towers = self._is_for_towers(asked.field, asked.options, engine)
         _check_rerank(asked.options, engine, by_towers)
         stages: Stages = (("decode", perf_counter() - call.started),)
@@ -162,7 +162,8 @@ class Retrieve:
         encoded = wire.encode_json(body)
         stages = (*stages, ("encode", perf_counter() - began))
         headers = headers_of(routed, stages) + (_maker(*author) if author else [])
-        return Reply(encoded, JSON, headers, outcome_of(routed), stages)
+        made_by = routed.served_by if routed else engine.alias
+        return Reply(encoded, JSON, headers, outcome_of(routed), stages, made_by=made_by)
 
 
 def _search(asked: Decoded, query: Floats | None) -> Search:
@@ -268,22 +269,22 @@ def check_ready(lineup: Lineup, state: State) -> None:
         raise Unavailable("no net is loaded")
 
 
-def add_routes(
-    app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State, tokens: Tokens
-) -> Callable[[], None]:
+def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Callable[[], None]:
     """Add every route of the service to `app`; return what brings the gauges up to date."""
+    settings, metrics, state = door.settings, door.metrics, door.state
     shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
     hot = (
         (Predict(router, settings, shadow), "/predict", schemas.PREDICT),
         (Retrieve(router, lineup, settings), "/retrieve", schemas.RETRIEVE),
     )
     for handler, path, documentation in hot:
-        route = HotRoute(path, handler, settings, metrics, state, tokens)
+        route = HotRoute(path, handler, door)
         app.routes.append(DocumentedHotRoute(route, **documentation))
 
     def observe() -> None:
         lineup.observe()
         router.observe()
+        door.admission.observe()
         metrics.ready.set(float(lineup.is_ready and not state.is_draining))
 
     @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from time import monotonic
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,12 +16,15 @@ from starlette.routing import Route
 
 from models.registry import Registry
 from service import oip
+from service.admission import Admission, Limit
 from service.api import DocumentedHotRoute, add_routes
 from service.auth import PROBES, Tokens, read_tokens
 from service.cells import Cells
+from service.concurrency import AdaptiveLimit, FixedLimit
 from service.door import (
     CANCELLED,
     NOSNIFF,
+    Door,
     HotRoute,
     Message,
     Receive,
@@ -114,6 +118,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
     metrics, state, tokens = Metrics(settings.slo_ms, cells), State(), read_tokens(settings)
     lineup = Lineup(Registry(settings.registry), loaders or RealLoaders(settings), settings, metrics)
     router = Router(lineup.engines, settings, metrics)
+    admission = Admission(_limit(settings), settings, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -141,13 +146,21 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
         redirect_slashes=False,
     )
     app.state.process, app.state.settings, app.state.lineup = state, settings, lineup
-    app.state.observe = add_routes(app, router, lineup, settings, metrics, state, tokens)
-    app.infer = oip.add_routes(app, router, lineup, settings, metrics, state, tokens)
+    door = Door(settings, metrics, state, tokens, admission)
+    app.state.observe = add_routes(app, router, lineup, door)
+    app.infer = oip.add_routes(app, router, lineup, door)
+    app.state.admission = admission
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_anything_else)
     app.short_cut()
     return app
+
+
+def _limit(settings: Settings) -> Limit:
+    if settings.concurrency == "adaptive":
+        return AdaptiveLimit(min(settings.max_queue, 4 * settings.max_batch), monotonic())
+    return FixedLimit(settings.concurrency)
 
 
 def _outcome(status: int) -> str:

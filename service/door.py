@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from dataclasses import dataclass
 from random import getrandbits
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from service.admission import Admission, Place
 from service.auth import Tokens
 from service.errors import (
     PROBLEM,
@@ -19,7 +21,6 @@ from service.errors import (
     Malformed,
     ServiceError,
     TooLarge,
-    Unauthorised,
     UnsupportedMediaType,
     problem,
 )
@@ -36,6 +37,7 @@ Headers = list[tuple[bytes, bytes]]
 CANCELLED = "cancelled"
 NOSNIFF = (b"x-content-type-options", b"nosniff")  # a browser shall not guess what an answer is
 CLOSING = (401, 408, 413)  # the rest of the body is not worth reading
+BLANK = "0" * 16  # where the id of a request goes
 
 
 class Departed(Exception):
@@ -51,16 +53,33 @@ class State:
         self.headers: Headers = []  # of every answer
 
 
+@dataclass(frozen=True)
+class Door:
+    """What every hot route lies behind."""
+
+    settings: Settings
+    metrics: Metrics
+    state: State
+    tokens: Tokens
+    admission: Admission
+
+
 class Call:
-    """One request to a hot route: its headers, body, deadline (monotonic seconds) and identity."""
+    """One request to a hot route: its headers, body, deadline (monotonic seconds), identity, and place among all.
 
-    __slots__ = ("body", "deadline", "headers", "id", "path", "query", "started")
+    Fairness knows its client by the name of its token, where tokens are wanted, else by its address.
+    """
 
-    def __init__(self, headers: dict[bytes, bytes], query: bytes, path: str, timeout_ms: float) -> None:
+    __slots__ = ("body", "deadline", "headers", "id", "path", "place", "query", "started")
+
+    def __init__(
+        self, headers: dict[bytes, bytes], query: bytes, path: str, timeout_ms: float, peer: str, admission: Admission
+    ) -> None:
         self.started = perf_counter()
         self.headers = headers
         self.query, self.path = query, path
         self.body = b""
+        self.place = Place(admission, peer)
         self.id = request_id(self.headers.get(b"x-request-id"))
         self.deadline = monotonic() + timeout_ms / 1000
 
@@ -98,7 +117,7 @@ class Call:
 
 
 class Reply(NamedTuple):
-    """An answer: body, media type, more headers, how it counts, and seconds by stage."""
+    """An answer: body, media type, more headers, how it counts, seconds by stage, and the alias that made it."""
 
     body: bytes
     media_type: bytes
@@ -106,6 +125,7 @@ class Reply(NamedTuple):
     outcome: str = "ok"
     stages: tuple[tuple[str, float], ...] = ()
     status: int = 200
+    made_by: str = ""
 
 
 Handler = Callable[[Call], Coroutine[Any, Any, Reply]]
@@ -121,33 +141,57 @@ def request_id(given: bytes | None) -> str:
 class HotRoute:
     """One hot route: takes a call, gives a reply, counts it once. Runs below uvicorn, or as plain ASGI."""
 
-    def __init__(
-        self, path: str, handler: Handler, settings: Settings, metrics: Metrics, state: State, tokens: Tokens
-    ) -> None:
-        self.path, self._handler, self._state, self.tokens = path, handler, state, tokens
-        self.timeout_ms = settings.timeout_ms
-        self.max_body = round(settings.max_body_mb * 1e6)
+    def __init__(self, path: str, handler: Handler, door: Door) -> None:
+        self.path, self._handler, self._door = path, handler, door
+        self.timeout_ms = door.settings.timeout_ms
+        self.max_body = round(door.settings.max_body_mb * 1e6)
+        self._refusals: dict[tuple[str, int | None], list[bytes]] = {}
+        metrics = door.metrics
         self._in_flight = metrics.in_flight.expect((path,))
         self._requests = metrics.requests.expect((path,), ("ok", "fallback"))
         self._seconds = {stage: metrics.seconds.of(path, stage) for stage in STAGES[path]}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application."""
-        call = Call(dict(scope["headers"]), scope["query_string"], scope["path"], self.timeout_ms)
+        peer = scope.get("client") or ("",)
+        call = self.call(dict(scope["headers"]), scope["query_string"], scope["path"], peer[0])
         try:
-            self.tokens.client_of(call.headers)
-            call.body = await read_body(call.headers, receive, self.max_body)
+            self.knock(call, declared_length(call.headers))
+            await read_body(call, receive, self.max_body)
+            reply = await self.answer(call)
         except Departed:
             self.depart()
             return
-        except (Unauthorised, TooLarge) as error:
+        except ServiceError as error:
             reply = self.problem(error, call.id)
-        else:
-            reply = await self.answer(call)
-        headers = self.headers(reply, call)
+        finally:
+            call.place.leave()
+        headers = self.headers(reply, call.id)
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
         self.count(reply, call)
+
+    @property
+    def closes(self) -> bool:
+        """Whether every answer closes its connection."""
+        return self._door.state.is_draining
+
+    def call(self, headers: dict[bytes, bytes], query: bytes, path: str, peer: str) -> Call:
+        """Return a call to this route from the address `peer`."""
+        return Call(headers, query, path, self.timeout_ms, peer, self._door.admission)
+
+    def knock(self, call: Call, length: int) -> None:
+        """Learn from the head of a call whose it is, and reserve the `length` bytes that it declares.
+
+        Raises:
+            Unauthorised: its token is not known.
+            TooLarge: they are too many.
+            Overloaded, ClientLimit: there is no room for them.
+        """
+        call.place.client = self._door.tokens.client_of(call.headers) or call.place.client
+        if length > self.max_body:
+            raise TooLarge(f"a body of {length} bytes, at most {self.max_body}")
+        call.place.grow(length)
 
     async def answer(self, call: Call) -> Reply:
         """Return the reply to a call whose body is whole."""
@@ -167,25 +211,40 @@ class HotRoute:
         """Count a reply that was sent just now."""
         self._requests.add(self.path, reply.outcome)
         if reply.status == 200:  # a quick refusal must not make the service look fast
+            self._door.admission.serve(self.path, reply.made_by, call.place.rows, perf_counter() - call.started)
             for stage, seconds in reply.stages:
                 self._seconds[stage].observe(seconds)
             self._seconds["total"].observe(perf_counter() - call.started)
+
+    def refuse(self, error: ServiceError) -> None:
+        """Count a refusal that was sent just now."""
+        self._requests.add(self.path, error.reason)
 
     def depart(self) -> None:
         """Count a caller who left before the answer."""
         self._requests.add(self.path, CANCELLED)
 
-    def headers(self, reply: Reply, call: Call) -> Headers:
+    def refusal(self, error: ServiceError, call: Call, write: Callable[[Reply, Headers], bytes]) -> bytes:
+        """Return the answer, as `write` writes it, to one for whom there is no room: made before but for the id."""
+        known = error.detail, error.retry_after
+        pieces = self._refusals.get(known)
+        if pieces is None:
+            reply = self.problem(error, BLANK)
+            pieces = write(reply, self.headers(reply, BLANK)).split(BLANK.encode())
+            self._refusals[known] = pieces
+        return call.id.encode().join(pieces)
+
+    def headers(self, reply: Reply, identity: str) -> Headers:
         """Return all headers of a reply."""
         headers = [
             (b"content-type", reply.media_type),
             (b"content-length", b"%d" % len(reply.body)),
-            (b"x-request-id", call.id.encode()),
+            (b"x-request-id", identity.encode()),
             NOSNIFF,
             *reply.headers,
-            *self._state.headers,
+            *self._door.state.headers,
         ]
-        if self._state.is_draining or reply.status in CLOSING:
+        if self.closes or reply.status in CLOSING:
             headers.append((b"connection", b"close"))
         return headers
 
@@ -201,21 +260,21 @@ def problem_reply(error: ServiceError, identity: str, /, **members: str) -> Repl
     return Reply(body, PROBLEM, [*error.headers, *retry], error.reason, status=error.status)
 
 
-def check_length(headers: dict[bytes, bytes], limit: int) -> None:
-    """Raise `TooLarge` where a body says it is longer than `limit` bytes."""
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > limit:
-        raise TooLarge(f"a body of {int(declared)} bytes, at most {limit}")
+def declared_length(headers: dict[bytes, bytes]) -> int:
+    """Return the bytes of a body as its head declares them, 0 where it does not."""
+    said = headers.get(b"content-length", b"")
+    return int(said) if said.isdigit() else 0
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """Return the whole body.
+async def read_body(call: Call, receive: Receive, limit: int) -> None:
+    """Read the whole body of a call, and let its rows in.
 
     Raises:
-        TooLarge: it is, or says it is, longer than `limit` bytes.
+        TooLarge: it is longer than `limit` bytes.
+        Overloaded, ClientLimit: there is no room.
         Departed: the caller left before it was whole.
     """
-    check_length(headers, limit)
+    call.place.check()
     parts: list[bytes] = []
     size = 0
     while True:
@@ -226,9 +285,12 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -
         size += len(part)
         if size > limit:
             raise TooLarge(f"a body of more than {limit} bytes")
+        call.place.grow(size)
         parts.append(part)
         if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            break
+    call.body = parts[0] if len(parts) == 1 else b"".join(parts)
+    call.place.enter()
 
 
 def want_media_type(call: Call, *known: bytes) -> bytes:

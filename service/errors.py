@@ -6,9 +6,10 @@ ServiceError
 ├── Unauthorised 401         a token is wanted, and is missing or unknown
 ├── UnknownModel 404
 ├── TooSlow 408              TooLarge 413, UnsupportedMediaType 415, HeadersTooLarge 431
+├── ClientLimit 429          the client holds its share; carries Retry-After
 ├── Expired 504              the deadline passed
 └── Unavailable 503          carries Retry-After
-    ├── Overloaded           the queue is full
+    ├── Overloaded           the queue is full, or there are too many rows or bytes in flight
     ├── Draining             the process is on its way out
     ├── BreakerOpen          the primary is not trusted right now
     └── ModelFailed          the net raised or answered non-finite, and nothing could stand in
@@ -91,6 +92,12 @@ class Invalid(ServiceError):
     status, reason = 422, "invalid"
 
 
+class ClientLimit(ServiceError):
+    """The client holds its share of what may be in flight, and others want theirs; carries Retry-After."""
+
+    status, reason = 429, "client_limit"
+
+
 class Expired(ServiceError):
     """The deadline passed, in the queue or in the net."""
 
@@ -107,7 +114,7 @@ class Unavailable(ServiceError):
 
 
 class Overloaded(Unavailable):
-    """The queue is full."""
+    """The queue is full, or there are too many rows or bytes in flight."""
 
     reason = "overloaded"
 

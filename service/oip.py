@@ -14,12 +14,10 @@ from fastapi import FastAPI
 
 from service import schemas, wire
 from service.api import DocumentedHotRoute, check_live, check_ready, headers_of, outcome_of, stages_of
-from service.auth import Tokens
-from service.door import Call, HotRoute, Reply, State, problem_reply
+from service.door import Call, Door, HotRoute, Reply, problem_reply
 from service.engine import Floats
 from service.errors import Invalid, Malformed, ServiceError, UnknownModel
 from service.lineup import Lineup
-from service.metrics import Metrics
 from service.routing import EngineLike, Routed, Router
 from service.settings import Settings
 from service.wire import JSON, OCTETS, Decoded, Shape
@@ -48,12 +46,15 @@ class Infer:
         """Answer one call; errors leave as `ServiceError`."""
         chain = _chain(self._router, *_names(call.path))
         asked = self._decode(call, chain[0].shape)
+        call.place.settle(len(asked.rows))
         decoded_s = perf_counter() - call.started
         routed = await self._router.predict(asked.rows, chain, call.deadline)
         began = perf_counter()
         body, media_type, more = _encode(asked, routed)
         stages = (*stages_of(routed, decoded_s), ("encode", perf_counter() - began))
-        return Reply(body, media_type, [*headers_of(routed, stages), *more], outcome_of(routed), stages)
+        return Reply(
+            body, media_type, [*headers_of(routed, stages), *more], outcome_of(routed), stages, made_by=routed.served_by
+        )
 
     def _decode(self, call: Call, shape: Shape) -> Asked:
         header, tail = _split(call)
@@ -167,10 +168,9 @@ class InferRoute(HotRoute):
         return problem_reply(error, identity, error=error.detail)
 
 
-def add_routes(
-    app: FastAPI, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics, state: State, tokens: Tokens
-) -> InferRoute:
+def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> InferRoute:
     """Add the protocol's routes to `app`; return the hot one, which is found by its path's two ends."""
+    settings, state = door.settings, door.state
 
     @app.get("/v2", responses=schemas.UNAUTHORISED)
     async def server_metadata() -> dict[str, Any]:
@@ -209,6 +209,6 @@ def add_routes(
         """200 while the model is served."""
         return {"name": _chain(router, model, version)[0].name, "ready": True}
 
-    route = InferRoute(MODEL + "/infer", Infer(router, settings), settings, metrics, state, tokens)
+    route = InferRoute(MODEL + "/infer", Infer(router, door.settings), door)
     app.routes.append(DocumentedHotRoute(route, **schemas.INFER))
     return route

@@ -13,7 +13,17 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.door import NOSNIFF, Call, Headers, HotRoute, Reply, check_length, problem_reply, request_id
+from service.door import (
+    BLANK,
+    NOSNIFF,
+    Call,
+    Headers,
+    HotRoute,
+    Reply,
+    declared_length,
+    problem_reply,
+    request_id,
+)
 from service.errors import (
     PROBLEM,
     Draining,
@@ -31,6 +41,7 @@ OTHER = "other"  # the route label of what never reached a route
 CLOSE = (b"connection", b"close")
 LINGER_S = 0.25  # for what is on its way in when the sockets close
 MAX_PIPELINE = 64  # requests of one connection that wait for an earlier answer
+MAX_SKIP = 2**20  # bytes of a refused body that are read, so that the connection stays
 MAX_HEAD = 16 * 1024  # bytes of a request line and headers
 
 
@@ -51,33 +62,52 @@ class HotCycle:
         self._protocol = protocol
         self._expects_continue = protocol.expect_100_continue
         self._parts: list[bytes] = []
-        self._size = 0
-        self._begun = False
+        self._size, self._declared = 0, declared_length(call.headers)
+        self._begun = self._closes = False
         self._error: ServiceError | None = None
         self._answer: Coroutine[Any, None, Reply] | None = None
 
-    def check_head(self) -> None:
-        """Fail where the token is not known, or the body says it is too long."""
+    def knock(self) -> None:
+        """Say whose it is and reserve the bytes that the head declares, or be refused."""
         try:
-            self.route.tokens.client_of(self.call.headers)
-            check_length(self.call.headers, self.route.max_body)
+            self.route.knock(self.call, self._declared)
         except (Unauthorised, TooLarge) as error:
             self.fail(error)
+        except ServiceError as error:
+            self._refuse(error)
 
     def begin(self) -> None:
-        """Be the request that is next on its connection."""
+        """Be the request that is next on its connection, and refused where its body would come in vain."""
         self._begun = True
         self._protocol.running = self
+        try:
+            self.call.place.check()
+        except ServiceError as error:
+            self._refuse(self._error or error)
         if self._expects_continue and not self.is_whole and not self._error:
             self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._go_on()
 
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer with `error`; the connection stays where the body is short, and is here or sure to come."""
+        if self.is_whole or (0 < self._declared <= min(MAX_SKIP, self.route.max_body) and not self._expects_continue):
+            self._error = self._error or error
+        else:
+            self.fail(error)
+
     def feed(self, part: bytes) -> None:
-        """Take a part of the body."""
+        """Take a part of the body, unless the request is refused."""
+        if self._error:
+            return
         self._parts.append(part)
         self._size += len(part)
-        if self._size > self.route.max_body:
-            self.fail(TooLarge(f"a body of more than {self.route.max_body} bytes"))
+        try:
+            if self._size > self.route.max_body:
+                raise TooLarge(f"a body of more than {self.route.max_body} bytes")
+            if self._size > self._declared:
+                self.call.place.grow(self._size)
+        except ServiceError as error:
+            self.fail(error)
 
     def end(self) -> None:
         """The body is whole."""
@@ -86,7 +116,11 @@ class HotCycle:
 
     def fail(self, error: ServiceError) -> None:
         """Answer with `error`, when it is this request's turn, and close: what follows is not read."""
+        if self.response_complete:
+            self._protocol.close_gently()
+            return
         self._error = self._error or error
+        self._closes = True
         self._parts.clear()
         self._protocol.deaf = True
         self._go_on()
@@ -108,15 +142,36 @@ class HotCycle:
     def _go_on(self) -> None:
         if not self._begun or self.response_complete or self._answer:
             return
+        if self.is_whole and not self._error:
+            self._enter()
         if self._error:
-            self._finish(self.route.problem(self._error, self.call.id))
+            self._tell(self._error)
         elif self.is_whole:
-            self.call.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts.clear()
-            self.call.restart()
             self._protocol.tasks.add(self)  # type: ignore[arg-type]  # uvicorn waits for them at shutdown
             self._answer = self.route.answer(self.call)
             self._resume()
+
+    def _tell(self, error: ServiceError) -> None:
+        """Answer with `error`; at once where the service is too busy to say more than no."""
+        protocol = self._protocol
+        stays = self.keep_alive and not (self._closes or self.route.closes or protocol.transport.is_closing())
+        if not stays or len(self.call.id) != len(BLANK):
+            self._finish(self.route.problem(error, self.call.id))
+            return
+        protocol.transport.write(self.route.refusal(error, self.call, _as_bytes))
+        self.route.refuse(error)
+        self._forget()
+        protocol.answered(keep_alive=True)
+
+    def _enter(self) -> None:
+        call = self.call
+        call.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        call.restart()
+        try:
+            call.place.enter()
+        except ServiceError as error:
+            self._error = error
 
     def _resume(self, _: object = None) -> None:
         """Run the answer until it is there, or waits for a future that then resumes it."""
@@ -138,8 +193,8 @@ class HotCycle:
         if protocol.transport.is_closing():
             self.depart()
             return
-        headers = self.route.headers(reply, self.call)
-        self.keep_alive = self.keep_alive and not self._error and headers[-1] != CLOSE
+        headers = self.route.headers(reply, self.call.id)
+        self.keep_alive = self.keep_alive and not self._closes and headers[-1] != CLOSE
         if not self.keep_alive and headers[-1] != CLOSE:
             headers.append(CLOSE)
         protocol.transport.write(_as_bytes(reply, headers))
@@ -154,6 +209,7 @@ class HotCycle:
         self._protocol.tasks.discard(self)
         answer, self._answer = self._answer, None
         self.call.body = b""
+        self.call.place.leave()
         self._parts.clear()
         if answer:
             answer.close()
@@ -167,6 +223,7 @@ class Protocol(HttpToolsProtocol):
     idle_since: float | None = None  # monotonic; None while a request is being answered or comes in
     writing_since: float | None = None  # monotonic; None while the caller reads what it is sent
     running: HotCycle | None = None
+    peer = ""  # its address
     deaf = False  # what still comes in is not looked at
     _unparsed_head = 0  # bytes of a head that is not complete
     _parsed_head = 0  # bytes of the request line, headers and trailers
@@ -178,6 +235,7 @@ class Protocol(HttpToolsProtocol):
         """Start the clock of the first request."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self.waiting_since = monotonic()
+        self.peer = self.client[0] if self.client else ""
 
     def data_received(self, data: bytes) -> None:
         """Parse, unless the head of the request grows too long."""
@@ -231,7 +289,7 @@ class Protocol(HttpToolsProtocol):
         if route is None:
             self._start_asgi()
         else:
-            self._start_hot(route, Call(headers, query, path.decode("ascii"), route.timeout_ms))
+            self._start_hot(route, route.call(headers, query, path.decode("ascii"), self.peer))
 
     def _start_asgi(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -243,7 +301,7 @@ class Protocol(HttpToolsProtocol):
     def _start_hot(self, route: HotRoute, call: Call) -> None:
         keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         cycle = HotCycle(self, route, call, keep_alive=keep_alive)
-        cycle.check_head()
+        cycle.knock()
         self._line_up(cycle)
 
     def _line_up(self, cycle: HotCycle | Refusal) -> None:

@@ -168,6 +168,7 @@ _HOT: dict[int | str, dict[str, Any]] = {
     413: _problem("The body, or the number of rows, is over the limit."),
     415: _problem("Neither JSON nor octet-stream of float32 or float16."),
     422: _problem("Not a context, query or option."),
+    429: _problem("This client holds its share of what may be in flight; Retry-After says when to come back."),
     503: _problem("Overloaded, draining or failed; Retry-After says when to come back."),
     504: _problem("The deadline passed."),
 }

@@ -56,6 +56,11 @@ class Settings(BaseSettings):
         0, description="Milliseconds a batch waits for company; 0 because waiting rows gather by themselves."
     )
     max_queue: PositiveInt = Field(2048, description="Rows waiting per engine; one more is refused with 503.")
+    concurrency: Literal["adaptive"] | PositiveInt = Field(
+        "adaptive",
+        description="Rows in flight, one more is refused; adaptive measures how many, at most 4 batches.",
+    )
+    max_in_flight_mb: Positive = Field(256, description="Megabytes (10^6 bytes) of request bodies in flight.")
     max_rows: PositiveInt = Field(1024, description="Contexts in one request.")
     max_k: PositiveInt = Field(1000, description="Results of one /retrieve.")
     max_body_mb: Positive = Field(64, description="Megabytes (10^6 bytes) of a request body.")

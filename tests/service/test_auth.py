@@ -6,9 +6,11 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.routing import Route
 
@@ -17,8 +19,8 @@ from service.auth import PROBES, Tokens, read_tokens
 from service.errors import Unauthorised
 from service.server import CannotListen, check_exposure
 from service.settings import BadSettings, Settings
-from tests.conftest import Running
-from tests.fakes import FakeLoaders, contexts, registry_of
+from tests.conftest import PATIENCE_S, Running, until
+from tests.fakes import FakeLoaders, Gate, contexts, registry_of
 
 Serve = Callable[..., Running]
 ALICE, BOB = "alices-token-0123456789", "bobs.token~+/-_0123456789=="
@@ -200,3 +202,24 @@ def test_no_other_site_is_let_in_and_nothing_of_the_host_or_server_comes_back(se
         assert not {"server", "date", "x-powered-by", "location"} & names
         assert not any(name.startswith("access-control-") for name in names)
         assert "evil" not in str(answer.headers) + answer.text
+
+
+def test_fairness_knows_a_caller_by_the_name_of_its_token(serve: Callable[..., Running]) -> None:
+    gate = Gate()
+    service = serve(amn=gate, tokens="ann:" + "a" * 16 + ",bob:" + "b" * 16)
+    with ThreadPoolExecutor() as pool:
+        asked = [
+            pool.submit(
+                httpx.post,
+                f"{service.url}/predict",
+                json={"context": contexts()[0].tolist()},
+                headers={"authorization": f"Bearer {letter * 16}"},
+                timeout=PATIENCE_S,
+            )
+            for letter in "ab"
+        ]
+        until(lambda: len(service.app.state.admission.clients) == 2, "both to be inside")
+        assert set(service.app.state.admission.clients) == {"ann", "bob"}
+        gate.opened.set()
+        assert [future.result().status_code for future in asked] == [200, 200]
+    assert not service.app.state.admission.clients

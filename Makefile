@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check million bench bench-peers clean
+.PHONY: help setup text dev serve test lint types imports unit load data-check image-check prometheus-check million bench bench-peers clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,6 +9,8 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: .venv/.serve  ## what serving needs, in .venv (no torch)
+
+text: .venv/.text  ## what reading text needs as well (no torch either)
 
 dev: .venv/.dev  ## what training, load tests and the test suite need as well
 
@@ -63,9 +65,13 @@ clean:  ## forget the environments
 	$(INSTALL) -e .
 	@touch $@
 
+.venv/.text: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e '.[text]'
+	@touch $@ .venv/.serve
+
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e '.[dev]'
-	@touch $@ .venv/.serve
+	@touch $@ .venv/.serve .venv/.text
 
 .venv-peers/.peers: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers

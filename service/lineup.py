@@ -62,7 +62,8 @@ class RealLoaders:
 
     def encoder(self) -> EncoderLike:
         """Find, and load where that was asked for, what turns text into vectors; raises `EncoderError`."""
-        return open_encoder(self._settings.encoder, self._settings.threads)
+        spared = max(1, self._settings.threads - 1)  # a core stays with those who bring vectors
+        return open_encoder(self._settings.encoder, spared)
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,12 @@ class Lineup:
         await self._load(PREDICTORS[0], self.registry.resolve(PREDICTORS[0]))
         for alias in (*PREDICTORS[1:], CANDIDATE, RETRIEVER):
             await self.follow(alias)
+        await self._open_encoder()
+
+    async def _open_encoder(self) -> None:
         try:
-            self.encoder = EncoderEngine(await asyncio.to_thread(self._loaders.encoder), self._settings, self._metrics)
+            found = await asyncio.to_thread(self._loaders.encoder)
+            self.encoder = EncoderEngine(found, self._settings, self._metrics)
         except EncoderError as error:  # a service of vectors is whole without
             self.no_encoder = str(error)
             logger().info("no encoder", reason=self.no_encoder)

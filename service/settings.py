@@ -56,8 +56,8 @@ class Settings(BaseSettings):
     )
     encoder: str = Field(
         "auto",
-        description="What turns text into vectors: auto (the package of the `text` extra, where that is installed), "
-        "none, or the name or directory of a sentence-transformers model on this machine.",
+        description="What encodes text: auto (the package of the `text` extra, where that is installed), none, or the "
+        "name or directory of a sentence-transformers model on this machine.",
     )
     max_text: PositiveInt = Field(
         50_000, description="Characters of text in one request; a longer one would hold up the others' too long."

@@ -1,4 +1,4 @@
-"""Text in: chunks, or a passage cut as in training, become the vectors that the net on the card reads, or are refused."""
+"""Text in: chunks, or a passage cut as in training, become the vectors that the net reads, or are refused."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_what_is_no_text_of_a_context_is_refused_with_the_place(
 def test_a_text_of_too_few_chunks_says_how_many_there_are_and_are_wanted(serve: Serve) -> None:
     server = serve(text=HashEncoder())
     detail = post(server, "/predict", {"text": prose([60] * 3)}).json()["detail"]
-    assert "makes 2 chunks, a context has 5:" in detail
+    assert "makes 3 chunks, a context has 5:" in detail
     assert "254 word-pieces of a query" in post(server, "/retrieve", {"text": prose([80] * 4)}).json()["detail"]
 
 

@@ -155,7 +155,7 @@ class Retrieve:
         length, *_ = self._shape("context", asked.options, engine)
         asked = await _heard(self._lineup, encoder, asked, length, call, may_be_query=True)
         engine = self._lineup.search_engine()  # it may have been swapped meanwhile
-        if (engine.retriever.card.encoder, self._shape("context", asked.options, engine)[0]) != (encoder, length):
+        if engine.retriever.card.encoder != encoder:
             raise Unavailable("the corpus was exchanged for one of another encoder")
         return asked, engine, (*stages, ("embed", perf_counter() - began))
 

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,9 +16,25 @@ import pytest
 from models.chunks import chunk
 from models.corpus import Floats, normalise
 from models.encoder import EncoderError
+from models.registry import Version
 from models.retriever import Retriever
-from tests.conftest import Running, until
-from tests.fakes import HashEncoder, T, bundle, mean_of, prose, retriever, words
+from service.app import create_app
+from service.settings import Settings
+from tests.conftest import Running, running, until
+from tests.fakes import (
+    FakeLoaders,
+    FakePredictor,
+    HashEncoder,
+    T,
+    bundle,
+    card,
+    mean_of,
+    prose,
+    raises,
+    registry_of,
+    retriever,
+    words,
+)
 
 Serve = Callable[..., Running]
 CHUNKS = [f"chunk {n}" for n in range(T)]
@@ -140,6 +157,26 @@ def test_text_for_a_net_of_another_encoder_is_refused_with_both_names(serve: Ser
         assert "encodes with other" in problem["detail"]
 
 
+def test_a_fallback_of_another_encoder_does_not_stand_in_for_text(tmp_path: Path) -> None:
+    class Mixed(FakeLoaders):
+        def predictor(self, version: Version) -> FakePredictor:
+            made = super().predictor(version)
+            made.card = card(version.name, encoder="other" if version.name == "gru" else "fake")
+            return made
+
+    known = Settings(registry=registry_of(tmp_path, primary="amn", fallback="gru").root)
+    with running(create_app(known, Mixed(text=HashEncoder(), amn=raises, gru=mean_of)), known) as server:
+        assert post(server, "/predict", {"texts": CHUNKS}).json()["type"] == "urn:lvm:problem:model_failed"
+        pinned = post(server, "/predict", {"texts": CHUNKS, "model": "gru"}).json()
+        assert "reads vectors of other" in pinned["detail"]
+        assert post(server, "/predict", {"context": vectors_of(CHUNKS).tolist()}).json()["model"] == "gru"
+
+
+def test_a_policy_on_lengths_finds_nothing_in_text(serve: Serve) -> None:
+    for policy in ("normalise", "refuse"):
+        assert post(serve(text=HashEncoder(), norm_policy=policy), "/predict", {"texts": CHUNKS}).status_code == 200
+
+
 def test_without_an_encoder_vectors_are_served_and_text_is_told_what_is_missing(serve: Serve) -> None:
     server = serve(text=None)
     problem = post(server, "/predict", {"text": PASSAGE}).json()
@@ -170,20 +207,21 @@ def test_an_encoder_that_fails_is_unavailable(serve: Serve, answer: Any) -> None
 
 def test_texts_that_wait_are_encoded_together_and_only_the_bad_one_fails(serve: Serve) -> None:
     listener = Listener()
-    server = serve(text=listener)
+    server = serve(text=listener, timeout_ms=60_000)
+    other = ["other", *CHUNKS[1:]]
     listener.opened.clear()
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
         first = pool.submit(post, server, "/predict", {"texts": CHUNKS})
         assert listener.entered.wait(30)
-        others = [
-            pool.submit(post, server, "/predict", body)
-            for body in ({"texts": ["other"] * T}, {"text": "too short a passage"})
-        ]
-        until(lambda: server.app.state.lineup.encoder.batcher.pending_rows == 3 * T, "both to queue up")
+        bodies: list[Any] = [{"texts": other}, {"text": "too short a passage"}, {"texts": CHUNKS}]
+        rest = [pool.submit(post, server, "/predict", body) for body in bodies]
+        until(lambda: server.app.state.lineup.encoder.batcher.pending_rows == 4 * T, "all to queue up")
         listener.opened.set()
-        assert [each.result().status_code for each in (first, *others)] == [200, 200, 422]
-    assert listener.batches == [CHUNKS, ["other"] * T]
-    assert server.metric("lvm_batches_total", engine="encoder", reason="free") == 2
+        answers = [each.result() for each in (first, *rest)]
+    assert [answer.status_code for answer in answers] == [200, 200, 422, 200]
+    for answer, said in zip([answers[0], answers[1], answers[3]], [CHUNKS, other, CHUNKS], strict=True):
+        np.testing.assert_allclose(answer.json()["vector"], mean_of(vectors_of(said)[None])[0], atol=1e-6)
+    assert sorted(map(len, listener.batches)) == [T, 2 * T]
 
 
 def test_a_text_that_waits_too_long_expires_and_a_full_queue_refuses(serve: Serve) -> None:

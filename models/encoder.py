@@ -63,12 +63,16 @@ def open_encoder(wanted: str, threads: int) -> Encoder:
     """
     if wanted == "none":
         raise EncoderError("this service was told to encode no text")
-    return MiniLM(threads) if wanted == "auto" or is_same(wanted, CARRIED) else SentenceTransformersEncoder(wanted)
+    return MiniLM(threads) if wanted == "auto" or _is_carried(wanted) else SentenceTransformersEncoder(wanted)
 
 
 def is_same(one: str, other: str) -> bool:
     """Say whether two names, or directories, are of the same model: their last parts are what counts."""
     return Path(one).name == Path(other).name
+
+
+def _is_carried(name: str) -> bool:
+    return name.removeprefix("sentence-transformers/") == CARRIED
 
 
 def _silent(done: int, total: int) -> None: ...
@@ -189,8 +193,7 @@ def _load(name: str, allow_download: bool) -> Any:
 
 def _place_of(name: str) -> str:
     """Return the directory of the model that the package carries, or the name as it is."""
-    carried = name.removeprefix("sentence-transformers/") == CARRIED
-    if carried and importlib.util.find_spec(PACKAGE):
+    if _is_carried(name) and importlib.util.find_spec(PACKAGE):
         return str(importlib.import_module(PACKAGE).get_model_path())
     return name
 

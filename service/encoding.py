@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -59,7 +60,7 @@ class EncoderEngine:
 
     def __init__(self, encoder: EncoderLike, settings: Settings, metrics: Metrics) -> None:
         self._encoder, self._metrics = encoder, metrics
-        self.name = encoder.name
+        self.name = Path(encoder.name).name  # where a directory lies is nobody else's business
         self._rows = metrics.batch_rows.of(self.alias)
         self.batcher: MicroBatcher[Said, Read] = MicroBatcher(
             self._run,

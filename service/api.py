@@ -14,10 +14,12 @@ from fastapi.routing import APIRoute
 from models.retriever import Hit, Search
 from service import schemas, wire
 from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media_type
+from service.encoding import EncoderEngine, Said
 from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
 from service.inventory import describe
 from service.lineup import Lineup
+from service.metrics import TOTAL_TEXT
 from service.routing import EngineLike, Profile, Routed, Router
 from service.search import SearchEngine
 from service.settings import Settings
@@ -26,31 +28,59 @@ from service.wire import JSON, OCTETS, Decoded, Fields, JsonReader
 
 MADE_BY = ("model", "version", "served_by", "fallback_reason")
 Stages = tuple[tuple[str, float], ...]
-PREDICT = Fields(
-    {"context": 0, "contexts": 1},
-    {
-        "model": wire.text,
-        "profile": wire.one_of("realtime", "batch"),
-        "encoding": wire.one_of("float", "base64"),
-    },
-)
+PREDICT_OPTIONS: dict[str, wire.Check] = {
+    "model": wire.text,
+    "profile": wire.one_of("realtime", "batch"),
+    "encoding": wire.one_of("float", "base64"),
+}
+
+
+def _texts(settings: Settings) -> dict[str, wire.Check]:
+    return {"text": wire.passage(settings.max_text), "texts": wire.passages(settings.max_text)}
+
+
+async def _heard(
+    lineup: Lineup, encoder: str, asked: Decoded, length: int, call: Call, *, may_be_query: bool = False
+) -> Decoded:
+    """Return what was asked in words as vectors of `encoder`: a context of `length` chunks, or a query."""
+    assert asked.words is not None
+    engine = lineup.encoder_engine(encoder, f"/{asked.field}")
+    read = await engine.read(Said(asked.words, length, may_be_query), call.deadline)
+    rows = read.vectors if read.read_as == "query" else read.vectors[None]
+    chunks = {"chunks": read.chunks} if asked.field == "text" else {}
+    return asked._replace(rows=rows, field=read.read_as, heard={"read_as": read.read_as, **chunks})
 
 
 class Predict:
-    """POST /predict: contexts in, next vectors out."""
+    """POST /predict: contexts in, in vectors or in words, next vectors out."""
 
-    def __init__(self, router: Router, settings: Settings, shadow: Shadow) -> None:
-        self._shadow = shadow
+    def __init__(self, router: Router, lineup: Lineup, settings: Settings, shadow: Shadow) -> None:
+        self._lineup, self._shadow = lineup, shadow
         self._router, self._max_rows, self._norms = router, settings.max_rows, settings.norm_policy
-        self._json = JsonReader(PREDICT, settings.max_rows)
+        self._fields = Fields({"context": 0, "contexts": 1}, PREDICT_OPTIONS, _texts(settings))
+        self._json = JsonReader(self._fields, settings.max_rows)
 
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
         asked = wire.held_to(self._norms, self._decode(call))
-        call.place.settle(len(asked.rows))
+        call.place.settle(len(asked.rows) or 1)
         decoded_s = perf_counter() - call.started
+        if asked.words is not None:
+            return await self._of_words(call, asked, decoded_s)
         routed = await self._router.predict(asked.rows, self._chain(asked.options), call.deadline)
-        stages = stages_of(routed, decoded_s)
+        return self._reply(call, asked, routed, stages_of(routed, decoded_s))
+
+    async def _of_words(self, call: Call, asked: Decoded, decoded_s: float) -> Reply:
+        chain, began = self._chain(asked.options), perf_counter()
+        first = chain[0]
+        asked = await _heard(self._lineup, first.encoder, asked, first.shape[0], call)
+        embedded_s = perf_counter() - began
+        alike = [engine for engine in chain if (engine.encoder, engine.shape) == (first.encoder, first.shape)]
+        routed = await self._router.predict(asked.rows, alike, call.deadline)
+        stages = (*stages_of(routed, decoded_s), ("embed", embedded_s))
+        return self._reply(call, asked, routed, stages)._replace(total=TOTAL_TEXT, made_by=EncoderEngine.alias)
+
+    def _reply(self, call: Call, asked: Decoded, routed: Routed, stages: Stages) -> Reply:
         began = perf_counter()
         if dtype := _octets_wanted(call, asked):
             body, media_type = wire.encode_octets(routed.prediction.vectors, dtype), wire.OCTET_TYPES[dtype]
@@ -63,7 +93,7 @@ class Predict:
     def _decode(self, call: Call) -> Decoded:
         if want_media_type(call, JSON, OCTETS) == JSON:
             return self._json.read(call.body, self._shape_of)
-        options = wire.query_options(call.options(), PREDICT)
+        options = wire.query_options(call.options(), self._fields)
         dtype = wire.octet_type(call.headers[b"content-type"])
         rows = wire.decode_octets(call.body, self._shape_of("contexts", options), self._max_rows, dtype)
         return Decoded(rows, "octets", options)
@@ -82,7 +112,7 @@ class Predict:
             vectors = [wire.encode_base64(vector) for vector in vectors]
         many = asked.field == "contexts" or len(vectors) > 1
         answer = {"vectors": vectors} if many else {"vector": vectors[0]}
-        return {**answer, **_made_by(routed), "timing_ms": _milliseconds(stages)}
+        return {**answer, **(asked.heard or {}), **_made_by(routed), "timing_ms": _milliseconds(stages)}
 
 
 class Retrieve:
@@ -99,6 +129,7 @@ class Retrieve:
                 "rerank": wire.flag,
                 "model": wire.text,
             },
+            _texts(settings),
         )
         self._json = JsonReader(self._fields, max_rows=1)
 
@@ -107,15 +138,28 @@ class Retrieve:
         engine = self._lineup.search_engine()
         asked = wire.held_to(self._norms, self._decode(call, engine))
         call.place.settle(1)
+        stages: Stages = (("decode", perf_counter() - call.started),)
+        if asked.words is not None:
+            asked, engine, stages = await self._of_words(call, asked, engine, stages)
         by_towers = self._is_for_towers(asked.field, asked.options, engine)
         _check_rerank(asked.options, engine, by_towers)
-        stages: Stages = (("decode", perf_counter() - call.started),)
         if by_towers or asked.field == "query":
             return await self._answer(engine, asked, call, by_towers, None, stages)
         chain = self._router.chain(asked.options.get("model"), "realtime")
         routed = await self._router.predict(asked.rows, chain, call.deadline)
         engine = self._lineup.search_engine()  # it may have been swapped meanwhile
         return await self._answer(engine, asked, call, False, routed, stages)
+
+    async def _of_words(
+        self, call: Call, asked: Decoded, engine: SearchEngine, stages: Stages
+    ) -> tuple[Decoded, SearchEngine, Stages]:
+        began, encoder = perf_counter(), engine.retriever.card.encoder
+        length, *_ = self._shape("context", asked.options, engine)
+        asked = await _heard(self._lineup, encoder, asked, length, call, may_be_query=True)
+        engine = self._lineup.search_engine()  # it may have been swapped meanwhile
+        if engine.retriever.card.encoder != encoder:
+            raise Unavailable("the corpus was exchanged for one of another encoder")
+        return asked, engine, (*stages, ("embed", perf_counter() - began))
 
     async def _answer(
         self, engine: SearchEngine, asked: Decoded, call: Call, by_towers: bool, routed: Routed | None, stages: Stages
@@ -125,19 +169,23 @@ class Retrieve:
         queue_s = ticket.queue_s + (routed.prediction.queue_s if routed else 0.0)
         infer: Stages = (("infer", routed.prediction.infer_s),) if routed else ()
         stages = (*stages, ("queue", queue_s), *infer, *ticket.answer.stages)
-        return self._reply(engine, ticket.answer.hits, by_towers, routed, stages)
+        reply = self._reply(engine, ticket.answer.hits, by_towers, routed, stages, asked.heard or {})
+        return reply._replace(total=TOTAL_TEXT, made_by=EncoderEngine.alias) if asked.heard else reply
 
     @staticmethod
     def _is_for_towers(field: str, options: Mapping[str, Any], engine: SearchEngine) -> bool:
         """Say whether the towers make the query: of a context, unless a net is named to do it."""
         return field == "context" and "model" not in options and engine.retriever.query_maker is not None
 
+    def _shape(self, field: str, options: Mapping[str, Any], engine: SearchEngine) -> wire.Shape:
+        if self._is_for_towers(field, options, engine):
+            return engine.shape
+        chain = self._router.chain(options.get("model"), "realtime")
+        return (engine.retriever.dim,) if field == "query" else chain[0].shape
+
     def _decode(self, call: Call, engine: SearchEngine) -> Decoded:
         def shape_of(field: str, options: dict[str, Any]) -> wire.Shape:
-            if self._is_for_towers(field, options, engine):
-                return engine.shape
-            chain = self._router.chain(options.get("model"), "realtime")
-            return (engine.retriever.dim,) if field == "query" else chain[0].shape
+            return self._shape(field, options, engine)
 
         if want_media_type(call, JSON, OCTETS) == JSON:
             return self._json.read(call.body, shape_of)
@@ -147,11 +195,19 @@ class Retrieve:
         return Decoded(wire.decode_octets(call.body, shape_of(field, options), 1, dtype), field, options)
 
     @staticmethod
-    def _reply(engine: SearchEngine, hits: list[Hit], by_towers: bool, routed: Routed | None, stages: Stages) -> Reply:
+    def _reply(
+        engine: SearchEngine,
+        hits: list[Hit],
+        by_towers: bool,
+        routed: Routed | None,
+        stages: Stages,
+        heard: Mapping[str, Any],
+    ) -> Reply:
         began = perf_counter()
         author = (*(engine.retriever.query_maker or ("", "")), engine.alias) if by_towers else None
         body = {
             "results": [_result(hit) for hit in hits],
+            **heard,
             "corpus": engine.retriever.name,
             "corpus_version": engine.retriever.version,
             "is_exact": engine.retriever.is_exact,
@@ -274,7 +330,7 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Call
     settings, metrics, state = door.settings, door.metrics, door.state
     shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
     hot = (
-        (Predict(router, settings, shadow), "/predict", schemas.PREDICT),
+        (Predict(router, lineup, settings, shadow), "/predict", schemas.PREDICT),
         (Retrieve(router, lineup, settings), "/retrieve", schemas.RETRIEVE),
     )
     for handler, path, documentation in hot:

@@ -235,10 +235,11 @@ def data(
     """Turn articles into vectors: chunk at sentence ends, embed, store."""
     from dataclasses import asdict
 
+    from models.encoder import SentenceTransformersEncoder
     from models.training import articles
 
     with _progress("encoding chunks") as progress:
-        model = articles.SentenceTransformersEncoder(encoder, allow_download=allow_download)
+        model = SentenceTransformersEncoder(encoder, allow_download=allow_download)
         summary = asdict(articles.build(source, out, model, progress))
     _print_json(summary) if as_json else _print_table(("what", "count"), [(k, str(v)) for k, v in summary.items()])
 

@@ -117,7 +117,8 @@ class Call:
 
 
 class Reply(NamedTuple):
-    """An answer: body, media type, more headers, how it counts, seconds by stage, and the alias that made it."""
+    """An answer: body, media type, more headers, how it counts, seconds by stage, who made it, and the stage that
+    its whole time counts as."""
 
     body: bytes
     media_type: bytes
@@ -126,6 +127,7 @@ class Reply(NamedTuple):
     stages: tuple[tuple[str, float], ...] = ()
     status: int = 200
     made_by: str = ""
+    total: str = "total"
 
 
 Handler = Callable[[Call], Coroutine[Any, Any, Reply]]
@@ -214,7 +216,7 @@ class HotRoute:
             self._door.admission.serve(self.path, reply.made_by, call.place.rows, perf_counter() - call.started)
             for stage, seconds in reply.stages:
                 self._seconds[stage].observe(seconds)
-            self._seconds["total"].observe(perf_counter() - call.started)
+            self._seconds[reply.total].observe(perf_counter() - call.started)
 
     def refuse(self, error: ServiceError) -> None:
         """Count a refusal that was sent just now."""

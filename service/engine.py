@@ -113,7 +113,8 @@ class Engine:
         self.identity = identity(predictor)
         self.name, self.version, _, self.runtime = self.identity
         self.shape = (predictor.card.context_length, predictor.card.dim)
-        self.reads = (*self.shape, predictor.card.encoder)
+        self.encoder = predictor.card.encoder
+        self.reads = (*self.shape, self.encoder)
         self._max_batch = settings.max_batch
         self._metrics = metrics
         self._rows = metrics.batch_rows.of(alias)

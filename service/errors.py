@@ -3,6 +3,7 @@
 ServiceError
 ├── Malformed 400            the bytes are not what their media type says
 ├── Invalid 422              well-formed, but not a context, query or option; `pointer` says where
+│   └── NoEncoder            text, and nothing here makes of it the vectors that the net reads
 ├── Unauthorised 401         a token is wanted, and is missing or unknown
 ├── UnknownModel 404
 ├── TooSlow 408              TooLarge 413, UnsupportedMediaType 415, HeadersTooLarge 431
@@ -90,6 +91,12 @@ class Invalid(ServiceError):
     """Well-formed, but not a context, query or option; never echoes a value."""
 
     status, reason = 422, "invalid"
+
+
+class NoEncoder(Invalid):
+    """Text, where no encoder is, or another than the one on the card of the net that would answer."""
+
+    reason = "no_encoder"
 
 
 class ClientLimit(ServiceError):

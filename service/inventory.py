@@ -17,6 +17,7 @@ def describe(router: Router, lineup: Lineup) -> dict[str, Any]:
     """Return the body of /models."""
     return {
         "aliases": {alias: _alias(alias, router, lineup) for alias in lineup.live},
+        "encoder": {"name": lineup.encoder.name if lineup.encoder else None, "missing": lineup.no_encoder},
         "versions": [summary(version) for version in lineup.registry.versions()],
     }
 

@@ -15,9 +15,12 @@ from time import monotonic
 from typing import Any, Protocol
 
 from models import predictor, retriever
+from models.encoder import EncoderError, is_same, open_encoder
 from models.registry import LockHeld, Overtaken, Registry, RegistryError, UnknownVersion, Version
+from service.batching import MicroBatcher
+from service.encoding import EncoderEngine, EncoderLike
 from service.engine import Engine, Identity, PredictorLike
-from service.errors import Unavailable
+from service.errors import NoEncoder, Unavailable
 from service.guard import Guard
 from service.log import logger
 from service.metrics import Metrics
@@ -43,6 +46,10 @@ class Loaders(Protocol):
         """Load and warm a corpus; raises `BadCheckpoint`."""
         ...
 
+    def encoder(self) -> EncoderLike:
+        """Find, and load where that was asked for, what turns text into vectors; raises `EncoderError`."""
+        ...
+
 
 class RealLoaders:
     """Loads versions with the runtimes of this machine."""
@@ -62,6 +69,11 @@ class RealLoaders:
         loaded = retriever.load(version.path, self._settings.threads)
         loaded.warm_up()
         return loaded
+
+    def encoder(self) -> EncoderLike:
+        """Find, and load where that was asked for, what turns text into vectors; raises `EncoderError`."""
+        spared = max(1, self._settings.threads - 1)  # a core stays with those who bring vectors
+        return open_encoder(self._settings.encoder, spared)
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,8 @@ class Lineup:
         self.engines: dict[str, Engine] = {}
         self.candidate: Engine | None = None
         self.search: SearchEngine | None = None
+        self.encoder: EncoderEngine | None = None
+        self.no_encoder: str | None = None  # why there is none
         self.live: dict[str, Live] = {}
         self._seen: dict[str, str] = {}  # the ids that the aliases pointed at when last looked at
         self._retry: dict[str, float] = {}  # when to try again what could not be loaded
@@ -118,6 +132,28 @@ class Lineup:
         self._seen[PREDICTORS[0]] = first.id
         for alias in (*PREDICTORS[1:], CANDIDATE, RETRIEVER):
             await self.follow(alias)
+        await self._open_encoder()
+
+    async def _open_encoder(self) -> None:
+        try:
+            found = await asyncio.to_thread(self._loaders.encoder)
+            self.encoder = EncoderEngine(found, self._settings, self._metrics)
+        except EncoderError as error:  # a service of vectors is whole without
+            self.no_encoder = str(error)
+            logger().info("no encoder", reason=self.no_encoder)
+
+    def encoder_engine(self, wanted: str, pointer: str) -> EncoderEngine:
+        """Return the engine of the encoder `wanted`, a name on a card; `pointer` is to the text that needs it.
+
+        Raises:
+            NoEncoder: there is none, or it is another.
+        """
+        if self.encoder is None:
+            raise NoEncoder(self.no_encoder or "no encoder", pointer=pointer)
+        if not is_same(self.encoder.name, wanted):
+            reads = f"the model reads vectors of {wanted}"
+            raise NoEncoder(f"{reads}, and this service encodes with {self.encoder.name}", pointer=pointer)
+        return self.encoder
 
     def search_engine(self) -> SearchEngine:
         """Return the engine of the corpus.
@@ -141,7 +177,7 @@ class Lineup:
 
     def stuck_s(self) -> float:
         """Return the longest time, in seconds, that a batch has been running; infinite for a dead thread."""
-        return max((engine.batcher.stuck_s() for engine in self._all().values()), default=0.0)
+        return max((batcher.stuck_s() for batcher in self._batchers().values()), default=0.0)
 
     def identity(self, alias: str) -> Identity | None:
         """Return who serves `alias`, or None."""
@@ -202,20 +238,25 @@ class Lineup:
         """Answer what was taken, refuse what comes, within `timeout` seconds."""
         for trial in self._trials.values():
             trial.task.cancel()
-        engines = [*self._all().values(), *(trial.incumbent for trial in self._trials.values())]
-        await asyncio.gather(*(engine.batcher.close(timeout) for engine in engines), *self._ending)
+        batchers = [*self._batchers().values(), *(trial.incumbent.batcher for trial in self._trials.values())]
+        await asyncio.gather(*(batcher.close(timeout) for batcher in batchers), *self._ending)
 
     def observe(self) -> None:
         """Bring the gauges of queues and versions up to date."""
         self._metrics.model.facts = [(alias, *engine.identity) for alias, engine in self._all().items()]
-        for alias, engine in self._all().items():
-            self._metrics.queue_rows.set(engine.batcher.pending_rows, alias)
+        for alias, batcher in self._batchers().items():
+            self._metrics.queue_rows.set(batcher.pending_rows, alias)
+        for engine in self._all().values():
             if engine.guard:
                 engine.guard.observe()
 
     def _all(self) -> dict[str, Engine | SearchEngine]:
         others = {CANDIDATE: self.candidate, RETRIEVER: self.search}
         return {**self.engines, **{alias: engine for alias, engine in others.items() if engine}}
+
+    def _batchers(self) -> dict[str, MicroBatcher[Any, Any]]:
+        batchers: dict[str, MicroBatcher[Any, Any]] = {alias: engine.batcher for alias, engine in self._all().items()}
+        return batchers | ({EncoderEngine.alias: self.encoder.batcher} if self.encoder else {})
 
     async def _load(self, alias: str, version: Version) -> None:
         trial = self._trials.get(alias)

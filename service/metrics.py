@@ -25,6 +25,8 @@ REASONS = ("expired", "overloaded", "draining", "breaker_open", "model_failed") 
 RELOADS = ("ok", "refused", "failed", "rolled_back", "unrecorded")  # the last: its alias could not be moved back
 STAGES: dict[str, tuple[str, ...]] = {"/predict": ("decode", "queue", "infer", "encode", "total")}
 STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search", "rerank")}
+TOTAL_TEXT = "total_text"  # a request in text has a total of its own: an objective for vectors must not see it
+STAGES |= {route: (*STAGES[route], "embed", TOTAL_TEXT) for route in ("/predict", "/retrieve")}
 Labels = tuple[str, ...]
 Others = Mapping[Key, list[Sequence[float]]]  # the numbers of the workers beside this one
 

@@ -46,6 +46,11 @@ class EngineLike(Protocol):
         ...
 
     @property
+    def encoder(self) -> str:
+        """The encoder whose vectors it reads."""
+        ...
+
+    @property
     def runtime(self) -> str:
         """What executes it."""
         ...
@@ -119,7 +124,7 @@ class Router:
 
     async def _try(self, engine: EngineLike, contexts: Floats, deadline: float, reason: str | None) -> Routed:
         current = self.engines.get(engine.alias, engine)  # it may have been swapped while another was tried
-        engine = current if current.shape == engine.shape else engine
+        engine = current if (current.shape, current.encoder) == (engine.shape, engine.encoder) else engine
         breaker = self.breakers.get(engine.alias)
         if breaker is None:
             return Routed(await engine.predict(contexts, deadline), engine.alias, reason)

@@ -8,6 +8,10 @@ from pydantic import BaseModel, Field
 
 Vector = list[float]
 Context = list[Vector]
+TEXT = Field(None, description="A passage, cut into chunks as in training, of which the last T are the context.")
+TEXTS = Field(None, description="The T chunks of a context, oldest first, as text.")
+READ_AS = Field(None, description="What text was read as.")
+CHUNKS = Field(None, description="Where `text` was given, the chunks of it that count.")
 
 
 class Timing(BaseModel):
@@ -18,6 +22,7 @@ class Timing(BaseModel):
     infer: float | None = None
     search: float | None = None
     rerank: float | None = None
+    embed: float | None = Field(None, description="Text to vectors, the encoder's queue included.")
 
 
 class MadeBy(BaseModel):
@@ -35,6 +40,8 @@ class PredictRequest(BaseModel):
 
     context: Context | str | None = Field(None, description="T vectors of D numbers, oldest first.")
     contexts: list[Context | str] | None = None
+    text: str | None = TEXT
+    texts: list[str] | None = TEXTS
     model: str | None = Field(None, description="An alias or a model name; named, it is the only one tried.")
     profile: Literal["realtime", "batch"] = "realtime"
     encoding: Literal["float", "base64"] = "float"
@@ -45,13 +52,19 @@ class PredictResponse(MadeBy):
 
     vector: Vector | str | None = None
     vectors: list[Vector | str] | None = None
+    read_as: Literal["context"] | None = READ_AS
+    chunks: list[str] | None = CHUNKS
 
 
 class RetrieveRequest(BaseModel):
-    """A query vector, or a context that becomes one."""
+    """A query vector, or a context that becomes one; in vectors or in words."""
 
     query: Vector | str | None = None
     context: Context | str | None = None
+    text: str | None = Field(
+        None, description="A passage of T chunks or more, read as for /predict; or a query of up to 254 word-pieces."
+    )
+    texts: list[str] | None = TEXTS
     k: int = Field(10, ge=1)
     exclude: list[int] = Field([], description="Ids that must not come back.")
     exclude_context: bool = Field(True, description="Leave out the chunks that are the context itself.")
@@ -84,6 +97,8 @@ class RetrieveResponse(BaseModel):
     """
 
     results: list[Result]
+    read_as: Literal["context", "query"] | None = READ_AS
+    chunks: list[str] | None = CHUNKS
     corpus: str
     corpus_version: str
     is_exact: bool
@@ -146,10 +161,18 @@ class Alias(BaseModel):
     refused: dict[str, str | None] | None
 
 
+class Encoder(BaseModel):
+    """What turns text into vectors, or what is missing to do so."""
+
+    name: str | None
+    missing: str | None
+
+
 class Models(BaseModel):
     """Versions, aliases, cards."""
 
     aliases: dict[str, Alias]
+    encoder: Encoder
     versions: list[dict[str, Any]]
 
 

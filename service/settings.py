@@ -67,6 +67,14 @@ class Settings(BaseSettings):
     norm_policy: NormPolicy = Field(
         "accept", description="Vectors that are not of unit length: accept, normalise or refuse (422)."
     )
+    encoder: str = Field(
+        "auto",
+        description="What encodes text: auto (the package of the `text` extra, where that is installed), none, or the "
+        "name or directory of a sentence-transformers model on this machine.",
+    )
+    max_text: PositiveInt = Field(
+        50_000, description="Characters of text in one request; a longer one would hold up the others' too long."
+    )
     timeout_ms: Positive = Field(2000, description="Milliseconds to answer where X-Request-Timeout-Ms says nothing.")
     primary_share: float = Field(
         0.5,

@@ -12,7 +12,7 @@ import binascii
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ Check = Callable[[Any, str], Any]
 
 @dataclass(frozen=True)
 class Fields:
-    """What a JSON body may hold: fields of vectors (of which exactly one) and checked options.
+    """What a JSON body may hold: fields of vectors or of text (of which exactly one) and checked options.
 
     `vectors` maps a field to the number of leading axes that it adds to the shape of one item:
     0 for one item, 1 for many.
@@ -45,14 +45,23 @@ class Fields:
 
     vectors: Mapping[str, int]
     options: Mapping[str, Check]
+    texts: Mapping[str, Check] = field(default_factory=dict)
 
 
 class Decoded(NamedTuple):
-    """Float32 rows `(n, *shape)`, the field they came in, and the options that were given."""
+    """Float32 rows `(n, *shape)`, the field they came in, and the options that were given.
+
+    Text comes as `words` without rows; once these are made of it, `heard` is what the answer says of how it was read.
+    """
 
     rows: Floats
     field: str
     options: dict[str, Any]
+    words: list[str] | str | None = None
+    heard: Mapping[str, Any] | None = None
+
+
+NO_ROWS: Floats = np.empty((0, 1, 1), np.float32)
 
 
 ShapeOf = Callable[[str, dict[str, Any]], Shape]
@@ -117,15 +126,18 @@ class JsonReader:
     def read_strictly(self, body: bytes, shape_of: ShapeOf) -> Decoded:
         """Return what a body says, or raise what is wrong with it and where; slow and complete."""
         document = parse_object(body)
-        unknown = sorted(document.keys() - self._fields.vectors.keys() - self._fields.options.keys())
+        places = (*self._fields.vectors, *self._fields.texts)
+        unknown = sorted(document.keys() - set(places) - self._fields.options.keys())
         if unknown:
             raise Invalid("unknown field", pointer=f"/{_escaped(unknown[0])}")
-        present = [name for name in self._fields.vectors if name in document]
+        present = [name for name in places if name in document]
         if len(present) != 1:
-            raise Invalid(f"want exactly one of {', '.join(self._fields.vectors)}", pointer="")
+            raise Invalid(f"want exactly one of {', '.join(places)}", pointer="")
         (field,) = present
         given = {name: value for name, value in document.items() if name != field}
         options = {name: self._fields.options[name](value, f"/{name}") for name, value in given.items()}
+        if field in self._fields.texts:
+            return Decoded(NO_ROWS, field, options, self._fields.texts[field](document[field], f"/{field}"))
         shape, many = shape_of(field, options), self._fields.vectors[field]
         return Decoded(_rows(document[field], f"/{field}", shape, many, self._max_rows), field, options)
 
@@ -239,6 +251,33 @@ def text(value: Any, pointer: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 200 or _plain_text(value) != value:
         raise Invalid("want a string of 1 to 200 characters", pointer=pointer)
     return value
+
+
+def passage(most: int) -> Check:
+    """A text of at most `most` characters that is not blank."""
+
+    def check(value: Any, pointer: str) -> str:
+        if not isinstance(value, str) or not value.strip() or _plain_text(value) != value:
+            raise Invalid("want a string that is not blank", pointer=pointer)
+        if len(value) > most:
+            raise TooLarge(f"{len(value)} characters, at most {most}", pointer=pointer)
+        return value
+
+    return check
+
+
+def passages(most: int) -> Check:
+    """A list of texts, of at most `most` characters together, none of them blank."""
+    each = passage(most)
+
+    def check(value: Any, pointer: str) -> list[str]:
+        if not isinstance(value, list) or not value:
+            raise Invalid("want a list of strings that is not empty", pointer=pointer)
+        texts = [each(item, f"{pointer}/{at}") for at, item in enumerate(value)]
+        each("".join(texts), pointer)
+        return texts
+
+    return check
 
 
 def one_of(*choices: str) -> Check:
@@ -360,7 +399,7 @@ def _from_base64(value: str, pointer: str, shape: Shape) -> Floats:
         data = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
         raise Invalid(
-            "want numbers, or the base64 of their float32 bytes; text is not embedded here", pointer=pointer
+            "want numbers, or the base64 of their float32 bytes; text goes into `text` or `texts`", pointer=pointer
         ) from error
     if len(data) != 4 * math.prod(shape):
         raise Invalid(f"base64 of {len(data)} bytes, want {4 * math.prod(shape)}", pointer=pointer)

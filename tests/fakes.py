@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +12,14 @@ import numpy as np
 from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats, normalise
+from models.encoder import EncoderError, Progress
 from models.index import FlatIndex
 from models.registry import Registry, Version
 from models.reranker import NEIGHBOURS, Reranker, features_of
 from models.retriever import Retriever
 from models.space import Space
 from models.towers import Towers
+from service.encoding import EncoderLike
 
 D, T = 8, 5
 
@@ -133,11 +136,52 @@ def bundle(version: str = "20260101-000000000000") -> Retriever:
     return Retriever(version, "1" * 64, card("corpus", kind="corpus"), known, FlatIndex(known.vectors), towers, last)
 
 
+class HashEncoder:
+    """An encoder: a unit vector drawn from the text's hash; a word is a token; encodes two texts at a time."""
+
+    name, dim = "fake", D
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of words."""
+        return words(text)
+
+    def encode(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> Floats:
+        """Return the vectors of some texts."""
+        vectors = np.array([self.vector(text) for text in texts], np.float32).reshape(-1, self.dim)
+        for done in range(2, len(texts) + 2, 2):
+            progress(min(done, len(texts)), len(texts))
+        return vectors
+
+    def vector(self, text: str) -> Floats:
+        """Return the vector of one text."""
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+        return normalise(np.random.default_rng(seed).standard_normal(self.dim))
+
+
+def words(text: str) -> int:
+    """Return the number of words."""
+    return len(text.split())
+
+
+def prose(sizes: Sequence[int], first: int = 0) -> str:
+    """Return sentences of the given numbers of words, every word different."""
+    made = []
+    for size in sizes:
+        made.append(" ".join(f"W{first + i}" for i in range(size)) + ".")
+        first += size
+    return " ".join(made)
+
+
 class FakeLoaders:
     """Makes predictors by model name; a name without one is a checkpoint that must not be served."""
 
-    def __init__(self, corpus: Callable[[str], Retriever] = retriever, **answers: Callable[[Floats], Floats]) -> None:
-        self.answers, self._corpus = answers, corpus
+    def __init__(
+        self,
+        corpus: Callable[[str], Retriever] = retriever,
+        text: EncoderLike | None = None,
+        **answers: Callable[[Floats], Floats],
+    ) -> None:
+        self.answers, self._corpus, self._text = answers, corpus, text
         self.loaded: list[FakePredictor] = []
 
     def predictor(self, version: Version) -> FakePredictor:
@@ -151,6 +195,12 @@ class FakeLoaders:
     def retriever(self, version: Version) -> Retriever:
         """Return the fake corpus."""
         return self._corpus(version.version)
+
+    def encoder(self) -> EncoderLike:
+        """Return the fake encoder; none, it is not installed."""
+        if self._text is None:
+            raise EncoderError("install what encodes text")
+        return self._text
 
 
 def add_version(registry: Registry, name: str, text: str = "first") -> Version:

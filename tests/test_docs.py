@@ -87,7 +87,7 @@ def test_every_claim_of_the_security_document_names_tests_that_are_there() -> No
 
 @pytest.mark.parametrize("curl", CURLS)
 def test_the_curls_of_the_readme_answer_as_it_says(process: Callable[..., Process], tmp_path: Path, curl: str) -> None:
-    server = process()
+    server = process(LVM_TIMEOUT_MS="60000")  # opening the encoder takes a slow machine more than two seconds
     command = curl.replace("http://127.0.0.1:8000", server.url).replace("/tmp/vector.f32", str(tmp_path / "vector.f32"))
     out = subprocess.run(["bash", "-c", command], cwd=ROOT, check=True, capture_output=True).stdout
     if "-o" in curl.split():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import; on by default since 1.29
 
@@ -15,6 +18,18 @@ from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Floats
 
 ROWS = 8  # least rows worth a thread: for fewer, waking it takes longer than it saves
+
+
+def open_session(graph: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
+    """Return a session that runs in its caller's thread; `graph` finds its parameters among `weights` by name."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # The graph need not read every tensor (AMN's key bias cancels out), and a session refuses others.
+    used = [name for name in weights if name.encode() in graph]
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in used]
+    options.add_external_initializers(used, values)
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxRuntime:
@@ -28,15 +43,8 @@ class OnnxRuntime:
     on_cpu = True
 
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # The graph need not read every tensor (AMN's key bias cancels out), and a session refuses others.
-        used = [name for name in checkpoint.weights if name.encode() in checkpoint.graph]
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(checkpoint.weights[name]) for name in used]
-        options.add_external_initializers(used, values)
         try:
-            self._session = onnxruntime.InferenceSession(checkpoint.graph, options, providers=["CPUExecutionProvider"])
+            self._session = open_session(checkpoint.graph, checkpoint.weights)
         except Exception as error:  # onnxruntime's exceptions share no other base
             raise BadCheckpoint(f"{checkpoint.version}: onnxruntime refuses the graph: {error}") from error
         self._threads = threads

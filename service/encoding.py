@@ -1,0 +1,131 @@
+"""The encoder engine: one encoder with its batcher. Texts in; chunks, and the vectors that nets read, out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from models.chunks import chunk
+from models.encoder import LONGEST, EncoderError
+from service.batching import Batch, MicroBatcher
+from service.engine import Floats
+from service.errors import Invalid, NoEncoder
+from service.metrics import Metrics
+from service.settings import Settings
+
+BATCH = 16  # texts, some 30 ms of a core each: whoever comes next waits for all of them
+QUEUE = 128  # texts, a few seconds' work: who waits longer than that has given up
+
+
+class EncoderLike(Protocol):
+    """What the engine runs: an encoder of `models.encoder`, or a fake of it."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of word-pieces in `text`, nothing cut off."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Return unit vectors `(N, D)`, one a text in order; raises `EncoderError`."""
+        ...
+
+
+class Said(NamedTuple):
+    """A context of `length` chunks in words: the chunks, or a passage whose last ones it is; or else a query."""
+
+    words: list[str] | str
+    length: int
+    may_be_query: bool = False
+
+
+class Read(NamedTuple):
+    """How words were read: as a `context` of chunks, or a `query` of one, and the vectors `(n, D)` of these."""
+
+    read_as: str
+    chunks: list[str]
+    vectors: Floats
+
+
+class EncoderEngine:
+    """Serves one encoder; one batch runs at a time, in a thread of its own."""
+
+    alias = "encoder"
+
+    def __init__(self, encoder: EncoderLike, settings: Settings, metrics: Metrics) -> None:
+        self._encoder, self._metrics = encoder, metrics
+        self.name = Path(encoder.name).name  # where a directory lies is nobody else's business
+        self._rows = metrics.batch_rows.of(self.alias)
+        self.batcher: MicroBatcher[Said, Read] = MicroBatcher(
+            self._run,
+            name=self.alias,
+            max_rows=BATCH,
+            max_queue=min(QUEUE, settings.max_queue),
+            on_batch=self._observe,
+        )
+
+    async def read(self, said: Said, deadline: float) -> Read:
+        """Return what `said` is in vectors.
+
+        Raises:
+            Invalid: not as many chunks as a context has, or a passage of fewer that is no query either.
+            NoEncoder: the encoder cannot be opened.
+            Overloaded, Draining, Expired, ModelFailed: as `MicroBatcher.submit`.
+        """
+        if isinstance(said.words, list) and len(said.words) != said.length:
+            raise Invalid(f"want {said.length} chunks, oldest first, not {len(said.words)}", pointer="/texts")
+        return (await self.batcher.submit([(said, said.length)], deadline))[0].answer
+
+    def _run(self, items: list[Said]) -> Sequence[Read | Exception]:
+        try:
+            cut = [self._cut(said) for said in items]
+            chunks = [chunk for each in cut if not isinstance(each, Invalid) for chunk in each[1]]
+            vectors = self._encoder.encode(chunks)
+        except EncoderError as error:
+            return [NoEncoder(str(error))] * len(items)
+        if not np.isfinite(vectors).all():
+            raise ValueError("a vector is not finite")
+        return _dealt(cut, vectors)
+
+    def _cut(self, said: Said) -> tuple[str, list[str]] | Invalid:
+        """Return how the words are to be read, and the chunks that count."""
+        if isinstance(said.words, list):
+            return "context", said.words
+        chunks = chunk(said.words, self._encoder.count_tokens)
+        if len(chunks) >= said.length:
+            return "context", chunks[-said.length :]
+        if said.may_be_query and self._encoder.count_tokens(said.words) <= LONGEST - 2:
+            return "query", [said.words]
+        return _too_short(said, len(chunks))
+
+    def _observe(self, batch: Batch) -> None:
+        self._rows.observe(batch.rows)
+        self._metrics.batch_released.add(self.alias, batch.reason)
+
+
+def _dealt(cut: list[tuple[str, list[str]] | Invalid], vectors: Floats) -> list[Read | Exception]:
+    """Return what each item was read as, its share of `vectors` `(n, D)` with it."""
+    answers: list[Read | Exception] = []
+    for each in cut:
+        if isinstance(each, Invalid):
+            answers.append(each)
+        else:
+            read_as, chunks = each
+            answers.append(Read(read_as, chunks, vectors[: len(chunks)]))
+            vectors = vectors[len(chunks) :]
+    return answers
+
+
+def _too_short(said: Said, count: int) -> Invalid:
+    query = f", and more than the {LONGEST - 2} word-pieces of a query" if said.may_be_query else ""
+    return Invalid(
+        f"the text makes {count} chunks, a context has {said.length}{query}: a chunk is some 50 to 100 word-pieces, "
+        "ending where a sentence or a paragraph ends",
+        pointer="/text",
+    )

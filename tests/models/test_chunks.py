@@ -1,0 +1,84 @@
+"""Text is cut where a reader would cut it, and no word of it is lost, moved or made up."""
+
+import random
+import time
+
+import pytest
+
+from models.chunks import Sizes, chunk, sentences
+from tests.fakes import prose, words
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("One thing. Another thing! A third? Yes.", 4),
+        ("Dr. Smith met J. R. Jones of the U.S. Navy on Jan. 5 at 3.14 p.m. and left.", 1),
+        ("See e.g. the notes, i.e. the end.", 1),
+        ('He said "Stop." Then he left.', 2),
+        ("Wait... what? Fine.", 2),
+        ("No stop at the end", 1),
+        ("Ein Satz. Über uns. Éire.", 3),
+        ("  \n ", 0),
+    ],
+)
+def test_a_sentence_ends_where_a_reader_would_end_it(text: str, count: int) -> None:
+    assert len(sentences(text)) == count
+    assert " ".join(sentences(text)).split() == text.split()
+
+
+def test_a_line_of_dots_costs_no_more_than_its_length() -> None:
+    started = time.perf_counter()
+    sentences("." * 200_000 + "x")
+    assert time.perf_counter() - started < 2
+
+
+def sizes_of(text: str) -> list[int]:
+    return [words(piece) for piece in chunk(text, words)]
+
+
+@pytest.mark.parametrize(
+    ("sentence_sizes", "expected"),
+    [
+        ([40, 40, 40, 40], [80, 80]),
+        ([50, 50, 50], [100, 50]),
+        ([20, 110, 40], [130, 40]),  # below the least, it takes one more sentence beyond the full size
+        ([120, 60], [120, 60]),
+        ([90, 20], [110]),  # a short tail joins the chunk before it
+        ([120, 25], [120]),  # and is dropped where there is no room
+        ([20, 130], [85, 65]),  # 150 is too much: the sentence is halved
+        ([300], [75, 75, 75, 75]),
+        ([29], []),
+        ([30], [30]),
+        ([], []),
+    ],
+)
+def test_sentences_are_packed_up_to_the_full_size(sentence_sizes: list[int], expected: list[int]) -> None:
+    assert sizes_of(prose(sentence_sizes)) == expected
+
+
+@pytest.mark.parametrize(("paragraphs", "expected"), [([50, 40], [50, 40]), ([49, 40], [89]), ([20, 20], [40])])
+def test_a_paragraph_ends_a_chunk_of_fifty_or_more(paragraphs: list[int], expected: list[int]) -> None:
+    assert sizes_of("\n \n".join(prose([size]) for size in paragraphs)) == expected
+
+
+def test_a_single_word_beyond_the_most_is_split_between_characters() -> None:
+    pieces = chunk("x" * 500, len)
+    assert "".join(pieces) == "x" * 500
+    assert all(30 <= len(piece) <= 140 for piece in pieces)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_chunks_hold_the_words_in_order_within_the_limits(seed: int) -> None:
+    draw = random.Random(seed)
+    limits = Sizes() if seed % 2 else Sizes(least=5, close=8, full=12, most=20)
+    paragraphs = [
+        prose([draw.choice([1, 3, 12, 25, 60, 99, 141, 400]) for _ in range(draw.randint(0, 6))], 10_000 * i)
+        for i in range(draw.randint(1, 12))
+    ]
+    text = "\n\n".join(paragraphs)
+    pieces = chunk(text, words, limits)
+    kept = " ".join(pieces).split()
+    assert kept == text.split()[: len(kept)]
+    assert words(text) - len(kept) < limits.least
+    assert all(limits.least <= words(piece) <= limits.most for piece in pieces)

@@ -1,0 +1,94 @@
+"""Text encoded today fits the corpus of yesterday, without torch; and what cannot encode says what is missing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import corpus, encoder
+from models.encoder import EncoderError, MiniLM, is_same, open_encoder
+from models.training.bert import graph_of
+
+SHIPPED = Path(__file__).parents[2] / "artifacts" / "lvm" / "retriever"
+SAMPLE = 12
+
+
+@pytest.fixture(scope="module")
+def minilm() -> MiniLM:
+    return MiniLM(threads=2)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> corpus.Corpus:
+    return corpus.read(SHIPPED.resolve())
+
+
+def test_chunks_of_the_shipped_corpus_encode_to_its_vectors(minilm: MiniLM, shipped: corpus.Corpus) -> None:
+    rows = np.linspace(0, len(shipped) - 1, SAMPLE).astype(int)
+    vectors = minilm.encode([str(shipped.chunk(row).text) for row in rows])
+    assert vectors.dtype == np.float32
+    assert (vectors * shipped.vectors[rows]).sum(axis=1).min() >= 0.9999
+
+
+def test_word_pieces_are_counted_as_the_shipped_corpus_counts_them(minilm: MiniLM, shipped: corpus.Corpus) -> None:
+    article = next(iter(shipped.articles.values()))
+    assert [minilm.count_tokens(text) for text in article["chunks"]] == article["ntok"]
+
+
+def test_a_text_is_read_up_to_the_longest_and_counted_beyond(minilm: MiniLM) -> None:
+    seen: list[tuple[int, int]] = []
+    vectors = minilm.encode(["short", "word " * 300, "word " * 254], lambda done, total: seen.append((done, total)))
+    assert vectors.shape == (3, minilm.dim)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(vectors[1], vectors[2])
+    assert minilm.count_tokens("word " * 300) == 300
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert minilm.encode([]).shape == (0, minilm.dim)
+
+
+def test_the_graph_that_ships_is_the_one_the_code_draws(minilm: MiniLM) -> None:
+    sizes = json.loads((minilm.directory / "config.json").read_text())
+    assert graph_of(sizes) == encoder.GRAPH.read_bytes()
+
+
+def test_weights_that_are_not_the_known_ones_are_refused(tmp_path: Path) -> None:
+    altered = MiniLM(threads=1)
+    altered.directory = tmp_path
+    with pytest.raises(EncoderError, match="No such file"):
+        altered.encode(["text"])
+    (tmp_path / encoder.WEIGHTS).write_bytes(b"altered")
+    with pytest.raises(EncoderError, match="not the one known here"):
+        altered.encode(["text"])
+
+
+def test_a_model_is_known_by_the_last_part_of_its_name() -> None:
+    assert is_same("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
+    assert is_same("/models/gtr-t5-base/", "sentence-transformers/gtr-t5-base")
+    assert not is_same("all-MiniLM-L12-v2", "all-MiniLM-L6-v2")
+    assert isinstance(open_encoder("sentence-transformers/all-MiniLM-L6-v2", 1), MiniLM)
+    with pytest.raises(EncoderError, match="no text"):
+        open_encoder("none", 1)
+
+
+WITHOUT_THE_EXTRAS = """
+import sys
+from models.encoder import EncoderError, MiniLM, SentenceTransformersEncoder
+assert not {"torch", "sentence_transformers", "tokenizers", "onnxruntime"} & set(sys.modules), "imported with it"
+sys.modules.update(sentence_transformers=None, tokenizers=None)  # as if they were not installed
+for make in (lambda: SentenceTransformersEncoder("all-MiniLM-L6-v2"), lambda: MiniLM(1)):
+    try:
+        make()
+    except EncoderError as error:
+        print(error)
+"""
+
+
+def test_without_the_extras_the_module_imports_and_the_encoders_say_what_is_missing() -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", WITHOUT_THE_EXTRAS]
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert "`data` extra" in ran.stdout
+    assert "`text` extra" in ran.stdout

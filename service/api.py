@@ -12,11 +12,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 
 from models.retriever import Hit, Search
-from service import schemas, wire
+from service import articles, schemas, wire
 from service.door import Call, Headers, HotRoute, Reply, State, want_media_type
 from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
-from service.inventory import describe
+from service.inventory import card_text, describe, ledger
 from service.lineup import Lineup
 from service.metrics import Metrics
 from service.routing import EngineLike, Profile, Routed, Router
@@ -284,6 +284,18 @@ def add_routes(
     async def models() -> Response:
         """Versions, aliases, cards, what is live since when, the breakers."""
         return Response(wire.encode_json(describe(router, lineup)), media_type="application/json")
+
+    @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)
+    def card(name: str, version: str) -> Response:
+        """The model card of a version, in Markdown."""
+        return Response(card_text(lineup.registry, name, version), media_type="text/markdown; charset=utf-8")
+
+    @app.get("/ledger", response_model=schemas.Ledger)
+    def moves(offset: articles.Offset = 0, limit: articles.Limit = 100) -> Response:
+        """Who moved which alias, when and why, newest first."""
+        return Response(wire.encode_json(ledger(lineup.registry, offset, limit)), media_type="application/json")
+
+    articles.add_routes(app, lineup)
 
     @app.get("/metrics", response_class=Response)
     async def scrape(request: Request) -> Response:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
@@ -27,7 +28,7 @@ from service.door import (
     problem_reply,
     request_id,
 )
-from service.errors import PROBLEM, ServiceError, problem
+from service.errors import PROBLEM, Invalid, ServiceError, problem
 from service.lineup import Lineup, Loaders, RealLoaders
 from service.log import logger
 from service.metrics import Metrics
@@ -124,6 +125,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None) -> Service:
     app.infer = oip.add_routes(app, router, lineup, settings, metrics, state)
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_bad_parameter)
     app.add_exception_handler(Exception, _on_anything_else)
     app.short_cut()
     return app
@@ -145,6 +147,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     reason = STATUS_REASONS.get(error.status_code, "other")
     body = problem(error.status_code, reason, str(error.detail), request.scope["lvm.request_id"])
     return Response(body, error.status_code, error.headers, PROBLEM.decode())
+
+
+async def _on_bad_parameter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    said = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors())
+    return await _on_service_error(request, Invalid(said))
 
 
 async def _on_anything_else(request: Request, error: Exception) -> Response:

@@ -3,7 +3,7 @@
 ServiceError
 ├── Malformed 400            the bytes are not what their media type says
 ├── Invalid 422              well-formed, but not a context, query or option; `pointer` says where
-├── UnknownModel 404
+├── UnknownModel 404         UnknownArticle 404
 ├── TooSlow 408              TooLarge 413, UnsupportedMediaType 415, HeadersTooLarge 431
 ├── Expired 504              the deadline passed
 └── Unavailable 503          carries Retry-After
@@ -49,6 +49,12 @@ class UnknownModel(ServiceError):
     """No alias that is served, and no model behind one, has that name."""
 
     status, reason = 404, "unknown_model"
+
+
+class UnknownArticle(ServiceError):
+    """The corpus has no such article."""
+
+    status, reason = 404, "unknown_article"
 
 
 class TooSlow(ServiceError):

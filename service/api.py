@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 
 from models.retriever import Hit, Search
-from service import articles, schemas, wire
+from service import articles, pages, schemas, wire
 from service.door import Call, Headers, HotRoute, Reply, State, want_media_type
 from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
@@ -296,6 +296,7 @@ def add_routes(
         return Response(wire.encode_json(ledger(lineup.registry, offset, limit)), media_type="application/json")
 
     articles.add_routes(app, lineup)
+    pages.add_routes(app)
 
     @app.get("/metrics", response_class=Response)
     async def scrape(request: Request) -> Response:

@@ -34,6 +34,7 @@ class Browser:
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
+        self.send("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Return what the browser answers to one command."""
@@ -72,10 +73,12 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def until(self, script: str) -> Any:
-        """Wait until an expression is true in the page; return its value."""
-        until(lambda: self.run(script), script)
-        return self.run(script)
+    def until(self, script: str) -> None:
+        """Wait until an expression is true, or an element, in the page."""
+        try:
+            until(lambda: self.run(f"Boolean({script})"), script)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the console says {self.complaints}, the page {self.text('body')}") from None
 
     def text(self, selector: str) -> str:
         """Return the text of the first element that is seen there."""

@@ -12,7 +12,10 @@ const KEYS = { ArrowRight: (at) => at + 1, ArrowLeft: (at) => at - 1, Home: () =
 const PROBE_MS = 5000;
 let tried = null;
 
-// Show one view, and only it; it is also the fragment of the address.
+// The view that the address names; with a slash, or the browser would scroll to it.
+const named = () => location.hash.slice(2);
+
+// Show one view, and only it.
 function choose(name) {
   const chosen = names.includes(name) ? name : names[0];
   for (const [place, tab] of tabs.entries()) {
@@ -21,7 +24,7 @@ function choose(name) {
     tab.tabIndex = isChosen ? 0 : -1;
     byId(names[place]).hidden = !isChosen;
   }
-  if (location.hash.slice(1) !== chosen) history.replaceState(null, "", `#${chosen}`);
+  if (named() !== chosen) history.replaceState(null, "", `#/${chosen}`);
   live.watch(chosen === "live" && !document.hidden);
   if (chosen === "models") models.load();
   if (chosen === "try" && !tried) tried = trying.load();
@@ -48,7 +51,7 @@ async function probe() {
   setTimeout(probe, PROBE_MS);
 }
 
-const chosen = () => choose(location.hash.slice(1));
+const chosen = () => choose(named());
 
 for (const tab of tabs) {
   tab.addEventListener("click", () => choose(tab.getAttribute("aria-controls")));

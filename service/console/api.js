@@ -8,7 +8,7 @@ let declined = false;
 
 export class Problem extends Error {
   constructor(status, detail, id = "") {
-    super(id ? `${detail} (${status}, request ${id})` : detail);
+    super(status ? `${detail} (${[status, id && `request ${id}`].filter(Boolean).join(", ")})` : detail);
     this.status = status;
   }
 }
@@ -41,7 +41,8 @@ async function reach(path, options) {
 async function problemOf(response) {
   const body = await response.json().catch(() => ({}));
   const where = body.pointer ? ` at ${body.pointer}` : "";
-  return new Problem(response.status, `${body.detail ?? response.statusText}${where}`, body.request_id);
+  const way = response.status === 401 ? "This service wants a token, see Enter token above: " : "";
+  return new Problem(response.status, `${way}${body.detail ?? response.statusText}${where}`, body.request_id);
 }
 
 // Ask for a token, unless that was declined; say whether there is a new one.

@@ -29,12 +29,19 @@ class Browser:
         self._into, self._out = os.fdopen(into, "wb", 0), os.fdopen(out, "rb", 0)
         self._ids, self._answers, self._session = count(1), Queue[dict[str, Any]](), ""
         self.complaints: list[str] = []
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen)
+        self._listener.start()
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         self.send("Emulation.setFocusEmulationEnabled", enabled=True)
+
+    def close(self) -> None:
+        """Let go of a browser that has ended."""
+        self._listener.join()
+        self._into.close()
+        self._out.close()
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Return what the browser answers to one command."""
@@ -127,8 +134,10 @@ def browsing(profile: Path) -> Iterator[Browser]:
     popen = subprocess.Popen(command, pass_fds=(theirs, their_end), stderr=subprocess.DEVNULL)
     os.close(theirs)
     os.close(their_end)
+    browser = Browser(ours, our_end)
     try:
-        yield Browser(ours, our_end)
+        yield browser
     finally:
         popen.kill()
         popen.wait()
+        browser.close()

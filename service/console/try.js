@@ -197,9 +197,10 @@ const panel = (name, value, remark, ...more) => {
 };
 
 function bar(parts) {
+  const sum = parts.reduce((all, [, share]) => all + share, 0) || 1;
   const pieces = parts.map(([kind, share]) => {
     const piece = el("span", { class: kind });
-    piece.style.flexGrow = share;
+    piece.style.flexGrow = share / sum;
     return piece;
   });
   return el("div", { class: "bar", "aria-hidden": "true" }, pieces);

@@ -50,8 +50,9 @@ def page(chromium: Browser, server: Process) -> Browser:
     """Return the console on a light desktop, with nothing chosen yet."""
     chromium.size(1280, 900)
     chromium.colours("light")
-    chromium.open(f"{server.url}/")
+    chromium.open("about:blank")
     chromium.complaints.clear()
+    chromium.open(f"{server.url}/")
     return chromium
 
 

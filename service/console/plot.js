@@ -4,6 +4,7 @@ import { el, svg } from "./dom.js";
 import { minus, quantity } from "./format.js";
 
 const HEIGHT = 190;
+const STYLES = 12; // colours and dashes that console.css tells apart
 const SPACE = { top: 10, right: 12, bottom: 24, left: 56 };
 export const SPAN_S = 300;
 const SPANS = [[60, 15], [120, 30], [SPAN_S, 60]]; // seconds seen, seconds between two marks
@@ -47,7 +48,7 @@ export class Plot {
     const lines = seen.map((points, place) => this.#line(points, place, x, y));
     const words = [svg("title", { id: `${this.id}-t` }, this.title), svg("desc", { id: `${this.id}-d` }, this.#describe(series))];
     const named = { role: "img", "aria-labelledby": `${this.id}-t ${this.id}-d`, width, height: HEIGHT };
-    const empty = svg("text", { class: "empty", x: width / 2, y: HEIGHT / 2 }, "nothing measured in these 5 minutes");
+    const empty = svg("text", { class: "empty", x: (SPACE.left + width) / 2, y: HEIGHT / 2 }, "nothing to plot yet");
     const content = all.length ? lines : [empty];
     this.canvas.replaceChildren(svg("svg", named, words, this.#axes(marks, x, y, width), this.#times(x, now, step, width < 400 ? 2 : 1), content));
     this.legend.replaceChildren(...series.map((one, place) => this.#key(one, place)));
@@ -75,11 +76,11 @@ export class Plot {
       pen = "L";
       return step;
     });
-    return svg("path", { class: `line s${place % 8}`, d: path.join("") });
+    return svg("path", { class: `line s${place % STYLES}`, d: path.join("") });
   }
 
   #key({ name, points }, place) {
-    const swatch = svg("svg", { width: 22, height: 8, "aria-hidden": "true" }, svg("path", { class: `line s${place % 8}`, d: "M0 4H22" }));
+    const swatch = svg("svg", { width: 22, height: 8, "aria-hidden": "true" }, svg("path", { class: `line s${place % STYLES}`, d: "M0 4H22" }));
     return el("li", {}, swatch, el("span", {}, name), el("span", { class: "now" }, this.#last(points)));
   }
 

@@ -7,6 +7,9 @@ import { base64, cosine, floats, mean } from "./vectors.js";
 
 const K = 10;
 const PAUSE_MS = 120;
+const RERANKED = "In the order of the reranker; the score is the towers' inner product.";
+const SCORED = "In the order of the score: the inner product with the prediction.";
+const NEAREST = "The text is shorter than a context, so nothing is predicted: these passages lie nearest to it.";
 const form = byId("try-form");
 const { search, article: choice, at: slider, model: maker, text } = form.elements;
 let article = null;
@@ -103,17 +106,11 @@ async function run() {
   const input = { ...(known ? { context: base64(known.context.map(({ floats }) => floats)) } : { text: text.value }) };
   if (maker.value) input.model = maker.value;
   const began = performance.now();
-  const predicting = post("/predict", { ...input, encoding: "base64" }, signal);
-  const found = post("/retrieve", { ...input, k: K }, signal);
-  const answers = await Promise.all([found, known ? predicting : predicting.catch(refused)]);
+  const found = await post("/retrieve", { ...input, k: K }, signal);
+  const isQuery = found.body.read_as === "query"; // a text shorter than a context: nothing can be predicted
+  const predicted = isQuery ? null : await post("/predict", { ...input, encoding: "base64" }, signal);
   notify("try-notice");
-  show(known, ...answers, performance.now() - began);
-}
-
-// A text shorter than a context is a query: passages are found for it, but nothing is predicted.
-function refused(error) {
-  if (error.status === 422) return null;
-  throw error;
+  show(known, found, predicted, performance.now() - began);
 }
 
 // Return what is read, {context, next}, of the article; null where it is too short for one context.
@@ -136,11 +133,11 @@ function show(known, found, predicted, took) {
   const next = known?.next ?? null;
   const context = known ? known.context : (found.body.chunks ?? [text.value]).map((chunk) => ({ text: chunk }));
   byId("context").replaceChildren(...context.map((chunk) => passage(chunk)), ...(known ? [truth(next)] : []));
-  notify("order", found.body.reranked ? "In the order of the reranker; the score is the towers' inner product." : "In the order of the score: the inner product with the prediction.");
+  notify("order", predicted ? (found.body.reranked ? RERANKED : SCORED) : NEAREST);
   byId("found").replaceChildren(...found.body.results.map((result, rank) => hit(result, rank, next)));
   byId("measured").replaceChildren(
     ...(known ? [rankOf(next, found.body.results), closeness(known, predicted.body)] : []),
-    stages("Passages", found, `on the server; both answers took ${ms(took)} to this page`),
+    stages("Passages", found, `on the server; ${predicted ? "both answers" : "the answer"} took ${ms(took)} to this page`),
     ...(predicted ? [stages("Vector", predicted, "on the server")] : []),
   );
 }
@@ -185,10 +182,14 @@ function stages(name, { body, timing }, remark) {
   const parts = told.length ? told : Object.entries(body.timing_ms);
   const sum = parts.reduce((all, [, value]) => all + value, 0);
   const rows = parts.map(([stage, value], place) => [el("dt", { class: `key s${place}` }, stage), el("dd", {}, ms(value))]);
-  const by = body.fallback_reason ? `${body.served_by}, as the first engine did not: ${body.fallback_reason}` : body.served_by ?? NONE;
-  const author = el("p", { class: "author" }, el("strong", {}, body.model ?? NONE), ` ${body.version ?? ""}`, el("br"), `served by ${by}`, body.reranked ? ", reranked" : "");
   const list = el("dl", { class: "stages" }, rows.flat());
-  return panel(`${name} in`, ms(sum), remark, author, bar(parts.map(([, value], place) => [`s${place}`, value])), list);
+  return panel(`${name} in`, ms(sum), remark, author(body), bar(parts.map(([, value], place) => [`s${place}`, value])), list);
+}
+
+function author({ model, version, served_by: by, fallback_reason: reason, reranked, corpus }) {
+  if (!model) return el("p", { class: "author" }, `searched in ${corpus}; no net was asked`);
+  const why = reason ? `, as the first engine did not answer: ${reason}` : "";
+  return el("p", { class: "author" }, el("strong", {}, model), ` ${version}`, el("br"), `served by ${by}${why}${reranked ? ", reranked" : ""}`);
 }
 
 const panel = (name, value, remark, ...more) => {

@@ -131,16 +131,24 @@ def test_the_end_of_an_article_and_a_miss_are_said(page: Browser) -> None:
     assert page.complaints == []
 
 
-def test_text_is_refused_in_words_where_there_is_no_encoder(page: Browser, server: Process) -> None:
-    if (httpx.get(f"{server.url}/models").json().get("encoder") or {}).get("name"):
-        pytest.skip("this service has an encoder")
-    page.until("document.querySelector('[name=article]').length > 100")
+def test_text_is_read_or_refused_in_words_where_there_is_no_encoder(page: Browser, server: Process) -> None:
+    encoder = httpx.get(f"{server.url}/models").json().get("encoder") or {}
+    choose_rabbit(page)
+    passages = page.run("[...document.querySelectorAll('#context li p:last-child')].map(one => one.innerText)")
     page.click("[name=source][value=text]")
-    assert "reads vectors, not text" in page.text("#try-notice")
-    assert page.run("document.querySelector('[name=text]').disabled")
+    if encoder.get("name") and not encoder.get("missing"):
+        page.run("document.querySelector('[name=text]').focus()")
+        page.type("\n\n".join(passages))
+        page.click("#from-text [type=submit]")
+        page.until("document.querySelector('#found .where')?.innerText.includes('Rabbit')")
+        assert "Vector in" in page.text("#measured")
+    else:
+        assert "reads vectors, not text" in page.text("#try-notice")
+        assert page.run("document.querySelector('[name=text]').disabled")
     page.click("[name=source][value=article]")
     page.until("document.querySelectorAll('#found li').length === 10")
     assert page.run("document.querySelector('#try-notice').hidden")
+    assert page.complaints == []
 
 
 def test_the_live_view_draws_what_load_does(page: Browser, server: Process) -> None:

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup text dev serve test lint types imports unit load data-check image-check prometheus-check million faults figures soak bench bench-peers clean
+.PHONY: help setup text dev serve test lint types imports unit load data-check image-check prometheus-check console-check million faults figures soak bench bench-peers clean
 
 PYTHON ?= python3
 MINUTES ?= 30
@@ -46,6 +46,10 @@ image-check:  ## build the image for real and call the service in it (root, buil
 
 prometheus-check: dev  ## hold rules, dashboard and percentiles against a real Prometheus under load (Debian)
 	docker/prometheus-check.sh
+
+console-check: dev  ## drive the console in Debian's Chromium (root, to install it); screenshots in runs/console
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -yqq --no-install-recommends chromium; }
+	$(BIN)/pytest tests/service/test_pages.py tests/service/test_articles.py tests/e2e/test_console.py
 
 million: dev  ## store, load and search a million passages (about 5 minutes, 6 GB of disk)
 	$(BIN)/pytest -m soak -s tests/slow

@@ -55,6 +55,11 @@ class Passages(Protocol):
         """Dimensions of a vector."""
         ...
 
+    @property
+    def article(self) -> NDArray[np.int32]:
+        """The article `(N,)` that each row belongs to."""
+        ...
+
     def __len__(self) -> int: ...
 
     def vectors_at(self, rows: NDArray[np.int64]) -> Floats:
@@ -126,6 +131,11 @@ class MappedCorpus:
     def dim(self) -> int:
         """Dimensions of a vector."""
         return int(self.halves.shape[1])
+
+    @property
+    def article(self) -> NDArray[np.int32]:
+        """The article `(N,)` that each row belongs to."""
+        return self.index[:, 0]
 
     def __len__(self) -> int:
         return len(self.halves)

@@ -22,6 +22,7 @@ from models import sealed
 from models import towers as two_tower
 from models.card import Card
 from models.checkpoint import BadCheckpoint
+from models.contents import Contents
 from models.corpus import Chunk, Floats, Passages, normalise
 from models.index import IVF, BadIndex, FlatIndex, IvfIndex, Lists, Rows, VectorIndex
 from models.quick import is_quick
@@ -108,6 +109,11 @@ class Retriever:
     def is_exact(self) -> bool:
         """Whether hits are the true top-k."""
         return self.index.is_exact
+
+    @cached_property
+    def contents(self) -> Contents:
+        """The articles of its corpus."""
+        return Contents(self.corpus)
 
     @cached_property
     def space(self) -> Space | None:

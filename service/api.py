@@ -12,12 +12,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
 
 from models.retriever import Hit, Search
-from service import schemas, wire
+from service import articles, pages, schemas, wire
 from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media_type
 from service.encoding import EncoderEngine, Said
 from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
-from service.inventory import describe
+from service.inventory import card_text, describe, ledger
 from service.lineup import Lineup
 from service.metrics import TOTAL_TEXT
 from service.routing import EngineLike, Profile, Routed, Router
@@ -347,6 +347,19 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Call
     async def models() -> Response:
         """Versions, aliases, cards, what is live since when, the breakers."""
         return Response(wire.encode_json(describe(router, lineup)), media_type="application/json")
+
+    @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)
+    def card(name: str, version: str) -> Response:
+        """The model card of a version, in Markdown."""
+        return Response(card_text(lineup.registry, name, version), media_type="text/markdown; charset=utf-8")
+
+    @app.get("/ledger", response_model=schemas.Ledger)
+    def moves(offset: articles.Offset = 0, limit: articles.Limit = 100) -> Response:
+        """Who moved which alias, when and why, newest first."""
+        return Response(wire.encode_json(ledger(lineup.registry, offset, limit)), media_type="application/json")
+
+    articles.add_routes(app, lineup)
+    pages.add_routes(app)
 
     @app.get("/metrics", response_class=Response, responses=schemas.UNAUTHORISED)
     async def scrape(request: Request) -> Response:

@@ -11,11 +11,12 @@ from time import monotonic
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from models.registry import Registry
-from service import oip
+from service import oip, pages
 from service.admission import Admission, Limit
 from service.api import DocumentedHotRoute, add_routes
 from service.auth import PROBES, Tokens, read_tokens
@@ -34,7 +35,7 @@ from service.door import (
     problem_reply,
     request_id,
 )
-from service.errors import PROBLEM, ServiceError, Unauthorised, problem
+from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, problem
 from service.lineup import Lineup, Loaders, RealLoaders
 from service.log import logger
 from service.metrics import Metrics
@@ -59,10 +60,12 @@ class Service(FastAPI):
         self.hot: dict[bytes, HotRoute] = {}
         self.infer: HotRoute | None = None
         self.labels: set[str] = set()
+        self.open: frozenset[str] = PROBES
 
     def short_cut(self) -> None:
         """Learn the routes; to be called once they are all there."""
         self.hot = {route.path.encode(): route.hot for route in self.routes if isinstance(route, DocumentedHotRoute)}
+        self.open = PROBES | pages.read().keys()  # a page asks for the token that its requests then carry
         self.labels = {route.path for route in self.routes if isinstance(route, Route)}
 
     def hot_route(self, path: bytes) -> HotRoute | None:
@@ -99,7 +102,7 @@ class Service(FastAPI):
             await send(message)
 
         try:
-            if scope["path"] not in PROBES:
+            if scope["path"] not in self.open:
                 self.tokens.client_of(headers)
             await super().__call__(scope, receive, tell)
         except Unauthorised as error:
@@ -152,6 +155,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
     app.state.admission = admission
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_bad_parameter)
     app.add_exception_handler(Exception, _on_anything_else)
     app.short_cut()
     return app
@@ -183,6 +187,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     reason = STATUS_REASONS.get(error.status_code, "other")
     body = problem(error.status_code, reason, str(error.detail), request.scope["lvm.request_id"])
     return Response(body, error.status_code, error.headers, PROBLEM.decode())
+
+
+async def _on_bad_parameter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    said = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors())
+    return await _on_service_error(request, Invalid(said))
 
 
 async def _on_anything_else(request: Request, error: Exception) -> Response:

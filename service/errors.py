@@ -5,7 +5,7 @@ ServiceError
 ├── Invalid 422              well-formed, but not a context, query or option; `pointer` says where
 │   └── NoEncoder            text, and nothing here makes of it the vectors that the net reads
 ├── Unauthorised 401         a token is wanted, and is missing or unknown
-├── UnknownModel 404
+├── UnknownModel 404         UnknownArticle 404
 ├── TooSlow 408              TooLarge 413, UnsupportedMediaType 415, HeadersTooLarge 431
 ├── ClientLimit 429          the client holds its share; carries Retry-After
 ├── Expired 504              the deadline passed
@@ -61,6 +61,12 @@ class UnknownModel(ServiceError):
     """No alias that is served, and no model behind one, has that name."""
 
     status, reason = 404, "unknown_model"
+
+
+class UnknownArticle(ServiceError):
+    """The corpus has no such article."""
+
+    status, reason = 404, "unknown_article"
 
 
 class TooSlow(ServiceError):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from models import card as cards
 from models.card import BadCard, Card
-from models.registry import Version
+from models.registry import Registry, UnknownVersion, Version
+from service.errors import UnknownModel
 from service.lineup import Lineup
 from service.routing import Router
 
@@ -43,6 +45,21 @@ def summary(version: Version) -> dict[str, Any]:
         "license": card.license,
         "attribution": card.attribution,
     }
+
+
+def ledger(registry: Registry, offset: int, limit: int) -> dict[str, Any]:
+    """Return the body of /ledger: `limit` moves, newest first, after the newest `offset`."""
+    moves = registry.ledger()[::-1]
+    return {"total": len(moves), "moves": [asdict(move) for move in moves[offset : offset + limit]]}
+
+
+def card_text(registry: Registry, name: str, version: str) -> bytes:
+    """Return the card of a version as it was written; raises `UnknownModel`."""
+    try:
+        found = registry.find(f"{name}/{version}")
+    except UnknownVersion as error:
+        raise UnknownModel("no such version") from error
+    return (found.path / cards.FILE).read_bytes()
 
 
 @cache

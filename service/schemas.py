@@ -176,6 +176,64 @@ class Models(BaseModel):
     versions: list[dict[str, Any]]
 
 
+class Entry(BaseModel):
+    """One article of the corpus."""
+
+    article: int
+    title: str
+    chunks: int = Field(description="How many passages it has.")
+
+
+class Articles(BaseModel):
+    """The articles of the corpus that was asked for, by id."""
+
+    corpus: str
+    corpus_version: str
+    total: int = Field(description="How many articles match, on all pages.")
+    articles: list[Entry]
+
+
+class Passage(BaseModel):
+    """One passage of an article, with its vector."""
+
+    id: int = Field(description="The id that /retrieve answers with.")
+    position: int
+    text: str | None
+    vector: str = Field(description="Base64 of D little-endian float32 numbers.")
+
+
+class Article(BaseModel):
+    """One article in reading order; T passages in a row are a context."""
+
+    corpus: str
+    corpus_version: str
+    article: int
+    title: str
+    encoder: str
+    dim: int
+    context_length: int
+    chunks: list[Passage]
+
+
+class Move(BaseModel):
+    """One line of the ledger: who moved an alias, when, from where to where, and why."""
+
+    time: str
+    who: str
+    alias: str
+    action: Literal["promote", "rollback"]
+    before: str | None
+    after: str
+    why: str
+
+
+class Ledger(BaseModel):
+    """Moves of the aliases, newest first."""
+
+    total: int
+    moves: list[Move]
+
+
 def _problem(description: str) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/Problem"}
     return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
@@ -196,6 +254,17 @@ _HOT: dict[int | str, dict[str, Any]] = {
     504: _problem("The deadline passed."),
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {**UNAUTHORISED, 404: _HOT[404]}
+CARD: dict[int | str, dict[str, Any]] = {
+    **UNAUTHORISED,
+    200: {"content": {"text/markdown": {"schema": {"type": "string"}}}},
+    404: _problem("No such version."),
+}
+ARTICLES: dict[int | str, dict[str, Any]] = {
+    **UNAUTHORISED,
+    404: _problem("The corpus has no such article."),
+    422: _problem("An id or a page that is none."),
+    503: _problem("No corpus is promoted as `retriever`."),
+}
 _OCTETS = {
     "schema": {
         "type": "string",

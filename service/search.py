@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
+from models.contents import Contents
+from models.corpus import Passages
 from models.retriever import Hit, Search
 from models.space import Space
 from service.batching import Batch, MicroBatcher, Ticket
@@ -38,6 +40,16 @@ class RetrieverLike(Versioned, Protocol):
     @property
     def space(self) -> Space | None:
         """The space of its vectors, None where that is not known."""
+        ...
+
+    @property
+    def corpus(self) -> Passages:
+        """Its passages."""
+        ...
+
+    @property
+    def contents(self) -> Contents:
+        """The articles of its corpus."""
         ...
 
     @property

@@ -1,0 +1,382 @@
+"""The console in a real browser: every view over what ships, without a word in the browser's console."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from models.registry import Registry
+from tests.browser import CHROMIUM, Browser, browsing
+from tests.conftest import ROOT, SHIPPED, Process, until
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="wants Chromium (make console-check)")
+SHOTS = ROOT / "runs" / "console"
+BODY = json.loads((ROOT / "examples" / "context.json").read_text())
+VIEWS = ("try", "live", "models")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """Serve what ships, with a candidate that shadows every request."""
+    home = tmp_path_factory.mktemp("console")
+    root = Path(shutil.copytree(SHIPPED, home / "lvm", symlinks=True))
+    registry = Registry(root)
+    gmn = next(version for version in registry.versions() if version.name == "gmn")
+    registry.point("candidate", gmn, why="to be looked at")
+    started = Process(root, home / "log", LVM_SHADOW_SHARE="1")
+    yield started
+    assert started.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browsing(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(chromium: Browser, server: Process) -> Browser:
+    """Return the console on a light desktop, with nothing chosen yet."""
+    chromium.size(1280, 900)
+    chromium.colours("light")
+    chromium.open("about:blank")
+    chromium.complaints.clear()
+    chromium.open(f"{server.url}/")
+    return chromium
+
+
+@contextmanager
+def load(url: str) -> Iterator[None]:
+    """Ask for vectors and passages, over and over."""
+    is_over = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url) as client:
+            while not is_over.wait(0.02):
+                client.post("/predict", json=BODY).raise_for_status()
+                client.post("/retrieve", json=BODY).raise_for_status()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def choose_rabbit(page: Browser) -> None:
+    """Find the article whose first passages are examples/context.json."""
+    page.until("document.querySelector('[name=article]').length > 100")
+    page.run("document.querySelector('[name=search]').focus()")
+    page.type("rabbit")
+    page.until("document.querySelector('#found .where')?.innerText.includes('Rabbit')")
+
+
+def test_an_article_shows_what_is_expected_beside_what_comes(page: Browser, server: Process) -> None:
+    choose_rabbit(page)
+    results = httpx.post(f"{server.url}/retrieve", json=BODY).json()["results"]
+    rank = next(rank for rank, hit in enumerate(results, 1) if hit["position"] == len(BODY["context"]))
+    assert page.run("document.querySelectorAll('#found li').length") == len(results) == 10
+    assert page.text("#measured .value") == f"rank {rank}"
+    assert page.text("#found .true .rank") == str(rank)
+    assert "true next" in page.text("#found .true")
+    assert page.text("#found .true p:last-child") == page.text("#context .truth p:last-child")
+    measured = page.text("#measured")
+    for said in ("persistence", "mean of the context", "two-tower", "reranked", "amn", "primary", "infer", "rerank"):
+        assert said in measured
+    page.screenshot(SHOTS / "try.png")
+    assert page.complaints == []
+
+
+def test_the_cosines_are_those_of_the_vectors(page: Browser, server: Process) -> None:
+    choose_rabbit(page)
+    shown = [float(figure) for figure in page.run("[...document.querySelectorAll('.bars dd')].map(d => d.innerText)")]
+    article = next(
+        line
+        for line in httpx.get(f"{server.url}/articles?search=rabbit").json()["articles"]
+        if line["title"] == "Rabbit"
+    )
+    chunks = httpx.get(f"{server.url}/articles/{article['article']}").json()["chunks"]
+    vectors = np.array([np.frombuffer(b64decode(chunk["vector"]), "<f4") for chunk in chunks[:6]])
+    answer = httpx.post(f"{server.url}/predict", json={"context": vectors[:5].tolist()}).json()["vector"]
+    mean = vectors[:5].mean(axis=0)
+    expected = [np.dot(one, vectors[5]) for one in (answer, vectors[4], mean / np.linalg.norm(mean))]
+    np.testing.assert_allclose(shown, expected, atol=1e-4)
+
+
+def test_the_end_of_an_article_and_a_miss_are_said(page: Browser) -> None:
+    choose_rabbit(page)
+    slide = "at.value = {}; at.dispatchEvent(new Event('input', {{bubbles: true}}))"
+    page.run("globalThis.at = document.querySelector('#at'); " + slide.format("at.max"))
+    page.until("document.querySelector('#measured').innerText.includes('The article ends here')")
+    assert page.run("document.querySelector('#found .true')") is None
+    for place in range(1, 20):
+        page.run(slide.format(place))
+        page.until(f"document.querySelector('#context').innerText.startsWith('passage {place + 1}\\n')")
+        if "not in the first 10" in page.text("#measured"):
+            break
+    assert page.text("#measured .value") == "not in the first 10"
+    assert page.complaints == []
+
+
+def test_text_is_read_or_refused_in_words_where_there_is_no_encoder(page: Browser, server: Process) -> None:
+    encoder = httpx.get(f"{server.url}/models").json().get("encoder") or {}
+    choose_rabbit(page)
+    passages = page.run("[...document.querySelectorAll('#context li p:last-child')].map(one => one.innerText)")
+    page.click("[name=source][value=text]")
+    if encoder.get("name") and not encoder.get("missing"):
+        page.run("document.querySelector('[name=text]').focus()")
+        page.type("\n\n".join(passages))
+        page.click("#from-text [type=submit]")
+        page.until("document.querySelector('#found .where')?.innerText.includes('Rabbit')")
+        assert "Vector in" in page.text("#measured")
+    else:
+        assert "reads vectors, not text" in page.text("#try-notice")
+        assert page.run("document.querySelector('[name=text]').disabled")
+    page.click("[name=source][value=article]")
+    page.until("document.querySelectorAll('#found li').length === 10")
+    assert page.run("document.querySelector('#try-notice').hidden")
+    assert page.complaints == []
+
+
+def test_the_live_view_draws_what_load_does(page: Browser, server: Process) -> None:
+    with load(server.url):
+        page.click("#tab-live")
+        drawn = (
+            "document.querySelectorAll('#plots figure').length >= 7 && [...document.querySelectorAll('#plots figure')]"
+        )
+        page.until(
+            f"{drawn}.every(one => [...one.querySelectorAll('.canvas path')].some(p => /L/.test(p.getAttribute('d'))))"
+        )
+    titles = page.run("[...document.querySelectorAll('figcaption')].map(one => one.innerText)")
+    assert titles[:2] == ["Latency of /predict", "Latency of /retrieve"]
+    described = page.run("document.querySelector('#plots desc').textContent")
+    assert {word.split(":")[0].strip() for word in described.split(";")} == {"p50", "p95", "p99"}
+    assert " ms" in page.text("#plots figure .legend").replace("\xa0", " ")
+    assert page.text("#readouts .value").replace("\xa0", " ").endswith(" /s")
+    rows = page.text("#serving tbody")
+    assert all(alias in rows for alias in ("primary", "fallback", "candidate", "retriever"))
+    page.screenshot(SHOTS / "live.png")
+    assert page.complaints == []
+
+
+def test_the_models_view_shows_versions_cards_shadow_and_ledger(page: Browser, server: Process) -> None:
+    for _ in range(5):
+        httpx.post(f"{server.url}/predict", json=BODY).raise_for_status()
+    page.click("#tab-models")
+    page.until("document.querySelectorAll('#ledger tbody tr').length === 4")
+    assert "to be looked at" in page.text("#ledger tbody tr")
+    known = {version.id for version in server.registry.versions()}
+    shown = page.run("[...document.querySelectorAll('.version code')].map(one => one.textContent)")
+    assert set(shown) == known
+    assert "822,400" in page.text("#nets tbody tr")
+    assert "Passages both find" in page.text("#shadow")
+    page.click("#nets tbody button")
+    page.until("document.querySelector('#card h4')")
+    assert page.run("document.activeElement.id") == "card"
+    card = page.text("#card")
+    assert all(title in card for title in ("Scores", "Limits", "Origin", "persistence", "lvm train amn"))
+    page.screenshot(SHOTS / "models.png")
+    assert page.complaints == []
+
+
+def focused(page: Browser) -> str:
+    """Return what has the focus, which must be seen."""
+    ringed = "getComputedStyle(document.activeElement).outlineStyle"
+    named = "document.activeElement.id || document.activeElement.name || document.activeElement.textContent"
+    assert page.run(ringed) != "none", page.run(named)
+    return str(page.run(named))
+
+
+def test_the_keyboard_alone_goes_everywhere(page: Browser) -> None:
+    page.until("document.querySelectorAll('#found li').length === 10")
+    walk = []
+    for _ in range(8):
+        page.press("Tab")
+        walk.append(focused(page))
+    assert walk == ["tab-try", "source", "model", "search", "article", "back", "at", "on"]
+    page.press("Enter")
+    page.until("document.querySelector('#place').textContent.startsWith('passages 2 to 6')")
+    page.press("Tab", shift=True)
+    page.press("ArrowRight")
+    page.until("document.querySelector('#context').innerText.startsWith('passage 3\\n')")
+    for _ in range(6):
+        page.press("Tab", shift=True)
+    for key, tab in (("ArrowRight", "live"), ("ArrowRight", "models"), ("ArrowRight", "try"), ("End", "models")):
+        page.press(key)
+        assert focused(page) == f"tab-{tab}"
+        assert page.run("[...document.querySelectorAll('[role=tabpanel]:not([hidden])')].map(one => one.id)") == [tab]
+        assert page.run(f"document.querySelector('#tab-{tab}').ariaSelected") == "true"
+    page.until("document.querySelectorAll('#nets tbody button').length > 3")
+    page.press("Tab")
+    page.press("Tab")
+    page.press("Tab")
+    page.press("Enter")
+    page.until("document.activeElement.id === 'card'")
+    assert page.complaints == []
+
+
+def test_every_control_has_a_name(page: Browser) -> None:
+    nameless = """[...document.querySelectorAll('button, input, select, textarea, [role=tabpanel], [role=group]')]
+        .filter(one => !(one.labels?.length || one.ariaLabel || one.hasAttribute('aria-labelledby') || one.textContent))
+        .map(one => one.outerHTML)"""
+    page.until("document.querySelectorAll('#found li').length === 10")
+    assert page.run(nameless) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_every_view_without_scrolling_sideways(page: Browser, server: Process, scheme: str) -> None:
+    page.size(320, 700)
+    page.colours(scheme)
+    ready = {"try": "#found li", "live": "#plots svg", "models": "#ledger tbody tr"}
+    for view in VIEWS:
+        page.click(f"#tab-{view}")
+        page.until(f"document.querySelector({json.dumps(ready[view])})")
+        if view == "models":
+            page.click("#nets tbody button")
+            page.until("document.querySelector('#card h4')")
+        assert page.run("document.documentElement.scrollWidth") == 320, view
+        page.screenshot(SHOTS / f"{view}-phone-{scheme}.png")
+    paper = page.run("getComputedStyle(document.documentElement).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") is (scheme == "light")
+    assert page.complaints == []
+
+
+def in_page(page: Browser, module: str, expression: str) -> Any:
+    """Return an expression over `m`, a module of the page."""
+    return page.run(f"import('/console/{module}.js').then((m) => {expression})")
+
+
+def test_the_text_of_a_card_is_never_markup(page: Browser) -> None:
+    card = "---\na: 1\n---\n\n# <img src=x onerror=alert(1)>\n\n|a|b|\n|---|---|\n|`<b>`|0.5|\n\n- one\n- **two**\n"
+    shown = in_page(
+        page,
+        "markdown",
+        f"""{{
+            const {{front, body}} = m.render({json.dumps(card)}), box = document.createElement('div');
+            box.append(...body);
+            const count = (selector) => box.querySelectorAll(selector).length;
+            return [front, count('img, b'), count('li'), count('td.number'), box.firstChild.textContent];
+        }}""",
+    )
+    assert shown == ["a: 1", 0, 2, 1, "<img src=x onerror=alert(1)>"]
+
+
+def test_a_scrape_is_read_as_prometheus_reads_it(page: Browser) -> None:
+    scrape = (
+        "# TYPE a counter\n"
+        'a_total{route="/v2/{m}",said="a \\"b\\" \\\\ c"} 3 # {trace="x"} 1\n'
+        'h_bucket{le="0.1"} 2\nh_bucket{le="0.2"} 4\nh_bucket{le="+Inf"} 5\nh_sum 1.5\nh_count 5\nlone 7e-1\n'
+    )
+    parsed = f"m.parse({json.dumps(scrape)})"
+    assert in_page(page, "prometheus", f"[...{parsed}.get('a_total')]") == [
+        {"labels": {"route": "/v2/{m}", "said": 'a "b" \\ c'}, "value": 3}
+    ]
+    assert in_page(page, "prometheus", f"m.total({parsed}, 'lone')") == 0.7
+    assert in_page(page, "prometheus", f"m.total({parsed}, 'nothing')") is None
+    quantiles = f"[0.2, 0.4, 0.6, 0.99].map((q) => m.quantile(q, m.histogram({parsed}, 'h')))"
+    assert in_page(page, "prometheus", quantiles) == pytest.approx([0.05, 0.1, 0.15, 0.2])
+    assert in_page(page, "prometheus", "m.quantile(0.5, null)") is None
+
+
+def test_a_restart_of_the_service_is_no_fall(page: Browser) -> None:
+    assert in_page(page, "prometheus", "[m.rise(7, 5), m.rise(3, 5), m.rise(2, null), m.rise(null, 1)]") == [
+        2,
+        3,
+        2,
+        None,
+    ]
+    later, earlier = ({"edges": [1, 2], "counts": [n, n + 1], "count": n + 1, "sum": n} for n in (4, 1))
+    for pair, counts in (((later, earlier), [3, 3]), ((earlier, later), [1, 2])):
+        assert in_page(page, "prometheus", f"m.between(...{json.dumps(pair)}).counts") == counts
+
+
+def test_ticks_of_an_axis_are_round_and_hold_the_values(page: Browser) -> None:
+    assert in_page(page, "plot", "m.ticks(0, 7)") == [0, 2, 4, 6, 8]
+    assert in_page(page, "plot", "m.ticks(0, 0.01).length") <= 6
+    assert in_page(page, "plot", "[m.ticks(-0.4, 1)[0] <= -0.4, m.ticks(-0.4, 1).at(-1) >= 1]") == [True, True]
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """Forwards to `upstream` what carries the token, and the page and the probes without it."""
+
+    upstream = ""
+
+    def do_GET(self) -> None:
+        self._forward(b"")
+
+    def do_POST(self) -> None:
+        self._forward(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def _forward(self, body: bytes) -> None:
+        is_open = self.path in ("/", "/readyz") or self.path.startswith("/console/")
+        if not is_open and self.headers["Authorization"] != "Bearer letmein":
+            return self._say(401, b'{"detail": "no token"}', "application/problem+json")
+        kind = {"content-type": self.headers["Content-Type"] or ""}
+        answer = httpx.request(self.command, self.upstream + self.path, content=body, headers=kind)
+        return self._say(answer.status_code, answer.content, answer.headers["content-type"])
+
+    def _say(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def guarded(upstream: str) -> Iterator[str]:
+    """Serve `upstream` to those who have the token, until the block ends."""
+    handler = type("Handler", (Guarded,), {"upstream": upstream})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as door:
+        door.daemon_threads = True
+        threading.Thread(target=door.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{door.server_port}"
+        door.shutdown()
+
+
+def test_a_token_is_asked_for_kept_for_the_tab_and_sent_and_a_lost_service_is_said(
+    page: Browser, server: Process
+) -> None:
+    with guarded(server.url) as url:
+        page.open(f"{url}/")
+        for token, said in (("wrong", "kept in this tab"), ("letmein", "refused")):
+            page.until("document.querySelector('#token-dialog').open")
+            assert said in page.text("#token-reason")
+            assert page.run("document.activeElement.id") == "token"
+            page.type(token)
+            page.press("Enter")
+            until(lambda: page.run("sessionStorage.getItem('lvm-token')") == token, "the token to be kept")  # noqa: B023
+        page.until("document.querySelectorAll('#found li').length === 10")
+        page.click("#tab-live")
+        page.until("document.querySelector('#serving tbody tr')")
+    page.until("document.querySelector('#live-notice').textContent.startsWith('The service cannot be reached')")
+    page.until("document.querySelector('#status').textContent === 'unreachable'")
+
+
+def test_without_the_token_the_page_says_so_and_asks_no_more(page: Browser, server: Process) -> None:
+    with guarded(server.url) as url:
+        page.open(f"{url}/")
+        page.until("document.querySelector('#token-dialog').open")
+        page.click("#token-cancel")
+        page.until("document.querySelector('#try-notice').textContent.includes('401')")
+        page.click("#tab-models")
+        page.until("document.querySelector('#models-notice').textContent.includes('401')")
+        assert not page.run("document.querySelector('#token-dialog').open")
+        page.click("#token-button")
+        assert page.run("document.querySelector('#token-dialog').open")

@@ -1,0 +1,94 @@
+"""What the console reads beside /models: articles with their vectors, cards, the ledger."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.conftest import Running
+from tests.fakes import D, T, add_version, corpus
+
+Serve = Callable[..., Running]
+
+
+def test_the_list_of_articles_is_paged_and_searched_by_title(serve: Serve) -> None:
+    server = serve()
+    both = server.http.get("/articles").json()
+    assert (both["corpus"], both["total"]) == ("corpus", 2)
+    assert both["articles"] == [{"article": n, "title": f"Article {n}", "chunks": 10} for n in (0, 1)]
+    assert server.http.get("/articles?offset=1&limit=1").json()["articles"] == both["articles"][1:]
+    found = server.http.get("/articles", params={"search": "aRTICLE 1"}).json()
+    assert (found["total"], found["articles"]) == (1, both["articles"][1:])
+
+
+def test_an_article_comes_in_reading_order_with_the_ids_and_vectors_that_retrieve_knows(serve: Serve) -> None:
+    server = serve()
+    article, known = server.http.get("/articles/1").json(), corpus()
+    assert (article["title"], article["dim"], article["context_length"], article["encoder"]) == (
+        "Article 1",
+        D,
+        T,
+        "fake",
+    )
+    assert [chunk["position"] for chunk in article["chunks"]] == list(range(10))
+    assert [chunk["text"] for chunk in article["chunks"]] == [f"chunk 1/{n}" for n in range(10)]
+    rows = [chunk["id"] for chunk in article["chunks"]]
+    vectors = [np.frombuffer(base64.b64decode(chunk["vector"]), "<f4") for chunk in article["chunks"]]
+    np.testing.assert_array_equal(vectors, known.vectors[rows])
+    hit = server.http.post("/retrieve", json={"query": vectors[3].tolist(), "k": 1}).json()["results"][0]
+    assert (hit["id"], hit["article"], hit["position"]) == (rows[3], 1, 3)
+
+
+@pytest.mark.parametrize("article", ["7", str(2**31 - 1)])
+def test_an_article_that_is_not_there_is_404(serve: Serve, article: str) -> None:
+    answer = serve().http.get(f"/articles/{article}")
+    assert (answer.status_code, answer.json()["type"]) == (404, "urn:lvm:problem:unknown_article")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/articles/x", "/articles/-1", f"/articles/{2**31}", "/articles/" + "9" * 5000, "/articles/1.5"),
+        *("/articles?offset=-1", "/articles?limit=0", "/articles?limit=1001", "/articles?search=" + "x" * 201),
+        "/ledger?limit=x",
+    ],
+)
+def test_ids_and_pages_that_are_none_are_a_problem_that_echoes_nothing(serve: Serve, path: str) -> None:
+    answer = serve().http.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert "99999" not in answer.text
+    assert answer.json()["detail"].split(":")[0] in path.replace("/articles/", "article:")
+
+
+def test_without_a_corpus_there_are_no_articles(serve: Serve) -> None:
+    server = serve(retriever=False)
+    assert [server.http.get(path).status_code for path in ("/articles", "/articles/0")] == [503, 503]
+
+
+def test_a_card_is_the_file_of_the_version(serve: Serve) -> None:
+    server = serve()
+    version = server.app.state.lineup.registry.resolve("primary")
+    answer = server.http.get(f"/models/{version.id}/card")
+    assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert answer.content == (version.path / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing/20260101-000000000000", "%2e%2e/%2e%2e", "..%2famn/x", "amn%00/x", "amn/primary"]
+)
+def test_no_other_name_opens_a_file(serve: Serve, name: str) -> None:
+    answer = serve().http.get(f"/models/{name}/card")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
+def test_the_ledger_comes_newest_first_and_paged(serve: Serve) -> None:
+    server = serve()
+    registry = server.app.state.lineup.registry
+    registry.point("fallback", add_version(registry, "gru", "second"), why="to see it")
+    told = server.http.get("/ledger").json()
+    assert (told["total"], told["moves"][0]["alias"], told["moves"][0]["why"]) == (4, "fallback", "to see it")
+    assert [move["after"] for move in told["moves"]] == [move.after for move in reversed(registry.ledger())]
+    assert server.http.get("/ledger?offset=1&limit=2").json()["moves"] == told["moves"][1:3]

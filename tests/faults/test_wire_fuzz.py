@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from service import wire
-from service.api import PREDICT
+from service.admission import Admission
+from service.api import PREDICT_OPTIONS
+from service.concurrency import FixedLimit
 from service.door import Call
 from service.engine import Floats
 from service.errors import Invalid, ServiceError
@@ -27,9 +29,13 @@ from tests.faults.conftest import Injected, sizes
 
 SHAPE, ROWS, SEED = (2, 3), 3, 20261123
 STATUSES = {200, 400, 404, 413, 415, 422}
+NOBODY = Admission(FixedLimit(1), Settings(), Metrics())
+TEXTS = {"text": wire.passage(99), "texts": wire.passages(99)}
+PREDICT = Fields({"context": 0, "contexts": 1}, PREDICT_OPTIONS, TEXTS)
 RETRIEVE = Fields(
     {"query": 0, "context": 0},
     {"k": wire.whole(1, 9), "exclude": wire.wholes(5), "exclude_context": wire.flag, "model": wire.text},
+    TEXTS,
 )
 WORDS = [
     *(
@@ -55,7 +61,7 @@ WORDS = [
     *(b"[" * 2000, b'{"a":' * 500, b"3.4028236e38", b"1e9", b"1.0000001e9", b" ", b"\n", b"\t", b"//", b"0x1", b"01"),
     *(b'"parameters"', b'"binary_data_size"', b'"shape"', b'"datatype"', b"9223372036854775808", b"-0", b"5e-324"),
 ]
-Decode = Callable[[bytes], Floats]
+Decode = Callable[[bytes], Floats | None]  # None: text, and no rows yet
 
 
 def number(random: Random) -> Any:
@@ -103,13 +109,22 @@ def some(random: Random, names: Any) -> dict[str, Any]:
     return {name: option(random) for name in random.sample(list(names), random.choice((0, 0, 0, 1, 2)))}
 
 
+def words(random: Random) -> dict[str, Any]:
+    said = [random.choice(("a passage", "", " ", "\ud800", "x" * 100, 7, None)) for _ in range(random.randint(0, 4))]
+    return {"texts": said} if random.random() < 0.5 else {"text": (*said, "a passage")[0]}
+
+
 def predict_body(random: Random) -> bytes:
+    if random.random() < 0.1:
+        return json.dumps({**words(random), **some(random, PREDICT.options)}).encode()
     many = random.random() < 0.5
     rows = [item(random, *SHAPE) for _ in range(random.randint(1, ROWS + 1))] if many else item(random, *SHAPE)
     return json.dumps({("contexts" if many else "context"): rows, **some(random, PREDICT.options)}).encode()
 
 
 def retrieve_body(random: Random) -> bytes:
+    if random.random() < 0.1:
+        return json.dumps({**words(random), **some(random, RETRIEVE.options)}).encode()
     given = {"query": item(random, 3)} if random.random() < 0.5 else {"context": item(random, *SHAPE)}
     return json.dumps({**given, **some(random, RETRIEVE.options)}).encode()
 
@@ -163,7 +178,12 @@ def shape_of(field: str, options: dict[str, Any]) -> tuple[int, ...]:
 
 def json_reader(fields: Fields) -> Decode:
     made = JsonReader(fields, ROWS)
-    return lambda body: made.read(body, shape_of).rows
+
+    def decode(body: bytes) -> Floats | None:
+        found = made.read(body, shape_of)
+        return found.rows if found.words is None else None
+
+    return decode
 
 
 def infer() -> Decode:
@@ -172,7 +192,7 @@ def infer() -> Decode:
 
     def decode(body: bytes) -> Floats:
         length, _, rest = body.partition(b";")
-        call = Call({HEADER_LENGTH: length} if length.isdigit() else {}, b"", "/v2/models/amn/infer", 1000)
+        call = Call({HEADER_LENGTH: length} if length.isdigit() else {}, b"", "/v2/models/amn/infer", 1000, "", NOBODY)
         call.body = rest if length.isdigit() else body
         return handler._decode(call, SHAPE).rows
 
@@ -200,7 +220,7 @@ def verdict(read: Callable[[], Decoded]) -> tuple[Any, ...]:
         found = read()
     except ServiceError as error:
         return (error.status,)
-    return 200, found.rows.tobytes(), found.field, found.options
+    return 200, found.rows.tobytes(), found.words, found.field, found.options
 
 
 @sizes(4_000, 250_000)

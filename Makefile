@@ -32,7 +32,7 @@ imports: dev  ## who may look into whom
 	$(BIN)/lint-imports
 
 unit: dev  ## the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 load: dev  ## start a service, run locust and the open-loop driver against it, stop it
 	loadtest/run.sh

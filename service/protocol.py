@@ -91,9 +91,13 @@ class HotCycle:
     def _refuse(self, error: ServiceError) -> None:
         """Answer with `error`; the connection stays where the body is short, and is here or sure to come."""
         if self.is_whole or (0 < self._declared <= min(MAX_SKIP, self.route.max_body) and not self._expects_continue):
-            self._error = self._error or error
+            self._keep(error)
         else:
             self.fail(error)
+
+    def _keep(self, error: ServiceError) -> None:
+        """Remember what to answer; not how it came, which holds this cycle: who holds himself waits for the collector."""
+        self._error = self._error or error.with_traceback(None)
 
     def feed(self, part: bytes) -> None:
         """Take a part of the body, unless the request is refused."""
@@ -119,7 +123,7 @@ class HotCycle:
         if self.response_complete:
             self._protocol.close_gently()
             return
-        self._error = self._error or error
+        self._keep(error)
         self._closes = True
         self._parts.clear()
         self._protocol.deaf = True
@@ -171,7 +175,7 @@ class HotCycle:
         try:
             call.place.enter()
         except ServiceError as error:
-            self._error = error
+            self._keep(error)
 
     def _resume(self, _: object = None) -> None:
         """Run the answer until it is there, or waits for a future that then resumes it."""

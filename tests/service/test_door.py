@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from service.auth import Tokens
 from service.concurrency import FixedLimit
 from service.door import Call, Door, HotRoute, Message, Reply, State
 from service.metrics import Metrics
+from service.protocol import HotCycle
 from service.settings import Settings
 from tests.conftest import Running, until
 from tests.fakes import Gate, contexts
@@ -87,6 +89,29 @@ def test_no_room_is_told_on_the_head_and_the_connection_stays(serve: Serve) -> N
         assert answer(connection)[0] == 200
         assert server.metric("lvm_requests_total", route="/predict", outcome="overloaded") == 2
         assert server.metric("lvm_refusals_total", reason="rows") == 2
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+@pytest.mark.parametrize("body", [BODY, BODY[:-4], BODY[:-4] + b"\0\0\xc0\x7f"], ids=["right", "short", "nan"])
+def test_a_request_leaves_nothing_to_the_collector(serve: Serve, body: bytes, is_full: bool) -> None:
+    """Garbage in cycles, a little a request, stops all the others for a tenth of a second every few."""
+    with ExitStack() as stack:
+        server = stack.enter_context(saturated(serve)) if is_full else serve()
+        connection = stack.enter_context(connected(server))
+
+        expected = 503 if is_full else {BODY: 200, BODY[:-4]: 400}.get(body, 422)
+
+        def ask(count: int) -> None:
+            for _ in range(count):
+                connection.sendall(HEAD + LENGTH % len(body) + b"\r\n" + body)
+                assert answer(connection)[0] == expected
+
+        gc.collect()
+        stack.callback(gc.enable)
+        gc.disable()
+        ask(100)
+        left = sum(isinstance(each, HotCycle) for each in gc.get_objects())
+        assert left < 10, "requests that only the collector would let go of"
 
 
 def test_a_refused_request_keeps_its_id_and_the_protocol_its_errors(serve: Serve) -> None:

@@ -42,8 +42,11 @@ class Predictor:
         return self._runtime.run(contexts)
 
     def warm_up(self, max_batch: int) -> None:
-        """Run every power of two below `max_batch`, and it, so that no caller pays for a size's first-time work."""
-        for size in (*(1 << n for n in range((max_batch - 1).bit_length())), max_batch):
+        """Run every power of two below `max_batch`, and it, so that no caller pays for a size's first-time work.
+
+        A CPU has none that is worth it, beside a service that answers meanwhile: the golden contexts have run.
+        """
+        for size in () if self._runtime.on_cpu else (*(1 << n for n in range((max_batch - 1).bit_length())), max_batch):
             self.predict_batch(self._golden[:1].repeat(size, axis=0))
         self.is_quick = self._runtime.on_cpu and is_quick(lambda: self.predict_batch(self._golden[:1]))
 

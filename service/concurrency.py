@@ -14,6 +14,9 @@ from statistics import median
 
 LEAST = 32  # rows: fewer starve the batches
 PROBE = 2  # rows in flight while the least is measured anew
+BURST = 0.25  # of the most rows may come at once; more that nobody uses would only be what a sudden overload fills
+SPARE = 2  # times the peak that the limit may lie above it besides
+SHRINK = 0.9  # of the limit, a lap, down to there
 SLACK_S = 0.005  # of delay that nobody minds, however quick the request
 STRETCH = 4.0  # times its least that a request may take besides: a batch runs, one forms, and both have grown
 LAP_S = 0.1  # between two changes of the limit
@@ -40,7 +43,8 @@ class FixedLimit:
 class AdaptiveLimit:
     """Falls while requests take longer than `STRETCH` times their least and `SLACK_S`, rises while they do not.
 
-    It starts at `most` rows, and is back there soon after a load is gone. Times, of any clock that never goes back,
+    It falls only where it binds, that is, refuses somebody; and it starts at `most` rows, but does not stay far above
+    what is used. Times, of any clock that never goes back,
     come from outside.
     """
 
@@ -87,12 +91,15 @@ class AdaptiveLimit:
             self._cut = now
 
     def _adapt(self, stretch: float) -> None:
-        stood, self._stands = self._stands, stretch > 1
-        if self._stands and not stood:
+        stood, self._stands = self._stands, stretch > 1 and self._refused
+        if self._stands and stood:
+            rows = min(self.rows, max(self._peak, self._least)) / stretch
+        elif stretch > 1:
             return
-        rows = min(self.rows, max(self._peak, self._least)) if self._stands else self.rows
-        rows = rows * min(2.0, max(0.5, 1 / stretch)) + rows**0.5
-        self.rows = min(self._most, max(self._least, rows))
+        else:
+            useful = max(self.rows * SHRINK, SPARE * self._peak, BURST * self._most)
+            rows = min(useful, self.rows * min(2.0, 1 / stretch))
+        self.rows = min(self._most, max(self._least, rows + self.rows**0.5))
 
     def _renew(self) -> None:
         self._earlier, self._recent, self._period = self._recent, {}, self._lap

@@ -96,7 +96,7 @@ class HotCycle:
             self.fail(error)
 
     def _keep(self, error: ServiceError) -> None:
-        """Remember what to answer; not how it came, which holds this cycle: who holds himself waits for the collector."""
+        """Remember what to answer, without its traceback, which holds this cycle: it would wait for the collector."""
         self._error = self._error or error.with_traceback(None)
 
     def feed(self, part: bytes) -> None:

@@ -57,7 +57,7 @@ def _measure(plan: Plan, only: Sequence[str], c: float | None) -> Iterator[tuple
 
 def _loads(site: Rig, c: float) -> dict[str, Callable[[], Figures]]:
     return {
-        "2C": lambda: runs.overload(site, c, 2, 15),
+        "2C": lambda: runs.overload(site, c, 2, 60),
         "10C": lambda: runs.overload(site, c, 10, 60),
         "promotions": lambda: runs.promotions(site, c),
         "fairness": lambda: runs.fairness(site, c),

@@ -1,16 +1,21 @@
 #!/usr/bin/env bash
-# Build the image for real and call the service in it. Wants Debian or a child of it, and root; no container engine.
+# Build the image for real and call the service in it, locked down as in Kubernetes: process 1, a user without any
+# capability, nothing writable but /tmp and /dev/shm. Wants Debian or a child of it, and root; no container engine.
 # The base image is made once, of the machine's own package mirror, and kept in the cache.
 #   IMAGE_CHECK_PORT=N      port to serve on instead of a free one
 #   IMAGE_CHECK_RUNTIME=... the build argument RUNTIME: cpu (default) or cuda
+#   IMAGE_CHECK_TEXT=1      the build argument TEXT: the encoder as well
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/lvm-image-check
 RUNTIME=${IMAGE_CHECK_RUNTIME:-cpu}
+TEXT=${IMAGE_CHECK_TEXT:-0}
+LIMIT_MB=300 # of /venv, on a CPU and without text
 IMAGE=localhost/lvm-serve:check-$$
 CONTAINER=lvm-serve-check-$$
 CONTEXT=examples/context.json
+DRAIN_S=5 # long enough to look
 export BUILDAH_ISOLATION=chroot
 
 say() { printf '== %s\n' "$*"; }
@@ -77,15 +82,15 @@ build() {
     local mounts began=$SECONDS
     pip_settings >"$WORK/pip.conf"
     mapfile -t mounts < <(pip_mounts "$WORK/pip.conf")
-    say "building with RUNTIME=$RUNTIME"
+    say "building with RUNTIME=$RUNTIME TEXT=$TEXT"
     buildah bud --force-rm --format docker --pull-never --layers=false \
-        --build-arg "BASE=$BASE" --build-arg "RUNTIME=$RUNTIME" \
+        --build-arg "BASE=$BASE" --build-arg "RUNTIME=$RUNTIME" --build-arg "TEXT=$TEXT" \
         --secret "id=pip,src=$WORK/pip.conf" "${mounts[@]}" \
         -f docker/Dockerfile -t "$IMAGE" . >"$WORK/build.log" 2>&1 || { tail -n 40 "$WORK/build.log" >&2; fail "the build failed"; }
     say "built in $((SECONDS - began)) s"
 }
 
-# Print, one argument a line, what the image is configured to run: entrypoint, or its health check.
+# Print, one word a line, how the image is configured.
 configured() {
     buildah inspect --type image "$IMAGE" | python3 -c '
 import json, sys
@@ -94,6 +99,8 @@ lines = {
     "serve": lambda: config["Entrypoint"] + config["Cmd"],
     "health": lambda: config["Healthcheck"]["Test"][1:],
     "user": lambda: [config["User"]],
+    "environment": lambda: config["Env"],
+    "home": lambda: [config["WorkingDir"]],
     "volumes": lambda: list(config["Volumes"]),
 }[sys.argv[1]]()
 print("\n".join(lines))' "$1"
@@ -103,42 +110,68 @@ free_port() {
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-start() {
+# Run a command in the image as process 1 of a container with a root that cannot be written; so can the registry, but
+# where MODELS=rw.
+inside() { # [VARIABLE=VALUE...] -- COMMAND...
+    local environment variables=()
+    mapfile -t environment < <(configured environment)
+    while [[ $1 != -- ]]; do variables+=("$1") && shift; done
+    # shellcheck disable=SC2016  # the inner shell's
+    ROOT=$ROOT MODELS=${MODELS:-ro} IDS=$(configured user) unshare --mount --pid --fork --kill-child -- bash -ec '
+        mount --bind "$ROOT" "$ROOT"
+        mount --bind "$ROOT/models" "$ROOT/models"
+        mount -o remount,bind,ro "$ROOT"
+        mount -o "remount,bind,$MODELS" "$ROOT/models"
+        mount -t proc proc "$ROOT/proc"
+        mount --rbind /sys "$ROOT/sys"
+        mount --rbind /dev "$ROOT/dev"
+        mount -t tmpfs -o size=64m,mode=1777,noexec,nosuid,nodev shm "$ROOT/dev/shm"
+        mount -t tmpfs -o size=64m,mode=1777,noexec,nosuid,nodev tmp "$ROOT/tmp"
+        exec chroot "$ROOT" setpriv --reuid="${IDS%:*}" --regid="${IDS#*:}" --clear-groups --no-new-privs \
+            --bounding-set=-all --inh-caps=-all -- env -i "$@"' \
+        inside --chdir="$(configured home)" PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin "${environment[@]}" "LVM_PORT=$PORT" "${variables[@]}" "${@:2}"
+}
+
+check_exposure() {
+    local status=0 command
+    mapfile -t command < <(configured serve)
+    inside -- "${command[@]}" >"$WORK/serve.log" 2>&1 || status=$?
+    ((status == 78)) || fail "exit status $status without a token, not 78: $(tail -n 3 "$WORK/serve.log")"
+    grep -q "Set LVM_TOKENS" "$WORK/serve.log" || fail "without a token: $(tail -n 3 "$WORK/serve.log")"
+    say "without a token: exit 78"
+}
+
+start() { # WORKERS
     local command
     mapfile -t command < <(configured serve)
-    buildah from -q --pull-never --name "$CONTAINER" "$IMAGE" >/dev/null
-    ROOT=$(buildah mount "$CONTAINER")
-    touch "$WORK/started"
-    sleep 1 # so that what the service writes is newer by any clock
-    buildah run --env "LVM_PORT=$PORT" "$CONTAINER" -- "${command[@]}" >"$WORK/serve.log" 2>&1 && fail "serves without a token"
-    grep -q "Set LVM_TOKENS" "$WORK/serve.log" || fail "without a token: $(tail -n 3 "$WORK/serve.log")"
-    buildah run --env "LVM_PORT=$PORT" --env "LVM_TOKENS=image-check:$TOKEN" "$CONTAINER" -- \
-        "${command[@]}" >"$WORK/serve.log" 2>&1 &
+    inside "LVM_TOKENS=image-check:$TOKEN" "LVM_WORKERS=$1" "LVM_DRAIN_S=$DRAIN_S" -- "${command[@]}" \
+        >"$WORK/serve.log" 2>&1 &
     RUNNER=$!
 }
 
-# The service is the one process of the image's user that has no child: above it stand the runner's own.
+# The service is process 1 of its namespace, somewhere below the runner.
 service_pid() {
-    local pid=$1 child children
-    children=$(cat "/proc/$pid/task/"*/children 2>/dev/null || true)
-    if [[ -z $children && $(awk '/^Uid:/ { print $2 }' "/proc/$pid/status" 2>/dev/null) == 10001 ]]; then
-        echo "$pid"
-    fi
-    for child in $children; do
-        service_pid "$child"
+    local pid=$RUNNER
+    until grep -qE '^NSpid:.*\s[0-9]+\s1$' "/proc/$pid/status" 2>/dev/null; do
+        pid=$(pgrep --oldest --parent "$pid") || return 0
     done
+    echo "$pid"
 }
 
+# Print the body, or, where there is an error, its status on stderr.
 call() { # PATH [FILE to post]
     LVM_TOKEN=$TOKEN python3 - "http://127.0.0.1:$PORT$1" "${2:-}" <<'PY'
-import os, sys, urllib.request
+import os, sys, urllib.error, urllib.request
 
 url, body = sys.argv[1:]
 data = open(body, "rb").read() if body else None
 token = {"Authorization": f"Bearer {os.environ['LVM_TOKEN']}"}
 request = urllib.request.Request(url, data, {"Content-Type": "application/json", **token} if body else {})
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-print(opener.open(request, timeout=5).read().decode())
+try:
+    print(opener.open(request, timeout=5).read().decode())
+except (urllib.error.HTTPError, OSError) as error:
+    sys.exit(str(getattr(error, "code", error)))
 PY
 }
 
@@ -165,49 +198,67 @@ model, version = answer["model"], answer["version"]
 print(f"== /predict: {len(vector)} floats of length {length:.6f} by primary, {model} {version}")' "$CONTEXT"
 }
 
-check_health() {
+check_health() { # PORT
     local command
     mapfile -t command < <(configured health)
     [[ ${command[0]} == /* ]] || fail "the health check wants a shell: ${command[*]}"
-    buildah run --env "LVM_PORT=$1" "$CONTAINER" -- "${command[@]}" >/dev/null 2>&1
+    inside "LVM_PORT=$1" -- "${command[@]}" >/dev/null 2>&1
+}
+
+check_smoke() {
+    inside "LVM_TOKEN=$TOKEN" -- /venv/bin/lvm smoke "http://127.0.0.1:$PORT" >"$WORK/smoke.log" 2>&1 ||
+        fail "lvm smoke: $(tail -n 20 "$WORK/smoke.log")"
+}
+
+check_text() {
+    printf '{"text": "Do hares dig burrows?", "k": 1}' >"$WORK/text.json"
+    call /retrieve "$WORK/text.json" >"$WORK/text.log" 2>&1 || true
+    case $TEXT in
+        1) grep -q '"read_as":"query"' "$WORK/text.log" || fail "text: $(cat "$WORK/text.log")" ;;
+        *) [[ $(cat "$WORK/text.log") == 422 ]] || fail "text without an encoder: $(cat "$WORK/text.log")" ;;
+    esac
 }
 
 # The volume is the user's: it may promote in it.
 check_promote() {
     local version
     version=$(basename "$(readlink artifacts/lvm/primary)")
-    buildah run "$CONTAINER" -- /venv/bin/lvm promote primary "$version" --why image-check
+    MODELS=rw inside -- /venv/bin/lvm promote primary "$version" --why image-check
 }
 
+# At SIGTERM, first /readyz says so while requests are still answered, then all ends well.
 check_stop() {
-    local status=0 pid
-    pid=$(service_pid "$RUNNER")
-    [[ -n $pid ]] || fail "no process of uid 10001"
+    local status=0 pid said= began=$SECONDS
+    pid=$(service_pid)
+    [[ $(awk '/^Uid:/ { print $2, $3, $4, $5 }' "/proc/$pid/status") == "10001 10001 10001 10001" ]] || fail "runs as another"
     kill -TERM "$pid"
+    until [[ $said == 503 ]]; do
+        ((SECONDS - began < DRAIN_S)) || fail "/readyz after SIGTERM: ${said:-200}"
+        said=$(call /readyz 2>&1 >/dev/null || true)
+    done
+    call /predict "$CONTEXT" >/dev/null || fail "no answer in the drain"
     timeout 40 tail --pid="$pid" -f /dev/null || fail "still there 40 s after SIGTERM"
     wait "$RUNNER" || status=$?
     RUNNER=
     ((status == 0)) || fail "exit status $status after SIGTERM: $(tail -n 5 "$WORK/serve.log")"
+    say "SIGTERM: 503 on /readyz, then exit 0"
 }
 
-# A read-only root must do: nothing but temporary files may have been written.
-check_untouched() {
-    local written
-    written=$(find "$ROOT" -xdev -newer "$WORK/started" -type f \
-        -not -path "$ROOT/tmp/*" -not -path "$ROOT/run/*" -not -path "$ROOT/etc/*" -not -path "$ROOT/dev/*" -printf '/%P\n')
-    [[ -z $written ]] || fail "the service wrote to the root file system: $written"
-}
-
-report_size() {
+check_size() {
+    local site=("$ROOT"/venv/lib/python3*/site-packages) megabytes
     buildah images --format '{{.Size}}' "$IMAGE" | sed 's/^/== image size: /'
-    du -sh --apparent-size "$ROOT/venv" "$ROOT/models" | awk -v root="$ROOT" '{ sub(root, "", $2); print "==   " $2 ": " $1 }'
+    du -sm --apparent-size "$ROOT"/{usr,venv,models} "${site[0]}"/* | sort -rn | head -n 16 |
+        awk -v root="$ROOT" '{ sub(root, "", $2); print "==   " $2 ": " $1 " MB" }'
+    [[ $RUNTIME == cuda || $TEXT == 1 ]] && return
+    megabytes=$(du -sm --apparent-size "$ROOT/venv" | cut -f1)
+    ((megabytes <= LIMIT_MB)) || fail "/venv has $megabytes MB, over $LIMIT_MB"
 }
 
 clean_up() {
     local status=$? pid
     trap - EXIT
     if [[ -n ${RUNNER:-} ]]; then
-        pid=$(service_pid "$RUNNER")
+        pid=$(service_pid)
         kill -KILL ${pid:+"$pid"} "$RUNNER" 2>/dev/null || true
     fi
     buildah umount "$CONTAINER" >/dev/null 2>&1 || true
@@ -234,15 +285,20 @@ make_base
 build
 [[ $(configured user) == 10001:10001 ]] || fail "runs as $(configured user)"
 [[ $(configured volumes) == /models ]] || fail "volumes: $(configured volumes)"
-start
-wait_until_ready
-say "ready on port $PORT as uid 10001"
-check_answer
-check_health "$PORT" || fail "the health check fails on a service that is ready"
-! check_health 1 || fail "the health check passes where nothing listens"
-check_promote >"$WORK/promote.log" 2>&1 || fail "lvm promote: $(tail -n 3 "$WORK/promote.log")"
-check_stop
-say "SIGTERM: exit 0"
-check_untouched
-report_size
+buildah from -q --pull-never --name "$CONTAINER" "$IMAGE" >/dev/null
+ROOT=$(buildah mount "$CONTAINER")
+check_size
+check_exposure
+for workers in 1 2; do
+    start "$workers"
+    wait_until_ready
+    say "ready on port $PORT as uid 10001 with $workers worker(s)"
+    check_answer
+    check_smoke
+    check_text
+    check_health "$PORT" || fail "the health check fails on a service that is ready"
+    ! check_health 1 || fail "the health check passes where nothing listens"
+    check_promote >"$WORK/promote.log" 2>&1 || fail "lvm promote: $(tail -n 3 "$WORK/promote.log")"
+    check_stop
+done
 say "image-check passed"

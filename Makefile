@@ -41,7 +41,7 @@ data-check: dev  ## the encoder reproduces the vectors that ship
 	$(INSTALL) -e '.[data]'
 	$(BIN)/pytest -m encoder
 
-image-check:  ## build the image for real and call the service in it (root, buildah, debootstrap)
+image-check:  ## build the image for real, run it locked down, call it, stop it (root, buildah, debootstrap)
 	docker/image-check.sh
 
 prometheus-check: dev  ## hold rules, dashboard and percentiles against a real Prometheus under load (Debian)

@@ -45,12 +45,13 @@ OF_KSERVE = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "model"
 
 def pods() -> dict[str, Manifest]:
     """Return the pod that each manifest asks for; KServe puts one together of the runtime's fields and the service's."""
-    found = {name: made["spec"]["template"]["spec"] for name, made in MANIFESTS.items() if "template" in made["spec"]}
+    templates = {name: made.get("spec", {}).get("template") for name, made in MANIFESTS.items()}
+    found = {name: template["spec"] for name, template in templates.items() if template}
     own = {field: value for field, value in INFERENCE.items() if field not in OF_KSERVE}
     return found | {"kserve": {"containers": RUNTIME["containers"], "volumes": RUNTIME["volumes"], **own}}
 
 
-PODS = {name: made for name, made in pods().items()} if MANIFESTS else {}
+PODS = pods()
 SERVERS = ["deployment.yaml", "kserve"]
 
 
@@ -126,7 +127,9 @@ class TestPods:
 
     def test_mounts_what_it_has(self, name: str) -> None:
         (container,) = PODS[name]["containers"]
-        assert {mount["name"] for mount in container["volumeMounts"]} == {made["name"] for made in PODS[name]["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == {
+            made["name"] for made in PODS[name]["volumes"]
+        }
 
 
 @pytest.mark.parametrize("name", SERVERS)

@@ -44,7 +44,7 @@ OF_KSERVE = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "model"
 
 
 def pods() -> dict[str, Manifest]:
-    """Return the pod that each manifest asks for; KServe puts one together of the runtime's fields and the service's."""
+    """Return the pod that each manifest asks for; KServe makes one of the runtime's fields and the service's."""
     templates = {name: made.get("spec", {}).get("template") for name, made in MANIFESTS.items()}
     found = {name: template["spec"] for name, template in templates.items() if template}
     own = {field: value for field, value in INFERENCE.items() if field not in OF_KSERVE}
@@ -259,6 +259,8 @@ class TestJobs:
         (registry / "models" / "amn" / "1" / "weights").write_text("half")
         (registry / "primary").unlink()
         (registry / "primary").symlink_to("models/gmn/2")
-        subprocess.run(["sh", "-c", script], check=True)
+        with open(registry / "models" / "amn" / "1" / "weights") as mapped:
+            subprocess.run(["sh", "-c", script], check=True)
+            assert mapped.read() == "half"  # replaced, not written to: a service may have it mapped
         assert (registry / "models" / "amn" / "1" / "weights").read_text() == "whole"
         assert (registry / "primary").readlink() == Path("models/gmn/2")

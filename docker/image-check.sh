@@ -132,6 +132,13 @@ inside() { # [VARIABLE=VALUE...] -- COMMAND...
         inside --chdir="$(configured home)" PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin "${environment[@]}" "LVM_PORT=$PORT" "${variables[@]}" "${@:2}"
 }
 
+check_lockdown() {
+    # shellcheck disable=SC2016
+    inside -- sh -c 'touch /tmp/it /dev/shm/it && ! touch /it 2>&1 && ! touch /models/it 2>&1 && [ $$ = 1 ] &&
+        grep -q "CapEff:.0*$" /proc/self/status && grep -q "NoNewPrivs:.1" /proc/self/status' >/dev/null ||
+        fail "the container is not locked down"
+}
+
 check_exposure() {
     local status=0 command
     mapfile -t command < <(configured serve)
@@ -247,7 +254,7 @@ check_stop() {
 check_size() {
     local site=("$ROOT"/venv/lib/python3*/site-packages) megabytes
     buildah images --format '{{.Size}}' "$IMAGE" | sed 's/^/== image size: /'
-    { du -sm --apparent-size "$ROOT"/{usr,venv,models} && du -sm --apparent-size "${site[0]}"/* | sort -rn | head -n 8; } |
+    { du -sm --apparent-size "$ROOT"/{usr,venv,models} && du -sm --apparent-size "${site[0]}"/* | sort -rn | awk "NR <= 8"; } |
         awk -v root="$ROOT" '{ sub(root, "", $2); print "==   " $1 " MB " $2 }'
     [[ $RUNTIME == cpu ]] || return 0
     [[ ! -e ${site[0]}/torch ]] || fail "torch is in the image"
@@ -289,6 +296,7 @@ build
 buildah from -q --pull-never --name "$CONTAINER" "$IMAGE" >/dev/null
 ROOT=$(buildah mount "$CONTAINER")
 check_size
+check_lockdown
 check_exposure
 for workers in 1 2; do
     start "$workers"

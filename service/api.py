@@ -353,7 +353,7 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Call
         """The model card of a version, in Markdown."""
         return Response(card_text(lineup.registry, name, version), media_type="text/markdown; charset=utf-8")
 
-    @app.get("/ledger", response_model=schemas.Ledger)
+    @app.get("/ledger", response_model=schemas.Ledger, responses=schemas.PAGED)
     def moves(offset: articles.Offset = 0, limit: articles.Limit = 100) -> Response:
         """Who moved which alias, when and why, newest first."""
         return Response(wire.encode_json(ledger(lineup.registry, offset, limit)), media_type="application/json")

@@ -210,7 +210,7 @@ class HotRoute:
             self._in_flight.remove(self.path)
 
     def count(self, reply: Reply, call: Call) -> None:
-        """Count a reply that was sent just now."""
+        """Count a reply that is sent now."""
         self._requests.add(self.path, reply.outcome)
         if reply.status == 200:  # a quick refusal must not make the service look fast
             self._door.admission.serve(self.path, reply.made_by, call.place.rows, perf_counter() - call.started)
@@ -219,7 +219,7 @@ class HotRoute:
             self._seconds[reply.total].observe(perf_counter() - call.started)
 
     def refuse(self, error: ServiceError) -> None:
-        """Count a refusal that was sent just now."""
+        """Count a refusal that is sent now."""
         self._requests.add(self.path, error.reason)
 
     def depart(self) -> None:

@@ -162,8 +162,8 @@ class HotCycle:
         if not stays or len(self.call.id) != len(BLANK):
             self._finish(self.route.problem(error, self.call.id))
             return
-        protocol.transport.write(self.route.refusal(error, self.call, _as_bytes))
         self.route.refuse(error)
+        protocol.transport.write(self.route.refusal(error, self.call, _as_bytes))
         self._forget()
         protocol.answered(keep_alive=True)
 
@@ -201,8 +201,8 @@ class HotCycle:
         self.keep_alive = self.keep_alive and not self._closes and headers[-1] != CLOSE
         if not self.keep_alive and headers[-1] != CLOSE:
             headers.append(CLOSE)
+        self.route.count(reply, self.call)  # before it is sent: an answer that somebody has is a counted one
         protocol.transport.write(_as_bytes(reply, headers))
-        self.route.count(reply, self.call)
         self._forget()
         protocol.answered(keep_alive=self.keep_alive)
 

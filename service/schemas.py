@@ -259,6 +259,7 @@ CARD: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/markdown": {"schema": {"type": "string"}}}},
     404: _problem("No such version."),
 }
+PAGED: dict[int | str, dict[str, Any]] = {**UNAUTHORISED, 422: _problem("A page that is none.")}
 ARTICLES: dict[int | str, dict[str, Any]] = {
     **UNAUTHORISED,
     404: _problem("The corpus has no such article."),

@@ -199,10 +199,12 @@ class Supervisor:
     def _bury(self, life: Life, slot: int, writer: asyncio.StreamWriter) -> None:
         writer.close()
         self._lives.discard(life)
-        Metrics(self._settings.slo_ms, SharedCells(self._home, slot)).close_books()
+        metrics = Metrics(self._settings.slo_ms, SharedCells(self._home, slot))
+        metrics.close_books()
         self._free.append(slot)
         status = life.ended.result()
         if not life.is_leaving or status:
+            metrics.worker_deaths.add()
             logger().error("worker died", pid=life.process.pid, status=status)
         if self._stopping.is_set():
             self._status = max(self._status, status)

@@ -16,7 +16,9 @@ DASHBOARD = ROOT / "docker" / "grafana" / "dashboards" / "lvm.json"
 
 _STRING = r"\"[^\"]*\""
 _NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"  # possessive with a + behind it
-_SELECTOR = re.compile(rf"(?<![\w.:])({_NAME}+)\s*+(\{{[^}}]*\}})?+(?!\()")  # a name before ( is a function
+_SELECTOR = re.compile(
+    rf"(?<![\w.:])({_NAME}+)\s*+(\{{(?:[^}}\"]|{_STRING})*+\}})?+(?!\()"
+)  # a name before ( is a function
 _MATCHER = re.compile(rf"({_NAME})\s*(=~|!~|!=|=)\s*({_STRING})")
 _GROUPING = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
 _WORDS = {"or", "and", "unless", "offset", "bool", "inf", "nan"}
@@ -47,15 +49,24 @@ def recorded() -> list[Asked]:
 
 def alerts() -> list[Asked]:
     """Return the expressions that wake somebody."""
-    return [Asked(rule["alert"], rule["expr"]) for rule in rules() if "alert" in rule]
+    return [
+        Asked(f"{rule['alert']} {rule['labels'].get('window', '')}".strip(), rule["expr"])
+        for rule in rules()
+        if "alert" in rule
+    ]
 
 
-def panels() -> list[Asked]:
+def panels() -> list[dict[str, Any]]:
+    """Return every panel of the dashboard that shows something; rows are headings."""
+    panels: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return [panel for panel in panels if panel["type"] != "row"]
+
+
+def queries() -> list[Asked]:
     """Return every query of the dashboard."""
-    dashboard = json.loads(DASHBOARD.read_text())
     return [
         Asked(f"{panel['title']} {target['refId']}", target["expr"])
-        for panel in dashboard["panels"]
+        for panel in panels()
         for target in panel["targets"]
     ]
 

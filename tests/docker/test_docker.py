@@ -19,7 +19,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from service.app import STATUS_REASONS
 from service.door import CANCELLED
 from service.errors import ServiceError
-from service.metrics import Metrics
+from service.guard import FAR, OPPOSED
+from service.metrics import LOST, RELOADS, STAGES as SECONDS, Metrics, latency_edges
 from service.settings import read_settings
 from tests.docker import promql
 
@@ -194,8 +195,7 @@ class TestCompose:
         provisioned = DOCKER / "grafana" / "provisioning"
         (source,) = yaml.safe_load((provisioned / "datasources" / "prometheus.yml").read_text())["datasources"]
         assert source["url"] == "http://prometheus:9090"
-        dashboard = json.loads(promql.DASHBOARD.read_text())
-        assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
+        assert {panel["datasource"]["uid"] for panel in promql.panels()} == {source["uid"]}
 
     def test_the_cuda_file_changes_only_services_that_exist(self) -> None:
         override = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())
@@ -203,14 +203,17 @@ class TestCompose:
         assert override["services"]["lvm"]["build"]["args"] == {"RUNTIME": "cuda"}
 
 
-ASKED = [*promql.recorded(), *promql.alerts(), *promql.panels()]
+ASKED = [*promql.recorded(), *promql.alerts(), *promql.queries()]
+ALERTS = {rule["alert"] for rule in promql.rules() if "alert" in rule}
+RUNBOOK = (ROOT / "docs" / "alerts.md").read_text()
+RULES_TEST = (DOCKER / "prometheus" / "rules_test.yml").read_text()
 
 
 class TestExpressions:
     @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: asked.where)
     def test_reads_only_names_and_labels_that_are_scraped_or_recorded(self, asked: promql.Asked) -> None:
-        labels = scraped_labels() | {"up": ADDED_BY_PROMETHEUS}
-        labels |= {rule.where: {"route"} for rule in promql.recorded()}
+        labels = scraped_labels() | {"up": ADDED_BY_PROMETHEUS, "ALERTS": {"alertname", "alertstate"}}
+        labels |= {rule.where: set(rule.where.partition(":")[0].split("_")) for rule in promql.recorded()}
         read = promql.selectors(asked.expr)
         assert read
         for name, matchers in read:
@@ -219,26 +222,39 @@ class TestExpressions:
 
     def test_outcomes_and_stages_are_those_of_the_code(self) -> None:
         known = {
-            "outcome": reasons(400) | {*STATUS_REASONS.values(), CANCELLED, "ok", "fallback", "refused", "rolled_back"},
-            "stage": {"total"},
+            "outcome": reasons(400) | {*STATUS_REASONS.values(), *RELOADS, CANCELLED, LOST, "ok", "fallback"},
+            "stage": {stage for stages in SECONDS.values() for stage in stages},
         }
         for asked in ASKED:
             for _, matchers in promql.selectors(asked.expr):
                 for label in matchers.keys() & known.keys():
-                    assert set(matchers[label].strip("=~!").split("|")) <= known[label], asked.where
+                    for wanted in matchers[label].lstrip("=~!").split("|"):
+                        assert any(re.fullmatch(wanted, value) for value in known[label]), (asked.where, wanted)
 
-    def test_a_fault_is_every_error_with_a_5xx_status(self) -> None:
+    def test_a_fault_is_every_error_with_a_5xx_status_and_an_answer_that_was_lost(self) -> None:
         named = [
-            set(matchers["outcome"].removeprefix("=~").split("|"))
+            set(matchers["outcome"].removeprefix("!~").split("|"))
             for asked in ASKED
             for _, matchers in promql.selectors(asked.expr)
             if "internal" in matchers.get("outcome", "")
         ]
         assert named
-        assert all(found == reasons(500) for found in named)
+        assert all(found == reasons(500) | {LOST} for found in named)
+
+    def test_every_instrument_is_shown(self) -> None:
+        read = {name for asked in promql.queries() for name, _ in promql.selectors(asked.expr)}
+        for made in Metrics().instruments():
+            assert read & {made.name + suffix for suffix in ("", "_total", "_bucket", "_sum", "_count")}, made.name
+
+    @pytest.mark.parametrize("panel", promql.panels(), ids=lambda panel: panel["title"])
+    def test_a_panel_says_its_unit_its_legend_and_what_to_do_when_it_looks_bad(self, panel: dict[str, Any]) -> None:
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert all(target["legendFormat"] for target in panel["targets"])
+        assert re.search(r"\bIf .+: .+\.$", panel["description"])
+        assert set(re.findall(r"Lvm\w+", panel["description"])) <= ALERTS
 
     def test_panels_have_ids_and_places_of_their_own(self) -> None:
-        panels = json.loads(promql.DASHBOARD.read_text())["panels"]
+        panels = json.loads(promql.DASHBOARD.read_text())["panels"]  # rows, too
         cells = [
             (x, y)
             for place in (panel["gridPos"] for panel in panels)
@@ -250,6 +266,38 @@ class TestExpressions:
         assert max(x for x, _ in cells) < 24
 
 
+class TestAlerts:
+    @pytest.mark.parametrize("rule", [rule for rule in promql.rules() if "alert" in rule], ids=lambda r: r["alert"])
+    def test_says_what_is_wrong_how_urgent_it_is_and_where_to_read_on(self, rule: dict[str, Any]) -> None:
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        assert rule["annotations"].keys() == {"summary", "description", "runbook"}
+        assert rule["annotations"]["runbook"] == f"docs/alerts.md#{rule['alert'].lower()}"
+
+    def test_each_has_its_section_with_its_urgency_and_no_section_is_of_none(self) -> None:
+        sections = dict(re.findall(r"^## (\w+)\n\n(.*)$", RUNBOOK, re.MULTILINE))
+        assert sections.keys() == ALERTS
+        for rule in (rule for rule in promql.rules() if "alert" in rule):
+            assert f"*{rule['labels']['severity']}" in sections[rule["alert"]].lower(), rule["alert"]
+
+    def test_each_is_seen_to_fire_by_promtool(self) -> None:
+        fired = set(re.findall(r'alertname="(\w+)"', RULES_TEST))
+        assert fired == ALERTS
+
+    def test_the_objective_of_latency_is_an_edge_of_the_histogram(self) -> None:
+        edges = {
+            float(matchers["le"].lstrip("="))
+            for rule in promql.recorded()
+            for _, matchers in promql.selectors(rule.expr)
+            if "le" in matchers
+        }
+        assert edges
+        assert edges <= set(latency_edges(read_settings().slo_ms))
+
+    def test_drift_is_what_models_warns_of(self) -> None:
+        (asked,) = [asked for asked in promql.alerts() if asked.where == "LvmInputDrift"]
+        assert re.findall(r"[<>] (\S+)", asked.expr) == [f"{FAR:g}", f"{OPPOSED:g}"]
+
+
 def test_selectors_are_found_in_any_expression() -> None:
-    expr = 'sum by (le) (rate(a_total{x="1", y=~"b|c"}[1m])) / (b:c:d > 0) or e offset 5m unless vector(0) * 2'
-    assert promql.selectors(expr) == [("a_total", {"x": "=1", "y": "=~b|c"}), ("b:c:d", {}), ("e", {})]
+    expr = 'sum by (le) (rate(a_total{x="1", y=~"b|c", z="{}"}[1m])) / (b:c:d > 0) or e offset 5m unless vector(0) * 2'
+    assert promql.selectors(expr) == [("a_total", {"x": "=1", "y": "=~b|c", "z": "={}"}), ("b:c:d", {}), ("e", {})]

@@ -1,9 +1,10 @@
-"""`python -m tests.docker.prometheus_check BIN`: a real Prometheus scrapes a real service under load.
+"""`python -m tests.docker.prometheus_check BIN`: a real Prometheus scrapes a real service under load, and in trouble.
 
 BIN holds `prometheus` and `promtool`. Exit 0 where the scrape is clean, Prometheus's percentiles of each stage lie in
 the very bucket of what the answers said in Server-Timing, it counts every request that the load driver sent, p50, p95
-and p99 lie within one bucket of the driver's, every rule and every panel has something to show, and the alert for a
-refused version fires. Wants a quiet machine: the driver's clock includes waits that the server's does not see.
+and p99 lie within one bucket of the driver's, every alert fires on a trouble that was really made (`troubles.py`), and
+every rule and every panel has something to show. Wants a quiet machine: the driver's clock includes waits that the
+server's does not see.
 """
 
 from __future__ import annotations
@@ -13,22 +14,20 @@ import math
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
 from models.registry import Registry
-from tests.docker import promql
+from tests.docker import promql, troubles
+from tests.docker.monitored import Failed, Prometheus, check_queries, demand, shortened, started, until, url_of, watched
 
 LVM = Path(sys.executable).with_name("lvm")
 RATE, SECONDS = 300, 15
@@ -36,98 +35,8 @@ CALLS = 400
 STAGES = ("decode", "queue", "infer", "encode")
 ROUNDING = 0.5e-6  # seconds; Server-Timing has milliseconds with three digits
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
-CALM = {"ORT_DISABLE_TELEMETRY": "1"}
-
-
-class Failed(Exception):
-    """A claim that does not hold."""
-
-
-def demand(holds: object, claim: str) -> None:
-    """Print that `claim` holds, or fail with it."""
-    if not holds:
-        raise Failed(claim)
-    print(f"ok    {claim}", flush=True)
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """Return what `condition` returns once it is true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if found := condition():
-                return found
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise Failed(f"no {what} within {seconds:g} s")
-
-
-@contextmanager
-def started(command: list[str | Path], log: Path, **environment: str) -> Iterator[None]:
-    """Run a process that is stopped at the end, its output in `log`."""
-    with open(log, "wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **CALM, **environment})
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-class Prometheus:
-    """The HTTP API of a Prometheus."""
-
-    def __init__(self, url: str) -> None:
-        self.http = httpx.Client(base_url=url, trust_env=False, timeout=10)
-
-    def is_ready(self) -> bool:
-        """Whether it answers and has scraped the service."""
-        return self.http.get("/-/ready").status_code == 200 and self.value('up{job="lvm"}') == 1
-
-    def query(self, expr: str) -> list[dict[str, Any]]:
-        """Return the samples of an instant query that are numbers."""
-        answer = self.http.get("/api/v1/query", params={"query": expr}).json()
-        if answer["status"] != "success":
-            raise Failed(f"{expr}: {answer['error']}")
-        return [sample for sample in answer["data"]["result"] if not math.isnan(float(sample["value"][1]))]
-
-    def value(self, expr: str) -> float | None:
-        """Return the one number that `expr` is, or None."""
-        samples = self.query(expr)
-        return float(samples[0]["value"][1]) if samples else None
-
-    def quantile(self, quantile: float, buckets: str) -> float:
-        """Return a quantile, in seconds, of the latency buckets that `buckets` selects."""
-        found = self.value(f"histogram_quantile({quantile}, sum by (le) ({buckets}))")
-        if found is None:
-            raise Failed(f"Prometheus has no quantile of {buckets}")
-        return found
-
-    def edges(self) -> list[float]:
-        """Return the upper bounds of the latency buckets, in seconds."""
-        samples = self.query('lvm_request_seconds_bucket{route="/predict", stage="total"}')
-        return sorted(float(sample["metric"]["le"]) for sample in samples)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on right now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def configure(directory: Path, target: str) -> Path:
-    """Write the configuration that ships, aimed at `target` and scraping every second; return its path."""
-    config = yaml.safe_load((promql.RULES.parent / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["rule_files"] = [str(promql.RULES)]
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
-    path = directory / "prometheus.yml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+SHIPPED = Path(os.environ.get("LVM_REGISTRY", promql.ROOT / "artifacts" / "lvm"))
+OTHER = "gmn"
 
 
 def check_format(promtool: Path, url: str) -> None:
@@ -211,75 +120,62 @@ def print_percentiles(figures: dict[str, Any], rows: list[tuple[str, float, floa
         print(f"      {name:<5}{found:>12.3f}{service:>12.3f}{latency:>13.3f}{apart:>15}")
 
 
-def swap_and_spoil(root: Path) -> None:
-    """Promote something good, then point an alias at something bad."""
-    registry = Registry(root)
-    version = registry.resolve("fallback")
-    registry.point("primary", version, why="prometheus-check")
-    bad = version.path.with_name(f"{version.version}-bad")
-    shutil.copytree(version.path, bad)
-    weights = bad / "weights.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    registry.point("fallback", registry.find(bad.name), why="prometheus-check")
-
-
-def check_expressions(prometheus: Prometheus, quiet: set[str]) -> None:
-    """Ask everything that rules and panels ask; all but the `quiet` must answer."""
-    for kind, asked in (
-        ("recording rules", promql.recorded()),
-        ("panel queries", promql.panels()),
-        ("alerts", promql.alerts()),
-    ):
-        empty = {one.where for one in asked if not prometheus.query(one.filled_in("1m"))}
-        surprising = sorted(empty - quiet)
-        shown = len(asked) - len(empty)
-        demand(not surprising, f"{kind}: {shown} of {len(asked)} show something {' '.join(surprising)}".rstrip())
-
-
-def check(bin_dir: Path, work: Path) -> None:
-    """Run every check."""
-    registry = work / "registry"
-    shutil.copytree(os.environ.get("LVM_REGISTRY", promql.ROOT / "artifacts" / "lvm"), registry, symlinks=True)
-    port, log = free_port(), work / "serve.log"
-    with started([LVM, "serve", "--port", "0"], log, LVM_REGISTRY=str(registry)):
-        (url,) = until(lambda: re.findall(r'"url": "(http[^"]+)"', log.read_text()), "service", 60)
-        config = configure(work, url.removeprefix("http://"))
-        command: list[str | Path] = [
-            bin_dir / "prometheus",
-            f"--config.file={config}",
-            f"--storage.tsdb.path={work / 'tsdb'}",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ]
+def check_calm(bin_dir: Path, work: Path) -> None:
+    """Hold the scrape and its percentiles against what callers saw."""
+    with started([LVM, "serve", "--port", "0"], log := work / "serve.log", LVM_REGISTRY=str(SHIPPED)):
+        url = url_of(log)
         check_format(bin_dir / "promtool", url)
-        with started(command, work / "prometheus.log"):
-            prometheus = Prometheus(f"http://127.0.0.1:{port}")
-            until(prometheus.is_ready, "Prometheus with a scrape")
+        with watched(bin_dir, work / "prometheus", url, promql.RULES.read_text()) as prometheus:
             compare_stages(prometheus, url)
             compare_driver(prometheus, url, CALLS)
-            sent = drive(url, "--rate", "30", "--seconds", "3", "--route", "retrieve")["sent"]
-            until(lambda: counted(prometheus, "/retrieve", sent), f"{sent} retrievals in Prometheus")
-            swap_and_spoil(registry)
-            firing = 'ALERTS{alertstate="firing"}'
-            until(lambda: prometheus.query(firing), "alert of a refused version")
-            names = {sample["metric"]["alertname"] for sample in prometheus.query(firing)}
-            demand(names == {"LvmReloadRefused"}, f"the alerts that fire: {', '.join(names)}")
-            check_expressions(prometheus, {alert.where for alert in promql.alerts()} - names)
+            demand(not prometheus.firing(), f"no alert fires {' '.join(prometheus.firing())}".rstrip())
             check_format(bin_dir / "promtool", url)
+
+
+def check_trouble(bin_dir: Path, work: Path) -> None:
+    """Have every alert fire, and every panel show something."""
+    registry = Registry(work / "registry")
+    shutil.copytree(SHIPPED, registry.root, symlinks=True)
+    (other,) = [version for version in registry.versions() if version.name == OTHER]
+    registry.point("candidate", other, why="prometheus-check")
+    command = [*troubles.without_root(), LVM, "serve", "--port", "0"]
+    environment = {**troubles.SETTINGS, "LVM_REGISTRY": str(registry.root)}
+    rules = shortened(promql.RULES.read_text(), troubles.FACTOR)
+    with started(command, log := work / "troubled.log", **environment) as process:
+        url = url_of(log)
+        with watched(bin_dir, work / "watching", url, rules) as prometheus:
+            made = troubles.Troubles(url, process, registry, prometheus)
+            made.answer_all()
+            made.send_long_vectors()
+            made.spoil_fallback()
+            made.promote_what_disagrees(other.id)
+            made.hide_versions()
+            made.crowd()
+            made.starve_fallback()
+            made.kill_worker()
+            check_queries(prometheus, promql.recorded(), "recording rules", "10m")
+            check_queries(prometheus, promql.queries(), "panel queries", "10m")
+            made.stop()
+    missing = {alert.where for alert in promql.alerts()} - made.fired
+    demand(not missing, f"all of {len(promql.alerts())} alerts fired {' '.join(missing)}".rstrip())
+
+
+def passes(act: Callable[[Path, Path], None]) -> bool:
+    """Run one act; where a claim of it does not hold, say which, and what the logs say."""
+    with tempfile.TemporaryDirectory(prefix="lvm-prometheus-") as work:
+        try:
+            act(Path(sys.argv[1]), Path(work))
+        except (Failed, httpx.HTTPError) as failed:
+            print(f"FAIL  {failed!r}", file=sys.stderr)
+            for log in sorted(Path(work).glob("*.log")):
+                print(f"      {log.name}: {log.read_text()[-600:]}", file=sys.stderr)
+            return False
+    return True
 
 
 def main() -> int:
     """Run the check; 0 where all holds."""
-    with tempfile.TemporaryDirectory(prefix="lvm-prometheus-") as work:
-        try:
-            check(Path(sys.argv[1]), Path(work))
-        except Failed as failed:
-            print(f"FAIL  {failed}", file=sys.stderr)
-            for log in sorted(Path(work).glob("*.log")):
-                print(f"      {log.name}: {log.read_text()[-600:]}", file=sys.stderr)
-            return 1
-    return 0
+    return 0 if all([passes(act) for act in (check_trouble, check_calm)]) else 1
 
 
 if __name__ == "__main__":

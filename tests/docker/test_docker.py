@@ -20,7 +20,8 @@ from service.app import STATUS_REASONS
 from service.door import CANCELLED
 from service.errors import ServiceError
 from service.guard import FAR, OPPOSED
-from service.metrics import LOST, RELOADS, STAGES as SECONDS, Metrics, latency_edges
+from service.metrics import LOST, RELOADS, Metrics, latency_edges
+from service.metrics import STAGES as SECONDS
 from service.settings import read_settings
 from tests.docker import promql
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Hold rules and dashboard against a real Prometheus that scrapes a real service under load (about a minute).
+# Hold rules, alerts and dashboard against a real Prometheus that scrapes a real service, in trouble and under load
+# (about two minutes).
 # Prometheus is Debian's package, unpacked into the cache, not installed. Wants Debian or a child of it; no root.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -175,7 +175,8 @@ def passes(act: Callable[[Path, Path], None]) -> bool:
 
 def main() -> int:
     """Run the check; 0 where all holds."""
-    return 0 if all([passes(act) for act in (check_trouble, check_calm)]) else 1
+    outcomes = [passes(act) for act in (check_trouble, check_calm)]
+    return 0 if all(outcomes) else 1
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import orjson
 
 from models.registry import Registry
 from tests.docker import promql
-from tests.docker.monitored import Prometheus, demand, until
+from tests.docker.monitored import Failed, Prometheus, demand, until
 
 FACTOR = 60
 SETTINGS = {
@@ -61,8 +61,10 @@ class Troubles:
         self.fired: set[str] = set()
 
     def fires(self, *alerts: str, by: str, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Wait until all of `alerts` have fired, doing something `meanwhile`, again and again."""
+        """Wait until all of `alerts`, none of which did before, have fired, doing something `meanwhile`, over and over."""
         began, wanted = time.monotonic(), set(alerts)
+        if early := wanted & (self.fired | self.prometheus.firing()):
+            raise Failed(f"before {by}: {', '.join(early)}")
 
         def seen() -> bool:
             meanwhile()
@@ -70,8 +72,10 @@ class Troubles:
             return wanted <= self.fired
 
         until(seen, f"alert of {by}: {', '.join(alerts)}", 90)
-        broken = [text for text in self.prometheus.annotations() if "error" in text.lower() or "<no value>" in text]
-        demand(not broken, f"{', '.join(alerts)}: fired {time.monotonic() - began:.0f} s after {by} {' '.join(broken)}")
+        broken = [text for text in self.prometheus.annotations() if "<" in text]  # <no value>, <error ...>
+        if broken:
+            raise Failed(f"{by}: {broken[0]}")
+        demand(True, f"{', '.join(alerts)}: fired {time.monotonic() - began:.0f} s after {by}")
 
     def answer_all(self) -> None:
         """Call every route that answers with vectors or passages, in every form, and a few others."""

@@ -61,7 +61,7 @@ class Troubles:
         self.fired: set[str] = set()
 
     def fires(self, *alerts: str, by: str, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Wait until all of `alerts`, none of which did before, have fired, doing something `meanwhile`, over and over."""
+        """Wait until all of `alerts`, none of which fired before, do; go on with something `meanwhile`."""
         began, wanted = time.monotonic(), set(alerts)
         if early := wanted & (self.fired | self.prometheus.firing()):
             raise Failed(f"before {by}: {', '.join(early)}")

@@ -21,7 +21,6 @@ from tests.docker import promql
 CALM = {"ORT_DISABLE_TELEMETRY": "1"}
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LEAST_S = 5  # of a shortened window: as many scrapes
-FIRING = 'ALERTS{alertstate="firing"}'
 
 
 class Failed(Exception):
@@ -103,9 +102,11 @@ class Prometheus:
         samples = self.query('lvm_request_seconds_bucket{route="/predict", stage="total"}')
         return sorted(float(sample["metric"]["le"]) for sample in samples)
 
-    def firing(self) -> set[str]:
-        """Return the alerts that fire, with their window where they have one."""
-        found = [sample["metric"] for sample in self.query(FIRING)]
+    def firing(self, route: str) -> set[str]:
+        """Return the alerts that fire, with their window where they have one; of budgets, those of one route."""
+        firing = 'ALERTS{alertstate="firing", %s}'
+        others, burns = firing % 'alertname!~".*Burn"', firing % f'alertname=~".*Burn", route="{route}"'
+        found = [sample["metric"] for sample in self.query(f"{others} or {burns}")]
         return {f"{alert['alertname']} {alert.get('window', '')}".strip() for alert in found}
 
     def annotations(self) -> list[str]:
@@ -154,9 +155,10 @@ def shortened(rules: str, factor: int) -> str:
 
 
 def check_queries(prometheus: Prometheus, asked: list[promql.Asked], kind: str, window: str) -> None:
-    """Ask Prometheus all of them; fail where one has nothing to show."""
-    empty = [one.where for one in asked if not prometheus.query(one.filled_in(window))]
-    demand(
-        not empty,
-        f"{kind}: {len(asked) - len(empty)} of {len(asked)} show something; {', '.join(empty) or 'none empty'}",
-    )
+    """Ask Prometheus all of them; fail where one has nothing to show, or not the labels that its legend wants."""
+    bad = []
+    for one in asked:
+        samples, wanted = prometheus.query(one.filled_in(window)), set(re.findall(r"{{(\w+)}}", one.legend))
+        if not samples or not all(wanted <= sample["metric"].keys() for sample in samples):
+            bad.append(one.where)
+    demand(not bad, f"{kind}: {len(asked) - len(bad)} of {len(asked)} show something {', '.join(bad)}".rstrip())

@@ -26,10 +26,11 @@ _WORDS = {"or", "and", "unless", "offset", "bool", "inf", "nan"}
 
 @dataclass(frozen=True)
 class Asked:
-    """One expression and where it stands."""
+    """One expression, where it stands, and what its lines are called."""
 
     where: str
     expr: str
+    legend: str = ""
 
     def filled_in(self, window: str) -> str:
         """Return the expression with Grafana's variables given values."""
@@ -65,7 +66,7 @@ def panels() -> list[dict[str, Any]]:
 def queries() -> list[Asked]:
     """Return every query of the dashboard."""
     return [
-        Asked(f"{panel['title']} {target['refId']}", target["expr"])
+        Asked(f"{panel['title']} {target['refId']}", target["expr"], target["legendFormat"])
         for panel in panels()
         for target in panel["targets"]
     ]

@@ -44,6 +44,7 @@ TEXT = "Rabbits are small mammals. Hares live above the ground, and rabbits dig 
 PATIENT = {"X-Request-Timeout-Ms": "60000"}
 AS_JSON, AS_OCTETS = {"Content-Type": "application/json"}, {"Content-Type": "application/octet-stream"}
 GRU = "/v2/models/fallback/infer"
+CROWDED = "/v2/models/{model}/infer"  # a route that none but the crowd calls: a busy machine is slow anywhere
 
 
 def without_root() -> list[str]:
@@ -53,22 +54,22 @@ def without_root() -> list[str]:
 
 
 class Troubles:
-    """A service, its registry, the Prometheus that scrapes it, and which alerts have fired so far, after how long."""
+    """A service, its registry, the Prometheus that scrapes it, and which alerts have fired so far."""
 
     def __init__(self, url: str, process: Popen[bytes], registry: Registry, prometheus: Prometheus) -> None:
         self.url, self.process, self.registry, self.prometheus = url, process, registry, prometheus
-        self.http = httpx.Client(base_url=url, trust_env=False, timeout=60)
+        self.http = httpx.Client(base_url=url, headers=PATIENT, trust_env=False, timeout=60)
         self.fired: set[str] = set()
 
     def fires(self, *alerts: str, by: str, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Wait until all of `alerts`, none of which fired before, do; go on with something `meanwhile`."""
         began, wanted = time.monotonic(), set(alerts)
-        if early := wanted & (self.fired | self.prometheus.firing()):
+        if early := wanted & (self.fired | self.prometheus.firing(CROWDED)):
             raise Failed(f"before {by}: {', '.join(early)}")
 
         def seen() -> bool:
             meanwhile()
-            self.fired |= self.prometheus.firing()
+            self.fired |= self.prometheus.firing(CROWDED)
             return wanted <= self.fired
 
         until(seen, f"alert of {by}: {', '.join(alerts)}", 90)
@@ -78,30 +79,27 @@ class Troubles:
         demand(True, f"{', '.join(alerts)}: fired {time.monotonic() - began:.0f} s after {by}")
 
     def answer_all(self) -> None:
-        """Call every route that answers with vectors or passages, in every form, and a few others."""
-        first = CONTEXTS[0]
-        tensor = {"name": "context", "shape": [1, *first.shape], "datatype": "FP32", "data": first.ravel().tolist()}
-        for _ in range(30):
-            for route in ("/predict", "/retrieve"):
-                self.http.post(route, content=JSON, headers=AS_JSON).raise_for_status()
-                self.http.post(route, content=first.tobytes(), headers=AS_OCTETS).raise_for_status()
-        for _ in range(10):
-            self.http.post("/v2/models/primary/infer", json={"inputs": [tensor]}).raise_for_status()
+        """Call every route but that of the crowd, in JSON, octets and text."""
+        octets = CONTEXTS[0].tobytes()
         for route in ("/predict", "/retrieve"):
+            for _ in range(30):
+                self.http.post(route, content=JSON, headers=AS_JSON).raise_for_status()
+                self.http.post(route, content=octets, headers=AS_OCTETS).raise_for_status()
             for _ in range(4):
-                self.http.post(route, json={"text": TEXT}, headers=PATIENT).raise_for_status()
+                self.http.post(route, json={"text": TEXT}).raise_for_status()
         for path in ("/models", "/readyz", "/metrics", "/nowhere"):
             self.http.get(path)
-
-    def predict(self, contexts: np.ndarray, options: str = "", **headers: str) -> httpx.Response:
-        """Ask for the next vectors of `contexts` `(n, T, D)`."""
-        return self.http.post(f"/predict?{options}", content=contexts.tobytes(), headers={**AS_OCTETS, **headers})
 
     # ---- the troubles
 
     def send_long_vectors(self) -> None:
         """Inputs three times as long as they should be."""
-        self.fires("LvmInputDrift", by="vectors of length 3", meanwhile=lambda: self.predict(3 * CONTEXTS))
+        body = (3 * CONTEXTS).tobytes()
+        self.fires(
+            "LvmInputDrift",
+            by="vectors of length 3",
+            meanwhile=lambda: self.http.post("/predict", content=body, headers=AS_OCTETS),
+        )
 
     def spoil_fallback(self) -> None:
         """An alias that points at a damaged version, and back."""
@@ -133,13 +131,11 @@ class Troubles:
 
     def crowd(self) -> None:
         """Four callers with more rows than may be in flight, for a net that needs its time for them."""
-        rows = np.tile(CONTEXTS, (2, 1, 1))
-        tensor = {"name": "context", "shape": [*rows.shape], "datatype": "FP32", "data": rows.ravel().tolist()}
-        body, headers = orjson.dumps({"inputs": [tensor]}), {**AS_JSON, **PATIENT}
+        body = tensor_of(np.tile(CONTEXTS, (2, 1, 1)))
         with ThreadPoolExecutor(4) as pool:
 
             def shove() -> None:
-                calls = [pool.submit(httpx.post, self.url + GRU, content=body, headers=headers) for _ in range(8)]
+                calls = [pool.submit(self.http.post, GRU, content=body, headers=AS_JSON) for _ in range(8)]
                 for call in calls:
                     call.result()
 
@@ -147,16 +143,17 @@ class Troubles:
 
     def starve_fallback(self) -> None:
         """Batch work with a deadline that GRU cannot keep; AMN stands in, GRU is trusted no more."""
-        rows = np.tile(CONTEXTS, (16, 1, 1))
+        body = np.tile(CONTEXTS, (16, 1, 1)).tobytes()
+        headers = {**AS_OCTETS, "X-Request-Timeout-Ms": SETTINGS["LVM_TIMEOUT_MS"]}
         self.fires(
             "LvmBreakerOpen",
             "LvmFallingBack",
             by="deadlines that the first engine cannot keep",
-            meanwhile=lambda: self.predict(rows, "profile=batch"),
+            meanwhile=lambda: self.http.post("/predict?profile=batch", content=body, headers=headers),
         )
 
     def kill_worker(self) -> None:
-        """A worker killed while it answers."""
+        """A worker that is killed."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
         self.fires("LvmWorkerDied", by="SIGKILL to a worker")
@@ -166,6 +163,12 @@ class Troubles:
         self.process.terminate()
         self.fires("LvmNotReady", by="SIGTERM")
         self.fires("LvmDown", by="the end of the process")
+
+
+def tensor_of(contexts: np.ndarray) -> bytes:
+    """Return contexts `(n, T, D)` as the Open Inference Protocol wants them, in JSON."""
+    data = contexts.ravel().tolist()
+    return orjson.dumps({"inputs": [{"name": "context", "shape": contexts.shape, "datatype": "FP32", "data": data}]})
 
 
 def spoil(registry: Registry, alias: str) -> str:

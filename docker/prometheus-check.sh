@@ -19,5 +19,5 @@ if [[ ! -x $BIN/promtool ]]; then
     )
 fi
 "$BIN/promtool" check config docker/prometheus/prometheus.yml
-"$BIN/promtool" test rules docker/prometheus/rules_test.yml
+"$BIN/promtool" test rules docker/prometheus/{rules,budgets}_test.yml
 exec .venv/bin/python -m tests.docker.prometheus_check "$BIN"

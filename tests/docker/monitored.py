@@ -145,13 +145,13 @@ def _configure(work: Path, target: str, rules: str) -> Path:
 
 
 def shortened(rules: str, factor: int) -> str:
-    """Return `rules` with every window, and every wait before an alert fires, divided by `factor`; shares stay."""
+    """Return `rules` with every window, interval and wait divided by `factor`; shares stay."""
 
     def shorter(match: re.Match[str]) -> str:
-        least = 1 if match[1] == "for: " else LEAST_S
+        least = LEAST_S if match[1] == "[" else 1
         return f"{match[1]}{max(least, int(match[2]) * SECONDS[match[3]] // factor)}s"
 
-    return re.sub(r"(\[|\bfor: )(\d+)([smhd])\b", shorter, rules)
+    return re.sub(r"(\[|\b(?:for|interval): )(\d+)([smhd])\b", shorter, rules)
 
 
 def check_queries(prometheus: Prometheus, asked: list[promql.Asked], kind: str, window: str) -> None:

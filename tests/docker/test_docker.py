@@ -207,7 +207,7 @@ class TestCompose:
 ASKED = [*promql.recorded(), *promql.alerts(), *promql.queries()]
 ALERTS = {rule["alert"] for rule in promql.rules() if "alert" in rule}
 RUNBOOK = (ROOT / "docs" / "alerts.md").read_text()
-RULES_TEST = (DOCKER / "prometheus" / "rules_test.yml").read_text()
+PROMTOOL = "".join(path.read_text() for path in (DOCKER / "prometheus").glob("*_test.yml"))
 
 
 class TestExpressions:
@@ -281,7 +281,7 @@ class TestAlerts:
             assert f"*{rule['labels']['severity']}" in sections[rule["alert"]].lower(), rule["alert"]
 
     def test_each_is_seen_to_fire_by_promtool(self) -> None:
-        fired = set(re.findall(r'alertname="(\w+)"', RULES_TEST))
+        fired = set(re.findall(r'alertname="(\w+)"', PROMTOOL))
         assert fired == ALERTS
 
     def test_the_objective_of_latency_is_an_edge_of_the_histogram(self) -> None:

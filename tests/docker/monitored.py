@@ -20,7 +20,7 @@ from tests.docker import promql
 
 CALM = {"ORT_DISABLE_TELEMETRY": "1"}
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-LEAST_S = 5  # of a shortened window: as many scrapes
+LEAST_S = {"[": 5, "for": 2, "interval": 1}  # of a shortened window, wait, interval: a scrape is a second
 
 
 class Failed(Exception):
@@ -148,7 +148,7 @@ def shortened(rules: str, factor: int) -> str:
     """Return `rules` with every window, interval and wait divided by `factor`; shares stay."""
 
     def shorter(match: re.Match[str]) -> str:
-        least = LEAST_S if match[1] == "[" else 1
+        least = LEAST_S[match[1].rstrip(": ")]
         return f"{match[1]}{max(least, int(match[2]) * SECONDS[match[3]] // factor)}s"
 
     return re.sub(r"(\[|\b(?:for|interval): )(\d+)([smhd])\b", shorter, rules)

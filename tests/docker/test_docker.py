@@ -24,6 +24,7 @@ from service.metrics import LOST, RELOADS, Metrics, latency_edges
 from service.metrics import STAGES as SECONDS
 from service.settings import read_settings
 from tests.docker import promql
+from tests.docker.monitored import shortened
 
 ROOT = promql.ROOT
 DOCKER = ROOT / "docker"
@@ -302,3 +303,9 @@ class TestAlerts:
 def test_selectors_are_found_in_any_expression() -> None:
     expr = 'sum by (le) (rate(a_total{x="1", y=~"b|c", z="{}"}[1m])) / (b:c:d > 0) or e offset 5m unless vector(0) * 2'
     assert promql.selectors(expr) == [("a_total", {"x": "=1", "y": "=~b|c", "z": "={}"}), ("b:c:d", {}), ("e", {})]
+
+
+def test_shortened_rules_keep_names_and_shares() -> None:
+    rules = "interval: 1m\nrecord: route:x:ratio_1h\nexpr: rate(x[3d]) > 14.4 * rate(x[1m])\nfor: 5m\n"
+    short = "interval: 1s\nrecord: route:x:ratio_1h\nexpr: rate(x[4320s]) > 14.4 * rate(x[5s])\nfor: 5s\n"
+    assert shortened(rules, 60) == short

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from models import checkpoint, sealed
 from models.registry import Move, Registry, Version
 from tests.conftest import ROOT, Process, until
+from tests.faults.conftest import Injected
 
 HASTE_S = 0.02  # within which a child that moves without end is killed
 OCTETS = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
@@ -117,7 +117,7 @@ def counted(url: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("count", [40, pytest.param(1000, marks=pytest.mark.faults)])
 def test_a_move_that_dies_leaves_a_whole_alias_and_a_server_that_lost_no_request(
-    shipped: Path, process: Callable[..., Process], count: int
+    shipped: Path, process: Callable[..., Process], count: int, injected: Injected
 ) -> None:
     """Killed at every step of a promotion and a rollback and at random instants, the server running all the while."""
     for alias in ("fallback", "retriever"):  # nothing may stand in
@@ -128,7 +128,7 @@ def test_a_move_that_dies_leaves_a_whole_alias_and_a_server_that_lost_no_request
     server, crasher = process(LVM_RELOAD_S="0.1", LVM_MAX_BATCH="8"), Crasher(registry, versions)
     client = Client(server.url, checkpoint.load(versions[0].path).golden_context[:1].tobytes())
     died: Counter[str] = Counter()
-    read, began = (registry.root / "ledger.jsonl").stat().st_size, time.monotonic()
+    read = (registry.root / "ledger.jsonl").stat().st_size
     with crasher.popen, client.calling(), httpx.Client(base_url=server.url) as probe:
         for order in orders(crasher, count):
             assert crasher.order(**order)["status"] == signal.SIGKILL
@@ -144,4 +144,5 @@ def test_a_move_that_dies_leaves_a_whole_alias_and_a_server_that_lost_no_request
     assert set(client.versions) == {version.version for version in versions}
     assert counted(server.url) == {"ok": client.sent}
     assert [line for line in server.log() if line["level"] in ("warning", "error")] == []
-    print(f"{sum(died.values())} deaths {dict(died)}, {client.sent} requests, {time.monotonic() - began:.0f} s")
+    for move, deaths in died.items():
+        injected(f"SIGKILL under a running server: {move}", "alias whole, no request lost", deaths)

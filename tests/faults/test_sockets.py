@@ -168,6 +168,7 @@ def test_silent_and_slow_callers_are_closed_on_while_others_are_served(
 @pytest.mark.faults
 def test_callers_who_do_not_read_are_closed_on(target: Start, injected: Injected) -> None:
     patience = {"LVM_RECEIVE_S": "2", "LVM_TIMEOUT_MS": "60000", "LVM_MAX_QUEUE": "10000000"}
+    patience |= {"LVM_CONCURRENCY": "10000000", "LVM_MAX_IN_FLIGHT_MB": "1000"}
     server = target(environment={**patience, "LVM_MAX_ROWS": "40000", "LVM_MAX_BATCH": "8192"})
     rows = contexts(40_000).astype("<f2").tobytes()  # whose answer is more than the kernel holds for a caller
     head = POST + b"content-type: application/octet-stream;dtype=float16\r\ncontent-length: %d\r\n\r\n" % len(rows)

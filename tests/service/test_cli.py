@@ -107,7 +107,9 @@ def test_serve_refuses_an_address_that_others_reach_without_a_token(shipped: Pat
 def test_serve_without_a_primary_says_what_is_missing(tmp_path: Path) -> None:
     done = lvm("serve", "--port", "0", registry=tmp_path)
     assert done.returncode == 1
-    assert "'primary' is not set" in done.stderr.splitlines()[-1]
+    *_, said, hint = done.stderr.splitlines()
+    assert "'primary' is not set" in said
+    assert "`lvm promote ALIAS VERSION` sets an alias" in hint
     assert "Traceback" not in done.stderr
 
 
@@ -135,7 +137,7 @@ def test_a_registry_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> N
 
 def test_a_device_that_is_not_here_is_a_configuration_error(shipped: Path) -> None:
     done = lvm("serve", "--port", "0", registry=shipped, LVM_DEVICE="mps")
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (78, "lvm: torch sees no mps here")
+    assert (done.returncode, done.stderr.splitlines()[-2]) == (78, "lvm: torch sees no mps here")
 
 
 def test_scores_come_from_the_runtime_asked_for_and_stand_beside_the_cards(shipped: Path) -> None:

@@ -1,0 +1,58 @@
+"""How a command ends: exit statuses that scripts can rely on, and a sentence of what to do next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+OK, FAILED, USAGE, BAD_DATA, CANNOT_CREATE, CANNOT_WRITE, LOCKED, BAD_CONFIG, STOPPED = 0, 1, 2, 65, 73, 74, 75, 78, 130
+_REMAKE = "nothing has moved; make or import it anew, or name another: `lvm models` lists what there is"
+_DATA = "a data set is a directory that `lvm data` made, or a corpus of the registry, as artifacts/lvm/retriever"
+_DEVICE = "say cpu, which is always there, or install what it needs: `make dev`"
+ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for most are not imported: status, what next
+    "LockHeld": (LOCKED, "somebody else is moving an alias; try again in a moment"),
+    "Overtaken": (LOCKED, "look at `lvm models`, then promote again if you still want to"),
+    "UnknownVersion": (FAILED, "`lvm models` lists versions and aliases; `lvm promote ALIAS VERSION` sets an alias"),
+    "NothingToRollBack": (FAILED, "`lvm promote ALIAS VERSION` moves it instead; `lvm models` lists what there is"),
+    "RegistryError": (FAILED, "set LVM_REGISTRY to the directory of versions and aliases"),
+    "Refused": (BAD_DATA, "mend what it objects to; or, knowing better, --force --why TEXT, which the ledger keeps"),
+    "BadCheckpoint": (BAD_DATA, _REMAKE),
+    "Corrupt": (BAD_DATA, _REMAKE),
+    "BadCard": (BAD_DATA, _REMAKE),
+    "BadCorpus": (BAD_DATA, _DATA),
+    "NothingToLearnFrom": (BAD_DATA, "articles need more chunks than a context has; --context-length shortens it"),
+    "BadIndex": (BAD_DATA, "--index flat searches exactly"),
+    "BadArticles": (BAD_DATA, 'a line is {"title": ..., "text": ...} or {"title": ..., "chunks": [...]}'),
+    "NothingToRank": (FAILED, "`lvm train` or `lvm import` makes nets; `lvm models` lists those there are"),
+    "NotAsTrained": (FAILED, "report it: the net that would be served is not the one that was trained"),
+    "AnotherRun": (FAILED, "--resume wants the very options it was begun with; without it, the run begins anew"),
+    "BadSettings": (BAD_CONFIG, "docs/settings.md has every setting with its unit and default"),
+    "CannotListen": (BAD_CONFIG, "--host 127.0.0.1 keeps it on this machine, --port 0 picks a free port"),
+    "NoSuchDevice": (BAD_CONFIG, _DEVICE),
+    "EncoderError": (BAD_CONFIG, "`make text` installs all-MiniLM-L6-v2; others want `pip install -e '.[data]'`"),
+    "ImportError": (BAD_CONFIG, "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders"),
+    "BadConfig": (USAGE, "`lvm train --help` names the nets; --config takes their sizes as JSON"),
+    "UnfitTeacher": (USAGE, "`lvm models` says which T and D versions have"),
+    "FileExistsError": (CANNOT_CREATE, "name another place, or remove what is there"),
+    "OSError": (CANNOT_WRITE, "look at the path, its rights and the disk; what was there is as it was"),
+}
+
+
+def end_of(error: Exception) -> tuple[int, str] | None:
+    """Return the exit status of an expected error and what to do next, None for one that nobody expected."""
+    return next((ENDS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in ENDS), None)
+
+
+def run(command: Callable[[], object]) -> NoReturn:
+    """Run a command and exit with its status; an expected error is two lines on stderr."""
+    try:
+        command()
+    except Exception as error:
+        end = end_of(error)
+        if end is None:
+            raise
+        status, hint = end
+        print(f"lvm: {error}\nnext: {hint}", file=sys.stderr)
+        sys.exit(status)
+    sys.exit(OK)

@@ -1,0 +1,314 @@
+"""Make and judge versions: data, training, corpora, scores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from service.cli.arguments import (
+    NAMED_DIR,
+    AsJson,
+    DataDir,
+    Named,
+    complete_named,
+    complete_version,
+    existing_registry,
+    json_object,
+    named_dir,
+    registry,
+)
+from service.cli.ends import FAILED
+from service.cli.output import command_line, long_work, print_json, print_table, print_version, say
+
+NOTHING_KEPT = "nothing was stored; the same command begins anew"
+
+
+def data(
+    source: Annotated[
+        Path, typer.Argument(help='Lines of {"title", "text" or "chunks"} (.jsonl, .jsonl.gz), or .txt files.')
+    ],
+    out: Annotated[Path, typer.Argument(help="The data set to make; must not exist.")],
+    encoder: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-MiniLM-L6-v2",
+    allow_download: Annotated[bool, typer.Option(help="Let the encoder be fetched from its hub.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn articles into vectors: chunk at sentence ends, embed, store."""
+    from dataclasses import asdict
+
+    from models.encoder import SentenceTransformersEncoder, open_encoder
+    from models.training import articles
+
+    with long_work("encoding chunks", lambda: NOTHING_KEPT) as progress:
+        here = os.cpu_count() or 1
+        model = (
+            SentenceTransformersEncoder(encoder, allow_download=True) if allow_download else open_encoder(encoder, here)
+        )
+        summary = asdict(articles.build(source, out, model, progress))
+    print_json(summary) if as_json else print_table(("what", "count"), [(k, str(v)) for k, v in summary.items()])
+
+
+def train(
+    net: Annotated[str, typer.Argument(help="amn, gmn, gru, lstm, lstm_stack, mamba or transformer; or reranker.")],
+    data: Annotated[str, typer.Option(metavar=NAMED_DIR, help="Training set; NAME is for the card.")],
+    val: Annotated[
+        list[str] | None, typer.Option(metavar=NAMED_DIR, help="Data sets to score on, for the card; repeat.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name; default the net's.")] = None,
+    encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
+    config: Annotated[str, typer.Option(help="JSON of sizes other than the reference's.")] = "{}",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the windows.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate of AdamW.")] = 5e-4,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.01,
+    noise: Annotated[float, typer.Option(help="Length of the noise added to each context vector.")] = 0.0,
+    reverse: Annotated[float, typer.Option(min=0, max=1, help="Share of batches read backwards.")] = 0.0,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ALIAS|VERSION",
+            autocompletion=complete_named,
+            help="A version to learn from; repeat for an ensemble.",
+        ),
+    ] = None,
+    distil: Annotated[float, typer.Option(min=0, max=1, help="Share of the target that the teachers say.")] = 0.5,
+    schedule: Annotated[str, typer.Option(help="baseline (plateau) or optimised (warm-up, cosine).")] = "optimised",
+    context_length: Annotated[int, typer.Option(min=1, help="T.")] = 5,
+    held_out: Annotated[float, typer.Option(help="Share of the articles that choose the epoch.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of weights, order, noise and split.")] = 0,
+    device: Annotated[str, typer.Option(help="Any torch device.")] = "cpu",
+    run: Annotated[Path | None, typer.Option(help="Where the state goes; default runs/NAME.pt.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the state of --run.")] = False,
+    license_: Annotated[
+        str, typer.Option("--license", help="Licence of the data, and so of the net.")
+    ] = "cc-by-sa-3.0",
+    attribution: Annotated[str, typer.Option(help="Whom the data's licence wants named.")] = "",
+    two_tower: Annotated[
+        bool, typer.Option("--two-tower", help="Train it as a query tower, with a payload tower, to retrieve.")
+    ] = False,
+    negatives: Annotated[int, typer.Option(min=1, help="Wrong chunks of the same article, for a two-tower.")] = 3,
+    towers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            autocompletion=complete_version,
+            help="The two-tower whose finds the reranker is to order.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a net, score it as it will be served, and store it as a version.
+
+    A reranker learns from the articles of --data that its --towers held out.
+    """
+    from models.training.job import Job, run_job
+    from models.training.rerank import RerankJob, run_rerank_job
+    from models.training.train import Recipe
+
+    if schedule not in ("baseline", "optimised"):
+        raise typer.BadParameter("want baseline or optimised", param_hint="--schedule")
+    if (net == "reranker") is not (towers is not None):
+        raise typer.BadParameter("a reranker, and nothing else, has --towers", param_hint="--towers")
+    if two_tower and (noise or reverse or teacher):
+        raise typer.BadParameter("noise, reverse and teachers are for nets that predict", param_hint="--two-tower")
+    state = run or Path("runs") / f"{name or net}.pt"
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        schedule=schedule,  # type: ignore[arg-type]  # checked above
+        negatives=negatives,
+        noise=noise,
+        reverse=reverse,
+        teachers=tuple(existing_registry().find(version).id for version in teacher) if teacher else (),
+        distil=distil,
+        seed=seed,
+    )
+    if towers is not None:
+        order = RerankJob(
+            name=name or net,
+            towers=existing_registry().find(towers),
+            data=named_dir(data),
+            config=json_object(config),
+            recipe=recipe,
+            state=state,
+            license=license_,
+            attribution=attribution,
+            command=command_line(),
+        )
+        with long_work("training a reranker", lambda: NOTHING_KEPT) as progress:
+            print_version(run_rerank_job(order, registry(), progress, say), as_json)
+        return
+    job = Job(
+        net=net,
+        name=name or net,
+        config=json_object(config),
+        recipe=recipe,
+        data=named_dir(data),
+        validate=tuple(map(named_dir, val or ())),
+        encoder=encoder,
+        context_length=context_length,
+        held_out=held_out,
+        device=device,
+        state=state,
+        resume=resume,
+        license=license_,
+        attribution=attribution,
+        command=command_line(),
+        two_tower=two_tower,
+    )
+    with long_work(f"training {net}", lambda: _how_to_resume(state)) as progress:
+        version = run_job(job, registry(), progress, say)
+    print_version(version, as_json)
+
+
+def _how_to_resume(state: Path) -> str:
+    return f"the last whole epoch is in {state}; --resume goes on after it" if state.exists() else NOTHING_KEPT
+
+
+def corpus(
+    name: Annotated[str, typer.Argument(help="The corpus's name in the registry.")],
+    data: DataDir,
+    encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
+    license_: Annotated[str, typer.Option("--license", help="Licence of the text.")] = "cc-by-sa-3.0",
+    attribution: Annotated[str, typer.Option(help="Whom the licence wants named.")] = "",
+    index: Annotated[
+        Literal["auto", "flat", "ivf"],
+        typer.Option(help="flat: exact; ivf: approximate, files stay on disk; auto: ivf for large corpora."),
+    ] = "auto",
+    towers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ALIAS|VERSION",
+            autocompletion=complete_named,
+            help="A two-tower, or a bundle, to make it a bundle with.",
+        ),
+    ] = None,
+    reranker: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", autocompletion=complete_version, help="The reranker of these towers."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store a data set as a version that `retriever` can point at; with towers, as a bundle that reads contexts."""
+    from models.card import Card
+    from models.training import bundle, publish
+
+    source, directory = named_dir(data)
+    if towers is None and reranker is not None:
+        raise typer.BadParameter("a reranker needs --towers", param_hint="--reranker")
+    if towers is not None and index == "ivf":
+        raise typer.BadParameter("what towers search is searched exactly", param_hint="--index")
+
+    card = Card(
+        name=name,
+        kind="corpus",
+        dim=0,
+        encoder=encoder,
+        license=license_,
+        attribution=attribution,
+        data={"source": source},
+        command=command_line(),
+    )
+    with long_work("building the index", lambda: NOTHING_KEPT) as progress:
+        if towers is None:
+            version = publish.publish_corpus(registry(), directory, card, index, progress)
+        else:
+            found = existing_registry()
+            order = found.find(reranker) if reranker else None
+            version = bundle.publish_bundle(found, directory, card, bundle.read(found.find(towers)), order)
+    print_version(version, as_json)
+
+
+def evaluate(
+    version: Named,
+    data: DataDir,
+    train_data: Annotated[
+        Path | None, typer.Option("--train-data", help="Training set, to fit the ridge baseline.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bf16 or int8.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Score a version as it is served (towers: with DIR as corpus) beside baselines; fails where its card says more."""
+    from models import corpus as corpora
+    from models import predictor
+    from models.evaluate import beside_card
+    from models.evaluate import evaluate as score
+    from service.inventory import card_of
+
+    target, (name, directory) = existing_registry().find(version), named_dir(data)
+    fit = corpora.read(train_data) if train_data else None
+    if card_of(target.path).kind in ("corpus", "two_tower"):
+        from models.training import bundle
+
+        net: Any = bundle.read(target)
+        scores = net.score(corpora.read(directory), fit)
+    else:
+        net = predictor.load(target.path, device, os.cpu_count() or 1, precision)
+        scores = score(net, corpora.read(directory), net.card.context_length, fit)
+    card = beside_card(scores, net.card)
+    if as_json:
+        print_json({"version": target.id, "data": name, "runtime": net.runtime, "card": card, **scores})
+    else:
+        _print_scores(net.card.name, scores, net.runtime, card)
+    if card and card["is_worse"]:
+        raise typer.Exit(FAILED)
+
+
+def leaderboard(
+    data: Annotated[str, typer.Option(metavar=NAMED_DIR, help="In-distribution data set, not trained on.")],
+    ood: Annotated[str, typer.Option(metavar=NAMED_DIR, help="Data set of another domain.")],
+    train_data: Annotated[
+        Path | None, typer.Option("--train-data", help="Training set, to fit the ridge baseline; else the cards'.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every timing; the median counts.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Where it goes; default LEADERBOARD.md in the registry.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time and score every net of the registry beside the baselines; write tables, plot and recommendations."""
+    from bench import leaderboard as board
+    from bench import plot, standings
+    from models import corpus as corpora
+
+    found = existing_registry()
+    sets = {name: corpora.read(directory) for name, directory in (named_dir(data), named_dir(ood))}
+    fit = corpora.read(train_data) if train_data else None
+    with long_work("timing and scoring", lambda: NOTHING_KEPT):
+        figures = {"command": command_line(), **board.measure(found, sets, fit, rounds, say)}
+    target = out or found.root / "LEADERBOARD.md"
+    target.write_text(standings.to_markdown(figures), encoding="utf-8")
+    plot.leaderboard(target.with_name("leaderboard.png"), figures)
+    if as_json:
+        print_json({**figures, "recommendations": standings.recommend(figures)})
+    else:
+        print_table(("for", "choose", "rule"), [(use, who, rule) for use, rule, who in standings.recommend(figures)])
+        say(f"{target}")
+
+
+def _print_scores(name: str, scores: dict[str, Any], runtime: str, card: dict[str, Any] | None) -> None:
+    everything = {name: scores, **scores["baselines"]}
+    print_table(
+        ("predictor", "cosine", "margin", "R@1", "R@5", "R@50", "MRR", "MRR with context"),
+        [_score_row(name, figures) for name, figures in everything.items()],
+    )
+    if card:
+        verdict = "worse than" if card["is_worse"] else "within"
+        say(
+            f"{runtime}: cosine {card['difference']:+.5f} beside the card's {card['cosine']:.5f} on {card['data']}, "
+            f"{verdict} the tolerance of {card['tolerance']}"
+        )
+
+
+def _score_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
+    without, with_ = figures["retrieval"]["without_context"], figures["retrieval"]["with_context"]
+    numbers = (
+        figures["cosine"],
+        figures["margin"],
+        *(without[k] for k in ("R@1", "R@5", "R@50", "MRR")),
+        with_["MRR"],
+    )
+    return name, *(f"{number:.4f}" for number in numbers)

@@ -1,0 +1,67 @@
+"""Serve, and look at what serves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli.arguments import AsJson, Token, Url, registry
+from service.cli.ends import FAILED, OK
+from service.cli.output import print_json
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address; default LVM_HOST or 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port, 0 picks one; default LVM_PORT or 8000.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond loopback though no LVM_TOKENS are set.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Serving processes; default LVM_WORKERS or 1.")] = None,
+) -> None:
+    """Serve what the aliases point at, until SIGTERM; SIGHUP renews the workers where there are several."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's products are small here: a second thread only spins
+    from service.server import serve as run
+    from service.settings import read_settings
+    from service.workers import supervise
+
+    given = {"host": host, "port": port, "insecure": insecure, "workers": workers}
+    settings = read_settings(**{name: value for name, value in given.items() if value is not None})
+    raise typer.Exit(run(settings) if settings.workers == 1 else supervise(settings))
+
+
+def work(slot: int, listener: int, line: int, home: Path) -> None:
+    """Be one of several workers; `serve` starts them."""
+    from service.workers import work as run
+
+    raise typer.Exit(run(slot, listener, line, home))
+
+
+def smoke(
+    url: Url = "http://127.0.0.1:8000",
+    version: Annotated[str | None, typer.Option(help="What `primary` must serve: name/version, or a version.")] = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a released service from outside, in seconds; a line a check, fails where one does."""
+    import httpx
+
+    from service.smoke import Smoke, golden_of
+
+    results = []
+    with httpx.Client(base_url=url, headers=bearer(token), timeout=10) as client:
+        for result in Smoke(client, golden_of(registry()), version).run():
+            results.append(result)
+            if not as_json:
+                typer.echo(f"{result.outcome:<8}{result.check:<24}{result.milliseconds:8.1f} ms  {result.found}")
+    is_ok = all(result.outcome != "failed" for result in results)
+    if as_json:
+        print_json({"url": url, "ok": is_ok, "checks": [result._asdict() for result in results]})
+    raise typer.Exit(OK if is_ok else FAILED)
+
+
+def bearer(token: str | None) -> dict[str, str]:
+    """Return the header that carries a token."""
+    return {"authorization": f"Bearer {token}"} if token else {}

@@ -1,0 +1,153 @@
+"""Versions and aliases: what there is, what serves, and how that changes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from models.registry import Move
+from service.cli.arguments import (
+    NAMED_DIR,
+    Alias,
+    AsJson,
+    Named,
+    Token,
+    Url,
+    Why,
+    existing_registry,
+    named_dir,
+    registry,
+)
+from service.cli.ends import FAILED
+from service.cli.output import print_json, print_table, print_version, say
+from service.cli.serving import bearer
+
+
+def models(as_json: AsJson = False) -> None:
+    """Show the versions, their scores, and which alias serves which."""
+    from service.inventory import summary
+
+    found = existing_registry()
+    aliases, versions = found.aliases(), [summary(version) for version in found.versions()]
+    if as_json:
+        print_json({"registry": str(found.root), "aliases": aliases, "versions": versions})
+    else:
+        rows = [_row(version, aliases) for version in versions]
+        print_table(("version", "alias", "net", "T x D", "parameters", "data", "cosine", "margin"), rows)
+
+
+def _row(version: Mapping[str, Any], aliases: Mapping[str, str]) -> tuple[str, ...]:
+    scores: Mapping[str, Mapping[str, float]] = version.get("scores", {})
+    return (
+        version["id"],
+        ", ".join(alias for alias, target in aliases.items() if target == version["id"]),
+        version.get("architecture") or version.get("kind") or version["error"],
+        f"{version['context_length']} x {version['dim']}" if "dim" in version else "",
+        f"{version['parameters']:,}" if version.get("parameters") else "",
+        "\n".join(scores),
+        *("\n".join(f"{score[figure]:.4f}" for score in scores.values()) for figure in ("cosine", "margin")),
+    )
+
+
+def promote(
+    alias: Alias,
+    version: Named,
+    why: Why = "",
+    data: Annotated[
+        list[str] | None, typer.Option(metavar=NAMED_DIR, help="A data set on its card, to score it on; repeat.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Against all objections but damage; the ledger wants to know --why.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Point ALIAS at VERSION if it passes the gate; a running service follows within a second."""
+    if force and not why:
+        raise typer.BadParameter("say --why: the ledger keeps what was overridden, and why", param_hint="--force")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as it is served
+    from models import corpus as corpora
+    from models import gate
+
+    found = existing_registry()
+    target = found.find(version)
+    sets = {name: corpora.read(directory) for name, directory in map(named_dir, data or ())}
+    verdict = gate.judge(found, alias, target, sets)
+    if verdict.objections and not force:
+        raise gate.Refused(verdict.objections)
+    for objection in verdict.objections:
+        say(f"overridden: {objection}")
+    overrode = [f"{type(objection).__name__}: {objection}" for objection in verdict.objections]
+    move = found.point(alias, target, why=why, overrode=overrode, since=verdict.since)
+    _print_move(move, as_json, verdict.figures)
+
+
+def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
+    """Point ALIAS back at the version before; twice goes two back."""
+    _print_move(existing_registry().rollback(alias, why=why), as_json)
+
+
+def _print_move(move: Move, as_json: bool, checked: dict[str, Any] | None = None) -> None:
+    if as_json:
+        print_json({**vars(move), **({"checked": checked} if checked else {})})
+    else:
+        typer.echo(f"{move.alias}: {move.before or 'nothing'} -> {move.after}")
+
+
+def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJson = False) -> None:
+    """Report how the answers of `candidate` compare with those that callers got."""
+    import httpx
+
+    from service.shadow import report as report_of
+
+    try:
+        scrape = httpx.get(f"{url}/metrics", headers=bearer(token), timeout=10).raise_for_status().text
+    except httpx.HTTPError as error:
+        say(f"lvm: no metrics from {url}: {error}\nnext: name where it listens, and --token where it wants one")
+        raise typer.Exit(FAILED) from error
+    found = report_of(scrape)
+    rows = {**found.pop("requests"), **found}
+    if as_json:
+        print_json(rows)
+    else:
+        shown = [(name, "-" if value is None else f"{value:.6g}") for name, value in rows.items()]
+        print_table(("what", "value"), shown)
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="What torch.save wrote.", exists=True, dir_okay=False)],
+    name: Annotated[str, typer.Option(help="amn, gru, lstm (either variant) or transformer.")],
+    encoder: Annotated[str, typer.Option(help="The encoder whose vectors the net reads.")] = "unspecified",
+    context_length: Annotated[int | None, typer.Option(help="T, where the file does not say; else 5.")] = None,
+    license_: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "other",
+    data: Annotated[
+        str | None, typer.Option(metavar=NAMED_DIR, help="A data set to score it on, for its card.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version of a customer's checkpoint, strictly, without running anything in it."""
+    from models import corpus as corpora
+    from models.card import Card
+    from models.nets import architecture_of, config_dict
+    from models.training import foreign, publish
+
+    net = foreign.read_net(file, name, context_length)
+    scored = {said: corpora.read(directory) for said, directory in map(named_dir, [data] if data else [])}
+    corpus = next(iter(scored.values()), None)
+    config = config_dict(net)
+    golden = publish.golden_contexts(corpus, config["dim"], config["context_length"])
+    card = Card(
+        name=architecture_of(net),
+        kind="net",
+        dim=config["dim"],
+        encoder=encoder,
+        license=license_,
+        attribution="Imported; who trained it holds its rights.",
+        command=f"lvm import {file.name} --name {name}",
+        reference=publish.reference_of(corpus) if corpus else None,
+        limits=("Imported: what it was trained on is not known here.",),
+    )
+    print_version(publish.publish(registry(), net, card, golden, scored), as_json)

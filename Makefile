@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup text dev serve test lint types imports unit load data-check image-check prometheus-check console-check million faults figures soak bench bench-peers clean
+.PHONY: help setup text dev serve test lint types imports unit docs-test load data-check image-check prometheus-check console-check million faults figures soak bench bench-peers clean
 
 PYTHON ?= python3
 MINUTES ?= 30
@@ -33,6 +33,9 @@ imports: dev  ## who may look into whom
 
 unit: dev  ## the tests
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+docs-test: dev  ## every command and snippet of README and docs, run as written
+	$(BIN)/pytest tests/docs
 
 load: dev  ## start a service, run locust and the open-loop driver against it, stop it
 	loadtest/run.sh

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-import pytest
 import typer
 
 from models.card import Card
 from models.registry import Registry
+from service import errors
+from service.app import create_app
 from service.cli import app
+from service.metrics import REASONS, RELOADS, STAGES, Counter, Metrics
 from service.settings import Settings
-from tests.conftest import ROOT, SHIPPED, Process
+from tests.conftest import ROOT, SHIPPED
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [*ROOT.glob("*.md"), ROOT / "NOTICE", *ROOT.glob("docs/*.md")]
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-CURLS = [line for line in SHELL.splitlines() if line.startswith("curl")]
+API, METRICS, OPERATIONS = ((ROOT / f"docs/{name}.md").read_text() for name in ("api", "metrics", "operations"))
+ELSEWHERE = {"unknown_route", "method_not_allowed"}  # reasons of FastAPI's errors, which have no class here
 
 
 def test_the_readme_is_short() -> None:
@@ -42,7 +40,7 @@ def test_every_lvm_command_of_the_readme_exists_with_its_options() -> None:
 def test_every_make_target_of_the_documents_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:
-        assert set(re.findall(r"`?make ([a-z-]+)", document.read_text())) <= targets | {"of"}
+        assert set(re.findall(r"(?:`|^)make ([a-z-]+)", document.read_text(), re.MULTILINE)) <= targets
 
 
 def test_the_settings_table_is_the_code() -> None:
@@ -85,27 +83,50 @@ def test_every_claim_of_the_security_document_names_tests_that_are_there() -> No
         assert all(f"def {test}(" in (ROOT / file).read_text() for file, test in named), claim
 
 
-@pytest.mark.parametrize("curl", CURLS)
-def test_the_curls_of_the_readme_answer_as_it_says(process: Callable[..., Process], tmp_path: Path, curl: str) -> None:
-    server = process(LVM_TIMEOUT_MS="60000")  # opening the encoder takes a slow machine more than two seconds
-    command = curl.replace("http://127.0.0.1:8000", server.url).replace("/tmp/vector.f32", str(tmp_path / "vector.f32"))
-    out = subprocess.run(["bash", "-c", command], cwd=ROOT, check=True, capture_output=True).stdout
-    if "-o" in curl.split():
-        assert len((tmp_path / "vector.f32").read_bytes()) == 4 * 384
-        return
-    body = json.loads(out)
-    if curl.endswith("/predict"):
-        assert f'"version": "{body["version"]}"' in README
-        assert f"[{', '.join(f'{x:.4f}' for x in body['vector'][:3])}, ..." in README
-    else:
-        assert f'"id": {body["results"][0]["id"]}' in README
-        assert body["results"][0]["text"][:60] in README
+def test_the_metrics_table_is_the_code() -> None:
+    rows = re.findall(r"^\| `(lvm_\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", METRICS, re.MULTILINE)
+    assert rows == [
+        (
+            made.name + ("_total" if type(made) is Counter else ""),
+            made.kind,
+            ", ".join(f"`{label}`" for label in made.labels),
+            made.text,
+        )
+        for made in Metrics().instruments()
+    ]
 
 
-@pytest.mark.parametrize("snippet", PYTHON)
-def test_the_python_of_the_readme_runs_as_written(process: Callable[..., Process], snippet: str) -> None:
-    code = snippet.replace("http://127.0.0.1:8000", process().url)
-    out = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert out.stdout.startswith("(384,) ['Rabbit'")
+def test_the_label_values_of_the_metrics_are_all_named() -> None:
+    named = [
+        set(re.findall(r"`(\w+)`", values)) for values in re.findall(r"^\| `.*?` .*?\| (.*) \|$", METRICS, re.MULTILINE)
+    ]
+    for values in (RELOADS, REASONS, {stage for stages in STAGES.values() for stage in stages}):
+        assert set(values) in named
+
+
+def test_the_errors_table_is_the_code() -> None:
+    rows = {(int(status), reason) for status, reason in re.findall(r"^\| (\d{3}) \| `(\w+)` \|", API, re.MULTILINE)}
+    classes = {errors.ServiceError, *_below(errors.ServiceError)}
+    assert {row for row in rows if row[1] not in ELSEWHERE} == {
+        (error.status, error.reason) for error in classes if error.__module__ == errors.__name__
+    }
+
+
+def _below(kind: type[errors.ServiceError]) -> Iterator[type[errors.ServiceError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _below(child)
+
+
+def test_every_route_is_documented_and_every_documented_route_exists() -> None:
+    routes = re.findall(r"^\| `(GET|POST) (/\S*)` \|", API, re.MULTILINE)
+    known = {(method, path) for path, item in create_app(Settings()).openapi()["paths"].items() for method in item}
+    assert {(method.lower(), path) for method, path in routes} - known == {("get", "/"), ("get", "/openapi.json")}
+    assert known <= {(method.lower(), path) for method, path in routes}
+
+
+def test_every_event_of_the_log_is_documented() -> None:
+    code = "".join(path.read_text() for path in ROOT.glob("service/*.py"))
+    events = re.findall(r"logger\(\)\.(\w+)\(\s*\"([^\"]+)\"", code)
+    rows = re.findall(r"^\| `([a-z ]+)` \| (info|warning|error) \|", OPERATIONS, re.MULTILINE)
+    assert {(event, level) for event, level in rows} == {(event, level) for level, event in events}

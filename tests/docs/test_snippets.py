@@ -1,0 +1,183 @@
+"""Every command and program of the documents is run beside one live service, and does what the document shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models import corpus
+from tests.conftest import ROOT, SHIPPED, Process
+from tests.docs import blocks
+from tests.docs.blocks import Block
+
+DOCUMENTS = [*sorted(ROOT.glob("docs/*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "README.md"]
+URL = "http://127.0.0.1:8000"
+NOT_RUN: Mapping[str, str] = {  # the beginning of a command, and why it cannot run here
+    "make serve": "installs; what it starts is what all others talk to",
+    "make test": "this is it",
+    "lvm leaderboard": "times every net for minutes; tests/bench/test_leaderboard.py runs it on tiny ones",
+    "lvm train gmn --two-tower": "hours, on the training set; tests/models/training trains tiny towers",
+    "lvm train reranker": "the same",
+    "lvm corpus wiki-val": "the same",
+}
+EXITS: Mapping[str, int] = {  # commands that show how something ends otherwise than well
+    "LVM_REGISTRY=artifacts/lvm python3 -m models.registry rollback primary": 1,
+}
+PRELUDE = """set -euo pipefail
+lvm() { command lvm "$@"; case $1 in promote|rollback) until_served;; esac; }
+curl() { case $1 in -*f*) command curl "$@";; *) command curl --fail-with-body "$@";; esac; }
+"""
+
+
+class Site:
+    """A directory that looks like the repository, with data to work on, and a service that serves its registry."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        registry = Path(shutil.copytree(SHIPPED, root / "artifacts/lvm", symlinks=True))
+        for name in ("examples", "models", "service", "loadtest"):
+            (root / name).symlink_to(ROOT / name)
+        self._add_data(registry / "retriever")
+        (root / "until_served").write_text(f"#!{sys.executable}\n{UNTIL_SERVED}")
+        (root / "until_served").chmod(0o755)
+        self.process = Process(registry, root / "serve.log", LVM_TIMEOUT_MS="60000")
+        paths = [str(root), str(Path(sys.executable).parent), os.environ["PATH"]]
+        self._environment = {**os.environ, "PATH": os.pathsep.join(paths), "LVM_URL": self.process.url}
+        self._environment.pop("LVM_REGISTRY", None)
+
+    def _add_data(self, shipped: Path) -> None:
+        """Make what a person brings: articles, two data sets that the documents call DIR and my-val, a checkpoint."""
+        whole = corpus.read(shipped)
+        articles = [dict(whole.articles[article]) for article, _ in groupby(whole.article.tolist())][:8]
+        for name in ("DIR", "my-val"):
+            corpus.write(self.root / name, whole.vectors[: sum(len(each["chunks"]) for each in articles)], articles)
+        lines = [{"title": each["title"], "chunks": each["chunks"][:7]} for each in articles[:4]]
+        (self.root / "articles.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        weights = load_file(SHIPPED / "primary/weights.safetensors")
+        torch.save({"model_state_dict": weights}, self.root / "epoch_20.pt")
+
+    def here(self, text: str) -> str:
+        """Return a text of the documents with the addresses and places that are right here."""
+        return text.replace(URL, self.process.url).replace("/tmp/", f"{self.root}/")
+
+    def run(self, block: Block) -> None:
+        """Run the commands of a block in one shell; what they print is as the block shows, if it does."""
+        commands = block.text.replace("\\\n", " ").splitlines()
+        script = "\n".join(command for command in commands if not command.startswith(tuple(NOT_RUN)))
+        expected = next((status for line, status in EXITS.items() if line in script), 0)
+        problem = "urn:lvm:problem" in block.shown
+        done = subprocess.run(
+            ["bash", "-c", PRELUDE + self.here(script)],
+            cwd=self.root,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        assert done.returncode == (22 if problem else expected), f"{block.where}: {done.stderr}{done.stdout[-1000:]}"
+        if block.shown:
+            wrong = blocks.fault(blocks.parse(block.shown), _last_document(done.stdout))
+            assert wrong is None, f"{block.where}: {wrong}"
+
+    def execute(self, block: Block, names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+        """Run a program in the session that `names` are of; what it prints is as the block shows, if it does."""
+        capsys.readouterr()
+        exec(compile(self.here(block.text), block.where, "exec"), names)
+        said = capsys.readouterr().out
+        assert said == (block.shown or said), block.where
+
+
+UNTIL_SERVED = """
+import json, os, time, urllib.request
+
+def served(alias):
+    with urllib.request.urlopen(os.environ["LVM_URL"] + "/models") as answer:
+        return json.load(answer)["aliases"].get(alias, {}).get("id")
+
+aliases = ("primary", "fallback", "candidate", "retriever")
+for alias in aliases:
+    link = f"artifacts/lvm/{alias}"
+    wanted = os.readlink(link).removeprefix("models/") if os.path.islink(link) else None
+    for _ in range(3000):
+        if wanted in (None, served(alias)):
+            break
+        time.sleep(0.02)
+    else:
+        raise SystemExit(f"{alias} does not serve {wanted}")
+"""
+
+
+def _last_document(text: str) -> Any:
+    decoder, found, at = json.JSONDecoder(), None, 0
+    while at < len(text):
+        found, at = decoder.raw_decode(text, at)
+        at += len(text[at:]) - len(text[at:].lstrip())
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    made = Site(tmp_path_factory.mktemp("site"))
+    yield made
+    made.process.stop()
+
+
+@pytest.mark.parametrize(
+    "document", [each for each in DOCUMENTS if blocks.FENCE.search(each.read_text())], ids=lambda each: each.name
+)
+def test_what_a_document_shows_is_what_happens(
+    site: Site, document: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(site.root)
+    session: dict[str, Any] = {}
+    for block in blocks.read(document):
+        if block.language == "sh":
+            site.run(block)
+        elif block.language == "python":
+            site.execute(block, session, capsys)
+
+
+def test_what_is_not_run_stands_in_some_document() -> None:
+    text = "".join(document.read_text() for document in DOCUMENTS)
+    for command in (*NOT_RUN, *EXITS):
+        assert f"\n{command}" in text, command
+
+
+@pytest.mark.parametrize(
+    ("shown", "found"),
+    [
+        ('{"a": ..., "b": 1}', {"a": [2], "b": 1}),
+        ('{"a": [1, ... 3 in all], ...}', {"a": [1, 2, 3], "c": None}),
+        ("[... 2 in all]", [1, 2]),
+        ('{"a": "so far...", "b": [{"c": 0.5}, ...]}', {"a": "so far so good", "b": [{"c": 0.50001}]}),
+    ],
+)
+def test_an_answer_is_what_is_shown(shown: str, found: Any) -> None:
+    assert blocks.fault(blocks.parse(shown), found) is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "found"),
+    [
+        ('{"a": 1}', {"a": 1, "b": 2}),
+        ('{"a": 1, "b": ...}', {"a": 1}),
+        ("[1, ... 3 in all]", [1, 2]),
+        ("[1, 2]", [1, 2, 3]),
+        ('{"a": null}', {"a": 0}),
+        ('{"a": "so far..."}', {"a": "not so"}),
+        ("0.5", 0.6),
+    ],
+)
+def test_another_answer_is_not(shown: str, found: Any) -> None:
+    assert blocks.fault(blocks.parse(shown), found) is not None

@@ -32,6 +32,10 @@ class RegistryError(Exception):
     """The registry cannot do what was asked."""
 
 
+class BadName(RegistryError):
+    """A name that no model may have."""
+
+
 class UnknownVersion(RegistryError):
     """No version, or no alias, has that name."""
 
@@ -124,10 +128,9 @@ class Registry:
         The version is the date and the digest of the sums, so equal files make one version a day.
 
         Raises:
-            ValueError: `name` is not a plain lower-case name.
+            BadName: `name` is not a plain lower-case name.
         """
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name for a model: want {_NAME.pattern}")
+        check_name(name)
         home = self.root / "models" / name
         home.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=_PART, dir=home))
@@ -270,6 +273,13 @@ class Registry:
             except BlockingIOError as error:
                 raise LockHeld(f"another promotion holds {self.root / _LOCK}: try again") from error
             yield
+
+
+def check_name(name: str) -> str:
+    """Return the name of a model; raises `BadName` where it is not a plain lower-case one."""
+    if not _NAME.fullmatch(name):
+        raise BadName(f"{name!r} is no name for a model: want {_NAME.pattern}")
+    return name
 
 
 def _who() -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.registry import ALIASES, Registry, RegistryError
+from models.registry import ALIASES, Registry, RegistryError, check_name
 
 
 def registry() -> Registry:
@@ -52,6 +52,11 @@ def check_alias(alias: str) -> str:
     if alias not in ALIASES:
         raise typer.BadParameter(f"{alias!r} is none of {', '.join(ALIASES)}", param_hint="ALIAS")
     return alias
+
+
+def check_model_name(name: str | None) -> str | None:
+    """Return the name of a model to be, before hours of work go into it; raises `BadName`."""
+    return name and check_name(name)
 
 
 def named_dir(text: str) -> tuple[str, Path]:

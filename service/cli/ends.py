@@ -15,6 +15,7 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
     "Overtaken": (LOCKED, "look at `lvm models`, then promote again if you still want to"),
     "UnknownVersion": (FAILED, "`lvm models` lists versions and aliases; `lvm promote ALIAS VERSION` sets an alias"),
     "NothingToRollBack": (FAILED, "`lvm promote ALIAS VERSION` moves it instead; `lvm models` lists what there is"),
+    "BadName": (USAGE, "lower-case letters, digits, `-`, `_` and `.`, at most 64, name a model"),
     "RegistryError": (FAILED, "set LVM_REGISTRY to the directory of versions and aliases"),
     "Refused": (BAD_DATA, "mend what it objects to; or, knowing better, --force --why TEXT, which the ledger keeps"),
     "BadCheckpoint": (BAD_DATA, _REMAKE),

@@ -13,6 +13,7 @@ from service.cli.arguments import (
     AsJson,
     DataDir,
     Named,
+    check_model_name,
     complete_named,
     complete_version,
     existing_registry,
@@ -35,7 +36,10 @@ def data(
     allow_download: Annotated[bool, typer.Option(help="Let the encoder be fetched from its hub.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn articles into vectors: chunk at sentence ends, embed, store."""
+    """Turn articles into a data set of chunks and vectors.
+
+    Text is cut at sentence ends; nothing is stored unless all is.
+    """
     from dataclasses import asdict
 
     from models.encoder import SentenceTransformersEncoder, open_encoder
@@ -56,7 +60,9 @@ def train(
     val: Annotated[
         list[str] | None, typer.Option(metavar=NAMED_DIR, help="Data sets to score on, for the card; repeat.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name; default the net's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(callback=check_model_name, help="The model's name; default the net's.")
+    ] = None,
     encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
     config: Annotated[str, typer.Option(help="JSON of sizes other than the reference's.")] = "{}",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the windows.")] = 20,
@@ -99,9 +105,10 @@ def train(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a net, score it as it will be served, and store it as a version.
+    """Train a net, score it as it will serve, and store it.
 
-    A reranker learns from the articles of --data that its --towers held out.
+    Ctrl-C stops it; the same command with --resume goes on after the last whole epoch. A reranker learns from the
+    articles of --data that its --towers held out.
     """
     from models.training.job import Job, run_job
     from models.training.rerank import RerankJob, run_rerank_job
@@ -170,7 +177,7 @@ def _how_to_resume(state: Path) -> str:
 
 
 def corpus(
-    name: Annotated[str, typer.Argument(help="The corpus's name in the registry.")],
+    name: Annotated[str, typer.Argument(callback=check_model_name, help="The corpus's name in the registry.")],
     data: DataDir,
     encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
     license_: Annotated[str, typer.Option("--license", help="Licence of the text.")] = "cc-by-sa-3.0",
@@ -193,7 +200,10 @@ def corpus(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store a data set as a version that `retriever` can point at; with towers, as a bundle that reads contexts."""
+    """Store a data set for `retriever` to search.
+
+    With towers it is a bundle, which reads contexts as well as queries.
+    """
     from models.card import Card
     from models.training import bundle, publish
 
@@ -233,7 +243,10 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="float32, bf16 or int8.")] = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Score a version as it is served (towers: with DIR as corpus) beside baselines; fails where its card says more."""
+    """Score a version as it is served, beside baselines.
+
+    Towers are scored with DIR as their corpus. Fails where the card says more.
+    """
     from models import corpus as corpora
     from models import predictor
     from models.evaluate import beside_card
@@ -269,7 +282,10 @@ def leaderboard(
     out: Annotated[Path | None, typer.Option(help="Where it goes; default LEADERBOARD.md in the registry.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time and score every net of the registry beside the baselines; write tables, plot and recommendations."""
+    """Time and score every net beside the baselines.
+
+    Writes tables, a plot and recommendations.
+    """
     from bench import leaderboard as board
     from bench import plot, standings
     from models import corpus as corpora

@@ -21,7 +21,10 @@ def serve(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Serving processes; default LVM_WORKERS or 1.")] = None,
 ) -> None:
-    """Serve what the aliases point at, until SIGTERM; SIGHUP renews the workers where there are several."""
+    """Serve what the aliases point at, until SIGTERM or Ctrl-C.
+
+    SIGHUP renews the workers, where there are several.
+    """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's products are small here: a second thread only spins
     from service.server import serve as run
     from service.settings import read_settings
@@ -45,7 +48,10 @@ def smoke(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a released service from outside, in seconds; a line a check, fails where one does."""
+    """Check a service from outside, in seconds.
+
+    A line a check; fails where one does.
+    """
     import httpx
 
     from service.smoke import Smoke, golden_of

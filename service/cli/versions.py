@@ -28,7 +28,7 @@ from service.cli.serving import bearer
 
 
 def models(as_json: AsJson = False) -> None:
-    """Show the versions, their scores, and which alias serves which."""
+    """Show versions, scores, and which alias serves which."""
     from service.inventory import summary
 
     found = existing_registry()
@@ -65,7 +65,10 @@ def promote(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Point ALIAS at VERSION if it passes the gate; a running service follows within a second."""
+    """Point ALIAS at VERSION, if it passes the gate.
+
+    A running service follows within a second, and goes back by itself where the version does badly.
+    """
     if force and not why:
         raise typer.BadParameter("say --why: the ledger keeps what was overridden, and why", param_hint="--force")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as it is served
@@ -86,7 +89,10 @@ def promote(
 
 
 def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
-    """Point ALIAS back at the version before; twice goes two back."""
+    """Point ALIAS back at the version before.
+
+    Twice goes two back.
+    """
     _print_move(existing_registry().rollback(alias, why=why), as_json)
 
 
@@ -98,7 +104,7 @@ def _print_move(move: Move, as_json: bool, checked: dict[str, Any] | None = None
 
 
 def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJson = False) -> None:
-    """Report how the answers of `candidate` compare with those that callers got."""
+    """Report how its answers compare with those that callers got."""
     import httpx
 
     from service.shadow import report as report_of
@@ -128,7 +134,10 @@ def import_(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version of a customer's checkpoint, strictly, without running anything in it."""
+    """Make a version of what somebody's torch.save wrote.
+
+    Strictly: what is missing, too much or not finite is refused, and nothing in the file is run.
+    """
     from models import corpus as corpora
     from models.card import Card
     from models.nets import architecture_of, config_dict

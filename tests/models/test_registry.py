@@ -15,6 +15,7 @@ import pytest
 from models import sealed
 from models.registry import (
     ALIASES,
+    BadName,
     LockHeld,
     NothingToRollBack,
     Overtaken,
@@ -110,7 +111,7 @@ def test_adding_an_existing_version_leaves_it_untouched(registry: Registry) -> N
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "Amn", ".amn", "a b", "a\x00", "a" * 65, "ä", "amn\n"])
 def test_a_name_that_is_no_plain_name_is_refused_before_anything_is_written(registry: Registry, name: str) -> None:
-    with pytest.raises(ValueError, match="is no name for a model"):
+    with pytest.raises(BadName, match="is no name for a model"):
         registry.add(name, {"file": b""})
     assert not list(registry.root.iterdir())
 

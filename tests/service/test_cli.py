@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
+import re
+import shlex
+import signal
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import typer
 
+import models
+import service
 from models.card import Card
+from models.corpus import normalise, write
 from models.registry import Registry
-from tests.conftest import LVM
-
-COMMANDS = ("serve", "smoke", "models", "promote", "rollback", "import", "data", "train", "corpus", "evaluate")
+from service.cli import app
+from service.cli.ends import ENDS, end_of
+from tests.conftest import LVM, SHIPPED
 
 
 def lvm(*words: str, registry: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -21,11 +34,118 @@ def lvm(*words: str, registry: Path, **environment: str) -> subprocess.Completed
     return subprocess.run([LVM, *words], capture_output=True, text=True, env=env, check=False, timeout=120)
 
 
-def test_help_lists_every_command_and_every_command_has_help(tmp_path: Path) -> None:
-    text = lvm("--help", registry=tmp_path).stdout
-    assert all(f" {command} " in text for command in COMMANDS)
-    for command in ("train", "import"):
-        assert "--json" in lvm(command, "--help", registry=tmp_path, TERMINAL_WIDTH="120").stdout
+def commands() -> dict[str, Any]:
+    """Return the commands that people call, by name."""
+    found = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    groups = {name: command for name, command in found.items() if hasattr(command, "commands")}
+    plain = {name: command for name, command in found.items() if name not in groups and not command.hidden}
+    return plain | {f"{at} {name}": each for at, group in groups.items() for name, each in group.commands.items()}
+
+
+def test_help_is_a_table_of_contents_of_a_line_a_command(tmp_path: Path) -> None:
+    text = lvm("--help", registry=tmp_path, TERMINAL_WIDTH="80").stdout
+    for name, command in commands().items():
+        if " " not in name:
+            first = command.help.splitlines()[0]
+            assert re.search(rf"^. {name} +{re.escape(first)} +.$", text, re.MULTILINE), name
+
+
+def test_every_command_has_examples_that_it_understands() -> None:
+    for name, command in commands().items():
+        known = {option for parameter in command.params for option in parameter.opts}
+        examples = [line.strip() for line in command.epilog.splitlines() if "lvm" in line]
+        assert examples, name
+        for example in examples:
+            words = shlex.split(example)
+            at = words.index("lvm") + 1
+            assert " ".join(words[at:]).startswith(name)
+            assert {word for word in words[at:] if word.startswith("--")} <= known, example
+
+
+def test_every_command_that_ends_prints_json_where_asked() -> None:
+    without = {name for name, each in commands().items() if not any("--json" in option.opts for option in each.params)}
+    assert without == {"serve"}
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("lvm promote ", {"primary", "fallback", "candidate", "retriever"}),
+        ("lvm promote primary g", {"gmn/20261123-38ef76a6fd72", "gru/20261123-738331498444"}),
+        ("lvm evaluate fall", {"fallback"}),
+        ("lvm evaluate cand", set()),
+        ("lvm corpus x --towers wiki", {"wiki-val/20261123-ef8f512233ff"}),
+    ],
+)
+def test_shells_complete_aliases_and_versions(words: str, offered: set[str]) -> None:
+    at = str(len(words.split(" ")) - 1)
+    asked = {"_LVM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": at}
+    assert set(lvm(registry=SHIPPED, **asked).stdout.split()) == offered
+
+
+def test_training_stopped_by_ctrl_c_says_how_to_go_on_and_does(tmp_path: Path) -> None:
+    vectors = normalise(np.random.default_rng(0).standard_normal((40, 8)))
+    texts = [f"chunk {number}" for number in range(10)]
+    write(tmp_path / "data", vectors, [{"article_id": n, "title": str(n), "chunks": texts} for n in range(4)])
+    state = tmp_path / "amn.pt"
+    sizes = '{"key_dim": 4, "hidden_dim": 8}'
+    words = [LVM, "train", "amn", "--data", str(tmp_path / "data"), "--run", str(state), "--config", sizes]
+    words += ["--epochs", "1000000", "--schedule", "baseline"]
+    first, said = _stopped_in_training([*words], tmp_path)
+    assert first == 1
+    assert said == f"lvm: stopped: the last whole epoch is in {state}; --resume goes on after it"
+    again, _ = _stopped_in_training([*words, "--resume"], tmp_path)
+    assert again > first
+
+
+def _stopped_in_training(words: list[str | Path], registry: Path) -> tuple[int, str]:
+    """Press Ctrl-C after an epoch; return which one was the first, and the last thing said."""
+    env = {**os.environ, "LVM_REGISTRY": str(registry)}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=env) as training:
+        assert training.stderr
+        epoch = next(int(line.split()[1][:-1]) for line in training.stderr if line.startswith("epoch"))
+        training.send_signal(signal.SIGINT)
+        *_, last = training.stderr
+    assert training.returncode == 130
+    return epoch, last.strip()
+
+
+def test_every_error_of_the_models_has_an_end_and_every_end_an_error() -> None:
+    for package in (models, service):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name not in ("service.cli.__main__", "models.runtimes.openvino"):
+                importlib.import_module(module.name)
+    importlib.import_module("bench.leaderboard")
+    errors = set(_below(Exception))
+    inside = ("Objection", "BadReranker")  # others are raised of them
+    for error in errors:
+        if error.__module__.startswith("models.") and not any(kind.__name__ in inside for kind in error.__mro__):
+            assert end_of(error.__new__(error)), error
+    assert set(ENDS) <= {error.__name__ for error in errors}
+
+
+def _below(kind: type[Exception]) -> Iterator[type[Exception]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _below(child)
+
+
+def test_a_corpus_has_the_name_of_its_data_on_its_card(shipped: Path) -> None:
+    data = f"wiki/val={shipped / 'retriever'}"
+    made = json.loads(lvm("corpus", "wiki", "--data", data, "--json", registry=shipped).stdout)
+    assert Card.from_markdown((Path(made["path"]) / "README.md").read_text()).data["source"] == "wiki/val"
+
+
+def test_a_name_that_no_model_may_have_is_refused_before_the_work(tmp_path: Path) -> None:
+    done = lvm("train", "amn", "--data", "/nowhere", "--name", "My Net", registry=tmp_path)
+    assert (done.returncode, "'My Net' is no name for a model" in done.stderr) == (2, True)
+
+
+def test_a_port_that_is_taken_is_said_with_a_way_out(shipped: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = lvm("serve", "--port", str(taken.getsockname()[1]), registry=shipped)
+    said, hint = done.stderr.splitlines()
+    assert (done.returncode, "cannot listen on 127.0.0.1:" in said, "--port 0" in hint) == (78, True, True)
 
 
 def test_promote_and_rollback_move_the_alias_and_tell(shipped: Path) -> None:
@@ -141,13 +261,14 @@ def test_a_device_that_is_not_here_is_a_configuration_error(shipped: Path) -> No
 
 
 def test_scores_come_from_the_runtime_asked_for_and_stand_beside_the_cards(shipped: Path) -> None:
-    words = ("evaluate", "primary", "--data", str(shipped / "retriever"), "--precision", "bf16", "--json")
+    words = ("evaluate", "primary", "--data", f"wiki={shipped / 'retriever'}", "--precision", "bf16", "--json")
     done = lvm(*words, registry=shipped)
     if done.returncode == 78:
         assert "bf16" in done.stderr  # neither this processor nor an extra has it
         return
     report = json.loads(done.stdout)
-    assert (done.returncode, report["runtime"], report["card"]["data"]) == (0, "openvino-bf16", "wiki/val")
+    assert (done.returncode, report["data"], report["runtime"]) == (0, "wiki", "openvino-bf16")
+    assert report["card"]["data"] == "wiki/val"
     assert abs(report["card"]["difference"]) < report["card"]["tolerance"] == 0.001
 
 

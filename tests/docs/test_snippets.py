@@ -53,7 +53,12 @@ class Site:
         (root / "until_served").chmod(0o755)
         self.process = Process(registry, root / "serve.log", LVM_TIMEOUT_MS="60000")
         paths = [str(root), str(Path(sys.executable).parent), os.environ["PATH"]]
-        self._environment = {**os.environ, "PATH": os.pathsep.join(paths), "LVM_URL": self.process.url}
+        self._environment = {
+            **os.environ,
+            "PATH": os.pathsep.join(paths),
+            "LVM_URL": self.process.url,
+            "OMP_NUM_THREADS": "1",
+        }
         self._environment.pop("LVM_REGISTRY", None)
 
     def _add_data(self, shipped: Path) -> None:

@@ -130,7 +130,7 @@ def test_an_alias_that_moves_while_a_version_is_judged_is_left_where_it_is(shipp
     os.set_blocking(pipes[0], True)
     with os.fdopen(pipes[0], "wb") as pipe:
         pipe.write(data)
-    assert judge.communicate()[1].endswith("any more: judge again\n")
+    assert "any more: judge again\n" in judge.communicate()[1]
     assert judge.returncode == 75
     assert registry.aliases()["primary"] == quicker.after
     assert registry.ledger()[-1] == quicker

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +19,7 @@ import onnxruntime
 from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Floats
 
+NICE = 10  # a tenth of the processor, where somebody else wants it
 ROWS = 8  # least rows worth a thread: for fewer, waking it takes longer than it saves
 
 
@@ -29,7 +32,19 @@ def open_session(graph: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
     used = [name for name in weights if name.encode() in graph]
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in used]
     options.add_external_initializers(used, values)
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return _aside(lambda: onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]))
+
+
+def _aside(work: Callable[[], Any]) -> Any:
+    """Return what `work` does, done in a thread that gives way to those that answer callers meanwhile."""
+    with ThreadPoolExecutor(1, initializer=_give_way) as thread:
+        return thread.submit(work).result()
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":  # elsewhere a priority is a process's, not a thread's
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 class OnnxRuntime:

@@ -65,7 +65,7 @@ class Service(FastAPI):
     def short_cut(self) -> None:
         """Learn the routes; to be called once they are all there."""
         self.hot = {route.path.encode(): route.hot for route in self.routes if isinstance(route, DocumentedHotRoute)}
-        self.open = PROBES | pages.read().keys()  # a page asks for the token that its requests then carry
+        self.open = PROBES | pages.places().keys()  # a page asks for the token that its requests then carry
         self.labels = {route.path for route in self.routes if isinstance(route, Route)}
 
     def hot_route(self, path: bytes) -> HotRoute | None:

@@ -177,7 +177,7 @@ class Client:
     def __init__(
         self, url: str, *, token: str | None = None, transport: httpx.BaseTransport | None = None, **policy: Any
     ) -> None:
-        self._http = httpx.Client(base_url=url, headers=_bearer(token), transport=transport)
+        self._http = httpx.Client(base_url=url, headers=bearer(token), transport=transport)
         self._conversation = Conversation(**policy)
 
     def predict(self, contexts: ArrayLike, *, model: str | None = None, profile: str | None = None) -> Prediction:
@@ -232,7 +232,7 @@ class AsyncClient:
     def __init__(
         self, url: str, *, token: str | None = None, transport: httpx.AsyncBaseTransport | None = None, **policy: Any
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=url, headers=_bearer(token), transport=transport)
+        self._http = httpx.AsyncClient(base_url=url, headers=bearer(token), transport=transport)
         self._conversation = Conversation(**policy)
 
     async def predict(self, contexts: ArrayLike, *, model: str | None = None, profile: str | None = None) -> Prediction:
@@ -330,5 +330,6 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in shown.items() if value is not None}
 
 
-def _bearer(token: str | None) -> dict[str, str]:
+def bearer(token: str | None) -> dict[str, str]:
+    """Return the header that carries a token."""
     return {"authorization": f"Bearer {token}"} if token else {}

@@ -213,10 +213,11 @@ class HotRoute:
         """Count a reply that is sent now."""
         self._requests.add(self.path, reply.outcome)
         if reply.status == 200:  # a quick refusal must not make the service look fast
-            self._door.admission.serve(self.path, reply.made_by, call.place.rows, perf_counter() - call.started)
+            taken_s = perf_counter() - call.started
+            self._door.admission.serve(self.path, reply.made_by, call.place.rows, taken_s)
             for stage, seconds in reply.stages:
                 self._seconds[stage].observe(seconds)
-            self._seconds[reply.total].observe(perf_counter() - call.started)
+            self._seconds[reply.total].observe(taken_s)
 
     def refuse(self, error: ServiceError) -> None:
         """Count a refusal that is sent now."""

@@ -44,10 +44,15 @@ class Page(NamedTuple):
         return Response(self.body, headers=headers, media_type=self.media_type)
 
 
-def read() -> dict[str, Page]:
+def places() -> dict[str, Path]:
     """Return every file of the console by the path it is served at."""
     files = [file for file in sorted(CONSOLE.iterdir()) if file.suffix in TYPES]
-    return {_place(file): _page(file) for file in files}
+    return {_place(file): file for file in files}
+
+
+def read() -> dict[str, Page]:
+    """Return the files as they are sent, by path."""
+    return {path: _page(file) for path, file in places().items()}
 
 
 def _place(file: Path) -> str:

@@ -174,7 +174,6 @@ def serve(settings: Settings) -> int:
         UnknownVersion, BadCheckpoint: what the aliases point at cannot be served.
     """
     configure(settings.log_level)
-    sys.setswitchinterval(SWITCH_S)
     app = create_app(settings)
     with bind(settings.host, settings.port) as listener:
         check_exposure(listener.getsockname()[0], app.tokens, insecure=settings.insecure)
@@ -183,6 +182,7 @@ def serve(settings: Settings) -> int:
 
 def run(server: Server, app: Service, listener: socket.socket) -> int:
     """Run a server to its end; return the exit status, or raise what kept the app from starting."""
+    sys.setswitchinterval(SWITCH_S)
     with contextlib.suppress(SystemExit):
         server.run(sockets=[listener])
     if app.state.process.failure:

@@ -54,6 +54,7 @@ def smoke(
     """
     import httpx
 
+    from service.client import bearer
     from service.smoke import Smoke, golden_of
 
     results = []
@@ -66,8 +67,3 @@ def smoke(
     if as_json:
         print_json({"url": url, "ok": is_ok, "checks": [result._asdict() for result in results]})
     raise typer.Exit(OK if is_ok else FAILED)
-
-
-def bearer(token: str | None) -> dict[str, str]:
-    """Return the header that carries a token."""
-    return {"authorization": f"Bearer {token}"} if token else {}

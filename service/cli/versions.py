@@ -24,7 +24,6 @@ from service.cli.arguments import (
 )
 from service.cli.ends import FAILED
 from service.cli.output import print_json, print_table, print_version, say
-from service.cli.serving import bearer
 
 
 def models(as_json: AsJson = False) -> None:
@@ -107,6 +106,7 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
     """Report how its answers compare with those that callers got."""
     import httpx
 
+    from service.client import bearer
     from service.shadow import report as report_of
 
     try:

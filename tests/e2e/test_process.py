@@ -135,7 +135,7 @@ def opposed(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def test_sigterm_under_load_loses_nothing_and_exits_0(process: Start) -> None:
-    server = process(LVM_DRAIN_S="1", LVM_CONCURRENCY="2048")
+    server = process(LVM_DRAIN_S="1")
     load = Load(server.url, "--rate", "300", "--seconds", "5", "--wire", "json")
     until(lambda: _count(server.url, "ok") > 300, "the load")
     server.popen.terminate()

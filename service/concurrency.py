@@ -5,7 +5,8 @@ filter: compare what a request takes now with the least it ever took, let in few
 request (route, engine, rows by powers of two) is compared with its own kind, and a micro-batch may make it take several
 times the least before the limit falls, for throughput still grows until then. As in BBR's ProbeRTT, a least is
 forgotten after two periods and, under load, measured anew with few rows in flight. As in CoDel, a delay that does not
-stay is a burst, and let in.
+stay is a burst, and let in. As in TCP, the way up is a small step at a time: one lull in an overload, answered with a
+limit twice as high, would fill the queue for the rest of it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from statistics import median
 
 LEAST = 32  # rows: fewer starve the batches
 PROBE = 2  # rows in flight while the least is measured anew
-BURST = 0.25  # of the most rows may come at once; more that nobody uses would only be what a sudden overload fills
+BURST = 0.5  # of the most rows may come at once; more that nobody uses would only be what a sudden overload fills
 SPARE = 2  # times the peak that the limit may lie above it besides
 SHRINK = 0.9  # of the limit, a lap, down to there
 SLACK_S = 0.005  # of delay that nobody minds, however quick the request
 STRETCH = 4.0  # times its least that a request may take besides: a batch runs, one forms, and both have grown
+HEAVY = 2.0  # times what it may take: no burst that a second lap could show to be over
 LAP_S = 0.1  # between two changes of the limit
 SAMPLES = 5  # at least, for a change
 PERIOD_S = 30.0  # after two of which a least is forgotten
@@ -92,13 +94,12 @@ class AdaptiveLimit:
 
     def _adapt(self, stretch: float) -> None:
         stood, self._stands = self._stands, stretch > 1 and self._refused
-        if self._stands and stood:
+        if self._stands and (stood or stretch > HEAVY):
             rows = min(self.rows, max(self._peak, self._least)) / stretch
         elif stretch > 1:
             return
         else:
-            useful = max(self.rows * SHRINK, SPARE * self._peak, BURST * self._most)
-            rows = min(useful, self.rows * min(2.0, 1 / stretch))
+            rows = min(self.rows, max(self.rows * SHRINK, SPARE * self._peak, BURST * self._most))
         self.rows = min(self._most, max(self._least, rows + self.rows**0.5))
 
     def _renew(self) -> None:

@@ -117,6 +117,16 @@ def test_a_sudden_overload_finds_little_room_that_nobody_used(times: float) -> N
     assert sum(seconds > 0.1 for seconds in taken) <= 0.08 * len(taken)
 
 
+def test_lulls_in_an_overload_do_not_let_the_queue_fill() -> None:
+    server = Simulation()
+    server.run(SLOW, 2 * SLOW.capacity, 5)
+    steady, _ = server.run(SLOW, 2 * SLOW.capacity, 5)
+    for _ in range(10):
+        server.run(SLOW, 0.2 * SLOW.capacity, 0.2)
+        taken, _ = server.run(SLOW, 2 * SLOW.capacity, 0.5)
+        assert max(taken) <= 1.5 * max(steady)
+
+
 def test_a_short_burst_is_let_in() -> None:
     server = Simulation()
     server.run(QUICK, 1000, 2)

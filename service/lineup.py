@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from models import predictor, retriever
+from models.aside import open_aside
 from models.encoder import EncoderError, is_same, open_encoder
 from models.registry import LockHeld, Overtaken, Registry, RegistryError, UnknownVersion, Version
 from service.batching import MicroBatcher
@@ -119,6 +121,7 @@ class Lineup:
         self._retry: dict[str, float] = {}  # when to try again what could not be loaded
         self._trials: dict[str, Trial] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self._loading: Executor | None = None  # the loop's own, until there are callers to give way to
 
     async def start(self) -> None:
         """Load what the aliases point at; only the primary must be there and fit to be served.
@@ -133,6 +136,7 @@ class Lineup:
         for alias in (*PREDICTORS[1:], CANDIDATE, RETRIEVER):
             await self.follow(alias)
         await self._open_encoder()
+        self._loading = open_aside()
 
     async def _open_encoder(self) -> None:
         try:
@@ -238,6 +242,8 @@ class Lineup:
         """Answer what was taken, refuse what comes, within `timeout` seconds."""
         for trial in self._trials.values():
             trial.task.cancel()
+        if self._loading:
+            self._loading.shutdown(wait=False)
         batchers = [*self._batchers().values(), *(trial.incumbent.batcher for trial in self._trials.values())]
         await asyncio.gather(*(batcher.close(timeout) for batcher in batchers), *self._ending)
 
@@ -275,10 +281,11 @@ class Lineup:
             self._try_out(alias, engine, old, known)
 
     async def _make(self, alias: str, version: Version) -> Engine | SearchEngine:
+        loop = asyncio.get_running_loop()
         if alias == RETRIEVER:
-            corpus = await asyncio.to_thread(self._loaders.retriever, version)
+            corpus = await loop.run_in_executor(self._loading, self._loaders.retriever, version)
             return SearchEngine(corpus, self._settings, self._metrics)
-        net = await asyncio.to_thread(self._loaders.predictor, version)
+        net = await loop.run_in_executor(self._loading, self._loaders.predictor, version)
         return Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)
 
     def _put(self, alias: str, engine: Engine | SearchEngine) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,10 +14,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import; on by def
 
 import onnxruntime
 
+from models.aside import gives_way
 from models.checkpoint import BadCheckpoint, Checkpoint
 from models.corpus import Floats
 
-NICE = 10  # a tenth of the processor, where somebody else wants it
 ROWS = 8  # least rows worth a thread: for fewer, waking it takes longer than it saves
 
 
@@ -32,19 +30,7 @@ def open_session(graph: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
     used = [name for name in weights if name.encode() in graph]
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in used]
     options.add_external_initializers(used, values)
-    return _aside(lambda: onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]))
-
-
-def _aside(work: Callable[[], Any]) -> Any:
-    """Return what `work` does, done in a thread that gives way to those that answer callers meanwhile."""
-    with ThreadPoolExecutor(1, initializer=_give_way) as thread:
-        return thread.submit(work).result()
-
-
-def _give_way() -> None:
-    if sys.platform == "linux":  # elsewhere a priority is a process's, not a thread's
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxRuntime:
@@ -68,7 +54,7 @@ class OnnxRuntime:
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
         count = min(self._threads, len(contexts) // ROWS)
-        if count < 2:
+        if count < 2 or gives_way():
             return self._run(contexts)
         mine, *others = np.array_split(contexts, count)
         helped = [self._helpers.submit(self._run, part) for part in others]

@@ -35,7 +35,7 @@ from service.door import (
     problem_reply,
     request_id,
 )
-from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, problem
+from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, Unavailable, problem
 from service.lineup import Lineup, Loaders, RealLoaders
 from service.log import logger
 from service.metrics import Metrics
@@ -156,6 +156,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_bad_parameter)
+    app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(Exception, _on_anything_else)
     app.short_cut()
     return app
@@ -193,6 +194,13 @@ async def _on_bad_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     said = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors())
     return await _on_service_error(request, Invalid(said))
+
+
+async def _on_os_error(request: Request, error: Exception) -> Response:
+    """Files that cannot be read now, for want of descriptors or of their disk, may be read in a moment."""
+    identity = request.scope["lvm.request_id"]
+    logger().error("file not read", route=request.url.path, request_id=identity, reason=str(error))
+    return await _on_service_error(request, Unavailable("a file that the answer needs cannot be read now"))
 
 
 async def _on_anything_else(request: Request, error: Exception) -> Response:

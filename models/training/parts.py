@@ -68,6 +68,8 @@ def digest(*inputs: Input) -> str:
     whole = hashlib.sha256()
     for each in inputs:
         whole.update(hashlib.sha256(_buffer(each)).digest())
+        if isinstance(each, np.ndarray):
+            whole.update(f"{each.dtype.str}{each.shape}".encode())
     return whole.hexdigest()
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import cosine_similarity, mse_loss, normalize
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from models.nets import build
+from models.runtimes import NoSuchDevice
 from models.training.parts import identity
 from models.windows import Windows
 
@@ -66,6 +67,14 @@ def warm_up_cosine(step: int, total: int, peak: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def find(device: str) -> torch.device:
+    """Return a device of torch; raises `NoSuchDevice` where it is none, or not here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        raise NoSuchDevice(f"torch sees no {device} here") from error
+
+
 class Trainer:
     """Trains one net on windows; holds all the state that resuming needs. `measure` is what `score` returns."""
 
@@ -81,7 +90,7 @@ class Trainer:
         teacher: nn.Module | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.device = recipe, torch.device(device)
+        self.recipe, self.device = recipe, find(device)
         self.architecture, self.config = architecture, config
         self.data = identity(train)
         self.net: nn.Module = self.make_net().to(self.device)

@@ -61,10 +61,10 @@ faults: dev  ## put every fault we know to real processes and count what held (u
 	$(BIN)/pytest -m '' tests/faults
 
 bench: dev  ## one report of nets and service beside a naive app and an echo, in runs/bench (about 20 minutes)
-	$(BIN)/python -m bench
+	$(BIN)/lvm bench
 
 bench-peers: dev .venv-peers/.peers  ## service, naive app and echo beside mosec, LitServe and BentoML, in runs/bench-peers
-	$(BIN)/python -m bench --peers .venv-peers --only closed --out runs/bench-peers
+	$(BIN)/lvm bench --peers .venv-peers --only closed --out runs/bench-peers
 
 figures: dev  ## hold the contract's figures F1 to F8, with plots in runs/figures (about 12 minutes)
 	$(BIN)/python -m bench.contract

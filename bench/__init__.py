@@ -1,1 +1,1 @@
-"""One report of how fast everything is, as ratios from one run on one machine: `python -m bench`."""
+"""One report of how fast everything is, as ratios from one run on one machine: `lvm bench`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from models.evaluate import COUNTS, Outcomes, baselines, counts, outcomes, retri
 from models.registry import Registry, Version
 from models.runtimes import Runtime
 from models.training import bundle
+from models.training.parts import Arrays, Parts, identity, sources
 from models.windows import Windows, some_windows
 
 STANDARD = "weighted_mean"  # what a net has to beat
@@ -34,12 +36,17 @@ class NothingToRank(ValueError):
 
 
 def measure(
-    registry: Registry, data: Mapping[str, Corpus], train: Corpus | None, rounds: int, tell: Callable[[str], None]
+    registry: Registry,
+    data: Mapping[str, Corpus],
+    train: Corpus | None,
+    rounds: int,
+    tell: Callable[[str], None],
+    parts: Parts,
 ) -> dict[str, Any]:
     """Return every figure of the leaderboard, ready for JSON.
 
     `data` are the data sets by name, the first in-distribution, the second out of it; the ridge baseline is fitted on
-    `train`, or taken from a card that has it for the same data.
+    `train`, or taken from a card that has it for the same data. Scores are kept in `parts`; times are all of one run.
 
     Raises:
         NothingToRank: no version is a net of the data's D.
@@ -53,11 +60,12 @@ def measure(
     how = How("onnxruntime", "cpu", os.cpu_count() or 1)
     runs = {name: how.open(checkpoint) for name, checkpoint in loaded.items()}
     predictors = {**baselines(length, train), **{name: run.run for name, run in runs.items()}}
-    scores = {name: _scores(predictors, windows, tell) for name, windows in sets.items()}
+    known = {name: version.id for name, version in versions.items()} | {"ridge": identity(train) if train else ""}
+    scores = {name: _scores(predictors, known, windows, tell, parts) for name, windows in sets.items()}
     if train is None:
         _add_carded(scores, sets, "ridge", loaded.values())
     for name, corpus in data.items():
-        scores[name].update(_retrieved(registry, corpus, sets[name], tell))
+        scores[name].update(_retrieved(registry, corpus, sets[name], tell, parts))
     tell("timing")
     contexts = next(iter(sets.values())).contexts()[:CONTEXTS]
     return {
@@ -81,13 +89,25 @@ def _nets(registry: Registry, dim: int) -> dict[str, Version]:
     return {version.name if names[version.name] == 1 else version.id: version for version in found}
 
 
-def _scores(predictors: Mapping[str, Predict], data: Windows, tell: Callable[[str], None]) -> dict[str, Any]:
+def _scores(
+    predictors: Mapping[str, Predict],
+    known: Mapping[str, str],
+    data: Windows,
+    tell: Callable[[str], None],
+    parts: Parts,
+) -> dict[str, Any]:
+    """Return the scores of each predictor, which its name and what is `known` of it tell from every other."""
     found: dict[str, Outcomes] = {}
     for name, predict in predictors.items():
         tell(f"scoring {name}")
-        found[name] = outcomes(predict, data)
+        inputs = name, known.get(name, ""), identity(data), sources()
+        found[name] = Outcomes(**parts.arrays(partial(_outcomes, predict, data), *inputs))
     standard = found[STANDARD].cosine
     return {name: {**one.summary(), **_certainty(one, standard)} for name, one in found.items()}
+
+
+def _outcomes(predict: Predict, data: Windows) -> Arrays:
+    return vars(outcomes(predict, data))
 
 
 def _certainty(one: Outcomes, standard: NDArray[Any]) -> dict[str, Any]:
@@ -112,7 +132,9 @@ def _add_carded(
             scores[name][baseline] = found
 
 
-def _retrieved(registry: Registry, corpus: Corpus, data: Windows, tell: Callable[[str], None]) -> dict[str, Any]:
+def _retrieved(
+    registry: Registry, corpus: Corpus, data: Windows, tell: Callable[[str], None], parts: Parts
+) -> dict[str, Any]:
     """Return the retrieval figures of every version with towers, alone and reranked, over the chunks of `corpus`."""
     found: dict[str, Any] = {}
     for version in registry.versions():
@@ -124,10 +146,16 @@ def _retrieved(registry: Registry, corpus: Corpus, data: Windows, tell: Callable
         except BadCheckpoint:
             continue  # a corpus alone
         tell(f"retrieving by {version.name}")
-        alone = outcomes(made.query.run, data, made.payload(corpus.vectors)).summary()
-        found[f"{version.name}, towers alone"] = {"retrieval": alone["retrieval"]}
-        if made.reranker:
-            found[f"{version.name}, reranked"] = {"retrieval": retrieval(made.over(corpus), data)}
+        inputs = version.id, identity(data), sources()
+        found.update(parts.figures(partial(_by_towers, version.name, made, corpus, data), *inputs))
+    return found
+
+
+def _by_towers(name: str, made: bundle.Made, corpus: Corpus, data: Windows) -> dict[str, Any]:
+    alone = outcomes(made.query.run, data, made.payload(corpus.vectors)).summary()
+    found = {f"{name}, towers alone": {"retrieval": alone["retrieval"]}}
+    if made.reranker:
+        found[f"{name}, reranked"] = {"retrieval": retrieval(made.over(corpus), data)}
     return found
 
 

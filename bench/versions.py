@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Mapping
@@ -12,20 +11,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.plan import LENGTH, ROOT
+from bench.plan import LENGTH
 from models import corpus as corpora
 from models.card import Card
 from models.corpus import Floats
 from models.nets import build
 from models.registry import Registry, Version
 from models.training import publish
+from models.training.parts import sources
 
 NETS = ("amn", "gru", "lstm", "transformer")
 
 
 def registry_of(out: Path, dim: int) -> Registry:
     """Return the registry with every net at D = `dim`, AMN as primary and GRU as fallback; made where missing."""
-    registry = Registry(out / f"registry-{dim}-{_digest()}")
+    registry = Registry(out / f"registry-{dim}-{sources()[:8]}")
     for stale in set(out.glob(f"registry-{dim}-*")) - {registry.root}:
         shutil.rmtree(stale)
     known = by_name(registry)
@@ -68,12 +68,6 @@ def _card(name: str, dim: int) -> Card:
         encoder="none",
         license="apache-2.0",
         attribution="",
-        command="python -m bench",
+        command="lvm bench",
         limits=("Untrained: for measuring speed only.",),
     )
-
-
-def _digest() -> str:
-    """Return a digest of the sources a version depends on, so that a change of them makes new versions."""
-    sources = sorted((ROOT / "models").rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from models import corpus
 from models.chunks import Count, chunk
 from models.corpus import Floats
 from models.encoder import Encoder, EncoderError, Progress
+from models.training.parts import Arrays, Parts
 
 Article = dict[str, Any]  # one line of `articles.jsonl.gz`; before chunking it may hold `text` for `chunks`
 
 CONTEXT = 5  # T at which the summary counts windows
+BLOCK = 128  # chunks that are encoded, and kept, together
+PROBE = "The same model makes the same vector of this."
 TITLE = 80  # longest first line of a text file, in characters, that is taken as its title
 
 
@@ -43,16 +47,18 @@ class Summary:
     dropped: int
 
 
-def build(source: Path, out: Path, encoder: Encoder, progress: Progress) -> Summary:
+def build(source: Path, out: Path, encoder: Encoder, progress: Progress, parts: Parts) -> Summary:
     """Write the articles of `source` as the new corpus directory `out`, whole or not at all.
 
-    Chunks that an article brings are taken as they are, however long; text is cut by `chunk`.
+    Chunks that an article brings are taken as they are, however long; text is cut by `chunk`. Vectors are kept in
+    `parts` until all is written: what was stopped goes on after them.
 
     Args:
         source: `.jsonl`, `.jsonl.gz` or `.txt` file, or a directory of `.txt` files.
         out: a directory that does not exist yet.
         encoder: counts word-pieces and makes the vectors.
         progress: called with (chunks encoded, chunks in all).
+        parts: what an earlier run kept.
 
     Raises:
         BadArticles: an article is malformed, or no article yields a chunk.
@@ -60,12 +66,12 @@ def build(source: Path, out: Path, encoder: Encoder, progress: Progress) -> Summ
         FileExistsError: `out` exists.
         OSError: `out` cannot be written.
     """
-    with _appearing(out) as directory:
+    with parts, _appearing(out) as directory:
         found = [_chunked(article, encoder.count_tokens) for article in read(source)]
         kept = [article for article in found if article["chunks"]]
         if not kept:
             raise BadArticles(f"{source}: no article yields a chunk")
-        corpus.write(directory, _vectors(encoder, kept, progress), kept)
+        corpus.write(directory, _vectors(encoder, kept, progress, parts), kept)
     lengths = [len(article["chunks"]) for article in kept]
     windows = sum(max(0, length - CONTEXT) for length in lengths)
     return Summary(encoder.name, encoder.dim, len(kept), sum(lengths), windows, len(found) - len(kept))
@@ -98,14 +104,25 @@ def _chunked(article: Article, count: Count) -> Article:
     return {**rest, "chunks": chunks, "ntok": [count(text) for text in chunks]}
 
 
-def _vectors(encoder: Encoder, articles: Sequence[Article], progress: Progress) -> Floats:
+def _vectors(encoder: Encoder, articles: Sequence[Article], progress: Progress, parts: Parts) -> Floats:
     texts = [text for article in articles for text in article["chunks"]]
-    vectors = encoder.encode(texts, progress)
+    vectors = np.empty((len(texts), encoder.dim), np.float32)
+    model = encoder.encode([PROBE]).tobytes()  # by its name, a directory whose files changed would be the same one
+    for first in range(0, len(texts), BLOCK):
+        block = texts[first : first + BLOCK]
+        kept = parts.arrays(partial(_encoded, encoder, block), model, *block)
+        vectors[first : first + len(block)] = kept["vectors"]
+        progress(first + len(block), len(texts))
+    return vectors
+
+
+def _encoded(encoder: Encoder, texts: Sequence[str]) -> Arrays:
+    vectors = encoder.encode(texts)
     if vectors.shape != (len(texts), encoder.dim):
         raise EncoderError(f"{encoder.name}: {vectors.shape} for {len(texts)} chunks of {encoder.dim}")
     if not np.isfinite(vectors).all():
         raise EncoderError(f"{encoder.name}: a vector is not finite")
-    return vectors
+    return {"vectors": vectors}
 
 
 # --- reading ---

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from time import perf_counter
+from functools import partial
+from typing import Any
 
 import faiss
 import numpy as np
@@ -14,6 +15,7 @@ from models.card import Card
 from models.corpus import BLOCK, Floats, MappedCorpus, normalise
 from models.index import BadIndex, IvfIndex, Lists, Rows, coder, encode
 from models.retriever import Hit, Retriever, Search
+from models.training.parts import Arrays, Input, Parts, digest, sources
 
 Progress = Callable[[int, int], None]
 
@@ -30,8 +32,8 @@ class Scan:
 
     is_exact = True
 
-    def __init__(self, corpus: MappedCorpus, tick: Callable[[], None]) -> None:
-        self._corpus, self._tick = corpus, tick
+    def __init__(self, corpus: MappedCorpus, kept: Kept) -> None:
+        self._corpus, self._kept = corpus, kept
 
     def __len__(self) -> int:
         return len(self._corpus)
@@ -41,12 +43,18 @@ class Scan:
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.zeros((len(queries), k), np.int64)
         for first, vectors in self._corpus.blocks():
-            found = queries @ vectors.T
-            there = np.broadcast_to(np.arange(first, first + len(vectors)), found.shape)
-            scores, rows = _merge(np.hstack([scores, found]), np.hstack([rows, there]), k)
-            self._tick()
+            best = self._kept(partial(_best, queries, vectors, first, k), f"best {k} of {first}", queries)
+            scores, rows = _merge(np.hstack([scores, best["scores"]]), np.hstack([rows, best["rows"]]), k)
         order = np.lexsort((rows, -scores), axis=1)
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def _best(queries: Floats, vectors: Floats, first: int, k: int) -> Arrays:
+    """Return the `scores` and `rows` `(Q, k)` of the best of a block, or of all where it has less than k."""
+    found = queries @ vectors.T
+    there = np.broadcast_to(np.arange(first, first + len(vectors)), found.shape)
+    scores, rows = _merge(found, there, min(k, len(vectors)))
+    return {"scores": scores, "rows": rows}
 
 
 def _merge(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
@@ -55,37 +63,42 @@ def _merge(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
 
 
 @dataclass
-class Ticks:
-    """Counts steps of equal weight, more or less, and reports them."""
+class Kept:
+    """Steps of equal weight, more or less, that are kept and reported as they are done."""
 
+    parts: Parts
+    inputs: str
     total: int
     progress: Progress
     done: int = 0
 
-    def __call__(self) -> None:
-        """Report one step more."""
+    def __call__(self, step: Callable[[], Arrays], *inputs: Input) -> Arrays:
+        """Return what a step makes, or made before, of the work's inputs and its own."""
+        made = self.parts.arrays(step, self.inputs, *inputs)
         self.done = min(self.done + 1, self.total)
         self.progress(self.done, self.total)
+        return made
 
 
-def build(corpus: MappedCorpus, card: Card, progress: Progress) -> tuple[Lists, Card]:
-    """Return the lists of an index of `corpus`, and `card` with its parameters, recall and time.
+def build(corpus: MappedCorpus, card: Card, progress: Progress, parts: Parts) -> tuple[Lists, Card]:
+    """Return the lists of an index of `corpus`, and `card` with its parameters and recall.
 
     Queries are what an untrained net predicts, the mean of `card.context_length` consecutive chunks, and the chunks
     themselves are excluded, as `/retrieve` does. `nprobe` and `pool` are the least that reach the recall wanted on
-    one half of them; the recall on the card is that of the other half.
+    one half of them; the recall on the card is that of the other half. Centroids, codes and the truth are kept in
+    `parts` as they are found.
 
     Raises:
         BadIndex: the recall is not reached, or the corpus has fewer than `ROWS` chunks.
     """
     if len(corpus) < ROWS:
         raise BadIndex(f"{len(corpus)} chunks are too few for an index of lists: store them with a flat one")
-    began = perf_counter()
     blocks = -(-len(corpus) // BLOCK)
-    tick = Ticks(ITERATIONS + 2 * blocks, progress)
-    lists = _lists(corpus, tick, np.random.default_rng(0))
+    inputs = digest(corpus.halves, sources())
+    kept = Kept(parts, inputs, ITERATIONS + 2 * blocks, progress)
+    lists = _lists(corpus, kept, np.random.default_rng(0))
     searches = _searches(corpus, card.context_length, np.random.default_rng(1))
-    truth = Retriever("", "", card, corpus, Scan(corpus, tick)).search_batch(searches)
+    truth = Retriever("", "", card, corpus, Scan(corpus, kept)).search_batch(searches)
     tuning, judging = slice(0, None, 2), slice(1, None, 2)
 
     def recall(nprobe: int, pool: int, half: slice) -> float:
@@ -107,29 +120,39 @@ def build(corpus: MappedCorpus, card: Card, progress: Progress) -> tuple[Lists, 
         "pool": pool,
         f"recall@{K}": round(judged, 4),
         "queries": queries,
-        "build_seconds": round(perf_counter() - began, 1),
     }
     limit = f"Search is approximate: recall@{K} {judged:.4f} on {queries} contexts that it was not tuned on."
     return lists, replace(card, config=config, limits=(*card.limits, limit))
 
 
-def _lists(corpus: MappedCorpus, tick: Ticks, random: np.random.Generator) -> Lists:
+def _lists(corpus: MappedCorpus, kept: Kept, random: np.random.Generator) -> Lists:
     count = min(2 ** round(math.log2(2 * math.sqrt(len(corpus)))), len(corpus))
     some = np.sort(random.choice(len(corpus), min(SAMPLE * count, len(corpus)), replace=False))
-    centroids = _centroids(corpus.vectors_at(some), count, tick)
+    centroids = _centroids(corpus.vectors_at(some), count, kept)
     index = coder(centroids)
-    home, codes = np.empty(len(corpus), np.int64), np.empty((len(corpus), index.code_size), np.uint8)
-    for row, vectors in corpus.blocks():
-        here = slice(row, row + len(vectors))
-        home[here] = index.quantizer.search(vectors, 1)[1][:, 0]
-        codes[here] = encode(index, vectors, home[here])
-        tick()
+    blocks = [kept(partial(_coded, index, vectors), f"block {row}") for row, vectors in corpus.blocks()]
+    home, codes = (np.concatenate([block[part] for block in blocks]) for part in ("home", "codes"))
     rows = np.argsort(home, kind="stable")
     return Lists(centroids, np.bincount(home, minlength=count), rows.astype(np.int32), codes[rows])
 
 
-def _centroids(vectors: Floats, count: int, tick: Ticks) -> Floats:
-    means = faiss.Kmeans(
+def _coded(index: Any, vectors: Floats) -> Arrays:
+    """Return the lists, `home` `(R,)`, and `codes` `(R, C)` of a block of vectors."""
+    home = index.quantizer.search(vectors, 1)[1][:, 0]
+    return {"home": home, "codes": encode(index, vectors, home)}
+
+
+def _centroids(vectors: Floats, count: int, kept: Kept) -> Floats:
+    means = None
+    for step in range(ITERATIONS):
+        means = kept(partial(_moved, vectors, count, means), f"centroids {step}")["means"]
+    assert means is not None
+    return means
+
+
+def _moved(vectors: Floats, count: int, means: Floats | None) -> Arrays:
+    """Return the `means` after one iteration more of k-means."""
+    moved = faiss.Kmeans(
         vectors.shape[1],
         count,
         niter=1,
@@ -138,11 +161,9 @@ def _centroids(vectors: Floats, count: int, tick: Ticks) -> Floats:
         min_points_per_centroid=1,
         max_points_per_centroid=SAMPLE,
     )
-    for step in range(ITERATIONS):
-        means.train(vectors, init_centroids=means.centroids if step else None)
-        tick()
-    assert means.centroids is not None
-    return means.centroids
+    moved.train(vectors, init_centroids=means)
+    assert moved.centroids is not None
+    return {"means": moved.centroids}
 
 
 def _searches(corpus: MappedCorpus, length: int, random: np.random.Generator) -> list[Search]:

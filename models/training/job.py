@@ -55,6 +55,7 @@ def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], 
     Raises:
         BadCorpus: a data set cannot be read.
         NothingToLearnFrom: a data set has no window.
+        NoSuchDevice: the device is not here.
         AnotherRun: the state to resume belongs to another run.
         UnfitTeacher: a teacher reads vectors of another shape.
         NotAsTrained: the served net scores otherwise than the trained one.

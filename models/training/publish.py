@@ -38,6 +38,7 @@ from models.registry import Registry, Version
 from models.runtimes.torch import answer_of, arrays_of
 from models.training import indexing
 from models.training.indexing import Progress
+from models.training.parts import beside
 from models.windows import Windows, windows
 
 GOLDEN = 64  # golden contexts in a version; fewer say too little about its space
@@ -110,8 +111,9 @@ def _publish_indexed(registry: Registry, directory: Path, card: Card, progress: 
         files = {name: directory / name for name in corpora.FILES}
         files |= {name: Path(text) / name for name in (corpora.PASSAGES, corpora.SPANS)}
         corpus = corpora.map_files(files)
-        lists, card = indexing.build(corpus, card, progress)
-        return _add_corpus(registry, card, corpus, articles, {**files, IVF: lists.to_bytes()})
+        with beside(registry.root / card.name) as parts:
+            lists, card = indexing.build(corpus, card, progress, parts)
+            return _add_corpus(registry, card, corpus, articles, {**files, IVF: lists.to_bytes()})
 
 
 def _add_corpus(

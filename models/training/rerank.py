@@ -24,6 +24,7 @@ from models.nets.reranker import RerankerNet
 from models.registry import Registry, Version
 from models.reranker import Reranker
 from models.training import bundle
+from models.training.parts import Arrays, Parts, beside, identity, sources
 from models.training.train import Epoch, Recipe, Trainer
 from models.windows import NothingToLearnFrom, Rows, Windows, alone, hold_out, some_windows
 
@@ -83,6 +84,7 @@ class RerankJob:
     config: Mapping[str, Any]
     recipe: Recipe
     state: Path
+    resume: bool
     license: str
     attribution: str
     command: str
@@ -97,25 +99,38 @@ def run_rerank_job(
         BadCorpus: the data set cannot be read.
         BadCheckpoint: the version holds no towers, or does not say what they held out.
         NothingToLearnFrom: the articles held out make less than two banks.
+        AnotherRun: the state to resume belongs to another run.
     """
     made = bundle.read(job.towers)
     banks = held_out_banks(made.card, corpora.read(job.data[1]))
     say(f"{len(banks)} banks of about {ARTICLES} articles that the towers have not seen")
-    lists = []
-    for number, bank in enumerate(banks):
-        lists.append(listed(made, bank))
-        progress(number + 1, len(banks) + job.recipe.epochs)
+    with beside(job.state) as parts:
+        lists = []
+        for number, bank in enumerate(banks):
+            lists.append(listed(made, bank, parts))
+            progress(number + 1, len(banks) + job.recipe.epochs)
+        trainer = _trained(
+            job, lists, say, lambda epochs: progress(len(banks) + epochs, len(banks) + job.recipe.epochs)
+        )
+        card = _card(job, made, len(trainer.lists), trainer)
+        files = {rerankers.FILE: served(trainer.net).to_bytes(), cards.FILE: card.to_markdown().encode()}
+        return registry.add(job.name, files)
+
+
+def _trained(
+    job: RerankJob, lists: list[Lists], say: Callable[[str], None], progress: Callable[[int], None]
+) -> RerankTrainer:
     trainer = RerankTrainer(job.config, job.recipe, joined(lists[1:]))
+    job.state.parent.mkdir(parents=True, exist_ok=True)
+    if job.resume:
+        trainer.resume(job.state)
 
     def report(epoch: Epoch) -> None:
         say(f"epoch {epoch.number}: loss {epoch.loss:.4f}, held-out {trainer.measure} {epoch.score:.4f}")
-        progress(len(banks) + epoch.number, len(banks) + job.recipe.epochs)
+        progress(epoch.number)
 
-    job.state.parent.mkdir(parents=True, exist_ok=True)
     trainer.run(lists[0], job.state, report)
-    card = _card(job, made, len(trainer.lists), trainer)
-    files = {rerankers.FILE: served(trainer.net).to_bytes(), cards.FILE: card.to_markdown().encode()}
-    return registry.add(job.name, files)
+    return trainer
 
 
 def held_out_banks(card: Card, corpus: Corpus) -> list[Windows]:
@@ -138,8 +153,15 @@ def held_out_banks(card: Card, corpus: Corpus) -> list[Windows]:
     return [data.take(np.isin(data.article, part)) for part in np.array_split(articles, count)]
 
 
-def listed(made: bundle.Made, bank: Windows) -> Lists:
+def listed(made: bundle.Made, bank: Windows, parts: Parts) -> Lists:
     """Return what the towers find for the windows of a bank among its own chunks, where the truth is among it."""
+    found = parts.arrays(lambda: finds(made, bank), sources(), made.id, identity(bank))
+    part = bank.take(found["kept"])
+    return Lists(part.vectors, part.start, part.article, part.length, found["figures"], found["truth"])
+
+
+def finds(made: bundle.Made, bank: Windows) -> Arrays:
+    """Return which windows `(K,)` of a bank are `kept`, and for each `figures` and `truth` as in `Lists`."""
     data = alone(bank)
     corpus = Corpus(
         data.vectors, np.zeros(len(data.vectors), np.int32), np.arange(len(data.vectors), dtype=np.int32), {}
@@ -153,8 +175,7 @@ def listed(made: bundle.Made, bank: Windows) -> Lists:
     kept = np.flatnonzero(is_true.any(axis=1))
     contexts = data.contexts()
     figures = np.array([retriever.figures(contexts[n], found[n][0][:width], rows[n]) for n in kept])
-    part = bank.take(kept)
-    return Lists(part.vectors, part.start, part.article, part.length, figures, is_true[kept].argmax(axis=1))
+    return {"kept": kept, "figures": figures, "truth": is_true[kept].argmax(axis=1)}
 
 
 def joined(lists: list[Lists]) -> Lists:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch.nn.functional import cosine_similarity, mse_loss, normalize
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from models.nets import build
+from models.runtimes import NoSuchDevice
+from models.training.parts import identity
 from models.windows import Windows
 
 Schedule = Literal["baseline", "optimised"]
@@ -64,6 +67,14 @@ def warm_up_cosine(step: int, total: int, peak: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def find(device: str) -> torch.device:
+    """Return a device of torch; raises `NoSuchDevice` where it is none, or not here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:
+        raise NoSuchDevice(f"torch sees no {device} here") from error
+
+
 class Trainer:
     """Trains one net on windows; holds all the state that resuming needs. `measure` is what `score` returns."""
 
@@ -79,8 +90,9 @@ class Trainer:
         teacher: nn.Module | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.device = recipe, torch.device(device)
+        self.recipe, self.device = recipe, find(device)
         self.architecture, self.config = architecture, config
+        self.data = identity(train)
         self.net: nn.Module = self.make_net().to(self.device)
         self.vectors = torch.from_numpy(train.vectors).to(self.device)
         self.start = torch.from_numpy(train.start)
@@ -195,6 +207,7 @@ class Trainer:
             "architecture": self.architecture,
             "config": self.config,
             "recipe": asdict(self.recipe),
+            "data": self.data,
             "net": self.net.state_dict(),
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
@@ -210,11 +223,17 @@ class Trainer:
         """Go on from the state in `path`.
 
         Raises:
-            AnotherRun: it belongs to another net, configuration or recipe.
+            AnotherRun: it is none, or belongs to another net, configuration, recipe or training set.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        mine = (self.architecture, self.config, self.recipe)
-        if (state["architecture"], state["config"], Recipe(**state["recipe"])) != mine:
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            mine = (self.architecture, self.config, self.recipe, self.data)
+            theirs = (state["architecture"], state["config"], Recipe(**state["recipe"]), state.get("data", self.data))
+        except FileNotFoundError as error:
+            raise AnotherRun(f"no run was stopped that left {path}") from error
+        except (KeyError, TypeError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise AnotherRun(f"{path} is no state of a run") from error
+        if theirs != mine:
             raise AnotherRun(f"{path} was written by another run: {state['recipe']}")
         self.net.load_state_dict(state["net"])
         self.best = state["best"]

@@ -26,6 +26,7 @@ MAKE: Contents = {
     "train": (make.train, ("lvm train gmn --data my-data --val my-val", "lvm train gmn --data my-data --resume")),
     "evaluate": (make.evaluate, ("lvm evaluate primary --data artifacts/lvm/retriever",)),
     "leaderboard": (make.leaderboard, ("lvm leaderboard --data wiki/val=DIR --ood ood_peps=DIR",)),
+    "bench": (make.bench, ("lvm bench", "lvm bench --only nets --rounds 3")),
     "corpus": (make.corpus, ("lvm corpus my-corpus --data my-val --towers retriever",)),
 }
 FIRST_STEPS = ("lvm serve", "lvm models", "lvm promote primary VERSION --why TEXT", "lvm rollback primary")

@@ -59,6 +59,13 @@ def check_model_name(name: str | None) -> str | None:
     return name and check_name(name)
 
 
+def check_environment(directory: Path | None) -> Path | None:
+    """Return a virtual environment; raises `BadParameter` for a directory that is none."""
+    if directory and not (directory / "bin" / "python").exists():
+        raise typer.BadParameter(f"{directory} is no virtual environment", param_hint="--peers")
+    return directory
+
+
 def named_dir(text: str) -> tuple[str, Path]:
     """Return name and directory of `[NAME=]DIR`; the directory's own name goes without saying."""
     name, _, path = text.rpartition("=")

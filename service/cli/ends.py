@@ -9,6 +9,7 @@ from typing import NoReturn
 OK, FAILED, USAGE, BAD_DATA, CANNOT_CREATE, CANNOT_WRITE, LOCKED, BAD_CONFIG, STOPPED = 0, 1, 2, 65, 73, 74, 75, 78, 130
 _REMAKE = "nothing has moved; make or import it anew, or name another: `lvm models` lists what there is"
 _DATA = "a data set is a directory that `lvm data` made, or a corpus of the registry, as artifacts/lvm/retriever"
+_LINE = 'a line of .jsonl is {"title": ..., "text": ...} or {"title": ..., "chunks": [...]}'
 _DEVICE = "say cpu, which is always there, or install what it needs: `make dev`"
 ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for most are not imported: status, what next
     "LockHeld": (LOCKED, "somebody else is moving an alias; try again in a moment"),
@@ -24,7 +25,7 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
     "BadCorpus": (BAD_DATA, _DATA),
     "NothingToLearnFrom": (BAD_DATA, "articles need more chunks than a context has; --context-length shortens it"),
     "BadIndex": (BAD_DATA, "--index flat searches exactly"),
-    "BadArticles": (BAD_DATA, 'a line is {"title": ..., "text": ...} or {"title": ..., "chunks": [...]}'),
+    "BadArticles": (BAD_DATA, f"name a .jsonl, .jsonl.gz or .txt file, or a directory of .txt; {_LINE}"),
     "NothingToRank": (FAILED, "`lvm train` or `lvm import` makes nets; `lvm models` lists those there are"),
     "NotAsTrained": (FAILED, "report it: the net that would be served is not the one that was trained"),
     "AnotherRun": (FAILED, "--resume wants the very options it was begun with; without it, the run begins anew"),

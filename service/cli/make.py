@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from models.training.parts import beside
 from service.cli.arguments import (
     NAMED_DIR,
     AsJson,
     DataDir,
     Named,
+    check_environment,
     check_model_name,
     complete_named,
     complete_version,
@@ -24,6 +27,7 @@ from service.cli.arguments import (
 from service.cli.ends import FAILED
 from service.cli.output import command_line, long_work, print_json, print_table, print_version, say
 
+Section = StrEnum("Section", ["nets", "closed", "rows", "open", "protocol", "retrieval", "start"])
 NOTHING_KEPT = "nothing was stored; the same command begins anew"
 
 
@@ -38,19 +42,19 @@ def data(
 ) -> None:
     """Turn articles into a data set of chunks and vectors.
 
-    Text is cut at sentence ends; nothing is stored unless all is.
+    Text is cut at sentence ends; nothing is stored unless all is. Ctrl-C stops it; the same command goes on.
     """
     from dataclasses import asdict
 
     from models.encoder import SentenceTransformersEncoder, open_encoder
     from models.training import articles
 
-    with long_work("encoding chunks", lambda: NOTHING_KEPT) as progress:
+    with long_work("encoding chunks", lambda: _how_to_go_on(out)) as progress:
         here = os.cpu_count() or 1
         model = (
             SentenceTransformersEncoder(encoder, allow_download=True) if allow_download else open_encoder(encoder, here)
         )
-        summary = asdict(articles.build(source, out, model, progress))
+        summary = asdict(articles.build(source, out, model, progress, beside(out)))
     print_json(summary) if as_json else print_table(("what", "count"), [(k, str(v)) for k, v in summary.items()])
 
 
@@ -142,11 +146,12 @@ def train(
             config=json_object(config),
             recipe=recipe,
             state=state,
+            resume=resume,
             license=license_,
             attribution=attribution,
             command=command_line(),
         )
-        with long_work("training a reranker", lambda: NOTHING_KEPT) as progress:
+        with long_work("training a reranker", lambda: _how_to_resume(state)) as progress:
             print_version(run_rerank_job(order, registry(), progress, say), as_json)
         return
     job = Job(
@@ -173,7 +178,13 @@ def train(
 
 
 def _how_to_resume(state: Path) -> str:
-    return f"the last whole epoch is in {state}; --resume goes on after it" if state.exists() else NOTHING_KEPT
+    is_begun = state.exists()
+    return f"the last whole epoch is in {state}; --resume goes on after it" if is_begun else _how_to_go_on(state)
+
+
+def _how_to_go_on(made: Path) -> str:
+    parts = beside(made).directory
+    return f"what is done is in {parts}; the same command goes on after it" if parts.exists() else NOTHING_KEPT
 
 
 def corpus(
@@ -223,7 +234,7 @@ def corpus(
         data={"source": source},
         command=command_line(),
     )
-    with long_work("building the index", lambda: NOTHING_KEPT) as progress:
+    with long_work("building the index", lambda: _how_to_go_on(registry().root / name)) as progress:
         if towers is None:
             version = publish.publish_corpus(registry(), directory, card, index, progress)
         else:
@@ -254,15 +265,16 @@ def evaluate(
     from service.inventory import card_of
 
     target, (name, directory) = existing_registry().find(version), named_dir(data)
-    fit = corpora.read(train_data) if train_data else None
-    if card_of(target.path).kind in ("corpus", "two_tower"):
-        from models.training import bundle
+    with long_work("scoring", lambda: NOTHING_KEPT):
+        fit = corpora.read(train_data) if train_data else None
+        if card_of(target.path).kind in ("corpus", "two_tower"):
+            from models.training import bundle
 
-        net: Any = bundle.read(target)
-        scores = net.score(corpora.read(directory), fit)
-    else:
-        net = predictor.load(target.path, device, os.cpu_count() or 1, precision)
-        scores = score(net, corpora.read(directory), net.card.context_length, fit)
+            net: Any = bundle.read(target)
+            scores = net.score(corpora.read(directory), fit)
+        else:
+            net = predictor.load(target.path, device, os.cpu_count() or 1, precision)
+            scores = score(net, corpora.read(directory), net.card.context_length, fit)
     card = beside_card(scores, net.card)
     if as_json:
         print_json({"version": target.id, "data": name, "runtime": net.runtime, "card": card, **scores})
@@ -284,7 +296,7 @@ def leaderboard(
 ) -> None:
     """Time and score every net beside the baselines.
 
-    Writes tables, a plot and recommendations.
+    Writes tables, a plot and recommendations. Ctrl-C stops it; the same command goes on, but for the timing.
     """
     from bench import leaderboard as board
     from bench import plot, standings
@@ -293,16 +305,44 @@ def leaderboard(
     found = existing_registry()
     sets = {name: corpora.read(directory) for name, directory in (named_dir(data), named_dir(ood))}
     fit = corpora.read(train_data) if train_data else None
-    with long_work("timing and scoring", lambda: NOTHING_KEPT):
-        figures = {"command": command_line(), **board.measure(found, sets, fit, rounds, say)}
     target = out or found.root / "LEADERBOARD.md"
-    target.write_text(standings.to_markdown(figures), encoding="utf-8")
+    with long_work("timing and scoring", lambda: _how_to_go_on(target)), beside(target) as parts:
+        figures = {"command": command_line(), **board.measure(found, sets, fit, rounds, say, parts)}
+        target.write_text(standings.to_markdown(figures), encoding="utf-8")
     plot.leaderboard(target.with_name("leaderboard.png"), figures)
     if as_json:
         print_json({**figures, "recommendations": standings.recommend(figures)})
     else:
         print_table(("for", "choose", "rule"), [(use, who, rule) for use, rule, who in standings.recommend(figures)])
         say(f"{target}")
+
+
+def bench(
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of one measurement.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each measurement.")] = 5,
+    out: Annotated[Path, typer.Option(help="Where report.md, report.json and plots go.")] = Path("runs/bench"),
+    dim: Annotated[int, typer.Option(min=1, help="D of the nets.")] = 768,
+    peers: Annotated[
+        Path | None, typer.Option(callback=check_environment, help="Virtual environment of peers to measure, too.")
+    ] = None,
+    only: Annotated[list[Section] | None, typer.Option(help="A section; repeat for several. Default all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure nets and service beside a naive app.
+
+    Ratios are of one run. Ctrl-C stops it; the same command goes on after the last whole section. Fails where an answer
+    was wrong or a peer did not start.
+    """
+    from bench.plan import Plan
+    from bench.run import run
+
+    plan = Plan(seconds, rounds, dim, out)
+    kept = out / "report.md"
+    with long_work("measuring", lambda: _how_to_go_on(kept)) as progress, beside(kept) as parts:
+        figures = run(plan, only or list(Section), peers, say, progress, parts)
+    print_json(figures) if as_json else typer.echo(kept)
+    if figures["failures"]:
+        raise typer.Exit(FAILED)
 
 
 def _print_scores(name: str, scores: dict[str, Any], runtime: str, card: dict[str, Any] | None) -> None:

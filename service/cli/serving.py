@@ -10,7 +10,7 @@ import typer
 
 from service.cli.arguments import AsJson, Token, Url, registry
 from service.cli.ends import FAILED, OK
-from service.cli.output import print_json
+from service.cli.output import print_json, say
 
 
 def serve(
@@ -66,4 +66,6 @@ def smoke(
     is_ok = all(result.outcome != "failed" for result in results)
     if as_json:
         print_json({"url": url, "ok": is_ok, "checks": [result._asdict() for result in results]})
+    if not is_ok:
+        say("next: name where it listens, and --token where it wants one; its log, and `lvm rollback`, help the rest")
     raise typer.Exit(OK if is_ok else FAILED)

@@ -8,7 +8,7 @@ const isNumber = (cell) => /^[-\u2212\d.,%]+$/.test(cell);
 
 function grid([head, , ...body]) {
   const numbers = cells(body[0] ?? "").map(isNumber);
-  const row = (line, tag) => el("tr", {}, cells(line).map((cell, place) => el(tag, { class: numbers[place] && "number" }, inline(cell))));
+  const row = (line, tag) => el("tr", {}, cells(line).map((cell, place) => el(tag, { class: numbers[place] && "number" }, inline(isNumber(cell) ? cell.replace("-", "\u2212") : cell))));
   return el("table", {}, el("thead", {}, row(head, "th")), el("tbody", {}, body.map((line) => row(line, "td"))));
 }
 

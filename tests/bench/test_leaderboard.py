@@ -12,6 +12,7 @@ from models import corpus as corpora
 from models.corpus import Corpus
 from models.evaluate import evaluate
 from models.registry import Registry
+from models.training.parts import Parts
 from tests.conftest import SHIPPED
 
 
@@ -40,8 +41,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 @pytest.fixture(scope="module")
-def figures(registry: Registry, data: dict[str, Corpus]) -> dict[str, Any]:
-    found = leaderboard.measure(registry, data, None, 1, lambda what: None)
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    return Parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def figures(registry: Registry, data: dict[str, Corpus], parts: Parts) -> dict[str, Any]:
+    found = leaderboard.measure(registry, data, None, 1, lambda what: None, parts)
     return {"command": "lvm leaderboard", **found}
 
 
@@ -59,6 +65,22 @@ def test_scores_are_those_of_evaluate_and_certain_to_a_degree(
         assert found[name]["interval"][0] < found[name]["cosine"] < found[name]["interval"][1]
         beyond = found[name]["cosine"] - found["weighted_mean"]["cosine"]
         assert found[name]["beyond"]["mean"] == pytest.approx(beyond, abs=1e-6)
+
+
+def test_what_was_stopped_goes_on_after_the_scores(
+    registry: Registry, data: dict[str, Corpus], figures: dict[str, Any], parts: Parts
+) -> None:
+    def stop(what: str) -> None:
+        if what == "timing":
+            raise KeyboardInterrupt
+
+    kept = {path: path.stat().st_mtime_ns for path in parts.directory.iterdir()}
+    assert len(kept) == 8  # a net and three baselines, twice
+    with pytest.raises(KeyboardInterrupt):
+        leaderboard.measure(registry, data, None, 1, stop, parts)
+    again = leaderboard.measure(registry, data, None, 1, lambda what: None, parts)
+    assert {path: path.stat().st_mtime_ns for path in parts.directory.iterdir()} == kept
+    assert again["scores"] == figures["scores"]
 
 
 def test_every_table_has_every_system(figures: dict[str, Any]) -> None:
@@ -98,4 +120,4 @@ def test_recommendations_follow_their_rules() -> None:
 
 def test_a_registry_without_nets_has_nothing_to_rank(tmp_path: Path, data: dict[str, Corpus]) -> None:
     with pytest.raises(leaderboard.NothingToRank, match="D = 384"):
-        leaderboard.measure(Registry(tmp_path), data, None, 1, lambda what: None)
+        leaderboard.measure(Registry(tmp_path), data, None, 1, lambda what: None, Parts(tmp_path))

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from bench import plot, report, service, stages, targets
-from bench.__main__ import main
 from bench.servers import ECHO, NAIVE, SERVICE, TUNED
 from bench.stages import between
 
@@ -95,13 +94,6 @@ def test_stages_are_per_request_and_what_is_left_is_named() -> None:
     assert (spent["rest"], spent["outside"]) == (pytest.approx(3.0), pytest.approx(2.0))
     assert (spent["cpu"], spent["batch_rows"]) == (pytest.approx(4.0), pytest.approx(10.0))
     assert between(after, after, 1.0) == {}
-
-
-@pytest.mark.parametrize("wrong", [["--seconds", "0"], ["--rounds", "x"], ["--only", "nothing"], ["--sec", "1"]])
-def test_a_command_line_that_makes_no_sense_exits_2(wrong: list[str]) -> None:
-    with pytest.raises(SystemExit) as leaving:
-        main(wrong)
-    assert leaving.value.code == 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from bench import report, targets
-from bench.__main__ import main
 from bench.peers import LEFT_OUT, PEERS
 from bench.servers import ECHO, NAIVE, SERVICE, Launch, describe, echo, joined, launched, peers
 from bench.service import FIGURES, compare
@@ -97,9 +96,3 @@ def test_the_report_has_every_rival_and_who_is_missing(cell: dict[str, Any]) -> 
     assert "**bentoml failed, its figures are left out:** no such module" in text
     assert "Ray Serve, which is a cluster" in text
     assert {row["name"]: row["is_met"] for row in judged}["json, 32 connection(s): throughput / mosec"] is True
-
-
-def test_an_environment_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as leaving:
-        main(["--peers", str(tmp_path)])
-    assert leaving.value.code == 2

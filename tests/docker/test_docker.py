@@ -199,12 +199,23 @@ class TestCompose:
         assert source["url"] == "http://prometheus:9090"
         assert {panel["datasource"]["uid"] for panel in promql.panels()} == {source["uid"]}
 
+    def test_every_build_argument_is_one_of_the_dockerfiles_with_its_default(self) -> None:
+        taken = dict(argument.partition("=")[::2] for argument in instructions(STAGES[0], "ARG"))
+        passed = SERVICES["lvm"]["build"]["args"]
+        defaults = {name: re.fullmatch(r"\$\{LVM_\w+:-(\w+)\}", value) for name, value in passed.items()}
+        assert passed.keys() == {"RUNTIME", "TEXT"}
+        assert {name: found and found[1] for name, found in defaults.items()} == {name: taken[name] for name in passed}
+
     def test_the_cuda_file_changes_only_services_that_exist(self) -> None:
         override = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text())
         assert override["services"].keys() <= SERVICES.keys()
         assert override["services"]["lvm"]["build"]["args"] == {"RUNTIME": "cuda"}
 
 
+BOARD: dict[str, Any] = json.loads(promql.DASHBOARD.read_text())
+PROVISIONING = DOCKER / "grafana" / "provisioning"
+KINDS_OF_PANELS = {"row", "bargauge", "gauge", "heatmap", "stat", "state-timeline", "table", "text", "timeseries"}
+UNITS = {"bytes", "dateTimeAsIso", "none", "ops", "percent", "percentunit", "reqps", "s", "short"}
 ASKED = [*promql.recorded(), *promql.alerts(), *promql.queries()]
 ALERTS = {rule["alert"] for rule in promql.rules() if "alert" in rule}
 RUNBOOK = (ROOT / "docs" / "alerts.md").read_text()
@@ -256,7 +267,7 @@ class TestExpressions:
         assert set(re.findall(r"Lvm\w+", panel["description"])) <= ALERTS
 
     def test_panels_have_ids_and_places_of_their_own(self) -> None:
-        panels = json.loads(promql.DASHBOARD.read_text())["panels"]  # rows, too
+        panels = BOARD["panels"]  # rows, too
         cells = [
             (x, y)
             for place in (panel["gridPos"] for panel in panels)
@@ -266,6 +277,61 @@ class TestExpressions:
         assert len({panel["id"] for panel in panels}) == len(panels)
         assert len(set(cells)) == len(cells)
         assert max(x for x, _ in cells) < 24
+
+
+class TestProvisioning:
+    """What Grafana wants of files that it reads at its start, as it tells of what it finds amiss in its log only."""
+
+    def test_the_dashboard_is_one_that_this_grafana_reads_and_finds_again(self) -> None:
+        assert 36 <= BOARD["schemaVersion"] <= 40  # older ones are migrated; 40 is what 11.4 writes
+        assert SERVICES["grafana"]["image"].startswith("grafana/grafana:11.4.")
+        assert re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", BOARD["uid"])
+        assert BOARD["title"]
+        assert BOARD.keys().isdisjoint({"id", "__inputs", "__requires", "dashboard"})  # of exports, and of the API
+
+    def test_whatever_asks_asks_the_source_that_is_provisioned(self) -> None:
+        (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yml").read_text())["datasources"]
+        known = {"type": source["type"], "uid": source["uid"]}
+        variables = BOARD["templating"]["list"]
+        asking = [
+            *variables,
+            *BOARD["annotations"]["list"],
+            *promql.panels(),
+            *(target for panel in promql.panels() for target in panel["targets"]),
+        ]
+        assert all(one["datasource"] == known for one in asking)
+        assert {source["access"], source["type"]} == {"proxy", "prometheus"}
+        config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+        assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+
+    def test_variables_are_defined_and_queries_have_names_of_their_own(self) -> None:
+        defined = {variable["name"] for variable in BOARD["templating"]["list"]} | {"__rate_interval", "__range"}
+        for panel in promql.panels():
+            ids = [target["refId"] for target in panel["targets"]]
+            assert len(set(ids)) == len(ids), panel["title"]
+            for target in panel["targets"]:
+                assert set(re.findall(r"\$\{?(\w+)", target["expr"])) <= defined, panel["title"]
+
+    def test_panels_are_of_kinds_and_units_that_come_with_grafana(self) -> None:
+        for panel in BOARD["panels"]:
+            assert panel["type"] in KINDS_OF_PANELS, panel["title"]
+            place = panel["gridPos"]
+            assert min(place["w"], place["h"]) > 0, panel["title"]
+            assert place["x"] + place["w"] <= 24, panel["title"]
+            defaults = panel.get("fieldConfig", {}).get("defaults", {})
+            overrides = panel.get("fieldConfig", {}).get("overrides", [])
+            given = [each["value"] for one in overrides for each in one["properties"] if each["id"] == "unit"]
+            assert {*given, defaults.get("unit", "none")} <= UNITS, panel["title"]
+            if panel["type"] == "row":
+                assert not panel["panels"] or panel["collapsed"], "panels in an open row are not shown"
+
+    def test_the_directories_are_those_that_compose_mounts(self) -> None:
+        mounts = dict(mount.removesuffix(":ro").split(":") for mount in SERVICES["grafana"]["volumes"])
+        (provider,) = yaml.safe_load((PROVISIONING / "dashboards" / "lvm.yml").read_text())["providers"]
+        assert mounts["./grafana/provisioning"] == "/etc/grafana/provisioning"
+        assert mounts["./grafana/dashboards"] == provider["options"]["path"]
+        home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+        assert home == f"{provider['options']['path']}/{promql.DASHBOARD.name}"
 
 
 class TestAlerts:

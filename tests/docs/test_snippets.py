@@ -27,6 +27,7 @@ NOT_RUN: Mapping[str, str] = {  # the beginning of a command, and why it cannot 
     "make serve": "installs; what it starts is what all others talk to",
     "make test": "this is it",
     "lvm leaderboard": "times every net for minutes; tests/bench/test_leaderboard.py runs it on tiny ones",
+    "lvm bench": "times nets and servers for twenty minutes; tests/bench measures tiny ones",
     "lvm train gmn --two-tower": "hours, on the training set; tests/models/training trains tiny towers",
     "lvm train reranker": "the same",
     "lvm corpus wiki-val": "the same",

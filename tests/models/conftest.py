@@ -219,22 +219,26 @@ def towers_version(published: Registry, corpus_dir: Path, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="session")
-def reranker_version(
-    published: Registry, towers_version: Version, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Version:
-    """The reranker of that two-tower."""
-    job = RerankJob(
+def rerank_job(towers_version: Version, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RerankJob:
+    """How a reranker of that two-tower is made."""
+    return RerankJob(
         name="reranker",
         towers=towers_version,
         data=("tiny", corpus_dir),
         config={"hidden_dim": 8},
         recipe=Recipe(epochs=4, batch_size=32, learning_rate=1e-2),
         state=tmp_path_factory.mktemp("runs") / "reranker.pt",
+        resume=False,
         license="cc-by-sa-3.0",
         attribution="",
         command="lvm train reranker",
     )
-    return run_rerank_job(job, published, lambda done, total: None, lambda said: None)
+
+
+@pytest.fixture(scope="session")
+def reranker_version(published: Registry, rerank_job: RerankJob) -> Version:
+    """The reranker of that two-tower."""
+    return run_rerank_job(rerank_job, published, lambda done, total: None, lambda said: None)
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,7 @@ def test_the_command_tells_by_its_exit_status(server: Running, tmp_path: Path) -
     def smoke(*words: str) -> tuple[int, Any]:
         env = {**os.environ, "LVM_REGISTRY": str(tmp_path / "none")}
         done = subprocess.run([LVM, "smoke", *words, "--json"], capture_output=True, text=True, env=env)
+        assert done.stderr.startswith("next: ") is bool(done.returncode)
         return done.returncode, json.loads(done.stdout)
 
     code, said = smoke(server.url, "--token", "secret")

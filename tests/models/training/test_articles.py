@@ -1,5 +1,6 @@
 """Articles become a corpus whole or not at all, and no word of theirs is lost, moved or made up."""
 
+import contextlib
 import gzip
 import json
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from models import corpus
 from models.corpus import Floats
 from models.encoder import EncoderError, Progress
 from models.training.articles import BadArticles, Summary, build, read
+from models.training.parts import beside
 from models.windows import windows
 from tests.fakes import HashEncoder, prose
 
@@ -23,7 +25,7 @@ class BrokenEncoder(HashEncoder):
     def __init__(self, vectors: Floats) -> None:
         self.vectors = vectors
 
-    def encode(self, texts: Sequence[str], progress: Progress) -> Floats:
+    def encode(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> Floats:
         return self.vectors
 
 
@@ -34,7 +36,7 @@ def write_lines(path: Path, *articles: Any) -> Path:
 
 
 def make(source: Path, out: Path) -> Summary:
-    return build(source, out, HashEncoder(), lambda done, total: None)
+    return build(source, out, HashEncoder(), lambda done, total: None, beside(out))
 
 
 # --- reading ---
@@ -160,8 +162,10 @@ def test_an_article_too_short_for_a_chunk_is_left_out_and_counted(tmp_path: Path
 def test_progress_ends_at_the_number_of_chunks(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": ["a", "b", "c"]})
-    build(source, tmp_path / "out", HashEncoder(), lambda done, total: seen.append((done, total)))
-    assert seen == [(2, 3), (3, 3)]
+    build(
+        source, tmp_path / "out", HashEncoder(), lambda done, total: seen.append((done, total)), beside(tmp_path / "o")
+    )
+    assert seen == [(3, 3)]
 
 
 def test_nothing_to_encode_is_refused(tmp_path: Path) -> None:
@@ -183,5 +187,59 @@ def test_what_stands_at_the_destination_is_left_alone(tmp_path: Path, occupy: Ca
 def test_unusable_vectors_leave_nothing_behind(tmp_path: Path, vectors: Floats) -> None:
     source = write_lines(tmp_path / "in.jsonl", json.loads(GOOD))
     with pytest.raises(EncoderError, match="fake"):
-        build(source, tmp_path / "out", BrokenEncoder(vectors), lambda done, total: None)
+        build(source, tmp_path / "out", BrokenEncoder(vectors), lambda done, total: None, beside(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == [source]
+
+
+class StoppingEncoder(HashEncoder):
+    """Counts the texts that it is given, one call after the other, and is stopped at some call; the probe is one."""
+
+    def __init__(self, stops_at: int = 99) -> None:
+        self.stops_at, self.asked = stops_at, list[int]()
+
+    def encode(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> Floats:
+        self.asked.append(len(texts))
+        if len(self.asked) == self.stops_at:
+            raise KeyboardInterrupt
+        return super().encode(texts)
+
+
+class OtherEncoder(StoppingEncoder):
+    """Bears the same name, and makes other vectors."""
+
+    def vector(self, text: str) -> Floats:
+        return -super().vector(text)
+
+
+def test_what_was_stopped_goes_on_after_the_chunks_that_are_encoded(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": [f"chunk {n}" for n in range(300)]})
+    out, parts = tmp_path / "out", beside(tmp_path / "out")
+    for encoder in (StoppingEncoder(stops_at=4), StoppingEncoder()):
+        with contextlib.suppress(KeyboardInterrupt):
+            build(source, out, encoder, lambda done, total: None, parts)
+    assert encoder.asked == [1, 44]
+    make(source, tmp_path / "whole")
+    for file in corpus.FILES:
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out", "whole"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "asked"),
+    [
+        (StoppingEncoder, "chunk", [1, 44]),
+        (StoppingEncoder, "new", [1, 128, 44]),
+        (OtherEncoder, "chunk", [1, 128, 128, 44]),
+    ],
+)
+def test_chunks_of_another_text_or_model_are_encoded_anew(
+    tmp_path: Path, kind: type[StoppingEncoder], first: str, asked: list[int]
+) -> None:
+    texts = [f"chunk {n}" for n in range(300)]
+    out, parts = tmp_path / "out", beside(tmp_path / "out")
+    source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": ["chunk", *texts[1:]]})
+    with pytest.raises(KeyboardInterrupt):
+        build(source, out, StoppingEncoder(4), lambda done, total: None, parts)
+    write_lines(source, {"title": "A", "chunks": [first, *texts[1:]]})
+    build(source, out, encoder := kind(), lambda done, total: None, parts)
+    assert encoder.asked == asked

@@ -9,9 +9,12 @@ import pytest
 from models import retriever as retrievers
 from models.card import Card
 from models.corpus import Corpus, MappedCorpus
-from models.index import BadIndex, FlatIndex
+from models.index import BadIndex, FlatIndex, Lists
 from models.registry import Version
 from models.training import indexing
+from models.training.parts import Parts
+
+Build = Callable[[Corpus, indexing.Progress, Path], tuple[Lists, Card]]
 
 
 @pytest.fixture
@@ -25,9 +28,21 @@ def mapped_corpus() -> Callable[[Corpus], MappedCorpus]:
     return make
 
 
+@pytest.fixture
+def build(mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]) -> Build:
+    """Return a function that indexes a corpus in memory, keeping parts in a directory."""
+    return lambda corpus, progress, parts: indexing.build(
+        mapped_corpus(corpus), card(kind="corpus"), progress, Parts(parts)
+    )
+
+
+def quiet(done: int, total: int) -> None:
+    pass
+
+
 def test_the_card_tells_kind_effort_and_recall(indexed_version: Version, larger_dir: Path) -> None:
     card = retrievers.load(indexed_version.path).card
-    assert set(card.config) == {"index", "lists", "nprobe", "pool", "recall@10", "queries", "build_seconds"}
+    assert set(card.config) == {"index", "lists", "nprobe", "pool", "recall@10", "queries"}
     assert (card.config["index"], card.config["lists"], card.config["queries"]) == ("ivf", 64, 400)
     assert 1 <= card.config["nprobe"] <= 64
     assert 0.99 <= card.config["recall@10"] <= 1
@@ -38,11 +53,11 @@ def test_the_card_tells_kind_effort_and_recall(indexed_version: Version, larger_
 
 
 def test_the_scan_that_recall_is_measured_by_is_exact(
-    corpus: Corpus, mapped_corpus: Callable[[Corpus], MappedCorpus]
+    corpus: Corpus, mapped_corpus: Callable[[Corpus], MappedCorpus], tmp_path: Path
 ) -> None:
     ticks: list[int] = []
     mapped = mapped_corpus(corpus)
-    scan = indexing.Scan(mapped, lambda: ticks.append(1))
+    scan = indexing.Scan(mapped, indexing.Kept(Parts(tmp_path), "", 1, lambda done, total: ticks.append(done)))
     queries = corpus.vectors[::40]
     flat = FlatIndex(mapped.vectors_at(np.arange(240))).search(queries, 30)
     scores, rows = scan.search(queries, 30)
@@ -51,26 +66,40 @@ def test_the_scan_that_recall_is_measured_by_is_exact(
     assert (len(scan), len(ticks), scan.is_exact) == (240, 1, True)
 
 
-def test_equal_corpora_get_equal_lists(
-    corpus: Corpus, mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]
-) -> None:
-    made = [indexing.build(mapped_corpus(corpus), card(kind="corpus"), lambda done, total: None) for _ in range(2)]
-    assert made[0][0].to_bytes() == made[1][0].to_bytes()
+def test_work_that_is_stopped_goes_on_to_the_same_index(corpus: Corpus, build: Build, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 9:  # centroids, and one of two blocks
+            raise KeyboardInterrupt
+
+    whole, card = build(corpus, quiet, tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus, stop, tmp_path / "other")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "other").iterdir()}
+    lists, again = build(corpus, quiet, tmp_path / "other")
+    assert len(kept) == 9
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+    assert (lists.to_bytes(), again) == (whole.to_bytes(), card)
 
 
-def test_progress_is_told_to_the_end(
-    corpus: Corpus, mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]
+def test_parts_of_another_corpus_are_not_taken(
+    corpus: Corpus, make_corpus: Callable[..., Corpus], build: Build, tmp_path: Path
 ) -> None:
+    other = make_corpus(corpus.vectors[::-1])
+    build(corpus, quiet, tmp_path / "one")
+    assert build(other, quiet, tmp_path / "one")[0].to_bytes() == build(other, quiet, tmp_path)[0].to_bytes()
+
+
+def test_progress_is_told_to_the_end(corpus: Corpus, build: Build, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    indexing.build(mapped_corpus(corpus), card(kind="corpus"), lambda done, total: told.append((done, total)))
+    build(corpus, lambda done, total: told.append((done, total)), tmp_path)
     assert told == [(step, 10) for step in range(1, 11)]
 
 
 def test_a_corpus_that_repeats_itself_can_be_indexed(
-    make_corpus: Callable[..., Corpus], mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]
+    make_corpus: Callable[..., Corpus], build: Build, tmp_path: Path
 ) -> None:
     vectors = np.tile(np.random.default_rng(0).standard_normal((10, 16)), (30, 1))
-    _, carded = indexing.build(mapped_corpus(make_corpus(vectors)), card(kind="corpus"), lambda done, total: None)
+    _, carded = build(make_corpus(vectors), quiet, tmp_path)
     assert carded.config["recall@10"] >= 0.99
 
 
@@ -90,7 +119,7 @@ def test_lists_that_never_find_enough_are_refused() -> None:
 
 
 def test_too_few_chunks_for_an_index_are_refused(
-    make_corpus: Callable[..., Corpus], mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]
+    make_corpus: Callable[..., Corpus], build: Build, tmp_path: Path
 ) -> None:
     with pytest.raises(BadIndex, match="99 chunks are too few"):
-        indexing.build(mapped_corpus(make_corpus(np.eye(99))), card(kind="corpus"), lambda done, total: None)
+        build(make_corpus(np.eye(99)), quiet, tmp_path)

@@ -13,6 +13,7 @@ from models.corpus import Corpus
 from models.nets.reranker import RerankerNet
 from models.registry import Registry, Version
 from models.training import bundle, rerank
+from models.training.parts import Parts
 from models.training.train import Epoch, Recipe
 from models.windows import NothingToLearnFrom, hold_out, windows
 
@@ -23,8 +24,9 @@ def made(towers_version: Version) -> bundle.Made:
 
 
 @pytest.fixture(scope="module")
-def lists(made: bundle.Made, corpus: Corpus) -> list[rerank.Lists]:
-    return [rerank.listed(made, bank) for bank in rerank.held_out_banks(made.card, corpus)]
+def lists(made: bundle.Made, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[rerank.Lists]:
+    parts = Parts(tmp_path_factory.mktemp("parts"))
+    return [rerank.listed(made, bank, parts) for bank in rerank.held_out_banks(made.card, corpus)]
 
 
 def quiet(epoch: Epoch) -> None:
@@ -74,6 +76,25 @@ def test_what_is_served_is_what_was_trained() -> None:
     with torch.no_grad():
         expected = net(figures).numpy()
     assert np.allclose(rerank.served(net).score(figures.numpy()), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("stops_at", [1, 3], ids=["a bank", "an epoch"])
+def test_a_job_that_is_stopped_goes_on_to_the_same_version(
+    reranker_version: Version, rerank_job: rerank.RerankJob, tmp_path: Path, stops_at: int
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == stops_at:
+            raise KeyboardInterrupt
+
+    job, done = replace(rerank_job, state=tmp_path / "r.pt"), list[int]()
+    with pytest.raises(KeyboardInterrupt):
+        rerank.run_rerank_job(job, Registry(tmp_path), stop, lambda said: None)
+    banks = [path.stat().st_mtime_ns for path in (tmp_path / ".r.pt.parts").iterdir()]
+    again = replace(job, resume=job.state.exists())
+    made = rerank.run_rerank_job(again, Registry(tmp_path), lambda n, total: done.append(n), lambda said: None)
+    assert (len(banks), done) == ((1, [1, 2, 3, 4, 5, 6]) if stops_at == 1 else (2, [1, 2, 4, 5, 6]))
+    assert made.id == reranker_version.id
+    assert not (tmp_path / ".r.pt.parts").exists()
 
 
 def test_the_version_says_whose_finds_it_orders(

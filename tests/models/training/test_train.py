@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.corpus import Corpus, Floats
-from models.training.train import Epoch, Recipe, Schedule, Trainer, warm_up_cosine
+from models.training.train import AnotherRun, Epoch, Recipe, Schedule, Trainer, warm_up_cosine
 from models.windows import Windows, hold_out, windows
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=5e-3, noise=0.1, reverse=0.5)
@@ -133,6 +133,25 @@ def test_a_state_of_another_net_or_size_is_refused(
     for other in (trainer_of("lstm"), Trainer("amn", {**NETS["amn"], "key_dim": 4}, RECIPE, split[0])):
         with pytest.raises(ValueError, match="was written by another run"):
             other.resume(tmp_path / "run.pt")
+
+
+def test_a_state_of_other_data_is_refused(
+    trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
+) -> None:
+    trainer_of().save(tmp_path / "run.pt")
+    fewer = Trainer("amn", NETS["amn"], RECIPE, split[0].take(np.arange(len(split[0]) - 1)))
+    with pytest.raises(AnotherRun, match="was written by another run"):
+        fewer.resume(tmp_path / "run.pt")
+
+
+@pytest.mark.parametrize("data", [None, b"", b"no state", b"PK\x03\x04"])
+def test_what_is_no_state_is_said_to_be_none(
+    trainer_of: Callable[..., Trainer], tmp_path: Path, data: bytes | None
+) -> None:
+    if data is not None:
+        (tmp_path / "run.pt").write_bytes(data)
+    with pytest.raises(AnotherRun, match="no state of a run" if data is not None else "no run was stopped"):
+        trainer_of().resume(tmp_path / "run.pt")
 
 
 def test_the_state_is_replaced_whole(trainer_of: Callable[..., Trainer], tmp_path: Path) -> None:

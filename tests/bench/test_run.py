@@ -1,0 +1,36 @@
+"""A report that was stopped goes on after the sections that are whole."""
+
+from pathlib import Path
+from typing import Any
+
+from bench.load import WrongAnswers
+from bench.run import measure
+from models.training.parts import Parts
+
+
+def test_a_section_that_ended_is_not_measured_again(tmp_path: Path) -> None:
+    runs: list[str] = []
+
+    def section() -> dict[str, int]:
+        runs.append("nets")
+        first["failures"]["mosec"] = "did not start"
+        return {"rows": 3}
+
+    first: dict[str, Any] = {"failures": {}}
+    again: dict[str, Any] = {"failures": {}}
+    for figures in (first, again):
+        measure("nets", section, figures, Parts(tmp_path), ("plan",))
+    assert runs == ["nets"]
+    assert first == again == {"nets": {"rows": 3}, "failures": {"mosec": "did not start"}}
+    measure("nets", section, again, Parts(tmp_path), ("another plan",))
+    assert len(runs) == 2
+
+
+def test_a_section_with_a_wrong_answer_is_measured_again(tmp_path: Path) -> None:
+    def wrong() -> None:
+        raise WrongAnswers("0.5 from torch's answer")
+
+    figures: dict[str, Any] = {"failures": {}}
+    measure("rows", wrong, figures, Parts(tmp_path), ())
+    assert figures == {"failures": {"rows": "0.5 from torch's answer"}}
+    assert not list(tmp_path.iterdir())

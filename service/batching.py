@@ -17,7 +17,7 @@ from time import monotonic, perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
 from service.errors import Draining, Expired, ModelFailed, Overloaded
-from service.tracing import Attributes, Laps, Request, Ride, current, record_batch
+from service.tracing import Attributes, Laps, Record, Ride, current, record_batch
 
 GIVE_UP = 3  # failures in a row
 WINDOW = 2  # items of one request in the queue: one runs, one is ready
@@ -53,7 +53,7 @@ class Ticket(Generic[Item, Answer]):
         self.batch_rows = 0
         self.answer: Answer
         self.error: Exception | None = None
-        self.recorded: Request | None = current.get()
+        self.recorded: Record | None = current.get()
 
     def abandon(self) -> None:
         """Let go of the item: a ticket may stand in the queue of a hung thread for long."""
@@ -239,7 +239,7 @@ class MicroBatcher(Generic[Item, Answer]):
             told: Attributes = {"lvm.rows": batch.rows, "lvm.reason": batch.reason}
             record_batch(self._name, batch.began, batch.seconds, told, rides)
 
-    def _ride(self, ticket: Ticket[Item, Answer], recorded: Request, batch: Batch) -> Ride:
+    def _ride(self, ticket: Ticket[Item, Answer], recorded: Record, batch: Batch) -> Ride:
         answer = None if ticket.error else ticket.answer
         error = type(ticket.error).__name__ if ticket.error else None
         return Ride(recorded, ticket.since, self._laps(answer, batch.seconds), error)

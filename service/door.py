@@ -27,7 +27,7 @@ from service.errors import (
 from service.log import AccessLog, logger
 from service.metrics import STAGES, Metrics
 from service.settings import Settings
-from service.tracing import Attributes, Request, Trace, Tracer, current, parse
+from service.tracing import Attributes, Record, Trace, Tracer, current, parse
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -89,7 +89,7 @@ class Call:
         self.deadline = monotonic() + timeout_ms / 1000
         traceparent = headers.get(b"traceparent")
         self.trace: Trace | None = None if traceparent is None else parse(traceparent)
-        self.recorded: Request | None = None
+        self.recorded: Record | None = None
 
     def restart(self) -> None:
         """Start the clock anew: the body is whole, what was before was the caller's time."""

@@ -64,15 +64,15 @@ class Tracer:
     def __init__(self, export: Callable[[Span], None], share: float, draw: Callable[[], float] = random) -> None:
         self.export, self._share, self._draw = export, share, draw
 
-    def begin(self, parent: Trace | None, state: bytes = b"") -> Request | None:
+    def begin(self, parent: Trace | None, state: bytes = b"") -> Record | None:
         """Return the record of a request that is sampled, whose caller's place is `parent`."""
         if parent is None:
-            return Request(self, None) if self._draw() < self._share else None
-        return Request(self, parent._replace(state=state.decode("latin-1"))) if parent.is_sampled else None
+            return Record(self, None) if self._draw() < self._share else None
+        return Record(self, parent._replace(state=state.decode("latin-1"))) if parent.is_sampled else None
 
 
-class Request:
-    """A sampled request under way; seconds are `perf_counter`'s."""
+class Record:
+    """What is recorded of a sampled request under way; seconds are `perf_counter`'s."""
 
     __slots__ = ("_epoch_ns", "_links", "_parent", "trace", "tracer")
 
@@ -118,7 +118,7 @@ class Request:
 class Ride(NamedTuple):
     """A sampled request's part in a batch: since when it waited, and what the run consisted of."""
 
-    request: Request
+    record: Record
     since_s: float
     laps: Laps
     error: str | None
@@ -126,11 +126,11 @@ class Ride(NamedTuple):
 
 def record_batch(engine: str, began_s: float, seconds: float, attributes: Attributes, rides: Sequence[Ride]) -> None:
     """Tell a batch, and the part in it of each of its sampled requests; they link to each other."""
-    links = [ride.request.trace for ride in rides]
+    links = [ride.record.trace for ride in rides]
     attributes = {"lvm.engine": engine, **attributes}
-    batch = rides[0].request.batch(engine, began_s, began_s + seconds, attributes, links)
+    batch = rides[0].record.batch(engine, began_s, began_s + seconds, attributes, links)
     for ride in rides:
-        ride.request.ride(batch, engine, ride, began_s)
+        ride.record.ride(batch, engine, ride, began_s)
 
 
 def _below(parent: Trace | None) -> Trace:
@@ -139,4 +139,4 @@ def _below(parent: Trace | None) -> Trace:
     return parent._replace(span_id=span_id) if parent else Trace(f"{getrandbits(128) or 1:032x}", span_id, True)
 
 
-current: ContextVar[Request | None] = ContextVar("current", default=None)  # whom the code at hand works for
+current: ContextVar[Record | None] = ContextVar("current", default=None)  # whom the code at hand works for

@@ -7,8 +7,8 @@ import contextlib
 import gc
 from collections.abc import AsyncIterator
 from importlib.metadata import version
-from time import monotonic
-from typing import Any
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +24,7 @@ from service.cells import Cells
 from service.concurrency import AdaptiveLimit, FixedLimit
 from service.door import (
     CANCELLED,
+    DEPARTED,
     NOSNIFF,
     Door,
     HotRoute,
@@ -32,16 +33,21 @@ from service.door import (
     Scope,
     Send,
     State,
+    marks,
     problem_reply,
     request_id,
 )
 from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, Unavailable, problem
 from service.lineup import Lineup, Loaders, RealLoaders
-from service.log import logger
+from service.log import AccessLog, logger
 from service.metrics import Metrics
 from service.protocol import OTHER
 from service.routing import Router
-from service.settings import Settings
+from service.settings import BadSettings, Settings
+from service.tracing import Tracer, parse
+
+if TYPE_CHECKING:
+    from service.otlp import Exporter
 
 STATUS_REASONS = {401: "unauthorised", 404: "unknown_route", 405: "method_not_allowed", 500: "internal"}
 GUARDS = (  # against what a browser may make of an answer; a page brings its own policy
@@ -54,9 +60,9 @@ GUARDS = (  # against what a browser may make of an answer; a page brings its ow
 class Service(FastAPI):
     """FastAPI with a short cut: a POST to a hot route goes straight to it, past router and middleware."""
 
-    def __init__(self, metrics: Metrics, tokens: Tokens, **options: Any) -> None:
+    def __init__(self, metrics: Metrics, tokens: Tokens, access: AccessLog, **options: Any) -> None:
         super().__init__(**options)
-        self.metrics, self.tokens = metrics, tokens
+        self.metrics, self.tokens, self.access = metrics, tokens, access
         self.hot: dict[bytes, HotRoute] = {}
         self.infer: HotRoute | None = None
         self.labels: set[str] = set()
@@ -85,12 +91,13 @@ class Service(FastAPI):
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         identity = scope["lvm.request_id"] = request_id(headers.get(b"x-request-id"))
-        outcome = CANCELLED
+        outcome, status, began = CANCELLED, DEPARTED, perf_counter()
 
         async def tell(message: Message) -> None:
-            nonlocal outcome
+            nonlocal outcome, status
             if message["type"] == "http.response.start":
-                outcome = _outcome(message["status"])
+                status = message["status"]
+                outcome = _outcome(status)
                 set_already = {name for name, _ in message["headers"]}
                 guards = (guard for guard in GUARDS if guard[0] not in set_already)
                 message["headers"] = [
@@ -101,15 +108,20 @@ class Service(FastAPI):
                 ]
             await send(message)
 
+        client, *_ = scope.get("client") or ("",)
         try:
             if scope["path"] not in self.open:
-                self.tokens.client_of(headers)
+                client = self.tokens.client_of(headers) or client
             await super().__call__(scope, receive, tell)
         except Unauthorised as error:
             await _response(error, identity)(scope, receive, tell)
         finally:
             label = scope["path"] if scope["path"] in self.labels else OTHER
             self.metrics.requests.add(label, outcome)
+            if scope["path"] not in PROBES and self.access.wants(status):
+                ms, trace = round((perf_counter() - began) * 1e3, 3), parse(headers.get(b"traceparent", b""))
+                said = {**marks(identity, trace), "client": client}
+                self.access.write(status, route=label, outcome=outcome, ms=ms, **said)
 
 
 def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells | None = None) -> Service:
@@ -119,6 +131,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
     process is draining.
     """
     metrics, state, tokens = Metrics(settings.slo_ms, cells), State(), read_tokens(settings)
+    access, exporter = AccessLog(settings.access_log), _exporter(settings)
     lineup = Lineup(Registry(settings.registry), loaders or RealLoaders(settings), settings, metrics)
     router = Router(lineup.engines, settings, metrics)
     admission = Admission(_limit(settings), settings, metrics)
@@ -137,10 +150,13 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
         state.is_draining = True
         watcher.cancel()
         await lineup.close(settings.grace_s)
+        if exporter:
+            exporter.close()
 
     app = Service(
         metrics,
         tokens,
+        access,
         title="LVM Serve",
         version=version("lvm-serve"),
         lifespan=lifespan,
@@ -149,7 +165,8 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
         redirect_slashes=False,
     )
     app.state.process, app.state.settings, app.state.lineup = state, settings, lineup
-    door = Door(settings, metrics, state, tokens, admission)
+    tracer = Tracer(exporter, settings.trace_share) if exporter else None
+    door = Door(settings, metrics, state, tokens, admission, access, tracer)
     app.state.observe = add_routes(app, router, lineup, door)
     app.infer = oip.add_routes(app, router, lineup, door)
     app.state.admission = admission
@@ -166,6 +183,16 @@ def _limit(settings: Settings) -> Limit:
     if settings.concurrency == "adaptive":
         return AdaptiveLimit(min(settings.max_queue, 4 * settings.max_batch), monotonic())
     return FixedLimit(settings.concurrency)
+
+
+def _exporter(settings: Settings) -> Exporter | None:
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from service.otlp import Exporter
+    except ImportError as error:
+        raise BadSettings("LVM_OTLP_ENDPOINT wants what sends spans: pip install 'lvm-serve[otlp]'") from error
+    return Exporter(settings.otlp_endpoint)
 
 
 def _outcome(status: int) -> str:

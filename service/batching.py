@@ -17,6 +17,7 @@ from time import monotonic, perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
 from service.errors import Draining, Expired, ModelFailed, Overloaded
+from service.tracing import Attributes, Laps, Record, Ride, current, record_batch
 
 GIVE_UP = 3  # failures in a row
 WINDOW = 2  # items of one request in the queue: one runs, one is ready
@@ -40,6 +41,7 @@ class Ticket(Generic[Item, Answer]):
         "infer_s",
         "item",
         "queue_s",
+        "recorded",
         "rows",
         "since",
     )
@@ -51,6 +53,7 @@ class Ticket(Generic[Item, Answer]):
         self.batch_rows = 0
         self.answer: Answer
         self.error: Exception | None = None
+        self.recorded: Record | None = current.get()
 
     def abandon(self) -> None:
         """Let go of the item: a ticket may stand in the queue of a hung thread for long."""
@@ -63,9 +66,10 @@ class Ticket(Generic[Item, Answer]):
 
 
 class Batch(NamedTuple):
-    """What the batcher tells about a batch that ran: rows, seconds, and why it was released."""
+    """What the batcher tells about a batch that ran: rows, when it began, seconds, and why it was released."""
 
     rows: int
+    began: float  # of perf_counter
     seconds: float
     reason: str  # full | free | waited
 
@@ -81,6 +85,7 @@ class MicroBatcher(Generic[Item, Answer]):
 
     `run` maps n items to n answers, in order; an answer that is an exception fails its item alone. When
     `run` itself raises, the items of the batch are run one by one, so that one bad item fails alone.
+    `laps` says for a trace what the seconds of a run went into, by an answer of it, None where there is none.
     """
 
     def __init__(
@@ -93,8 +98,9 @@ class MicroBatcher(Generic[Item, Answer]):
         max_wait_s: float = 0.0,
         inline: bool = False,
         on_batch: Callable[[Batch], None] = lambda batch: None,
+        laps: Callable[[Answer | None, float], Laps] = lambda _, seconds: (("infer", seconds),),
     ) -> None:
-        self._run, self._on_batch = run, on_batch
+        self._run, self._on_batch, self._laps, self._name = run, on_batch, laps, name
         self._max_rows, self._max_queue, self._max_wait_s = max_rows, max_queue, max_wait_s
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Ticket[Item, Answer] | None] = SimpleQueue()
@@ -228,6 +234,15 @@ class MicroBatcher(Generic[Item, Answer]):
         rate = batch.rows / batch.seconds if batch.seconds else self._rate
         self._rate += (rate - self._rate) * 0.1 if self._rate else rate
         self._on_batch(batch)
+        rides = [self._ride(ticket, ticket.recorded, batch) for ticket in tickets if ticket.recorded is not None]
+        if rides:
+            told: Attributes = {"lvm.rows": batch.rows, "lvm.reason": batch.reason}
+            record_batch(self._name, batch.began, batch.seconds, told, rides)
+
+    def _ride(self, ticket: Ticket[Item, Answer], recorded: Record, batch: Batch) -> Ride:
+        answer = None if ticket.error else ticket.answer
+        error = type(ticket.error).__name__ if ticket.error else None
+        return Ride(recorded, ticket.since, self._laps(answer, batch.seconds), error)
 
     # ---- in the thread, where there is one
 
@@ -279,7 +294,7 @@ class MicroBatcher(Generic[Item, Answer]):
                 ticket.error = ticket.error or answer
             else:
                 ticket.answer = answer
-        return Batch(rows, seconds, reason)
+        return Batch(rows, began, seconds, reason)
 
     def _answers(self, live: list[tuple[Ticket[Item, Answer], Item]]) -> Sequence[Answer | Exception]:
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from random import random
 from time import monotonic, sleep
@@ -107,28 +108,30 @@ class Conversation:
         self._timeout, self._retries, self._rows = timeout, retries, rows
         self._clock, self._draw = clock, draw
 
-    def predict(self, contexts: ArrayLike, options: Mapping[str, Any]) -> Steps[Prediction]:
+    def predict(self, contexts: ArrayLike, options: Mapping[str, Any], traceparent: str | None) -> Steps[Prediction]:
         """Ask for the next vectors of contexts `(n, T, D)` or of one `(T, D)`."""
         rows = np.asarray(contexts, "<f4")
         if rows.ndim not in (2, 3):
             raise ValueError(f"contexts of shape {rows.shape}: want (n, T, D), or (T, D)")
         many, until, dim = rows.reshape(-1, *rows.shape[-2:]), self._until(), rows.shape[-1]
+        headers = {**BOTH_WAYS, **trace_of(traceparent)}
         vectors: list[Floats] = [np.empty((0, dim), np.float32)]
         made_by: dict[MadeBy, None] = {}
         for at in range(0, len(many), self._rows):
             content = many[at : at + self._rows].tobytes()
-            answer = yield from self._ask(Ask("/predict", content, BOTH_WAYS, _given(options)), until)
+            answer = yield from self._ask(Ask("/predict", content, headers, _given(options)), until)
             vectors.append(np.frombuffer(answer.content, "<f4").reshape(-1, dim))
             made_by[_made_by(answer.headers)] = None
         joined = np.concatenate(vectors)
         return Prediction(joined[0] if rows.ndim == 2 else joined, tuple(made_by))
 
-    def retrieve(self, asked: ArrayLike, options: Mapping[str, Any]) -> Steps[list[Passage]]:
+    def retrieve(self, asked: ArrayLike, options: Mapping[str, Any], traceparent: str | None) -> Steps[list[Passage]]:
         """Ask for the passages nearest to a query `(D,)`, or to what a context `(T, D)` predicts."""
         rows = np.asarray(asked, "<f4")
         if rows.ndim not in (1, 2):
             raise ValueError(f"an array of shape {rows.shape}: want a query (D,) or a context (T, D)")
-        answer = yield from self._ask(Ask("/retrieve", rows.tobytes(), OCTETS, _given(options)), self._until())
+        headers = {**OCTETS, **trace_of(traceparent)}
+        answer = yield from self._ask(Ask("/retrieve", rows.tobytes(), headers, _given(options)), self._until())
         return [Passage(**result) for result in answer.json()["results"]]
 
     def _until(self) -> float:
@@ -180,21 +183,32 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=bearer(token), transport=transport)
         self._conversation = Conversation(**policy)
 
-    def predict(self, contexts: ArrayLike, *, model: str | None = None, profile: str | None = None) -> Prediction:
+    def predict(
+        self,
+        contexts: ArrayLike,
+        *,
+        model: str | None = None,
+        profile: str | None = None,
+        traceparent: str | None = None,
+    ) -> Prediction:
         """Return the next vectors of contexts `(n, T, D)`, or of one `(T, D)`.
+
+        The request is part of the trace that `traceparent` names, else of OpenTelemetry's current one, if there is one.
 
         Raises:
             ValueError: the array has another number of dimensions.
             ServiceError: what the service answered, as its class (`service.errors`), or `Unreachable`.
         """
-        return self._run(self._conversation.predict(contexts, {"model": model, "profile": profile}))
+        return self._run(self._conversation.predict(contexts, {"model": model, "profile": profile}, traceparent))
 
-    def retrieve(self, query_or_context: ArrayLike, *, k: int = 10, **options: Any) -> list[Passage]:
+    def retrieve(
+        self, query_or_context: ArrayLike, *, k: int = 10, traceparent: str | None = None, **options: Any
+    ) -> list[Passage]:
         """Return the `k` passages nearest to a query `(D,)`, or to what a context `(T, D)` predicts.
 
         `options` are the route's: `exclude_context`, `rerank`, `model`. Raises as `predict`.
         """
-        return self._run(self._conversation.retrieve(query_or_context, {"k": k, **options}))
+        return self._run(self._conversation.retrieve(query_or_context, {"k": k, **options}, traceparent))
 
     def close(self) -> None:
         """Close the connections."""
@@ -235,13 +249,22 @@ class AsyncClient:
         self._http = httpx.AsyncClient(base_url=url, headers=bearer(token), transport=transport)
         self._conversation = Conversation(**policy)
 
-    async def predict(self, contexts: ArrayLike, *, model: str | None = None, profile: str | None = None) -> Prediction:
+    async def predict(
+        self,
+        contexts: ArrayLike,
+        *,
+        model: str | None = None,
+        profile: str | None = None,
+        traceparent: str | None = None,
+    ) -> Prediction:
         """As `Client.predict`."""
-        return await self._run(self._conversation.predict(contexts, {"model": model, "profile": profile}))
+        return await self._run(self._conversation.predict(contexts, {"model": model, "profile": profile}, traceparent))
 
-    async def retrieve(self, query_or_context: ArrayLike, *, k: int = 10, **options: Any) -> list[Passage]:
+    async def retrieve(
+        self, query_or_context: ArrayLike, *, k: int = 10, traceparent: str | None = None, **options: Any
+    ) -> list[Passage]:
         """As `Client.retrieve`."""
-        return await self._run(self._conversation.retrieve(query_or_context, {"k": k, **options}))
+        return await self._run(self._conversation.retrieve(query_or_context, {"k": k, **options}, traceparent))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -328,6 +351,18 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in options.items()
     }
     return {name: value for name, value in shown.items() if value is not None}
+
+
+def trace_of(traceparent: str | None) -> dict[str, str]:
+    """Return the headers that carry a trace on: the one given, else OpenTelemetry's current one, if there is one."""
+    if traceparent is not None:
+        return {"traceparent": traceparent}
+    headers: dict[str, str] = {}
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry.propagate import inject
+
+        inject(headers)
+    return headers
 
 
 def bearer(token: str | None) -> dict[str, str]:

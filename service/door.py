@@ -6,10 +6,10 @@ Hot routes are plain ASGI: body in, bytes out, no framework between. All others 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from random import getrandbits
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, time
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -24,9 +24,10 @@ from service.errors import (
     UnsupportedMediaType,
     problem,
 )
-from service.log import logger
+from service.log import AccessLog, logger
 from service.metrics import STAGES, Metrics
 from service.settings import Settings
+from service.tracing import Attributes, Record, Trace, Tracer, current, parse
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -34,7 +35,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-CANCELLED = "cancelled"
+CANCELLED, DEPARTED = "cancelled", 499  # nginx's status of callers who left; it is sent to nobody
 NOSNIFF = (b"x-content-type-options", b"nosniff")  # a browser shall not guess what an answer is
 CLOSING = (401, 408, 413)  # the rest of the body is not worth reading
 BLANK = "0" * 16  # where the id of a request goes
@@ -62,15 +63,19 @@ class Door:
     state: State
     tokens: Tokens
     admission: Admission
+    access: AccessLog
+    tracer: Tracer | None = None
 
 
 class Call:
     """One request to a hot route: its headers, body, deadline (monotonic seconds), identity, and place among all.
 
+    `trace` is its place in a trace, where it is part of one; `recorded` its record, where its spans are exported.
+
     Fairness knows its client by the name of its token, where tokens are wanted, else by its address.
     """
 
-    __slots__ = ("body", "deadline", "headers", "id", "path", "place", "query", "started")
+    __slots__ = ("body", "deadline", "headers", "id", "path", "place", "query", "recorded", "started", "trace")
 
     def __init__(
         self, headers: dict[bytes, bytes], query: bytes, path: str, timeout_ms: float, peer: str, admission: Admission
@@ -82,12 +87,25 @@ class Call:
         self.place = Place(admission, peer)
         self.id = request_id(self.headers.get(b"x-request-id"))
         self.deadline = monotonic() + timeout_ms / 1000
+        traceparent = headers.get(b"traceparent")
+        self.trace: Trace | None = None if traceparent is None else parse(traceparent)
+        self.recorded: Record | None = None
 
     def restart(self) -> None:
         """Start the clock anew: the body is whole, what was before was the caller's time."""
         waited = perf_counter() - self.started
         self.started += waited
         self.deadline += waited
+
+    def record(self, tracer: Tracer) -> None:
+        """Begin to record it, if it is sampled."""
+        self.recorded = tracer.begin(self.trace, self.headers.get(b"tracestate", b""))
+        if self.recorded is not None:
+            self.trace = self.recorded.trace
+
+    def marks(self) -> dict[str, str]:
+        """Return what its lines in the log are found by."""
+        return marks(self.id, self.trace)
 
     def take_timeout(self, most_ms: float) -> None:
         """Move the deadline to what X-Request-Timeout-Ms asks for; raises `Invalid` where it is none."""
@@ -140,6 +158,11 @@ def request_id(given: bytes | None) -> str:
     return f"{getrandbits(64):016x}"
 
 
+def marks(identity: str, trace: Trace | None) -> dict[str, str]:
+    """Return what lines in the log about a request are found by."""
+    return {"request_id": identity} | ({"trace_id": trace.trace_id} if trace else {})
+
+
 class HotRoute:
     """One hot route: takes a call, gives a reply, counts it once. Runs below uvicorn, or as plain ASGI."""
 
@@ -152,6 +175,8 @@ class HotRoute:
         self._in_flight = metrics.in_flight.expect((path,))
         self._requests = metrics.requests.expect((path,), ("ok", "fallback"))
         self._seconds = {stage: metrics.seconds.of(path, stage) for stage in STAGES[path]}
+        self._tracer, self._access = door.tracer, door.access
+        self._is_told = self._tracer is not None or self._access.share > 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application."""
@@ -162,7 +187,7 @@ class HotRoute:
             await read_body(call, receive, self.max_body)
             reply = await self.answer(call)
         except Departed:
-            self.depart()
+            self.depart(call)
             return
         except ServiceError as error:
             reply = self.problem(error, call.id)
@@ -180,7 +205,10 @@ class HotRoute:
 
     def call(self, headers: dict[bytes, bytes], query: bytes, path: str, peer: str) -> Call:
         """Return a call to this route from the address `peer`."""
-        return Call(headers, query, path, self.timeout_ms, peer, self._door.admission)
+        call = Call(headers, query, path, self.timeout_ms, peer, self._door.admission)
+        if self._tracer is not None:
+            call.record(self._tracer)
+        return call
 
     def knock(self, call: Call, length: int) -> None:
         """Learn from the head of a call whose it is, and reserve the `length` bytes that it declares.
@@ -198,13 +226,15 @@ class HotRoute:
     async def answer(self, call: Call) -> Reply:
         """Return the reply to a call whose body is whole."""
         self._in_flight.add(self.path)
+        if self._tracer is not None:
+            current.set(call.recorded)
         try:
             call.take_timeout(self.timeout_ms)
             return await self._handler(call)
         except ServiceError as error:
             return self.problem(error, call.id)
         except Exception as error:
-            logger().error("unexpected", route=self.path, request_id=call.id, exc_info=error)
+            logger().error("unexpected", route=self.path, **call.marks(), exc_info=error)
             return self.problem(ServiceError("an unexpected error; the log has more under this id"), call.id)
         finally:
             self._in_flight.remove(self.path)
@@ -218,14 +248,43 @@ class HotRoute:
             for stage, seconds in reply.stages:
                 self._seconds[stage].observe(seconds)
             self._seconds[reply.total].observe(taken_s)
+            if call.trace is not None and call.trace.is_sampled:
+                self._exemplify(((reply.total, taken_s), *reply.stages), call.trace.trace_id)
+        if self._is_told or reply.status >= 500:
+            self._tell(call, reply.status, reply.outcome, reply)
 
-    def refuse(self, error: ServiceError) -> None:
+    def refuse(self, error: ServiceError, call: Call) -> None:
         """Count a refusal that is sent now."""
         self._requests.add(self.path, error.reason)
+        if self._is_told or error.status >= 500:
+            self._tell(call, error.status, error.reason)
 
-    def depart(self) -> None:
+    def depart(self, call: Call) -> None:
         """Count a caller who left before the answer."""
         self._requests.add(self.path, CANCELLED)
+        self._tell(call, DEPARTED, CANCELLED)
+
+    def _exemplify(self, stages: Iterable[tuple[str, float]], trace_id: str) -> None:
+        now = time()
+        for stage, seconds in stages:
+            self._seconds[stage].exemplify(seconds, trace_id, now)
+
+    def _tell(self, call: Call, status: int, outcome: str, reply: Reply | None = None) -> None:
+        """Tell the log and the trace how a call ended, where they want to know."""
+        ended, rows, made_by = perf_counter(), call.place.rows, reply.made_by if reply else ""
+        if self._access.wants(status):
+            ms, client = round((ended - call.started) * 1e3, 3), call.place.client
+            said = {**call.marks(), "client": client, "served_by": made_by}
+            self._access.write(status, route=self.path, outcome=outcome, ms=ms, rows=rows, **said)
+        if call.recorded is not None:
+            spent = dict(reply.stages) if reply else {}
+            for stage, start in (("decode", call.started), ("encode", ended - spent.get("encode", 0.0))):
+                if stage in spent:
+                    call.recorded.part(stage, start, start + spent[stage], {})
+            known: Attributes = {"http.response.status_code": status, "lvm.outcome": outcome, "lvm.rows": rows}
+            name = {"http.request.method": "POST", "http.route": self.path, "lvm.request_id": call.id}
+            failed = outcome if status >= 500 else None
+            call.recorded.end(f"POST {self.path}", call.started, ended, {**name, **known}, failed)
 
     def refusal(self, error: ServiceError, call: Call, write: Callable[[Reply, Headers], bytes]) -> bytes:
         """Return the answer, as `write` writes it, to one for whom there is no room: made before but for the id."""

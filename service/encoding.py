@@ -68,6 +68,7 @@ class EncoderEngine:
             max_rows=BATCH,
             max_queue=min(QUEUE, settings.max_queue),
             on_batch=self._observe,
+            laps=lambda _, seconds: (("embed", seconds),),
         )
 
     async def read(self, said: Said, deadline: float) -> Read:

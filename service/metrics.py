@@ -55,6 +55,10 @@ def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
+def _exemplar(trace_id: str, value: float, now: float) -> str:
+    return f' # {{trace_id="{trace_id}"}} {value!r} {now:.3f}'
+
+
 class Instrument:
     """A named family of numbers by label values, counted in `cells`."""
 
@@ -72,7 +76,7 @@ class Instrument:
 class Series:
     """One histogram's counts for one set of label values, and the beginnings of its lines in a scrape."""
 
-    __slots__ = ("_at", "_heads", "_size", "_sum", "_tails", "_values", "edges")
+    __slots__ = ("_at", "_examples", "_heads", "_size", "_sum", "_tails", "_values", "edges")
 
     def __init__(self, histogram: Histogram, values: Labels) -> None:
         name, labels, cells = histogram.name, histogram.labels, histogram.cells
@@ -82,21 +86,31 @@ class Series:
         limits = [f'le="{limit}"' for limit in (*map(repr, self.edges), "+Inf")]
         self._heads = [f"{name}_bucket{_braces(labels, values, limit)}" for limit in limits]
         self._tails = [f"{name}_{part}{_braces(labels, values)}" for part in ("count", "sum")]
+        self._examples: dict[int, tuple[str, float, float]] = {}
 
     def observe(self, value: float) -> None:
         """Count `value` in its bucket (edges are inclusive upper bounds)."""
         self._values[self._at + bisect_left(self.edges, value)] += 1
         self._values[self._sum] += value
 
-    def lines(self, others: Sequence[Sequence[float]]) -> Iterator[str]:
-        """Yield the cumulative buckets, the count and the sum, with the numbers of `others` added."""
+    def exemplify(self, value: float, trace_id: str, now: float) -> None:
+        """Remember which trace had `value`, at `now` (seconds since 1970), for its bucket; only this process knows."""
+        self._examples[bisect_left(self.edges, value)] = trace_id, value, now
+
+    def lines(self, others: Sequence[Sequence[float]], *, openmetrics: bool = False) -> Iterator[str]:
+        """Yield the cumulative buckets, the count and the sum, with the numbers of `others` added.
+
+        OpenMetrics shows the latest exemplar of each bucket; the other format has none.
+        """
         ours = self._values[self._at : self._at + self._size]
         *counts, total = map(sum, zip(ours, *others, strict=True)) if others else ours
         count = 0.0
-        for head, count in zip(self._heads, accumulate(counts), strict=True):
-            yield f"{head} {count:.0f}"
-        yield f"{self._tails[0]} {count:.0f}"
-        yield f"{self._tails[1]} {total!r}"
+        examples = self._examples if openmetrics else {}
+        for place, (head, count) in enumerate(zip(self._heads, accumulate(counts), strict=True)):
+            yield f"{head} {count:.0f}{_exemplar(*examples[place]) if place in examples else ''}"
+        if not openmetrics or self.edges[0] >= 0:  # beside edges below 0 it allows neither
+            yield f"{self._tails[0]} {count:.0f}"
+            yield f"{self._tails[1]} {total!r}"
 
 
 class Histogram(Instrument):
@@ -117,10 +131,10 @@ class Histogram(Instrument):
         return series
 
     def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
-        """Yield the scrape of this family; the same in both formats."""
+        """Yield the scrape of this family; exemplars in OpenMetrics only."""
         yield from self.head(self.name)
         for values, series in self._series.items():
-            yield from series.lines(others.get((self.name, *values), ()))
+            yield from series.lines(others.get((self.name, *values), ()), openmetrics=openmetrics)
 
 
 class Counter(Instrument):

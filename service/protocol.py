@@ -132,7 +132,7 @@ class HotCycle:
     def depart(self) -> None:
         """The caller is gone: stop what runs for it."""
         if not self.response_complete:
-            self.route.depart()
+            self.route.depart(self.call)
             self._forget()
 
     def cancel(self, msg: str | None = None) -> None:
@@ -162,7 +162,7 @@ class HotCycle:
         if not stays or len(self.call.id) != len(BLANK):
             self._finish(self.route.problem(error, self.call.id))
             return
-        self.route.refuse(error)
+        self.route.refuse(error, self.call)
         protocol.transport.write(self.route.refusal(error, self.call, _as_bytes))
         self._forget()
         protocol.answered(keep_alive=True)
@@ -186,7 +186,7 @@ class HotCycle:
         except StopIteration as end:
             self._finish(end.value)
         except BaseException as error:
-            logger().error("unexpected", route=self.route.path, request_id=self.call.id, exc_info=error)
+            logger().error("unexpected", route=self.route.path, **self.call.marks(), exc_info=error)
             self._finish(self.route.problem(ServiceError("an unexpected error"), self.call.id))
         else:
             future._asyncio_future_blocking = False  # what a task does to say that it took notice
@@ -456,8 +456,12 @@ class Refusal:
     def begin(self) -> None:
         """Answer, and close."""
         self.response_complete = True
-        self._protocol.app.metrics.requests.add(OTHER, self._error.reason)
-        reply = problem_reply(self._error, request_id(None))
+        app, error, identity = self._protocol.app, self._error, request_id(None)
+        app.metrics.requests.add(OTHER, error.reason)
+        if app.access.wants(error.status):
+            client = self._protocol.peer
+            app.access.write(error.status, route=OTHER, outcome=error.reason, client=client, request_id=identity)
+        reply = problem_reply(error, identity)
         headers = [
             (b"content-type", PROBLEM),
             (b"content-length", b"%d" % len(reply.body)),

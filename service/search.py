@@ -108,6 +108,7 @@ class SearchEngine:
             max_queue=settings.max_queue,
             on_batch=self._observe,
             inline=retriever.is_quick,
+            laps=lambda found, seconds: found.stages if found else (("search", seconds),),
         )
 
     async def search(self, search: Search, deadline: float) -> Ticket[Search, Found]:

@@ -113,6 +113,20 @@ class Settings(BaseSettings):
     slo_ms: Annotated[tuple[float, ...], NoDecode] = Field(
         (5, 10, 25, 50, 100), description="Latency objectives in milliseconds: exact histogram edges."
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="Where spans go, OTLP over HTTP, as http://collector:4318; wants the extra `otlp`.",
+    )
+    trace_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of requests to trace where the caller did not decide; recording takes time.",
+    )
+    access_log: float = Field(
+        0, ge=0, le=1, description="Share of requests with a line in the log; what fails here (5xx) has one anyway."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
     @field_validator("slo_ms", mode="before")

@@ -102,7 +102,11 @@ class Process:
 
     def log(self) -> list[dict[str, str]]:
         """Return the log's lines."""
-        return [json.loads(line) for line in self._file.read_text().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
+
+    def text(self) -> str:
+        """Return the log as it was written."""
+        return self._file.read_text()
 
     def events(self, name: str) -> list[dict[str, str]]:
         """Return the log's events of one name."""

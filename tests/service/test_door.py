@@ -18,6 +18,7 @@ from service.admission import Admission, Place
 from service.auth import Tokens
 from service.concurrency import FixedLimit
 from service.door import Call, Door, HotRoute, Message, Reply, State
+from service.log import AccessLog
 from service.metrics import Metrics
 from service.protocol import HotCycle
 from service.settings import Settings
@@ -267,7 +268,7 @@ def test_below_another_server_the_same_rules_hold() -> None:
         call.place.settle(2)
         return Reply(b"{}", b"application/json")
 
-    route = HotRoute("/predict", handler, Door(Settings(), Metrics(), State(), Tokens({}), known))
+    route = HotRoute("/predict", handler, Door(Settings(), Metrics(), State(), Tokens({}), known, AccessLog(0)))
 
     async def ask(*bodies: bytes) -> int:
         parts = [{"type": "http.request", "body": body, "more_body": True} for body in bodies]

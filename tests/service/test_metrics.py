@@ -69,6 +69,29 @@ def test_both_formats_say_the_same_and_parse_strictly() -> None:
     assert ours[0]["lvm_requests_total", (("outcome", "ok"), ("route", 'odd "label"\nwith\\all'))] == 1
 
 
+def test_exemplars_are_of_their_buckets_the_latest_in_openmetrics_only() -> None:
+    histogram = Histogram(Cells(), "h", "h.", ("l",), (0.1, 1.0))
+    for value, trace in ((0.05, "aa"), (0.07, "bb"), (1.0, "cc"), (7.0, "dd")):
+        histogram.of("x").observe(value)
+        histogram.of("x").exemplify(value, trace, 1700000000.1234)
+    [family] = parse_openmetrics("\n".join([*histogram.lines({}, openmetrics=True), "# EOF\n"]))
+    shown = {s.labels["le"]: s.exemplar for s in family.samples if s.name == "h_bucket"}
+    assert {le: (e.labels, e.value, float(e.timestamp)) for le, e in shown.items()} == {
+        "0.1": ({"trace_id": "bb"}, 0.07, 1700000000.123),
+        "1.0": ({"trace_id": "cc"}, 1.0, 1700000000.123),
+        "+Inf": ({"trace_id": "dd"}, 7.0, 1700000000.123),
+    }
+    assert "#" not in "".join(line for line in histogram.lines({}) if not line.startswith("#"))
+
+
+def test_edges_below_zero_parse_strictly_in_both_formats() -> None:
+    metrics = Metrics(SLOS)
+    metrics.shadow_extra_seconds.of().observe(-0.01)
+    classic, modern = (metrics.scrape(accept)[0].decode() for accept in ("", "application/openmetrics-text"))
+    assert samples(classic, text_string_to_metric_families)["lvm_shadow_extra_seconds_sum", ()] == -0.01
+    assert samples(modern, parse_openmetrics)["lvm_shadow_extra_seconds_bucket", (("le", "+Inf"),)] == 1
+
+
 def test_every_family_has_help_and_the_lvm_prefix() -> None:
     instruments = list(Metrics(SLOS).instruments())
     assert instruments

@@ -1,0 +1,142 @@
+"""Tracing: the trace that a request belongs to (W3C Trace Context) and, where spans are exported, its spans.
+
+A span is told once it is over, from times that are known anyway, so a request that is not sampled pays for a look at
+its headers. What is told goes to a function that must not wait (`otlp.Exporter`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from random import getrandbits, random
+from time import perf_counter_ns, time_ns
+from typing import NamedTuple
+
+TRACEPARENT = re.compile(
+    rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.S
+)
+SAMPLED = 1  # the flag of version 00
+Attributes = Mapping[str, str | int | float]
+Laps = Iterable[tuple[str, float]]  # stages and their seconds, one after another
+
+
+class Trace(NamedTuple):
+    """A place in a trace: the ids of the trace and of a span in it, in hex, and whether these are recorded."""
+
+    trace_id: str
+    span_id: str
+    is_sampled: bool
+    state: str = ""  # what vendors add: passed on, not read
+
+
+class Span(NamedTuple):
+    """A span that is over; times in nanoseconds since 1970, `error` says why it failed."""
+
+    name: str
+    trace: Trace
+    parent: Trace | None
+    start_ns: int
+    end_ns: int
+    attributes: Attributes
+    links: Sequence[Trace] = ()
+    is_server: bool = False
+    error: str | None = None
+
+
+def parse(traceparent: bytes) -> Trace | None:
+    """Return what a `traceparent` header says, None where it is not one; a later version may say more than we read."""
+    match = TRACEPARENT.fullmatch(traceparent)
+    if match is None or (match[1] == b"00" and match[5] is not None):
+        return None
+    return Trace(match[2].decode(), match[3].decode(), bool(int(match[4], 16) & SAMPLED))
+
+
+class Tracer:
+    """Decides which requests are traced, and tells their spans to `export`.
+
+    Args:
+        export: takes a span; must neither wait nor raise.
+        share: of the requests whose caller did not decide; what a caller decided holds.
+        draw: random numbers in [0, 1).
+    """
+
+    def __init__(self, export: Callable[[Span], None], share: float, draw: Callable[[], float] = random) -> None:
+        self.export, self._share, self._draw = export, share, draw
+
+    def begin(self, parent: Trace | None, state: bytes = b"") -> Record | None:
+        """Return the record of a request that is sampled, whose caller's place is `parent`."""
+        if parent is None:
+            return Record(self, None) if self._draw() < self._share else None
+        return Record(self, parent._replace(state=state.decode("latin-1"))) if parent.is_sampled else None
+
+
+class Record:
+    """What is recorded of a sampled request under way; seconds are `perf_counter`'s."""
+
+    __slots__ = ("_epoch_ns", "_links", "_parent", "trace", "tracer")
+
+    def __init__(self, tracer: Tracer, parent: Trace | None) -> None:
+        self.tracer, self._parent = tracer, parent
+        self.trace = _below(parent)
+        self._links: list[Trace] = []
+        self._epoch_ns = time_ns() - perf_counter_ns()
+
+    def part(self, name: str, start_s: float, end_s: float, attributes: Attributes, error: str | None = None) -> None:
+        """Tell a part of it."""
+        self._tell(
+            Span(name, _below(self.trace), self.trace, self._ns(start_s), self._ns(end_s), attributes, error=error)
+        )
+
+    def ride(self, batch: Trace, engine: str, ride: Ride, began_s: float) -> None:
+        """Tell what it did in a batch: wait for it, and run."""
+        self._links.append(batch)
+        of = {"lvm.engine": engine}
+        self.part("queue", ride.since_s, began_s, of)
+        for stage, seconds in ride.laps:
+            self.part(stage, began_s, began_s + seconds, of, ride.error)
+            began_s += seconds
+
+    def end(self, name: str, start_s: float, end_s: float, attributes: Attributes, error: str | None) -> None:
+        """Tell the whole of it."""
+        times = self._ns(start_s), self._ns(end_s)
+        self._tell(Span(name, self.trace, self._parent, *times, attributes, self._links, is_server=True, error=error))
+
+    def batch(self, engine: str, start_s: float, end_s: float, attributes: Attributes, links: Sequence[Trace]) -> Trace:
+        """Tell a batch that it was in, which is a trace of its own; return that one's place."""
+        trace = _below(None)
+        self._tell(Span(f"batch {engine}", trace, None, self._ns(start_s), self._ns(end_s), attributes, links))
+        return trace
+
+    def _tell(self, span: Span) -> None:
+        self.tracer.export(span)
+
+    def _ns(self, seconds: float) -> int:
+        return round(seconds * 1e9) + self._epoch_ns
+
+
+class Ride(NamedTuple):
+    """A sampled request's part in a batch: since when it waited, and what the run consisted of."""
+
+    record: Record
+    since_s: float
+    laps: Laps
+    error: str | None
+
+
+def record_batch(engine: str, began_s: float, seconds: float, attributes: Attributes, rides: Sequence[Ride]) -> None:
+    """Tell a batch, and the part in it of each of its sampled requests; they link to each other."""
+    links = [ride.record.trace for ride in rides]
+    attributes = {"lvm.engine": engine, **attributes}
+    batch = rides[0].record.batch(engine, began_s, began_s + seconds, attributes, links)
+    for ride in rides:
+        ride.record.ride(batch, engine, ride, began_s)
+
+
+def _below(parent: Trace | None) -> Trace:
+    """Return a new place below `parent`, or in a new trace."""
+    span_id = f"{getrandbits(64) or 1:016x}"
+    return parent._replace(span_id=span_id) if parent else Trace(f"{getrandbits(128) or 1:032x}", span_id, True)
+
+
+current: ContextVar[Record | None] = ContextVar("current", default=None)  # whom the code at hand works for

@@ -20,6 +20,8 @@ from models.retriever import Retriever
 from models.space import Space
 from models.towers import Towers
 from service.encoding import EncoderLike
+from service.search import RetrieverLike
+from service.store import Store
 
 D, T = 8, 5
 
@@ -179,9 +181,10 @@ class FakeLoaders:
         self,
         corpus: Callable[[str], Retriever] = retriever,
         text: EncoderLike | None = None,
+        store: Callable[[RetrieverLike], Store | None] = lambda corpus: None,
         **answers: Callable[[Floats], Floats],
     ) -> None:
-        self.answers, self._corpus, self._text = answers, corpus, text
+        self.answers, self._corpus, self._text, self.store = answers, corpus, text, store
         self.loaded: list[FakePredictor] = []
 
     def predictor(self, version: Version) -> FakePredictor:

@@ -75,7 +75,14 @@ def _as_away() -> Iterator[None]:
     except (StoreAway, BadCollection):
         raise
     except Exception as error:  # whatever the client, gRPC or an answer that makes no sense may raise
-        raise StoreAway(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+        raise StoreAway(_said(error)) from error
+
+
+def _said(error: Exception) -> str:
+    """Return one line of an error; those of gRPC and pymilvus have many."""
+    details = getattr(error, "details", None)
+    said = details() if callable(details) else getattr(error, "message", str(error))
+    return f"{type(error).__name__}: {said}".splitlines()[0]
 
 
 class Build:

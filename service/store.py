@@ -55,8 +55,8 @@ class Store:
         if token is None:
             raise type(self._away or StoreAway())(f"left alone: {self._away}")
         patience = min(self._timeout_s, (until - self._clock()) * self._share)
-        self._build.within(patience)
         began = self._clock()
+        self._build.within(patience)
         try:
             hits = self.remote.search_batch(searches, lap)
         except StoreAway as error:

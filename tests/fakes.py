@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats, normalise
 from models.encoder import EncoderError, Progress
 from models.index import FlatIndex
+from models.milvus import MilvusIndex
 from models.registry import Registry, Version
 from models.reranker import NEIGHBOURS, Reranker, features_of
 from models.retriever import Retriever
@@ -21,6 +23,7 @@ from models.space import Space
 from models.towers import Towers
 from service.encoding import EncoderLike
 from service.search import RetrieverLike
+from service.settings import Settings
 from service.store import Store
 
 D, T = 8, 5
@@ -136,6 +139,35 @@ def bundle(version: str = "20260101-000000000000") -> Retriever:
     hidden[0, T - 1] = 1
     last = Reranker(hidden, np.ones(1, np.float32), np.ones(1, np.float32))
     return Retriever(version, "1" * 64, card("corpus", kind="corpus"), known, FlatIndex(known.vectors), towers, last)
+
+
+class FakeBuild:
+    """The fake corpus in a store that gives equal scores in any order, and fails while `fault` is set."""
+
+    kind = "flat"
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+        self.asked: list[list[int]] = []  # what was to be left out
+        self.seconds: list[float] = []
+
+    def within(self, seconds: float) -> None:
+        """Note how long it may take."""
+        self.seconds.append(seconds)
+
+    def find(self, field: str, queries: Floats, k: int, exclude: Sequence[int] = ()) -> list[list[int]]:
+        """Return the k nearest rows, the later of equal ones first."""
+        self.asked.append(list(exclude))
+        if self.fault:
+            raise self.fault
+        scores = queries @ corpus().vectors[::-1].T
+        order = len(corpus()) - 1 - np.argsort(-scores, axis=1, kind="stable")
+        return [[int(row) for row in rows if row not in exclude][:k] for rows in order]
+
+    def within_reach_of(self, corpus: RetrieverLike, settings: Settings, **more: Any) -> Store:
+        """Return the store in which `corpus` is searched."""
+        indexes = {name: MilvusIndex(self, name, index) for name, index in corpus.indexes.items()}
+        return Store(corpus.through(indexes), self, settings, **more)
 
 
 class HashEncoder:

@@ -12,6 +12,8 @@ from service.breaker import Breaker
 from service.log import logger
 from service.settings import Settings
 
+TELLING = 0.4  # share of a full wait that tells of the store; those who queued behind a wait have less than all of it
+
 
 class BuildLike(Protocol):
     """A version's vectors in a store: `models.milvus.Build`, or a fake of it."""
@@ -43,6 +45,7 @@ class Store:
         self.remote, self._build, self._clock = remote, build, clock
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s, clock)
         self._timeout_s, self._share = settings.milvus_timeout_ms / 1000, settings.primary_share
+        self._telling_s = TELLING * min(self._timeout_s, settings.timeout_ms / 1000 * self._share)
         self._away: StoreAway | None = None
 
     def search_batch(self, searches: list[Search], until: float, lap: Callable[[str], None]) -> Sequence[list[Hit]]:
@@ -61,7 +64,7 @@ class Store:
             hits = self.remote.search_batch(searches, lap)
         except StoreAway as error:
             self._note(error)
-            is_hurry = patience < self._timeout_s and self._clock() - began >= patience
+            is_hurry = patience < self._telling_s and self._clock() - began >= patience
             self.breaker.forget(token) if is_hurry else self.breaker.record(token, ok=False)
             raise
         except BaseException:

@@ -1,4 +1,4 @@
-"""Milvus over the real wire: milvus-lite's server, pushed to, searched, killed, stopped and started (make milvus-check)."""
+"""Milvus over the real wire: milvus-lite's server, pushed to, searched, killed, stopped and started."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Milvus:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self._port}"
-        self._log = data.with_suffix(".log").open("wb")
 
     def start(self) -> None:
         """Start it; wait until it answers."""
         server = Path(sys.executable).with_name("milvus-lite")
         command = [server, "server", "--data-dir", self._data, "--host", "127.0.0.1", "--port", str(self._port)]
-        self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+        with self._data.with_suffix(".log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
         until(self._answers, "milvus-lite")
 
     def signal(self, number: signal.Signals) -> None:
@@ -276,10 +276,11 @@ def test_nobody_meets_an_error_while_the_store_is_away_and_it_is_asked_again_onc
         back = time.monotonic()
         until(lambda: len(callers.since(back, None)) > 50, "answers by the store")
     answers = callers.answers
+    again_s = callers.since(back, None)[0][0] - back
     by, here = (statistics.median(a[3] for a in answers if a[2] == marked) for marked in (None, "store_away"))
     print(
         f"\n{trouble.name}: {len(answers)} answers, statuses {dict(Counter(a[1] for a in answers))}, "
-        f"marked {dict(Counter(a[2] for a in answers))}; asked again {callers.since(back, None)[0][0] - back:.2f} s after "
+        f"marked {dict(Counter(a[2] for a in answers))}; asked again {again_s:.2f} s after "
         f"it was back; median of the store / of here = {by / here:.1f}, slowest {max(a[3] for a in answers):.2f} s"
     )
     assert {status for _, status, _, _ in answers} == {200}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -22,7 +22,7 @@ from models.index import Rows, VectorIndex, best_of, parted, stacked
 Kind = Literal["flat", "hnsw"]
 Progress = Callable[[int, int], None]
 MOST = 16_384  # results that Milvus gives to a query
-TIES = 16  # results beyond k, so that equal scores at the end come in the order of rows
+TIES = 16  # results beyond k, so that where scores are equal at the end it is the first rows that are given
 ROWS = 1024  # rows of an insert: a message of a few megabytes
 HNSW = {"M": 32, "efConstruction": 360}
 PUSH_S = 60.0  # seconds for each message of a push
@@ -107,11 +107,13 @@ class Build:
         """Return the k rows of `field` nearest to each of `queries` `(Q, D)`, none of them in `exclude`.
 
         Raises:
-            StoreAway: the store is gone, slow, gave fewer rows than there are, or rows that there are not.
+            StoreAway: the store is gone, slow, gave fewer rows than it was asked for, or others than may be.
             NotPushed: it has no complete collection of the version.
         """
         with self._asking():
-            return self._checked(self._search(field, queries, k, exclude), k)
+            found = self._search(field, queries, k, exclude)
+            self._check_rows(found, k, set(exclude))
+            return found
 
     def open(self) -> None:
         """Connect where that is not done; raises as `find`."""
@@ -167,11 +169,10 @@ class Build:
         )
         return [hits.ids for hits in found]
 
-    def _checked(self, found: list[list[int]], k: int) -> list[list[int]]:
+    def _check_rows(self, found: list[list[int]], k: int, excluded: Set[int]) -> None:
         for rows in found:
-            if len(set(rows)) < k or min(rows) < 0 or max(rows) >= self._rows:
-                raise StoreAway(f"{len(rows)} rows where {k} were asked for, or rows that there are not")
-        return found
+            if len(set(rows) - excluded) < k or min(rows) < 0 or max(rows) >= self._rows:
+                raise StoreAway(f"{len(rows)} rows where {k} were asked for, or others than may be")
 
 
 class MilvusIndex:
@@ -201,6 +202,8 @@ class MilvusIndex:
         """Return scores and rows `(Q, k)`, equal scores by row; raises as `Build.find`, ValueError for NaN."""
         if not np.isfinite(queries).all():
             raise ValueError("queries must be finite")
+        if k == 0:  # every row is excluded
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         found = self._build.find(self._field, queries, min(k + TIES, len(self)), self._exclude)
         units, lengths = parted(queries)
         each = (best_of(self._local, unit, np.array(rows), k) for unit, rows in zip(units, found, strict=True))

@@ -59,8 +59,11 @@ def test_a_mixed_batch_finds_what_it_finds_here() -> None:
         Search(None, 4, context=own, exclude_vectors=own),
         Search(context[2], 6, exclude=(7, 4)),
         Search(None, 20, exclude=[0], context=context),
+        Search(context[3], 5, exclude=range(100)),
     ]
-    assert through(build, known).search_batch(searches) == known.search_batch(searches)
+    found = through(build, known).search_batch(searches)
+    assert found == known.search_batch(searches)
+    assert found[-1] == []
     assert sorted(build.asked) == [[], [], [0], [4, 7]]
 
 

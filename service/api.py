@@ -19,7 +19,7 @@ from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
 from service.inventory import card_text, describe, ledger
 from service.lineup import Lineup
-from service.metrics import TOTAL_TEXT
+from service.metrics import TOTAL_TEXT, Metrics
 from service.routing import EngineLike, Profile, Routed, Router
 from service.search import Found, SearchEngine
 from service.settings import Settings
@@ -118,8 +118,8 @@ class Predict:
 class Retrieve:
     """POST /retrieve: a query, or a context that becomes one, in; passages out."""
 
-    def __init__(self, router: Router, lineup: Lineup, settings: Settings) -> None:
-        self._router, self._lineup, self._norms = router, lineup, settings.norm_policy
+    def __init__(self, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics) -> None:
+        self._router, self._lineup, self._norms, self._metrics = router, lineup, settings.norm_policy, metrics
         self._fields = Fields(
             {"query": 0, "context": 0},
             {
@@ -166,6 +166,8 @@ class Retrieve:
     ) -> Reply:
         query = None if by_towers else routed.prediction.vectors[0] if routed else asked.rows[0]
         ticket = await engine.search(_search(asked, query), call.deadline)
+        if ticket.answer.degraded:
+            self._metrics.fallbacks.add(ticket.answer.degraded)
         queue_s = ticket.queue_s + (routed.prediction.queue_s if routed else 0.0)
         infer: Stages = (("infer", routed.prediction.infer_s),) if routed else ()
         stages = (*stages, ("queue", queue_s), *infer, *ticket.answer.stages)
@@ -336,7 +338,7 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Call
     shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
     hot = (
         (Predict(router, lineup, settings, shadow), "/predict", schemas.PREDICT),
-        (Retrieve(router, lineup, settings), "/retrieve", schemas.RETRIEVE),
+        (Retrieve(router, lineup, settings, metrics), "/retrieve", schemas.RETRIEVE),
     )
     for handler, path, documentation in hot:
         route = HotRoute(path, handler, door)

@@ -137,8 +137,6 @@ class SearchEngine:
             self.conduct.failed += is_telling(error, patient=False)
             raise
         self.conduct.answered += 1
-        if reason := ticket.answer.degraded:
-            self._metrics.fallbacks.add(reason)
         return ticket
 
     def _run(self, asked: list[Asked]) -> list[Found]:

@@ -46,7 +46,7 @@ class Store:
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s, clock)
         self._timeout_s, self._share = settings.milvus_timeout_ms / 1000, settings.primary_share
         self._telling_s = TELLING * min(self._timeout_s, settings.timeout_ms / 1000 * self._share)
-        self._away: StoreAway | None = None
+        self._away: type[StoreAway] | None = None
 
     def search_batch(self, searches: list[Search], until: float, lap: Callable[[str], None]) -> Sequence[list[Hit]]:
         """Return the hits of each search; `until`, on the clock, the most hurried of them wants its answer.
@@ -56,7 +56,7 @@ class Store:
         """
         token = self.breaker.allow()
         if token is None:
-            raise type(self._away or StoreAway())(f"left alone: {self._away}")
+            raise (self._away or StoreAway)("left alone for a while")
         patience = min(self._timeout_s, (until - self._clock()) * self._share)
         began = self._clock()
         self._build.within(patience)
@@ -80,4 +80,4 @@ class Store:
             logger().warning("store away", reason=str(away))
         elif self._away and away is None:
             logger().info("store back")
-        self._away = away
+        self._away = type(away) if away else None

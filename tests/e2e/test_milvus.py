@@ -98,8 +98,9 @@ def through(milvus: Milvus, corpus: Retriever) -> Retriever:
     return corpus.through({name: MilvusIndex(build, name, index) for name, index in corpus.indexes.items()})
 
 
-def lvm(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([LVM, *words], capture_output=True, text=True, check=False)
+def lvm(*words: str, registry: Path = SHIPPED) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "LVM_REGISTRY": str(registry)}
+    return subprocess.run([LVM, *words], env=env, capture_output=True, text=True, check=False)
 
 
 def recall(ours: Any, theirs: Any) -> float:
@@ -272,6 +273,7 @@ def test_nobody_meets_an_error_while_the_store_is_away_and_it_is_asked_again_onc
         milvus.signal(trouble)
         gone = time.monotonic()
         until(lambda: len(callers.since(gone, "store_away")) > 300, "answers from here")
+        mended = time.monotonic()
         milvus.signal(end) if end else milvus.start()
         back = time.monotonic()
         until(lambda: len(callers.since(back, None)) > 50, "answers by the store")
@@ -285,7 +287,7 @@ def test_nobody_meets_an_error_while_the_store_is_away_and_it_is_asked_again_onc
     )
     assert {status for _, status, _, _ in answers} == {200}
     assert {marked for _, _, marked, _ in answers} == {None, "store_away"}
-    assert not callers.since(gone + 1, None) or callers.since(gone + 1, None)[0][0] > back - 1
+    assert all(asked > mended - 2 for asked, *_ in callers.since(gone, None))  # none lives longer than its deadline
     counted = server_metric(server, 'lvm_fallbacks_total{reason="store_away"}')
     assert counted == sum(marked is not None for _, _, marked, _ in answers)
 
@@ -314,12 +316,12 @@ def test_a_version_that_was_not_pushed_is_searched_here_until_it_is(
         shipped_corpus.corpus.vectors_at(np.arange(50)),
         [{"article_id": 1, "title": "", "chunks": [""] * 50}],
     )
-    os.environ["LVM_REGISTRY"] = str(server.registry.root)
-    made = lvm("corpus", "wiki-val", "--data", str(tmp_path / "other"))
-    other = lvm("index", "push", made.stdout.strip(), "--uri", milvus.uri, "--json")
+    root = server.registry.root
+    made = lvm("corpus", "wiki-val", "--data", str(tmp_path / "other"), registry=root)
+    other = lvm("index", "push", made.stdout.strip(), "--uri", milvus.uri, "--json", registry=root)
     assert json.loads(other.stdout)["rows"] == 50, other.stderr
     assert reason() == "store_stale"
-    ours = lvm("index", "push", "--uri", milvus.uri, "--json")
+    ours = lvm("index", "push", "--uri", milvus.uri, "--json", registry=root)
     assert json.loads(ours.stdout)["was"] == json.loads(other.stdout)["collection"]
     until(lambda: reason() is None, "the store to be asked")
 

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup text dev serve test lint types imports unit docs-test load data-check image-check prometheus-check console-check million faults figures soak bench bench-peers clean
+.PHONY: help setup text dev serve test lint types imports unit docs-test load data-check milvus-check image-check prometheus-check console-check million faults figures soak bench bench-peers clean
 
 PYTHON ?= python3
 MINUTES ?= 30
@@ -43,6 +43,10 @@ load: dev  ## start a service, run locust and the open-loop driver against it, s
 data-check: dev  ## the encoder reproduces the vectors that ship
 	$(INSTALL) -e '.[data]'
 	$(BIN)/pytest -m encoder
+
+milvus-check: dev  ## search a corpus in a real Milvus server (milvus-lite) that is killed, hangs and comes back
+	$(INSTALL) -e '.[milvus]' milvus-lite
+	$(BIN)/pytest -m milvus -s tests/e2e/test_milvus.py
 
 image-check:  ## build the image for real, run it locked down, call it, stop it (root, buildah, debootstrap)
 	docker/image-check.sh

@@ -6,7 +6,7 @@ size, keeps a bit per dimension and row in memory, and scores what it finds by t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, fields
 from itertools import repeat
 from typing import Any, Protocol, Self
@@ -22,6 +22,7 @@ from models.corpus import Floats
 
 Rows = NDArray[np.int64]
 Codes = NDArray[np.uint8]
+Ranked = tuple[Floats, Rows]  # scores and rows, best first
 IVF = "ivf.safetensors"
 FEW = 64  # results are few where the corpus has so many times as many rows: the bounds leave most out
 _SLACK = 1e-5  # more than float32 errs in a cosine
@@ -47,6 +48,15 @@ class VectorIndex(Protocol):
         """Return scores and rows, both `(Q, k)`, best first, equal scores by row; k <= len(self)."""
         ...
 
+    def vectors_at(self, rows: Rows, /) -> Floats:
+        """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
+        ...
+
+    @property
+    def without(self) -> Callable[[Collection[int]], VectorIndex] | None:
+        """What returns the index of all but some rows; None where that is no cheaper than to leave them out after."""
+        ...
+
 
 class FlatIndex:
     """Exact search of unit vectors `(N, D)`, in the caller's thread, most of each vector left unread.
@@ -55,7 +65,7 @@ class FlatIndex:
     score from above (Cauchy-Schwarz); only rows whose bound reaches the k-th best score are scored in full.
     """
 
-    is_exact = True
+    is_exact, without = True, None
 
     def __init__(self, vectors: Floats) -> None:
         self._vectors = np.ascontiguousarray(vectors)
@@ -67,15 +77,17 @@ class FlatIndex:
 
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
-        wide = queries.astype(np.float64)
-        lengths = np.sqrt(np.vecdot(wide, wide))
-        units = (wide / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
+        units, lengths = parted(queries)
         few = FEW * k <= len(self)
         each = (
             map(self._search, units, self._bounds(units), repeat(k)) if few else map(self._search_all, units, repeat(k))
         )
-        scores, rows = _stacked(each, len(queries), k)
-        return scores * lengths[:, None].astype(np.float32), rows
+        scores, rows = stacked(each, len(queries), k)
+        return scores * lengths, rows
+
+    def vectors_at(self, rows: Rows, /) -> Floats:
+        """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
+        return self._vectors[rows]
 
     def _bounds(self, units: Floats) -> Floats:
         """Return what no score exceeds, `(Q, N)`."""
@@ -114,7 +126,22 @@ def _best(scores: Floats, k: int) -> Rows:
     return some[np.argsort(-scores[some], kind="stable")[:k]]
 
 
-def _stacked(found: Iterable[tuple[Floats, Rows]], count: int, k: int) -> tuple[Floats, Rows]:
+def parted(queries: Floats) -> tuple[Floats, Floats]:
+    """Return `queries` `(Q, D)` at unit length, and their lengths `(Q, 1)`."""
+    wide = queries.astype(np.float64)
+    lengths = np.sqrt(np.vecdot(wide, wide))[:, None]
+    return (wide / np.where(lengths > 0, lengths, 1)).astype(np.float32), lengths.astype(np.float32)
+
+
+def best_of(index: VectorIndex, query: Floats, rows: Rows, k: int) -> Ranked:
+    """Return the scores and rows of the k of `rows` `(R,)` that are nearest to `query` `(D,)`."""
+    rows = np.sort(rows)
+    scores = np.vecdot(index.vectors_at(rows), query)
+    best = _best(scores, k)
+    return scores[best], rows[best]
+
+
+def stacked(found: Iterable[Ranked], count: int, k: int) -> tuple[Floats, Rows]:
     """Return the scores and rows `(k,)` of `count` queries as two arrays `(count, k)`."""
     all_scores, all_rows = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
     for place, (scores, rows) in enumerate(found):
@@ -195,12 +222,13 @@ class IvfIndex:
         BadIndex: the lists are not of this corpus.
     """
 
-    is_exact = False
+    is_exact, without = False, None
 
     def __init__(
         self, lists: Lists, vectors_at: Callable[[Rows], Floats], nprobe: int, pool: int, threads: int = 1
     ) -> None:
-        self._vectors_at, self._nprobe, self._pool, self._threads = vectors_at, nprobe, pool, threads
+        self.vectors_at: Callable[[Rows], Floats] = vectors_at
+        self._nprobe, self._pool, self._threads = nprobe, pool, threads
         if not all(isinstance(number, int) and number > 0 for number in (nprobe, pool)):
             raise BadIndex(f"nprobe {nprobe!r} and pool {pool!r} must be counts")
         self._lists = coder(lists.centroids)
@@ -215,7 +243,7 @@ class IvfIndex:
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
         candidates = self._candidates(np.ascontiguousarray(queries), k)
-        return _stacked(map(self._best, queries, candidates, repeat(k)), len(queries), k)
+        return stacked(map(self._best, queries, candidates, repeat(k)), len(queries), k)
 
     def _candidates(self, queries: Floats, k: int) -> Rows:
         faiss.omp_set_num_threads(self._threads)  # of this thread's searches
@@ -229,17 +257,14 @@ class IvfIndex:
                 return rows
             nprobe *= 4
 
-    def _best(self, query: Floats, candidates: Rows, k: int) -> tuple[Floats, Rows]:
-        rows = np.sort(candidates[candidates >= 0])
-        scores = np.vecdot(self._vectors_at(rows), query)
-        best = _best(scores, k)
-        return scores[best], rows[best]
+    def _best(self, query: Floats, candidates: Rows, k: int) -> Ranked:
+        return best_of(self, query, candidates[candidates >= 0], k)
 
     def _check_codes(self, lists: Lists) -> None:
         """Refuse codes that this faiss would not make of these vectors; rounding may turn single bits."""
         some = np.linspace(0, len(lists.rows) - 1, 64).astype(np.int64)
         home = np.repeat(np.arange(len(lists.sizes)), lists.sizes)[some]
-        again = encode(self._lists, self._vectors_at(lists.rows[some].astype(np.int64)), home)
+        again = encode(self._lists, self.vectors_at(lists.rows[some].astype(np.int64)), home)
         if (again != lists.codes[some]).mean() > 0.1:
             raise BadIndex("the index is of other vectors, or of another faiss")
 

@@ -6,8 +6,9 @@ have a reranker. A query that is given is of the encoder's space, and is searche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.contents import Contents
 from models.corpus import Chunk, Floats, Passages, normalise
-from models.index import IVF, BadIndex, FlatIndex, IvfIndex, Lists, Rows, VectorIndex
+from models.index import IVF, BadIndex, FlatIndex, IvfIndex, Lists, Ranked, Rows, VectorIndex
 from models.quick import is_quick
 from models.reranker import BadReranker, Reranker
 from models.space import Space
@@ -33,6 +34,7 @@ from models.towers import Towers
 _FAULTS = sealed.Corrupt, cards.BadCard, corpora.BadCorpus, BadIndex, BadReranker
 Lap = Callable[[str], None]
 SPACED = 64  # stretches of the corpus that tell of its space
+ENCODED, PAYLOAD = "encoded", "payload"  # names of indexes: whose vectors they search
 SAME = 0.999  # cosine from which a candidate counts as one of the caller's own context chunks
 
 
@@ -57,9 +59,6 @@ class Hit(NamedTuple):
     row: int
     score: float
     chunk: Chunk
-
-
-Ranked = tuple[Floats, Rows]  # scores and rows, best first
 
 
 class Retriever:
@@ -109,6 +108,16 @@ class Retriever:
     def is_exact(self) -> bool:
         """Whether hits are the true top-k."""
         return self.index.is_exact
+
+    @property
+    def indexes(self) -> dict[str, VectorIndex]:
+        """What it searches: the encoder's vectors, of a bundle the payload tower's too."""
+        return {ENCODED: self.index} | ({PAYLOAD: self.towers.index} if self.towers else {})
+
+    def through(self, indexes: Mapping[str, VectorIndex]) -> Retriever:
+        """Return a retriever of the same passages that searches `indexes` instead of its own of these names."""
+        towers = self.towers and replace(self.towers, index=indexes[PAYLOAD])
+        return Retriever(self.version, self.sha256, self.card, self.corpus, indexes[ENCODED], towers, self.reranker)
 
     @cached_property
     def contents(self) -> Contents:
@@ -175,9 +184,23 @@ class Retriever:
         for index, is_given in ((self.index, True), (self.towers.index if self.towers else None, False)):
             places = [place for place, search in enumerate(searches) if (search.query is not None) is is_given]
             if index and places:
-                best = self._find(index, [searches[place] for place in places], [queries[place] for place in places])
-                found.update(zip(places, best, strict=True))
+                found.update(self._find_some(index, searches, queries, places))
         return [found[place] for place in range(len(searches))]
+
+    def _find_some(
+        self, index: VectorIndex, searches: list[Search], queries: list[Floats], places: list[int]
+    ) -> Iterator[tuple[int, Ranked]]:
+        """Yield what the searches at `places` find, by place; together where they exclude the same."""
+        if index.without is None:
+            best = self._find(index, [searches[place] for place in places], [queries[place] for place in places])
+            yield from zip(places, best, strict=True)
+            return
+        alike: defaultdict[frozenset[int], list[int]] = defaultdict(list)
+        for place in places:
+            alike[frozenset(searches[place].exclude)].append(place)
+        for rows, some in alike.items():
+            left = [replace(searches[place], exclude=()) for place in some]
+            yield from zip(some, self._find(index.without(rows), left, [queries[place] for place in some]), strict=True)
 
     def _find(self, index: VectorIndex, searches: list[Search], queries: list[Floats]) -> list[Ranked]:
         wanted = list(map(self._wanted, searches))

@@ -19,9 +19,9 @@ from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
 from service.inventory import card_text, describe, ledger
 from service.lineup import Lineup
-from service.metrics import TOTAL_TEXT
+from service.metrics import TOTAL_TEXT, Metrics
 from service.routing import EngineLike, Profile, Routed, Router
-from service.search import SearchEngine
+from service.search import Found, SearchEngine
 from service.settings import Settings
 from service.shadow import Shadow
 from service.wire import JSON, OCTETS, Decoded, Fields, JsonReader
@@ -118,8 +118,8 @@ class Predict:
 class Retrieve:
     """POST /retrieve: a query, or a context that becomes one, in; passages out."""
 
-    def __init__(self, router: Router, lineup: Lineup, settings: Settings) -> None:
-        self._router, self._lineup, self._norms = router, lineup, settings.norm_policy
+    def __init__(self, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics) -> None:
+        self._router, self._lineup, self._norms, self._metrics = router, lineup, settings.norm_policy, metrics
         self._fields = Fields(
             {"query": 0, "context": 0},
             {
@@ -166,10 +166,12 @@ class Retrieve:
     ) -> Reply:
         query = None if by_towers else routed.prediction.vectors[0] if routed else asked.rows[0]
         ticket = await engine.search(_search(asked, query), call.deadline)
+        if ticket.answer.degraded:
+            self._metrics.fallbacks.add(ticket.answer.degraded)
         queue_s = ticket.queue_s + (routed.prediction.queue_s if routed else 0.0)
         infer: Stages = (("infer", routed.prediction.infer_s),) if routed else ()
         stages = (*stages, ("queue", queue_s), *infer, *ticket.answer.stages)
-        reply = self._reply(engine, ticket.answer.hits, by_towers, routed, stages, asked.heard or {})
+        reply = self._reply(engine, ticket.answer, by_towers, routed, stages, asked.heard or {})
         return reply._replace(total=TOTAL_TEXT, made_by=EncoderEngine.alias) if asked.heard else reply
 
     @staticmethod
@@ -197,29 +199,34 @@ class Retrieve:
     @staticmethod
     def _reply(
         engine: SearchEngine,
-        hits: list[Hit],
+        found: Found,
         by_towers: bool,
         routed: Routed | None,
         stages: Stages,
         heard: Mapping[str, Any],
     ) -> Reply:
         began = perf_counter()
+        degraded = None if routed and routed.fallback_reason else found.degraded  # the net's reason comes first
         author = (*(engine.retriever.query_maker or ("", "")), engine.alias) if by_towers else None
         body = {
-            "results": [_result(hit) for hit in hits],
+            "results": [_result(hit) for hit in found.hits],
             **heard,
             "corpus": engine.retriever.name,
             "corpus_version": engine.retriever.version,
-            "is_exact": engine.retriever.is_exact,
+            "is_exact": found.is_exact,
             "reranked": any(stage == "rerank" for stage, _ in stages),
             **(_made_by(routed) if author is None else dict(zip(MADE_BY, (*author, None), strict=True))),
+            **({"fallback_reason": degraded} if degraded else {}),
             "timing_ms": _milliseconds(stages),
         }
         encoded = wire.encode_json(body)
         stages = (*stages, ("encode", perf_counter() - began))
         headers = headers_of(routed, stages) + (_maker(*author) if author else [])
+        if degraded:
+            headers.append((b"x-fallback-reason", degraded.encode()))
+        outcome = "fallback" if degraded else outcome_of(routed)
         made_by = routed.served_by if routed else engine.alias
-        return Reply(encoded, JSON, headers, outcome_of(routed), stages, made_by=made_by)
+        return Reply(encoded, JSON, headers, outcome, stages, made_by=made_by)
 
 
 def _search(asked: Decoded, query: Floats | None) -> Search:
@@ -331,7 +338,7 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Call
     shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
     hot = (
         (Predict(router, lineup, settings, shadow), "/predict", schemas.PREDICT),
-        (Retrieve(router, lineup, settings), "/retrieve", schemas.RETRIEVE),
+        (Retrieve(router, lineup, settings, metrics), "/retrieve", schemas.RETRIEVE),
     )
     for handler, path, documentation in hot:
         route = HotRoute(path, handler, door)

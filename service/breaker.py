@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
+STATES = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
+
 
 class Breaker:
     """Opens when `failures` of the last `window` calls failed; then lets one probe through a hold time.

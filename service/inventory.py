@@ -74,7 +74,8 @@ def _figures(score: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alias(alias: str, router: Router, lineup: Lineup) -> dict[str, Any]:
-    live, breaker, guard = lineup.live[alias], router.breakers.get(alias), lineup.guard(alias)
+    live, guard = lineup.live[alias], lineup.guard(alias)
+    breaker = router.breakers.get(alias) or lineup.breaker(alias)
     served = lineup.identity(alias)
     return {
         "id": live.version,

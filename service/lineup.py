@@ -18,8 +18,10 @@ from typing import Any, Protocol
 from models import predictor, retriever
 from models.aside import open_aside
 from models.encoder import EncoderError, is_same, open_encoder
+from models.milvus import Build, MilvusIndex, StoreAway
 from models.registry import LockHeld, Overtaken, Registry, RegistryError, UnknownVersion, Version
 from service.batching import MicroBatcher
+from service.breaker import STATES, Breaker
 from service.encoding import EncoderEngine, EncoderLike
 from service.engine import Engine, Identity, PredictorLike
 from service.errors import NoEncoder, Unavailable
@@ -29,6 +31,7 @@ from service.metrics import Metrics
 from service.probation import Probation, Witness
 from service.search import RetrieverLike, SearchEngine
 from service.settings import Settings
+from service.store import Store
 
 PREDICTORS = ("primary", "fallback")
 CANDIDATE = "candidate"  # answers nobody: the shadow asks it
@@ -46,6 +49,10 @@ class Loaders(Protocol):
 
     def retriever(self, version: Version) -> RetrieverLike:
         """Load and warm a corpus; raises `BadCheckpoint`."""
+        ...
+
+    def store(self, corpus: RetrieverLike) -> Store | None:
+        """Return where else the corpus is searched, None where it is only here."""
         ...
 
     def encoder(self) -> EncoderLike:
@@ -71,6 +78,18 @@ class RealLoaders:
         loaded = retriever.load(version.path, self._settings.threads)
         loaded.warm_up()
         return loaded
+
+    def store(self, corpus: RetrieverLike) -> Store | None:
+        """Return the corpus in Milvus where LVM_MILVUS_URI says so, connected if it is there."""
+        known = self._settings
+        if not known.milvus_uri:
+            return None
+        build = Build(known.milvus_uri, known.milvus_token.get_secret_value(), corpus.sha256, len(corpus.corpus))
+        indexes = {name: MilvusIndex(build, name, index) for name, index in corpus.indexes.items()}
+        with suppress(StoreAway):
+            build.within(known.timeout_ms / 1000)
+            build.open()
+        return Store(corpus.through(indexes), build, known)
 
     def encoder(self) -> EncoderLike:
         """Find, and load where that was asked for, what turns text into vectors; raises `EncoderError`."""
@@ -188,6 +207,11 @@ class Lineup:
         engine = self._all().get(alias)
         return engine.identity if engine else None
 
+    def breaker(self, alias: str) -> Breaker | None:
+        """Return the breaker before the store that `alias` is searched in, or None."""
+        store = self.search.store if alias == RETRIEVER and self.search else None
+        return store.breaker if store else None
+
     def guard(self, alias: str) -> Guard | None:
         """Return what watches the inputs of `alias`, or None."""
         engine = self._all().get(alias)
@@ -252,6 +276,8 @@ class Lineup:
         self._metrics.model.facts = [(alias, *engine.identity) for alias, engine in self._all().items()]
         for alias, batcher in self._batchers().items():
             self._metrics.queue_rows.set(batcher.pending_rows, alias)
+        if breaker := self.breaker(RETRIEVER):
+            self._metrics.breaker.set(STATES[breaker.state], RETRIEVER)
         for engine in self._all().values():
             if engine.guard:
                 engine.guard.observe()
@@ -284,7 +310,8 @@ class Lineup:
         loop = asyncio.get_running_loop()
         if alias == RETRIEVER:
             corpus = await loop.run_in_executor(self._loading, self._loaders.retriever, version)
-            return SearchEngine(corpus, self._settings, self._metrics)
+            store = await loop.run_in_executor(self._loading, self._loaders.store, corpus)
+            return SearchEngine(corpus, self._settings, self._metrics, store)
         net = await loop.run_in_executor(self._loading, self._loaders.predictor, version)
         return Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)
 

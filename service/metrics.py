@@ -22,6 +22,7 @@ EXTRA_S = tuple(
 )
 LOST = "lost"  # the outcome of requests whose worker died
 REASONS = ("expired", "overloaded", "draining", "breaker_open", "model_failed")  # to refuse, to fall back
+AWAY = ("store_away", "store_stale")  # why a corpus is searched here and not in the store
 RELOADS = ("ok", "refused", "failed", "rolled_back", "unrecorded")  # the last: its alias could not be moved back
 STAGES: dict[str, tuple[str, ...]] = {"/predict": ("decode", "queue", "infer", "encode", "total")}
 STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search", "rerank")}
@@ -244,8 +245,10 @@ class Metrics:
         self.refusals.expect(("rows", "bytes", "client"))
         self.rejections = counter("lvm_rejections", "Requests refused by an engine.", ("engine", "reason"))
         self.rejections.expect(ENGINES, REASONS)
-        self.fallbacks = counter("lvm_fallbacks", "Requests that another engine answered.", ("reason",))
-        self.fallbacks.expect(REASONS)
+        self.fallbacks = counter(
+            "lvm_fallbacks", "Requests that another engine, or a search here, answered.", ("reason",)
+        )
+        self.fallbacks.expect((*REASONS, *AWAY))
         self.reloads = counter("lvm_reloads", "Alias changes picked up.", ("alias", "outcome"))
         self.reloads.expect((*ENGINES, "candidate", "retriever"), RELOADS)
         self.worker_deaths = counter("lvm_worker_deaths", "Workers that ended unasked.", ()).expect()

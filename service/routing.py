@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from time import monotonic
 from typing import Literal, NamedTuple, Protocol
 
-from service.breaker import Breaker
+from service.breaker import STATES, Breaker
 from service.conduct import Conduct
 from service.engine import Floats, Prediction
 from service.errors import BreakerOpen, Expired, Unavailable, UnknownModel, is_telling
@@ -19,7 +19,6 @@ ORDER: Mapping[Profile, tuple[str, ...]] = {
     "realtime": ("primary", "fallback"),
     "batch": ("fallback", "primary"),  # the customer's advice: GRU first for batch work
 }
-STATES = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 
 
 class EngineLike(Protocol):

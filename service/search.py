@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from models.contents import Contents
 from models.corpus import Passages
+from models.index import VectorIndex
+from models.milvus import StoreAway
 from models.retriever import Hit, Search
 from models.space import Space
 from service.batching import Batch, MicroBatcher, Ticket
@@ -17,6 +19,7 @@ from service.errors import is_telling
 from service.guard import ROWS, Guard
 from service.metrics import Metrics
 from service.settings import Settings
+from service.store import RemoteLike, Store
 
 
 class RetrieverLike(Versioned, Protocol):
@@ -62,9 +65,21 @@ class RetrieverLike(Versioned, Protocol):
         """Whether hits for a context can be reranked."""
         ...
 
+    @property
+    def indexes(self) -> Mapping[str, VectorIndex]:
+        """What it searches, by name."""
+        ...
+
+    def through(self, indexes: Mapping[str, VectorIndex]) -> RemoteLike:
+        """Return a retriever of the same passages that searches `indexes` instead of its own."""
+        ...
+
     def search_batch(self, searches: list[Search], lap: Callable[[str], None]) -> Sequence[list[Hit]]:
         """Return the hits of each search, in order; call `lap` with the name of each stage as it ends."""
         ...
+
+
+Asked = tuple[Search, float]  # and until when, on the monotonic clock
 
 
 class Found(NamedTuple):
@@ -72,6 +87,8 @@ class Found(NamedTuple):
 
     hits: list[Hit]
     stages: tuple[tuple[str, float], ...]
+    is_exact: bool = True
+    degraded: str | None = None  # why it was searched here and not in the store, where there is one
 
 
 class Stopwatch:
@@ -89,44 +106,57 @@ class Stopwatch:
 
 
 class SearchEngine:
-    """Serves one retriever; one batch of searches runs at a time."""
+    """Serves one retriever; one batch of searches runs at a time, in `store` first where there is one."""
 
     alias = "retriever"
 
-    def __init__(self, retriever: RetrieverLike, settings: Settings, metrics: Metrics) -> None:
-        self.retriever = retriever
+    def __init__(
+        self, retriever: RetrieverLike, settings: Settings, metrics: Metrics, store: Store | None = None
+    ) -> None:
+        self.retriever, self.store = retriever, store
         self.identity = identity(retriever)
         self._metrics = metrics
         self._rows = metrics.batch_rows.of(self.alias)
         self.shape = (retriever.card.context_length, retriever.dim)
         self.guard = Guard(retriever.space, self.alias, metrics) if retriever.space else None
         self.conduct = Conduct()
-        self.batcher: MicroBatcher[Search, Found] = MicroBatcher(
+        self.batcher: MicroBatcher[Asked, Found] = MicroBatcher(
             self._run,
             name=self.alias,
             max_rows=settings.max_batch,
             max_queue=settings.max_queue,
             on_batch=self._observe,
-            inline=retriever.is_quick,
+            inline=retriever.is_quick and store is None,
             laps=lambda found, seconds: found.stages if found else (("search", seconds),),
         )
 
-    async def search(self, search: Search, deadline: float) -> Ticket[Search, Found]:
+    async def search(self, search: Search, deadline: float) -> Ticket[Asked, Found]:
         """Return the ticket of `search` with its hits; raises as `MicroBatcher.submit`."""
         try:
-            ticket = (await self.batcher.submit([(search, 1)], deadline))[0]
+            ticket = (await self.batcher.submit([((search, deadline), 1)], deadline))[0]
         except Exception as error:
             self.conduct.failed += is_telling(error, patient=False)
             raise
         self.conduct.answered += 1
         return ticket
 
-    def _run(self, searches: list[Search]) -> list[Found]:
+    def _run(self, asked: list[Asked]) -> list[Found]:
+        searches = [search for search, _ in asked]
         if self.guard:
             self._guard(self.guard, searches)
+        if self.store is None:
+            return self._run_here(searches)
+        watch = Stopwatch()
+        try:
+            each = self.store.search_batch(searches, min([deadline for _, deadline in asked]), watch.lap)
+        except StoreAway as error:
+            return self._run_here(searches, error.reason)
+        return [Found(hits, watch.stages, self.store.remote.is_exact) for hits in each]
+
+    def _run_here(self, searches: list[Search], degraded: str | None = None) -> list[Found]:
         watch = Stopwatch()
         each = self.retriever.search_batch(searches, watch.lap)
-        return [Found(hits, watch.stages) for hits in each]
+        return [Found(hits, watch.stages, self.retriever.is_exact, degraded) for hits in each]
 
     def _guard(self, guard: Guard, searches: list[Search]) -> None:
         for search in searches[:ROWS]:

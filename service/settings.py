@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,6 +73,15 @@ class Settings(BaseSettings):
         description="What encodes text: auto (the package of the `text` extra, where that is installed), none, or the "
         "name or directory of a sentence-transformers model on this machine.",
     )
+    milvus_uri: str = Field(
+        "",
+        pattern=r"^$|^(https?|tcp)://",
+        description="Milvus where `lvm index push` puts what `retriever` searches; none, it is searched here.",
+    )
+    milvus_token: SecretStr = Field(SecretStr(""), description="Token, or `user:password`, for that Milvus.")
+    milvus_timeout_ms: Positive = Field(
+        250, description="Milliseconds a batch waits for that Milvus before it is searched here; at most its share."
+    )
     max_text: PositiveInt = Field(
         50_000, description="Characters of text in one request; a longer one would hold up the others' too long."
     )
@@ -128,6 +138,13 @@ class Settings(BaseSettings):
         0, ge=0, le=1, description="Share of requests with a line in the log; what fails here (5xx) has one anyway."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+
+    @field_validator("milvus_uri")
+    @classmethod
+    def _has_client(cls, value: str) -> str:
+        if value and find_spec("pymilvus") is None:
+            raise ValueError("wants the `milvus` extra: pip install -c constraints.txt -e '.[milvus]'")
+        return value
 
     @field_validator("slo_ms", mode="before")
     @classmethod

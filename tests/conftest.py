@@ -78,11 +78,20 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Return a function that serves fakes: `serve(amn=answer, gru=answer, some_setting=...)`."""
     with ExitStack() as stack:
 
-        def start(*, retriever: bool = True, corpus=corpus_of, text=None, amn=mean_of, gru=mean_of, **settings):  # type: ignore[no-untyped-def]
+        def start(
+            *,
+            retriever: bool = True,
+            corpus=corpus_of,
+            text=None,
+            store=lambda corpus: None,
+            amn=mean_of,
+            gru=mean_of,
+            **settings,
+        ):  # type: ignore[no-untyped-def]
             aliases = {"primary": "amn", "fallback": "gru"} | ({"retriever": "corpus"} if retriever else {})
             registry = registry_of(tmp_path / "registry", **aliases)
             known = Settings(registry=registry.root, reload_s=0.05, **settings)
-            app = create_app(known, FakeLoaders(corpus, text, amn=amn, gru=gru))
+            app = create_app(known, FakeLoaders(corpus, text, store, amn=amn, gru=gru))
             return stack.enter_context(running(app, known))
 
         yield start

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +15,16 @@ from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats, normalise
 from models.encoder import EncoderError, Progress
 from models.index import FlatIndex
+from models.milvus import MilvusIndex
 from models.registry import Registry, Version
 from models.reranker import NEIGHBOURS, Reranker, features_of
 from models.retriever import Retriever
 from models.space import Space
 from models.towers import Towers
 from service.encoding import EncoderLike
+from service.search import RetrieverLike
+from service.settings import Settings
+from service.store import Store
 
 D, T = 8, 5
 
@@ -136,6 +141,35 @@ def bundle(version: str = "20260101-000000000000") -> Retriever:
     return Retriever(version, "1" * 64, card("corpus", kind="corpus"), known, FlatIndex(known.vectors), towers, last)
 
 
+class FakeBuild:
+    """The fake corpus in a store that gives equal scores in any order, and fails while `fault` is set."""
+
+    kind = "flat"
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+        self.asked: list[list[int]] = []  # what was to be left out
+        self.seconds: list[float] = []
+
+    def within(self, seconds: float) -> None:
+        """Note how long it may take."""
+        self.seconds.append(seconds)
+
+    def find(self, field: str, queries: Floats, k: int, exclude: Sequence[int] = ()) -> list[list[int]]:
+        """Return the k nearest rows, the later of equal ones first."""
+        self.asked.append(list(exclude))
+        if self.fault:
+            raise self.fault
+        scores = queries @ corpus().vectors[::-1].T
+        order = len(corpus()) - 1 - np.argsort(-scores, axis=1, kind="stable")
+        return [[int(row) for row in rows if row not in exclude][:k] for rows in order]
+
+    def within_reach_of(self, corpus: RetrieverLike, settings: Settings, **more: Any) -> Store:
+        """Return the store in which `corpus` is searched."""
+        indexes = {name: MilvusIndex(self, name, index) for name, index in corpus.indexes.items()}
+        return Store(corpus.through(indexes), self, settings, **more)
+
+
 class HashEncoder:
     """An encoder: a unit vector drawn from the text's hash; a word is a token; encodes two texts at a time."""
 
@@ -179,9 +213,10 @@ class FakeLoaders:
         self,
         corpus: Callable[[str], Retriever] = retriever,
         text: EncoderLike | None = None,
+        store: Callable[[RetrieverLike], Store | None] = lambda corpus: None,
         **answers: Callable[[Floats], Floats],
     ) -> None:
-        self.answers, self._corpus, self._text = answers, corpus, text
+        self.answers, self._corpus, self._text, self.store = answers, corpus, text, store
         self.loaded: list[FakePredictor] = []
 
     def predictor(self, version: Version) -> FakePredictor:

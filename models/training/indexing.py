@@ -30,10 +30,11 @@ POOLS = (2, 3, 5, 8, 12, 20, 32)
 class Scan:
     """Exact search of a corpus on disk, block by block: slow, and the truth that recall is measured by."""
 
-    is_exact = True
+    is_exact, without = True, None
 
     def __init__(self, corpus: MappedCorpus, kept: Kept) -> None:
         self._corpus, self._kept = corpus, kept
+        self.vectors_at = corpus.vectors_at
 
     def __len__(self) -> int:
         return len(self._corpus)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from service.settings import BadSettings, Settings, read_settings
@@ -15,11 +17,19 @@ def test_the_environment_decides_and_arguments_outrank_it(monkeypatch: pytest.Mo
     assert (known.max_batch, known.slo_ms, known.port) == (7, (1, 2.5), 1)
 
 
-@pytest.mark.parametrize(("name", "value"), [("LVM_MAX_BATCH", "0"), ("LVM_PORT", "many"), ("LVM_DEVICE", "tpu")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("LVM_MAX_BATCH", "0"), ("LVM_PORT", "many"), ("LVM_DEVICE", "tpu"), ("LVM_MILVUS_URI", "a.db")]
+)
 def test_a_value_that_means_nothing_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(BadSettings, match=name):
         read_settings()
+
+
+@pytest.mark.skipif(find_spec("pymilvus") is not None, reason="the extra is installed")
+def test_a_milvus_without_its_extra_says_what_to_install() -> None:
+    with pytest.raises(BadSettings, match=r"LVM_MILVUS_URI: .*\[milvus\]"):
+        read_settings(milvus_uri="http://milvus:19530")
 
 
 def test_every_setting_has_a_default_and_a_reason() -> None:

@@ -1,0 +1,83 @@
+"""The store: where else a corpus is searched, behind a breaker; while it is away, `search.py` searches here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Protocol
+
+from models.milvus import StoreAway
+from models.retriever import Hit, Search
+from service.breaker import Breaker
+from service.log import logger
+from service.settings import Settings
+
+TELLING = 0.4  # share of a full wait that tells of the store; those who queued behind a wait have less than all of it
+
+
+class BuildLike(Protocol):
+    """A version's vectors in a store: `models.milvus.Build`, or a fake of it."""
+
+    def within(self, seconds: float) -> None:
+        """Let all that is asked until the next call of this take so many seconds together."""
+        ...
+
+
+class RemoteLike(Protocol):
+    """A retriever whose indexes are in the store."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether hits are the true top-k."""
+        ...
+
+    def search_batch(self, searches: list[Search], lap: Callable[[str], None]) -> Sequence[list[Hit]]:
+        """Return the hits of each search, as `models.retriever.Retriever`; raises `StoreAway`."""
+        ...
+
+
+class Store:
+    """Searches a version's corpus in the store, in the search engine's thread, while the breaker trusts it."""
+
+    def __init__(
+        self, remote: RemoteLike, build: BuildLike, settings: Settings, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self.remote, self._build, self._clock = remote, build, clock
+        self.breaker = Breaker(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s, clock)
+        self._timeout_s, self._share = settings.milvus_timeout_ms / 1000, settings.primary_share
+        self._telling_s = TELLING * min(self._timeout_s, settings.timeout_ms / 1000 * self._share)
+        self._away: type[StoreAway] | None = None
+
+    def search_batch(self, searches: list[Search], until: float, lap: Callable[[str], None]) -> Sequence[list[Hit]]:
+        """Return the hits of each search; `until`, on the clock, the most hurried of them wants its answer.
+
+        Raises:
+            StoreAway: there was none in its share of the time, or the store failed too often and is left alone.
+        """
+        token = self.breaker.allow()
+        if token is None:
+            raise (self._away or StoreAway)("left alone for a while")
+        patience = min(self._timeout_s, (until - self._clock()) * self._share)
+        began = self._clock()
+        self._build.within(patience)
+        try:
+            hits = self.remote.search_batch(searches, lap)
+        except StoreAway as error:
+            self._note(error)
+            is_hurry = patience < self._telling_s and self._clock() - began >= patience
+            self.breaker.forget(token) if is_hurry else self.breaker.record(token, ok=False)
+            raise
+        except BaseException:
+            self.breaker.forget(token)
+            raise
+        self._note(None)
+        self.breaker.record(token, ok=True)
+        return hits
+
+    def _note(self, away: StoreAway | None) -> None:
+        """Say once that the store is away, and once that it is back."""
+        if away and self._away is None:
+            logger().warning("store away", reason=str(away))
+        elif self._away and away is None:
+            logger().info("store back")
+        self._away = type(away) if away else None

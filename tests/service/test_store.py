@@ -1,0 +1,137 @@
+"""While the store is away, callers are answered from here, and told so; nobody waits for it twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import httpx
+import pytest
+
+from models.milvus import NotPushed, StoreAway
+from models.retriever import Hit, Search
+from service.settings import Settings
+from service.store import Store
+from tests.conftest import Running, until
+from tests.fakes import FakeBuild, T, bundle, contexts, corpus, raises, retriever
+
+CONTEXT = corpus().vectors[2 : 2 + T].tolist()
+QUERY = corpus().vectors[3].tolist()
+Serve = Callable[..., Running]
+
+
+class Clock:
+    """A clock that a test turns."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def store_of(build: FakeBuild, clock: Callable[[], float] = monotonic, **settings: Any) -> Store:
+    return build.within_reach_of(retriever(), Settings(**settings), clock=clock)
+
+
+def search(store: Store, until: float = 1e9) -> list[Hit]:
+    return store.search_batch([Search(contexts(1)[0][0], 3)], until, lambda stage: None)[0]
+
+
+def fails(store: Store, until: float = 1e9) -> str:
+    with pytest.raises(StoreAway) as caught:
+        search(store, until)
+    return caught.value.reason
+
+
+def test_a_store_that_keeps_failing_is_left_alone_until_the_hold_is_over_then_probed() -> None:
+    """One probe finds it back: no restart."""
+    clock, build = Clock(), FakeBuild()
+    store = store_of(build, clock, breaker_failures=3, breaker_hold_s=5)
+    build.fault = NotPushed("no collection")
+    assert [fails(store) for _ in range(9)] == ["store_stale"] * 9
+    assert (len(build.asked), store.breaker.state) == (3, "open")
+    build.fault = None
+    assert fails(store) == "store_stale"
+    clock.now += 5
+    assert len(search(store)) == 3
+    assert (len(build.asked), store.breaker.state) == (4, "closed")
+
+
+def test_it_waits_no_longer_than_the_share_of_the_most_hurried_caller() -> None:
+    """The other share is for the search here."""
+    clock, build = Clock(), FakeBuild()
+    store = store_of(build, clock, milvus_timeout_ms=250, primary_share=0.5)
+    search(store, until=clock.now + 2)
+    search(store, until=clock.now + 0.1)
+    assert build.seconds == [0.25, pytest.approx(0.05)]
+
+
+def test_a_caller_in_a_hurry_proves_nothing_against_the_store() -> None:
+    """Only a wait worth the name counts: also the shorter one of who queued behind another's."""
+    clock = Clock()
+
+    class Slow(FakeBuild):
+        def find(self, *asked: Any) -> list[list[int]]:
+            clock.now += self.seconds[-1]
+            raise StoreAway("slow")
+
+    for milliseconds, left_s, state in ((250, 0.1, "closed"), (250, 2.0, "open"), (5000, 1.0, "open")):
+        store = store_of(Slow(), clock, breaker_failures=1, milvus_timeout_ms=milliseconds)
+        fails(store, until=clock.now + left_s)
+        assert store.breaker.state == state
+
+
+@pytest.fixture
+def build() -> FakeBuild:
+    return FakeBuild()
+
+
+@pytest.fixture
+def server(serve: Serve, build: FakeBuild) -> Running:
+    settings = Settings(breaker_failures=2, breaker_hold_s=0.1)
+    return serve(corpus=bundle, store=lambda known: build.within_reach_of(known, settings))
+
+
+def retrieve(server: Running, **body: Any) -> httpx.Response:
+    return server.http.post("/retrieve", json=body)
+
+
+def marks(answer: httpx.Response) -> tuple[int, str | None, str | None]:
+    return answer.status_code, answer.json().get("fallback_reason"), answer.headers.get("x-fallback-reason")
+
+
+@pytest.mark.parametrize("body", [{"context": CONTEXT}, {"query": QUERY}, {"context": CONTEXT, "model": "amn"}])
+def test_while_the_store_is_away_answers_are_the_same_and_marked(
+    server: Running, build: FakeBuild, body: dict[str, Any]
+) -> None:
+    """In body, header and metrics; never a 503; and no longer once it is back."""
+    well = retrieve(server, **body, k=4)
+    build.fault = StoreAway("gone")
+    away = [retrieve(server, **body, k=4) for _ in range(6)]
+    assert marks(well) == (200, None, None)
+    assert {marks(answer) for answer in away} == {(200, "store_away", "store_away")}
+    assert all(answer.json()["results"] == well.json()["results"] for answer in away)
+    assert server.metric("lvm_fallbacks_total", reason="store_away") == 6
+    assert server.metric("lvm_requests_total", route="/retrieve", outcome="fallback") == 6
+    build.fault = None
+    until(lambda: marks(retrieve(server, **body)) == (200, None, None), "the store to be asked again")
+    assert server.http.get("/models").json()["aliases"]["retriever"]["breaker"] == "closed"
+
+
+def test_a_net_that_fell_back_says_so_first(serve: Serve, build: FakeBuild) -> None:
+    """One reason is told, the net's: the answer may differ by it."""
+    build.fault = StoreAway("gone")
+    server = serve(amn=raises, store=lambda known: build.within_reach_of(known, Settings()))
+    answer = retrieve(server, context=CONTEXT)
+    assert marks(answer) == (200, "model_failed", "model_failed")
+    assert server.metric("lvm_fallbacks_total", reason="store_away") == 1
+
+
+def test_a_breaker_that_is_open_shows_in_the_metrics(server: Running, build: FakeBuild) -> None:
+    """As that of the retriever."""
+    build.fault = StoreAway("gone")
+    for _ in range(2):
+        retrieve(server, query=QUERY)
+    server.http.get("/metrics")
+    assert server.metric("lvm_breaker_open", engine="retriever") > 0

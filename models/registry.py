@@ -7,6 +7,7 @@ Standard library only: `python -m models.registry rollback ALIAS` works when not
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import getpass
 import json
@@ -26,6 +27,7 @@ from models import sealed
 ALIASES = ("primary", "fallback", "candidate", "retriever")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LEDGER, _LOCK, _PART = "ledger.jsonl", ".lock", ".part-"
+_NO_LINK = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)  # there is none; anything else may be a share that is away
 
 
 class RegistryError(Exception):
@@ -110,6 +112,7 @@ class Registry:
 
         Raises:
             UnknownVersion: the alias is not set, or does not point at a version of this registry.
+            OSError: the link cannot be read, as where the registry is on a share that is away.
         """
         target = self._target(alias)
         version = self._version(*target.split("/")) if target else None
@@ -254,7 +257,9 @@ class Registry:
             return None
         try:
             parts = Path(os.readlink(self.root / alias)).parts
-        except OSError:
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
             return None
         return "/".join(parts[1:]) if len(parts) == 3 and parts[0] == "models" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from time import perf_counter
@@ -17,7 +18,7 @@ from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media
 from service.encoding import EncoderEngine, Said
 from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
-from service.inventory import card_text, describe, ledger
+from service.inventory import card_text, describe, ledger, summaries
 from service.lineup import Lineup
 from service.metrics import TOTAL_TEXT
 from service.routing import EngineLike, Profile, Routed, Router
@@ -346,7 +347,8 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Call
     @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
     async def models() -> Response:
         """Versions, aliases, cards, what is live since when, the breakers."""
-        return Response(wire.encode_json(describe(router, lineup)), media_type="application/json")
+        versions = await asyncio.to_thread(summaries, lineup.registry)  # where a share hangs, only this waits
+        return Response(wire.encode_json(describe(router, lineup, versions)), media_type="application/json")
 
     @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)
     def card(name: str, version: str) -> Response:

@@ -116,6 +116,7 @@ class Lineup:
         self.no_encoder: str | None = None  # why there is none
         self.live: dict[str, Live] = {}
         self._seen: dict[str, str] = {}  # the ids that the aliases pointed at when last looked at
+        self._unseen: set[str] = set()  # aliases that could not be looked at
         self._retry: dict[str, float] = {}  # when to try again what could not be loaded
         self._trials: dict[str, Trial] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -196,15 +197,29 @@ class Lineup:
             for alias in (*PREDICTORS, CANDIDATE, RETRIEVER):
                 try:
                     await self.follow(alias)
+                    self._unseen.discard(alias)
                 except Exception as error:  # a file system that hiccups must not end the watch
-                    self._metrics.reloads.add(alias, "failed")
-                    logger().error("look at alias failed", alias=alias, exc_info=error)
+                    self._miss(alias, error)
+
+    def _miss(self, alias: str, error: Exception) -> None:
+        """Count and tell that an alias could not be looked at, once until it can."""
+        if alias not in self._unseen:
+            self._unseen.add(alias)
+            self._metrics.reloads.add(alias, "failed")
+            logger().error("look at alias failed", alias=alias, exc_info=error)
 
     async def follow(self, alias: str) -> None:
-        """Serve what `alias` points at now; what must not be served leaves the old version serving."""
+        """Serve what `alias` points at now; what must not be served leaves the old version serving.
+
+        Raises:
+            UnknownVersion: nothing, where something serves: somebody took it away, or the registry's share is.
+            OSError: the registry cannot be read.
+        """
         try:
-            version = self.registry.resolve(alias)
+            version = await asyncio.to_thread(self.registry.resolve, alias)  # a share that hangs holds up nobody else
         except UnknownVersion:
+            if alias != CANDIDATE and self.identity(alias):
+                raise
             self._dismiss(alias)
             return
         known = self.live.get(alias)
@@ -220,12 +235,14 @@ class Lineup:
                 self._metrics.reloads.add(alias, "ok")
         except Exception as error:  # whatever it is, the old version goes on serving
             self._retry[alias] = self._clock() + RETRY_S
-            self._metrics.reloads.add(alias, "refused")
-            logger().error(
-                "version refused", alias=alias, version=version.id, reason=f"{type(error).__name__}: {error}"
-            )
-            serving = self.live.get(alias) or Live("", now())
-            self.live[alias] = replace(serving, refused=version.id, reason=str(error))
+            self.refuse(alias, version.id, error)
+
+    def refuse(self, alias: str, version: str, error: Exception) -> None:
+        """Take note that `alias` cannot serve `version`, an id, and why."""
+        self._metrics.reloads.add(alias, "refused")
+        logger().error("version refused", alias=alias, version=version, reason=f"{type(error).__name__}: {error}")
+        serving = self.live.get(alias) or Live("", now())
+        self.live[alias] = replace(serving, refused=version, reason=str(error))
 
     def _dismiss(self, alias: str) -> None:
         """Let go of a candidate whose alias is gone; what answers callers stays, whatever became of its alias."""

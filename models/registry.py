@@ -142,6 +142,33 @@ class Registry:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
+    def adopt(self, identity: str, seal: str, fetch: sealed.Fetch) -> Version:
+        """Store the version `identity`, made elsewhere, whose files `fetch` gets; what is here and whole is kept.
+
+        `seal` is the digest of its sums. Callers see to it that two do not adopt the same version at a time.
+
+        Raises:
+            BadName: the id is not that of a version with these sums.
+            Corrupt: a file is not what its sum says; nothing is stored.
+        """
+        name, version = split_id(identity)
+        if not version.endswith(f"-{seal[:12]}"):
+            raise BadName(f"{identity!r} is not the id of a version sealed as {seal[:12]}...")
+        path = self.root / "models" / name / version
+        if sealed.is_whole(path, seal):
+            return Version(name, version, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=_PART, dir=path.parent))
+        try:
+            sealed.receive(part / "files", seal, fetch)
+            if path.exists():
+                os.rename(path, part / "spoiled")
+            os.rename(part / "files", path)
+            sealed.sync(path.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return Version(name, version, path)
+
     def point(
         self,
         alias: str,
@@ -285,6 +312,12 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise BadName(f"{name!r} is no name for a model: want {_NAME.pattern}")
     return name
+
+
+def split_id(identity: str) -> tuple[str, str]:
+    """Return name and version of an id; raises `BadName` where it is not of two plain names."""
+    name, _, version = identity.partition("/")
+    return check_name(name), check_name(version)
 
 
 def _who() -> str:

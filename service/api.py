@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from time import perf_counter
@@ -21,10 +20,12 @@ from service.errors import Draining, Invalid, Unavailable
 from service.inventory import card_text, describe, ledger, summaries
 from service.lineup import Lineup
 from service.metrics import TOTAL_TEXT
+from service.mirror import Follower
 from service.routing import EngineLike, Profile, Routed, Router
 from service.search import SearchEngine
 from service.settings import Settings
 from service.shadow import Shadow
+from service.threads import aside
 from service.wire import JSON, OCTETS, Decoded, Fields, JsonReader
 
 MADE_BY = ("model", "version", "served_by", "fallback_reason")
@@ -326,7 +327,9 @@ def check_ready(lineup: Lineup, state: State) -> None:
         raise Unavailable("no net is loaded")
 
 
-def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Callable[[], None]:
+def add_routes(
+    app: FastAPI, router: Router, lineup: Lineup, door: Door, follower: Follower | None = None
+) -> Callable[[], None]:
     """Add every route of the service to `app`; return what brings the gauges up to date."""
     settings, metrics, state = door.settings, door.metrics, door.state
     shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
@@ -341,14 +344,16 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Call
     def observe() -> None:
         lineup.observe()
         router.observe()
+        if follower:
+            follower.observe()
         door.admission.observe()
         metrics.ready.set(float(lineup.is_ready and not state.is_draining))
 
     @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
     async def models() -> Response:
         """Versions, aliases, cards, what is live since when, the breakers."""
-        versions = await asyncio.to_thread(summaries, lineup.registry)  # where a share hangs, only this waits
-        return Response(wire.encode_json(describe(router, lineup, versions)), media_type="application/json")
+        versions = await aside(summaries, lineup.registry)  # where a share hangs, only this waits
+        return Response(wire.encode_json(describe(router, lineup, follower, versions)), media_type="application/json")
 
     @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)
     def card(name: str, version: str) -> Response:

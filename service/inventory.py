@@ -12,14 +12,18 @@ from models.card import BadCard, Card
 from models.registry import Registry, UnknownVersion, Version
 from service.errors import UnknownModel
 from service.lineup import Lineup
+from service.mirror import Follower
 from service.routing import Router
 
 
-def describe(router: Router, lineup: Lineup, versions: list[dict[str, Any]]) -> dict[str, Any]:
+def describe(
+    router: Router, lineup: Lineup, follower: Follower | None, versions: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Return the body of /models; `versions` are those that `summaries` found."""
     return {
         "aliases": {alias: _alias(alias, router, lineup) for alias in lineup.live},
         "encoder": {"name": lineup.encoder.name if lineup.encoder else None, "missing": lineup.no_encoder},
+        "store": follower.describe() if follower else None,
         "versions": versions,
     }
 

@@ -27,6 +27,7 @@ from service.metrics import Metrics
 from service.probation import Probation, Witness
 from service.search import RetrieverLike, SearchEngine
 from service.settings import Settings
+from service.threads import aside
 
 PREDICTORS = ("primary", "fallback")
 CANDIDATE = "candidate"  # answers nobody: the shadow asks it
@@ -216,7 +217,7 @@ class Lineup:
             OSError: the registry cannot be read.
         """
         try:
-            version = await asyncio.to_thread(self.registry.resolve, alias)  # a share that hangs holds up nobody else
+            version = await aside(self.registry.resolve, alias)  # a share that hangs holds up nobody else
         except UnknownVersion:
             if alias != CANDIDATE and self.identity(alias):
                 raise
@@ -236,6 +237,10 @@ class Lineup:
         except Exception as error:  # whatever it is, the old version goes on serving
             self._retry[alias] = self._clock() + RETRY_S
             self.refuse(alias, version.id, error)
+
+    def check(self, alias: str, version: Version) -> None:
+        """Load a version as `alias` would serve it, and let it go; raises `BadCheckpoint`."""
+        (self._loaders.retriever if alias == RETRIEVER else self._loaders.predictor)(version)
 
     def refuse(self, alias: str, version: str, error: Exception) -> None:
         """Take note that `alias` cannot serve `version`, an id, and why."""

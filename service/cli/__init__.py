@@ -21,6 +21,7 @@ VERSIONS: Contents = {
     ),
     "promote": (versions.promote, ('lvm promote primary gmn/20261123-38ef76a6fd72 --why "more accurate"',)),
     "rollback": (versions.rollback, ('lvm rollback primary --why "answers drift"',)),
+    "push": (versions.push, ("lvm push s3://bucket/prefix",)),
     "import": (versions.import_, ("lvm import epoch_20.pt --name amn --encoder all-MiniLM-L6-v2 --data NAME=DIR",)),
 }
 SHADOW: Contents = {"report": (versions.report, ("lvm shadow report http://127.0.0.1:8000",))}

@@ -127,6 +127,25 @@ def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
     _print_move(existing_registry().rollback(alias, why=why), as_json)
 
 
+def push(
+    url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix, or whatever fsspec opens.")],
+    as_json: AsJson = False,
+) -> None:
+    """Publish the aliases, and what they point at, in an object store.
+
+    Services whose LVM_REGISTRY is that URL follow within LVM_STORE_S.
+    """
+    from models.store import Store
+
+    found = existing_registry()
+    changed = Store(url).push(found)
+    if as_json:
+        print_json({"aliases": found.aliases(), "changed": sorted(changed)})
+        return
+    for alias, target in found.aliases().items():
+        typer.echo(f"{alias}: {target}{'' if alias in changed else ', as before'}")
+
+
 def _print_move(move: Move, as_json: bool, checked: dict[str, Any] | None = None) -> None:
     if as_json:
         print_json({**vars(move), **({"checked": checked} if checked else {})})

@@ -131,7 +131,7 @@ def push(
     url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix, or whatever fsspec opens.")],
     as_json: AsJson = False,
 ) -> None:
-    """Publish the aliases, and what they point at, in an object store.
+    """Publish aliases and versions in an object store.
 
     Services whose LVM_REGISTRY is that URL follow within LVM_STORE_S.
     """

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -93,22 +93,26 @@ class Store:
     """Versions and aliases below a URL."""
 
     def __init__(self, url: str) -> None:
+        self._url, self.name = url, without_secret(url)
         try:
-            from fsspec.core import url_to_fs
+            from fsspec import get_filesystem_class
+            from fsspec.utils import get_protocol
 
-            self._fs, root = url_to_fs(url)
-        except (ImportError, ValueError, OSError) as error:
-            raise NoSuchStore(f"cannot open {without_secret(url)}: {error}") from error
-        self._root, self.name = root.rstrip("/"), without_secret(url)
+            get_filesystem_class(get_protocol(url))
+        except (ImportError, ValueError) as error:
+            raise NoSuchStore(f"cannot open {self.name}: {error}") from error
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        """The file system and the path in it. Some connect here: it is made when first asked, and anew after a fault."""
+        from fsspec.core import url_to_fs
+
+        files, path = url_to_fs(self._url, skip_instance_cache=True)
+        return files, path.rstrip("/")
 
     def read(self, alias: str) -> bytes | None:
         """Return what the store says of an alias, None where it says nothing; raises `StoreAway`."""
-        with self._asked():
-            try:
-                said: bytes = self._fs.cat_file(self._alias_at(alias))
-            except FileNotFoundError:
-                return None
-            return said
+        return self._read(f"{_SAID}/{alias}.json")
 
     def fetch(self, identity: str, name: str, to: Path) -> None:
         """Copy a file of a version to a path.
@@ -117,9 +121,9 @@ class Store:
             Corrupt: the store has no such file.
             StoreAway: it does not answer.
         """
-        with self._asked():
+        with self._asked() as (files, root):
             try:
-                self._fs.get_file(f"{self._version_at(identity)}/{name}", str(to))
+                files.get_file(f"{root}/models/{identity}/{name}", str(to))
             except FileNotFoundError as error:
                 raise Corrupt(f"{name} of {identity} is missing in {self.name}") from error
 
@@ -139,47 +143,43 @@ class Store:
         for alias, pointer in changed.items():
             self._put_alias(alias, pointer.to_json())
         if CANDIDATE not in pointers and self.read(CANDIDATE) is not None:
-            with self._asked():
-                self._fs.rm_file(self._alias_at(CANDIDATE))
+            with self._asked() as (files, root):
+                files.rm_file(f"{root}/{_SAID}/{CANDIDATE}.json")
         return changed
 
     def _put_version(self, version: Version, seal: str) -> None:
-        at, fetch = self._version_at(version.id), partial(self.fetch, version.id)
-        if self._sums_are(at, version):
+        at = f"models/{version.id}"
+        if self._read(f"{at}/{sealed.SUMS}") == (version.path / sealed.SUMS).read_bytes():
             return  # they went last
-        with self._asked():
-            self._fs.makedirs(at, exist_ok=True)
+        with self._asked() as (files, root):
+            files.makedirs(f"{root}/{at}", exist_ok=True)
             for name in (*sorted(sealed.names(version.path)), sealed.SUMS):
-                self._fs.put_file(str(version.path / name), f"{at}/{name}")
+                files.put_file(str(version.path / name), f"{root}/{at}/{name}")
         with TemporaryDirectory(prefix="lvm-") as back:
-            sealed.receive(Path(back) / "files", seal, fetch)
-
-    def _sums_are(self, at: str, version: Version) -> bool:
-        with self._asked():
-            try:
-                return bool(self._fs.cat_file(f"{at}/{sealed.SUMS}") == (version.path / sealed.SUMS).read_bytes())
-            except FileNotFoundError:
-                return False
+            sealed.receive(Path(back) / "files", seal, partial(self.fetch, version.id))
 
     def _put_alias(self, alias: str, said: bytes) -> None:
-        with self._asked():
-            self._fs.makedirs(f"{self._root}/{_SAID}", exist_ok=True)
-            self._fs.pipe_file(self._alias_at(alias), said)
+        with self._asked() as (files, root):
+            files.makedirs(f"{root}/{_SAID}", exist_ok=True)
+            files.pipe_file(f"{root}/{_SAID}/{alias}.json", said)
 
-    def _alias_at(self, alias: str) -> str:
-        return f"{self._root}/{_SAID}/{alias}.json"
-
-    def _version_at(self, identity: str) -> str:
-        return f"{self._root}/models/{identity}"
+    def _read(self, at: str) -> bytes | None:
+        with self._asked() as (files, root):
+            try:
+                said: bytes = files.cat_file(f"{root}/{at}")
+            except FileNotFoundError:
+                return None
+            return said
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
-        """Every kind of store has errors of its own."""
+    def _asked(self) -> Iterator[tuple[Any, str]]:
+        """Yield the file system and the path in it; every kind of store has errors of its own."""
         try:
-            yield
-        except (Corrupt, StoreAway):
+            yield self._opened
+        except Corrupt:
             raise
         except Exception as error:
+            vars(self).pop("_opened", None)
             raise StoreAway(without_secret(f"{self.name}: {type(error).__name__}: {error}")) from error
 
 

@@ -25,7 +25,6 @@ from service.routing import EngineLike, Profile, Routed, Router
 from service.search import SearchEngine
 from service.settings import Settings
 from service.shadow import Shadow
-from service.threads import aside
 from service.wire import JSON, OCTETS, Decoded, Fields, JsonReader
 
 MADE_BY = ("model", "version", "served_by", "fallback_reason")
@@ -352,7 +351,7 @@ def add_routes(
     @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
     async def models() -> Response:
         """Versions, aliases, cards, what is live since when, the breakers."""
-        versions = await aside(summaries, lineup.registry)  # where a share hangs, only this waits
+        versions = await lineup.aside(summaries, lineup.registry)
         return Response(wire.encode_json(describe(router, lineup, follower, versions)), media_type="application/json")
 
     @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)

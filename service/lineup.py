@@ -27,7 +27,7 @@ from service.metrics import Metrics
 from service.probation import Probation, Witness
 from service.search import RetrieverLike, SearchEngine
 from service.settings import Settings
-from service.threads import aside
+from service.threads import Aside
 
 PREDICTORS = ("primary", "fallback")
 CANDIDATE = "candidate"  # answers nobody: the shadow asks it
@@ -110,6 +110,7 @@ class Lineup:
     ) -> None:
         self.registry, self._loaders, self._clock = registry, loaders, clock
         self._settings, self._metrics = settings, metrics
+        self.aside = Aside()  # where the registry is read while serving: it may be on a share that hangs
         self.engines: dict[str, Engine] = {}
         self.candidate: Engine | None = None
         self.search: SearchEngine | None = None
@@ -217,7 +218,7 @@ class Lineup:
             OSError: the registry cannot be read.
         """
         try:
-            version = await aside(self.registry.resolve, alias)  # a share that hangs holds up nobody else
+            version = await self.aside(self.registry.resolve, alias)
         except UnknownVersion:
             if alias != CANDIDATE and self.identity(alias):
                 raise
@@ -262,6 +263,7 @@ class Lineup:
             trial.task.cancel()
         batchers = [*self._batchers().values(), *(trial.incumbent.batcher for trial in self._trials.values())]
         await asyncio.gather(*(batcher.close(timeout) for batcher in batchers), *self._ending)
+        self.aside.close()
 
     def observe(self) -> None:
         """Bring the gauges of queues and versions up to date."""

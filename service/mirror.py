@@ -14,7 +14,7 @@ from service.lineup import PREDICTORS, RETRY_S, Lineup, now
 from service.log import logger
 from service.metrics import Metrics
 from service.settings import Settings
-from service.threads import aside
+from service.threads import Aside
 
 HANG_S = 30.0  # seconds after which a store that has not answered yet is taken for one that is away
 
@@ -31,7 +31,7 @@ class Follower:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._mirror, self._lineup, self._clock = mirror, lineup, clock
-        self._settings, self._metrics = settings, metrics
+        self._settings, self._metrics, self._aside = settings, metrics, Aside()
         self._asked = math.inf  # when the question was put that is open now
         self._answered = clock()  # when the store last did
         self._since: str | None = None  # the same by the calendar
@@ -54,9 +54,12 @@ class Follower:
 
     async def watch(self) -> None:
         """Look every `store_s` seconds, for ever."""
-        while True:
-            await asyncio.sleep(self._settings.store_s)
-            await self.look()
+        try:
+            while True:
+                await asyncio.sleep(self._settings.store_s)
+                await self.look()
+        finally:
+            self._aside.close()
 
     async def look(self) -> None:
         """Ask the store what the aliases are, and follow."""
@@ -81,7 +84,7 @@ class Follower:
     async def _ask(self) -> dict[str, bytes | None]:
         self._asked = self._clock()
         try:
-            return await aside(self._mirror.ask)
+            return await self._aside(self._mirror.ask)
         finally:
             self._asked = math.inf
 
@@ -90,7 +93,7 @@ class Follower:
         if known and known[0] == said and self._clock() < known[2]:
             return
         try:
-            await aside(self._mirror.follow, alias, said)
+            await self._aside(self._mirror.follow, alias, said)
             self._refused.pop(alias, None)
         except LockHeld:
             return  # the line-up is writing; the next look is soon enough

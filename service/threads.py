@@ -1,41 +1,61 @@
-"""Threads for what may hang: a share, a store."""
+"""A thread for what may hang: a share, a store."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import ParamSpec, TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def aside(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Return what `function` does, or raise what it raises, in a thread that nobody waits for when the process ends.
+class Aside:
+    """Runs one call after the other in a thread of its own, for which nobody waits when the process ends.
 
-    `asyncio.to_thread` is for what comes back by itself: the end of the process waits for its threads.
+    `asyncio.to_thread` is for what comes back by itself: the end of a process waits for its threads.
     """
-    loop = asyncio.get_running_loop()
-    end: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: Exception | None) -> None:
-        if end.done():
-            return  # who waited was cancelled
-        if error:
-            end.set_exception(error)
-        else:
-            end.set_result(result)  # type: ignore[arg-type]  # T may be None itself
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._is_open = False
 
-    def run() -> None:
-        outcome: tuple[T | None, Exception | None]
-        try:
-            outcome = function(*arguments, **options), None
-        except Exception as error:
-            outcome = None, error
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, *outcome)
+    async def __call__(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Return what `function` returns, or raise what it raises."""
+        loop = asyncio.get_running_loop()
+        end: asyncio.Future[T] = loop.create_future()
 
-    threading.Thread(target=run, daemon=True).start()
-    return await end
+        def run() -> None:
+            try:
+                settle: tuple[Callable[..., None], Any] = end.set_result, function(*arguments, **options)
+            except Exception as error:
+                settle = end.set_exception, error
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_settle, end, *settle)
+
+        self._open()
+        self._calls.put(run)
+        return await end
+
+    def close(self) -> None:
+        """Let the thread go, once it comes back."""
+        if self._is_open:
+            self._is_open = False
+            self._calls.put(None)
+
+    def _open(self) -> None:
+        if not self._is_open:
+            self._is_open = True
+            Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while call := self._calls.get():
+            call()
+
+
+def _settle(end: asyncio.Future[Any], settle: Callable[[Any], None], outcome: Any) -> None:
+    if not end.done():  # else who waited was cancelled
+        settle(outcome)

@@ -103,8 +103,8 @@ def test_a_store_that_never_answers_is_stale_after_a_while_and_holds_nobody_up(t
             house.now = HANG_S + 1
             assert house.follower.describe()["error"] == "no answer for 31 s"
         finally:
-            watch.cancel()  # and the end of the process waits for no thread of it
-            threading.Timer(1, house.mirror.answers.set).start()
+            watch.cancel()
+            house.mirror.answers.set()
 
     live(tmp_path, scenario, primary="amn")
 

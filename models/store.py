@@ -104,7 +104,7 @@ class Store:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        """The file system and the path in it. Some connect here: it is made when first asked, and anew after a fault."""
+        """The file system and the path in it. Some connect here: it is made when first asked, anew after a fault."""
         from fsspec.core import url_to_fs
 
         files, path = url_to_fs(self._url, skip_instance_cache=True)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import typer
 
 from models.registry import Registry
 from service import replicas
 from service.app import create_app
+from service.cli import versions
+from service.cli.ends import FAILED
 from service.settings import Settings
-from tests.conftest import LVM, Running, running, until
+from tests.conftest import Running, running, until
 from tests.fakes import FakeLoaders, add_version, mean_of, registry_of
 
 Start = Callable[..., Running]
@@ -57,14 +58,20 @@ def test_replicas_that_differ_are_told_apart_and_so_is_one_that_is_away(replica:
     assert away[-1].startswith("no answer: ConnectError")
 
 
-@pytest.mark.parametrize(("token", "code"), [(TOKEN, 0), ("", 1)])
-def test_the_command_shows_replicas_and_checks_them(replica: Start, token: str, code: int) -> None:
+def test_the_command_shows_replicas_and_checks_them(replica: Start, capsys: pytest.CaptureFixture[str]) -> None:
     server = replica("one")
-    command = [LVM, "models", "--url", server.url, "--url", f"{server.url}/", "--check", "--json"]
-    done = subprocess.run(command, env={**os.environ, "LVM_TOKEN": token}, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    errors = [each["error"] for each in json.loads(done.stdout)["replicas"]]
-    assert all("401" in error for error in errors) if code else errors == [None, None]
+    urls = [server.url, f"{server.url}/"]
+    versions.models(urls, check=True, token=TOKEN, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [each["error"] for each in found["replicas"]] == [None, None]
+    versions.models(urls, token=TOKEN)
+    assert server.app.state.lineup.live["primary"].version in capsys.readouterr().out
+    with pytest.raises(typer.Exit) as end:
+        versions.models(urls, check=True)
+    assert end.value.exit_code == FAILED
+    assert "401" in capsys.readouterr().out
+    with pytest.raises(typer.BadParameter):
+        versions.models(check=True)
 
 
 def test_a_stranger_is_no_replica(replica: Start) -> None:

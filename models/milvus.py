@@ -29,13 +29,13 @@ PUSH_S = 60.0  # seconds for each message of a push
 _SHA256, _ROWS, _KIND, _IS_COMPLETE = "lvm.sha256", "lvm.rows", "lvm.index", "lvm.complete"
 
 
-class StoreAway(Exception):
+class IndexAway(Exception):
     """The store did not answer as it must, or not in time."""
 
     reason = "store_away"
 
 
-class NotPushed(StoreAway):
+class NotPushed(IndexAway):
     """The store has no complete collection of this version."""
 
     reason = "store_stale"
@@ -59,7 +59,7 @@ def connect(uri: str, token: str, timeout_s: float) -> Any:
     """Return a `pymilvus.MilvusClient` with a channel of its own.
 
     Raises:
-        StoreAway: nobody there answers in time.
+        IndexAway: nobody there answers in time.
     """
     from pymilvus import MilvusClient
 
@@ -72,10 +72,10 @@ def connect(uri: str, token: str, timeout_s: float) -> Any:
 def _as_away() -> Iterator[None]:
     try:
         yield
-    except (StoreAway, BadCollection):
+    except (IndexAway, BadCollection):
         raise
     except Exception as error:  # whatever the client, gRPC or an answer that makes no sense may raise
-        raise StoreAway(_said(error)) from error
+        raise IndexAway(_said(error)) from error
 
 
 def _said(error: Exception) -> str:
@@ -107,7 +107,7 @@ class Build:
         """Return the k rows of `field` nearest to each of `queries` `(Q, D)`, none of them in `exclude`.
 
         Raises:
-            StoreAway: the store is gone, slow, gave fewer rows than it was asked for, or others than may be.
+            IndexAway: the store is gone, slow, gave fewer rows than it was asked for, or others than may be.
             NotPushed: it has no complete collection of the version.
         """
         with self._asking():
@@ -125,7 +125,7 @@ class Build:
         try:
             with _as_away():
                 yield
-        except StoreAway:
+        except IndexAway:
             self._client = None
             self._close()
             raise
@@ -142,7 +142,7 @@ class Build:
     def _left_s(self) -> float:
         left = self._until - monotonic()
         if left <= 0:
-            raise StoreAway("no time left")
+            raise IndexAway("no time left")
         return left
 
     def _check(self, client: Any) -> Kind:
@@ -172,7 +172,7 @@ class Build:
     def _check_rows(self, found: list[list[int]], k: int, excluded: Set[int]) -> None:
         for rows in found:
             if len(set(rows) - excluded) < k or min(rows) < 0 or max(rows) >= self._rows:
-                raise StoreAway(f"{len(rows)} rows where {k} were asked for, or others than may be")
+                raise IndexAway(f"{len(rows)} rows where {k} were asked for, or others than may be")
 
 
 class MilvusIndex:
@@ -237,7 +237,7 @@ class Push:
         """Fill the collection, flag it complete once it has every row, and point `alias` at it.
 
         Raises:
-            StoreAway: the store is gone, slow, or refuses.
+            IndexAway: the store is gone, slow, or refuses.
             BadCollection: its collection of this name is another's, of another index, or miscounts.
         """
         with _as_away():

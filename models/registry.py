@@ -7,6 +7,7 @@ Standard library only: `python -m models.registry rollback ALIAS` works when not
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import getpass
 import json
@@ -26,6 +27,7 @@ from models import sealed
 ALIASES = ("primary", "fallback", "candidate", "retriever")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LEDGER, _LOCK, _PART = "ledger.jsonl", ".lock", ".part-"
+_NO_LINK = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)  # there is none; anything else may be a share that is away
 
 
 class RegistryError(Exception):
@@ -110,6 +112,7 @@ class Registry:
 
         Raises:
             UnknownVersion: the alias is not set, or does not point at a version of this registry.
+            OSError: the link cannot be read, as where the registry is on a share that is away.
         """
         target = self._target(alias)
         version = self._version(*target.split("/")) if target else None
@@ -138,6 +141,33 @@ class Registry:
             return self._rename(part / "files", name, sealed.write(part / "files", files))
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+    def adopt(self, identity: str, seal: str, fetch: sealed.Fetch) -> Version:
+        """Store the version `identity`, made elsewhere, whose files `fetch` gets; what is here and whole is kept.
+
+        `seal` is the digest of its sums. Callers see to it that two do not adopt the same version at a time.
+
+        Raises:
+            BadName: the id is not that of a version with these sums.
+            Corrupt: a file is not what its sum says; nothing is stored.
+        """
+        name, version = split_id(identity)
+        if not version.endswith(f"-{seal[:12]}"):
+            raise BadName(f"{identity!r} is not the id of a version sealed as {seal[:12]}...")
+        path = self.root / "models" / name / version
+        if sealed.is_whole(path, seal):
+            return Version(name, version, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=_PART, dir=path.parent))
+        try:
+            sealed.receive(part / "files", seal, fetch)
+            if path.exists():
+                os.rename(path, part / "spoiled")
+            os.rename(part / "files", path)
+            sealed.sync(path.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return Version(name, version, path)
 
     def point(
         self,
@@ -254,7 +284,9 @@ class Registry:
             return None
         try:
             parts = Path(os.readlink(self.root / alias)).parts
-        except OSError:
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
             return None
         return "/".join(parts[1:]) if len(parts) == 3 and parts[0] == "models" else None
 
@@ -280,6 +312,12 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise BadName(f"{name!r} is no name for a model: want {_NAME.pattern}")
     return name
+
+
+def split_id(identity: str) -> tuple[str, str]:
+    """Return name and version of an id; raises `BadName` where it is not of two plain names."""
+    name, _, version = identity.partition("/")
+    return check_name(name), check_name(version)
 
 
 def _who() -> str:

@@ -14,12 +14,13 @@ import hashlib
 import mmap
 import os
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from io import BufferedReader
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
 Buffer = bytes | mmap.mmap
+Fetch = Callable[[str, Path], None]  # puts the file of a name at a path
 _BLOCK = 1 << 20  # bytes
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*)")
 
@@ -43,6 +44,27 @@ def write(directory: Path, files: Mapping[str, bytes | Path]) -> str:
     seal = _write_file(directory / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
     sync(directory)
     return seal
+
+
+def receive(directory: Path, seal: str, fetch: Fetch) -> None:
+    """Have `fetch` fill the new `directory`, durably: the sums, which must have the digest `seal`, then what they name.
+
+    Raises:
+        Corrupt: a file is not what its sum says, or the sums are not those of `seal`; no other name was asked for.
+    """
+    directory.mkdir()
+    _receive_file(directory / SUMS, seal, fetch)
+    for name, expected in _sums(directory).items():
+        _receive_file(directory / name, expected, fetch)
+    sync(directory)
+
+
+def is_whole(directory: Path, seal: str) -> bool:
+    """Whether every file of a directory is there and as the sums of the digest `seal` say."""
+    try:
+        return seal_of(directory) == seal and bool(mapped(directory))
+    except Corrupt:
+        return False
 
 
 def read(directory: Path) -> dict[str, bytes]:
@@ -101,6 +123,13 @@ def _write_file(path: Path, data: bytes | Path) -> str:
         file.flush()
         os.fsync(file.fileno())
     return sha256.hexdigest()
+
+
+def _receive_file(path: Path, expected: str, fetch: Fetch) -> None:
+    fetch(path.name, path)
+    with _open(path) as file:
+        _check(Path(path.name), hashlib.file_digest(file, "sha256").hexdigest(), expected)
+        os.fsync(file.fileno())
 
 
 def _blocks(data: bytes | Path) -> Iterator[bytes]:

@@ -17,9 +17,10 @@ from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media
 from service.encoding import EncoderEngine, Said
 from service.engine import Floats
 from service.errors import Draining, Invalid, Unavailable
-from service.inventory import card_text, describe, ledger
+from service.inventory import card_text, describe, ledger, summaries
 from service.lineup import Lineup
 from service.metrics import TOTAL_TEXT, Metrics
+from service.mirror import Follower
 from service.routing import EngineLike, Profile, Routed, Router
 from service.search import Found, SearchEngine
 from service.settings import Settings
@@ -332,7 +333,9 @@ def check_ready(lineup: Lineup, state: State) -> None:
         raise Unavailable("no net is loaded")
 
 
-def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Callable[[], None]:
+def add_routes(
+    app: FastAPI, router: Router, lineup: Lineup, door: Door, follower: Follower | None = None
+) -> Callable[[], None]:
     """Add every route of the service to `app`; return what brings the gauges up to date."""
     settings, metrics, state = door.settings, door.metrics, door.state
     shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
@@ -347,13 +350,16 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Call
     def observe() -> None:
         lineup.observe()
         router.observe()
+        if follower:
+            follower.observe()
         door.admission.observe()
         metrics.ready.set(float(lineup.is_ready and not state.is_draining))
 
     @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
     async def models() -> Response:
         """Versions, aliases, cards, what is live since when, the breakers."""
-        return Response(wire.encode_json(describe(router, lineup)), media_type="application/json")
+        versions = await lineup.aside(summaries, lineup.registry)
+        return Response(wire.encode_json(describe(router, lineup, follower, versions)), media_type="application/json")
 
     @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)
     def card(name: str, version: str) -> Response:

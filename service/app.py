@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from models.registry import Registry
+from models.store import Mirror, Store, home, is_url
 from service import oip, pages
 from service.admission import Admission, Limit
 from service.api import DocumentedHotRoute, add_routes
@@ -41,6 +42,7 @@ from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, Unavail
 from service.lineup import Lineup, Loaders, RealLoaders
 from service.log import AccessLog, logger
 from service.metrics import Metrics
+from service.mirror import Follower
 from service.protocol import OTHER
 from service.routing import Router
 from service.settings import BadSettings, Settings
@@ -132,23 +134,30 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
     """
     metrics, state, tokens = Metrics(settings.slo_ms, cells), State(), read_tokens(settings)
     access, exporter = AccessLog(settings.access_log), _exporter(settings)
-    lineup = Lineup(Registry(settings.registry), loaders or RealLoaders(settings), settings, metrics)
+    registry = Registry(home(settings.registry, settings.cache))
+    lineup = Lineup(registry, loaders or RealLoaders(settings), settings, metrics)
+    follower = None
+    if is_url(settings.registry):
+        follower = Follower(Mirror(Store(settings.registry), registry, lineup.check), lineup, settings, metrics)
     router = Router(lineup.engines, settings, metrics)
     admission = Admission(_limit(settings), settings, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
+            if follower:
+                await follower.start()
             await lineup.start()
         except Exception as error:
             state.failure = error
             raise
         gc.collect()
         gc.freeze()  # what is loaded stays: no later collection need look at it
-        watcher = asyncio.create_task(lineup.watch())
+        watchers = [asyncio.create_task(each.watch()) for each in (lineup, follower) if each]
         yield
         state.is_draining = True
-        watcher.cancel()
+        for watcher in watchers:
+            watcher.cancel()
         await lineup.close(settings.grace_s)
         if exporter:
             exporter.close()
@@ -167,7 +176,7 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
     app.state.process, app.state.settings, app.state.lineup = state, settings, lineup
     tracer = Tracer(exporter, settings.trace_share) if exporter else None
     door = Door(settings, metrics, state, tokens, admission, access, tracer)
-    app.state.observe = add_routes(app, router, lineup, door)
+    app.state.observe = add_routes(app, router, lineup, door, follower)
     app.infer = oip.add_routes(app, router, lineup, door)
     app.state.admission = admission
     app.add_exception_handler(ServiceError, _on_service_error)

@@ -12,16 +12,28 @@ from models.card import BadCard, Card
 from models.registry import Registry, UnknownVersion, Version
 from service.errors import UnknownModel
 from service.lineup import Lineup
+from service.mirror import Follower
 from service.routing import Router
 
 
-def describe(router: Router, lineup: Lineup) -> dict[str, Any]:
-    """Return the body of /models."""
+def describe(
+    router: Router, lineup: Lineup, follower: Follower | None, versions: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the body of /models; `versions` are those that `summaries` found."""
     return {
         "aliases": {alias: _alias(alias, router, lineup) for alias in lineup.live},
         "encoder": {"name": lineup.encoder.name if lineup.encoder else None, "missing": lineup.no_encoder},
-        "versions": [summary(version) for version in lineup.registry.versions()],
+        "store": follower.describe() if follower else None,
+        "versions": versions,
     }
+
+
+def summaries(registry: Registry) -> list[dict[str, Any]]:
+    """Return what the card of every version says; of none where the registry cannot be read, as on a share away."""
+    try:
+        return [summary(version) for version in registry.versions()]
+    except OSError:
+        return []
 
 
 def summary(version: Version) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,9 +15,9 @@ from time import monotonic
 from typing import Any, Protocol
 
 from models import predictor, retriever
-from models.aside import open_aside
 from models.encoder import EncoderError, is_same, open_encoder
-from models.milvus import Build, MilvusIndex, StoreAway
+from models.milvus import Build, IndexAway, MilvusIndex
+from models.priority import give_way
 from models.registry import LockHeld, Overtaken, Registry, RegistryError, UnknownVersion, Version
 from service.batching import MicroBatcher
 from service.breaker import STATES, Breaker
@@ -26,12 +25,13 @@ from service.encoding import EncoderEngine, EncoderLike
 from service.engine import Engine, Identity, PredictorLike
 from service.errors import NoEncoder, Unavailable
 from service.guard import Guard
+from service.index_store import Store
 from service.log import logger
 from service.metrics import Metrics
 from service.probation import Probation, Witness
 from service.search import RetrieverLike, SearchEngine
 from service.settings import Settings
-from service.store import Store
+from service.threads import Aside
 
 PREDICTORS = ("primary", "fallback")
 CANDIDATE = "candidate"  # answers nobody: the shadow asks it
@@ -86,7 +86,7 @@ class RealLoaders:
             return None
         build = Build(known.milvus_uri, known.milvus_token.get_secret_value(), corpus.sha256, len(corpus.corpus))
         indexes = {name: MilvusIndex(build, name, index) for name, index in corpus.indexes.items()}
-        with suppress(StoreAway):
+        with suppress(IndexAway):
             build.within(known.timeout_ms / 1000)
             build.open()
         return Store(corpus.through(indexes), build, known)
@@ -130,6 +130,7 @@ class Lineup:
     ) -> None:
         self.registry, self._loaders, self._clock = registry, loaders, clock
         self._settings, self._metrics = settings, metrics
+        self.aside = Aside()  # where the registry is read while serving: it may be on a share that hangs
         self.engines: dict[str, Engine] = {}
         self.candidate: Engine | None = None
         self.search: SearchEngine | None = None
@@ -137,10 +138,11 @@ class Lineup:
         self.no_encoder: str | None = None  # why there is none
         self.live: dict[str, Live] = {}
         self._seen: dict[str, str] = {}  # the ids that the aliases pointed at when last looked at
+        self._unseen: set[str] = set()  # aliases that could not be looked at
         self._retry: dict[str, float] = {}  # when to try again what could not be loaded
         self._trials: dict[str, Trial] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._loading: Executor | None = None  # the loop's own, until there are callers to give way to
+        self._loading = Aside()
 
     async def start(self) -> None:
         """Load what the aliases point at; only the primary must be there and fit to be served.
@@ -155,7 +157,7 @@ class Lineup:
         for alias in (*PREDICTORS[1:], CANDIDATE, RETRIEVER):
             await self.follow(alias)
         await self._open_encoder()
-        self._loading = open_aside()
+        await self._loading(give_way)  # from now on there are callers
 
     async def _open_encoder(self) -> None:
         try:
@@ -224,15 +226,29 @@ class Lineup:
             for alias in (*PREDICTORS, CANDIDATE, RETRIEVER):
                 try:
                     await self.follow(alias)
+                    self._unseen.discard(alias)
                 except Exception as error:  # a file system that hiccups must not end the watch
-                    self._metrics.reloads.add(alias, "failed")
-                    logger().error("look at alias failed", alias=alias, exc_info=error)
+                    self._miss(alias, error)
+
+    def _miss(self, alias: str, error: Exception) -> None:
+        """Count and tell that an alias could not be looked at, once until it can."""
+        if alias not in self._unseen:
+            self._unseen.add(alias)
+            self._metrics.reloads.add(alias, "failed")
+            logger().error("look at alias failed", alias=alias, exc_info=error)
 
     async def follow(self, alias: str) -> None:
-        """Serve what `alias` points at now; what must not be served leaves the old version serving."""
+        """Serve what `alias` points at now; what must not be served leaves the old version serving.
+
+        Raises:
+            UnknownVersion: nothing, where something serves: somebody took it away, or the registry's share is.
+            OSError: the registry cannot be read.
+        """
         try:
-            version = self.registry.resolve(alias)
+            version = await self.aside(self.registry.resolve, alias)
         except UnknownVersion:
+            if alias != CANDIDATE and self.identity(alias):
+                raise
             self._dismiss(alias)
             return
         known = self.live.get(alias)
@@ -248,12 +264,18 @@ class Lineup:
                 self._metrics.reloads.add(alias, "ok")
         except Exception as error:  # whatever it is, the old version goes on serving
             self._retry[alias] = self._clock() + RETRY_S
-            self._metrics.reloads.add(alias, "refused")
-            logger().error(
-                "version refused", alias=alias, version=version.id, reason=f"{type(error).__name__}: {error}"
-            )
-            serving = self.live.get(alias) or Live("", now())
-            self.live[alias] = replace(serving, refused=version.id, reason=str(error))
+            self.refuse(alias, version.id, error)
+
+    def check(self, alias: str, version: Version) -> None:
+        """Load a version as `alias` would serve it, and let it go; raises `BadCheckpoint`."""
+        (self._loaders.retriever if alias == RETRIEVER else self._loaders.predictor)(version)
+
+    def refuse(self, alias: str, version: str, error: Exception) -> None:
+        """Take note that `alias` cannot serve `version`, an id, and why."""
+        self._metrics.reloads.add(alias, "refused")
+        logger().error("version refused", alias=alias, version=version, reason=f"{type(error).__name__}: {error}")
+        serving = self.live.get(alias) or Live("", now())
+        self.live[alias] = replace(serving, refused=version, reason=str(error))
 
     def _dismiss(self, alias: str) -> None:
         """Let go of a candidate whose alias is gone; what answers callers stays, whatever became of its alias."""
@@ -266,10 +288,10 @@ class Lineup:
         """Answer what was taken, refuse what comes, within `timeout` seconds."""
         for trial in self._trials.values():
             trial.task.cancel()
-        if self._loading:
-            self._loading.shutdown(wait=False)
         batchers = [*self._batchers().values(), *(trial.incumbent.batcher for trial in self._trials.values())]
         await asyncio.gather(*(batcher.close(timeout) for batcher in batchers), *self._ending)
+        self.aside.close()
+        self._loading.close()
 
     def observe(self) -> None:
         """Bring the gauges of queues and versions up to date."""
@@ -307,12 +329,11 @@ class Lineup:
             self._try_out(alias, engine, old, known)
 
     async def _make(self, alias: str, version: Version) -> Engine | SearchEngine:
-        loop = asyncio.get_running_loop()
         if alias == RETRIEVER:
-            corpus = await loop.run_in_executor(self._loading, self._loaders.retriever, version)
-            store = await loop.run_in_executor(self._loading, self._loaders.store, corpus)
+            corpus = await self._loading(self._loaders.retriever, version)
+            store = await self._loading(self._loaders.store, corpus)
             return SearchEngine(corpus, self._settings, self._metrics, store)
-        net = await loop.run_in_executor(self._loading, self._loaders.predictor, version)
+        net = await self._loading(self._loaders.predictor, version)
         return Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)
 
     def _put(self, alias: str, engine: Engine | SearchEngine) -> None:

@@ -251,6 +251,8 @@ class Metrics:
         self.fallbacks.expect((*REASONS, *AWAY))
         self.reloads = counter("lvm_reloads", "Alias changes picked up.", ("alias", "outcome"))
         self.reloads.expect((*ENGINES, "candidate", "retriever"), RELOADS)
+        self.store_looks = counter("lvm_store_looks", "Looks at the object store of the registry.", ("outcome",))
+        self.store_age = gauge("lvm_store_age_seconds", "Seconds since that store last answered in full.", (), max)
         self.worker_deaths = counter("lvm_worker_deaths", "Workers that ended unasked.", ()).expect()
         self.queue_rows = gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
         self.breaker = gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",), max)

@@ -169,11 +169,21 @@ class Encoder(BaseModel):
     missing: str | None
 
 
+class Store(BaseModel):
+    """The object store that the registry follows."""
+
+    url: str
+    is_stale: bool = Field(description="Whether it did not answer last; what is served is what was mirrored before.")
+    answered: str | None = Field(description="When it last did.")
+    error: str | None
+
+
 class Models(BaseModel):
     """Versions, aliases, cards."""
 
     aliases: dict[str, Alias]
     encoder: Encoder
+    store: Store | None = None
     versions: list[dict[str, Any]]
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from models.contents import Contents
 from models.corpus import Passages
 from models.index import VectorIndex
-from models.milvus import StoreAway
+from models.milvus import IndexAway
 from models.retriever import Hit, Search
 from models.space import Space
 from service.batching import Batch, MicroBatcher, Ticket
@@ -17,9 +17,9 @@ from service.conduct import Conduct
 from service.engine import Versioned, identity
 from service.errors import is_telling
 from service.guard import ROWS, Guard
+from service.index_store import RemoteLike, Store
 from service.metrics import Metrics
 from service.settings import Settings
-from service.store import RemoteLike, Store
 
 
 class RetrieverLike(Versioned, Protocol):
@@ -149,7 +149,7 @@ class SearchEngine:
         watch = Stopwatch()
         try:
             each = self.store.search_batch(searches, min([deadline for _, deadline in asked]), watch.lap)
-        except StoreAway as error:
+        except IndexAway as error:
             return self._run_here(searches, error.reason)
         return [Found(hits, watch.stages, self.store.remote.is_exact) for hits in each]
 

@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.store import CACHE
 
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -31,7 +33,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LVM_", frozen=True, extra="ignore")
 
-    registry: Path = Field(Path("artifacts/lvm"), description="Directory of versions and aliases.")
+    registry: Annotated[str, BeforeValidator(str)] = Field(
+        "artifacts/lvm", description="Directory of versions and aliases, or the URL of an object store of them."
+    )
+    cache: Path = Field(CACHE, description="Directory in which a store is mirrored, each in one below it.")
+    store_s: Positive = Field(5, description="Seconds between two looks at a store; each asks for four small objects.")
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
     insecure: bool = Field(
         False, description="Listen beyond loopback without a token: anybody who gets there may call."

@@ -30,6 +30,7 @@ SHIPPED = ROOT / "artifacts" / "lvm"
 LVM = Path(sys.executable).with_name("lvm")
 SERVE = (LVM, "serve", "--port", "0")
 PATIENCE_S = 60
+Mount = Callable[..., Path]
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -153,3 +154,27 @@ def process(shipped: Path, tmp_path: Path) -> Iterator[Callable[..., Process]]:
     for each in started:
         each.popen.kill()
         each.popen.wait()
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Return a function that mounts a small file system in memory, or another place once more: `mount("size=64k")`."""
+    mounted: list[Path] = []
+
+    def make(options: str, source: Path | None = None) -> Path:
+        if os.geteuid() != 0:
+            pytest.skip("mounting wants root")
+        place = tmp_path / f"disk-{len(mounted)}"
+        place.mkdir()
+        what = ["--bind", source] if source else ["-t", "tmpfs", "tmpfs"]
+        done = subprocess.run(["mount", *what, "-o", options, place], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no mounting here: {done.stderr.strip()}")
+        mounted.append(place)
+        if source:
+            subprocess.run(["mount", "-o", f"remount,bind,{options}", place], check=True)
+        return place
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", "-l", place], check=True)

@@ -22,9 +22,9 @@ from models.retriever import Retriever
 from models.space import Space
 from models.towers import Towers
 from service.encoding import EncoderLike
+from service.index_store import Store
 from service.search import RetrieverLike
 from service.settings import Settings
-from service.store import Store
 
 D, T = 8, 5
 

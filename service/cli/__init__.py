@@ -15,9 +15,13 @@ SERVE: Contents = {
     "smoke": (serving.smoke, ("lvm smoke http://127.0.0.1:8000 --version amn/20261123-b96501f8de4c",)),
 }
 VERSIONS: Contents = {
-    "models": (versions.models, ("lvm models", "lvm models --json")),
+    "models": (
+        versions.models,
+        ("lvm models", "lvm models --url http://10.0.0.1:8000 --url http://10.0.0.2:8000"),
+    ),
     "promote": (versions.promote, ('lvm promote primary gmn/20261123-38ef76a6fd72 --why "more accurate"',)),
     "rollback": (versions.rollback, ('lvm rollback primary --why "answers drift"',)),
+    "push": (versions.push, ("lvm push s3://bucket/prefix",)),
     "import": (versions.import_, ("lvm import epoch_20.pt --name amn --encoder all-MiniLM-L6-v2 --data NAME=DIR",)),
 }
 SHADOW: Contents = {"report": (versions.report, ("lvm shadow report http://127.0.0.1:8000",))}

@@ -11,11 +11,21 @@ from typing import Annotated, Any
 import typer
 
 from models.registry import ALIASES, Registry, RegistryError, check_name
+from models.store import CACHE, home, is_url, without_secret
 
 
 def registry() -> Registry:
-    """Return the registry, which need not be there yet."""
-    return Registry(Path(os.environ.get("LVM_REGISTRY", "artifacts/lvm")))
+    """Return the registry, which need not be there yet; raises `RegistryError` where it is an object store."""
+    named = os.environ.get("LVM_REGISTRY", "artifacts/lvm")
+    if is_url(named):
+        raise RegistryError(f"{without_secret(named)} is an object store, mirrored in {registry_to_read().root}")
+    return Registry(Path(named))
+
+
+def registry_to_read() -> Registry:
+    """Return the registry, or the mirror here of an object store."""
+    cache = Path(os.environ.get("LVM_CACHE", CACHE))
+    return Registry(home(os.environ.get("LVM_REGISTRY", "artifacts/lvm"), cache))
 
 
 def existing_registry() -> Registry:
@@ -28,21 +38,21 @@ def existing_registry() -> Registry:
 
 def complete_alias(incomplete: str) -> Iterator[tuple[str, str]]:
     """Yield the aliases that begin so, with what they point at."""
-    known = registry().aliases()
+    known = registry_to_read().aliases()
     yield from ((alias, known.get(alias, "not set")) for alias in ALIASES if alias.startswith(incomplete))
 
 
 def complete_version(incomplete: str) -> Iterator[tuple[str, str]]:
     """Yield the versions that begin so, with their aliases."""
-    aliases = registry().aliases()
-    for version in registry().versions():
+    aliases = registry_to_read().aliases()
+    for version in registry_to_read().versions():
         if version.id.startswith(incomplete):
             yield version.id, ", ".join(alias for alias, target in aliases.items() if target == version.id)
 
 
 def complete_named(incomplete: str) -> Iterator[tuple[str, str]]:
     """Yield the aliases that are set, and the versions, that begin so."""
-    set_ = registry().aliases()
+    set_ = registry_to_read().aliases()
     yield from ((alias, target) for alias, target in complete_alias(incomplete) if alias in set_)
     yield from complete_version(incomplete)
 

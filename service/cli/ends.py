@@ -34,11 +34,17 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
     "NoSuchDevice": (BAD_CONFIG, _DEVICE),
     "EncoderError": (BAD_CONFIG, "`make text` installs all-MiniLM-L6-v2; others want `pip install -e '.[data]'`"),
     "ImportError": (BAD_CONFIG, "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders"),
-    "StoreAway": (FAILED, "see that the Milvus of --uri or LVM_MILVUS_URI runs; the same command then goes on"),
+    "IndexAway": (FAILED, "see that the Milvus of --uri or LVM_MILVUS_URI runs; the same command then goes on"),
     "BadCollection": (FAILED, "--anew drops that collection and makes another; searches are done here meanwhile"),
     "BadConfig": (USAGE, "`lvm train --help` names the nets; --config takes their sizes as JSON"),
     "UnfitTeacher": (USAGE, "`lvm models` says which T and D versions have"),
     "FileExistsError": (CANNOT_CREATE, "name another place, or remove what is there"),
+    "NoSuchStore": (BAD_CONFIG, "`pip install -c constraints.txt -e '.[fsspec]'`, and s3fs for s3://, gcsfs for gs://"),
+    "StoreAway": (
+        LOCKED,
+        "look at the network, the credentials and the URL; what was mirrored before serves without",
+    ),
+    "BadPointer": (BAD_DATA, "`lvm push URL` publishes the aliases anew"),
     "OSError": (CANNOT_WRITE, "look at the path, its rights and the disk; what was there is as it was"),
 }
 

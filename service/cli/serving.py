@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.arguments import AsJson, Token, Url, registry
+from service.cli.arguments import AsJson, Token, Url, registry_to_read
 from service.cli.ends import FAILED, OK
 from service.cli.output import print_json, say
 
@@ -59,7 +59,7 @@ def smoke(
 
     results = []
     with httpx.Client(base_url=url, headers=bearer(token), timeout=10) as client:
-        for result in Smoke(client, golden_of(registry()), version).run():
+        for result in Smoke(client, golden_of(registry_to_read()), version).run():
             results.append(result)
             if not as_json:
                 typer.echo(f"{result.outcome:<8}{result.check:<24}{result.milliseconds:8.1f} ms  {result.found}")

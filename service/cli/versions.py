@@ -26,8 +26,25 @@ from service.cli.ends import FAILED
 from service.cli.output import print_json, print_table, print_version, say
 
 
-def models(as_json: AsJson = False) -> None:
-    """Show versions, scores, and which alias serves which."""
+def models(
+    url: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Ask what a running service serves instead; repeat.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 1 where these serve different versions, or one does not answer.")
+    ] = False,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show versions, scores, and which alias serves which.
+
+    With --url, what replicas serve, since when, and where they differ.
+    """
+    if url:
+        _replicas(url, token, check, as_json)
+        return
+    if check:
+        raise typer.BadParameter("say --url: it is replicas that are compared", param_hint="--check")
     from service.inventory import summary
 
     found = existing_registry()
@@ -37,6 +54,21 @@ def models(as_json: AsJson = False) -> None:
     else:
         rows = [_row(version, aliases) for version in versions]
         print_table(("version", "alias", "net", "T x D", "parameters", "data", "cosine", "margin"), rows)
+
+
+def _replicas(urls: list[str], token: str | None, check: bool, as_json: bool) -> None:
+    from service import replicas
+
+    found = replicas.ask(urls, token)
+    apart = replicas.differing(found)
+    if as_json:
+        print_json({"replicas": [replica._asdict() for replica in found], "differing": apart})
+    else:
+        print_table(("alias", "replica", "version", "since", "breaker", ""), list(replicas.rows(found)))
+    for alias, served in apart.items():
+        say(f"{alias} differs: {', '.join(f'{version} at {at}' for at, version in served.items())}")
+    if check and (apart or any(replica.error for replica in found)):
+        raise typer.Exit(FAILED)
 
 
 def _row(version: Mapping[str, Any], aliases: Mapping[str, str]) -> tuple[str, ...]:
@@ -93,6 +125,25 @@ def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
     Twice goes two back.
     """
     _print_move(existing_registry().rollback(alias, why=why), as_json)
+
+
+def push(
+    url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix, or whatever fsspec opens.")],
+    as_json: AsJson = False,
+) -> None:
+    """Publish aliases and versions in an object store.
+
+    Services whose LVM_REGISTRY is that URL follow within LVM_STORE_S.
+    """
+    from models.store import Store
+
+    found = existing_registry()
+    changed = Store(url).push(found)
+    if as_json:
+        print_json({"aliases": found.aliases(), "changed": sorted(changed)})
+        return
+    for alias, target in found.aliases().items():
+        typer.echo(f"{alias}: {target}{'' if alias in changed else ', as before'}")
 
 
 def _print_move(move: Move, as_json: bool, checked: dict[str, Any] | None = None) -> None:

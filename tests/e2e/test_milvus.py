@@ -24,7 +24,7 @@ from models import corpus as corpora
 from models import retriever
 from models.corpus import normalise
 from models.index import FlatIndex
-from models.milvus import BadCollection, Build, MilvusIndex, NotPushed, Push, StoreAway, alias_of, connect
+from models.milvus import BadCollection, Build, IndexAway, MilvusIndex, NotPushed, Push, alias_of, connect
 from models.registry import Registry
 from models.retriever import Retriever, Search
 from tests.conftest import LVM, SHIPPED, Process, until
@@ -64,7 +64,7 @@ class Milvus:
     def _answers(self) -> bool:
         try:
             self.client().close()
-        except StoreAway:
+        except IndexAway:
             return False
         return True
 
@@ -155,7 +155,7 @@ def test_a_push_that_was_stopped_goes_on_and_is_not_searched_before(milvus: Milv
         if done > total / 2:
             raise Stopped
 
-    with pytest.raises(StoreAway, match="Stopped"):
+    with pytest.raises(IndexAway, match="Stopped"):
         push(milvus, shipped_corpus, progress=stop)
     with pytest.raises(NotPushed):
         build_of(milvus, shipped_corpus).open()

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,12 +15,10 @@ import pytest
 
 from models import sealed
 from models.registry import Registry
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Mount
 from tests.fakes import contexts
 from tests.faults.conftest import Injected, Target, lvm, sizes
 from tests.faults.versions import tiny_registry
-
-Mount = Callable[..., Path]
 
 
 @sizes(1, 3)
@@ -36,30 +34,6 @@ def test_every_write_fails_once_and_the_registry_stays_whole(
     assert min(found.values()) > 5, "the shim does not see the writes"
     for what, number in found.items():
         injected(what, "registry whole, the next try works", number)
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mount]:
-    """Return a function that mounts a small file system in memory, or another place once more: `mount("size=64k")`."""
-    mounted: list[Path] = []
-
-    def make(options: str, source: Path | None = None) -> Path:
-        if os.geteuid() != 0:
-            pytest.skip("mounting wants root")
-        place = tmp_path / f"disk-{len(mounted)}"
-        place.mkdir()
-        what = ["--bind", source] if source else ["-t", "tmpfs", "tmpfs"]
-        done = subprocess.run(["mount", *what, "-o", options, place], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no mounting here: {done.stderr.strip()}")
-        mounted.append(place)
-        if source:
-            subprocess.run(["mount", "-o", f"remount,bind,{options}", place], check=True)
-        return place
-
-    yield make
-    for place in mounted:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 def fill(disk: Path) -> Path:

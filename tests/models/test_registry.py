@@ -566,3 +566,11 @@ def test_a_user_without_a_name_can_roll_back(registry: Registry) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert registry.ledger()[-1].who == str(nobody)
+
+
+def test_a_link_that_cannot_be_read_is_not_taken_for_one_that_is_not_set(tmp_path: Path) -> None:
+    (tmp_path / "away").symlink_to("away")  # what leads in circles cannot be read, as a share that is away
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        Registry(tmp_path / "away").resolve("primary")
+    with pytest.raises(UnknownVersion):
+        Registry(tmp_path / "nowhere").resolve("primary")

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.registry import Registry
 from tests.conftest import Running, until
 from tests.fakes import D, Gate, T, add_version, answers_nan, answers_wrong_shape, contexts, corpus, mean_of, raises
 
@@ -434,7 +433,7 @@ def test_a_caller_who_left_costs_nothing_and_counts_as_cancelled(serve: Serve) -
 
 def test_a_broken_version_is_refused_and_the_old_one_goes_on(serve: Serve) -> None:
     server = serve()
-    registry = Registry(server.app.state.settings.registry)
+    registry = server.app.state.lineup.registry
     registry.point("primary", add_version(registry, "broken"))
     until(lambda: server.metric("lvm_reloads_total", alias="primary", outcome="refused") == 1, "the refusal")
     assert post(server, {"context": contexts()[0].tolist()}).json()["model"] == "amn"
@@ -445,7 +444,7 @@ def test_a_broken_version_is_refused_and_the_old_one_goes_on(serve: Serve) -> No
 
 def test_a_promotion_is_picked_up_while_serving(serve: Serve) -> None:
     server = serve()
-    registry = Registry(server.app.state.settings.registry)
+    registry = server.app.state.lineup.registry
     new = add_version(registry, "amn", "second")
     registry.point("primary", new)
     context = {"context": contexts()[0].tolist()}
@@ -482,7 +481,7 @@ def test_rows_that_fail_alone_do_not_open_the_breaker_for_others(serve: Serve) -
 def test_a_corpus_swapped_while_a_context_is_predicted_is_searched_all_the_same(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate)
-    registry = Registry(server.app.state.settings.registry)
+    registry = server.app.state.lineup.registry
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(post, server, {"context": corpus().vectors[:5].tolist()}, "/retrieve")
         until(gate.entered.is_set, "the prediction to begin")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import monotonic
@@ -259,3 +261,60 @@ def test_what_could_not_be_loaded_is_tried_again_after_a_while(tmp_path: Path) -
         assert house.lineup.live["primary"].refused is None
 
     live(tmp_path, scenario, kind=BusyAtFirst)
+
+
+class Share(Registry):
+    """A registry on a share: `trouble` is done at every look at an alias."""
+
+    @staticmethod
+    def trouble() -> None:
+        """Nothing, at first."""
+
+    def resolve(self, alias: str) -> Version:
+        self.trouble()
+        return super().resolve(alias)
+
+
+def stale() -> None:
+    raise OSError(errno.ESTALE, "Stale file handle")
+
+
+def test_a_share_that_is_away_is_counted_once_and_followed_when_it_is_back(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        share = house.lineup.registry = Share(house.registry.root)
+        for spell in (1, 2):
+            share.trouble = stale  # type: ignore[method-assign]
+            await house.until(lambda spell=spell: house.count("failed", "retriever") == spell)  # type: ignore[misc]
+            await asyncio.sleep(0.05)
+            assert {house.count("failed", alias) for alias in ("primary", "fallback", "candidate")} == {spell}
+            assert await house.ask() <= {"amn", "good"}
+            share.trouble = Share.trouble  # type: ignore[method-assign]
+            await house.promote("good" if spell == 1 else "amn")
+
+    live(tmp_path, scenario)
+
+
+def test_an_alias_that_is_gone_leaves_what_serves_and_is_counted_once(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        (house.registry.root / "primary").unlink()
+        await house.until(lambda: house.count("failed"))
+        await asyncio.sleep(0.05)
+        assert house.count("failed") == 1
+        assert await house.ask() == {"amn"}
+
+    live(tmp_path, scenario)
+
+
+def test_a_share_that_hangs_holds_up_no_request(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        share, back, hangs = Share(house.registry.root), threading.Event(), threading.Event()
+        share.trouble = lambda: hangs.set() or back.wait(PATIENCE_S) or None  # type: ignore[func-returns-value,method-assign]
+        house.lineup.registry = share
+        try:
+            await house.until(hangs.is_set)
+            assert await house.ask(5) == {"amn"}
+        finally:
+            back.set()
+        await house.promote("good")
+
+    live(tmp_path, scenario)

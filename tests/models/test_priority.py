@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from models import checkpoint
-from models.aside import NICE, open_aside
+from models.priority import NICE, give_way
 from models.registry import Registry
 from models.runtimes.onnx import ROWS, OnnxRuntime
 
@@ -24,7 +25,7 @@ def priority() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="a priority is a process's there")
 def test_what_is_done_aside_gives_way_and_leaves_the_others_as_they_are() -> None:
     before = priority()
-    with open_aside() as aside:
+    with ThreadPoolExecutor(1, initializer=give_way) as aside:
         assert aside.submit(priority).result() == max(NICE, before)
     assert priority() == before
 
@@ -38,7 +39,7 @@ def test_no_thread_that_will_answer_callers_is_started_by_one_that_gives_way() -
         runtime.run(contexts)
         return runtime
 
-    with open_aside() as aside:
+    with ThreadPoolExecutor(1, initializer=give_way) as aside:
         runtime = aside.submit(load_and_run).result()
     assert not helpers()
     runtime.run(contexts)

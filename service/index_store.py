@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Protocol
 
-from models.milvus import StoreAway
+from models.milvus import IndexAway
 from models.retriever import Hit, Search
 from service.breaker import Breaker
 from service.log import logger
@@ -32,7 +32,7 @@ class RemoteLike(Protocol):
         ...
 
     def search_batch(self, searches: list[Search], lap: Callable[[str], None]) -> Sequence[list[Hit]]:
-        """Return the hits of each search, as `models.retriever.Retriever`; raises `StoreAway`."""
+        """Return the hits of each search, as `models.retriever.Retriever`; raises `IndexAway`."""
         ...
 
 
@@ -46,23 +46,23 @@ class Store:
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s, clock)
         self._timeout_s, self._share = settings.milvus_timeout_ms / 1000, settings.primary_share
         self._telling_s = TELLING * min(self._timeout_s, settings.timeout_ms / 1000 * self._share)
-        self._away: type[StoreAway] | None = None
+        self._away: type[IndexAway] | None = None
 
     def search_batch(self, searches: list[Search], until: float, lap: Callable[[str], None]) -> Sequence[list[Hit]]:
         """Return the hits of each search; `until`, on the clock, the most hurried of them wants its answer.
 
         Raises:
-            StoreAway: there was none in its share of the time, or the store failed too often and is left alone.
+            IndexAway: there was none in its share of the time, or the store failed too often and is left alone.
         """
         token = self.breaker.allow()
         if token is None:
-            raise (self._away or StoreAway)("left alone for a while")
+            raise (self._away or IndexAway)("left alone for a while")
         patience = min(self._timeout_s, (until - self._clock()) * self._share)
         began = self._clock()
         self._build.within(patience)
         try:
             hits = self.remote.search_batch(searches, lap)
-        except StoreAway as error:
+        except IndexAway as error:
             self._note(error)
             is_hurry = patience < self._telling_s and self._clock() - began >= patience
             self.breaker.forget(token) if is_hurry else self.breaker.record(token, ok=False)
@@ -74,10 +74,10 @@ class Store:
         self.breaker.record(token, ok=True)
         return hits
 
-    def _note(self, away: StoreAway | None) -> None:
+    def _note(self, away: IndexAway | None) -> None:
         """Say once that the store is away, and once that it is back."""
         if away and self._away is None:
-            logger().warning("store away", reason=str(away))
+            logger().warning("index store away", reason=str(away))
         elif self._away and away is None:
-            logger().info("store back")
+            logger().info("index store back")
         self._away = type(away) if away else None

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from models.milvus import NotPushed, StoreAway
+from models.milvus import IndexAway, NotPushed
 from models.retriever import Hit, Search
+from service.index_store import Store
 from service.settings import Settings
-from service.store import Store
 from tests.conftest import Running, until
 from tests.fakes import FakeBuild, T, bundle, contexts, corpus, raises, retriever
 
@@ -39,7 +39,7 @@ def search(store: Store, until: float = 1e9) -> list[Hit]:
 
 
 def fails(store: Store, until: float = 1e9) -> str:
-    with pytest.raises(StoreAway) as caught:
+    with pytest.raises(IndexAway) as caught:
         search(store, until)
     return caught.value.reason
 
@@ -74,7 +74,7 @@ def test_a_caller_in_a_hurry_proves_nothing_against_the_store() -> None:
     class Slow(FakeBuild):
         def find(self, *asked: Any) -> list[list[int]]:
             clock.now += self.seconds[-1]
-            raise StoreAway("slow")
+            raise IndexAway("slow")
 
     for milliseconds, left_s, state in ((250, 0.1, "closed"), (250, 2.0, "open"), (5000, 1.0, "open")):
         store = store_of(Slow(), clock, breaker_failures=1, milvus_timeout_ms=milliseconds)
@@ -107,7 +107,7 @@ def test_while_the_store_is_away_answers_are_the_same_and_marked(
 ) -> None:
     """In body, header and metrics; never a 503; and no longer once it is back."""
     well = retrieve(server, **body, k=4)
-    build.fault = StoreAway("gone")
+    build.fault = IndexAway("gone")
     away = [retrieve(server, **body, k=4) for _ in range(6)]
     assert marks(well) == (200, None, None)
     assert {marks(answer) for answer in away} == {(200, "store_away", "store_away")}
@@ -121,7 +121,7 @@ def test_while_the_store_is_away_answers_are_the_same_and_marked(
 
 def test_a_net_that_fell_back_says_so_first(serve: Serve, build: FakeBuild) -> None:
     """One reason is told, the net's: the answer may differ by it."""
-    build.fault = StoreAway("gone")
+    build.fault = IndexAway("gone")
     server = serve(amn=raises, store=lambda known: build.within_reach_of(known, Settings()))
     answer = retrieve(server, context=CONTEXT)
     assert marks(answer) == (200, "model_failed", "model_failed")
@@ -130,7 +130,7 @@ def test_a_net_that_fell_back_says_so_first(serve: Serve, build: FakeBuild) -> N
 
 def test_a_breaker_that_is_open_shows_in_the_metrics(server: Running, build: FakeBuild) -> None:
     """As that of the retriever."""
-    build.fault = StoreAway("gone")
+    build.fault = IndexAway("gone")
     for _ in range(2):
         retrieve(server, query=QUERY)
     server.http.get("/metrics")

@@ -1,0 +1,123 @@
+"""The follower: has the registry here follow an object store while the service runs; tells when that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from models.registry import LockHeld
+from models.store import BadPointer, Mirror, Pointer, StoreAway
+from service.lineup import PREDICTORS, RETRY_S, Lineup, now
+from service.log import logger
+from service.metrics import Metrics
+from service.settings import Settings
+from service.threads import Aside
+
+HANG_S = 30.0  # seconds after which a store that has not answered yet is taken for one that is away
+
+
+class Follower:
+    """Asks the store every `store_s` seconds; what is away or damaged there leaves what is here serving."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        lineup: Lineup,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._mirror, self._lineup, self._clock = mirror, lineup, clock
+        self._settings, self._metrics, self._aside = settings, metrics, Aside()
+        self._asked = math.inf  # when the question was put that is open now
+        self._answered = clock()  # when the store last did
+        self._since: str | None = None  # the same by the calendar
+        self._away: StoreAway | None = None
+        self._refused: dict[str, tuple[bytes | None, Exception, float]] = {}  # what was said, why not, when to retry
+
+    async def start(self) -> None:
+        """Look once; a store that is away does no harm where a primary was mirrored before.
+
+        Raises:
+            StoreAway: none was.
+            Exception: the only primary there is must not be served.
+        """
+        await self.look()
+        if PREDICTORS[0] in self._mirror.registry.aliases():
+            return
+        if PREDICTORS[0] in self._refused:
+            raise self._refused[PREDICTORS[0]][1]
+        raise self._away or StoreAway(f"{self._mirror.store.name}: no {PREDICTORS[0]} is there")
+
+    async def watch(self) -> None:
+        """Look every `store_s` seconds, for ever."""
+        try:
+            while True:
+                await asyncio.sleep(self._settings.store_s)
+                await self.look()
+        finally:
+            self._aside.close()
+
+    async def look(self) -> None:
+        """Ask the store what the aliases are, and follow."""
+        try:
+            for alias, said in (await self._ask()).items():
+                await self._follow(alias, said)
+        except StoreAway as error:
+            self._miss(error)
+        else:
+            self._meet()
+
+    def observe(self) -> None:
+        """Bring the gauge of the store up to date."""
+        self._metrics.store_age.set(self._clock() - self._answered)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what /models says of the store."""
+        waited = self._clock() - self._asked
+        error = f"no answer for {waited:.0f} s" if waited > HANG_S else str(self._away or "") or None
+        return {"url": self._mirror.store.name, "is_stale": bool(error), "answered": self._since, "error": error}
+
+    async def _ask(self) -> dict[str, bytes | None]:
+        self._asked = self._clock()
+        try:
+            return await self._aside(self._mirror.ask)
+        finally:
+            self._asked = math.inf
+
+    async def _follow(self, alias: str, said: bytes | None) -> None:
+        known = self._refused.get(alias)
+        if known and known[0] == said and self._clock() < known[2]:
+            return
+        try:
+            await self._aside(self._mirror.follow, alias, said)
+            self._refused.pop(alias, None)
+        except LockHeld:
+            return  # the line-up is writing; the next look is soon enough
+        except StoreAway:
+            raise
+        except Exception as error:  # whatever it is, what is here goes on serving
+            self._refused[alias] = said, error, self._clock() + RETRY_S
+            self._lineup.refuse(alias, _named(said), error)
+
+    def _miss(self, error: StoreAway) -> None:
+        self._metrics.store_looks.add("failed")
+        if not self._away:
+            logger().warning("registry store away", reason=str(error))
+        self._away = error
+
+    def _meet(self) -> None:
+        self._metrics.store_looks.add("ok")
+        if self._away:
+            logger().info("registry store back", url=self._mirror.store.name)
+        self._away, self._answered, self._since = None, self._clock(), now()
+
+
+def _named(said: bytes | None) -> str:
+    try:
+        return Pointer.of(said or b"").move.after
+    except BadPointer:
+        return "unreadable"

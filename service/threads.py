@@ -1,0 +1,61 @@
+"""A thread for what may hang: a share, a store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Aside:
+    """Runs one call after the other in a thread of its own, for which nobody waits when the process ends.
+
+    `asyncio.to_thread` is for what comes back by itself: the end of a process waits for its threads.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._is_open = False
+
+    async def __call__(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Return what `function` returns, or raise what it raises."""
+        loop = asyncio.get_running_loop()
+        end: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                settle: tuple[Callable[..., None], Any] = end.set_result, function(*arguments, **options)
+            except Exception as error:
+                settle = end.set_exception, error
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_settle, end, *settle)
+
+        self._open()
+        self._calls.put(run)
+        return await end
+
+    def close(self) -> None:
+        """Let the thread go, once it comes back."""
+        if self._is_open:
+            self._is_open = False
+            self._calls.put(None)
+
+    def _open(self) -> None:
+        if not self._is_open:
+            self._is_open = True
+            Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while call := self._calls.get():
+            call()
+
+
+def _settle(end: asyncio.Future[Any], settle: Callable[[Any], None], outcome: Any) -> None:
+    if not end.done():  # else who waited was cancelled
+        settle(outcome)

@@ -1,0 +1,58 @@
+"""A thread for what may hang: it answers or raises as the call does, and the end of the process waits for none."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from service.threads import Aside
+from tests.conftest import PATIENCE_S, ROOT
+
+HANGS = """
+import asyncio, threading
+from service.threads import Aside
+
+async def main():
+    hung = asyncio.create_task(Aside()(threading.Event().wait))
+    await asyncio.sleep(0.05)
+    hung.cancel()
+
+asyncio.run(main())
+"""
+
+
+def test_calls_come_back_in_turn_in_one_thread_that_goes_when_it_is_closed() -> None:
+    async def scenario() -> None:
+        aside, before = Aside(), threading.active_count()
+        names = await asyncio.gather(*(aside(lambda: threading.current_thread().name) for _ in range(5)))
+        assert len(set(names)) == 1
+        assert threading.active_count() == before + 1
+        with pytest.raises(ZeroDivisionError):
+            await aside(divmod, 1, 0)
+        assert await aside(divmod, 7, 2) == (3, 1)
+        aside.close()
+        while threading.active_count() > before:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(scenario())
+
+
+def test_who_was_cancelled_gets_nothing_and_the_next_call_its_own() -> None:
+    async def scenario() -> None:
+        aside, gate = Aside(), threading.Event()
+        first = asyncio.create_task(aside(gate.wait))
+        await asyncio.sleep(0)
+        first.cancel()
+        gate.set()
+        assert await aside(lambda: "mine") == "mine"
+        aside.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_the_process_does_not_wait_for_a_call_that_hangs() -> None:
+    subprocess.run([sys.executable, "-c", HANGS], cwd=ROOT, timeout=PATIENCE_S, check=True)

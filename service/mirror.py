@@ -32,6 +32,7 @@ class Follower:
     ) -> None:
         self._mirror, self._lineup, self._clock = mirror, lineup, clock
         self._settings, self._metrics, self._aside = settings, metrics, Aside()
+        metrics.store_looks.expect(("ok", "failed"))
         self._asked = math.inf  # when the question was put that is open now
         self._answered = clock()  # when the store last did
         self._since: str | None = None  # the same by the calendar

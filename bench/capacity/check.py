@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import sleep
@@ -15,13 +14,15 @@ import numpy as np
 from bench.capacity import measure
 from bench.capacity.costs import Costs
 from bench.capacity.knee import ERRORS, PROBE_S, WARM_UP_S, knee, up_and_down, worker_of
+from bench.capacity.processor import core_s, processor_s
 from bench.contract import rig
 from bench.contract.rig import Plan, Rig
 from bench.servers import Server, launched
 from loadtest import contexts
+from loadtest.plan import Wire
 from models import predictor
 
-WIRE = "octet"  # the driver says whether each answer is its net's
+WIRE: Wire = "octet"  # the driver says whether each answer is its net's
 PROBES = 14  # of a machine, after those that find where to look
 CLOSE = 1.15  # most that predicted and measured knee may differ by, either way
 
@@ -78,7 +79,7 @@ def _measure(out: Path, case: Case, start: float) -> tuple[float, float]:
         site = Rig(Plan(out, case.p99_ms, case.rows, 0), server, registry, (version, version), answers)
         began = _spent(server)
         found = up_and_down(lambda rate: _holds(site, rate), start, PROBES)
-        ours, others, passed = (now - then for now, then in zip(_spent(server), began, strict=True))
+        others, passed = (now - then for now, then in zip(_spent(server), began, strict=True))
         return found, 1 - others / passed
 
 
@@ -86,17 +87,32 @@ def _holds(site: Rig, rate: float) -> bool:
     limits = {"warmup": WARM_UP_S, "max_p99_ms": site.plan.slo_ms, "max_error_rate": ERRORS, "min_offered": 0.95}
     said = site.client(f"probe-{len(site.sent)}", rate, PROBE_S, seed=len(site.sent), **limits).finish()
     verdict = "holds" if said["ok"] else "does not hold"
-    print(f"capacity: {rate:.0f}/s {verdict}, p99 {said['latency_ms']['p99']} ms, errors {said['error_rate']:.4f}, "
-          f"driver late by {said['generator_lag_ms']['p99']} ms", file=sys.stderr, flush=True)
+    print(
+        f"capacity: {rate:.0f}/s {verdict}, p99 {said['latency_ms']['p99']} ms, errors {said['error_rate']:.4f}, "
+        f"driver late by {said['generator_lag_ms']['p99']} ms",
+        file=sys.stderr,
+        flush=True,
+    )
     sleep(1.0)  # for what was refused to be forgotten
     return bool(said["ok"])
 
 
-def _spent(server: Server) -> tuple[float, float, float]:
-    """Return seconds that the core of the service worked for it, for others, and that passed; Linux."""
-    ours = sum(measure.processor_s(server.pid))
-    name = f"cpu{rig.cores()[0][0]}"
-    line = next(line for line in Path("/proc/stat").read_text().splitlines() if line.split()[0] == name)
-    ticks = [int(tick) / os.sysconf("SC_CLK_TCK") for tick in line.split()[1:9]]
-    idle = ticks[3] + ticks[4]
-    return ours, sum(ticks) - idle - ours, sum(ticks)
+def _spent(server: Server) -> tuple[float, float]:
+    """Return the seconds that the core of the service worked for others, and those that passed."""
+    worked, passed = core_s(rig.cores()[0][0])
+    return worked - sum(processor_s(server.pid)), passed
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of `check` for people."""
+    head = "net   rows  p99 ms  predicted/s (before, after)  measured/s  ratio  core left by others  ratio for that"
+    return "\n".join([head, *map(_row, rows)])
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    before, after = row["predictions"]
+    mark = "" if row["is_met"] else f"  beyond {CLOSE}"
+    return (
+        f"{row['net']:<6}{row['rows']:>4}{row['p99_ms']:>8g}{before:>15.1f} {after:>12.1f}{row['measured']:>12.1f}"
+        f"{row['ratio']:>7.2f}{row['free']:>20.0%}{row['ratio_free']:>16.2f}{mark}"
+    )

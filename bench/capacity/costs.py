@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from loadtest.plan import Wire
+
 SHIPPED = Path(__file__).with_name("costs.json")
 
 
@@ -69,7 +71,7 @@ class Net:
 
     batch: Curve
     is_inline: bool
-    requests: Mapping[str, Line]
+    requests: Mapping[Wire, Line]
     dim: int
     length: int
     mb: float
@@ -85,7 +87,7 @@ class Net:
 class Search:
     """Retrieval at D = `dim`: seconds on one core, and bytes in memory and on disk for each vector.
 
-    `request_s` is a `/retrieve` of a context but for the search; `exact` goes by vectors, `approximate` by their
+    `request_s` is a `/retrieve` of a query but for the search; `exact` goes by vectors, `approximate` by their
     square root: there are twice as many lists as that, and each has half as many rows.
     """
 
@@ -114,7 +116,7 @@ class Costs:
     nets: Mapping[str, Net]
     search: Search | None = None
 
-    def net(self, name: str, wire: str) -> tuple[Net, Line]:
+    def net(self, name: str, wire: Wire) -> tuple[Net, Line]:
         """Return a net and what its requests cost on a wire; raises `BadCosts`."""
         if name not in self.nets:
             raise BadCosts(f"{name!r} was not measured: there are {', '.join(self.nets)}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.capacity.costs import Costs
 from bench.capacity.simulation import Outcome, Simulation, Worker
+from loadtest.plan import Wire
 from service.concurrency import AdaptiveLimit
 
 READING = 0.5  # of what the event loop spends on a request, before the net has it
@@ -28,7 +29,7 @@ class NoKnee(ValueError):
     """An objective that is not kept however few requests come."""
 
 
-def worker_of(costs: Costs, net: str, wire: str, rows: int, cores: float = 1.0) -> Worker:
+def worker_of(costs: Costs, net: str, wire: Wire, rows: int, cores: float = 1.0) -> Worker:
     """Return the worker that serves `net` over `wire`; raises `BadCosts`."""
     known, request = costs.net(net, wire)
     spent = request.at(rows)

@@ -16,7 +16,9 @@ from time import thread_time
 import numpy as np
 
 from bench import load, machine, stages
+from bench.capacity import searching
 from bench.capacity.costs import Costs, Curve, Line, Net
+from bench.capacity.processor import processor_s
 from bench.contract import rig
 from bench.plan import ROOT, SHIPPED
 from bench.servers import Launch, Server, launched, rss_mb
@@ -54,7 +56,13 @@ def launch(registry: Registry) -> Launch:
     return replace(plain, environment={**plain.environment, "LVM_CONCURRENCY": "2048"})
 
 
-def costs(out: Path, names: Iterable[str] = NETS, wires: Sequence[Wire] = WIRES, seconds: float = 1.5) -> Costs:
+def costs(
+    out: Path,
+    names: Iterable[str] = NETS,
+    wires: Sequence[Wire] = WIRES,
+    seconds: float = 1.5,
+    with_search: bool = False,
+) -> Costs:
     """Return the costs of nets that ship and of requests for them on `wires`, from closed loops of `seconds` each."""
     nets, rest_mb = {}, []
     for name in names:
@@ -65,17 +73,20 @@ def costs(out: Path, names: Iterable[str] = NETS, wires: Sequence[Wire] = WIRES,
         with launched(launch(registry), out / "logs") as server:
             nets[name] = _net(out, server, net, weight_mb, wires, seconds)
             rest_mb.append(rss_mb(server.pid) - len(ALIASES) * weight_mb)
-    return Costs(machine.describe(), " ".join(["python -m bench.capacity", *sys.argv[1:]]), median(rest_mb), nets)
+    found = searching.search(out, seconds) if with_search else None
+    return Costs(
+        machine.describe(), " ".join(["python -m bench.capacity", *sys.argv[1:]]), median(rest_mb), nets, found
+    )
 
 
-def _net(
-    out: Path, server: Server, net: Predictor, weight_mb: float, wires: Sequence[Wire], seconds: float
-) -> Net:
+def _net(out: Path, server: Server, net: Predictor, weight_mb: float, wires: Sequence[Wire], seconds: float) -> Net:
     batch = curve(net)
     spent = {cell: _spend(out, server, net, *cell, seconds) for cell in product(wires, CELLS)}
     if not net.is_quick:  # it has a thread of its own, whose time is known as it is spent beside the event loop
         batch = batch.times(median(each.aside_s / each.batches_s(batch) for each in spent.values()))
-    requests = {wire: Line.through({rows: spent[wire, rows].request_s(batch, net.is_quick) for rows in CELLS}) for wire in wires}
+    requests = {
+        wire: Line.through({rows: spent[wire, rows].request_s(batch, net.is_quick) for rows in CELLS}) for wire in wires
+    }
     return Net(batch, net.is_quick, requests, net.card.dim, net.card.context_length, weight_mb)
 
 
@@ -130,10 +141,3 @@ def _spend(out: Path, server: Server, net: Predictor, wire: Wire, rows: int, sec
     after, ended = stages.scrape(server.url), processor_s(server.pid)
     grown = {name: after[name] - before[name] for name in ("requests", "batches", "rows")}
     return Spent(**grown, loop_s=ended[0] - began[0], aside_s=ended[1] - began[1])
-
-
-def processor_s(pid: int) -> tuple[float, float]:
-    """Return the seconds of processor that the first thread of a process had, and those of its others; Linux."""
-    threads = {int(task.name): task / "schedstat" for task in Path(f"/proc/{pid}/task").iterdir()}
-    had = {thread: int(stat.read_text().split()[0]) / 1e9 for thread, stat in threads.items()}
-    return had[pid], sum(had.values()) - had[pid]

@@ -11,15 +11,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf, nan
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.capacity.costs import Line
+Begin: TypeAlias = Callable[[], float]
+End: TypeAlias = Callable[[], None]
 
-Begin, End = Callable[[], float], Callable[[], None]
+
+class Cost(Protocol):
+    """Seconds by a count: `costs.Line` or `costs.Curve`."""
+
+    def at(self, count: float) -> float:
+        """Return the seconds for `count`."""
+        ...
 
 
 class Limit(Protocol):
@@ -46,7 +54,7 @@ class Worker:
     rows: int
     read_s: float
     answer_s: float
-    batch: Line
+    batch: Cost
     is_inline: bool
     cores: float = 1.0
     max_batch: int = 128
@@ -56,12 +64,16 @@ class Worker:
         """Requests a second that no more than its cores allow, all batches of the best size."""
         loop_s = self.read_s + self.answer_s
         net_s = self.rows * min(self.batch.at(rows) / rows for rows in range(1, self.max_batch + 1))
-        return 1 / max((loop_s + net_s) / self.cores, loop_s, net_s) if not self.is_inline else min(1.0, self.cores) / (loop_s + net_s)
+        return (
+            1 / max((loop_s + net_s) / self.cores, loop_s, net_s)
+            if not self.is_inline
+            else min(1.0, self.cores) / (loop_s + net_s)
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of every arrival: when it came, seconds until its answer, NaN where it was refused; and of the time."""
+    """When every arrival came, and seconds until its answer, NaN where it was refused; and what became of the time."""
 
     arrived_s: NDArray[np.float64]
     latency_s: NDArray[np.float64]
@@ -235,7 +247,7 @@ class Simulation:
     def _deliver(self, batch: list[Request]) -> None:
         self._will_run = False
         for request in batch:
-            self._loop.put(lambda: self._worker.answer_s, lambda request=request: self._answer(request))  # type: ignore[misc]
+            self._loop.put(lambda: self._worker.answer_s, partial(self._answer, request))
         self._run_batch()
 
     def _answer(self, request: Request) -> None:

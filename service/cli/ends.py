@@ -33,6 +33,11 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
     "NoSuchDevice": (BAD_CONFIG, _DEVICE),
     "EncoderError": (BAD_CONFIG, "`make text` installs all-MiniLM-L6-v2; others want `pip install -e '.[data]'`"),
     "ImportError": (BAD_CONFIG, "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders"),
+    "BadCosts": (
+        FAILED,
+        "`python -m bench.capacity measure` measures this machine; --cores and --memory-gb describe others",
+    ),
+    "NoKnee": (FAILED, "allow more milliseconds, fewer --rows, or a quicker --net"),
     "BadConfig": (USAGE, "`lvm train --help` names the nets; --config takes their sizes as JSON"),
     "UnfitTeacher": (USAGE, "`lvm models` says which T and D versions have"),
     "FileExistsError": (CANNOT_CREATE, "name another place, or remove what is there"),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.capacity import check, measure
+from bench.capacity import check, measure, table
 from bench.capacity.costs import SHIPPED
 from bench.contract import rig
 
@@ -18,8 +17,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if it is done and every prediction was right, 1 if one was not, 2 for a usage error."""
     options = _parser().parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as it is served
-    rig.cores()
     rig.make_room()
     if options.what == "measure":
         measure.costs(options.out, options.nets, seconds=options.seconds, with_search=True).write(options.costs)
@@ -28,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = [check.Case(options.net, options.rows, options.p99)] if options.net else check.CASES
     rows = check.check(options.out, cases)
     (options.out / "check.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    print(check.table(rows))
+    print(table.of_checks(rows))
     return 0 if all(row["is_met"] for row in rows) else 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import sleep
@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.capacity import measure
 from bench.capacity.costs import Costs
-from bench.capacity.knee import ERRORS, PROBE_S, WARM_UP_S, knee, up_and_down, worker_of
+from bench.capacity.knee import ERRORS, PROBE_S, WARM_UP, knee, up_and_down, worker_of
 from bench.capacity.processor import core_s, processor_s
 from bench.contract import rig
 from bench.contract.rig import Plan, Rig
@@ -23,7 +23,8 @@ from loadtest.plan import Wire
 from models import predictor
 
 WIRE: Wire = "octet"  # the driver says whether each answer is its net's
-PROBES = 14  # of a machine, after those that find where to look
+PROBES = 12  # of a machine, after those that find where to look
+START = 0.75  # of the prediction, where looking begins; it goes on until a probe does not hold
 CLOSE = 1.15  # most that predicted and measured knee may differ by, either way
 
 
@@ -46,7 +47,7 @@ def check(out: Path, cases: Sequence[Case] = CASES) -> list[dict[str, Any]]:
 
 def _check(out: Path, case: Case) -> dict[str, Any]:
     before = _costs(out, case)
-    measured, free = _measure(out, case, _predict(before, case) / 2)
+    measured, free = _measure(out, case, START * _predict(before, case))
     after = _costs(out, case)
     predictions = [_predict(costs, case) for costs in (before, after)]
     ratio = sum(predictions) / 2 / measured
@@ -84,7 +85,7 @@ def _measure(out: Path, case: Case, start: float) -> tuple[float, float]:
 
 
 def _holds(site: Rig, rate: float) -> bool:
-    limits = {"warmup": WARM_UP_S, "max_p99_ms": site.plan.slo_ms, "max_error_rate": ERRORS, "min_offered": 0.95}
+    limits = {"warmup": WARM_UP * PROBE_S, "max_p99_ms": site.plan.slo_ms, "max_error_rate": ERRORS, "min_offered": 0.95}
     said = site.client(f"probe-{len(site.sent)}", rate, PROBE_S, seed=len(site.sent), **limits).finish()
     verdict = "holds" if said["ok"] else "does not hold"
     print(
@@ -101,18 +102,3 @@ def _spent(server: Server) -> tuple[float, float]:
     """Return the seconds that the core of the service worked for others, and those that passed."""
     worked, passed = core_s(rig.cores()[0][0])
     return worked - sum(processor_s(server.pid)), passed
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows of `check` for people."""
-    head = "net   rows  p99 ms  predicted/s (before, after)  measured/s  ratio  core left by others  ratio for that"
-    return "\n".join([head, *map(_row, rows)])
-
-
-def _row(row: Mapping[str, Any]) -> str:
-    before, after = row["predictions"]
-    mark = "" if row["is_met"] else f"  beyond {CLOSE}"
-    return (
-        f"{row['net']:<6}{row['rows']:>4}{row['p99_ms']:>8g}{before:>15.1f} {after:>12.1f}{row['measured']:>12.1f}"
-        f"{row['ratio']:>7.2f}{row['free']:>20.0%}{row['ratio_free']:>16.2f}{mark}"
-    )

@@ -18,9 +18,9 @@ from service.concurrency import AdaptiveLimit
 
 READING = 0.5  # of what the event loop spends on a request, before the net has it
 ERRORS = 0.001  # of all arrivals
-PROBE_S, WARM_UP_S = 5.0, 1.0
+PROBE_S, WARM_UP = 5.0, 0.2  # and share of it that goes before
 PROBES = 30  # of a simulation: its knee is known to 2 %
-MOST = 10_000  # arrivals of a probe; more take long to simulate
+MOST = 5_000  # arrivals of a probe; more take long to simulate
 LEAP, STEP = 1.25, 1.05  # from probe to probe, until the first that does not hold and from there on
 BATCHES = 4  # may be in flight at most, as `service.app` has it
 
@@ -36,11 +36,13 @@ def worker_of(costs: Costs, net: str, wire: Wire, rows: int, cores: float = 1.0)
     return Worker(rows, READING * spent, (1 - READING) * spent, known.batch, known.is_inline, cores)
 
 
-def offer(worker: Worker, rate: float, seconds: float, seed: int = 0) -> Outcome:
-    """Return what becomes of Poisson arrivals at `rate` per second, after a warm-up at the same rate."""
-    count = max(1, round(min(rate * (seconds + WARM_UP_S), MOST)))
+def offer(worker: Worker, rate: float, seconds: float = PROBE_S, seed: int = 0) -> Outcome:
+    """Return what becomes of Poisson arrivals at `rate` per second, after a warm-up of a fifth of the time more."""
+    seconds = min(seconds, MOST / rate)
+    count = max(1, round(rate * seconds * (1 + WARM_UP)))
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count)).tolist()
-    return Simulation(worker, AdaptiveLimit(BATCHES * worker.max_batch, 0.0)).run(arrivals).after(WARM_UP_S)
+    limit = AdaptiveLimit(BATCHES * worker.max_batch, 0.0)
+    return Simulation(worker, limit).run(arrivals).after(WARM_UP * seconds)
 
 
 def knee(worker: Worker, p99_ms: float, probes: int = PROBES) -> float:
@@ -50,7 +52,7 @@ def knee(worker: Worker, p99_ms: float, probes: int = PROBES) -> float:
     def holds(rate: float) -> bool:
         nonlocal seed
         seed += 1
-        found = offer(worker, rate, PROBE_S, seed)
+        found = offer(worker, rate, seed=seed)
         return found.refused < ERRORS and found.p_ms(99) <= p99_ms
 
     return up_and_down(holds, worker.most_per_second / 2, probes)

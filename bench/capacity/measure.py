@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
-from time import thread_time
+from time import process_time
 
 import numpy as np
 
@@ -110,7 +110,7 @@ class Spent:
 
 
 def curve(net: Predictor) -> Curve:
-    """Return the seconds of processor that batches of a net take in this thread."""
+    """Return the seconds of processor that batches of a net take here."""
     given = contexts.load()
     return Curve(BATCHES, [_typical_s(net, np.resize(given, (rows, *given.shape[1:]))) for rows in BATCHES])
 
@@ -118,9 +118,9 @@ def curve(net: Predictor) -> Curve:
 def _typical_s(net: Predictor, batch: contexts.Vectors) -> float:
     times = []
     for _ in range(REPEATS):
-        began = thread_time()
+        began = process_time()
         net.predict_batch(batch)
-        times.append(thread_time() - began)
+        times.append(process_time() - began)
     return median(times)
 
 

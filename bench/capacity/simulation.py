@@ -1,9 +1,9 @@
 """One serving process as a queueing network in discrete events: an event loop, a net, and the cores they share.
 
-The event loop is a FIFO queue of work: to read requests, to answer them and, where the net is quick enough to run
-there, batches. Any other net is a second server that takes, whenever it is free, what has queued up to a full batch
-(`service.batching`); where both have but one core, each works at half speed (processor sharing, Kleinrock 1967).
-Who is let in is decided by the very class that decides it in the service.
+The event loop does, turn by turn, what is to be called soon and then what can be read. Where the net is quick enough it
+runs there; any other is a second server, which takes whenever it is free what has queued up to a full batch, as in
+`service.batching`. Where both have but one core, each works at half speed (processor sharing, Kleinrock 1967). Who is
+let in is decided by the very class that decides it in the service.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from service.admission import Limit
+from service.batching import WINDOW
+
 Begin: TypeAlias = Callable[[], float]
 End: TypeAlias = Callable[[], None]
 
@@ -27,20 +30,6 @@ class Cost(Protocol):
 
     def at(self, count: float) -> float:
         """Return the seconds for `count`."""
-        ...
-
-
-class Limit(Protocol):
-    """How many rows may be in flight: `service.concurrency.AdaptiveLimit`, or `FixedLimit`."""
-
-    rows: float
-
-    def observe(self, kind: tuple[str, str, int], seconds: float, in_flight: int, now: float) -> None:
-        """Learn that a request took so long."""
-        ...
-
-    def refuse(self, now: float) -> None:
-        """Learn that somebody was refused."""
         ...
 
 
@@ -64,11 +53,9 @@ class Worker:
         """Requests a second that no more than its cores allow, all batches of the best size."""
         loop_s = self.read_s + self.answer_s
         net_s = self.rows * min(self.batch.at(rows) / rows for rows in range(1, self.max_batch + 1))
-        return (
-            1 / max((loop_s + net_s) / self.cores, loop_s, net_s)
-            if not self.is_inline
-            else min(1.0, self.cores) / (loop_s + net_s)
-        )
+        if self.is_inline:
+            return min(1.0, self.cores) / (loop_s + net_s)
+        return 1 / max((loop_s + net_s) / self.cores, loop_s, net_s)
 
 
 @dataclass(frozen=True)
@@ -162,12 +149,13 @@ class EventLoop(Server):
 
 
 class Request:
-    """One request: when it came, since when it is inside, and how many of its rows are not yet in a batch."""
+    """One request: when it came, since when it is inside, its rows not yet in the queue, and its parts that are."""
 
-    __slots__ = ("arrived", "index", "since", "waiting")
+    __slots__ = ("arrived", "index", "parts", "rows", "since")
 
     def __init__(self, index: int, arrived: float, rows: int) -> None:
-        self.index, self.arrived, self.since, self.waiting = index, arrived, arrived, rows
+        self.index, self.arrived, self.since = index, arrived, arrived
+        self.rows, self.parts = rows, 0
 
 
 class Simulation:
@@ -181,7 +169,7 @@ class Simulation:
         self._kind = ("/predict", "", worker.rows.bit_length())
         self._now = self._busy = 0.0
         self._in_flight = self._batches = 0
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[tuple[Request, int]] = deque()
         self._will_run = False
         self._latency: list[float] = []
 
@@ -221,8 +209,16 @@ class Simulation:
             return
         self._in_flight += self._worker.rows
         request.since = self._now
-        self._waiting.append(request)
+        for _ in range(WINDOW):
+            self._queue(request)
         self._run_batch()
+
+    def _queue(self, request: Request) -> None:
+        """Let the next part of a request wait, where there is one: others get their turn between them."""
+        if request.rows:
+            rows = min(request.rows, self._worker.max_batch)
+            request.rows, request.parts = request.rows - rows, request.parts + 1
+            self._waiting.append((request, rows))
 
     def _run_batch(self) -> None:
         if self._waiting and not self._will_run:
@@ -231,23 +227,22 @@ class Simulation:
             self._net.put(lambda: self._gather(batch), lambda: self._deliver(batch))
 
     def _gather(self, batch: list[Request]) -> float:
-        """Fill `batch` with requests whose last rows are in it; return what it costs.
-
-        A request of more rows than a batch runs in parts, and others get their turn between them.
-        """
+        """Fill `batch` with what waits and fits; return what it costs."""
         rows = 0
-        while self._waiting and rows + min(self._waiting[0].waiting, self._worker.max_batch) <= self._worker.max_batch:
-            request = self._waiting.popleft()
-            part = min(request.waiting, self._worker.max_batch)
-            rows, request.waiting = rows + part, request.waiting - part
-            (self._waiting if request.waiting else batch).append(request)
+        while self._waiting and rows + self._waiting[0][1] <= self._worker.max_batch:
+            request, part = self._waiting.popleft()
+            rows += part
+            batch.append(request)
         self._batches += 1
         return self._worker.batch.at(rows)
 
     def _deliver(self, batch: list[Request]) -> None:
         self._will_run = False
         for request in batch:
-            self._loop.put(lambda: self._worker.answer_s, partial(self._answer, request))
+            request.parts -= 1
+            self._queue(request)
+            if not request.parts:
+                self._loop.put(lambda: self._worker.answer_s, partial(self._answer, request))
         self._run_batch()
 
     def _answer(self, request: Request) -> None:

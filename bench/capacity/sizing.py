@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, log
 from typing import Any, NamedTuple
 
 from bench.capacity.costs import BadCosts, Costs, Line, Search
@@ -98,15 +97,9 @@ def _index(costs: Costs, demand: Demand) -> dict[str, Any]:
     """Return the shards of the index, so many that the fewest machines search them."""
     if costs.search is None:
         raise BadCosts("searching was not measured")
-    sharded = {}
-    for shards in SHARDS:
-        try:
-            sharded[shards] = _sharded(costs, costs.search, demand, shards)
-        except ValueError:  # a worker needs more than there is, or longer
-            continue
-    if not sharded:
-        raise BadCosts("no machine of that memory holds a shard, or none searches it in time")
-    shards, tier = min(sharded.items(), key=lambda pair: (pair[1].machines, pair[0]))
+    shards = _shards(costs, costs.search, demand)
+    worker, worker_mb = _searcher(costs, costs.search, demand, shards)
+    tier = _tier(worker, demand, demand.p99_ms / 2, worker_mb, shards)
     rows = ceil(demand.vectors / shards)
     return {
         "kind": _kind(rows),
@@ -120,17 +113,33 @@ def _index(costs: Costs, demand: Demand) -> dict[str, Any]:
     }
 
 
-def _sharded(costs: Costs, search: Search, demand: Demand, shards: int) -> Tier:
-    """Return the machines of `shards`, each of which answers every request: the slowest of them decides.
+def _shards(costs: Costs, search: Search, demand: Demand) -> int:
+    """Return how many shards want the fewest machines, by the exponential tail of a queue's waiting time (Kingman)."""
+    machines = {}
+    for shards in SHARDS:
+        worker, worker_mb = _searcher(costs, search, demand, shards)
+        alone_s, per_machine = 1 / worker.most_per_second, min(demand.cores, int(demand.memory_gb * 1e3 / worker_mb))
+        patience = demand.p99_ms / 2e3 / alone_s - 1  # times what a request takes, that one in 100 may wait
+        if per_machine and patience > 0:
+            load = patience / (patience + log(100) / 2)
+            machines[shards] = shards * demand.rate * alone_s / load / per_machine
+    if not machines:
+        raise BadCosts("no machine of that memory holds a shard, or none searches it in time")
+    return min(machines, key=lambda shards: machines[shards])
 
-    A request is as late as one in 100 only if one in 100 / `shards` of a shard's answers is (Dean and Barroso, 2013);
-    p99.9 and beyond is not simulated, and the objective of a shard is half of the request's instead.
+
+def _searcher(costs: Costs, search: Search, demand: Demand, shards: int) -> tuple[Worker, float]:
+    """Return a worker that searches one of so many shards, and its megabytes.
+
+    Every shard sees every request, and the slowest decides: a request is late once in 100 times where a shard is once
+    in 100 / `shards` (Dean and Barroso, 2013). So far out a short simulation does not see; a shard has half of the
+    request's time instead.
     """
     rows = ceil(demand.vectors / shards)
-    taken = search.request_s / 2
-    worker = Worker(1, taken, taken, Line(0.0, _query_s(search, rows)), is_inline=True)
     each = search.exact_bytes if _kind(rows) == "exact" else search.approximate_bytes
-    return _tier(worker, demand, demand.p99_ms / 2, costs.process_mb + 1e-6 * rows * each, shards)
+    spent = search.request_s / 2
+    worker = Worker(1, spent, spent, Line(0.0, _query_s(search, rows)), is_inline=True)
+    return worker, costs.process_mb + 1e-6 * rows * each
 
 
 def _kind(rows: int) -> str:
@@ -139,61 +148,3 @@ def _kind(rows: int) -> str:
 
 def _query_s(search: Search, rows: int) -> float:
     return search.exact.at(rows) if _kind(rows) == "exact" else search.approximate.at(rows**0.5)
-
-
-def table(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return a plan for people: rows of what, how much, and why."""
-    demand, serving, limits = found["demand"], found["serving"], found["limits"]
-    times = ", ".join(f"{name} {value:.1f} ms" for name, value in found["latency_ms"].items())
-    rows = [
-        ("knee of a worker", f"{serving['knee']:,.0f}/s", f"p99 {demand['p99_ms']:g} ms, errors below 0.1 %, one core"),
-        ("planned for", f"{serving['per_worker']:,.0f}/s", f"{LOAD} of the knee: {times}"),
-        ("workers", f"{serving['workers']:,}", f"for {demand['rate']:,.0f}/s"),
-        (
-            "machines",
-            f"{serving['machines']:,}",
-            f"of {demand['cores']} cores, {serving['per_machine']} workers; {SPARE} to spare",
-        ),
-        ("memory of a machine", f"{_gb(serving):.1f} GB", f"{serving['worker_mb']:.0f} MB a worker"),
-        (
-            "limited by",
-            limits["what"],
-            f"{limits['event_loop_us']:.0f} us there, {limits['net_us']:.0f} us in the net, per request",
-        ),
-        (
-            "GPUs",
-            "not measured",
-            f"a net that took no time would leave {limits['workers_if_the_net_took_no_time']:,} workers at least",
-        ),
-        ("traffic in", f"{limits['traffic_in_gbit']:.3g} Gbit/s", f"{demand['rows']} contexts by {demand['wire']}"),
-    ]
-    return rows + (_index_rows(found["index"], demand) if found["index"] else [])
-
-
-def _index_rows(index: Mapping[str, Any], demand: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    beyond = ", extrapolated" if index["is_extrapolated"] else ""
-    nodes = ceil(index["raw_gb"] / demand["memory_gb"])
-    return [
-        ("index shards", f"{index['shards']:,}", f"{index['kind']}, {index['vectors_per_shard']:,} vectors each"),
-        ("search of a shard", f"{index['search_ms']:.3g} ms", f"of a core{beyond}"),
-        (
-            "search workers",
-            f"{index['workers']:,}",
-            f"{index['per_worker']:,.0f}/s each; every shard sees every request",
-        ),
-        ("search machines", f"{index['machines']:,}", f"{index['per_machine']} workers; {SPARE} to spare"),
-        (
-            "memory of one",
-            f"{_gb(index):.1f} GB",
-            f"and {index['disk_gb_per_machine']:.1f} GB of disk, cached as memory allows",
-        ),
-        (
-            "Milvus instead",
-            f"{nodes:,} nodes",
-            f"at least, for {index['raw_gb']:,.0f} GB of raw vectors; its speed is not measured",
-        ),
-    ]
-
-
-def _gb(tier: Mapping[str, Any]) -> float:
-    return float(tier["per_machine"] * tier["worker_mb"]) / 1e3

@@ -25,11 +25,11 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how many workers and machines a load wants, how much memory, and how many shards of the index.
+    """Say how many machines a load wants.
 
-    From measured costs and a simulation of the service; docs/capacity.md has the method and its limits.
+    Workers, memory and shards of the index, from measured costs and a simulation; docs/capacity.md has the method.
     """
-    from bench.capacity import sizing
+    from bench.capacity import sizing, table
     from bench.capacity.costs import SHIPPED, Costs
     from service.settings import cores as here
 
@@ -38,5 +38,5 @@ def plan(
     if as_json:
         print_json(found)
         return
-    print_table(("what", "value", "because"), sizing.table(found))
+    print_table(("what", "value", "because"), table.of_plan(found))
     say(f"costs of {found['costs']['machine']}, {found['costs']['date']}")

@@ -27,6 +27,7 @@ WIRE: Wire = "octet"  # the driver says whether each answer is its net's
 PROBES = 12  # of a machine, after those that find where to look
 START = 0.75  # of the prediction, where looking begins; it goes on until a probe does not hold
 ALONE, TRIES = 0.95, 3  # share of the core that others have to leave, or a probe is repeated, so often at most
+WAIT_S = 10  # that others are waited for before a probe
 CLOSE = 1.15  # most that predicted and measured knee may differ by, either way
 
 
@@ -87,11 +88,27 @@ def _measure(out: Path, case: Case, start: float) -> tuple[float, float]:
 def _holds(site: Rig, rate: float, shares: list[float]) -> bool:
     """Return whether a rate holds, by a probe during which others left the core alone, if there is one in `TRIES`."""
     for _ in range(TRIES):
+        _wait_for_quiet()
         holds, free = _probe(site, rate)
         if free >= ALONE:
             break
     shares.append(free)
     return holds
+
+
+def _wait_for_quiet() -> None:
+    """Wait until all cores were idle for a second, `WAIT_S` at most; what was refused is forgotten meanwhile."""
+    cores = {core for side in rig.cores() for core in side}
+    for _ in range(WAIT_S):
+        before = {core: core_s(core) for core in cores}
+        sleep(1.0)
+        shares = [
+            (worked - before[core][0]) / (passed - before[core][1])
+            for core in cores
+            for worked, passed in [core_s(core)]
+        ]
+        if max(shares) <= 1 - ALONE:
+            return
 
 
 def _probe(site: Rig, rate: float) -> tuple[bool, float]:
@@ -111,7 +128,6 @@ def _probe(site: Rig, rate: float) -> tuple[bool, float]:
         file=sys.stderr,
         flush=True,
     )
-    sleep(1.0)  # for what was refused to be forgotten
     return bool(said["ok"]), free if late_ms <= LAG_LIMIT_MS else 0.0
 
 

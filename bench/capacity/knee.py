@@ -20,7 +20,7 @@ READING = 0.5  # of what the event loop spends on a request, before the net has 
 ERRORS = 0.001  # of all arrivals
 PROBE_S, WARM_UP = 5.0, 0.2  # and share of it that goes before
 PROBES = 30  # of a simulation: its knee is known to 2 %
-MOST = 5_000  # arrivals of a probe; more take long to simulate
+LEAST, MOST = 500, 5_000  # arrivals of a probe: fewer say little, more take long to simulate
 LEAP, STEP = 1.25, 1.05  # from probe to probe, until the first that does not hold and from there on
 BATCHES = 4  # may be in flight at most, as `service.app` has it
 
@@ -38,7 +38,7 @@ def worker_of(costs: Costs, net: str, wire: Wire, rows: int, cores: float = 1.0)
 
 def offer(worker: Worker, rate: float, seconds: float = PROBE_S, seed: int = 0) -> Outcome:
     """Return what becomes of Poisson arrivals at `rate` per second, after a warm-up of a fifth of the time more."""
-    seconds = min(seconds, MOST / rate)
+    seconds = min(max(seconds, LEAST / rate), MOST / rate)
     count = max(1, round(rate * seconds * (1 + WARM_UP)))
     arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count)).tolist()
     limit = AdaptiveLimit(BATCHES * worker.max_batch, 0.0)

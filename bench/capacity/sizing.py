@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, log
+from math import ceil
 from typing import Any, NamedTuple
 
 from bench.capacity.costs import BadCosts, Costs, Line, Search
-from bench.capacity.knee import knee, offer, worker_of
+from bench.capacity.knee import NoKnee, knee, offer, worker_of
 from bench.capacity.simulation import Worker
 from loadtest import contexts
 from loadtest.payloads import Exchange
 from loadtest.plan import Wire
+from models.quick import QUICK_S
 
 LOAD = 0.7  # of the knee: what is planned for, as docs/operations.md has it
 SPARE = 1  # machines more, so that one may be away
@@ -97,9 +98,7 @@ def _index(costs: Costs, demand: Demand) -> dict[str, Any]:
     """Return the shards of the index, so many that the fewest machines search them."""
     if costs.search is None:
         raise BadCosts("searching was not measured")
-    shards = _shards(costs, costs.search, demand)
-    worker, worker_mb = _searcher(costs, costs.search, demand, shards)
-    tier = _tier(worker, demand, demand.p99_ms / 2, worker_mb, shards)
+    shards, tier = _sharded(costs, costs.search, demand)
     rows = ceil(demand.vectors / shards)
     return {
         "kind": _kind(rows),
@@ -113,19 +112,21 @@ def _index(costs: Costs, demand: Demand) -> dict[str, Any]:
     }
 
 
-def _shards(costs: Costs, search: Search, demand: Demand) -> int:
-    """Return how many shards want the fewest machines, by the exponential tail of a queue's waiting time (Kingman)."""
-    machines = {}
+def _sharded(costs: Costs, search: Search, demand: Demand) -> tuple[int, Tier]:
+    """Return the shards that want the fewest machines: more are tried as long as that helps."""
+    best: tuple[int, Tier] | None = None
     for shards in SHARDS:
-        worker, worker_mb = _searcher(costs, search, demand, shards)
-        alone_s, per_machine = 1 / worker.most_per_second, min(demand.cores, int(demand.memory_gb * 1e3 / worker_mb))
-        patience = demand.p99_ms / 2e3 / alone_s - 1  # times what a request takes, that one in 100 may wait
-        if per_machine and patience > 0:
-            load = patience / (patience + log(100) / 2)
-            machines[shards] = shards * demand.rate * alone_s / load / per_machine
-    if not machines:
+        try:
+            worker, worker_mb = _searcher(costs, search, demand, shards)
+            tier = _tier(worker, demand, demand.p99_ms / 2, worker_mb, shards)
+        except (BadCosts, NoKnee):  # too large, or too slow
+            continue
+        if best and tier.workers / tier.per_machine >= best[1].workers / best[1].per_machine:
+            break
+        best = shards, tier
+    if best is None:
         raise BadCosts("no machine of that memory holds a shard, or none searches it in time")
-    return min(machines, key=lambda shards: machines[shards])
+    return best
 
 
 def _searcher(costs: Costs, search: Search, demand: Demand, shards: int) -> tuple[Worker, float]:
@@ -137,8 +138,8 @@ def _searcher(costs: Costs, search: Search, demand: Demand, shards: int) -> tupl
     """
     rows = ceil(demand.vectors / shards)
     each = search.exact_bytes if _kind(rows) == "exact" else search.approximate_bytes
-    spent = search.request_s / 2
-    worker = Worker(1, spent, spent, Line(0.0, _query_s(search, rows)), is_inline=True)
+    spent, taken = search.request_s / 2, _query_s(search, rows)
+    worker = Worker(1, spent, spent, Line(0.0, taken), is_inline=taken <= QUICK_S)
     return worker, costs.process_mb + 1e-6 * rows * each
 
 

@@ -98,16 +98,11 @@ def _holds(site: Rig, rate: float, shares: list[float]) -> bool:
 
 def _wait_for_quiet() -> None:
     """Wait until all cores were idle for a second, `WAIT_S` at most; what was refused is forgotten meanwhile."""
-    cores = {core for side in rig.cores() for core in side}
+    cores = sorted({core for side in rig.cores() for core in side})
     for _ in range(WAIT_S):
-        before = {core: core_s(core) for core in cores}
+        before = [core_s(core) for core in cores]
         sleep(1.0)
-        shares = [
-            (worked - before[core][0]) / (passed - before[core][1])
-            for core in cores
-            for worked, passed in [core_s(core)]
-        ]
-        if max(shares) <= 1 - ALONE:
+        if all(_share(then, core_s(core)) <= 1 - ALONE for core, then in zip(cores, before, strict=True)):
             return
 
 
@@ -120,8 +115,7 @@ def _probe(site: Rig, rate: float) -> tuple[bool, float]:
     }
     began = _spent(site.server)
     said = site.client(f"probe-{len(site.sent)}", rate, PROBE_S, seed=len(site.sent), **limits).finish()
-    others, passed = (now - then for now, then in zip(_spent(site.server), began, strict=True))
-    free, late_ms = 1 - others / passed, said["generator_lag_ms"]["p99"]
+    free, late_ms = 1 - _share(began, _spent(site.server)), said["generator_lag_ms"]["p99"]
     print(
         f"capacity: {rate:.0f}/s {'holds' if said['ok'] else 'does not hold'}, p99 {said['latency_ms']['p99']} ms, "
         f"errors {said['error_rate']:.4f}, driver late by {late_ms} ms, core left by others {free:.0%}",
@@ -135,3 +129,8 @@ def _spent(server: Server) -> tuple[float, float]:
     """Return the seconds that the core of the service worked for others, and those that passed."""
     worked, passed = core_s(rig.cores()[0][0])
     return worked - sum(processor_s(server.pid)), passed
+
+
+def _share(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """Return the share of the seconds that passed in which there was work."""
+    return (after[0] - before[0]) / (after[1] - before[1])

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup text dev serve test lint types imports unit docs-test load data-check milvus-check image-check prometheus-check console-check million faults figures soak bench bench-peers clean
+.PHONY: help setup text dev serve test lint types imports unit docs-test load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench bench-peers clean
 
 PYTHON ?= python3
 MINUTES ?= 30
@@ -72,6 +72,9 @@ bench-peers: dev .venv-peers/.peers  ## service, naive app and echo beside mosec
 
 figures: dev  ## hold the contract's figures F1 to F8, with plots in runs/figures (about 12 minutes)
 	$(BIN)/python -m bench.contract
+
+plan-check: dev  ## measure costs and knee of one core, and compare with what `lvm plan` says (about 5 minutes)
+	$(BIN)/python -m bench.capacity check
 
 soak: dev  ## memory, descriptors, threads and labels over MINUTES (30) of load, in runs/soak
 	$(BIN)/python -m bench.contract --only soak --minutes $(MINUTES) --out runs/soak

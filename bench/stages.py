@@ -13,12 +13,12 @@ STAGES = ("decode", "queue", "infer", "encode", "total")
 Counts = dict[str, float]
 
 
-def scrape(url: str) -> Counts:
+def scrape(url: str, route: str = "/predict", engine: str = "primary") -> Counts:
     """Return the counters that matter here: seconds by stage, requests, seconds of processor, batches and rows."""
     counts: Counts = {}
     for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
         for sample in family.samples:
-            name = _named(sample.name, sample.labels)
+            name = _named(sample.name, sample.labels, route, engine)
             if name:
                 counts[name] = sample.value
     return counts
@@ -60,11 +60,11 @@ def table(measurements: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _named(name: str, labels: Mapping[str, str]) -> str | None:
-    if labels.get("route") == "/predict" and name == "lvm_request_seconds_sum":
+def _named(name: str, labels: Mapping[str, str], route: str, engine: str) -> str | None:
+    if labels.get("route") == route and name == "lvm_request_seconds_sum":
         return labels["stage"]
-    if labels.get("route") == "/predict" and name == "lvm_request_seconds_count" and labels["stage"] == "total":
+    if labels.get("route") == route and name == "lvm_request_seconds_count" and labels["stage"] == "total":
         return "requests"
-    if labels.get("engine") == "primary" and name in ("lvm_batch_rows_sum", "lvm_batch_rows_count"):
+    if labels.get("engine") == engine and name in ("lvm_batch_rows_sum", "lvm_batch_rows_count"):
         return "rows" if name.endswith("sum") else "batches"
     return "cpu" if name == "process_cpu_seconds_total" else None

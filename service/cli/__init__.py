@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from service.cli import ends, make, serving, store, versions
+from service.cli import ends, make, planning, serving, store, versions
 
 Contents = Mapping[str, tuple[Callable[..., None], tuple[str, ...]]]  # by name: what runs, and examples of it
 SERVE: Contents = {
@@ -32,6 +32,10 @@ MAKE: Contents = {
     "evaluate": (make.evaluate, ("lvm evaluate primary --data artifacts/lvm/retriever",)),
     "leaderboard": (make.leaderboard, ("lvm leaderboard --data wiki/val=DIR --ood ood_peps=DIR",)),
     "bench": (make.bench, ("lvm bench", "lvm bench --only nets --rounds 3")),
+    "plan": (
+        planning.plan,
+        ("lvm plan --rate 5000 --p99 50", "lvm plan --rate 1e6 --p99 100 --vectors 1e9 --cores 64"),
+    ),
     "corpus": (make.corpus, ("lvm corpus my-corpus --data my-val --towers retriever",)),
 }
 FIRST_STEPS = ("lvm serve", "lvm models", "lvm promote primary VERSION --why TEXT", "lvm rollback primary")

@@ -36,6 +36,11 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
     "ImportError": (BAD_CONFIG, "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders"),
     "IndexAway": (FAILED, "see that the Milvus of --uri or LVM_MILVUS_URI runs; the same command then goes on"),
     "BadCollection": (FAILED, "--anew drops that collection and makes another; searches are done here meanwhile"),
+    "BadCosts": (
+        FAILED,
+        "`python -m bench.capacity measure` measures this machine; --cores and --memory-gb describe others",
+    ),
+    "NoKnee": (FAILED, "allow more milliseconds, fewer --rows, or a quicker --net"),
     "BadConfig": (USAGE, "`lvm train --help` names the nets; --config takes their sizes as JSON"),
     "UnfitTeacher": (USAGE, "`lvm models` says which T and D versions have"),
     "FileExistsError": (CANNOT_CREATE, "name another place, or remove what is there"),

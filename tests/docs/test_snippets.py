@@ -31,6 +31,7 @@ NOT_RUN: Mapping[str, str] = {  # the beginning of a command, and why it cannot 
     "lvm train gmn --two-tower": "hours, on the training set; tests/models/training trains tiny towers",
     "lvm train reranker": "the same",
     "lvm corpus wiki-val": "the same",
+    "python -m bench.capacity": "minutes, on two quiet cores; tests/bench/capacity tests its parts",
     "docker build": "wants an engine; make image-check builds the image without one",
     "kubectl": "wants a cluster; tests/docker/test_kubernetes.py holds the files to their schemas",
     "printf 'prometheus:": "makes the secret that the next one takes",

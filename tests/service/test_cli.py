@@ -172,7 +172,8 @@ def test_every_error_of_the_models_has_an_end_and_every_end_an_error() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if module.name not in ("service.cli.__main__", "models.runtimes.openvino"):
                 importlib.import_module(module.name)
-    importlib.import_module("bench.leaderboard")
+    for name in ("bench.leaderboard", "bench.capacity.sizing"):
+        importlib.import_module(name)
     errors = set(_below(Exception))
     inside = ("Objection", "BadReranker")  # others are raised of them
     for error in errors:
@@ -239,6 +240,9 @@ def test_models_prints_a_table_or_json(shipped: Path) -> None:
         (("corpus", "x", "--data", "artifacts/lvm/retriever", "--reranker", "primary"), 2),
         (("corpus", "x", "--data", "artifacts/lvm/retriever", "--towers", "primary"), 65),
         (("rollback", "candidate"), 1),
+        (("plan", "--rate", "10", "--p99", "100", "--net", "lstm"), 1),
+        (("plan", "--rate", "10", "--p99", "0.01"), 1),
+        (("plan", "--rate", "0", "--p99", "100"), 2),
         (("promote", "retriever", "primary"), 65),
         (("promote", "primary", "retriever"), 65),
         (("promote", "primary", "fallback", "--force"), 2),

@@ -1,0 +1,136 @@
+"""Is the prediction right? Costs are measured, then the knee of a real service by the open-loop driver, costs again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import numpy as np
+
+from bench.capacity import measure
+from bench.capacity.costs import Costs
+from bench.capacity.knee import ERRORS, PROBE_S, WARM_UP, knee, up_and_down, worker_of
+from bench.capacity.processor import core_s, processor_s
+from bench.contract import rig
+from bench.contract.rig import Plan, Rig
+from bench.servers import Server, launched
+from loadtest import contexts
+from loadtest.plan import Wire
+from loadtest.report import LAG_LIMIT_MS
+from models import predictor
+
+WIRE: Wire = "octet"  # the driver says whether each answer is its net's
+PROBES = 12  # of a machine, after those that find where to look
+START = 0.75  # of the prediction, where looking begins; it goes on until a probe does not hold
+ALONE, TRIES = 0.95, 3  # share of the core that others have to leave, or a probe is repeated, so often at most
+WAIT_S = 10  # that others are waited for before a probe
+CLOSE = 1.15  # most that predicted and measured knee may differ by, either way
+
+
+@dataclass(frozen=True)
+class Case:
+    """A load whose knee is predicted and measured: a net that ships, rows of a request, and the objective."""
+
+    net: str
+    rows: int
+    p99_ms: float = 100.0
+
+
+CASES = (Case("gru", 8), Case("amn", 32))  # as `bench.contract`, in a thread; and on the event loop
+
+
+def check(out: Path, cases: Sequence[Case] = CASES) -> list[dict[str, Any]]:
+    """Return predicted and measured knee of every case, requests per second on one core of this machine."""
+    return [_check(out, case) for case in cases]
+
+
+def _check(out: Path, case: Case) -> dict[str, Any]:
+    before = _costs(out, case)
+    measured, free = _measure(out, case, START * _predict(before, case))
+    after = _costs(out, case)
+    predictions = [_predict(costs, case) for costs in (before, after)]
+    ratio = sum(predictions) / 2 / measured
+    return {
+        **asdict(case),
+        "predictions": predictions,
+        "measured": measured,
+        "ratio": ratio,
+        "is_met": 1 / CLOSE <= ratio <= CLOSE,
+        "free": free,
+        "ratio_free": sum(_predict(costs, case, free) for costs in (before, after)) / 2 / measured,
+    }
+
+
+def _costs(out: Path, case: Case) -> Costs:
+    return measure.costs(out, [case.net], wires=[WIRE])
+
+
+def _predict(costs: Costs, case: Case, cores: float = 1.0) -> float:
+    return knee(worker_of(costs, case.net, WIRE, case.rows, cores), case.p99_ms)
+
+
+def _measure(out: Path, case: Case, start: float) -> tuple[float, float]:
+    """Return the knee of a service on its core, requests per second, and the share of the core that others left it."""
+    registry, version = measure.registry_of(out, case.net)
+    given = contexts.load()
+    answers = out / f"answers-{case.net}.npz"
+    np.savez(answers, allow_pickle=False, **{version.version: predictor.load(version.path, "cpu").predict_batch(given)})
+    with launched(rig.launch(registry.root), out / "logs") as server:
+        site = Rig(Plan(out, case.p99_ms, case.rows, 0), server, registry, (version, version), answers)
+        shares: list[float] = []
+        return up_and_down(lambda rate: _holds(site, rate, shares), start, PROBES), float(np.mean(shares))
+
+
+def _holds(site: Rig, rate: float, shares: list[float]) -> bool:
+    """Return whether a rate holds, by a probe during which others left the core alone, if there is one in `TRIES`."""
+    for _ in range(TRIES):
+        _wait_for_quiet()
+        holds, free = _probe(site, rate)
+        if free >= ALONE:
+            break
+    shares.append(free)
+    return holds
+
+
+def _wait_for_quiet() -> None:
+    """Wait until all cores were idle for a second, `WAIT_S` at most; what was refused is forgotten meanwhile."""
+    cores = sorted({core for side in rig.cores() for core in side})
+    for _ in range(WAIT_S):
+        before = [core_s(core) for core in cores]
+        sleep(1.0)
+        if all(_share(then, core_s(core)) <= 1 - ALONE for core, then in zip(cores, before, strict=True)):
+            return
+
+
+def _probe(site: Rig, rate: float) -> tuple[bool, float]:
+    limits = {
+        "warmup": WARM_UP * PROBE_S,
+        "max_p99_ms": site.plan.slo_ms,
+        "max_error_rate": ERRORS,
+        "min_offered": 0.95,
+    }
+    began = _spent(site.server)
+    said = site.client(f"probe-{len(site.sent)}", rate, PROBE_S, seed=len(site.sent), **limits).finish()
+    free, late_ms = 1 - _share(began, _spent(site.server)), said["generator_lag_ms"]["p99"]
+    print(
+        f"capacity: {rate:.0f}/s {'holds' if said['ok'] else 'does not hold'}, p99 {said['latency_ms']['p99']} ms, "
+        f"errors {said['error_rate']:.4f}, driver late by {late_ms} ms, core left by others {free:.0%}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return bool(said["ok"]), free if late_ms <= LAG_LIMIT_MS else 0.0
+
+
+def _spent(server: Server) -> tuple[float, float]:
+    """Return the seconds that the core of the service worked for others, and those that passed."""
+    worked, passed = core_s(rig.cores()[0][0])
+    return worked - sum(processor_s(server.pid)), passed
+
+
+def _share(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """Return the share of the seconds that passed in which there was work."""
+    return (after[0] - before[0]) / (after[1] - before[1])

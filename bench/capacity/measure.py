@@ -1,0 +1,143 @@
+"""The cost model of this machine: nets alone on a core, then the service, pinned to one, in a closed loop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import median
+from time import process_time
+
+import numpy as np
+
+from bench import load, machine, stages
+from bench.capacity import searching
+from bench.capacity.costs import Costs, Curve, Line, Net
+from bench.capacity.processor import processor_s
+from bench.contract import rig
+from bench.plan import ROOT, SHIPPED
+from bench.servers import Launch, Server, launched, rss_mb
+from bench.service import WIRES
+from bench.traffic import exchange_of, prepare
+from loadtest import contexts
+from loadtest.plan import Wire
+from models import predictor
+from models.predictor import Predictor
+from models.registry import Registry, Version
+
+NETS = ("amn", "gru", "gmn")
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+REPEATS = 15
+CELLS = {1: 32, 8: 16, 32: 8}  # rows of a request: connections, so that batches are full but not the queue
+ALIASES = ("primary", "fallback")
+
+
+def registry_of(out: Path, name: str) -> tuple[Registry, Version]:
+    """Return a registry of one net that ships, which has both aliases, and its version."""
+    shipped = next(version for version in Registry(SHIPPED).versions() if version.name == name)
+    root = out / f"registry-{name}"
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(shipped.path, root / shipped.path.relative_to(SHIPPED))
+    registry = Registry(root)
+    version = registry.find(shipped.id)
+    for alias in ALIASES:
+        registry.point(alias, version, why="to be measured")
+    return registry, version
+
+
+def launch(registry: Registry) -> Launch:
+    """Return how to start the service on its core, letting in all that the closed loops offer."""
+    plain = rig.launch(registry.root)
+    return replace(plain, environment={**plain.environment, "LVM_CONCURRENCY": "2048"})
+
+
+def costs(
+    out: Path,
+    names: Iterable[str] = NETS,
+    wires: Sequence[Wire] = WIRES,
+    seconds: float = 1.5,
+    with_search: bool = False,
+) -> Costs:
+    """Return the costs of nets that ship and of requests for them on `wires`, from closed loops of `seconds` each."""
+    nets, rest_mb = {}, []
+    for name in names:
+        registry, version = registry_of(out, name)
+        net = predictor.load(version.path, "cpu", threads=1)
+        net.warm_up(BATCHES[-1])
+        weight_mb = weight(version)
+        with launched(launch(registry), out / "logs") as server:
+            nets[name] = _net(out, server, net, weight_mb, wires, seconds)
+            rest_mb.append(rss_mb(server.pid) - len(ALIASES) * weight_mb)
+    found = searching.search(out, seconds) if with_search else None
+    return Costs(
+        machine.describe(), " ".join(["python -m bench.capacity", *sys.argv[1:]]), median(rest_mb), nets, found
+    )
+
+
+def _net(out: Path, server: Server, net: Predictor, weight_mb: float, wires: Sequence[Wire], seconds: float) -> Net:
+    batch = curve(net)
+    spent = {cell: _spend(out, server, net, *cell, seconds) for cell in product(wires, CELLS)}
+    if not net.is_quick:  # it has a thread of its own, whose time is known as it is spent beside the event loop
+        batch = batch.times(median(each.aside_s / each.batches_s(batch) for each in spent.values()))
+    requests = {
+        wire: Line.through({rows: spent[wire, rows].request_s(batch, net.is_quick) for rows in CELLS}) for wire in wires
+    }
+    return Net(batch, net.is_quick, requests, net.card.dim, net.card.context_length, weight_mb)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a closed loop came to: requests, batches and their rows, seconds of the event loop and of other threads."""
+
+    requests: float
+    batches: float
+    rows: float
+    loop_s: float
+    aside_s: float
+
+    def batches_s(self, batch: Curve) -> float:
+        """Return what so many batches would take."""
+        return self.batches * batch.at(self.rows / self.batches)
+
+    def request_s(self, batch: Curve, is_inline: bool) -> float:
+        """Return what the event loop spends on a request, but for batches that run there."""
+        return (self.loop_s - self.batches_s(batch) * is_inline) / self.requests
+
+
+def curve(net: Predictor) -> Curve:
+    """Return the seconds of processor that batches of a net take here."""
+    given = contexts.load()
+    return Curve(BATCHES, [_typical_s(net, np.resize(given, (rows, *given.shape[1:]))) for rows in BATCHES])
+
+
+def _typical_s(net: Predictor, batch: contexts.Vectors) -> float:
+    times = []
+    for _ in range(REPEATS):
+        began = process_time()
+        net.predict_batch(batch)
+        times.append(process_time() - began)
+    return median(times)
+
+
+def weight(version: Version) -> float:
+    """Return the megabytes that a process grows by when it loads a version."""
+    command = [sys.executable, "-m", "bench.footprint", str(version.path.absolute()), "onnxruntime", "cpu", "1"]
+    done = subprocess.run([*command, "float32"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout)["grown_mb"])
+
+
+def _spend(out: Path, server: Server, net: Predictor, wire: Wire, rows: int, seconds: float) -> Spent:
+    given = contexts.load()
+    exchange = exchange_of(wire, net.card.dim, rows)
+    traffic = prepare(out / "traffic" / net.name, server, exchange, given, net.predict_batch(given))
+    load.warm_up(server, traffic, CELLS[rows])
+    before, began = stages.scrape(server.url), processor_s(server.pid)
+    load.measure(server, traffic, CELLS[rows], seconds)
+    after, ended = stages.scrape(server.url), processor_s(server.pid)
+    grown = {name: after[name] - before[name] for name in ("requests", "batches", "rows")}
+    return Spent(**grown, loop_s=ended[0] - began[0], aside_s=ended[1] - began[1])

@@ -1,0 +1,89 @@
+"""What retrieval costs: both kinds of index alone on one core, then `/retrieve` of the corpus that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from time import process_time
+
+import numpy as np
+
+from bench import load, stages
+from bench.capacity.costs import Line, Search
+from bench.capacity.processor import processor_s
+from bench.contract import rig
+from bench.plan import SHIPPED
+from bench.servers import launched
+from bench.traffic import exchange_of, prepare
+from loadtest import contexts
+from models import corpus as corpora
+from models.card import Card
+from models.corpus import Floats, MappedCorpus, normalise
+from models.index import FlatIndex, IvfIndex, VectorIndex
+from models.training import indexing
+
+QUERIES, K = 200, 15  # ten results, and five for what the caller has
+EXACT = (1500, 3000, 6000)  # of the vectors that ship
+APPROXIMATE = (25_000, 100_000)  # made of them
+CONNECTIONS = 16
+
+
+def search(out: Path, seconds: float) -> Search:
+    """Return the costs of retrieval on this machine."""
+    vectors = corpora.read(SHIPPED / "retriever").vectors
+    exact = Line.through({rows: _query_s(FlatIndex(vectors[:rows]), vectors) for rows in EXACT})
+    found = {rows: _approximate(vectors, rows) for rows in APPROXIMATE}
+    dim = vectors.shape[1]
+    return Search(
+        dim=dim,
+        request_s=_request_s(out, seconds) - exact.at(len(vectors)),
+        exact=exact,
+        approximate=Line.through({rows**0.5: taken for rows, (taken, _) in found.items()}),
+        measured=[*EXACT, *APPROXIMATE],
+        exact_bytes=4 * dim + 4 * (dim // 6 + 1),
+        approximate_bytes=max(size for _, size in found.values()),
+        disk_bytes=2 * dim,
+    )
+
+
+def _approximate(vectors: Floats, rows: int) -> tuple[float, float]:
+    """Return the seconds of a query, tuned as `lvm corpus` tunes it, and the bytes in memory of a vector."""
+    halves = _variants(vectors, rows).astype(np.float16)
+    corpus = MappedCorpus(halves, np.zeros((rows, 2), np.int32), np.zeros((rows, 4), np.int64), b"")
+    card = Card("capacity", "corpus", vectors.shape[1], encoder="", license="", attribution="")
+    lists, built = indexing.build(corpus, card, lambda done, total: None)
+    index = IvfIndex(lists, corpus.vectors_at, built.config["nprobe"], built.config["pool"])
+    return _query_s(index, vectors), lists.codes.shape[1] + 8 + lists.centroids.nbytes / rows
+
+
+def _variants(vectors: Floats, rows: int) -> Floats:
+    """Return vectors `(rows, D)`: those given, then some between neighbouring chunks with the corpus's own noise."""
+    random = np.random.default_rng(0)
+    some = random.integers(0, len(vectors) - 1, (3, max(rows - len(vectors), 0)))
+    share = random.uniform(0.3, 0.5, (some.shape[1], 1)).astype(np.float32)
+    between = normalise((1 - share) * vectors[some[0]] + share * vectors[some[0] + 1])
+    return np.vstack([vectors[:rows], normalise(between + 0.55 * (vectors[some[1]] - vectors[some[2]]))])
+
+
+def _query_s(index: VectorIndex, vectors: Floats) -> float:
+    """Return the median seconds of a search for what lies between two neighbouring chunks."""
+    times = []
+    for row in np.random.default_rng(0).integers(0, len(vectors) - 1, QUERIES).tolist():
+        query = normalise(vectors[row : row + 2].mean(axis=0, keepdims=True))
+        began = process_time()
+        index.search(query, K)
+        times.append(process_time() - began)
+    return median(times)
+
+
+def _request_s(out: Path, seconds: float) -> float:
+    """Return what a `/retrieve` of a query costs the service on its core, all told."""
+    given = contexts.load()[:, :1]  # as many octets as a query has
+    with launched(rig.launch(SHIPPED), out / "logs") as server:
+        exchange = exchange_of("octet", given.shape[-1], route="retrieve")
+        traffic = prepare(out / "traffic" / "retrieve", server, exchange, given)
+        load.warm_up(server, traffic, CONNECTIONS)
+        before, began = stages.scrape(server.url, "/retrieve"), sum(processor_s(server.pid))
+        load.measure(server, traffic, CONNECTIONS, seconds)
+        after, ended = stages.scrape(server.url, "/retrieve"), sum(processor_s(server.pid))
+        return (ended - began) / (after["requests"] - before["requests"])

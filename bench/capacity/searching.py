@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import process_time
 
 import numpy as np
@@ -21,6 +22,7 @@ from models.card import Card
 from models.corpus import Floats, MappedCorpus, normalise
 from models.index import FlatIndex, IvfIndex, VectorIndex
 from models.training import indexing
+from models.training.parts import Parts
 
 QUERIES, K = 200, 15  # ten results, and five for what the caller has
 EXACT = (1500, 3000, 6000)  # of the vectors that ship
@@ -51,7 +53,8 @@ def _approximate(vectors: Floats, rows: int) -> tuple[float, float]:
     halves = _variants(vectors, rows).astype(np.float16)
     corpus = MappedCorpus(halves, np.zeros((rows, 2), np.int32), np.zeros((rows, 4), np.int64), b"")
     card = Card("capacity", "corpus", vectors.shape[1], encoder="", license="", attribution="")
-    lists, built = indexing.build(corpus, card, lambda done, total: None)
+    with TemporaryDirectory() as place:
+        lists, built = indexing.build(corpus, card, lambda done, total: None, Parts(Path(place)))
     index = IvfIndex(lists, corpus.vectors_at, built.config["nprobe"], built.config["pool"])
     return _query_s(index, vectors), lists.codes.shape[1] + 8 + lists.centroids.nbytes / rows
 

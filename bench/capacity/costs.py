@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -43,7 +43,7 @@ class Line(NamedTuple):
 class Curve(NamedTuple):
     """A cost measured at some counts: straight lines between them, in proportion beyond the last."""
 
-    counts: Sequence[int]
+    counts: Sequence[float]
     seconds: Sequence[float]
 
     def at(self, count: float) -> float:
@@ -56,9 +56,11 @@ class Curve(NamedTuple):
         (left, right), (low, high) = self.counts[place - 1 : place + 1], self.seconds[place - 1 : place + 1]
         return low + (high - low) * (count - left) / (right - left)
 
-    def times(self, factor: float) -> Self:
-        """Return a curve of so many times the seconds."""
-        return self._replace(seconds=[factor * each for each in self.seconds])
+    @classmethod
+    def through(cls, points: Iterable[tuple[float, float]]) -> Self:
+        """Return the curve through pairs of a count and its seconds, in any order."""
+        counts, seconds = zip(*sorted(points), strict=True)
+        return cls(counts, seconds)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from bench.capacity.costs import Costs
 from bench.capacity.simulation import Outcome, Simulation, Worker
+from loadtest.driver import schedule
 from loadtest.plan import Wire
 from service.concurrency import AdaptiveLimit
 
@@ -39,8 +40,7 @@ def worker_of(costs: Costs, net: str, wire: Wire, rows: int, cores: float = 1.0)
 def offer(worker: Worker, rate: float, seconds: float = PROBE_S, seed: int = 0) -> Outcome:
     """Return what becomes of Poisson arrivals at `rate` per second, after a warm-up of a fifth of the time more."""
     seconds = min(max(seconds, LEAST / rate), MOST / rate)
-    count = max(1, round(rate * seconds * (1 + WARM_UP)))
-    arrivals = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, count)).tolist()
+    arrivals = schedule(rate, (1 + WARM_UP) * seconds, "poisson", seed).tolist()  # as the driver sends them
     limit = AdaptiveLimit(BATCHES * worker.max_batch, 0.0)
     return Simulation(worker, limit).run(arrivals).after(WARM_UP * seconds)
 

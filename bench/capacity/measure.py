@@ -8,10 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from statistics import median
 from time import process_time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,8 @@ from models.registry import Registry, Version
 NETS = ("amn", "gru", "gmn")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 REPEATS = 15
-CELLS = {1: 32, 8: 16, 32: 8}  # rows of a request: connections, so that batches are full but not the queue
+ALONE = ((1, 1), (8, 1))  # rows of a request, connections: small batches, of one request
+TOGETHER = ((1, 32), (8, 16), (32, 8))  # large ones, and an event loop that is kept busy
 ALIASES = ("primary", "fallback")
 
 
@@ -51,9 +52,9 @@ def registry_of(out: Path, name: str) -> tuple[Registry, Version]:
 
 
 def launch(registry: Registry) -> Launch:
-    """Return how to start the service on its core, letting in all that the closed loops offer."""
+    """Return how to start the service on its core, letting in all that the closed loops offer, for as long as it takes."""
     plain = rig.launch(registry.root)
-    return replace(plain, environment={**plain.environment, "LVM_CONCURRENCY": "2048"})
+    return replace(plain, environment={**plain.environment, "LVM_CONCURRENCY": "2048", "LVM_TIMEOUT_MS": "60000"})
 
 
 def costs(
@@ -80,12 +81,17 @@ def costs(
 
 
 def _net(out: Path, server: Server, net: Predictor, weight_mb: float, wires: Sequence[Wire], seconds: float) -> Net:
+    def spend(wire: Wire, rows: int, connections: int) -> Spent:
+        return _spend(out, server, net, Cell(wire, rows, connections), seconds)
+
+    together = {wire: {rows: spend(wire, rows, connections) for rows, connections in TOGETHER} for wire in wires}
     batch = curve(net)
-    spent = {cell: _spend(out, server, net, *cell, seconds) for cell in product(wires, CELLS)}
     if not net.is_quick:  # it has a thread of its own, whose time is known as it is spent beside the event loop
-        batch = batch.times(median(each.aside_s / each.batches_s(batch) for each in spent.values()))
+        alone = [spend("octet", rows, connections) for rows, connections in ALONE]
+        batch = Curve.through([each.batch_s for each in (*alone, *together["octet"].values())])
     requests = {
-        wire: Line.through({rows: spent[wire, rows].request_s(batch, net.is_quick) for rows in CELLS}) for wire in wires
+        wire: Line.through({rows: each.request_s(batch, net.is_quick) for rows, each in cells.items()})
+        for wire, cells in together.items()
     }
     return Net(batch, net.is_quick, requests, net.card.dim, net.card.context_length, weight_mb)
 
@@ -99,6 +105,11 @@ class Spent:
     rows: float
     loop_s: float
     aside_s: float
+
+    @property
+    def batch_s(self) -> tuple[float, float]:
+        """Rows of a batch, and the seconds that it took the other threads."""
+        return self.rows / self.batches, self.aside_s / self.batches
 
     def batches_s(self, batch: Curve) -> float:
         """Return what so many batches would take."""
@@ -131,13 +142,21 @@ def weight(version: Version) -> float:
     return float(json.loads(done.stdout)["grown_mb"])
 
 
-def _spend(out: Path, server: Server, net: Predictor, wire: Wire, rows: int, seconds: float) -> Spent:
+class Cell(NamedTuple):
+    """One closed loop: wire, rows of a request, connections."""
+
+    wire: Wire
+    rows: int
+    connections: int
+
+
+def _spend(out: Path, server: Server, net: Predictor, cell: Cell, seconds: float) -> Spent:
     given = contexts.load()
-    exchange = exchange_of(wire, net.card.dim, rows)
+    exchange = exchange_of(cell.wire, net.card.dim, cell.rows)
     traffic = prepare(out / "traffic" / net.name, server, exchange, given, net.predict_batch(given))
-    load.warm_up(server, traffic, CELLS[rows])
+    load.warm_up(server, traffic, cell.connections)
     before, began = stages.scrape(server.url), processor_s(server.pid)
-    load.measure(server, traffic, CELLS[rows], seconds)
+    load.measure(server, traffic, cell.connections, seconds)
     after, ended = stages.scrape(server.url), processor_s(server.pid)
     grown = {name: after[name] - before[name] for name in ("requests", "batches", "rows")}
     return Spent(**grown, loop_s=ended[0] - began[0], aside_s=ended[1] - began[1])

@@ -35,7 +35,8 @@ def test_other_threads_are_told_from_the_first() -> None:
 
 
 def test_a_batch_on_the_event_loop_is_no_part_of_the_request() -> None:
-    batch, spent = Curve((1, 100), (0.01, 1.0)), Spent(requests=100, batches=4, rows=200, loop_s=3.0, aside_s=0.0)
+    batch, spent = Curve((1, 100), (0.01, 1.0)), Spent(requests=100, batches=4, rows=200, loop_s=3.0, aside_s=8.0)
+    assert spent.batch_s == (50, 2.0)
     assert spent.batches_s(batch) == pytest.approx(4 * 0.5)
     assert spent.request_s(batch, is_inline=True) == pytest.approx((3.0 - 2.0) / 100)
     assert spent.request_s(batch, is_inline=False) == pytest.approx(3.0 / 100)

@@ -21,7 +21,7 @@ def test_a_line_never_makes_time() -> None:
 def test_a_curve_is_straight_between_its_points_and_goes_on_in_proportion() -> None:
     curve = Curve((1, 8, 128), (2.0, 9.0, 129.0))
     assert [curve.at(count) for count in (1, 2, 8, 68, 128, 256)] == [2.0, 3.0, 9.0, 69.0, 129.0, 258.0]
-    assert curve.times(2).at(2) == 6.0
+    assert Curve.through([(8, 9.0), (128, 129.0), (1, 2.0)]) == curve
 
 
 def test_what_is_written_is_read_again(costs: Costs, tmp_path: Path) -> None:

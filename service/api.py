@@ -21,7 +21,7 @@ from service.inventory import card_text, describe, ledger
 from service.lineup import Lineup
 from service.metrics import TOTAL_TEXT
 from service.routing import EngineLike, Profile, Routed, Router
-from service.search import SearchEngine
+from service.search import Found, SearchEngine
 from service.settings import Settings
 from service.shadow import Shadow
 from service.wire import JSON, OCTETS, Decoded, Fields, JsonReader
@@ -165,11 +165,11 @@ class Retrieve:
         self, engine: SearchEngine, asked: Decoded, call: Call, by_towers: bool, routed: Routed | None, stages: Stages
     ) -> Reply:
         query = None if by_towers else routed.prediction.vectors[0] if routed else asked.rows[0]
-        ticket = await engine.search(_search(asked, query), call.deadline)
-        queue_s = ticket.queue_s + (routed.prediction.queue_s if routed else 0.0)
+        found = await engine.search(_search(asked, query), call.deadline)
+        queue_s = found.queue_s + (routed.prediction.queue_s if routed else 0.0)
         infer: Stages = (("infer", routed.prediction.infer_s),) if routed else ()
-        stages = (*stages, ("queue", queue_s), *infer, *ticket.answer.stages)
-        reply = self._reply(engine, ticket.answer.hits, by_towers, routed, stages, asked.heard or {})
+        stages = (*stages, ("queue", queue_s), *infer, *found.stages)
+        reply = self._reply(found, by_towers, routed, stages, asked.heard or {})
         return reply._replace(total=TOTAL_TEXT, made_by=EncoderEngine.alias) if asked.heard else reply
 
     @staticmethod
@@ -196,21 +196,20 @@ class Retrieve:
 
     @staticmethod
     def _reply(
-        engine: SearchEngine,
-        hits: list[Hit],
+        found: Found,
         by_towers: bool,
         routed: Routed | None,
         stages: Stages,
         heard: Mapping[str, Any],
     ) -> Reply:
-        began = perf_counter()
-        author = (*(engine.retriever.query_maker or ("", "")), engine.alias) if by_towers else None
+        began, searched = perf_counter(), found.searched
+        author = (*(searched.query_maker or ("", "")), SearchEngine.alias) if by_towers else None
         body = {
-            "results": [_result(hit) for hit in hits],
+            "results": [_result(hit) for hit in found.hits],
             **heard,
-            "corpus": engine.retriever.name,
-            "corpus_version": engine.retriever.version,
-            "is_exact": engine.retriever.is_exact,
+            "corpus": searched.name,
+            "corpus_version": searched.version,
+            "is_exact": searched.is_exact,
             "reranked": any(stage == "rerank" for stage, _ in stages),
             **(_made_by(routed) if author is None else dict(zip(MADE_BY, (*author, None), strict=True))),
             "timing_ms": _milliseconds(stages),
@@ -218,7 +217,9 @@ class Retrieve:
         encoded = wire.encode_json(body)
         stages = (*stages, ("encode", perf_counter() - began))
         headers = headers_of(routed, stages) + (_maker(*author) if author else [])
-        made_by = routed.served_by if routed else engine.alias
+        if searched.replica:
+            headers.append((b"x-replica", searched.replica.encode()))
+        made_by = routed.served_by if routed else SearchEngine.alias
         return Reply(encoded, JSON, headers, outcome_of(routed), stages, made_by=made_by)
 
 
@@ -297,6 +298,8 @@ def headers_of(routed: Routed | None, stages: Stages) -> Headers:
         headers.append((b"x-batch-size", b"%d" % routed.prediction.batch_rows))
         if routed.fallback_reason:
             headers.append((b"x-fallback-reason", routed.fallback_reason.encode()))
+        if routed.prediction.replica:
+            headers.append((b"x-replica", routed.prediction.replica.encode()))
     return headers
 
 

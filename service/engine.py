@@ -112,6 +112,7 @@ class Prediction(NamedTuple):
     queue_s: float
     infer_s: float
     batch_rows: int
+    replica: str = ""  # where it was made, of several places
 
 
 class Engine:

@@ -25,6 +25,7 @@ from service.log import logger
 from service.metrics import Metrics
 from service.probation import Probation, Witness
 from service.remote import Loan, Remote
+from service.search import Ask as AskSearch
 from service.search import RetrieverLike, SearchEngine
 from service.settings import Settings
 
@@ -108,6 +109,7 @@ class Lineup:
         self.engines: dict[str, Engine | Remote] = {}
         self.candidate: Engine | Remote | None = None
         self.search: SearchEngine | None = None
+        self._search: AskSearch | None = None  # who searches, where that is somebody else
         self.encoder: EncoderEngine | None = None
         self.no_encoder: str | None = None  # why there is none
         self.live: dict[str, Live] = {}
@@ -139,6 +141,7 @@ class Lineup:
         self.engines.update({alias: loan.engines[alias] for alias in PREDICTORS if alias in loan.engines})
         ours = {alias: live for alias, live in self.live.items() if alias in self._aliases}
         self.live = {**loan.live, **ours}
+        self._search = loan.search
 
     async def _open_encoder(self) -> None:
         try:
@@ -287,7 +290,7 @@ class Lineup:
     async def _make(self, alias: str, version: Version) -> Engine | SearchEngine:
         if alias == RETRIEVER:
             corpus = await asyncio.to_thread(self._loaders.retriever, version)
-            return SearchEngine(corpus, self._settings, self._metrics)
+            return SearchEngine(corpus, self._settings, self._metrics, self._search)
         net = await asyncio.to_thread(self._loaders.predictor, version)
         return Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from service.conduct import Conduct
 from service.engine import Engine, Floats, Identity, Live, Prediction
+from service.search import Ask as AskSearch
 
 Ask = Callable[[Floats, float], Awaitable[Prediction]]
 
@@ -92,10 +93,14 @@ class Remote:
 
 
 class Loan(NamedTuple):
-    """Who serves each alias elsewhere, `candidate` included, and since when; nobody while it is out of reach."""
+    """Who serves each alias elsewhere, `candidate` included, and since when; nobody while it is out of reach.
+
+    `search`, where there is one, searches the corpus elsewhere; it is the same in every loan.
+    """
 
     engines: Mapping[str, Remote]
     live: Mapping[str, Live]
+    search: AskSearch | None = None
 
 
 Borrow = Callable[[Loan], None]  # on the event loop, before any answer of an engine that is new in the loan

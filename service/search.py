@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 from models.contents import Contents
 from models.corpus import Passages
 from models.retriever import Hit, Search
 from models.space import Space
-from service.batching import Batch, MicroBatcher, Ticket
+from service.batching import Batch, MicroBatcher
 from service.conduct import Conduct
 from service.engine import Versioned, identity
 from service.errors import is_telling
@@ -67,11 +67,28 @@ class RetrieverLike(Versioned, Protocol):
         ...
 
 
+class Searched(NamedTuple):
+    """What was searched: name and version of a corpus, what makes its queries, and where it lies, of several places."""
+
+    name: str
+    version: str
+    is_exact: bool
+    query_maker: tuple[str, str] | None
+    replica: str = ""
+
+    @classmethod
+    def of(cls, retriever: RetrieverLike) -> Self:
+        """Return what a retriever searches."""
+        return cls(retriever.name, retriever.version, retriever.is_exact, retriever.query_maker)
+
+
 class Found(NamedTuple):
-    """The hits of one search, and the seconds of the stages of its batch."""
+    """The hits of one search, the seconds of the stages of its batch, what was searched, and the seconds until then."""
 
     hits: list[Hit]
     stages: tuple[tuple[str, float], ...]
+    searched: Searched
+    queue_s: float = 0.0
 
 
 class Stopwatch:
@@ -88,12 +105,15 @@ class Stopwatch:
         self._since = now
 
 
+Ask = Callable[[Search, float], Awaitable[Found]]
+
+
 class SearchEngine:
-    """Serves one retriever; one batch of searches runs at a time."""
+    """Serves one retriever; one batch of searches runs at a time. Where there is an `ask`, that searches elsewhere."""
 
     alias = "retriever"
 
-    def __init__(self, retriever: RetrieverLike, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, retriever: RetrieverLike, settings: Settings, metrics: Metrics, ask: Ask | None = None) -> None:
         self.retriever = retriever
         self.identity = identity(retriever)
         self._metrics = metrics
@@ -101,31 +121,36 @@ class SearchEngine:
         self.shape = (retriever.card.context_length, retriever.dim)
         self.guard = Guard(retriever.space, self.alias, metrics) if retriever.space else None
         self.conduct = Conduct()
+        self._searched, self._ask = Searched.of(retriever), ask
         self.batcher: MicroBatcher[Search, Found] = MicroBatcher(
             self._run,
             name=self.alias,
             max_rows=settings.max_batch,
             max_queue=settings.max_queue,
             on_batch=self._observe,
-            inline=retriever.is_quick,
+            inline=retriever.is_quick or ask is not None,
         )
 
-    async def search(self, search: Search, deadline: float) -> Ticket[Search, Found]:
-        """Return the ticket of `search` with its hits; raises as `MicroBatcher.submit`."""
+    async def search(self, search: Search, deadline: float) -> Found:
+        """Return what `search` finds; raises as `MicroBatcher.submit`, or as the `ask` does."""
         try:
-            ticket = (await self.batcher.submit([(search, 1)], deadline))[0]
+            found = await (self._ask or self._search)(search, deadline)
         except Exception as error:
             self.conduct.failed += is_telling(error, patient=False)
             raise
         self.conduct.answered += 1
-        return ticket
+        return found
+
+    async def _search(self, search: Search, deadline: float) -> Found:
+        ticket = (await self.batcher.submit([(search, 1)], deadline))[0]
+        return ticket.answer._replace(queue_s=ticket.queue_s)
 
     def _run(self, searches: list[Search]) -> list[Found]:
         if self.guard:
             self._guard(self.guard, searches)
         watch = Stopwatch()
         each = self.retriever.search_batch(searches, watch.lap)
-        return [Found(hits, watch.stages) for hits in each]
+        return [Found(hits, watch.stages, self._searched) for hits in each]
 
     def _guard(self, guard: Guard, searches: list[Search]) -> None:
         for search in searches[:ROWS]:

@@ -1,0 +1,191 @@
+"""The service on two Ray nodes: what dies takes at most what it was answering with it, and nothing once asked again.
+
+`make ray-check`; the figures are printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from models.registry import Registry
+from tests.conftest import PATIENCE_S, ROOT, SHIPPED, until
+from tests.ray.cluster import TOKEN
+
+pytestmark = pytest.mark.ray
+HEADERS = {
+    "authorization": f"Bearer {TOKEN}",
+    "content-type": "application/octet-stream",
+    "accept": "application/octet-stream",
+}
+CONTEXT = np.random.default_rng(0).standard_normal((5, 384)).astype("<f4").tobytes()
+BURST, EVERY_S = 16, 0.4  # requests at once, seconds: what dies has some of them in flight
+
+
+class Ray:
+    """The cluster in a process of its own, and the registry that it serves."""
+
+    def __init__(self, home: Path) -> None:
+        self.registry = Registry(Path(shutil.copytree(SHIPPED, home / "lvm", symlinks=True)))
+        with open(home / "log", "wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, ROOT / "tests" / "ray" / "cluster.py", home / "lvm"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+            )
+        self.urls: list[str] = self._answer()["urls"]
+
+    def tell(self, line: str) -> dict[str, Any]:
+        """Have the cluster do something, and return what it says of it."""
+        assert self._process.stdin
+        print(line, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def stop(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(PATIENCE_S)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+
+class Load:
+    """Bursts of requests from a thread, in an open loop; each that fails is asked once more, of the other node."""
+
+    def __init__(self, urls: list[str]) -> None:
+        self.sent = self.in_flight = 0
+        self.errors: Counter[str] = Counter()
+        self.after_retry: Counter[str] = Counter()
+        self.versions: Counter[str] = Counter()
+        self.replicas: Counter[str] = Counter()
+        self._urls, self._done = urls, threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+    async def _run(self) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=4 * BURST)
+        async with httpx.AsyncClient(timeout=PATIENCE_S, limits=limits) as client, asyncio.TaskGroup() as group:
+            while not self._done.is_set():
+                for number in range(BURST):
+                    group.create_task(self._ask(client, self._urls[number % len(self._urls)]))
+                await asyncio.sleep(EVERY_S)
+
+    async def _ask(self, client: httpx.AsyncClient, url: str) -> None:
+        self.sent += 1
+        self.in_flight += 1
+        fault = await self._try(client, url)
+        self.in_flight -= 1
+        if fault:
+            self.errors[fault] += 1
+            again = await self._try(client, self._urls[(self._urls.index(url) + 1) % len(self._urls)])
+            self.after_retry[again] += bool(again)
+
+    async def _try(self, client: httpx.AsyncClient, url: str) -> str:
+        """Ask once; return what went wrong, if anything."""
+        try:
+            reply = await client.post(f"{url}/predict", content=CONTEXT, headers=HEADERS)
+        except httpx.TransportError as error:
+            return type(error).__name__
+        if reply.status_code != 200:
+            return str(reply.status_code)
+        self.versions[reply.headers["x-model-version"]] += 1
+        self.replicas[reply.headers["x-replica"]] += 1
+        return ""
+
+    def figures(self, what: str, in_flight: int | None = None) -> str:
+        at_kill = "" if in_flight is None else f"{in_flight} in flight at the kill, "
+        errors, left = dict(self.errors), self.after_retry.total()
+        return (
+            f"{what}: {self.sent} requests sent, {at_kill}{self.errors.total()} errors {errors}, {left} after one retry"
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
+    started = Ray(tmp_path_factory.mktemp("ray"))
+    yield started
+    started.stop()
+
+
+def is_whole(cluster: Ray) -> bool:
+    """Say whether every deployment has its two replicas."""
+    running = cluster.tell("status")["running"]
+    return set(running.values()) == {2}
+
+
+def killed_under_load(cluster: Ray, victim: str) -> tuple[Load, int]:
+    """Kill `victim` when a burst has just been sent; return the load, over, and how many were in flight."""
+    until(lambda: is_whole(cluster), "two replicas of everything")
+    load = Load(cluster.urls)
+    until(lambda: load.sent >= 10 * BURST, "the load")
+    sent = load.sent
+    until(lambda: load.sent > sent, "a burst")
+    in_flight = load.in_flight
+    cluster.tell(f"kill {victim}")
+    time.sleep(8)
+    load.stop()
+    return load, in_flight
+
+
+@pytest.mark.parametrize("deployment", ["primary", "ingress"])
+def test_a_replica_killed_loses_at_most_what_it_was_answering(cluster: Ray, deployment: str) -> None:
+    load, in_flight = killed_under_load(cluster, deployment)
+    print(load.figures(f"replica of {deployment} killed", in_flight))
+    assert load.errors.total() <= (0 if deployment == "primary" else in_flight)
+    assert not load.after_retry
+    assert len(load.replicas) >= 2
+
+
+def test_a_promotion_under_load_reaches_every_replica_and_fails_nobody(cluster: Ray) -> None:
+    until(lambda: is_whole(cluster), "two replicas of everything")
+    gru = cluster.registry.resolve("fallback")
+    load = Load(cluster.urls)
+    until(lambda: load.sent >= 5 * BURST, "the load")
+    cluster.registry.point("primary", gru)
+    until(lambda: load.versions[gru.version] >= 10 * BURST, "the new version")
+    load.stop()
+    print(load.figures("version promoted"), dict(load.versions))
+    assert not load.errors
+    cluster.registry.rollback("primary")
+
+
+def test_a_rolling_redeploy_under_load_fails_nobody(cluster: Ray) -> None:
+    until(lambda: is_whole(cluster), "two replicas of everything")
+    load = Load(cluster.urls)
+    until(lambda: load.sent >= 5 * BURST, "the load")
+    before = set(load.replicas)
+    cluster.tell("deploy max_batch=64")
+    until(lambda: set(load.replicas) - before, "new replicas")
+    load.stop()
+    print(load.figures("redeployed"), f"{len(before)} replicas, then {len(set(load.replicas) - before)} others")
+    assert not load.errors
+
+
+def test_a_node_killed_loses_at_most_what_it_was_answering(cluster: Ray) -> None:
+    load, in_flight = killed_under_load(cluster, "node")
+    print(load.figures("node killed", in_flight))
+    assert not load.after_retry

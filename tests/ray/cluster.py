@@ -1,4 +1,4 @@
-"""A cluster of two nodes on this machine, and the service on it: `python cluster.py REGISTRY`; told what to do on stdin.
+"""A cluster of two nodes on this machine, and the service on it: `python cluster.py REGISTRY`; does what stdin says.
 
 A line each: `kill DEPLOYMENT` (SIGKILL to its replica on the second node), `kill node` (the second, its raylet and
 with that all it runs), `deploy SETTING=VALUE...`, `status`. Answers are lines of JSON.
@@ -25,13 +25,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def offspring(raylet: int) -> list[int]:
+    """Return the processes that a raylet started, and that live."""
+    children = Path(f"/proc/{raylet}/task").glob("*/children")
+    return [int(pid) for path in children for pid in path.read_text().split()]
+
+
 def replicas(raylet: int, deployment: str = "") -> list[int]:
     """Return the processes of the replicas on the node of a raylet."""
-    children = Path(f"/proc/{raylet}/task").glob("*/children")
-    pids = [int(pid) for path in children for pid in path.read_text().split()]
-    return [
-        pid for pid in pids if f"ServeReplica:{APP}:{deployment}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    name = f"ServeReplica:{APP}:{deployment}".encode()
+    return [pid for pid in offspring(raylet) if name in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def main(registry: str) -> None:
@@ -51,7 +54,7 @@ def main(registry: str) -> None:
     ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
 
     def deploy(least: str = "2", target_s: str = "0.02", **values: str) -> None:
-        known = {"registry": Path(registry), "reload_s": 0.2, "threads": 1} | values
+        known = {"registry": Path(registry), "reload_s": 0.2, "threads": 1, "watch_s": 0, "timeout_ms": 30_000} | values
         serve.run(build(read_settings(**known), least=int(least), target_s=float(target_s)), name=APP)
 
     def raylet_of(node: Any) -> int:
@@ -64,6 +67,8 @@ def main(registry: str) -> None:
         verb, *words = line.split()
         if (verb, *words) == ("kill", "node"):
             told = {"killed": len(replicas(raylet_of(second)))}
+            for pid in (*offspring(raylet_of(second)), raylet_of(second)):
+                os.kill(pid, signal.SIGKILL)  # all at once, as with the power
             cluster.remove_node(second, allow_graceful=False)
         elif verb == "kill":
             pid = replicas(raylet_of(second), words[0])[0]

@@ -33,6 +33,7 @@ HEADERS = {
     "accept": "application/octet-stream",
 }
 CONTEXT = np.random.default_rng(0).standard_normal((5, 384)).astype("<f4").tobytes()
+RETRY_S = 1.0  # what Retry-After says at least
 BURST, EVERY_S = 16, 0.4  # requests at once, seconds: what dies has some of them in flight
 
 
@@ -60,17 +61,25 @@ class Ray:
 
     def stop(self) -> None:
         assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.close()
         self._process.wait(PATIENCE_S)
+        self._process.stdout.close()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
+        for line in self._process.stdout:
+            if line.startswith("{"):  # Ray has its say on stdout, too
+                answer: dict[str, Any] = json.loads(line)
+                return answer
+        raise AssertionError("the cluster is gone; its log says why")
 
 
 class Load:
-    """Bursts of requests from a thread, in an open loop; each that fails is asked once more, of the other node."""
+    """Bursts of requests from a thread, in an open loop; each that fails is asked once more, a second later.
+
+    Like a balancer it turns to each node in turn, and to the next where nobody listens.
+    """
 
     def __init__(self, urls: list[str]) -> None:
         self.sent = self.in_flight = 0
@@ -78,6 +87,8 @@ class Load:
         self.after_retry: Counter[str] = Counter()
         self.versions: Counter[str] = Counter()
         self.replicas: Counter[str] = Counter()
+        self.workers: Counter[str] = Counter()
+        self.last = ""  # body of an answer other than 200
         self._urls, self._done = urls, threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
@@ -91,29 +102,35 @@ class Load:
         async with httpx.AsyncClient(timeout=PATIENCE_S, limits=limits) as client, asyncio.TaskGroup() as group:
             while not self._done.is_set():
                 for number in range(BURST):
-                    group.create_task(self._ask(client, self._urls[number % len(self._urls)]))
+                    group.create_task(self._ask(client, number))
                 await asyncio.sleep(EVERY_S)
 
-    async def _ask(self, client: httpx.AsyncClient, url: str) -> None:
+    async def _ask(self, client: httpx.AsyncClient, number: int) -> None:
         self.sent += 1
         self.in_flight += 1
-        fault = await self._try(client, url)
+        fault = await self._try(client, number)
         self.in_flight -= 1
         if fault:
             self.errors[fault] += 1
-            again = await self._try(client, self._urls[(self._urls.index(url) + 1) % len(self._urls)])
-            self.after_retry[again] += bool(again)
+            await asyncio.sleep(RETRY_S)
+            again = await self._try(client, number + 1)
+            self.after_retry.update([again] if again else [])
 
-    async def _try(self, client: httpx.AsyncClient, url: str) -> str:
+    async def _try(self, client: httpx.AsyncClient, number: int) -> str:
         """Ask once; return what went wrong, if anything."""
+        url = self._urls[number % len(self._urls)]
         try:
             reply = await client.post(f"{url}/predict", content=CONTEXT, headers=HEADERS)
+        except httpx.ConnectError:
+            return await self._try(client, number + 1)
         except httpx.TransportError as error:
             return type(error).__name__
         if reply.status_code != 200:
+            self.last = reply.text
             return str(reply.status_code)
         self.versions[reply.headers["x-model-version"]] += 1
         self.replicas[reply.headers["x-replica"]] += 1
+        self.workers[reply.headers["x-worker"]] += 1
         return ""
 
     def figures(self, what: str, in_flight: int | None = None) -> str:
@@ -188,4 +205,5 @@ def test_a_rolling_redeploy_under_load_fails_nobody(cluster: Ray) -> None:
 def test_a_node_killed_loses_at_most_what_it_was_answering(cluster: Ray) -> None:
     load, in_flight = killed_under_load(cluster, "node")
     print(load.figures("node killed", in_flight))
+    assert load.errors.total() <= in_flight
     assert not load.after_retry

@@ -13,11 +13,11 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import ray
 from pydantic import SecretStr
@@ -29,9 +29,10 @@ from ray.serve.handle import DeploymentHandle
 from models.registry import Registry, UnknownVersion
 from models.retriever import Search
 from service.api import check_live
-from service.app import Service, create_app
+from service.app import create_app
 from service.auth import read_tokens
 from service.cells import SUFFIX, SharedCells
+from service.door import Message, Receive, Scope, Send
 from service.engine import Engine, Floats, Live, Prediction
 from service.errors import Expired, ModelFailed, Overloaded, ServiceError, Unavailable, is_telling
 from service.lineup import PREDICTORS, RETRIEVER, Lineup, RealLoaders
@@ -45,9 +46,8 @@ from service.settings import Settings, read_settings
 APP = "lvm"
 QUEUE_WAIT, BUSY = "queue_wait_s", "busy"
 SHM = Path("/dev/shm")
-FULL = 0.7  # of a replica's time: what is left evens out arrivals
 FIRST_LOOK_S = 30.0
-Answer = TypeVar("Answer", Prediction, Found)
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 # ---- a replica
@@ -284,7 +284,7 @@ class Ingress:
     def __init__(self, settings: Settings, graph: dict[str, DeploymentHandle[Any]]) -> None:
         self._settings, self._graph = settings, graph
 
-    def __serve_build_asgi_app__(self) -> Service:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the app; Serve runs its lifespan."""
         known = self._settings
         configure(known.log_level)
@@ -292,12 +292,26 @@ class Ingress:
         self._app = create_app(known, cells=_cells(known), lender=lender)
         where = serve.get_replica_context().replica_id.unique_id
         self._app.state.process.headers = [(b"x-worker", where.encode())]
-        return self._app
+        return _without_request_id(self._app)
 
     def check_health(self) -> None:
         """Raise where an inference thread hangs; bring the shared levels up to date."""
         check_live(self._app.state.lineup, self._settings)
         self._app.state.observe()
+
+
+def _without_request_id(inner: ASGIApp) -> ASGIApp:
+    """Return an app that leaves X-Request-ID to Serve's proxy, which sets it whatever we do, and to the same."""
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [header for header in message["headers"] if header[0] != b"x-request-id"]
+            await send(message)
+
+        await inner(scope, receive, tell)
+
+    return outer
 
 
 def _cells(settings: Settings) -> SharedCells:
@@ -327,7 +341,7 @@ def build(settings: Settings, least: int = 1, target_s: float = 0.02) -> serve.A
     theirs = settings.model_copy(update={**secretless, **share})
     registry = Registry(settings.registry)
     aliases = [alias for alias in (*PREDICTORS, RETRIEVER) if _is_set(registry, alias)]
-    scaled = {"min_replicas": least, "max_replicas": max(least, settings.workers)}
+    scaled = {"min_replicas": least, "max_replicas": max(least, settings.workers), "upscale_delay_s": 5}
     by_wait = scaled | {"policy": {"policy_function": "service.ray:QueueWait", "policy_kwargs": {"target_s": target_s}}}
     graph = {alias: _deployment(alias, theirs, by_wait).bind(alias, theirs) for alias in aliases}
     return _ingress(settings, scaled).bind(settings, graph)

@@ -41,6 +41,7 @@ def main(registry: str) -> None:
     ports = free_port(), free_port()
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "LVM_TOKENS": f"check:{TOKEN}"}
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(ports[1])}
+    os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "1"
     import ray
     from ray import serve
     from ray.cluster_utils import Cluster

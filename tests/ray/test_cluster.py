@@ -21,8 +21,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from models.registry import Registry
+from service.client import bearer
+from service.smoke import Smoke, golden_of
 from tests.conftest import PATIENCE_S, ROOT, SHIPPED, until
 from tests.ray.cluster import TOKEN
 
@@ -148,6 +151,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray]:
     started.stop()
 
 
+def counted(cluster: Ray) -> float:
+    """Return the requests to /predict, however they ended, that the metrics of all nodes know."""
+    total = 0.0
+    for url in cluster.urls:
+        text = httpx.get(f"{url}/metrics", headers=bearer(TOKEN), timeout=PATIENCE_S).text
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        mine = (s for s in samples if s.name == "lvm_requests_total" and s.labels["route"] == "/predict")
+        total += sum(sample.value for sample in mine)
+    return total
+
+
 def is_whole(cluster: Ray) -> bool:
     """Say whether every deployment has its two replicas."""
     running = cluster.tell("status")["running"]
@@ -166,6 +180,28 @@ def killed_under_load(cluster: Ray, victim: str) -> tuple[Load, int]:
     time.sleep(8)
     load.stop()
     return load, in_flight
+
+
+def test_it_passes_the_smoke_test_of_a_single_server(cluster: Ray) -> None:
+    """Golden vectors, statuses and problems, metrics: as `lvm smoke` holds any service to."""
+    with httpx.Client(base_url=cluster.urls[0], headers=bearer(TOKEN), timeout=PATIENCE_S) as client:
+        results = list(Smoke(client, golden_of(cluster.registry), None).run())
+    assert [result for result in results if result.outcome == "failed"] == []
+
+
+def test_without_a_token_nobody_is_answered(cluster: Ray) -> None:
+    for headers in ({}, {"authorization": "Bearer of-something-else-0123"}):
+        refused = httpx.post(f"{cluster.urls[0]}/predict", content=CONTEXT, headers=headers)
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert refused.headers["content-type"] == "application/problem+json"
+
+
+def test_a_scrape_of_each_node_adds_up_to_the_requests_sent(cluster: Ray) -> None:
+    before = counted(cluster)
+    load = Load(cluster.urls)
+    until(lambda: load.sent >= 5 * BURST, "the load")
+    load.stop()
+    assert counted(cluster) - before == load.sent
 
 
 @pytest.mark.parametrize("deployment", ["primary", "ingress"])
@@ -207,3 +243,27 @@ def test_a_node_killed_loses_at_most_what_it_was_answering(cluster: Ray) -> None
     print(load.figures("node killed", in_flight))
     assert load.errors.total() <= in_flight
     assert not load.after_retry
+
+
+def test_more_than_the_queues_hold_is_refused_with_retry_after(cluster: Ray) -> None:
+    """Serve's backpressure, of both deployments, is told as ours."""
+    cluster.tell("deploy least=2 workers=3 target_s=0.000001 max_batch=1 max_queue=4 concurrency=512")
+
+    async def ask_all() -> list[httpx.Response]:
+        async with httpx.AsyncClient(headers=HEADERS, timeout=PATIENCE_S) as client:
+            asked = [client.post(f"{cluster.urls[0]}/predict", content=CONTEXT) for _ in range(200)]
+            return await asyncio.gather(*asked)
+
+    replies = asyncio.run(ask_all())
+    refused = [reply for reply in replies if reply.status_code != 200]
+    print(f"overload: {len(replies)} at once, {len(refused)} refused:", Counter(r.json()["detail"] for r in refused))
+    assert 0 < len(refused) < len(replies)
+    assert {(r.status_code, r.json()["type"]) for r in refused} == {(503, "urn:lvm:problem:overloaded")}
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
+
+
+def test_where_requests_wait_too_long_there_are_more_replicas(cluster: Ray) -> None:
+    """The bound that was deployed is a microsecond: any queue is too long."""
+    load = Load(cluster.urls[:1])
+    until(lambda: cluster.tell("status")["running"]["primary"] == 3, "a third primary")
+    load.stop()

@@ -381,7 +381,7 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     return build(read_settings(**arguments))
 
 
-def serve_on_ray(settings: Settings) -> int:
+def serve_until_told(settings: Settings) -> int:
     """Serve on the cluster that RAY_ADDRESS names, else on one of this machine, until told to stop.
 
     Raises:
@@ -392,13 +392,13 @@ def serve_on_ray(settings: Settings) -> int:
     with bind(settings.host, settings.port) as probe:
         check_exposure(probe.getsockname()[0], read_tokens(settings), insecure=settings.insecure)
     ray.init(include_dashboard=False if "RAY_ADDRESS" not in os.environ else None, log_to_driver=False)
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())  # in place of Ray's, which aborts
     http = {"host": settings.host, "port": settings.port, "keep_alive_timeout_s": round(settings.keep_alive_s)}
     serve.start(proxy_location="EveryNode", http_options=http)
     serve.run(build(settings), name=APP)
     logger().info("listening", url=f"http://{settings.host}:{settings.port}")
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
     told.wait()
     logger().info("draining")
     serve.shutdown()

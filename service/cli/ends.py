@@ -32,7 +32,10 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
     "CannotListen": (BAD_CONFIG, "--host 127.0.0.1 keeps it on this machine, --port 0 picks a free port"),
     "NoSuchDevice": (BAD_CONFIG, _DEVICE),
     "EncoderError": (BAD_CONFIG, "`make text` installs all-MiniLM-L6-v2; others want `pip install -e '.[data]'`"),
-    "ImportError": (BAD_CONFIG, "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders"),
+    "ImportError": (
+        BAD_CONFIG,
+        "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders, '.[ray]' for --ray",
+    ),
     "BadConfig": (USAGE, "`lvm train --help` names the nets; --config takes their sizes as JSON"),
     "UnfitTeacher": (USAGE, "`lvm models` says which T and D versions have"),
     "FileExistsError": (CANNOT_CREATE, "name another place, or remove what is there"),

@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -45,8 +46,10 @@ from service.settings import Settings, read_settings
 
 APP = "lvm"
 QUEUE_WAIT, BUSY = "queue_wait_s", "busy"
+FULL = 0.7  # of a replica's time: the rest evens out arrivals
+TWICE = 2.0  # at a time: waits grow faster than the load that makes them
 SHM = Path("/dev/shm")
-FIRST_LOOK_S = 30.0
+LOOK_S = 30.0
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -64,18 +67,22 @@ class Load:
     """How long requests waited, and for how much of the time batches ran, since last told."""
 
     def __init__(self) -> None:
-        self._since, self._waits, self._ran_s = perf_counter(), [0.0, 0.0], 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since, self._requests, self._waited_s, self._ran_s = perf_counter(), 0, 0.0, 0.0
 
     def note(self, waited_s: float, ran_s: float, requests: int) -> None:
         """Count a request that waited and then ran in a batch with others, `requests` in all."""
-        self._waits = [self._waits[0] + waited_s, self._waits[1] + 1]
-        self._ran_s += ran_s / max(requests, 1)
+        self._requests += 1
+        self._waited_s += waited_s
+        self._ran_s += ran_s / requests
 
     def tell(self) -> dict[str, float]:
-        """Return the mean wait in seconds and the busy share, and begin anew."""
-        now = perf_counter()
-        told = {QUEUE_WAIT: self._waits[0] / max(self._waits[1], 1), BUSY: min(1.0, self._ran_s / (now - self._since))}
-        self._since, self._waits, self._ran_s = now, [0.0, 0.0], 0.0
+        """Return the mean wait in seconds and the busy share of the time, and begin anew."""
+        passed_s = perf_counter() - self._since
+        told = {QUEUE_WAIT: self._waited_s / max(self._requests, 1), BUSY: min(1.0, self._ran_s / passed_s)}
+        self._begin()
         return told
 
 
@@ -138,6 +145,8 @@ class Replica:
 
     async def _predict(self, asked: Asked) -> Prediction:
         engine = self._lineup.engines[self._alias]
+        if asked.item.shape[1:] != engine.shape:
+            raise Unavailable("a version of another shape went live just now")
         try:
             made = await engine.predict(asked.item, asked.deadline)
         except Exception as error:
@@ -160,13 +169,14 @@ class QueueWait:
     def __call__(self, context: Any) -> tuple[float, dict[str, Any]]:
         """Return how many replicas there should be; Ray applies bounds, factors and delays."""
         known, replicas = context.aggregated_metrics or {}, context.current_num_replicas
-        waits, busy = ([*known.get(name, {}).values()] for name in ("queue_wait_s", "busy"))
+        waits, busy = ([*known.get(name, {}).values()] for name in (QUEUE_WAIT, BUSY))
         if not replicas or not waits:
-            return max(replicas, context.target_num_replicas), {}
+            return context.target_num_replicas, {}
         excess = sum(waits) / len(waits) / self._target_s
         if excess > 1:
-            return replicas * min(excess, 2.0), {}
-        return replicas - (sum(busy) < 0.7 * (replicas - 1)), {}
+            return replicas * min(excess, TWICE), {}
+        others_can = sum(busy) < FULL * (replicas - 1)
+        return replicas - 1 if others_can else replicas, {}
 
 
 # ---- the ingress
@@ -270,7 +280,7 @@ class Graph:
     async def _facts(self, alias: str) -> tuple[Facts, Live] | None:
         """Return what serves an alias, None where nobody says: the router's breakers judge that."""
         try:
-            async with asyncio.timeout(FIRST_LOOK_S):
+            async with asyncio.timeout(LOOK_S):
                 return await self._lines[alias].facts()
         except (TimeoutError, RayError, RayServeException) as error:
             logger().warning("no facts", alias=alias, reason=type(error).__name__)
@@ -316,8 +326,7 @@ def _without_request_id(inner: ASGIApp) -> ASGIApp:
 
 def _cells(settings: Settings) -> SharedCells:
     """Return this process's row among those of its node, and close the books of the dead: one scrape has the sum."""
-    node = ray.get_runtime_context().get_node_id()
-    home = (SHM if SHM.is_dir() else Path("/tmp")) / f"lvm-{os.getuid()}-{node[:16]}"
+    home = _home()
     home.mkdir(mode=0o700, exist_ok=True)
     with open(home / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -325,6 +334,12 @@ def _cells(settings: Settings) -> SharedCells:
             if not Path(f"/proc/{path.stem}").exists():
                 Metrics(settings.slo_ms, SharedCells(home, int(path.stem))).close_books()
     return SharedCells(home, os.getpid())
+
+
+def _home() -> Path:
+    """Return where the processes of this node count."""
+    node = ray.get_runtime_context().get_node_id()
+    return (SHM if SHM.is_dir() else Path("/tmp")) / f"lvm-{os.getuid()}-{node[:16]}"
 
 
 # ---- the graph
@@ -401,6 +416,8 @@ def serve_until_told(settings: Settings) -> int:
     logger().info("listening", url=f"http://{settings.host}:{settings.port}")
     told.wait()
     logger().info("draining")
+    home = _home()
     serve.shutdown()
     ray.shutdown()
+    shutil.rmtree(home, ignore_errors=True)
     return 0

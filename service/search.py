@@ -90,6 +90,11 @@ class Found(NamedTuple):
     searched: Searched
     queue_s: float = 0.0
 
+    @property
+    def infer_s(self) -> float:
+        """Seconds that the batch ran."""
+        return sum(seconds for _, seconds in self.stages)
+
 
 class Stopwatch:
     """Notes the seconds since the last lap."""

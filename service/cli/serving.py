@@ -36,7 +36,7 @@ def serve(
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
     if on_ray:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
-        from service.ray import serve_until_told as run
+        from service.ray.graph import serve_until_told as run
     elif settings.workers > 1:
         from service.workers import supervise as run
     raise typer.Exit(run(settings))

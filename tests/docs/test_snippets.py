@@ -34,6 +34,9 @@ NOT_RUN: Mapping[str, str] = {  # the beginning of a command, and why it cannot 
     "kubectl": "wants a cluster; tests/docker/test_kubernetes.py holds the files to their schemas",
     "printf 'prometheus:": "makes the secret that the next one takes",
     "helm": "wants a cluster",
+    "lvm serve --ray": "wants the ray extra; make ray-check starts one",
+    "ray start": "the same",
+    "serve run": "the same",
 }
 EXITS: Mapping[str, int] = {  # commands that show how something ends otherwise than well
     "LVM_REGISTRY=artifacts/lvm python3 -m models.registry rollback primary": 1,

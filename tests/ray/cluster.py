@@ -46,7 +46,7 @@ def main(registry: str) -> None:
     from ray import serve
     from ray.cluster_utils import Cluster
 
-    from service.ray import build
+    from service.ray.graph import build
     from service.settings import read_settings
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
@@ -63,7 +63,8 @@ def main(registry: str) -> None:
 
     serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": ports[0]})
     deploy()
-    print(json.dumps({"urls": [f"http://127.0.0.1:{port}" for port in ports]}), flush=True)
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    print(json.dumps({"urls": urls, "address": cluster.address}), flush=True)
     for line in sys.stdin:
         verb, *words = line.split()
         if (verb, *words) == ("kill", "node"):

@@ -54,7 +54,9 @@ class Ray:
                 text=True,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
             )
-        self.urls: list[str] = self._answer()["urls"]
+        started = self._answer()
+        self.urls: list[str] = started["urls"]
+        self.address: str = started["address"]
 
     def tell(self, line: str) -> dict[str, Any]:
         """Have the cluster do something, and return what it says of it."""
@@ -196,6 +198,15 @@ def test_without_a_token_nobody_is_answered(cluster: Ray) -> None:
         assert refused.headers["content-type"] == "application/problem+json"
 
 
+def test_whoever_lacks_rays_own_token_cannot_join(cluster: Ray) -> None:
+    """Who may submit to a cluster runs code on it."""
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    join = [sys.executable, "-c", f"import ray; ray.init(address={cluster.address!r}, logging_level='error')"]
+    refused = subprocess.run(join, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert refused.returncode != 0
+    assert "auth" in refused.stderr.lower()
+
+
 def test_a_scrape_of_each_node_adds_up_to_the_requests_sent(cluster: Ray) -> None:
     before = counted(cluster)
     load = Load(cluster.urls)
@@ -207,7 +218,7 @@ def test_a_scrape_of_each_node_adds_up_to_the_requests_sent(cluster: Ray) -> Non
 @pytest.mark.parametrize("deployment", ["primary", "ingress"])
 def test_a_replica_killed_loses_at_most_what_it_was_answering(cluster: Ray, deployment: str) -> None:
     load, in_flight = killed_under_load(cluster, deployment)
-    print(load.figures(f"replica of {deployment} killed", in_flight))
+    print(load.figures(f"replica of {deployment} killed", in_flight), f"by {len(load.workers)} workers")
     assert load.errors.total() <= (0 if deployment == "primary" else in_flight)
     assert not load.after_retry
     assert len(load.replicas) >= 2

@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from time import monotonic
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from service.engine import Prediction
 from service.errors import Expired, ModelFailed, Overloaded, ServiceError, Unavailable
-from service.ray import BUSY, QUEUE_WAIT, Line, Load, QueueWait, build
+from service.ray.graph import build
+from service.ray.line import Line
 from service.settings import Settings
 from tests.conftest import ROOT, SHIPPED
 
@@ -89,39 +89,6 @@ def test_an_error_of_ours_crosses_the_wire_whole() -> None:
     assert (error.detail, error.pointer, error.retry_after, error.status) == ("full", "/x", 7, 503)
 
 
-@pytest.mark.parametrize(
-    ("replicas", "wait_s", "busy", "wanted"),
-    [
-        (2, 0.03, 0.9, 3.0),  # half as long again as it should be
-        (2, 0.9, 1.0, 4.0),  # however long: twice as many at most
-        (3, 0.001, 0.5, 3),  # two would be at 0.75
-        (3, 0.001, 0.4, 2),  # two will be at 0.6
-        (1, 0.0, 0.0, 1),
-    ],
-)
-def test_replicas_follow_the_wait_up_and_the_work_down(
-    replicas: int, wait_s: float, busy: float, wanted: float
-) -> None:
-    told = {name: dict.fromkeys(range(replicas), value) for name, value in ((QUEUE_WAIT, wait_s), (BUSY, busy))}
-    context = SimpleNamespace(aggregated_metrics=told, current_num_replicas=replicas, target_num_replicas=replicas)
-    assert QueueWait(0.02)(context) == (pytest.approx(wanted), {})
-
-
-def test_where_nothing_is_known_yet_nothing_changes() -> None:
-    context = SimpleNamespace(aggregated_metrics={}, current_num_replicas=1, target_num_replicas=3)
-    assert QueueWait()(context) == (3, {})
-
-
-def test_a_load_tells_means_and_begins_anew() -> None:
-    load = Load()
-    load.note(0.2, 0.1, requests=2)
-    load.note(0.4, 0.1, requests=2)
-    told = load.tell()
-    assert told[QUEUE_WAIT] == pytest.approx(0.3)
-    assert 0 < told[BUSY] <= 1
-    assert load.tell()[QUEUE_WAIT] == 0
-
-
 def test_the_config_file_is_of_serves_schema_and_names_what_the_graph_has() -> None:
     said = yaml.safe_load(Path(ROOT / "docker" / "ray" / "serve.yaml").read_text())
     (application,) = ServeDeploySchema.model_validate(said).applications
@@ -129,4 +96,4 @@ def test_the_config_file_is_of_serves_schema_and_names_what_the_graph_has() -> N
     graph = build(Settings(registry=SHIPPED))
     names = {part["name"] for part in said["applications"][0]["deployments"]}
     assert names == {graph._bound_deployment.name, *graph._bound_deployment.init_args[1]}
-    assert application.import_path == "service.ray:app"
+    assert application.import_path == "service.ray.graph:app"

@@ -88,7 +88,8 @@ def serve_until_told(settings: Settings) -> int:
     configure(settings.log_level)
     with bind(settings.host, settings.port) as probe:
         check_exposure(probe.getsockname()[0], read_tokens(settings), insecure=settings.insecure)
-    ray.init(include_dashboard=False if "RAY_ADDRESS" not in os.environ else None, log_to_driver=False)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address, include_dashboard=False if address == "local" else None, log_to_driver=False)
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())  # in place of Ray's, which aborts

@@ -49,8 +49,8 @@ def main(registry: str) -> None:
     from service.ray.graph import build
     from service.settings import read_settings
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    second = cluster.add_node(num_cpus=2)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+    second = cluster.add_node(num_cpus=8)
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
 

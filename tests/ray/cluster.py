@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 APP = "lvm"
@@ -35,6 +36,14 @@ def replicas(raylet: int, deployment: str = "") -> list[int]:
     """Return the processes of the replicas on the node of a raylet."""
     name = f"ServeReplica:{APP}:{deployment}".encode()
     return [pid for pid in offspring(raylet) if name in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def killed(*pids: int) -> dict[str, Any]:
+    """Kill; return when that began and ended, on the machine's monotonic clock."""
+    began = monotonic()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return {"began": began, "ended": monotonic()}
 
 
 def main(registry: str) -> None:
@@ -68,14 +77,10 @@ def main(registry: str) -> None:
     for line in sys.stdin:
         verb, *words = line.split()
         if (verb, *words) == ("kill", "node"):
-            told = {"killed": len(replicas(raylet_of(second)))}
-            for pid in (*offspring(raylet_of(second)), raylet_of(second)):
-                os.kill(pid, signal.SIGKILL)  # all at once, as with the power
+            told = killed(*offspring(raylet_of(second)), raylet_of(second))  # all at once, as with the power
             cluster.remove_node(second, allow_graceful=False)
         elif verb == "kill":
-            pid = replicas(raylet_of(second), words[0])[0]
-            os.kill(pid, signal.SIGKILL)
-            told = {"killed": pid}
+            told = killed(replicas(raylet_of(second), words[0])[0])
         elif verb == "deploy":
             deploy(**dict(word.split("=") for word in words))
             told = {"deployed": words}

@@ -87,7 +87,8 @@ class Load:
     """
 
     def __init__(self, urls: list[str]) -> None:
-        self.sent = self.in_flight = 0
+        self.sent = 0
+        self.spans: list[tuple[float, float]] = []  # of first tries, from sent to answered or lost
         self.errors: Counter[str] = Counter()
         self.after_retry: Counter[str] = Counter()
         self.versions: Counter[str] = Counter()
@@ -112,9 +113,9 @@ class Load:
 
     async def _ask(self, client: httpx.AsyncClient, number: int) -> None:
         self.sent += 1
-        self.in_flight += 1
+        began = time.monotonic()
         fault = await self._try(client, number)
-        self.in_flight -= 1
+        self.spans.append((began, time.monotonic()))
         if fault:
             self.errors[fault] += 1
             await asyncio.sleep(RETRY_S)
@@ -171,17 +172,17 @@ def is_whole(cluster: Ray) -> bool:
 
 
 def killed_under_load(cluster: Ray, victim: str) -> tuple[Load, int]:
-    """Kill `victim` when a burst has just been sent; return the load, over, and how many were in flight."""
+    """Kill `victim` when a burst has just been sent; return the load, over, and how many were in flight meanwhile."""
     until(lambda: is_whole(cluster), "two replicas of everything")
     load = Load(cluster.urls)
     until(lambda: load.sent >= 10 * BURST, "the load")
     sent = load.sent
     until(lambda: load.sent > sent, "a burst")
-    in_flight = load.in_flight
-    cluster.tell(f"kill {victim}")
-    time.sleep(8)
+    kill = cluster.tell(f"kill {victim}")
+    sent = load.sent
+    until(lambda: load.sent >= sent + 20 * BURST, "what follows")
     load.stop()
-    return load, in_flight
+    return load, sum(began <= kill["ended"] and ended >= kill["began"] for began, ended in load.spans)
 
 
 def test_it_passes_the_smoke_test_of_a_single_server(cluster: Ray) -> None:

@@ -87,7 +87,7 @@ def main(registry: str) -> None:
         else:
             state = serve.status().applications[APP]
             running = {name: part.replica_states.get("RUNNING", 0) for name, part in state.deployments.items()}
-            told = {"app": state.status, "running": running, "second": len(replicas(raylet_of(second)))}
+            told = {"app": state.status, "running": running}
         print(json.dumps(told, default=str), flush=True)
     serve.shutdown()
     ray.shutdown()

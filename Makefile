@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup text dev serve test lint types imports unit docs-test load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench bench-peers clean
+.PHONY: help setup text dev serve test lint types imports unit docs-test load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench bench-peers ray-check clean
 
 PYTHON ?= python3
 MINUTES ?= 30
@@ -79,8 +79,11 @@ plan-check: dev  ## measure costs and knee of one core, and compare with what `l
 soak: dev  ## memory, descriptors, threads and labels over MINUTES (30) of load, in runs/soak
 	$(BIN)/python -m bench.contract --only soak --minutes $(MINUTES) --out runs/soak
 
+ray-check: .venv-ray/.ray  ## the service on Ray, two nodes of this machine: kills, a promotion, a redeploy under load (about 5 minutes)
+	.venv-ray/bin/pytest -m ray -s tests/ray
+
 clean:  ## forget the environments
-	rm -rf .venv .venv-peers
+	rm -rf .venv .venv-peers .venv-ray
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -101,4 +104,9 @@ clean:  ## forget the environments
 .venv-peers/.peers: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	$(subst $(BIN),.venv-peers/bin,$(INSTALL)) --only-binary :all: -e '.[peers]'
+	@touch $@
+
+.venv-ray/.ray: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ray
+	$(subst $(BIN),.venv-ray/bin,$(INSTALL)) -e '.[dev,ray]'
 	@touch $@

@@ -166,13 +166,13 @@ class Retrieve:
         self, engine: SearchEngine, asked: Decoded, call: Call, by_towers: bool, routed: Routed | None, stages: Stages
     ) -> Reply:
         query = None if by_towers else routed.prediction.vectors[0] if routed else asked.rows[0]
-        ticket = await engine.search(_search(asked, query), call.deadline)
-        if ticket.answer.degraded:
-            self._metrics.fallbacks.add(ticket.answer.degraded)
-        queue_s = ticket.queue_s + (routed.prediction.queue_s if routed else 0.0)
+        found = await engine.search(_search(asked, query), call.deadline)
+        if found.degraded:
+            self._metrics.fallbacks.add(found.degraded)
+        queue_s = found.queue_s + (routed.prediction.queue_s if routed else 0.0)
         infer: Stages = (("infer", routed.prediction.infer_s),) if routed else ()
-        stages = (*stages, ("queue", queue_s), *infer, *ticket.answer.stages)
-        reply = self._reply(engine, ticket.answer, by_towers, routed, stages, asked.heard or {})
+        stages = (*stages, ("queue", queue_s), *infer, *found.stages)
+        reply = self._reply(found, by_towers, routed, stages, asked.heard or {})
         return reply._replace(total=TOTAL_TEXT, made_by=EncoderEngine.alias) if asked.heard else reply
 
     @staticmethod
@@ -199,22 +199,21 @@ class Retrieve:
 
     @staticmethod
     def _reply(
-        engine: SearchEngine,
         found: Found,
         by_towers: bool,
         routed: Routed | None,
         stages: Stages,
         heard: Mapping[str, Any],
     ) -> Reply:
-        began = perf_counter()
+        began, searched = perf_counter(), found.searched
         degraded = None if routed and routed.fallback_reason else found.degraded  # the net's reason comes first
-        author = (*(engine.retriever.query_maker or ("", "")), engine.alias) if by_towers else None
+        author = (*(searched.query_maker or ("", "")), SearchEngine.alias) if by_towers else None
         body = {
             "results": [_result(hit) for hit in found.hits],
             **heard,
-            "corpus": engine.retriever.name,
-            "corpus_version": engine.retriever.version,
-            "is_exact": found.is_exact,
+            "corpus": searched.name,
+            "corpus_version": searched.version,
+            "is_exact": searched.is_exact,
             "reranked": any(stage == "rerank" for stage, _ in stages),
             **(_made_by(routed) if author is None else dict(zip(MADE_BY, (*author, None), strict=True))),
             **({"fallback_reason": degraded} if degraded else {}),
@@ -223,10 +222,12 @@ class Retrieve:
         encoded = wire.encode_json(body)
         stages = (*stages, ("encode", perf_counter() - began))
         headers = headers_of(routed, stages) + (_maker(*author) if author else [])
+        if searched.replica:
+            headers.append((b"x-replica", searched.replica.encode()))
         if degraded:
             headers.append((b"x-fallback-reason", degraded.encode()))
         outcome = "fallback" if degraded else outcome_of(routed)
-        made_by = routed.served_by if routed else engine.alias
+        made_by = routed.served_by if routed else SearchEngine.alias
         return Reply(encoded, JSON, headers, outcome, stages, made_by=made_by)
 
 
@@ -305,6 +306,8 @@ def headers_of(routed: Routed | None, stages: Stages) -> Headers:
         headers.append((b"x-batch-size", b"%d" % routed.prediction.batch_rows))
         if routed.fallback_reason:
             headers.append((b"x-fallback-reason", routed.fallback_reason.encode()))
+        if routed.prediction.replica:
+            headers.append((b"x-replica", routed.prediction.replica.encode()))
     return headers
 
 

@@ -39,11 +39,12 @@ from service.door import (
     request_id,
 )
 from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, Unavailable, problem
-from service.lineup import Lineup, Loaders, RealLoaders
+from service.lineup import NETS, RETRIEVER, Lineup, Loaders, RealLoaders
 from service.log import AccessLog, logger
 from service.metrics import Metrics
 from service.mirror import Follower
 from service.protocol import OTHER
+from service.remote import Lender
 from service.routing import Router
 from service.settings import BadSettings, Settings
 from service.tracing import Tracer, parse
@@ -126,16 +127,21 @@ class Service(FastAPI):
                 self.access.write(status, route=label, outcome=outcome, ms=ms, **said)
 
 
-def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells | None = None) -> Service:
+def create_app(
+    settings: Settings, loaders: Loaders | None = None, cells: Cells | None = None, lender: Lender | None = None
+) -> Service:
     """Return the service for `settings`; `loaders` stands in for the real ones in tests, `cells` are shared by workers.
+
+    Where there is a `lender`, the nets are its; the corpus, and what reads text, are ours all the same.
 
     Nothing is loaded before the lifespan starts. `app.state.process` tells and decides whether the
     process is draining.
     """
     metrics, state, tokens = Metrics(settings.slo_ms, cells), State(), read_tokens(settings)
     access, exporter = AccessLog(settings.access_log), _exporter(settings)
+    aliases = (RETRIEVER,) if lender else (*NETS, RETRIEVER)
     registry = Registry(home(settings.registry, settings.cache))
-    lineup = Lineup(registry, loaders or RealLoaders(settings), settings, metrics)
+    lineup = Lineup(registry, loaders or RealLoaders(settings), settings, metrics, aliases=aliases)
     follower = None
     if is_url(settings.registry):
         follower = Follower(Mirror(Store(settings.registry), registry, lineup.check), lineup, settings, metrics)
@@ -147,6 +153,8 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
         try:
             if follower:
                 await follower.start()
+            if lender:
+                await lender.open(lineup.borrow)
             await lineup.start()
         except Exception as error:
             state.failure = error
@@ -161,6 +169,8 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
         await lineup.close(settings.grace_s)
         if exporter:
             exporter.close()
+        if lender:
+            await lender.close()
 
     app = Service(
         metrics,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
@@ -92,6 +93,16 @@ def identity(served: Versioned) -> Identity:
     return served.name, served.version, served.sha256, served.runtime
 
 
+@dataclass(frozen=True)
+class Live:
+    """What an alias serves, since when, and the version it was last asked to serve but refused."""
+
+    version: str
+    since: str
+    refused: str | None = None
+    reason: str | None = None
+
+
 class Prediction(NamedTuple):
     """Vectors `(n, D)`, who made them, and where the time went (seconds)."""
 
@@ -101,6 +112,7 @@ class Prediction(NamedTuple):
     queue_s: float
     infer_s: float
     batch_rows: int
+    replica: str = ""  # where it was made, of several places
 
 
 class Engine:

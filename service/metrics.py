@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -196,11 +197,11 @@ class Gauge(Counter):
         self._values[self.of(*values)] -= 1
 
     def empty(self) -> dict[Labels, float]:
-        """Set every level to 0; return those that were not."""
-        levels = {values: self._values[at] for values, at in self._places.items() if self._values[at]}
+        """Set every level to what changes no join; return those that were not 0."""
+        levels = {values: self._values[at] for values, at in self._places.items()}
         for values in levels:
-            self.set(0.0, *values)
-        return levels
+            self.set(math.inf if self._join is min else 0.0, *values)
+        return {values: level for values, level in levels.items() if level}
 
 
 class Info(Instrument):

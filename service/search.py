@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 from models.contents import Contents
 from models.corpus import Passages
@@ -12,7 +12,7 @@ from models.index import VectorIndex
 from models.milvus import IndexAway
 from models.retriever import Hit, Search
 from models.space import Space
-from service.batching import Batch, MicroBatcher, Ticket
+from service.batching import Batch, MicroBatcher
 from service.conduct import Conduct
 from service.engine import Versioned, identity
 from service.errors import is_telling
@@ -82,13 +82,34 @@ class RetrieverLike(Versioned, Protocol):
 Asked = tuple[Search, float]  # and until when, on the monotonic clock
 
 
+class Searched(NamedTuple):
+    """What was searched: name and version of a corpus, what makes its queries, and where it lies, of several places."""
+
+    name: str
+    version: str
+    is_exact: bool
+    query_maker: tuple[str, str] | None
+    replica: str = ""
+
+    @classmethod
+    def of(cls, retriever: RetrieverLike) -> Self:
+        """Return what a retriever searches."""
+        return cls(retriever.name, retriever.version, retriever.is_exact, retriever.query_maker)
+
+
 class Found(NamedTuple):
-    """The hits of one search, and the seconds of the stages of its batch."""
+    """The hits of one search, the seconds of the stages of its batch, what was searched, and the seconds until then."""
 
     hits: list[Hit]
     stages: tuple[tuple[str, float], ...]
-    is_exact: bool = True
+    searched: Searched
+    queue_s: float = 0.0
     degraded: str | None = None  # why it was searched here and not in the store, where there is one
+
+    @property
+    def infer_s(self) -> float:
+        """Seconds that the batch ran."""
+        return sum(seconds for _, seconds in self.stages)
 
 
 class Stopwatch:
@@ -105,13 +126,24 @@ class Stopwatch:
         self._since = now
 
 
+Ask = Callable[[Search, float], Awaitable[Found]]
+
+
 class SearchEngine:
-    """Serves one retriever; one batch of searches runs at a time, in `store` first where there is one."""
+    """Serves one retriever; one batch of searches runs at a time, in `store` first where there is one.
+
+    Where there is an `ask`, that searches, elsewhere.
+    """
 
     alias = "retriever"
 
     def __init__(
-        self, retriever: RetrieverLike, settings: Settings, metrics: Metrics, store: Store | None = None
+        self,
+        retriever: RetrieverLike,
+        settings: Settings,
+        metrics: Metrics,
+        store: Store | None = None,
+        ask: Ask | None = None,
     ) -> None:
         self.retriever, self.store = retriever, store
         self.identity = identity(retriever)
@@ -120,25 +152,30 @@ class SearchEngine:
         self.shape = (retriever.card.context_length, retriever.dim)
         self.guard = Guard(retriever.space, self.alias, metrics) if retriever.space else None
         self.conduct = Conduct()
+        self._searched, self._ask = Searched.of(retriever), ask
         self.batcher: MicroBatcher[Asked, Found] = MicroBatcher(
             self._run,
             name=self.alias,
             max_rows=settings.max_batch,
             max_queue=settings.max_queue,
             on_batch=self._observe,
-            inline=retriever.is_quick and store is None,
+            inline=ask is not None or (retriever.is_quick and store is None),
             laps=lambda found, seconds: found.stages if found else (("search", seconds),),
         )
 
-    async def search(self, search: Search, deadline: float) -> Ticket[Asked, Found]:
-        """Return the ticket of `search` with its hits; raises as `MicroBatcher.submit`."""
+    async def search(self, search: Search, deadline: float) -> Found:
+        """Return what `search` finds; raises as `MicroBatcher.submit`, or as the `ask` does."""
         try:
-            ticket = (await self.batcher.submit([((search, deadline), 1)], deadline))[0]
+            found = await (self._ask or self._search)(search, deadline)
         except Exception as error:
             self.conduct.failed += is_telling(error, patient=False)
             raise
         self.conduct.answered += 1
-        return ticket
+        return found
+
+    async def _search(self, search: Search, deadline: float) -> Found:
+        ticket = (await self.batcher.submit([((search, deadline), 1)], deadline))[0]
+        return ticket.answer._replace(queue_s=ticket.queue_s)
 
     def _run(self, asked: list[Asked]) -> list[Found]:
         searches = [search for search, _ in asked]
@@ -151,12 +188,13 @@ class SearchEngine:
             each = self.store.search_batch(searches, min([deadline for _, deadline in asked]), watch.lap)
         except IndexAway as error:
             return self._run_here(searches, error.reason)
-        return [Found(hits, watch.stages, self.store.remote.is_exact) for hits in each]
+        searched = self._searched._replace(is_exact=self.store.remote.is_exact)
+        return [Found(hits, watch.stages, searched) for hits in each]
 
     def _run_here(self, searches: list[Search], degraded: str | None = None) -> list[Found]:
         watch = Stopwatch()
         each = self.retriever.search_batch(searches, watch.lap)
-        return [Found(hits, watch.stages, self.retriever.is_exact, degraded) for hits in each]
+        return [Found(hits, watch.stages, self._searched, degraded=degraded) for hits in each]
 
     def _guard(self, guard: Guard, searches: list[Search]) -> None:
         for search in searches[:ROWS]:

@@ -78,7 +78,7 @@ class Shadow:
             return None
         deadline = monotonic() + PATIENCE_S
         found = [await engine.search(Search(query, TOP), deadline) for query in (theirs, ours)]
-        first, second = ({hit.row for hit in ticket.answer.hits} for ticket in found)
+        first, second = ({hit.row for hit in each.hits} for each in found)
         return len(first & second) / max(len(first), 1)
 
 

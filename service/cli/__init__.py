@@ -11,7 +11,10 @@ from service.cli import ends, make, planning, serving, store, versions
 
 Contents = Mapping[str, tuple[Callable[..., None], tuple[str, ...]]]  # by name: what runs, and examples of it
 SERVE: Contents = {
-    "serve": (serving.serve, ("lvm serve --workers 4", "LVM_TOKENS_FILE=tokens lvm serve --host 0.0.0.0")),
+    "serve": (
+        serving.serve,
+        ("lvm serve --workers 4", "lvm serve --ray --workers 4", "LVM_TOKENS_FILE=tokens lvm serve --host 0.0.0.0"),
+    ),
     "smoke": (serving.smoke, ("lvm smoke http://127.0.0.1:8000 --version amn/20261123-b96501f8de4c",)),
 }
 VERSIONS: Contents = {

@@ -33,7 +33,10 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
     "CannotListen": (BAD_CONFIG, "--host 127.0.0.1 keeps it on this machine, --port 0 picks a free port"),
     "NoSuchDevice": (BAD_CONFIG, _DEVICE),
     "EncoderError": (BAD_CONFIG, "`make text` installs all-MiniLM-L6-v2; others want `pip install -e '.[data]'`"),
-    "ImportError": (BAD_CONFIG, "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders"),
+    "ImportError": (
+        BAD_CONFIG,
+        "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders, '.[ray]' for --ray",
+    ),
     "IndexAway": (FAILED, "see that the Milvus of --uri or LVM_MILVUS_URI runs; the same command then goes on"),
     "BadCollection": (FAILED, "--anew drops that collection and makes another; searches are done here meanwhile"),
     "BadCosts": (

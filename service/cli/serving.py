@@ -20,6 +20,9 @@ def serve(
         bool | None, typer.Option("--insecure", help="Listen beyond loopback though no LVM_TOKENS are set.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Serving processes; default LVM_WORKERS or 1.")] = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="On Ray Serve: RAY_ADDRESS, or here; up to WORKERS replicas of each part.")
+    ] = False,
 ) -> None:
     """Serve what the aliases point at, until SIGTERM or Ctrl-C.
 
@@ -28,11 +31,15 @@ def serve(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's products are small here: a second thread only spins
     from service.server import serve as run
     from service.settings import read_settings
-    from service.workers import supervise
 
     given = {"host": host, "port": port, "insecure": insecure, "workers": workers}
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
-    raise typer.Exit(run(settings) if settings.workers == 1 else supervise(settings))
+    if on_ray:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
+        from service.ray.graph import serve_until_told as run
+    elif settings.workers > 1:
+        from service.workers import supervise as run
+    raise typer.Exit(run(settings))
 
 
 def work(slot: int, listener: int, line: int, home: Path) -> None:

@@ -39,6 +39,9 @@ NOT_RUN: Mapping[str, str] = {  # the beginning of a command, and why it cannot 
     "pip install -c constraints.txt -e '.[milvus]'": "installs",
     "LVM_MILVUS_URI=": "wants a Milvus; tests/e2e/test_milvus.py has one",
     "lvm index push": "the same",
+    "lvm serve --ray": "wants the ray extra; make ray-check starts one",
+    "ray start": "the same",
+    "serve run": "the same",
 }
 EXITS: Mapping[str, int] = {  # commands that show how something ends otherwise than well
     "LVM_REGISTRY=artifacts/lvm python3 -m models.registry rollback primary": 1,

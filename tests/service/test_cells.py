@@ -69,8 +69,12 @@ def test_what_a_dead_worker_was_answering_is_lost_and_its_levels_are_nothing(tmp
         dead.in_flight.add("/predict")
     dead.requests.add("/predict", "ok")
     dead.queue_rows.set(12, "primary")
+    dead.ready.set(0.0)
     Metrics((), SharedCells(tmp_path, 0)).close_books()
-    text = Metrics((), SharedCells(tmp_path, 1)).scrape()[0].decode().splitlines()
+    living = Metrics((), SharedCells(tmp_path, 1))
+    living.ready.set(1.0)
+    text = living.scrape()[0].decode().splitlines()
+    assert "lvm_ready 1.0" in text
     assert 'lvm_requests_total{route="/predict",outcome="lost"} 3.0' in text
     assert 'lvm_requests_total{route="/predict",outcome="ok"} 1.0' in text
     assert 'lvm_in_flight_requests{route="/predict"} 0.0' in text

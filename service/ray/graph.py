@@ -1,0 +1,114 @@
+"""The graph: what is deployed, with which bounds; and serving it until told to stop."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import SecretStr
+from ray import serve
+
+from models.registry import Registry, UnknownVersion
+from models.store import is_url
+from service.auth import read_tokens
+from service.lineup import PREDICTORS, RETRIEVER
+from service.log import configure, logger
+from service.ray.books import home_of_books
+from service.ray.ingress import Ingress
+from service.ray.replica import Replica
+from service.server import bind, check_exposure
+from service.settings import BadSettings, Settings, read_settings
+
+APP = "lvm"
+BY_WAIT = "service.ray.scaling:QueueWait"
+
+
+def build(settings: Settings, least: int = 1, target_s: float = 0.02) -> serve.Application:
+    """Return the graph: the ingress, and a deployment for every alias that is set.
+
+    Each has `least` replicas, and up to `workers` where requests wait longer than `target_s` seconds.
+
+    Raises:
+        BadSettings: the registry is no directory.
+    """
+    if is_url(settings.registry):
+        raise BadSettings("LVM_REGISTRY: on a cluster, a directory that every node sees; mount the store there")
+    root = Path(settings.registry).resolve()
+    settings = settings.model_copy(update={"registry": str(root)})
+    secretless = {"tokens": SecretStr(""), "tokens_file": None, "encoder": "none"}
+    share = {} if "threads" in settings.model_fields_set else {"threads": 1}
+    theirs = settings.model_copy(update={**secretless, **share})
+    registry = Registry(root)
+    aliases = [alias for alias in (*PREDICTORS, RETRIEVER) if _is_set(registry, alias)]
+    scaled = {"min_replicas": least, "max_replicas": max(least, settings.workers), "upscale_delay_s": 5}
+    by_wait = scaled | {"policy": {"policy_function": BY_WAIT, "policy_kwargs": {"target_s": target_s}}}
+    graph = {alias: _deployment(alias, theirs, by_wait).bind(alias, theirs) for alias in aliases}
+    return _ingress(settings, scaled).bind(settings, graph)
+
+
+def _is_set(registry: Registry, alias: str) -> bool:
+    with suppress(UnknownVersion):
+        return bool(registry.resolve(alias))
+    return False
+
+
+def _deployment(alias: str, settings: Settings, scaled: dict[str, Any]) -> Any:
+    return serve.deployment(Replica).options(
+        name=alias,
+        autoscaling_config=scaled,
+        ray_actor_options={"num_cpus": 0.25},
+        max_ongoing_requests=2 * settings.max_batch,  # one batch runs, one gathers
+        max_queued_requests=settings.max_queue,
+        graceful_shutdown_timeout_s=settings.grace_s,
+        health_check_period_s=1,
+    )
+
+
+def _ingress(settings: Settings, scaled: dict[str, Any]) -> Any:
+    return serve.deployment(Ingress).options(
+        name="ingress",
+        autoscaling_config=scaled | {"target_ongoing_requests": settings.max_batch},
+        ray_actor_options={"num_cpus": 0.25},
+        max_ongoing_requests=4 * settings.max_queue,  # who is too many is told so by the app, in its words
+        graceful_shutdown_timeout_s=settings.drain_s + settings.grace_s,
+        health_check_period_s=1,
+    )
+
+
+def app(arguments: dict[str, Any]) -> serve.Application:
+    """Return the graph for a Serve config file, whose `args` are settings by name, the environment's below them."""
+    return build(read_settings(**arguments))
+
+
+def serve_until_told(settings: Settings) -> int:
+    """Serve on the cluster that RAY_ADDRESS names, else on one of this machine, until told to stop.
+
+    Raises:
+        BadSettings: the tokens cannot be read.
+        CannotListen: the address is taken, or is not to be listened on without a token.
+    """
+    configure(settings.log_level)
+    with bind(settings.host, settings.port) as probe:
+        check_exposure(probe.getsockname()[0], read_tokens(settings), insecure=settings.insecure)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address, include_dashboard=False if address == "local" else None, log_to_driver=False)
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())  # in place of Ray's, which aborts
+    http = {"host": settings.host, "port": settings.port, "keep_alive_timeout_s": round(settings.keep_alive_s)}
+    serve.start(proxy_location="EveryNode", http_options=http)
+    serve.run(build(settings), name=APP)
+    logger().info("listening", url=f"http://{settings.host}:{settings.port}")
+    told.wait()
+    logger().info("draining")
+    home = home_of_books()
+    serve.shutdown()
+    ray.shutdown()
+    shutil.rmtree(home, ignore_errors=True)
+    return 0

@@ -1,0 +1,99 @@
+"""What Ray says and what we say of it, without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("ray", reason="the ray extra; make ray-check")
+
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.schema import ServeDeploySchema
+
+from service.engine import Prediction
+from service.errors import Expired, ModelFailed, Overloaded, ServiceError, Unavailable
+from service.ray.graph import build
+from service.ray.line import Line
+from service.settings import Settings
+from tests.conftest import ROOT, SHIPPED
+
+pytestmark = pytest.mark.ray
+MADE = Prediction(np.ones((1, 8), np.float32), "amn", "1", 0.0, 0.001, 1, "somewhere")
+Answer = Callable[[], Coroutine[Any, Any, Any]]
+
+
+class Handle:
+    """A deployment handle whose calls end as told, one after the other."""
+
+    deployment_name = "primary"
+
+    def __init__(self, *ends: Any) -> None:
+        self.ask, self._ends, self.asked = self, list(ends), 0
+
+    async def remote(self, item: Any, left_s: float) -> Any:
+        self.asked += 1
+        end = self._ends.pop(0)
+        if isinstance(end, Exception) and not isinstance(end, ServiceError):
+            raise end
+        if end is None:
+            await asyncio.sleep(60)
+        return end
+
+
+def ask(handle: Handle, seconds: float = 60) -> Prediction:
+    async def run() -> Prediction:
+        return await Line(handle).predict(np.ones((1, 5, 8), np.float32), monotonic() + seconds)
+
+    return asyncio.run(run())
+
+
+def test_a_lost_replica_is_made_good_for_by_another_once() -> None:
+    handle = Handle(ActorDiedError(), MADE)
+    assert ask(handle).replica == "somewhere"
+    assert handle.asked == 2
+
+
+@pytest.mark.parametrize(
+    ("ends", "error"),
+    [
+        ((ActorDiedError(), ActorDiedError()), Unavailable),
+        ((BackPressureError(9, 9),), Overloaded),
+        ((DeploymentUnavailableError("primary"),), Unavailable),
+        ((RayTaskError("ask", "traceback", ValueError("no")),), ModelFailed),
+        ((Overloaded("full", retry_after=7),), Overloaded),
+    ],
+)
+def test_what_ray_says_becomes_an_error_of_ours_with_retry_after(ends: tuple[Any, ...], error: type[Exception]) -> None:
+    with pytest.raises(Unavailable) as raised:
+        ask(Handle(*ends))
+    assert type(raised.value) is error
+    assert raised.value.retry_after in (1, 7)
+
+
+def test_the_deadline_holds_whatever_a_replica_does() -> None:
+    with pytest.raises(Expired):
+        ask(Handle(None), seconds=0.01)
+
+
+def test_an_error_of_ours_crosses_the_wire_whole() -> None:
+    error = pickle.loads(pickle.dumps(Overloaded("full", pointer="/x", retry_after=7)))
+    assert (error.detail, error.pointer, error.retry_after, error.status) == ("full", "/x", 7, 503)
+
+
+def test_the_config_file_is_of_serves_schema_and_names_what_the_graph_has() -> None:
+    said = yaml.safe_load(Path(ROOT / "docker" / "ray" / "serve.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(said).applications
+    Settings(**application.args)
+    graph = build(Settings(registry=SHIPPED))
+    names = {part["name"] for part in said["applications"][0]["deployments"]}
+    assert names == {graph._bound_deployment.name, *graph._bound_deployment.init_args[1]}
+    assert application.import_path == "service.ray.graph:app"

@@ -1,0 +1,57 @@
+"""A corpus that is searched elsewhere: the answer says what was searched, and where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.retriever import Hit, Search
+from service.app import create_app
+from service.engine import Floats, Live, Prediction
+from service.errors import Overloaded
+from service.remote import Borrow, Facts, Loan, Remote
+from service.search import Found, Searched
+from service.settings import Settings
+from tests.conftest import running
+from tests.fakes import D, FakeLoaders, T, contexts, corpus, mean_of, registry_of
+
+FACTS = Facts("primary", "amn", "1", "0" * 64, "fake", (T, D), "fake")
+SEARCHED = Searched("elsewhere", "20270101-000000000000", True, None, "shelf-7")
+
+
+class Library:
+    """Lends a net and a search, whose queue is full where `k` is 2."""
+
+    async def open(self, borrow: Borrow) -> None:
+        borrow(Loan({"primary": Remote(FACTS, self.predict)}, {"primary": Live("amn/1", "now")}, self.search))
+
+    async def close(self) -> None:
+        return
+
+    async def predict(self, asked: Floats, deadline: float) -> Prediction:
+        return Prediction(mean_of(asked), "amn", "2", 0.0, 0.0, len(asked), "shelf-3")
+
+    async def search(self, search: Search, deadline: float) -> Found:
+        if search.k == 2:
+            raise Overloaded("all read", retry_after=7)
+        return Found([Hit(4, 0.5, corpus().chunk(4))], (("search", 0.25),), SEARCHED, 0.125)
+
+
+def test_what_is_searched_elsewhere_says_so_and_is_refused_as_here(tmp_path: Path) -> None:
+    registry = registry_of(tmp_path, primary="amn", retriever="corpus")
+    settings = Settings(registry=registry.root)
+    with running(create_app(settings, FakeLoaders(amn=mean_of), lender=Library()), settings) as server:
+        found = server.http.post("/retrieve", json={"query": [1.0] * D, "k": 1})
+        refused = server.http.post("/retrieve", json={"query": [1.0] * D, "k": 2})
+    body = found.json()
+    assert (body["corpus"], body["corpus_version"], [hit["id"] for hit in body["results"]]) == (*SEARCHED[:2], [4])
+    assert body["timing_ms"] | {"decode": 0} == {"decode": 0, "queue": 125.0, "search": 250.0}
+    assert found.headers["x-replica"] == "shelf-7"
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "7")
+
+
+def test_a_prediction_made_elsewhere_says_by_which_version_and_replica(tmp_path: Path) -> None:
+    registry = registry_of(tmp_path, primary="amn", retriever="corpus")
+    settings = Settings(registry=registry.root)
+    with running(create_app(settings, FakeLoaders(amn=mean_of), lender=Library()), settings) as server:
+        made = server.http.post("/predict", json={"context": contexts()[0].tolist()})
+    assert (made.headers["x-model-version"], made.headers["x-replica"]) == ("2", "shelf-3")

@@ -52,7 +52,7 @@ def registry_of(out: Path, name: str) -> tuple[Registry, Version]:
 
 
 def launch(registry: Registry) -> Launch:
-    """Return how to start the service on its core, letting in all that the closed loops offer, however long it takes."""
+    """Return how to start the service on its core; it lets in all that the closed loops offer, and takes its time."""
     plain = rig.launch(registry.root)
     return replace(plain, environment={**plain.environment, "LVM_CONCURRENCY": "2048", "LVM_TIMEOUT_MS": "60000"})
 

@@ -26,7 +26,7 @@ from models import predictor
 WIRE: Wire = "octet"  # the driver says whether each answer is its net's
 PROBES = 12  # of a machine, after those that find where to look
 START = 0.75  # of the prediction, where looking begins; it goes on until a probe does not hold
-ALONE, TRIES = 0.95, 3  # share of the core that others have to leave, or a probe is repeated, so often at most
+ALONE, TRIES = 0.9, 3  # share of the core that others have to leave, or a probe is repeated, so often at most
 WAIT_S = 10  # that others are waited for before a probe
 CLOSE = 1.15  # most that predicted and measured knee may differ by, either way
 

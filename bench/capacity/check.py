@@ -25,8 +25,9 @@ from models import predictor
 
 WIRE: Wire = "octet"  # the driver says whether each answer is its net's
 PROBES = 12  # of a machine, after those that find where to look
+SIMULATED = 60  # probes of a simulation
 START = 0.75  # of the prediction, where looking begins; it goes on until a probe does not hold
-ALONE, TRIES = 0.95, 3  # share of the core that others have to leave, or a probe is repeated, so often at most
+ALONE, TRIES = 0.9, 3  # share of the core that others have to leave, or a probe is repeated, so often at most
 WAIT_S = 10  # that others are waited for before a probe
 CLOSE = 1.15  # most that predicted and measured knee may differ by, either way
 
@@ -70,7 +71,7 @@ def _costs(out: Path, case: Case) -> Costs:
 
 
 def _predict(costs: Costs, case: Case, cores: float = 1.0) -> float:
-    return knee(worker_of(costs, case.net, WIRE, case.rows, cores), case.p99_ms)
+    return knee(worker_of(costs, case.net, WIRE, case.rows, cores), case.p99_ms, SIMULATED)
 
 
 def _measure(out: Path, case: Case, start: float) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from service.concurrency import AdaptiveLimit
 READING = 0.5  # of what the event loop spends on a request, before the net has it
 ERRORS = 0.001  # of all arrivals
 PROBE_S, WARM_UP = 5.0, 0.2  # and share of it that goes before
-PROBES = 30  # of a simulation: its knee is known to 2 %
+PROBES = 30  # of a simulation: its knee is known to 4 %
 LEAST, MOST = 500, 5_000  # arrivals of a probe: fewer say little, more take long to simulate
 LEAP, STEP = 1.25, 1.05  # from probe to probe, until the first that does not hold and from there on
 BATCHES = 4  # may be in flight at most, as `service.app` has it

@@ -52,7 +52,7 @@ def registry_of(out: Path, name: str) -> tuple[Registry, Version]:
 
 
 def launch(registry: Registry) -> Launch:
-    """Return how to start the service on its core, letting in, for long, all that closed loops offer."""
+    """Return how to start the service on its core; it lets in all that the closed loops offer, and takes its time."""
     plain = rig.launch(registry.root)
     return replace(plain, environment={**plain.environment, "LVM_CONCURRENCY": "2048", "LVM_TIMEOUT_MS": "60000"})
 
@@ -75,9 +75,8 @@ def costs(
             nets[name] = _net(out, server, net, weight_mb, wires, seconds)
             rest_mb.append(rss_mb(server.pid) - len(ALIASES) * weight_mb)
     found = searching.search(out, seconds) if with_search else None
-    return Costs(
-        machine.describe(), " ".join(["python -m bench.capacity", *sys.argv[1:]]), median(rest_mb), nets, found
-    )
+    command = f"python -m bench.capacity measure --nets {' '.join(nets)} --seconds {seconds:g}"
+    return Costs(machine.describe(), command, median(rest_mb), nets, found)
 
 
 def _net(out: Path, server: Server, net: Predictor, weight_mb: float, wires: Sequence[Wire], seconds: float) -> Net:

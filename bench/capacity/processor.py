@@ -14,8 +14,9 @@ def processor_s(pid: int) -> tuple[float, float]:
 
 
 def core_s(core: int) -> tuple[float, float]:
-    """Return the seconds that a core has worked, and those that have passed for it."""
+    """Return the seconds that a core has worked for processes or other machines, and those that have passed for it."""
     lines = Path("/proc/stat").read_text().splitlines()
     (ticks,) = [line.split()[1:9] for line in lines if line.split()[0] == f"cpu{core}"]
     seconds = [int(tick) / os.sysconf("SC_CLK_TCK") for tick in ticks]
-    return sum(seconds) - seconds[3] - seconds[4], sum(seconds)  # but for idle and iowait
+    user, nice, system, *_, stolen = seconds  # between them: idle, iowait, interrupts
+    return user + nice + system + stolen, sum(seconds)

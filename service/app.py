@@ -36,10 +36,11 @@ from service.door import (
     request_id,
 )
 from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, problem
-from service.lineup import Lineup, Loaders, RealLoaders
+from service.lineup import NETS, RETRIEVER, Lineup, Loaders, RealLoaders
 from service.log import logger
 from service.metrics import Metrics
 from service.protocol import OTHER
+from service.remote import Lender
 from service.routing import Router
 from service.settings import Settings
 
@@ -112,20 +113,28 @@ class Service(FastAPI):
             self.metrics.requests.add(label, outcome)
 
 
-def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells | None = None) -> Service:
+def create_app(
+    settings: Settings, loaders: Loaders | None = None, cells: Cells | None = None, lender: Lender | None = None
+) -> Service:
     """Return the service for `settings`; `loaders` stands in for the real ones in tests, `cells` are shared by workers.
+
+    Where there is a `lender`, the nets are its; the corpus, and what reads text, are ours all the same.
 
     Nothing is loaded before the lifespan starts. `app.state.process` tells and decides whether the
     process is draining.
     """
     metrics, state, tokens = Metrics(settings.slo_ms, cells), State(), read_tokens(settings)
-    lineup = Lineup(Registry(settings.registry), loaders or RealLoaders(settings), settings, metrics)
+    aliases = (RETRIEVER,) if lender else (*NETS, RETRIEVER)
+    registry = Registry(settings.registry)
+    lineup = Lineup(registry, loaders or RealLoaders(settings), settings, metrics, aliases=aliases)
     router = Router(lineup.engines, settings, metrics)
     admission = Admission(_limit(settings), settings, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
+            if lender:
+                await lender.open(lineup.borrow)
             await lineup.start()
         except Exception as error:
             state.failure = error
@@ -137,6 +146,8 @@ def create_app(settings: Settings, loaders: Loaders | None = None, cells: Cells 
         state.is_draining = True
         watcher.cancel()
         await lineup.close(settings.grace_s)
+        if lender:
+            await lender.close()
 
     app = Service(
         metrics,

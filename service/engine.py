@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
@@ -90,6 +91,16 @@ class PredictorLike(Versioned, Protocol):
 def identity(served: Versioned) -> Identity:
     """Return the label values of `lvm_model_info` after the alias."""
     return served.name, served.version, served.sha256, served.runtime
+
+
+@dataclass(frozen=True)
+class Live:
+    """What an alias serves, since when, and the version it was last asked to serve but refused."""
+
+    version: str
+    since: str
+    refused: str | None = None
+    reason: str | None = None
 
 
 class Prediction(NamedTuple):

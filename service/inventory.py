@@ -74,13 +74,13 @@ def _figures(score: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alias(alias: str, router: Router, lineup: Lineup) -> dict[str, Any]:
-    live, breaker, guard = lineup.live[alias], router.breakers.get(alias), lineup.guard(alias)
+    live, breaker = lineup.live[alias], router.breakers.get(alias)
     served = lineup.identity(alias)
     return {
         "id": live.version,
         **({"sha256": served[2], "runtime": served[3]} if served else {}),
         "since": live.since,
         "breaker": breaker.state if breaker else None,
-        "warning": guard.warning() if guard else None,
+        "warning": lineup.warning(alias),
         "refused": {"id": live.refused, "reason": live.reason} if live.refused else None,
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,18 +19,19 @@ from models.encoder import EncoderError, is_same, open_encoder
 from models.registry import LockHeld, Overtaken, Registry, RegistryError, UnknownVersion, Version
 from service.batching import MicroBatcher
 from service.encoding import EncoderEngine, EncoderLike
-from service.engine import Engine, Identity, PredictorLike
+from service.engine import Engine, Identity, Live, PredictorLike
 from service.errors import NoEncoder, Unavailable
-from service.guard import Guard
 from service.log import logger
 from service.metrics import Metrics
 from service.probation import Probation, Witness
+from service.remote import Loan, Remote
 from service.search import RetrieverLike, SearchEngine
 from service.settings import Settings
 
 PREDICTORS = ("primary", "fallback")
 CANDIDATE = "candidate"  # answers nobody: the shadow asks it
 RETRIEVER = "retriever"
+NETS = (*PREDICTORS, CANDIDATE)
 RETRY_S = 60.0  # between two tries to load what was refused: it may have been the machine
 TRIES = 20  # looks at a lock that somebody else holds, one every `reload_s`
 
@@ -77,16 +78,6 @@ class RealLoaders:
 
 
 @dataclass(frozen=True)
-class Live:
-    """What an alias serves, since when, and the version it was last asked to serve but refused."""
-
-    version: str
-    since: str
-    refused: str | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
 class Trial:
     """A version on probation: who serves, who would come back, what the alias said of that one."""
 
@@ -97,7 +88,10 @@ class Trial:
 
 
 class Lineup:
-    """Engines by alias. Read by the router at every request; only this class writes it."""
+    """Engines by alias. Read by the router at every request; only this class writes it.
+
+    It loads and follows `aliases`; the nets of others may be borrowed. Text is read where the corpus is searched.
+    """
 
     def __init__(
         self,
@@ -106,11 +100,13 @@ class Lineup:
         settings: Settings,
         metrics: Metrics,
         clock: Callable[[], float] = monotonic,
+        *,
+        aliases: Sequence[str] = (*NETS, RETRIEVER),
     ) -> None:
         self.registry, self._loaders, self._clock = registry, loaders, clock
-        self._settings, self._metrics = settings, metrics
-        self.engines: dict[str, Engine] = {}
-        self.candidate: Engine | None = None
+        self._settings, self._metrics, self._aliases = settings, metrics, aliases
+        self.engines: dict[str, Engine | Remote] = {}
+        self.candidate: Engine | Remote | None = None
         self.search: SearchEngine | None = None
         self.encoder: EncoderEngine | None = None
         self.no_encoder: str | None = None  # why there is none
@@ -127,12 +123,22 @@ class Lineup:
             UnknownVersion: `primary` is not set.
             BadCheckpoint: the primary must not be served.
         """
-        first = self.registry.resolve(PREDICTORS[0])
-        await self._load(PREDICTORS[0], first)
-        self._seen[PREDICTORS[0]] = first.id
-        for alias in (*PREDICTORS[1:], CANDIDATE, RETRIEVER):
+        if PREDICTORS[0] in self._aliases:
+            first = self.registry.resolve(PREDICTORS[0])
+            await self._load(PREDICTORS[0], first)
+            self._seen[PREDICTORS[0]] = first.id
+        for alias in self._aliases:
             await self.follow(alias)
-        await self._open_encoder()
+        if RETRIEVER in self._aliases:
+            await self._open_encoder()
+
+    def borrow(self, loan: Loan) -> None:
+        """Have nets that run elsewhere serve, in place of those borrowed before; of an empty loan nobody does."""
+        self.candidate = loan.engines.get(CANDIDATE)
+        self.engines.clear()
+        self.engines.update({alias: loan.engines[alias] for alias in PREDICTORS if alias in loan.engines})
+        ours = {alias: live for alias, live in self.live.items() if alias in self._aliases}
+        self.live = {**loan.live, **ours}
 
     async def _open_encoder(self) -> None:
         try:
@@ -165,8 +171,7 @@ class Lineup:
             raise Unavailable("no corpus is promoted as `retriever`")
         ours = self.search.retriever.card
         for engine in self.engines.values():
-            theirs = engine.predictor.card
-            if (ours.dim, ours.encoder) != (theirs.dim, theirs.encoder):
+            if (ours.dim, ours.encoder) != (engine.shape[1], engine.encoder):
                 raise Unavailable(f"the corpus is of another vector space than `{engine.alias}`")
         return self.search
 
@@ -184,16 +189,18 @@ class Lineup:
         engine = self._all().get(alias)
         return engine.identity if engine else None
 
-    def guard(self, alias: str) -> Guard | None:
-        """Return what watches the inputs of `alias`, or None."""
+    def warning(self, alias: str) -> str | None:
+        """Return what is wrong with the last inputs of `alias`, None where nothing is."""
         engine = self._all().get(alias)
-        return engine.guard if engine else None
+        if isinstance(engine, Remote):
+            return engine.facts.warning
+        return engine.guard.warning() if engine and engine.guard else None
 
     async def watch(self) -> None:
         """Look at the aliases every `reload_s` seconds, for ever, and follow where they point."""
         while True:
             await asyncio.sleep(self._settings.reload_s)
-            for alias in (*PREDICTORS, CANDIDATE, RETRIEVER):
+            for alias in self._aliases:
                 try:
                     await self.follow(alias)
                 except Exception as error:  # a file system that hiccups must not end the watch
@@ -229,7 +236,7 @@ class Lineup:
 
     def _dismiss(self, alias: str) -> None:
         """Let go of a candidate whose alias is gone; what answers callers stays, whatever became of its alias."""
-        if alias == CANDIDATE and self.candidate:
+        if alias == CANDIDATE and isinstance(self.candidate, Engine):
             self._retire(self.candidate)
             self.candidate = None
             del self.live[alias], self._seen[alias]
@@ -246,16 +253,19 @@ class Lineup:
         self._metrics.model.facts = [(alias, *engine.identity) for alias, engine in self._all().items()]
         for alias, batcher in self._batchers().items():
             self._metrics.queue_rows.set(batcher.pending_rows, alias)
-        for engine in self._all().values():
+        for engine in self._ours().values():
             if engine.guard:
                 engine.guard.observe()
 
-    def _all(self) -> dict[str, Engine | SearchEngine]:
+    def _all(self) -> dict[str, Engine | SearchEngine | Remote]:
         others = {CANDIDATE: self.candidate, RETRIEVER: self.search}
         return {**self.engines, **{alias: engine for alias, engine in others.items() if engine}}
 
+    def _ours(self) -> dict[str, Engine | SearchEngine]:
+        return {alias: engine for alias, engine in self._all().items() if not isinstance(engine, Remote)}
+
     def _batchers(self) -> dict[str, MicroBatcher[Any, Any]]:
-        batchers: dict[str, MicroBatcher[Any, Any]] = {alias: engine.batcher for alias, engine in self._all().items()}
+        batchers: dict[str, MicroBatcher[Any, Any]] = {alias: engine.batcher for alias, engine in self._ours().items()}
         return batchers | ({EncoderEngine.alias: self.encoder.batcher} if self.encoder else {})
 
     async def _load(self, alias: str, version: Version) -> None:
@@ -264,7 +274,7 @@ class Lineup:
             self._reinstate(alias, trial)
             return
         engine = await self._make(alias, version)
-        old, known, trial = self._all().get(alias), self.live.get(alias), self._end_trial(alias)
+        old, known, trial = self._ours().get(alias), self.live.get(alias), self._end_trial(alias)
         self._put(alias, engine)
         self.live[alias] = Live(version.id, now())
         logger().info("version live", alias=alias, version=version.id)

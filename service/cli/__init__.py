@@ -73,6 +73,7 @@ app.add_typer(shadow, name="shadow", rich_help_panel="Versions and aliases")
 _add(shadow, SHADOW)
 _add(app, MAKE, "Make and judge")
 app.command("work", hidden=True)(serving.work)
+app.command("own", hidden=True)(serving.own)
 
 
 def main() -> NoReturn:

@@ -32,12 +32,20 @@ def serve(
 
     given = {"host": host, "port": port, "insecure": insecure, "workers": workers}
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
-    raise typer.Exit(run(settings) if settings.workers == 1 else supervise(settings))
+    is_alone = settings.workers == 1 and settings.owner != "on"
+    raise typer.Exit(run(settings) if is_alone else supervise(settings))
 
 
 def work(slot: int, listener: int, line: int, home: Path) -> None:
     """Be one of several workers; `serve` starts them."""
     from service.workers import work as run
+
+    raise typer.Exit(run(slot, listener, line, home))
+
+
+def own(slot: int, listener: int, line: int, home: Path) -> None:
+    """Own the device for all workers; `serve` starts it."""
+    from service.owner import own as run
 
     raise typer.Exit(run(slot, listener, line, home))
 

@@ -220,7 +220,10 @@ class Supervisor:
         status = life.ended.result()
         if not life.is_leaving or status:
             metrics.worker_deaths.add()
-            logger().error("owner died" if life.is_owner else "worker died", pid=life.process.pid, status=status)
+            if life.is_owner:
+                logger().error("owner died", pid=life.process.pid, status=status)
+            else:
+                logger().error("worker died", pid=life.process.pid, status=status)
         if self._stopping.is_set():
             self._status = max(self._status, status)
 

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from models.registry import Registry
-from models.store import Mirror, Store, home, is_url
+from models.store import home
 from service import oip, pages
 from service.admission import Admission, Limit
 from service.api import DocumentedHotRoute, add_routes
@@ -42,7 +42,7 @@ from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, Unavail
 from service.lineup import NETS, RETRIEVER, Lineup, Loaders, RealLoaders
 from service.log import AccessLog, logger
 from service.metrics import Metrics
-from service.mirror import Follower
+from service.mirror import follower_of
 from service.protocol import OTHER
 from service.remote import Lender
 from service.routing import Router
@@ -142,9 +142,7 @@ def create_app(
     aliases = (RETRIEVER,) if lender else (*NETS, RETRIEVER)
     registry = Registry(home(settings.registry, settings.cache))
     lineup = Lineup(registry, loaders or RealLoaders(settings), settings, metrics, aliases=aliases)
-    follower = None
-    if is_url(settings.registry):
-        follower = Follower(Mirror(Store(settings.registry), registry, lineup.check), lineup, settings, metrics)
+    follower = follower_of(lineup, settings, metrics)
     router = Router(lineup.engines, settings, metrics)
     admission = Admission(_limit(settings), settings, metrics)
 

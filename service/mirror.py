@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from models.registry import LockHeld
-from models.store import BadPointer, Mirror, Pointer, StoreAway
+from models.store import BadPointer, Mirror, Pointer, Store, StoreAway, is_url
 from service.lineup import PREDICTORS, RETRY_S, Lineup, now
 from service.log import logger
 from service.metrics import Metrics
@@ -17,6 +17,14 @@ from service.settings import Settings
 from service.threads import Aside
 
 HANG_S = 30.0  # seconds after which a store that has not answered yet is taken for one that is away
+
+
+def follower_of(lineup: Lineup, settings: Settings, metrics: Metrics) -> Follower | None:
+    """Return what has the registry of `lineup` follow the store that the settings name, None where they name none."""
+    if not is_url(settings.registry):
+        return None
+    mirror = Mirror(Store(settings.registry), lineup.registry, lineup.check)
+    return Follower(mirror, lineup, settings, metrics)
 
 
 class Follower:

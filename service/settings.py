@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     tokens_file: Path | None = Field(None, description="File of more such tokens, commas or white space between.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     workers: PositiveInt = Field(1, description="Serving processes behind the port; they share the cores.")
+    owner: Literal["auto", "on", "off"] = Field(
+        "auto", description="Whether one process runs the nets for all workers; auto does so on an accelerator."
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Where nets run; auto takes cuda or mps where torch sees one, else cpu."
     )

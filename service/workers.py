@@ -20,11 +20,15 @@ from pathlib import Path
 
 import uvicorn
 
+from models.runtimes import is_accelerated
 from service.app import Service, create_app
 from service.auth import read_tokens
 from service.cells import SharedCells
+from service.line import beat, when_lost
+from service.link import Link
 from service.log import configure, logger
 from service.metrics import Metrics
+from service.owner import SOCKET, most_of
 from service.server import Server, bind, check_exposure, config_of, run, turn_away
 from service.settings import Settings, cores, read_settings
 
@@ -41,33 +45,28 @@ class Worker(Server):
 
     def announce(self) -> None:
         """Say that it is ready, and listen to the line from now on."""
-        self._beat()
-        asyncio.get_running_loop().add_reader(self._line, self._lose_line)
+        beat(self._line)
+        when_lost(self._line, lambda: self.drain("the supervisor is gone"))
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; once a second, say that all is well and bring the shared levels up to date."""
         if counter % 10 == 0:
             self._app.state.observe()
             if self._app.state.lineup.stuck_s() <= self._settings.hang_s:
-                self._beat()
+                beat(self._line)
         return await super().on_tick(counter)
 
     def turn_away(self) -> None:
         """Leave it to the supervisor, who knows whether somebody else listens."""
 
-    def _beat(self) -> None:
-        with contextlib.suppress(OSError):
-            self._line.send(b".")
-
-    def _lose_line(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._line)
-        self.drain("the supervisor is gone")
-
 
 class Life:
-    """One worker process, from its start to its end."""
+    """One worker process, or the owner of the device, from its start to its end."""
 
-    def __init__(self, process: asyncio.subprocess.Process, line: asyncio.StreamReader, hang_s: float) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, line: asyncio.StreamReader, hang_s: float, *, is_owner: bool
+    ) -> None:
+        self.is_owner = is_owner
         self.process, self._line, self._hang_s = process, line, hang_s
         self.is_ready = asyncio.get_running_loop().create_future()
         self.is_leaving = False
@@ -103,13 +102,19 @@ class Life:
 
 
 class Supervisor:
-    """Keeps a worker at every listener: replaces the dead and the hung, renews all at SIGHUP, drains at SIGTERM."""
+    """Keeps a worker at every listener: replaces the dead and the hung, renews all at SIGHUP, drains at SIGTERM.
 
-    def __init__(self, settings: Settings, listeners: Sequence[socket.socket], home: Path) -> None:
-        self._settings, self._listeners, self._home = settings, listeners, home
-        self._free = list(range(2 * len(listeners)))  # a successor counts beside the one that it relieves
+    At `owner`, where that is a socket, it keeps the owner of the device in the same way: there first, and gone last.
+    """
+
+    def __init__(
+        self, settings: Settings, listeners: Sequence[socket.socket], home: Path, owner: socket.socket | None = None
+    ) -> None:
+        self._settings, self._listeners, self._home, self._owner = settings, listeners, home, owner
+        posts = [*([owner] if owner else []), *listeners]
+        self._free = list(range(2 * len(posts)))  # a successor counts beside the one that it relieves
         self._lives: set[Life] = set()
-        self._renewals = {listener: asyncio.Event() for listener in listeners}
+        self._renewals = {listener: asyncio.Event() for listener in posts}
         self._one_at_a_time = asyncio.Semaphore()
         self._stopping = asyncio.Event()
         self._status = 0
@@ -120,17 +125,26 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._renew)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        first = await asyncio.gather(*[self._start(listener) for listener in self._listeners])
-        if all([await life.is_ready for life in first]):
+        owners = [self._owner] if self._owner else []
+        keepers = [*await self._fill(owners), *await self._fill(self._listeners)]
+        if not self._stopping.is_set():
             host, port = self._listeners[0].getsockname()[:2]
-            logger().info("listening", url=f"http://{host}:{port}", workers=len(first))
-        elif not self._stopping.is_set():
+            logger().info("listening", url=f"http://{host}:{port}", workers=len(self._listeners))
+        await asyncio.gather(*keepers[len(owners) :])
+        for life in self._lives:
+            life.leave()  # the owner, now that nobody asks any more
+        await asyncio.gather(*keepers, *[life.ended for life in self._lives])
+        return self._status
+
+    async def _fill(self, posts: Sequence[socket.socket]) -> list[asyncio.Task[None]]:
+        """Start somebody at each post; return the tasks that keep somebody there. Stop where one does not start."""
+        if self._stopping.is_set():
+            return []
+        first = await asyncio.gather(*map(self._start, posts))
+        if not all([await life.is_ready for life in first]) and not self._stopping.is_set():
             self._status = max([await life.ended for life in first if not life.is_ready.result()])
             self._stop()
-        pairs = zip(self._listeners, first, strict=True)
-        await asyncio.gather(*[self._keep(listener, life) for listener, life in pairs])
-        await asyncio.gather(*[life.ended for life in self._lives])
-        return self._status
+        return [asyncio.create_task(self._keep(*pair)) for pair in zip(posts, first, strict=True)]
 
     def _renew(self) -> None:
         for renewal in self._renewals.values():
@@ -142,7 +156,8 @@ class Supervisor:
             asyncio.get_running_loop().call_later(self._settings.drain_s, self._turn_away)
         self._stopping.set()
         for life in self._lives:
-            life.leave()
+            if not life.is_owner:
+                life.leave()
 
     def _turn_away(self) -> None:
         for listener in self._listeners:
@@ -181,17 +196,17 @@ class Supervisor:
             return new
 
     async def _start(self, listener: socket.socket) -> Life:
-        slot, (ours, theirs) = self._free.pop(0), socket.socketpair()
+        slot, (ours, theirs), is_owner = self._free.pop(0), socket.socketpair(), listener is self._owner
         with theirs:
             fds = [str(fd.fileno()) for fd in (listener, theirs)]
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "service.cli", "work", str(slot), *fds, str(self._home)),
+                *(sys.executable, "-m", "service.cli", "own" if is_owner else "work", str(slot), *fds, str(self._home)),
                 pass_fds=[listener.fileno(), theirs.fileno()],
-                env=self._environment(),
+                env=dict(os.environ) if is_owner else self._environment(),
                 start_new_session=True,  # Ctrl-C is the supervisor's to pass on
             )
         reader, writer = await asyncio.open_connection(sock=ours)
-        life = Life(process, reader, self._settings.hang_s)
+        life = Life(process, reader, self._settings.hang_s, is_owner=is_owner)
         self._lives.add(life)
         life.ended.add_done_callback(lambda _: self._bury(life, slot, writer))
         return life
@@ -205,14 +220,18 @@ class Supervisor:
         status = life.ended.result()
         if not life.is_leaving or status:
             metrics.worker_deaths.add()
-            logger().error("worker died", pid=life.process.pid, status=status)
+            if life.is_owner:
+                logger().error("owner died", pid=life.process.pid, status=status)
+            else:
+                logger().error("worker died", pid=life.process.pid, status=status)
         if self._stopping.is_set():
             self._status = max(self._status, status)
 
     def _environment(self) -> dict[str, str]:
         """Return the environment of a worker: the cores are divided where nobody said how many each has."""
         share = {} if "threads" in self._settings.model_fields_set else {"LVM_THREADS": str(self._share())}
-        return {**os.environ, **share}
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self._owner else {}  # nobody but the owner takes memory of a device
+        return {**os.environ, **share, **hidden}
 
     def _share(self) -> int:
         return max(1, cores() // len(self._listeners))
@@ -233,18 +252,36 @@ def supervise(settings: Settings) -> int:
         others = [bind(settings.host, port, shared=True) for _ in range(settings.workers - 1)]
         listeners = [first, *map(stack.enter_context, others)]
         home = stack.enter_context(tempfile.TemporaryDirectory(prefix="lvm-", dir=SHM if SHM.is_dir() else None))
-        return asyncio.run(_supervise(settings, listeners, Path(home)))
+        owner = stack.enter_context(_owner_at(Path(home) / SOCKET)) if has_owner(settings) else None
+        return asyncio.run(_supervise(settings, listeners, Path(home), owner))
 
 
-async def _supervise(settings: Settings, listeners: Sequence[socket.socket], home: Path) -> int:
-    return await Supervisor(settings, listeners, home).run()
+def has_owner(settings: Settings) -> bool:
+    """Return whether one process owns the device, and the workers have their nets from it."""
+    if settings.owner == "auto":
+        return settings.workers > 1 and is_accelerated(settings.device)
+    return settings.owner == "on"
+
+
+def _owner_at(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
+
+
+async def _supervise(
+    settings: Settings, listeners: Sequence[socket.socket], home: Path, owner: socket.socket | None
+) -> int:
+    return await Supervisor(settings, listeners, home, owner).run()
 
 
 def work(slot: int, listener: int, line: int, home: Path) -> int:
     """Be a worker: count in row `slot` below `home`, serve on the socket `listener`, report on the socket `line`."""
     settings = read_settings()
     configure(settings.log_level)
-    app = create_app(settings, cells=SharedCells(home, slot))
+    lender = Link(home / SOCKET, most_of(settings)) if (home / SOCKET).exists() else None
+    app = create_app(settings, cells=SharedCells(home, slot), lender=lender)
     app.state.process.headers = [(b"x-worker", b"%d" % slot)]
     with socket.socket(fileno=line) as reports, socket.socket(fileno=listener) as ours:
         return run(Worker(config_of(app, settings), app, settings, reports), app, ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -52,12 +53,27 @@ def find_device(wanted: str) -> str:
         _demand(wanted)
     if wanted != "auto":
         return wanted
-    maybe_cuda = Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()
-    if not (maybe_cuda or sys.platform == "darwin") or importlib.util.find_spec("torch") is None:
+    if not _may_be_accelerated():
         return "cpu"  # and importing torch, which takes seconds, was not needed to know
     from models.runtimes.torch import best_device
 
     return best_device()
+
+
+def is_accelerated(wanted: str) -> bool:
+    """Return whether `wanted` means an accelerator; a child finds out, so that torch stays out of this process."""
+    if wanted != "auto":
+        return wanted != "cpu"
+    if not _may_be_accelerated():
+        return False
+    code = "from models.runtimes import find_device; print(find_device('auto'))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return found.stdout.strip() in DEVICES[2:]
+
+
+def _may_be_accelerated() -> bool:
+    maybe_cuda = Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()
+    return (maybe_cuda or sys.platform == "darwin") and importlib.util.find_spec("torch") is not None
 
 
 def _demand(device: str) -> None:

@@ -89,6 +89,7 @@ app.add_typer(index, name="index", rich_help_panel="Versions and aliases")
 _add(index, INDEX)
 _add(app, MAKE, "Make and judge")
 app.command("work", hidden=True)(serving.work)
+app.command("own", hidden=True)(serving.own)
 
 
 def main() -> NoReturn:

@@ -37,7 +37,7 @@ def serve(
     if on_ray:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
         from service.ray.graph import serve_until_told as run
-    elif settings.workers > 1:
+    elif settings.workers > 1 or settings.owner == "on":
         from service.workers import supervise as run
     raise typer.Exit(run(settings))
 
@@ -45,6 +45,13 @@ def serve(
 def work(slot: int, listener: int, line: int, home: Path) -> None:
     """Be one of several workers; `serve` starts them."""
     from service.workers import work as run
+
+    raise typer.Exit(run(slot, listener, line, home))
+
+
+def own(slot: int, listener: int, line: int, home: Path) -> None:
+    """Own the device for all workers; `serve` starts it."""
+    from service.owner import own as run
 
     raise typer.Exit(run(slot, listener, line, home))
 

@@ -1,0 +1,207 @@
+"""The owner of the device: the one process that loads the nets and runs batches over the rows of all workers.
+
+It is a line-up without HTTP: it follows the registry, tries promoted versions out, and answers frames, not requests.
+The supervisor holds its listening socket, so that a worker's connection waits for whoever comes next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+
+import orjson
+import uvloop
+
+from models.registry import Registry
+from models.store import home
+from service.cells import SharedCells
+from service.engine import Engine, Prediction
+from service.errors import Draining, ServiceError, Unavailable, is_telling
+from service.frames import BadFrame, Floats, Frame, Framed, Kind, write_fault
+from service.line import beat, when_lost
+from service.lineup import CANDIDATE, NETS, Lineup, RealLoaders
+from service.link import name_of
+from service.log import configure, logger
+from service.metrics import Metrics
+from service.mirror import follower_of
+from service.remote import Facts
+from service.server import SWITCH_S
+from service.settings import Settings, read_settings
+
+SOCKET = "owner.sock"  # in the directory of the cells, which is nobody else's
+TICK_S = 0.1  # between two looks at what there is to tell
+HOUR_S = 3600.0  # the longest deadline that a request may ask for
+
+
+class Owner:
+    """Answers for the engines of a line-up, whoever is loaded at the moment."""
+
+    def __init__(self, lineup: Lineup, settings: Settings) -> None:
+        self._lineup, self.settings = lineup, settings
+        self._patience = settings.timeout_ms / 1000 * settings.primary_share
+        self._names: dict[Engine, bytes] = {}
+        self._reads: dict[bytes, tuple[int, int, str]] = {}  # of all that ever served
+        self._told = b""
+        self.desks: set[Desk] = set()
+
+    def tell(self) -> None:
+        """Tell every worker who serves, if that is new to them."""
+        engines = self._engines()
+        self._names = {engine: name_of(Facts.of(engine)) for engine in engines.values()}
+        self._reads |= {name: engine.reads for engine, name in self._names.items()}
+        told = orjson.dumps({"engines": [*map(Facts.of, engines.values())], "live": self._lineup.live})
+        if told != self._told:
+            self._told = told
+            for desk in self.desks:
+                self.greet(desk)
+
+    def greet(self, desk: Desk) -> None:
+        """Tell one worker who serves."""
+        desk.send(Frame(Kind.TOLD, text=self._told))
+
+    async def answer(self, name: bytes, contexts: Floats, deadline: float) -> tuple[bytes, Prediction]:
+        """Return who answered for the engine `name`, and what: the alias may serve another by now.
+
+        Raises:
+            Draining: nobody does, or one that reads otherwise.
+            Overloaded, Expired, ModelFailed: as `Engine.predict`.
+        """
+        engine = self._engines().get(name.partition(b" ")[0].decode("latin-1"))
+        if engine is None or self._reads.get(name) != engine.reads or contexts.shape[1:] != engine.shape:
+            raise Draining("the model was exchanged for one that reads otherwise")
+        if engine not in self._names:
+            self.tell()  # before its first answer
+        author = self._names[engine]
+        patient = deadline - monotonic() >= self._patience * 0.99
+        try:
+            prediction = await engine.predict(contexts, deadline)
+        except ServiceError as error:
+            engine.conduct.failed += is_telling(error, patient=patient)
+            raise
+        engine.conduct.answered += 1
+        return author, prediction
+
+    def _engines(self) -> dict[str, Engine]:
+        known = {**self._lineup.engines, CANDIDATE: self._lineup.candidate}
+        return {alias: engine for alias, engine in known.items() if isinstance(engine, Engine)}
+
+
+class Desk(Framed):
+    """One worker's connection: a task for each of its questions; when it leaves, they end."""
+
+    def __init__(self, owner: Owner) -> None:
+        super().__init__(most_of(owner.settings))
+        self._owner = owner
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin by saying who serves."""
+        super().connection_made(transport)
+        self._owner.desks.add(self)
+        self._owner.greet(self)
+
+    def on_lost(self, why: Exception | None) -> None:
+        """Run nothing more for a worker that is gone."""
+        if why:
+            logger().error("worker lost", reason=str(why))
+        self._owner.desks.discard(self)
+        for task in self._tasks.values():
+            task.cancel()
+
+    def on_frame(self, frame: Frame) -> None:
+        """Take a question, or a question back; raises `BadFrame` where it is neither."""
+        if frame.kind is Kind.CANCEL:
+            task = self._tasks.pop(frame.id, None)
+            if task:
+                task.cancel()
+        elif frame.kind is Kind.ASK and frame.id not in self._tasks and abs(frame.seconds - monotonic()) <= 2 * HOUR_S:
+            self._tasks[frame.id] = asyncio.create_task(self._answer(frame))
+        else:
+            raise BadFrame(f"{frame.kind.name} {frame.id} by {frame.seconds}")
+
+    async def _answer(self, frame: Frame) -> None:
+        try:
+            author, made = await self._owner.answer(frame.name, frame.rows, frame.seconds)
+            self.send(Frame(Kind.ANSWER, frame.id, author, made.vectors[:, None], b"", made.batch_rows, made.infer_s))
+        except ServiceError as error:
+            self.send(Frame(Kind.FAULT, frame.id, text=write_fault(error)))
+        except Exception as error:
+            logger().error("unexpected", exc_info=error)
+            self.send(Frame(Kind.FAULT, frame.id, text=write_fault(Unavailable("an unexpected error"))))
+        finally:
+            self._tasks.pop(frame.id, None)
+
+
+def most_of(settings: Settings) -> int:
+    """Return the bytes of the largest frame: the rows of a whole body, twice the size where they were float16."""
+    return 2 * round(settings.max_body_mb * 1e6) + 1024
+
+
+def own(slot: int, listener: int, line: int, home: Path) -> int:
+    """Be the owner: count in row `slot` below `home`, serve on the socket `listener`, report on the socket `line`.
+
+    Raises:
+        UnknownVersion, BadCheckpoint: what the aliases point at cannot be served.
+    """
+    settings = read_settings()
+    configure(settings.log_level)
+    sys.setswitchinterval(SWITCH_S)
+    metrics = Metrics(settings.slo_ms, SharedCells(home, slot))
+    with socket.socket(fileno=line) as reports, socket.socket(fileno=listener) as ours:
+        uvloop.run(_own(settings, metrics, ours, reports))
+    return 0
+
+
+async def _own(settings: Settings, metrics: Metrics, listener: socket.socket, line: socket.socket) -> None:
+    loop, leaving = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leaving.set)
+    registry = Registry(home(settings.registry, settings.cache))
+    lineup = Lineup(registry, RealLoaders(settings), settings, metrics, aliases=NETS)
+    follower = follower_of(lineup, settings, metrics)
+    if follower:
+        await follower.start()
+    await lineup.start()
+    gc.collect()
+    gc.freeze()
+    owner = Owner(lineup, settings)
+    owner.tell()
+    server = await loop.create_unix_server(lambda: Desk(owner), sock=listener)
+    watchers = [asyncio.create_task(each.watch()) for each in (lineup, follower) if each]
+    when_lost(line, leaving.set)
+    await _watch(owner, lineup, line, leaving)
+    server.close()
+    await _leave(owner, settings.drain_s + settings.grace_s)
+    for watcher in watchers:
+        watcher.cancel()
+    await lineup.close(settings.grace_s)
+
+
+async def _watch(owner: Owner, lineup: Lineup, line: socket.socket, leaving: asyncio.Event) -> None:
+    """Say what there is to say, to the workers and to the supervisor, until it is time to leave."""
+    at = 0.0
+    while not leaving.is_set():
+        owner.tell()
+        if monotonic() - at >= 1.0:
+            at = monotonic()
+            lineup.observe()
+            if lineup.stuck_s() <= owner.settings.hang_s:
+                beat(line)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(leaving.wait(), TICK_S)
+
+
+async def _leave(owner: Owner, most_s: float) -> None:
+    """Have the workers go elsewhere, for `most_s` seconds at most, and answer what they asked."""
+    until = monotonic() + most_s
+    logger().info("draining", seconds=most_s)
+    for desk in owner.desks:
+        desk.send(Frame(Kind.LEAVING))
+    while owner.desks and monotonic() < until:
+        await asyncio.sleep(TICK_S)

@@ -39,7 +39,8 @@ from service.door import (
     request_id,
 )
 from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, Unavailable, problem
-from service.lineup import NETS, RETRIEVER, Lineup, Loaders, RealLoaders
+from service.lineup import NETS, RETRIEVER, Lineup
+from service.loading import Loaders, RealLoaders
 from service.log import AccessLog, logger
 from service.metrics import Metrics
 from service.mirror import follower_of

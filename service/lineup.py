@@ -1,4 +1,4 @@
-"""The line-up: which engine serves each alias right now. Loads, warms, swaps, drains, watches the aliases.
+"""The line-up: which engine serves each alias right now. Swaps, drains, watches the aliases.
 
 What replaces an engine that callers are answered by is on trial: the incumbent stays warm, and comes back by itself.
 """
@@ -12,25 +12,23 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
-from models import predictor, retriever
-from models.encoder import EncoderError, is_same, open_encoder
-from models.milvus import Build, IndexAway, MilvusIndex
+from models.encoder import EncoderError, is_same
 from models.priority import give_way
 from models.registry import LockHeld, Overtaken, Registry, RegistryError, UnknownVersion, Version
 from service.batching import MicroBatcher
 from service.breaker import STATES, Breaker
-from service.encoding import EncoderEngine, EncoderLike
-from service.engine import Engine, Identity, Live, PredictorLike
+from service.encoding import EncoderEngine
+from service.engine import Engine, Identity, Live
 from service.errors import NoEncoder, Unavailable
-from service.index_store import Store
+from service.loading import Loaders
 from service.log import logger
 from service.metrics import Metrics
 from service.probation import Probation, Witness
 from service.remote import Loan, Remote
 from service.search import Ask as AskSearch
-from service.search import RetrieverLike, SearchEngine
+from service.search import SearchEngine
 from service.settings import Settings
 from service.threads import Aside
 
@@ -40,63 +38,6 @@ RETRIEVER = "retriever"
 NETS = (*PREDICTORS, CANDIDATE)
 RETRY_S = 60.0  # between two tries to load what was refused: it may have been the machine
 TRIES = 20  # looks at a lock that somebody else holds, one every `reload_s`
-
-
-class Loaders(Protocol):
-    """How a version becomes something that runs; tests hand in fakes."""
-
-    def predictor(self, version: Version) -> PredictorLike:
-        """Load and warm a net; raises `BadCheckpoint`."""
-        ...
-
-    def retriever(self, version: Version) -> RetrieverLike:
-        """Load and warm a corpus; raises `BadCheckpoint`."""
-        ...
-
-    def store(self, corpus: RetrieverLike) -> Store | None:
-        """Return where else the corpus is searched, None where it is only here."""
-        ...
-
-    def encoder(self) -> EncoderLike:
-        """Find, and load where that was asked for, what turns text into vectors; raises `EncoderError`."""
-        ...
-
-
-class RealLoaders:
-    """Loads versions with the runtimes of this machine."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def predictor(self, version: Version) -> PredictorLike:
-        """Load and warm a net; raises `BadCheckpoint`."""
-        known = self._settings
-        loaded = predictor.load(version.path, known.device, known.threads, known.precision)
-        loaded.warm_up(known.max_batch)
-        return loaded
-
-    def retriever(self, version: Version) -> RetrieverLike:
-        """Load and warm a corpus; raises `BadCheckpoint`."""
-        loaded = retriever.load(version.path, self._settings.threads)
-        loaded.warm_up()
-        return loaded
-
-    def store(self, corpus: RetrieverLike) -> Store | None:
-        """Return the corpus in Milvus where LVM_MILVUS_URI says so, connected if it is there."""
-        known = self._settings
-        if not known.milvus_uri:
-            return None
-        build = Build(known.milvus_uri, known.milvus_token.get_secret_value(), corpus.sha256, len(corpus.corpus))
-        indexes = {name: MilvusIndex(build, name, index) for name, index in corpus.indexes.items()}
-        with suppress(IndexAway):
-            build.within(known.timeout_ms / 1000)
-            build.open()
-        return Store(corpus.through(indexes), build, known)
-
-    def encoder(self) -> EncoderLike:
-        """Find, and load where that was asked for, what turns text into vectors; raises `EncoderError`."""
-        spared = max(1, self._settings.threads - 1)  # a core stays with those who bring vectors
-        return open_encoder(self._settings.encoder, spared)
 
 
 @dataclass(frozen=True)

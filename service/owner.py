@@ -25,8 +25,9 @@ from service.engine import Engine, Prediction
 from service.errors import Draining, ServiceError, Unavailable, is_telling
 from service.frames import BadFrame, Floats, Frame, Framed, Kind, write_fault
 from service.line import beat, when_lost
-from service.lineup import CANDIDATE, NETS, Lineup, RealLoaders
+from service.lineup import CANDIDATE, NETS, Lineup
 from service.link import name_of
+from service.loading import RealLoaders
 from service.log import configure, logger
 from service.metrics import Metrics
 from service.mirror import follower_of

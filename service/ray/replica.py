@@ -14,7 +14,8 @@ from models.retriever import Search
 from service.api import check_live
 from service.engine import Engine, Live, Prediction
 from service.errors import ServiceError, Unavailable, is_telling
-from service.lineup import Lineup, RealLoaders
+from service.lineup import Lineup
+from service.loading import RealLoaders
 from service.log import configure
 from service.metrics import Metrics
 from service.ray.books import Books

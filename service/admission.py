@@ -6,7 +6,9 @@ all the same. It is let in where there is room for one, however many it has, or 
 for ever; how many it has is known once it is decoded, before anybody else has his turn.
 
 Where there is no room, a client that holds less than its share, the limit over the clients there are, is let in
-beyond it, and the others wait until it is theirs again: max-min fairness. A client alone may use all.
+beyond it, and the others wait until it is theirs again: max-min fairness. A client alone may use all. One that was
+lately let in with less than half of its share is let in beyond that, too: where a share is a few rows, chance has who
+asks for a tenth of it hold all of it for a moment.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from service.settings import Settings
 LONGEST_S = 60  # most that Retry-After says
 LAP_S = 0.25  # over which rows served are counted
 SMOOTHING = 0.3  # weight of the last lap
+LATELY_S = 1.0  # over which, and the same before, rows let in are counted
 
 
 class Limit(Protocol):
@@ -49,6 +52,25 @@ class Held:
         self.requests = self.rows = self.size = 0
 
 
+class Taken:
+    """The rows let in since a time, all and by client."""
+
+    __slots__ = ("_clients", "rows", "since")
+
+    def __init__(self, since: float) -> None:
+        self.since, self.rows = since, 0
+        self._clients: dict[str, int] = {}
+
+    def add(self, client: str, rows: int) -> None:
+        """Count rows of `client`."""
+        self._clients[client] = self._clients.get(client, 0) + rows
+        self.rows += rows
+
+    def of(self, client: str) -> int:
+        """Return the rows of `client`."""
+        return self._clients.get(client, 0)
+
+
 class Admission:
     """Who is inside, with how many rows and bytes; refuses, without waiting, what there is no room for.
 
@@ -67,14 +89,21 @@ class Admission:
         self.max_size = round(settings.max_in_flight_mb * 1e6)
         self._clock, self._metrics = clock, metrics
         self._since, self._served, self._rate = clock(), 0, 0.0
+        self._taken, self._before = Taken(self._since), Taken(self._since)
 
     def check_row(self, client: str) -> None:
         """Raise `Overloaded` or `ClientLimit`, the limit being reached, where `client` has its share of rows."""
         held, others = self._look(client)
         share = self.limit.rows / (others + 1)
-        if held.rows + 1 > share:
-            self.limit.refuse(self._clock())
-            raise self._refusal("rows", others > 0 and held.rows >= share)
+        room = self.limit.rows if share >= 1 and self._is_modest(client, others) else share
+        if held.rows + 1 <= room:
+            return
+        self.limit.refuse(self._clock())
+        raise self._refusal("rows", others > 0 and held.rows >= share)
+
+    def take(self, client: str, rows: int) -> None:
+        """Learn that rows of `client` were let in."""
+        self._taken.add(client, rows)
 
     def check_size(self, client: str, size: int) -> None:
         """Raise `Overloaded` or `ClientLimit` where `size` more bytes are more than the share of `client`."""
@@ -97,6 +126,8 @@ class Admission:
             rate = self._served / lap
             self._rate += (rate - self._rate) * SMOOTHING if self._rate else rate
             self._since, self._served = now, 0
+        if now - self._taken.since >= LATELY_S:
+            self._taken, self._before = Taken(now), self._taken
 
     def observe(self) -> None:
         """Bring the gauges up to date."""
@@ -107,6 +138,11 @@ class Admission:
     def _look(self, client: str) -> tuple[Held, int]:
         held = self.clients.get(client)
         return held or Held(), len(self.clients) - (held is not None)
+
+    def _is_modest(self, client: str, others: int) -> bool:
+        """Return whether `client` was lately let in with less than half of its share of all that were."""
+        taken = self._taken.of(client) + self._before.of(client)
+        return others > 0 and 2 * taken * (others + 1) < self._taken.rows + self._before.rows
 
     def _refusal(self, what: str, over_share: bool) -> Overloaded | ClientLimit:
         self._metrics.refusals.add("client" if over_share else what)
@@ -155,10 +191,12 @@ class Place:
     def settle(self, rows: int) -> None:
         """Hold as many rows as were decoded."""
         held, more = self._held, rows - self.rows
-        if more and held:
-            self.rows = rows
-            held.rows += more
-            self._admission.rows += more
+        if held is None:
+            return
+        self._admission.take(self.client, rows)
+        self.rows = rows
+        held.rows += more
+        self._admission.rows += more
 
     def leave(self) -> None:
         """Hold nothing any more, however often it is said."""

@@ -42,7 +42,7 @@ def find_capacity(rig: Rig) -> Figures:
     def holds(rate: float, seconds: float) -> bool:
         return ask(rate, seconds) or ask(rate, seconds)  # others on the machine spoil a probe, they never flatter one
 
-    found = capacity.find(lambda rate: holds(rate, 4), lambda rate: holds(rate, 10), start=START)
+    found = capacity.find(lambda rate: holds(rate, 4), lambda rate: holds(rate, 30), start=START)
     return {"per_second": found, "probes": probes}
 
 

@@ -99,8 +99,8 @@ def test_a_process_out_of_descriptors_answers_who_is_in_and_recovers(target: Sta
             for path in ("/livez", "/readyz", "/metrics"):
                 assert server.http.get(path).status_code == 200, path
             assert server.http.post("/predict", content=BODY, headers=OCTETS).status_code == 200
-            models = server.http.get("/models")  # it opens files
-            assert (models.status_code, models.headers.get("retry-after")) == (503, "1")
+            ledger = server.http.get("/ledger")  # it opens a file
+            assert (ledger.status_code, ledger.headers.get("retry-after")) == (503, "1")
             injected("sockets beyond the last descriptor", "who is in is answered", 300)
         with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as fresh:
             server.sent += 1

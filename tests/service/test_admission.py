@@ -109,6 +109,33 @@ def test_one_client_alone_may_use_all_and_another_gets_its_share_at_once() -> No
     enter(known, "hog")
 
 
+def test_a_client_that_asks_for_little_is_let_in_though_it_holds_its_share_for_a_moment() -> None:
+    known = admission(4)
+    for _ in range(20):
+        enter(known, "hog").leave()
+    for _ in range(4):
+        enter(known, "hog")
+    for _ in range(4):  # its share is 2
+        enter(known, "small")
+    with pytest.raises(ClientLimit):  # but never more than there is
+        enter(known, "small")
+
+
+def test_what_was_taken_long_ago_makes_nobody_modest() -> None:
+    now = 0.0
+    known = admission(4, lambda: now)
+    for _ in range(20):
+        enter(known, "hog").leave()
+    for now in (1.0, 2.0):  # noqa: B007  # the clock's
+        known.serve("/predict", "primary", 1, 0.001)
+    for _ in range(4):
+        enter(known, "hog")
+    enter(known, "small")
+    enter(known, "small")
+    with pytest.raises(ClientLimit):
+        enter(known, "small")
+
+
 def test_a_client_with_its_bytes_full_leaves_another_its_share() -> None:
     known = admission(max_in_flight_mb=0.001)
     Place(known, "hog").grow(1000)

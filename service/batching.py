@@ -17,6 +17,7 @@ from time import monotonic, perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
 from service.errors import Draining, Expired, ModelFailed, Overloaded
+from service.sizing import Sizing
 from service.tracing import Attributes, Laps, Record, Ride, current, record_batch
 
 GIVE_UP = 3  # failures in a row
@@ -78,7 +79,7 @@ Run = Callable[[list[Item]], Sequence["Answer | Exception"]]
 
 
 class MicroBatcher(Generic[Item, Answer]):
-    """Runs items in batches of up to `max_rows` rows, in order, in one thread of its own.
+    """Runs items in batches of up to `max_rows` rows, or those that are worth it, in order, in one thread of its own.
 
     `inline`, it runs them on the event loop, one batch a turn: for work that is sure to end and takes a
     fraction of a millisecond. Such a batch is what came in since the loop last turned.
@@ -101,7 +102,7 @@ class MicroBatcher(Generic[Item, Answer]):
         laps: Callable[[Answer | None, float], Laps] = lambda _, seconds: (("infer", seconds),),
     ) -> None:
         self._run, self._on_batch, self._laps, self._name = run, on_batch, laps, name
-        self._max_rows, self._max_queue, self._max_wait_s = max_rows, max_queue, max_wait_s
+        self._sizing, self._max_queue, self._max_wait_s = Sizing(max_rows), max_queue, max_wait_s
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[Ticket[Item, Answer] | None] = SimpleQueue()
         self._waiting: dict[Ticket[Item, Answer], None] = {}
@@ -260,10 +261,10 @@ class MicroBatcher(Generic[Item, Answer]):
 
     def _gather(self, first: Ticket[Item, Answer]) -> tuple[list[Ticket[Item, Answer]], str]:
         """Return the tickets of the next batch and why it is released; hold the one that no longer fits."""
-        tickets, rows = [first], first.rows
+        tickets, rows, most = [first], first.rows, self._sizing.rows
         self._held = None
         until = first.since + self._max_wait_s
-        while rows < self._max_rows:
+        while rows < most:
             try:
                 ticket = self._next(until)
             except Empty:
@@ -271,7 +272,7 @@ class MicroBatcher(Generic[Item, Answer]):
             if ticket is None:
                 self._queue.put(None)
                 return tickets, "free"
-            if rows + ticket.rows > self._max_rows:
+            if rows + ticket.rows > most:
                 self._held = ticket
                 return tickets, "full"
             tickets.append(ticket)
@@ -288,6 +289,7 @@ class MicroBatcher(Generic[Item, Answer]):
         seconds = perf_counter() - began
         self._running_since = None
         rows = sum(ticket.rows for ticket, _ in live)
+        self._sizing.learn(rows, seconds)
         for (ticket, _), answer in zip(live, answers, strict=True):
             ticket.queue_s, ticket.infer_s, ticket.batch_rows = began - ticket.since, seconds, rows
             if isinstance(answer, Exception):

@@ -61,7 +61,9 @@ class Settings(BaseSettings):
         default_factory=cores,
         description="Cores one net uses at a time, at most one per 8 rows of a batch; all of them.",
     )
-    max_batch: PositiveInt = Field(128, description="Rows in one micro-batch; every caller in it waits for all of it.")
+    max_batch: PositiveInt = Field(
+        128, description="Rows in one micro-batch at most; fewer where more save no time: all in it wait for all of it."
+    )
     max_wait_ms: NonNegative = Field(
         0, description="Milliseconds a batch waits for company; 0 because waiting rows gather by themselves."
     )

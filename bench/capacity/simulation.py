@@ -3,7 +3,7 @@
 The event loop does, turn by turn, what is to be called soon and then what can be read. Where the net is quick enough it
 runs there; any other is a second server, which takes whenever it is free what has queued up to a full batch, as in
 `service.batching`. Where both have but one core, each works at half speed (processor sharing, Kleinrock 1967). Who is
-let in is decided by the very class that decides it in the service.
+let in, and how large a batch is worth it, is decided by the very classes that decide it in the service.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from service.admission import Limit
 from service.batching import WINDOW
+from service.sizing import Sizing
 
 Begin: TypeAlias = Callable[[], float]
 End: TypeAlias = Callable[[], None]
@@ -169,6 +170,7 @@ class Simulation:
         self._kind = ("/predict", "", worker.rows.bit_length())
         self._now = self._busy = 0.0
         self._in_flight = self._batches = 0
+        self._sizing = Sizing(worker.max_batch)
         self._waiting: deque[tuple[Request, int]] = deque()
         self._will_run = False
         self._latency: list[float] = []
@@ -229,12 +231,14 @@ class Simulation:
     def _gather(self, batch: list[Request]) -> float:
         """Fill `batch` with what waits and fits; return what it costs."""
         rows = 0
-        while self._waiting and rows + self._waiting[0][1] <= self._worker.max_batch:
+        while self._waiting and (not batch or rows + self._waiting[0][1] <= self._sizing.rows):
             request, part = self._waiting.popleft()
             rows += part
             batch.append(request)
         self._batches += 1
-        return self._worker.batch.at(rows)
+        seconds = self._worker.batch.at(rows)
+        self._sizing.learn(rows, seconds)
+        return seconds
 
     def _deliver(self, batch: list[Request]) -> None:
         self._will_run = False

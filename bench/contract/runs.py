@@ -77,7 +77,7 @@ def _overload(rig: Rig, samples: Samples, probes: Samples, windows: tuple[Window
 
 def promotions(rig: Rig, c: float) -> Figures:
     """Swap the alias that is asked between two versions under 0.7 C, and look whose answers came."""
-    seconds = SETTLE_S + 2 + PROMOTIONS * EVERY_S * 1.05
+    seconds = SETTLE_S + 2 + PROMOTIONS * EVERY_S * 1.2
     load = rig.client("promotions", STEADY * c, seconds)
     sleep(SETTLE_S + 2)
     began = monotonic()

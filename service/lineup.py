@@ -285,7 +285,8 @@ class Lineup:
     async def _make(self, alias: str, version: Version) -> Engine | SearchEngine:
         if alias == RETRIEVER:
             corpus = await self._loading(self._loaders.retriever, version)
-            store = await asyncio.to_thread(self._loaders.store, corpus)  # gRPC's threads take over a priority
+            # not where what loads gives way: gRPC's threads take over the priority of the one that starts them
+            store = None if self._search else await asyncio.to_thread(self._loaders.store, corpus)
             return SearchEngine(corpus, self._settings, self._metrics, store, self._search)
         net = await self._loading(self._loaders.predictor, version)
         return Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)

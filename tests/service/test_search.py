@@ -49,6 +49,16 @@ def test_what_is_searched_elsewhere_says_so_and_is_refused_as_here(tmp_path: Pat
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "7")
 
 
+def test_who_has_another_search_connects_to_no_store(tmp_path: Path) -> None:
+    """A connection that nobody uses, and the breaker before it, say nothing."""
+    registry = registry_of(tmp_path, primary="amn", retriever="corpus")
+    settings, connected = Settings(registry=registry.root), list[object]()
+    loaders = FakeLoaders(amn=mean_of, store=connected.append)
+    with running(create_app(settings, loaders, lender=Library()), settings) as server:
+        assert server.http.post("/retrieve", json={"query": [1.0] * D, "k": 1}).status_code == 200
+    assert connected == []
+
+
 def test_a_prediction_made_elsewhere_says_by_which_version_and_replica(tmp_path: Path) -> None:
     registry = registry_of(tmp_path, primary="amn", retriever="corpus")
     settings = Settings(registry=registry.root)

@@ -20,6 +20,7 @@ from service.guard import ROWS, Guard
 from service.index_store import RemoteLike, Store
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tracing import record_elsewhere
 
 
 class RetrieverLike(Versioned, Protocol):
@@ -166,7 +167,7 @@ class SearchEngine:
     async def search(self, search: Search, deadline: float) -> Found:
         """Return what `search` finds; raises as `MicroBatcher.submit`, or as the `ask` does."""
         try:
-            found = await (self._ask or self._search)(search, deadline)
+            found = await self._search(search, deadline)
         except Exception as error:
             self.conduct.failed += is_telling(error, patient=False)
             raise
@@ -174,8 +175,12 @@ class SearchEngine:
         return found
 
     async def _search(self, search: Search, deadline: float) -> Found:
-        ticket = (await self.batcher.submit([((search, deadline), 1)], deadline))[0]
-        return ticket.answer._replace(queue_s=ticket.queue_s)
+        if self._ask is None:
+            ticket = (await self.batcher.submit([((search, deadline), 1)], deadline))[0]
+            return ticket.answer._replace(queue_s=ticket.queue_s)
+        found = await self._ask(search, deadline)
+        record_elsewhere(self.alias, found.queue_s, found.stages)
+        return found
 
     def _run(self, asked: list[Asked]) -> list[Found]:
         searches = [search for search, _ in asked]

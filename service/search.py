@@ -20,7 +20,7 @@ from service.guard import ROWS, Guard
 from service.index_store import RemoteLike, Store
 from service.metrics import Metrics
 from service.settings import Settings
-from service.tracing import record_elsewhere
+from service.tracing import Laps, record_elsewhere
 
 
 class RetrieverLike(Versioned, Protocol):
@@ -99,7 +99,10 @@ class Searched(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The hits of one search, the seconds of the stages of its batch, what was searched, and the seconds until then."""
+    """The hits of one search, the seconds of the stages of its batch, what was searched, and the seconds until then.
+
+    Those hold what was spent on a store in vain.
+    """
 
     hits: list[Hit]
     stages: tuple[tuple[str, float], ...]
@@ -161,7 +164,7 @@ class SearchEngine:
             max_queue=settings.max_queue,
             on_batch=self._observe,
             inline=ask is not None or (retriever.is_quick and store is None),
-            laps=lambda found, seconds: found.stages if found else (("search", seconds),),
+            laps=_laps,
         )
 
     async def search(self, search: Search, deadline: float) -> Found:
@@ -177,7 +180,7 @@ class SearchEngine:
     async def _search(self, search: Search, deadline: float) -> Found:
         if self._ask is None:
             ticket = (await self.batcher.submit([((search, deadline), 1)], deadline))[0]
-            return ticket.answer._replace(queue_s=ticket.queue_s)
+            return ticket.answer._replace(queue_s=ticket.queue_s + ticket.answer.queue_s)
         found = await self._ask(search, deadline)
         record_elsewhere(self.alias, found.queue_s, found.stages)
         return found
@@ -188,18 +191,18 @@ class SearchEngine:
             self._guard(self.guard, searches)
         if self.store is None:
             return self._run_here(searches)
-        watch = Stopwatch()
+        began, watch = perf_counter(), Stopwatch()
         try:
             each = self.store.search_batch(searches, min([deadline for _, deadline in asked]), watch.lap)
         except IndexAway as error:
-            return self._run_here(searches, error.reason)
+            return self._run_here(searches, error.reason, perf_counter() - began)
         searched = self._searched._replace(is_exact=self.store.remote.is_exact)
         return [Found(hits, watch.stages, searched) for hits in each]
 
-    def _run_here(self, searches: list[Search], degraded: str | None = None) -> list[Found]:
+    def _run_here(self, searches: list[Search], degraded: str | None = None, waited_s: float = 0.0) -> list[Found]:
         watch = Stopwatch()
         each = self.retriever.search_batch(searches, watch.lap)
-        return [Found(hits, watch.stages, self._searched, degraded=degraded) for hits in each]
+        return [Found(hits, watch.stages, self._searched, waited_s, degraded) for hits in each]
 
     def _guard(self, guard: Guard, searches: list[Search]) -> None:
         for search in searches[:ROWS]:
@@ -210,3 +213,10 @@ class SearchEngine:
     def _observe(self, batch: Batch) -> None:
         self._rows.observe(batch.rows)
         self._metrics.batch_released.add(self.alias, batch.reason)
+
+
+def _laps(found: Found | None, seconds: float) -> Laps:
+    """Return what the seconds of a batch went into; its searches have not been told yet what they waited before it."""
+    if found is None:
+        return (("search", seconds),)
+    return (("queue", found.queue_s), *found.stages) if found.queue_s else found.stages

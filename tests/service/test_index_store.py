@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import httpx
@@ -118,6 +118,18 @@ def test_while_the_store_is_away_answers_are_the_same_and_marked(
     build.fault = None
     until(lambda: marks(retrieve(server, **body)) == (200, None, None), "the store to be asked again")
     assert server.http.get("/models").json()["aliases"]["retriever"]["breaker"] == "closed"
+
+
+def test_a_wait_for_the_store_in_vain_is_told_as_queue(serve: Serve) -> None:
+    """Else the stages of a slow answer would not add up to it."""
+
+    class Slow(FakeBuild):
+        def find(self, *asked: Any) -> list[list[int]]:
+            sleep(0.05)
+            raise IndexAway("slow")
+
+    server = serve(corpus=bundle, store=lambda known: Slow().within_reach_of(known, Settings()))
+    assert retrieve(server, context=CONTEXT).json()["timing_ms"]["queue"] > 45
 
 
 def test_a_net_that_fell_back_says_so_first(serve: Serve, build: FakeBuild) -> None:

@@ -1,4 +1,4 @@
-"""The store: where else a corpus is searched, behind a breaker; while it is away, `search.py` searches here."""
+"""The index store: where else a corpus is searched, behind a breaker; while it is away, `search.py` searches here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RemoteLike(Protocol):
         ...
 
 
-class Store:
+class IndexStore:
     """Searches a version's corpus in the store, in the search engine's thread, while the breaker trusts it."""
 
     def __init__(

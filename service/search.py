@@ -17,7 +17,7 @@ from service.conduct import Conduct
 from service.engine import Versioned, identity
 from service.errors import is_telling
 from service.guard import ROWS, Guard
-from service.index_store import RemoteLike, Store
+from service.index_store import IndexStore, RemoteLike
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing import Laps, record_elsewhere
@@ -134,7 +134,7 @@ Ask = Callable[[Search, float], Awaitable[Found]]
 
 
 class SearchEngine:
-    """Serves one retriever; one batch of searches runs at a time, in `store` first where there is one.
+    """Serves one retriever; one batch of searches runs at a time, in `index_store` first where there is one.
 
     Where there is an `ask`, that searches, elsewhere.
     """
@@ -146,10 +146,10 @@ class SearchEngine:
         retriever: RetrieverLike,
         settings: Settings,
         metrics: Metrics,
-        store: Store | None = None,
+        index_store: IndexStore | None = None,
         ask: Ask | None = None,
     ) -> None:
-        self.retriever, self.store = retriever, store
+        self.retriever, self.index_store = retriever, index_store
         self.identity = identity(retriever)
         self._metrics = metrics
         self._rows = metrics.batch_rows.of(self.alias)
@@ -163,7 +163,7 @@ class SearchEngine:
             max_rows=settings.max_batch,
             max_queue=settings.max_queue,
             on_batch=self._observe,
-            inline=ask is not None or (retriever.is_quick and store is None),
+            inline=ask is not None or (retriever.is_quick and index_store is None),
             laps=_laps,
         )
 
@@ -189,14 +189,14 @@ class SearchEngine:
         searches = [search for search, _ in asked]
         if self.guard:
             self._guard(self.guard, searches)
-        if self.store is None:
+        if self.index_store is None:
             return self._run_here(searches)
         began, watch = perf_counter(), Stopwatch()
         try:
-            each = self.store.search_batch(searches, min([deadline for _, deadline in asked]), watch.lap)
+            each = self.index_store.search_batch(searches, min([deadline for _, deadline in asked]), watch.lap)
         except IndexAway as error:
             return self._run_here(searches, error.reason, perf_counter() - began)
-        searched = self._searched._replace(is_exact=self.store.remote.is_exact)
+        searched = self._searched._replace(is_exact=self.index_store.remote.is_exact)
         return [Found(hits, watch.stages, searched) for hits in each]
 
     def _run_here(self, searches: list[Search], degraded: str | None = None, waited_s: float = 0.0) -> list[Found]:

@@ -246,7 +246,7 @@ def test_a_store_is_connected_to_at_full_priority(tmp_path: Path) -> None:
         def connect(_: object) -> None:
             connected.append(gives_way())
 
-        house.loaders.store = connect
+        house.loaders.index_store = connect
         house.registry.point("retriever", add_version(house.registry, "corpus"))
         await house.until(lambda: house.lineup.search)
         assert connected == [False]

@@ -59,7 +59,7 @@ def test_who_has_another_search_connects_to_no_store(tmp_path: Path) -> None:
     """A connection that nobody uses, and the breaker before it, say nothing."""
     registry = registry_of(tmp_path, primary="amn", retriever="corpus")
     settings, connected = Settings(registry=registry.root), list[object]()
-    loaders = FakeLoaders(amn=mean_of, store=connected.append)
+    loaders = FakeLoaders(amn=mean_of, index_store=connected.append)
     with running(create_app(settings, loaders, lender=Library()), settings) as server:
         assert server.http.post("/retrieve", json={"query": [1.0] * D, "k": 1}).status_code == 200
     assert connected == []

@@ -32,13 +32,13 @@ _SHA256, _ROWS, _KIND, _IS_COMPLETE = "lvm.sha256", "lvm.rows", "lvm.index", "lv
 class IndexAway(Exception):
     """The store did not answer as it must, or not in time."""
 
-    reason = "store_away"
+    reason = "index_away"
 
 
 class NotPushed(IndexAway):
     """The store has no complete collection of this version."""
 
-    reason = "store_stale"
+    reason = "index_stale"
 
 
 class BadCollection(Exception):

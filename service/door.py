@@ -205,13 +205,12 @@ class HotRoute:
 
     def call(self, headers: dict[bytes, bytes], query: bytes, path: str, peer: str) -> Call:
         """Return a call to this route from the address `peer`."""
-        call = Call(headers, query, path, self.timeout_ms, peer, self._door.admission)
-        if self._tracer is not None:
-            call.record(self._tracer)
-        return call
+        return Call(headers, query, path, self.timeout_ms, peer, self._door.admission)
 
     def knock(self, call: Call, length: int) -> None:
         """Learn from the head of a call whose it is, and reserve the `length` bytes that it declares.
+
+        Strangers leave no trace.
 
         Raises:
             Unauthorised: its token is not known.
@@ -219,6 +218,8 @@ class HotRoute:
             Overloaded, ClientLimit: there is no room for them.
         """
         call.place.client = self._door.tokens.client_of(call.headers) or call.place.client
+        if self._tracer is not None:
+            call.record(self._tracer)
         if length > self.max_body:
             raise TooLarge(f"a body of {length} bytes, at most {self.max_body}")
         call.place.grow(length)

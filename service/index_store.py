@@ -1,4 +1,4 @@
-"""The store: where else a corpus is searched, behind a breaker; while it is away, `search.py` searches here."""
+"""The index store: where else a corpus is searched, behind a breaker; while it is away, `search.py` searches here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.breaker import Breaker
 from service.log import logger
 from service.settings import Settings
 
-TELLING = 0.4  # share of a full wait that tells of the store; those who queued behind a wait have less than all of it
+LEAST = 0.4  # share of a full wait, below which a failure would tell nothing, and cost the connection all the same
 
 
 class BuildLike(Protocol):
@@ -36,7 +36,7 @@ class RemoteLike(Protocol):
         ...
 
 
-class Store:
+class IndexStore:
     """Searches a version's corpus in the store, in the search engine's thread, while the breaker trusts it."""
 
     def __init__(
@@ -45,27 +45,28 @@ class Store:
         self.remote, self._build, self._clock = remote, build, clock
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s, clock)
         self._timeout_s, self._share = settings.milvus_timeout_ms / 1000, settings.primary_share
-        self._telling_s = TELLING * min(self._timeout_s, settings.timeout_ms / 1000 * self._share)
+        self._least_s = LEAST * min(self._timeout_s, settings.timeout_ms / 1000 * self._share)
         self._away: type[IndexAway] | None = None
 
     def search_batch(self, searches: list[Search], until: float, lap: Callable[[str], None]) -> Sequence[list[Hit]]:
         """Return the hits of each search; `until`, on the clock, the most hurried of them wants its answer.
 
         Raises:
-            IndexAway: there was none in its share of the time, or the store failed too often and is left alone.
+            IndexAway: there was none in its share of the time, that is too short to ask, or the store failed too often
+                and is left alone.
         """
+        patience = min(self._timeout_s, (until - self._clock()) * self._share)
+        if patience < self._least_s:
+            raise IndexAway("no time to ask")
         token = self.breaker.allow()
         if token is None:
             raise (self._away or IndexAway)("left alone for a while")
-        patience = min(self._timeout_s, (until - self._clock()) * self._share)
-        began = self._clock()
         self._build.within(patience)
         try:
             hits = self.remote.search_batch(searches, lap)
         except IndexAway as error:
             self._note(error)
-            is_hurry = patience < self._telling_s and self._clock() - began >= patience
-            self.breaker.forget(token) if is_hurry else self.breaker.record(token, ok=False)
+            self.breaker.record(token, ok=False)
             raise
         except BaseException:
             self.breaker.forget(token)

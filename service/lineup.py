@@ -160,7 +160,7 @@ class Lineup:
 
     def breaker(self, alias: str) -> Breaker | None:
         """Return the breaker before the store that `alias` is searched in, or None."""
-        store = self.search.store if alias == RETRIEVER and self.search else None
+        store = self.search.index_store if alias == RETRIEVER and self.search else None
         return store.breaker if store else None
 
     def warning(self, alias: str) -> str | None:
@@ -285,7 +285,8 @@ class Lineup:
     async def _make(self, alias: str, version: Version) -> Engine | SearchEngine:
         if alias == RETRIEVER:
             corpus = await self._loading(self._loaders.retriever, version)
-            store = await self._loading(self._loaders.store, corpus)
+            # not where what loads gives way: gRPC's threads take over the priority of the one that starts them
+            store = None if self._search else await asyncio.to_thread(self._loaders.index_store, corpus)
             return SearchEngine(corpus, self._settings, self._metrics, store, self._search)
         net = await self._loading(self._loaders.predictor, version)
         return Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)

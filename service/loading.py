@@ -11,7 +11,7 @@ from models.milvus import Build, IndexAway, MilvusIndex
 from models.registry import Version
 from service.encoding import EncoderLike
 from service.engine import PredictorLike
-from service.index_store import Store
+from service.index_store import IndexStore
 from service.search import RetrieverLike
 from service.settings import Settings
 
@@ -27,7 +27,7 @@ class Loaders(Protocol):
         """Load and warm a corpus; raises `BadCheckpoint`."""
         ...
 
-    def store(self, corpus: RetrieverLike) -> Store | None:
+    def index_store(self, corpus: RetrieverLike) -> IndexStore | None:
         """Return where else the corpus is searched, None where it is only here."""
         ...
 
@@ -55,7 +55,7 @@ class RealLoaders:
         loaded.warm_up()
         return loaded
 
-    def store(self, corpus: RetrieverLike) -> Store | None:
+    def index_store(self, corpus: RetrieverLike) -> IndexStore | None:
         """Return the corpus in Milvus where LVM_MILVUS_URI says so, connected if it is there."""
         known = self._settings
         if not known.milvus_uri:
@@ -65,7 +65,7 @@ class RealLoaders:
         with suppress(IndexAway):
             build.within(known.timeout_ms / 1000)
             build.open()
-        return Store(corpus.through(indexes), build, known)
+        return IndexStore(corpus.through(indexes), build, known)
 
     def encoder(self) -> EncoderLike:
         """Find, and load where that was asked for, what turns text into vectors; raises `EncoderError`."""

@@ -23,7 +23,7 @@ EXTRA_S = tuple(
 )
 LOST = "lost"  # the outcome of requests whose worker died
 REASONS = ("expired", "overloaded", "draining", "breaker_open", "model_failed")  # to refuse, to fall back
-AWAY = ("store_away", "store_stale")  # why a corpus is searched here and not in the store
+AWAY = ("index_away", "index_stale")  # why a corpus is searched here and not in the index store
 RELOADS = ("ok", "refused", "failed", "rolled_back", "unrecorded")  # the last: its alias could not be moved back
 STAGES: dict[str, tuple[str, ...]] = {"/predict": ("decode", "queue", "infer", "encode", "total")}
 STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search", "rerank")}

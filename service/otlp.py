@@ -6,7 +6,9 @@ is known when it gets here.
 
 from __future__ import annotations
 
+import logging
 import threading
+from functools import lru_cache
 from importlib.metadata import version
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -30,6 +32,7 @@ class Exporter:
     """
 
     def __init__(self, endpoint: str) -> None:
+        logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)  # else callers could fill the log
         known = version("lvm-serve")
         service = Resource({"service.name": "lvm-serve", "service.version": known})
         self._resource = service.merge(OTELResourceDetector().detect())
@@ -62,5 +65,11 @@ class Exporter:
 
 
 def _context(trace: Trace, *, is_remote: bool) -> SpanContext:
-    state = TraceState.from_header([trace.state]) if trace.state else NO_STATE
+    state = _state(trace.state) if trace.state else NO_STATE
     return SpanContext(int(trace.trace_id, 16), int(trace.span_id, 16), is_remote, FLAGS, state)
+
+
+@lru_cache(maxsize=256)  # every span of a request has the same
+def _state(header: str) -> TraceState:
+    """Return what a `tracestate` header says: nothing, where it is malformed."""
+    return TraceState.from_header([header])

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from service.conduct import Conduct
 from service.engine import Engine, Floats, Identity, Live, Prediction
 from service.search import Ask as AskSearch
+from service.tracing import record_elsewhere
 
 Ask = Callable[[Floats, float], Awaitable[Prediction]]
 
@@ -89,7 +90,9 @@ class Remote:
 
     async def predict(self, contexts: Floats, deadline: float) -> Prediction:
         """Return the next vectors of contexts `(n, T, D)`; raises as `ask` does."""
-        return await self.ask(contexts, deadline)
+        made = await self.ask(contexts, deadline)
+        record_elsewhere(self.alias, made.queue_s, (("infer", made.infer_s),))
+        return made
 
 
 class Loan(NamedTuple):

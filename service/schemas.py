@@ -94,7 +94,7 @@ class RetrieveResponse(BaseModel):
 
     `served_by` is `retriever` where the towers of the corpus made it, else the alias of the net that did. Reranked, the
     order is the reranker's, and scores, inner products as always, need not fall.
-    `fallback_reason` is the net's, or why the corpus was searched here and not in its store.
+    `fallback_reason` is the net's, or why the corpus was searched here and not in its Milvus.
     """
 
     results: list[Result]

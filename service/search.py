@@ -17,9 +17,10 @@ from service.conduct import Conduct
 from service.engine import Versioned, identity
 from service.errors import is_telling
 from service.guard import ROWS, Guard
-from service.index_store import RemoteLike, Store
+from service.index_store import IndexStore, RemoteLike
 from service.metrics import Metrics
 from service.settings import Settings
+from service.tracing import Laps, record_elsewhere
 
 
 class RetrieverLike(Versioned, Protocol):
@@ -98,7 +99,10 @@ class Searched(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The hits of one search, the seconds of the stages of its batch, what was searched, and the seconds until then."""
+    """The hits of one search, the seconds of the stages of its batch, what was searched, and the seconds until then.
+
+    Those hold what was spent on a store in vain.
+    """
 
     hits: list[Hit]
     stages: tuple[tuple[str, float], ...]
@@ -130,7 +134,7 @@ Ask = Callable[[Search, float], Awaitable[Found]]
 
 
 class SearchEngine:
-    """Serves one retriever; one batch of searches runs at a time, in `store` first where there is one.
+    """Serves one retriever; one batch of searches runs at a time, in `index_store` first where there is one.
 
     Where there is an `ask`, that searches, elsewhere.
     """
@@ -142,10 +146,10 @@ class SearchEngine:
         retriever: RetrieverLike,
         settings: Settings,
         metrics: Metrics,
-        store: Store | None = None,
+        index_store: IndexStore | None = None,
         ask: Ask | None = None,
     ) -> None:
-        self.retriever, self.store = retriever, store
+        self.retriever, self.index_store = retriever, index_store
         self.identity = identity(retriever)
         self._metrics = metrics
         self._rows = metrics.batch_rows.of(self.alias)
@@ -159,14 +163,14 @@ class SearchEngine:
             max_rows=settings.max_batch,
             max_queue=settings.max_queue,
             on_batch=self._observe,
-            inline=ask is not None or (retriever.is_quick and store is None),
-            laps=lambda found, seconds: found.stages if found else (("search", seconds),),
+            inline=ask is not None or (retriever.is_quick and index_store is None),
+            laps=_laps,
         )
 
     async def search(self, search: Search, deadline: float) -> Found:
         """Return what `search` finds; raises as `MicroBatcher.submit`, or as the `ask` does."""
         try:
-            found = await (self._ask or self._search)(search, deadline)
+            found = await self._search(search, deadline)
         except Exception as error:
             self.conduct.failed += is_telling(error, patient=False)
             raise
@@ -174,27 +178,31 @@ class SearchEngine:
         return found
 
     async def _search(self, search: Search, deadline: float) -> Found:
-        ticket = (await self.batcher.submit([((search, deadline), 1)], deadline))[0]
-        return ticket.answer._replace(queue_s=ticket.queue_s)
+        if self._ask is None:
+            ticket = (await self.batcher.submit([((search, deadline), 1)], deadline))[0]
+            return ticket.answer._replace(queue_s=ticket.queue_s + ticket.answer.queue_s)
+        found = await self._ask(search, deadline)
+        record_elsewhere(self.alias, found.queue_s, found.stages)
+        return found
 
     def _run(self, asked: list[Asked]) -> list[Found]:
         searches = [search for search, _ in asked]
         if self.guard:
             self._guard(self.guard, searches)
-        if self.store is None:
+        if self.index_store is None:
             return self._run_here(searches)
-        watch = Stopwatch()
+        began, watch = perf_counter(), Stopwatch()
         try:
-            each = self.store.search_batch(searches, min([deadline for _, deadline in asked]), watch.lap)
+            each = self.index_store.search_batch(searches, min([deadline for _, deadline in asked]), watch.lap)
         except IndexAway as error:
-            return self._run_here(searches, error.reason)
-        searched = self._searched._replace(is_exact=self.store.remote.is_exact)
+            return self._run_here(searches, error.reason, perf_counter() - began)
+        searched = self._searched._replace(is_exact=self.index_store.remote.is_exact)
         return [Found(hits, watch.stages, searched) for hits in each]
 
-    def _run_here(self, searches: list[Search], degraded: str | None = None) -> list[Found]:
+    def _run_here(self, searches: list[Search], degraded: str | None = None, waited_s: float = 0.0) -> list[Found]:
         watch = Stopwatch()
         each = self.retriever.search_batch(searches, watch.lap)
-        return [Found(hits, watch.stages, self._searched, degraded=degraded) for hits in each]
+        return [Found(hits, watch.stages, self._searched, waited_s, degraded) for hits in each]
 
     def _guard(self, guard: Guard, searches: list[Search]) -> None:
         for search in searches[:ROWS]:
@@ -205,3 +213,10 @@ class SearchEngine:
     def _observe(self, batch: Batch) -> None:
         self._rows.observe(batch.rows)
         self._metrics.batch_released.add(self.alias, batch.reason)
+
+
+def _laps(found: Found | None, seconds: float) -> Laps:
+    """Return what the seconds of a batch went into; its searches have not been told yet what they waited before it."""
+    if found is None:
+        return (("search", seconds),)
+    return (("queue", found.queue_s), *found.stages) if found.queue_s else found.stages

@@ -20,6 +20,7 @@ from service.metrics import Metrics
 from service.routing import EngineLike, Routed
 from service.search import SearchEngine
 from service.settings import Settings
+from service.tracing import current
 
 TOP = 10  # passages of which the overlap is taken
 MOST = 4  # comparisons at a time; more are skipped, and counted
@@ -58,6 +59,7 @@ class Shadow:
         await asyncio.gather(*self._running)
 
     async def _compare(self, engine: EngineLike, context: Floats, routed: Routed) -> None:
+        current.set(None)  # the caller's trace is of what the caller waited for
         try:
             theirs, ours = await engine.predict(context, monotonic() + PATIENCE_S), routed.prediction
             cosine = float(np.vecdot(theirs.vectors[0], ours.vectors[0]))

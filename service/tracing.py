@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from random import getrandbits, random
-from time import perf_counter_ns, time_ns
+from time import perf_counter, perf_counter_ns, time_ns
 from typing import NamedTuple
 
 TRACEPARENT = re.compile(
@@ -91,10 +91,14 @@ class Record:
     def ride(self, batch: Trace, engine: str, ride: Ride, began_s: float) -> None:
         """Tell what it did in a batch: wait for it, and run."""
         self._links.append(batch)
+        self.run(engine, ride.since_s, began_s, ride.laps, ride.error)
+
+    def run(self, engine: str, since_s: float, began_s: float, laps: Laps, error: str | None = None) -> None:
+        """Tell a wait for an engine, and the stages of its run."""
         of = {"lvm.engine": engine}
-        self.part("queue", ride.since_s, began_s, of)
-        for stage, seconds in ride.laps:
-            self.part(stage, began_s, began_s + seconds, of, ride.error)
+        self.part("queue", since_s, began_s, of)
+        for stage, seconds in laps:
+            self.part(stage, began_s, began_s + seconds, of, error)
             began_s += seconds
 
     def end(self, name: str, start_s: float, end_s: float, attributes: Attributes, error: str | None) -> None:
@@ -131,6 +135,14 @@ def record_batch(engine: str, began_s: float, seconds: float, attributes: Attrib
     batch = rides[0].record.batch(engine, began_s, began_s + seconds, attributes, links)
     for ride in rides:
         ride.record.ride(batch, engine, ride, began_s)
+
+
+def record_elsewhere(engine: str, queue_s: float, laps: Sequence[tuple[str, float]]) -> None:
+    """Tell what the request at hand did in an engine of another process, which answered just now."""
+    record = current.get()
+    if record is not None:
+        began_s = perf_counter() - sum(seconds for _, seconds in laps)
+        record.run(engine, began_s - queue_s, began_s, laps)
 
 
 def _below(parent: Trace | None) -> Trace:

@@ -84,7 +84,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             retriever: bool = True,
             corpus=corpus_of,
             text=None,
-            store=lambda corpus: None,
+            index_store=lambda corpus: None,
             amn=mean_of,
             gru=mean_of,
             **settings,
@@ -92,7 +92,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             aliases = {"primary": "amn", "fallback": "gru"} | ({"retriever": "corpus"} if retriever else {})
             registry = registry_of(tmp_path / "registry", **aliases)
             known = Settings(registry=registry.root, reload_s=0.05, **settings)
-            app = create_app(known, FakeLoaders(corpus, text, store, amn=amn, gru=gru))
+            app = create_app(known, FakeLoaders(corpus, text, index_store, amn=amn, gru=gru))
             return stack.enter_context(running(app, known))
 
         yield start

@@ -22,7 +22,7 @@ from models.retriever import Retriever
 from models.space import Space
 from models.towers import Towers
 from service.encoding import EncoderLike
-from service.index_store import Store
+from service.index_store import IndexStore
 from service.search import RetrieverLike
 from service.settings import Settings
 
@@ -164,10 +164,10 @@ class FakeBuild:
         order = len(corpus()) - 1 - np.argsort(-scores, axis=1, kind="stable")
         return [[int(row) for row in rows if row not in exclude][:k] for rows in order]
 
-    def within_reach_of(self, corpus: RetrieverLike, settings: Settings, **more: Any) -> Store:
+    def within_reach_of(self, corpus: RetrieverLike, settings: Settings, **more: Any) -> IndexStore:
         """Return the store in which `corpus` is searched."""
         indexes = {name: MilvusIndex(self, name, index) for name, index in corpus.indexes.items()}
-        return Store(corpus.through(indexes), self, settings, **more)
+        return IndexStore(corpus.through(indexes), self, settings, **more)
 
 
 class HashEncoder:
@@ -213,10 +213,10 @@ class FakeLoaders:
         self,
         corpus: Callable[[str], Retriever] = retriever,
         text: EncoderLike | None = None,
-        store: Callable[[RetrieverLike], Store | None] = lambda corpus: None,
+        index_store: Callable[[RetrieverLike], IndexStore | None] = lambda corpus: None,
         **answers: Callable[[Floats], Floats],
     ) -> None:
-        self.answers, self._corpus, self._text, self.store = answers, corpus, text, store
+        self.answers, self._corpus, self._text, self.index_store = answers, corpus, text, index_store
         self.loaded: list[FakePredictor] = []
 
     def predictor(self, version: Version) -> FakePredictor:

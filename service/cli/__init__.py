@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from service.cli import ends, make, planning, serving, store, versions
+from service.cli import ends, index, make, planning, serving, versions
 
 Contents = Mapping[str, tuple[Callable[..., None], tuple[str, ...]]]  # by name: what runs, and examples of it
 SERVE: Contents = {
@@ -28,7 +28,7 @@ VERSIONS: Contents = {
     "import": (versions.import_, ("lvm import epoch_20.pt --name amn --encoder all-MiniLM-L6-v2 --data NAME=DIR",)),
 }
 SHADOW: Contents = {"report": (versions.report, ("lvm shadow report http://127.0.0.1:8000",))}
-INDEX: Contents = {"push": (store.push, ("LVM_MILVUS_URI=http://milvus:19530 lvm index push",))}
+INDEX: Contents = {"push": (index.push, ("LVM_MILVUS_URI=http://milvus:19530 lvm index push",))}
 MAKE: Contents = {
     "data": (make.data, ("lvm data articles.jsonl my-data",)),
     "train": (make.train, ("lvm train gmn --data my-data --val my-val", "lvm train gmn --data my-data --resume")),
@@ -60,7 +60,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_examples(FIRST_STEPS),
 )
-index = typer.Typer(help="Where else a corpus is searched.", no_args_is_help=True)
+indexes = typer.Typer(help="Where else a corpus is searched.", no_args_is_help=True)
 shadow = typer.Typer(help="What the candidate would have answered.", no_args_is_help=True)
 
 
@@ -85,8 +85,8 @@ _add(app, SERVE, "Serve")
 _add(app, VERSIONS, "Versions and aliases")
 app.add_typer(shadow, name="shadow", rich_help_panel="Versions and aliases")
 _add(shadow, SHADOW)
-app.add_typer(index, name="index", rich_help_panel="Versions and aliases")
-_add(index, INDEX)
+app.add_typer(indexes, name="index", rich_help_panel="Versions and aliases")
+_add(indexes, INDEX)
 _add(app, MAKE, "Make and judge")
 app.command("work", hidden=True)(serving.work)
 app.command("own", hidden=True)(serving.own)

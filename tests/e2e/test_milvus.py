@@ -272,23 +272,23 @@ def test_nobody_meets_an_error_while_the_store_is_away_and_it_is_asked_again_onc
         until(lambda: len(callers.since(0, None)) > 50, "answers by the store")
         milvus.signal(trouble)
         gone = time.monotonic()
-        until(lambda: len(callers.since(gone, "store_away")) > 300, "answers from here")
+        until(lambda: len(callers.since(gone, "index_away")) > 300, "answers from here")
         mended = time.monotonic()
         milvus.signal(end) if end else milvus.start()
         back = time.monotonic()
         until(lambda: len(callers.since(back, None)) > 50, "answers by the store")
     answers = callers.answers
     again_s = callers.since(back, None)[0][0] - back
-    by, here = (statistics.median(a[3] for a in answers if a[2] == marked) for marked in (None, "store_away"))
+    by, here = (statistics.median(a[3] for a in answers if a[2] == marked) for marked in (None, "index_away"))
     print(
         f"\n{trouble.name}: {len(answers)} answers, statuses {dict(Counter(a[1] for a in answers))}, "
         f"marked {dict(Counter(a[2] for a in answers))}; asked again {again_s:.2f} s after "
         f"it was back; median of the store / of here = {by / here:.1f}, slowest {max(a[3] for a in answers):.2f} s"
     )
     assert {status for _, status, _, _ in answers} == {200}
-    assert {marked for _, _, marked, _ in answers} == {None, "store_away"}
+    assert {marked for _, _, marked, _ in answers} == {None, "index_away"}
     assert all(asked > mended - 2 for asked, *_ in callers.since(gone, None))  # none lives longer than its deadline
-    counted = server_metric(server, 'lvm_fallbacks_total{reason="store_away"}')
+    counted = server_metric(server, 'lvm_fallbacks_total{reason="index_away"}')
     assert counted == sum(marked is not None for _, _, marked, _ in answers)
 
 
@@ -310,7 +310,7 @@ def test_a_version_that_was_not_pushed_is_searched_here_until_it_is(
         assert answer.status_code == 200
         return answer.json()["fallback_reason"]
 
-    assert reason() == "store_stale"
+    assert reason() == "index_stale"
     corpora.write(
         tmp_path / "other",
         shipped_corpus.corpus.vectors_at(np.arange(50)),
@@ -320,7 +320,7 @@ def test_a_version_that_was_not_pushed_is_searched_here_until_it_is(
     made = lvm("corpus", "wiki-val", "--data", str(tmp_path / "other"), registry=root)
     other = lvm("index", "push", made.stdout.strip(), "--uri", milvus.uri, "--json", registry=root)
     assert json.loads(other.stdout)["rows"] == 50, other.stderr
-    assert reason() == "store_stale"
+    assert reason() == "index_stale"
     ours = lvm("index", "push", "--uri", milvus.uri, "--json", registry=root)
     assert json.loads(ours.stdout)["was"] == json.loads(other.stdout)["collection"]
     until(lambda: reason() is None, "the store to be asked")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.priority import gives_way
 from models.registry import Registry, Version
 from models.retriever import Search
 from service.errors import ServiceError
@@ -232,6 +233,23 @@ def test_a_corpus_that_fails_is_rolled_back_as_well(tmp_path: Path) -> None:
                 await lineup.search_engine().search(bad, monotonic() + 9)
         await house.until(lambda: lineup.search is incumbent)
         await house.until(lambda: registry.resolve("retriever") == first)
+
+    live(tmp_path, scenario)
+
+
+def test_a_store_is_connected_to_at_full_priority(tmp_path: Path) -> None:
+    """A client's threads, which will answer callers, are started where it connects."""
+
+    async def scenario(house: House) -> None:
+        connected: list[bool] = []
+
+        def connect(_: object) -> None:
+            connected.append(gives_way())
+
+        house.loaders.index_store = connect
+        house.registry.point("retriever", add_version(house.registry, "corpus"))
+        await house.until(lambda: house.lineup.search)
+        assert connected == [False]
 
     live(tmp_path, scenario)
 

@@ -15,6 +15,7 @@ from service.conduct import Conduct
 from service.engine import Prediction
 from service.probation import BATCHES, CONTEXTS, EVERY_S, FAILURES, Probation, Witness
 from service.settings import Settings
+from service.tracing import Record, Tracer, current
 from tests.fakes import contexts, mean_of
 
 BATCH = st.tuples(st.integers(1, 128), st.floats(1e-5, 1))
@@ -112,9 +113,11 @@ class Incumbent:
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error, self.asked, self.go = error, 0, asyncio.Event()
+        self.recorded: Record | None = None
 
     async def predict(self, batch: Floats, deadline: float) -> Prediction:
         self.asked += len(batch)
+        self.recorded = current.get()
         await self.go.wait()
         if self.error:
             raise self.error
@@ -138,6 +141,19 @@ def test_the_incumbent_is_asked_one_context_at_a_time_and_not_too_often() -> Non
             witness.consider(batch, -mean_of(batch))
             await asyncio.sleep(0.01)
         assert told == pytest.approx([1, -1])
+
+    asyncio.run(scenario())
+
+
+def test_what_the_incumbent_does_is_no_part_of_the_callers_trace() -> None:
+    async def scenario() -> None:
+        incumbent = Incumbent()
+        current.set(Tracer(lambda span: None, share=1).begin(None))
+        Witness(incumbent.predict, lambda cosine: None, Clock()).consider(contexts(), mean_of(contexts()))
+        await asyncio.sleep(0)
+        assert (incumbent.asked, incumbent.recorded) == (1, None)
+        incumbent.go.set()
+        await asyncio.sleep(0.01)
 
     asyncio.run(scenario())
 

@@ -14,6 +14,7 @@ from service.routing import EngineLike, Routed
 from service.search import SearchEngine
 from service.settings import Settings
 from service.shadow import MOST, Shadow, report
+from service.tracing import Record, Tracer, current
 from tests.conftest import until
 from tests.fakes import D, T, contexts, mean_of, retriever
 
@@ -25,11 +26,13 @@ class Candidate:
 
     def __init__(self, answer: Any = mean_of) -> None:
         self.answer, self.asked = answer, 0
+        self.recorded: Record | None = None
         self.go = asyncio.Event()
         self.go.set()
 
     async def predict(self, batch: Floats, deadline: float) -> Prediction:
         self.asked += len(batch)
+        self.recorded = current.get()
         await self.go.wait()
         return Prediction(self.answer(batch), "gmn", "v", 0.0, 0.003, 1)
 
@@ -107,6 +110,18 @@ def test_a_slow_candidate_is_asked_no_more_than_a_few_at_a_time() -> None:
         await made.settle()
         assert candidate.asked == MOST
         assert told(metrics)["requests"] == {"compared": MOST, "skipped": 5, "failed": 0}
+
+    asyncio.run(scenario())
+
+
+def test_what_the_candidate_does_is_no_part_of_the_callers_trace() -> None:
+    async def scenario() -> None:
+        candidate = Candidate()
+        made = shadow(candidate, Metrics())
+        current.set(Tracer(lambda span: None, share=1).begin(None))
+        made.consider(contexts(), answered(contexts()))
+        await made.settle()
+        assert (candidate.asked, candidate.recorded) == (1, None)
 
     asyncio.run(scenario())
 

@@ -155,6 +155,23 @@ def test_unsampled_requests_leave_no_span_and_their_lot_is_the_callers(tmp_path:
         assert collector.spans == []
 
 
+def test_a_malformed_tracestate_is_dropped_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with collecting() as collector:
+        with traced(tmp_path, collector.url) as server:
+            assert ask(server, tracestate="vendor=1,no pair").status_code == 200
+        assert only(collector, "POST /predict").trace_state == ""
+    assert [record.message for record in caplog.records if record.name.startswith("opentelemetry")] == []
+
+
+def test_strangers_leave_no_span(tmp_path: Path) -> None:
+    token = "a" * 32
+    with collecting() as collector:
+        with traced(tmp_path, collector.url, tokens=token) as server:
+            assert ask(server).status_code == 401
+            assert ask(server, authorization=f"Bearer {token}").status_code == 200
+        assert said(only(collector, "POST /predict"))["http.response.status_code"] == 200
+
+
 def test_a_net_that_fails_is_seen_in_the_trace_beside_the_one_that_answered(tmp_path: Path) -> None:
     with collecting() as collector:
         with traced(tmp_path, collector.url, amn=raises) as server:

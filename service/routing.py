@@ -90,13 +90,12 @@ class Router:
 
         Raises:
             UnknownModel: no served alias, and no model behind one, is called `model`.
-            Unavailable: nothing is loaded.
+            Unavailable: nothing is loaded, so nobody knows what will be served.
         """
+        if not self.engines:
+            raise Unavailable("no model is loaded")
         if model is None or model == ORDER["realtime"][0]:
-            found = [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
-            if not found:
-                raise Unavailable("no model is loaded")
-            return found
+            return [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
         for alias, engine in self.engines.items():
             if model in (alias, engine.name):
                 return [engine]

@@ -72,7 +72,11 @@ class Line:
 
     async def _ask_once(self, item: Any, deadline: float) -> Any:
         try:
-            return await self._handle.ask.remote(item, deadline - monotonic())
+            answer = self._handle.ask.remote(item, deadline - monotonic())
+            return await answer
+        except asyncio.CancelledError:  # late, or left by its caller: the replica would answer for nobody
+            answer.cancel()
+            raise
         except BackPressureError as error:
             raise Overloaded("every replica is busy, and so is the queue", retry_after=self._backlog_s()) from error
         except RayServeException as error:

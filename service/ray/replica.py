@@ -49,7 +49,10 @@ class Replica:
         self._watch = asyncio.create_task(self._lineup.watch())
 
     async def ask(self, item: Any, left_s: float) -> Prediction | Found | ServiceError:
-        """Return the answer to contexts `(n, T, D)` or to a `Search`, or why there is none within `left_s` seconds."""
+        """Return the answer to contexts `(n, T, D)` or to a `Search`, or why there is none within `left_s` seconds.
+
+        These are counted from here, for clocks of nodes differ; whoever asks calls off what took longer to get here.
+        """
         began = perf_counter()
         answer, requests = await self.together(Asked(item, monotonic() + left_s))
         if not isinstance(answer, ServiceError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -31,17 +31,32 @@ MADE = Prediction(np.ones((1, 8), np.float32), "amn", "1", 0.0, 0.001, 1, "somew
 Answer = Callable[[], Coroutine[Any, Any, Any]]
 
 
+class Response:
+    """What a call returns: to be awaited, and it runs on unless it is called off."""
+
+    def __init__(self, end: Coroutine[Any, Any, Any]) -> None:
+        self._end, self.is_off = end, False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._end.__await__()
+
+    def cancel(self) -> None:
+        self.is_off = True
+
+
 class Handle:
     """A deployment handle whose calls end as told, one after the other."""
 
     deployment_name = "primary"
 
     def __init__(self, *ends: Any) -> None:
-        self.ask, self._ends, self.asked = self, list(ends), 0
+        self.ask, self._ends, self.asked = self, list(ends), list[Response]()
 
-    async def remote(self, item: Any, left_s: float) -> Any:
-        self.asked += 1
-        end = self._ends.pop(0)
+    def remote(self, item: Any, left_s: float) -> Response:
+        self.asked.append(Response(self._end(self._ends.pop(0))))
+        return self.asked[-1]
+
+    async def _end(self, end: Any) -> Any:
         if isinstance(end, Exception) and not isinstance(end, ServiceError):
             raise end
         if end is None:
@@ -59,7 +74,7 @@ def ask(handle: Handle, seconds: float = 60) -> Prediction:
 def test_a_lost_replica_is_made_good_for_by_another_once() -> None:
     handle = Handle(ActorDiedError(), MADE)
     assert ask(handle).replica == "somewhere"
-    assert handle.asked == 2
+    assert [response.is_off for response in handle.asked] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -79,9 +94,11 @@ def test_what_ray_says_becomes_an_error_of_ours_with_retry_after(ends: tuple[Any
     assert raised.value.retry_after in (1, 7)
 
 
-def test_the_deadline_holds_whatever_a_replica_does() -> None:
+def test_the_deadline_holds_whatever_a_replica_does_and_calls_it_off() -> None:
+    handle = Handle(None)
     with pytest.raises(Expired):
-        ask(Handle(None), seconds=0.01)
+        ask(handle, seconds=0.01)
+    assert [response.is_off for response in handle.asked] == [True]
 
 
 def test_an_error_of_ours_crosses_the_wire_whole() -> None:

@@ -124,7 +124,7 @@ class Lines:
             borrow(Loan(engines, {a: live for a, (_, live) in known.items()}, searcher.search if searcher else None))
 
     def _steady(self, facts: Facts, live: Live) -> tuple[Facts, Live]:
-        """Return what a replica tells, without what each tells otherwise: since when, and how far off its inputs are."""
+        """Return what a replica tells, but for what each tells otherwise: since when, how far off its inputs are."""
         before, first = self._known.get(facts.alias, (facts, live))
         if (before.name, before.version) != (facts.name, facts.version):
             return facts, live

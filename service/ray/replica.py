@@ -13,7 +13,7 @@ from models.registry import Registry
 from models.retriever import Search
 from service.api import check_live
 from service.engine import Engine, Live, Prediction
-from service.errors import ServiceError, Unavailable, is_telling
+from service.errors import ServiceError, Unavailable
 from service.lineup import Lineup, RealLoaders
 from service.log import configure
 from service.metrics import Metrics
@@ -94,10 +94,5 @@ class Replica:
         engine = self._lineup.engines[self._alias]
         if asked.item.shape[1:] != engine.shape:
             raise Unavailable("a version of another shape went live just now")
-        try:
-            made = await engine.predict(asked.item, asked.deadline)
-        except Exception as error:
-            engine.conduct.failed += is_telling(error, patient=False)
-            raise
-        engine.conduct.answered += 1
+        made = await engine.predict(asked.item, asked.deadline)
         return made._replace(replica=self._where)

@@ -17,7 +17,7 @@ from service.errors import ServiceError, Unavailable
 from service.lineup import Lineup, RealLoaders
 from service.log import configure
 from service.metrics import Metrics
-from service.ray.books import Books
+from service.ray.books import Books, home_of_books
 from service.ray.scaling import Load
 from service.remote import Facts
 from service.search import Found
@@ -41,7 +41,7 @@ class Replica:
         self.together.set_max_batch_size(settings.max_batch)
         self.together.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
         own = settings.model_copy(update={"max_wait_ms": 0.0})  # Serve has waited already
-        metrics = Metrics(settings.slo_ms, Books(settings.slo_ms).row())
+        metrics = Metrics(settings.slo_ms, Books(settings.slo_ms, home_of_books()).row())
         self._lineup = Lineup(Registry(Path(settings.registry)), RealLoaders(own), own, metrics, aliases=(alias,))
         await self._lineup.start()
         if self._lineup.identity(alias) is None:

@@ -14,7 +14,7 @@ SHARE = 0.95  # of the batches that took no longer: the last few are the machine
 
 
 def full_wait_s(settings: Settings) -> float:
-    """Return the least seconds that tell of a hang: a first engine's share where the caller said nothing, and 1 % off."""
+    """Return the seconds that tell of a hang: a first engine's share of a caller who said nothing, and 1 % off."""
     return settings.timeout_ms / 1000 * settings.primary_share * 0.99
 
 

@@ -15,6 +15,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from tests.fakes import FakePredictor, Gate, answers_nan, contexts, mean_of, raises
 
+
 def engine(answer: Callable[[Floats], Floats], *, is_quick: bool = False) -> Engine:
     """Return an engine to which a millisecond is a full wait."""
     settings = Settings(timeout_ms=2, primary_share=0.5)

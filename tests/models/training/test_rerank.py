@@ -100,7 +100,9 @@ def test_a_job_that_is_stopped_goes_on_to_the_same_version(
 
 
 @pytest.mark.parametrize(
-    ("slip", "error"), [({"resume": True}, AnotherRun), ({"config": {"hiden_dim": 8}}, BadConfig)], ids=["run", "config"]
+    ("slip", "error"),
+    [({"resume": True}, AnotherRun), ({"config": {"hiden_dim": 8}}, BadConfig)],
+    ids=["run", "config"],
 )
 def test_a_typing_error_costs_none_of_the_lists(
     rerank_job: rerank.RerankJob, tmp_path: Path, slip: dict[str, Any], error: type[Exception]

@@ -6,9 +6,16 @@ from collections import Counter, defaultdict
 from math import ceil, log2
 from typing import NamedTuple
 
+from service.settings import Settings
+
 STEPS = 8  # of a doubling of time: seconds are known to 9 %
 LEAST_S = 1e-7  # no batch is quicker, and a clock may stand still
 SHARE = 0.95  # of the batches that took no longer: the last few are the machine's
+
+
+def full_wait_s(settings: Settings) -> float:
+    """Return the seconds that tell of a hang: a first engine's share of a caller who said nothing, and 1 % off."""
+    return settings.timeout_ms / 1000 * settings.primary_share * 0.99
 
 
 class Pace(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from time import monotonic
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 from models.space import Space
 from service.batching import Batch, MicroBatcher, mark_alone
-from service.conduct import Conduct
-from service.errors import ModelFailed
+from service.conduct import Conduct, full_wait_s
+from service.errors import ModelFailed, is_telling
 from service.guard import Guard
 from service.metrics import Metrics
 from service.settings import Settings
@@ -131,7 +132,7 @@ class Engine:
         self._metrics = metrics
         self._rows = metrics.batch_rows.of(alias)
         self.guard = Guard(predictor.space, alias, metrics) if predictor.space else None
-        self.conduct = Conduct()
+        self.conduct, self._patience = Conduct(), full_wait_s(settings)
         self.witness: Callable[[Floats, Floats], None] | None = None  # sees contexts and answers
         self.batcher: MicroBatcher[Floats, Floats] = MicroBatcher(
             self._run,
@@ -150,7 +151,13 @@ class Engine:
             Overloaded, Draining, Expired: as `MicroBatcher.submit`.
             ModelFailed: the net raised or answered something else than finite vectors.
         """
-        tickets = await self.batcher.submit(self._parts(contexts), deadline)
+        patient = deadline - monotonic() >= self._patience
+        try:
+            tickets = await self.batcher.submit(self._parts(contexts), deadline)
+        except Exception as error:
+            self.conduct.failed += is_telling(error, patient=patient)
+            raise
+        self.conduct.answered += 1
         vectors = _joined([ticket.answer for ticket in tickets])
         if self.witness:
             self.witness(contexts, vectors)

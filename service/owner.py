@@ -22,7 +22,7 @@ from models.registry import Registry
 from models.store import home
 from service.cells import SharedCells
 from service.engine import Engine, Prediction
-from service.errors import Draining, ServiceError, Unavailable, is_telling
+from service.errors import Draining, ServiceError, Unavailable
 from service.frames import BadFrame, Floats, Frame, Framed, Kind, write_fault
 from service.line import beat, when_lost
 from service.lineup import CANDIDATE, NETS, Lineup
@@ -45,7 +45,6 @@ class Owner:
 
     def __init__(self, lineup: Lineup, settings: Settings) -> None:
         self._lineup, self.settings = lineup, settings
-        self._patience = settings.timeout_ms / 1000 * settings.primary_share
         self._names: dict[Engine, bytes] = {}
         self._reads: dict[bytes, tuple[int, int, str]] = {}  # of all that ever served
         self._told = b""
@@ -79,14 +78,7 @@ class Owner:
         if engine not in self._names:
             self.tell()  # before its first answer
         author = self._names[engine]
-        patient = deadline - monotonic() >= self._patience * 0.99
-        try:
-            prediction = await engine.predict(contexts, deadline)
-        except ServiceError as error:
-            engine.conduct.failed += is_telling(error, patient=patient)
-            raise
-        engine.conduct.answered += 1
-        return author, prediction
+        return author, await engine.predict(contexts, deadline)
 
     def _engines(self) -> dict[str, Engine]:
         known = {**self._lineup.engines, CANDIDATE: self._lineup.candidate}

@@ -10,10 +10,9 @@ reach; the answer's version is then the truth, whatever was asked.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from service.conduct import Conduct
 from service.engine import Engine, Floats, Identity, Live, Prediction
 from service.search import Ask as AskSearch
 from service.tracing import record_elsewhere
@@ -51,7 +50,6 @@ class Remote:
 
     facts: Facts
     ask: Ask
-    conduct: Conduct = field(default_factory=Conduct)
 
     @property
     def alias(self) -> str:

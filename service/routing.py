@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Literal, NamedTuple, Protocol
 
 from service.breaker import STATES, Breaker
-from service.conduct import Conduct
+from service.conduct import full_wait_s
 from service.engine import Floats, Prediction
 from service.errors import BreakerOpen, Expired, Unavailable, UnknownModel, is_telling
 from service.metrics import Metrics
@@ -54,11 +54,6 @@ class EngineLike(Protocol):
         """What executes it."""
         ...
 
-    @property
-    def conduct(self) -> Conduct:
-        """What it answered and failed so far."""
-        ...
-
     async def predict(self, contexts: Floats, deadline: float) -> Prediction:
         """Map contexts `(n, T, D)` to a prediction before `deadline`."""
         ...
@@ -78,7 +73,7 @@ class Router:
     def __init__(self, engines: Mapping[str, EngineLike], settings: Settings, metrics: Metrics) -> None:
         self.engines = engines
         self._share = settings.primary_share
-        self._patience = settings.timeout_ms / 1000 * settings.primary_share
+        self._patience = full_wait_s(settings)
         self._metrics = metrics
         self.breakers = {
             alias: Breaker(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s)
@@ -90,13 +85,12 @@ class Router:
 
         Raises:
             UnknownModel: no served alias, and no model behind one, is called `model`.
-            Unavailable: nothing is loaded.
+            Unavailable: nothing is loaded, so nobody knows what will be served.
         """
+        if not self.engines:
+            raise Unavailable("no model is loaded")
         if model is None or model == ORDER["realtime"][0]:
-            found = [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
-            if not found:
-                raise Unavailable("no model is loaded")
-            return found
+            return [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
         for alias, engine in self.engines.items():
             if model in (alias, engine.name):
                 return [engine]
@@ -130,18 +124,16 @@ class Router:
         token = breaker.allow()
         if token is None:
             raise BreakerOpen(f"{engine.alias} failed too often", retry_after=max(1, math.ceil(breaker.hold_left_s)))
-        patient = deadline - monotonic() >= self._patience * 0.99
+        patient = deadline - monotonic() >= self._patience
         try:
             prediction = await engine.predict(contexts, deadline)
         except BaseException as error:
             if is_telling(error, patient=patient):
                 breaker.record(token, ok=False)
-                engine.conduct.failed += 1
             else:
                 breaker.forget(token)
             raise
         breaker.record(token, ok=True)
-        engine.conduct.answered += 1
         if reason:
             self._metrics.fallbacks.add(reason)
         return Routed(prediction, engine.alias, reason)

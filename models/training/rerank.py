@@ -100,20 +100,19 @@ def run_rerank_job(
         BadCheckpoint: the version holds no towers, or does not say what they held out.
         NothingToLearnFrom: the articles held out make less than two banks.
         AnotherRun: the state to resume belongs to another run.
+        BadConfig: the reranker takes no such sizes.
     """
     made = bundle.read(job.towers)
     banks = held_out_banks(made.card, corpora.read(job.data[1]))
     say(f"{len(banks)} banks of about {ARTICLES} articles that the towers have not seen")
-    with beside(job.state) as parts:
-        lists = []
-        for number, bank in enumerate(banks):
-            lists.append(listed(made, bank, parts))
-            progress(number + 1, len(banks) + job.recipe.epochs)
-        trainer = _trained(
-            job, lists, say, lambda epochs: progress(len(banks) + epochs, len(banks) + job.recipe.epochs)
-        )
-        card = _card(job, made, len(trainer.lists), trainer)
-        files = {rerankers.FILE: served(trainer.net).to_bytes(), cards.FILE: card.to_markdown().encode()}
+    parts, lists = beside(job.state), list[Lists]()
+    for number, bank in enumerate(banks):
+        lists.append(listed(made, bank, parts))
+        progress(number + 1, len(banks) + job.recipe.epochs)
+    trainer = _trained(job, lists, say, lambda epochs: progress(len(banks) + epochs, len(banks) + job.recipe.epochs))
+    card = _card(job, made, len(trainer.lists), trainer)
+    files = {rerankers.FILE: served(trainer.net).to_bytes(), cards.FILE: card.to_markdown().encode()}
+    with parts:  # only now: the lists take longest, and serve the same command without its typing error
         return registry.add(job.name, files)
 
 

@@ -12,7 +12,7 @@ from service.api import check_live
 from service.app import create_app
 from service.door import Message, Receive, Scope, Send
 from service.log import configure
-from service.ray.books import Books
+from service.ray.books import Books, home_of_books
 from service.ray.line import Line, Lines
 from service.settings import Settings
 
@@ -31,7 +31,7 @@ class Ingress:
         known = self._settings
         configure(known.log_level)
         lender = Lines({alias: Line(handle) for alias, handle in self._graph.items()}, known.reload_s)
-        self._books = Books(known.slo_ms)
+        self._books = Books(known.slo_ms, home_of_books())
         self._app = create_app(known, cells=self._books.row(), lender=lender)
         where = serve.get_replica_context().replica_id.unique_id
         self._app.state.process.headers = [(b"x-worker", where.encode())]

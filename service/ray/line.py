@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -72,7 +73,11 @@ class Line:
 
     async def _ask_once(self, item: Any, deadline: float) -> Any:
         try:
-            return await self._handle.ask.remote(item, deadline - monotonic())
+            answer = self._handle.ask.remote(item, deadline - monotonic())
+            return await answer
+        except asyncio.CancelledError:  # late, or left by its caller: the replica would answer for nobody
+            answer.cancel()
+            raise
         except BackPressureError as error:
             raise Overloaded("every replica is busy, and so is the queue", retry_after=self._backlog_s()) from error
         except RayServeException as error:
@@ -111,12 +116,20 @@ class Lines:
     async def _look(self, borrow: Borrow) -> None:
         aliases = [alias for alias in PREDICTORS if alias in self._lines]
         told = await asyncio.gather(*map(self._facts, aliases))
-        known = self._known | {alias: facts for alias, facts in zip(aliases, told, strict=True) if facts}
+        known = self._known | {alias: self._steady(*each) for alias, each in zip(aliases, told, strict=True) if each}
         if known != self._known:
             self._known = known
             engines = {alias: Remote(facts, self._lines[alias].predict) for alias, (facts, _) in known.items()}
             searcher = self._lines.get(RETRIEVER)
             borrow(Loan(engines, {a: live for a, (_, live) in known.items()}, searcher.search if searcher else None))
+
+    def _steady(self, facts: Facts, live: Live) -> tuple[Facts, Live]:
+        """Return what a replica tells, but for what each tells otherwise: since when, how far off its inputs are."""
+        before, first = self._known.get(facts.alias, (facts, live))
+        if (before.name, before.version) != (facts.name, facts.version):
+            return facts, live
+        is_news = _without_figures(before.warning) != _without_figures(facts.warning)
+        return facts if is_news else before, replace(live, since=first.since)
 
     async def _facts(self, alias: str) -> tuple[Facts, Live] | None:
         """Return what serves an alias, None where nobody says: the router's breakers judge that."""
@@ -126,3 +139,7 @@ class Lines:
         except Exception as error:  # whatever lies between must not end the watch
             logger().warning("no facts", alias=alias, reason=type(error).__name__)
             return None
+
+
+def _without_figures(warning: str | None) -> str:
+    return (warning or "").partition(":")[0]

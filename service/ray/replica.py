@@ -13,12 +13,12 @@ from models.registry import Registry
 from models.retriever import Search
 from service.api import check_live
 from service.engine import Engine, Live, Prediction
-from service.errors import ServiceError, Unavailable, is_telling
+from service.errors import ServiceError, Unavailable
 from service.lineup import Lineup
 from service.loading import RealLoaders
 from service.log import configure
 from service.metrics import Metrics
-from service.ray.books import Books
+from service.ray.books import Books, home_of_books
 from service.ray.scaling import Load
 from service.remote import Facts
 from service.search import Found
@@ -42,7 +42,7 @@ class Replica:
         self.together.set_max_batch_size(settings.max_batch)
         self.together.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
         own = settings.model_copy(update={"max_wait_ms": 0.0})  # Serve has waited already
-        metrics = Metrics(settings.slo_ms, Books(settings.slo_ms).row())
+        metrics = Metrics(settings.slo_ms, Books(settings.slo_ms, home_of_books()).row())
         self._lineup = Lineup(Registry(Path(settings.registry)), RealLoaders(own), own, metrics, aliases=(alias,))
         await self._lineup.start()
         if self._lineup.identity(alias) is None:
@@ -50,7 +50,10 @@ class Replica:
         self._watch = asyncio.create_task(self._lineup.watch())
 
     async def ask(self, item: Any, left_s: float) -> Prediction | Found | ServiceError:
-        """Return the answer to contexts `(n, T, D)` or to a `Search`, or why there is none within `left_s` seconds."""
+        """Return the answer to contexts `(n, T, D)` or to a `Search`, or why there is none within `left_s` seconds.
+
+        These are counted from here, for clocks of nodes differ; whoever asks calls off what took longer to get here.
+        """
         began = perf_counter()
         answer, requests = await self.together(Asked(item, monotonic() + left_s))
         if not isinstance(answer, ServiceError):
@@ -92,10 +95,5 @@ class Replica:
         engine = self._lineup.engines[self._alias]
         if asked.item.shape[1:] != engine.shape:
             raise Unavailable("a version of another shape went live just now")
-        try:
-            made = await engine.predict(asked.item, asked.deadline)
-        except Exception as error:
-            engine.conduct.failed += is_telling(error, patient=False)
-            raise
-        engine.conduct.answered += 1
+        made = await engine.predict(asked.item, asked.deadline)
         return made._replace(replica=self._where)

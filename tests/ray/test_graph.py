@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,10 +19,11 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ServeDeploySchema
 
-from service.engine import Prediction
+from service.engine import Live, Prediction
 from service.errors import Expired, ModelFailed, Overloaded, ServiceError, Unavailable
 from service.ray.graph import build
-from service.ray.line import Line
+from service.ray.line import Line, Lines
+from service.remote import Facts, Loan
 from service.settings import Settings
 from tests.conftest import ROOT, SHIPPED
 
@@ -31,17 +32,32 @@ MADE = Prediction(np.ones((1, 8), np.float32), "amn", "1", 0.0, 0.001, 1, "somew
 Answer = Callable[[], Coroutine[Any, Any, Any]]
 
 
+class Response:
+    """What a call returns: to be awaited, and it runs on unless it is called off."""
+
+    def __init__(self, end: Coroutine[Any, Any, Any]) -> None:
+        self._end, self.is_off = end, False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._end.__await__()
+
+    def cancel(self) -> None:
+        self.is_off = True
+
+
 class Handle:
     """A deployment handle whose calls end as told, one after the other."""
 
     deployment_name = "primary"
 
     def __init__(self, *ends: Any) -> None:
-        self.ask, self._ends, self.asked = self, list(ends), 0
+        self.ask, self._ends, self.asked = self, list(ends), list[Response]()
 
-    async def remote(self, item: Any, left_s: float) -> Any:
-        self.asked += 1
-        end = self._ends.pop(0)
+    def remote(self, item: Any, left_s: float) -> Response:
+        self.asked.append(Response(self._end(self._ends.pop(0))))
+        return self.asked[-1]
+
+    async def _end(self, end: Any) -> Any:
         if isinstance(end, Exception) and not isinstance(end, ServiceError):
             raise end
         if end is None:
@@ -59,7 +75,7 @@ def ask(handle: Handle, seconds: float = 60) -> Prediction:
 def test_a_lost_replica_is_made_good_for_by_another_once() -> None:
     handle = Handle(ActorDiedError(), MADE)
     assert ask(handle).replica == "somewhere"
-    assert handle.asked == 2
+    assert [response.is_off for response in handle.asked] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -79,9 +95,54 @@ def test_what_ray_says_becomes_an_error_of_ours_with_retry_after(ends: tuple[Any
     assert raised.value.retry_after in (1, 7)
 
 
-def test_the_deadline_holds_whatever_a_replica_does() -> None:
+def test_the_deadline_holds_whatever_a_replica_does_and_calls_it_off() -> None:
+    handle = Handle(None)
     with pytest.raises(Expired):
-        ask(Handle(None), seconds=0.01)
+        ask(handle, seconds=0.01)
+    assert [response.is_off for response in handle.asked] == [True]
+
+
+class Replicas(Line):
+    """Replicas of one deployment, which answer in turn: as told first, then the last ever after."""
+
+    def __init__(self, *told: tuple[Facts, Live]) -> None:
+        self._told, self.looks = list(told), 0
+
+    async def facts(self) -> tuple[Facts, Live]:
+        self.looks += 1
+        return self._told[min(self.looks, len(self._told)) - 1]
+
+
+def told(version: str, since: str, warning: str | None = None, refused: str | None = None) -> tuple[Facts, Live]:
+    facts = Facts("primary", "amn", version, "0" * 64, "fake", (5, 8), "fake", warning)
+    return facts, Live(f"amn/{version}", since, refused)
+
+
+def loans(*each: tuple[Facts, Live]) -> list[Loan]:
+    """Return what is lent while replicas tell that, and are then looked at once more."""
+
+    async def run() -> list[Loan]:
+        replicas, lent = Replicas(*each), list[Loan]()
+        lines = Lines({"primary": replicas}, 0.0)
+        await lines.open(lent.append)
+        while replicas.looks < len(each) + 2:
+            await asyncio.sleep(0)
+        await lines.close()
+        return lent
+
+    return asyncio.run(run())
+
+
+def test_replicas_that_came_at_other_times_and_saw_other_inputs_are_no_news() -> None:
+    (loan,) = loans(told("1", "noon", "off: +2.1"), told("1", "one", "off: +2.2"), told("1", "noon", "off: +2.3"))
+    assert loan.live["primary"].since == "noon"
+
+
+def test_another_version_a_warning_and_a_refusal_are_news() -> None:
+    news = loans(told("1", "noon"), told("1", "one", "off"), told("1", "two", "off", "amn/2"), told("2", "three"))
+    assert [loan.engines["primary"].facts.warning for loan in news] == [None, "off", "off", None]
+    assert [loan.live["primary"].refused for loan in news] == [None, None, "amn/2", None]
+    assert [loan.live["primary"].since for loan in news] == ["noon", "noon", "noon", "three"]
 
 
 def test_an_error_of_ours_crosses_the_wire_whole() -> None:

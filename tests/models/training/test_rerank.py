@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus
+from models.nets import BadConfig
 from models.nets.reranker import RerankerNet
 from models.registry import Registry, Version
 from models.training import bundle, rerank
 from models.training.parts import Parts
-from models.training.train import Epoch, Recipe
+from models.training.train import AnotherRun, Epoch, Recipe
 from models.windows import NothingToLearnFrom, hold_out, windows
 
 
@@ -95,6 +97,20 @@ def test_a_job_that_is_stopped_goes_on_to_the_same_version(
     assert (len(banks), done) == ((1, [1, 2, 3, 4, 5, 6]) if stops_at == 1 else (2, [1, 2, 4, 5, 6]))
     assert made.id == reranker_version.id
     assert not (tmp_path / ".r.pt.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("slip", "error"),
+    [({"resume": True}, AnotherRun), ({"config": {"hiden_dim": 8}}, BadConfig)],
+    ids=["run", "config"],
+)
+def test_a_typing_error_costs_none_of_the_lists(
+    rerank_job: rerank.RerankJob, tmp_path: Path, slip: dict[str, Any], error: type[Exception]
+) -> None:
+    job = replace(rerank_job, state=tmp_path / "r.pt", **slip)
+    with pytest.raises(error):
+        rerank.run_rerank_job(job, Registry(tmp_path), lambda done, total: None, lambda said: None)
+    assert len([*(tmp_path / ".r.pt.parts").iterdir()]) == 2
 
 
 def test_the_version_says_whose_finds_it_orders(

@@ -126,7 +126,7 @@ class Lineup:
         aliases: Sequence[str] = (*NETS, RETRIEVER),
     ) -> None:
         self.registry, self._loaders, self._clock = registry, loaders, clock
-        self._settings, self._metrics, self._aliases = settings, metrics, aliases
+        self._settings, self._metrics, self.aliases = settings, metrics, aliases
         self.aside = Aside()  # where the registry is read while serving: it may be on a share that hangs
         self.engines: dict[str, Engine | Remote] = {}
         self.candidate: Engine | Remote | None = None
@@ -149,13 +149,13 @@ class Lineup:
             UnknownVersion: `primary` is not set.
             BadCheckpoint: the primary must not be served.
         """
-        if PREDICTORS[0] in self._aliases:
+        if PREDICTORS[0] in self.aliases:
             first = self.registry.resolve(PREDICTORS[0])
             await self._load(PREDICTORS[0], first)
             self._seen[PREDICTORS[0]] = first.id
-        for alias in self._aliases:
+        for alias in self.aliases:
             await self.follow(alias)
-        if RETRIEVER in self._aliases:
+        if RETRIEVER in self.aliases:
             await self._open_encoder()
         await self._loading(give_way)  # from now on there are callers
 
@@ -164,7 +164,7 @@ class Lineup:
         self.candidate = loan.engines.get(CANDIDATE)
         self.engines.clear()
         self.engines.update({alias: loan.engines[alias] for alias in PREDICTORS if alias in loan.engines})
-        ours = {alias: live for alias, live in self.live.items() if alias in self._aliases}
+        ours = {alias: live for alias, live in self.live.items() if alias in self.aliases}
         self.live = {**loan.live, **ours}
         self._search = loan.search
 
@@ -233,7 +233,7 @@ class Lineup:
         """Look at the aliases every `reload_s` seconds, for ever, and follow where they point."""
         while True:
             await asyncio.sleep(self._settings.reload_s)
-            for alias in self._aliases:
+            for alias in self.aliases:
                 try:
                     await self.follow(alias)
                     self._unseen.discard(alias)

@@ -48,14 +48,14 @@ class Follower:
         self._refused: dict[str, tuple[bytes | None, Exception, float]] = {}  # what was said, why not, when to retry
 
     async def start(self) -> None:
-        """Look once; a store that is away does no harm where a primary was mirrored before.
+        """Look once; a store that is away does no harm where a primary was mirrored before, or is another's to mirror.
 
         Raises:
             StoreAway: none was.
             Exception: the only primary there is must not be served.
         """
         await self.look()
-        if PREDICTORS[0] in self._mirror.registry.aliases():
+        if PREDICTORS[0] not in self._lineup.aliases or PREDICTORS[0] in self._mirror.registry.aliases():
             return
         if PREDICTORS[0] in self._refused:
             raise self._refused[PREDICTORS[0]][1]
@@ -71,10 +71,11 @@ class Follower:
             self._aside.close()
 
     async def look(self) -> None:
-        """Ask the store what the aliases are, and follow."""
+        """Ask the store what the aliases are, and follow those that are the line-up's."""
         try:
             for alias, said in (await self._ask()).items():
-                await self._follow(alias, said)
+                if alias in self._lineup.aliases:
+                    await self._follow(alias, said)
         except StoreAway as error:
             self._miss(error)
         else:

@@ -160,6 +160,19 @@ def test_a_cold_start_wants_a_primary_and_says_why_there_is_none(
     live(tmp_path, scenario)
 
 
+def test_aliases_of_others_are_left_to_them(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        house.lineup.aliases = ("retriever",)
+        house.mirror.trouble = Corrupt("a net, and no device to check it on")
+        await house.follower.start()
+        assert (house.mirror.follows, house.looks("ok"), house.lineup.live) == (0, 1, {})
+        house.mirror.said["retriever"] = b"{}"
+        await house.follower.look()
+        assert house.mirror.follows == 1
+
+    live(tmp_path, scenario)
+
+
 def test_a_warm_mirror_is_served_while_its_store_is_away_and_says_so(tmp_path: Path) -> None:
     objects = tmp_path / "objects"
     settings = Settings(registry=f"file://{objects}", cache=tmp_path / "cache", store_s=0.05, reload_s=0.05)

@@ -27,7 +27,7 @@ CACHE = Path("~/.cache/lvm")
 CANDIDATE = "candidate"  # answers nobody, so it may be taken away
 _ACTIONS = ("promote", "rollback")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SECRET = re.compile(r"(?<=//)[^/@\s]*@")  # of whoever puts a password into a URL
+_SECRET = re.compile(r"(?<=//)[^/\s]*@|\?\S*")  # of whoever puts a password or a signature into a URL
 _LOCK, _SAID = ".mirror", "aliases"
 
 
@@ -49,8 +49,13 @@ def is_url(registry: str) -> bool:
 
 
 def home(registry: str, cache: Path) -> Path:
-    """Return the directory of versions and aliases: the registry, or where below `cache` its store is mirrored."""
-    return cache.expanduser() / sealed.digest(registry.encode())[:12] if is_url(registry) else Path(registry)
+    """Return the directory of versions and aliases: the registry, or where below `cache` its store is mirrored.
+
+    A URL with another secret is of the same store.
+    """
+    if not is_url(registry):
+        return Path(registry)
+    return cache.expanduser() / sealed.digest(without_secret(registry).encode())[:12]
 
 
 @dataclass(frozen=True)
@@ -267,5 +272,5 @@ def _pointer(registry: Registry, alias: str) -> Pointer:
 
 
 def without_secret(text: str) -> str:
-    """Return a text without what precedes an @ in the URLs in it."""
+    """Return a text without what precedes an @ in the URLs in it, and without their queries."""
     return _SECRET.sub("", text)

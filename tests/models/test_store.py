@@ -324,10 +324,12 @@ def test_what_cannot_be_opened_is_no_store(url: str) -> None:
         Store(url)
 
 
-def test_a_password_in_a_url_is_not_told(site: Site) -> None:
-    assert Store("memory://me:secret@there/x").name == "memory://there/x"
-    with pytest.raises(NoSuchStore, match="cannot open nosuch://there"):
-        Store("nosuch://me:secret@there")
+@pytest.mark.parametrize("secret", ["me:secret@there/x", "me:s3@cret@there/x", "there/x?sig=s3cret&se=2027"])
+def test_a_password_or_a_signature_in_a_url_is_not_told(secret: str, tmp_path: Path) -> None:
+    assert Store(f"memory://{secret}").name == "memory://there/x"
+    with pytest.raises(NoSuchStore, match=r"cannot open nosuch://there/x: "):
+        Store(f"nosuch://{secret}")
+    assert home(f"s3://{secret}", tmp_path) == home("s3://there/x", tmp_path), "nor is a new one a new mirror"
 
 
 def test_each_store_has_a_mirror_of_its_own_and_a_directory_is_itself(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from models.priority import give_way
 from models.registry import LockHeld
 from models.store import BadPointer, Mirror, Pointer, Store, StoreAway, is_url
 from service.lineup import PREDICTORS, RETRY_S, Lineup, now
@@ -62,8 +63,9 @@ class Follower:
         raise self._away or StoreAway(f"{self._mirror.store.name}: no {PREDICTORS[0]} is there")
 
     async def watch(self) -> None:
-        """Look every `store_s` seconds, for ever."""
+        """Look every `store_s` seconds, for ever, and give way to those who answer callers meanwhile."""
         try:
+            await self._aside(give_way)
             while True:
                 await asyncio.sleep(self._settings.store_s)
                 await self.look()

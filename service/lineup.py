@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -299,9 +299,11 @@ class Lineup:
         for trial in self._trials.values():
             trial.task.cancel()
         batchers = [*self._batchers().values(), *(trial.incumbent.batcher for trial in self._trials.values())]
-        await asyncio.gather(*(batcher.close(timeout) for batcher in batchers), *self._ending)
+        ends: list[Awaitable[object]] = [*(batcher.close(timeout) for batcher in batchers), self._loading.end(timeout)]
+        if self._ending:
+            ends.append(asyncio.wait(self._ending, timeout=timeout))
+        await asyncio.gather(*ends)
         self.aside.close()
-        self._loading.close()
 
     def observe(self) -> None:
         """Bring the gauges of queues and versions up to date."""
@@ -429,7 +431,7 @@ class Lineup:
     async def _when_free(self, move: Callable[[], None]) -> None:
         for _ in range(TRIES):
             with suppress(LockHeld):
-                return await asyncio.to_thread(move)
+                return await self.aside(move)
             await asyncio.sleep(self._settings.reload_s)
         raise LockHeld("somebody else holds the registry's lock")
 

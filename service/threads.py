@@ -29,6 +29,8 @@ class Aside:
         end: asyncio.Future[T] = loop.create_future()
 
         def run() -> None:
+            if end.done():
+                return  # who waited has left
             try:
                 settle: tuple[Callable[..., None], Any] = end.set_result, function(*arguments, **options)
             except Exception as error:
@@ -45,6 +47,16 @@ class Aside:
         if self._is_open:
             self._is_open = False
             self._calls.put(None)
+
+    async def end(self, timeout: float) -> None:
+        """Let the thread go, and wait `timeout` seconds at most for what runs in it.
+
+        A process that ends while a library of C++ loads a net may abort.
+        """
+        if self._is_open:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self(int), timeout)
+        self.close()
 
     def _open(self) -> None:
         if not self._is_open:

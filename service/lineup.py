@@ -150,7 +150,7 @@ class Lineup:
             BadCheckpoint: the primary must not be served.
         """
         if PREDICTORS[0] in self.aliases:
-            first = self.registry.resolve(PREDICTORS[0])
+            first = await self.aside(self.registry.resolve, PREDICTORS[0])
             await self._load(PREDICTORS[0], first)
             self._seen[PREDICTORS[0]] = first.id
         for alias in self.aliases:

@@ -174,6 +174,19 @@ def test_what_is_checked_beside_callers_gives_way_to_them(tmp_path: Path) -> Non
     live(tmp_path, scenario, primary="amn")
 
 
+def test_a_start_waits_for_no_store_that_hangs(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        house.mirror.answers.clear()
+        try:
+            await house.follower.look(0.02)
+        finally:
+            house.mirror.answers.set()
+        assert (house.looks("ok"), house.looks("failed")) == (0, 1)
+        assert house.follower.describe()["error"] == "memory://told: no answer in time"
+
+    live(tmp_path, scenario, primary="amn")
+
+
 def test_aliases_of_others_are_left_to_them(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
         house.lineup.aliases = ("retriever",)

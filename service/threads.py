@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,6 +66,20 @@ class Aside:
     def _work(self) -> None:
         while call := self._calls.get():
             call()
+
+
+class Shared(Generic[T]):
+    """One reading at a time, beside, that everybody who asks meanwhile shares."""
+
+    def __init__(self, aside: Aside, read: Callable[[], T]) -> None:
+        self._aside, self._read = aside, read
+        self._reading: asyncio.Task[T] | None = None
+
+    async def __call__(self) -> T:
+        """Return what is read, or raise what that raises; who leaves does not end it."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._aside(self._read))
+        return await asyncio.shield(self._reading)
 
 
 def _settle(end: asyncio.Future[Any], settle: Callable[[Any], None], outcome: Any) -> None:

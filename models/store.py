@@ -11,8 +11,8 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,14 +20,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from models import sealed
-from models.registry import ALIASES, BadName, Move, Registry, Version, split_id
+from models.registry import ALIASES, BadName, Move, Overtaken, Registry, Version, split_id
 from models.sealed import Corrupt
 
 CACHE = Path("~/.cache/lvm")
 CANDIDATE = "candidate"  # answers nobody, so it may be taken away
 _ACTIONS = ("promote", "rollback")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_SECRET = re.compile(r"(?<=//)[^/@\s]*@")  # of whoever puts a password into a URL
+_SECRET = re.compile(r"(?<=//)[^/\s]*@|\?\S*")  # of whoever puts a password or a signature into a URL
 _LOCK, _SAID = ".mirror", "aliases"
 
 
@@ -49,8 +49,13 @@ def is_url(registry: str) -> bool:
 
 
 def home(registry: str, cache: Path) -> Path:
-    """Return the directory of versions and aliases: the registry, or where below `cache` its store is mirrored."""
-    return cache.expanduser() / sealed.digest(registry.encode())[:12] if is_url(registry) else Path(registry)
+    """Return the directory of versions and aliases: the registry, or where below `cache` its store is mirrored.
+
+    A URL with another secret is of the same store.
+    """
+    if not is_url(registry):
+        return Path(registry)
+    return cache.expanduser() / sealed.digest(without_secret(registry).encode())[:12]
 
 
 @dataclass(frozen=True)
@@ -127,25 +132,40 @@ class Store:
             except FileNotFoundError as error:
                 raise Corrupt(f"{name} of {identity} is missing in {self.name}") from error
 
-    def push(self, registry: Registry) -> dict[str, Pointer]:
+    def push(self, registry: Registry, *, force: bool = False) -> dict[str, Pointer]:
         """Publish what a registry's aliases point at, whole versions first; return the aliases that changed.
 
         Each version is read back and held to its sums before an alias names it.
 
         Raises:
             Corrupt: a version is damaged, here or by the way.
+            Overtaken: an alias was moved there by another registry, and this is not to `force` it back.
             StoreAway: the store does not answer, or takes nothing.
         """
         pointers = {alias: _pointer(registry, alias) for alias in registry.aliases()}
         for pointer in pointers.values():
             self._put_version(registry.find(pointer.move.after), pointer.sha256)
-        changed = {alias: pointer for alias, pointer in pointers.items() if self.read(alias) != pointer.to_json()}
+        told = {alias: self.read(alias) for alias in {**pointers, CANDIDATE: None}}
+        changed = {alias: pointer for alias, pointer in pointers.items() if told[alias] != pointer.to_json()}
+        is_dismissed = CANDIDATE not in pointers and told[CANDIDATE] is not None
+        if not force:
+            self._check_known(registry, [told[alias] for alias in (*changed, *[CANDIDATE] * is_dismissed)])
         for alias, pointer in changed.items():
             self._put_alias(alias, pointer.to_json())
-        if CANDIDATE not in pointers and self.read(CANDIDATE) is not None:
+        if is_dismissed:
             with self._asked() as (files, root):
                 files.rm_file(f"{root}/{_SAID}/{CANDIDATE}.json")
         return changed
+
+    def _check_known(self, registry: Registry, told: Iterable[bytes | None]) -> None:
+        """Raise `Overtaken` where what is told of an alias is a move that the registry's ledger does not know."""
+        known = registry.ledger()
+        for said in filter(None, told):
+            with suppress(BadPointer):  # nobody's, and mended by a push
+                move = Pointer.of(said).move
+                if move.time and move not in known:  # else set by hand
+                    by = f"{move.alias} was moved to {move.after} by {move.who}, {move.time}"
+                    raise Overtaken(f"{self.name}: {by}, which is not in {registry.root}: push from there, or --force")
 
     def _put_version(self, version: Version, seal: str) -> None:
         at = f"models/{version.id}"
@@ -267,5 +287,5 @@ def _pointer(registry: Registry, alias: str) -> Pointer:
 
 
 def without_secret(text: str) -> str:
-    """Return a text without what precedes an @ in the URLs in it."""
+    """Return a text without what precedes an @ in the URLs in it, and without their queries."""
     return _SECRET.sub("", text)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -25,8 +26,11 @@ from service.routing import EngineLike, Profile, Routed, Router
 from service.search import Found, SearchEngine
 from service.settings import Settings
 from service.shadow import Shadow
+from service.threads import Shared
 from service.wire import JSON, OCTETS, Decoded, Fields, JsonReader
 
+T = TypeVar("T")
+READ_S = 2.0  # for what the registry says; a share may hang
 MADE_BY = ("model", "version", "served_by", "fallback_reason")
 Stages = tuple[tuple[str, float], ...]
 PREDICT_OPTIONS: dict[str, wire.Check] = {
@@ -336,6 +340,14 @@ def check_ready(lineup: Lineup, state: State) -> None:
         raise Unavailable("no net is loaded")
 
 
+async def _in_time(reading: Awaitable[T]) -> T:
+    """Return what is read of a registry, which may be on a share that hangs; raises `Unavailable`."""
+    try:
+        return await asyncio.wait_for(reading, READ_S)
+    except TimeoutError as error:
+        raise Unavailable("the registry does not answer") from error
+
+
 def add_routes(
     app: FastAPI, router: Router, lineup: Lineup, door: Door, follower: Follower | None = None
 ) -> Callable[[], None]:
@@ -358,21 +370,28 @@ def add_routes(
         door.admission.observe()
         metrics.ready.set(float(lineup.is_ready and not state.is_draining))
 
+    shared = Shared(lineup.aside, lambda: summaries(lineup.registry))
+
     @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
     async def models() -> Response:
         """Versions, aliases, cards, what is live since when, the breakers."""
-        versions = await lineup.aside(summaries, lineup.registry)
+        try:
+            versions = await _in_time(shared())
+        except Unavailable:
+            versions = []  # as where the registry cannot be read
         return Response(wire.encode_json(describe(router, lineup, follower, versions)), media_type="application/json")
 
     @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)
-    def card(name: str, version: str) -> Response:
+    async def card(name: str, version: str) -> Response:
         """The model card of a version, in Markdown."""
-        return Response(card_text(lineup.registry, name, version), media_type="text/markdown; charset=utf-8")
+        text = await _in_time(lineup.aside(card_text, lineup.registry, name, version))
+        return Response(text, media_type="text/markdown; charset=utf-8")
 
     @app.get("/ledger", response_model=schemas.Ledger, responses=schemas.PAGED)
-    def moves(offset: articles.Offset = 0, limit: articles.Limit = 100) -> Response:
+    async def moves(offset: articles.Offset = 0, limit: articles.Limit = 100) -> Response:
         """Who moved which alias, when and why, newest first."""
-        return Response(wire.encode_json(ledger(lineup.registry, offset, limit)), media_type="application/json")
+        body = await _in_time(lineup.aside(ledger, lineup.registry, offset, limit))
+        return Response(wire.encode_json(body), media_type="application/json")
 
     articles.add_routes(app, lineup)
     pages.add_routes(app)

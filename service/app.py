@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gc
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from time import monotonic, perf_counter
@@ -43,7 +41,7 @@ from service.lineup import NETS, RETRIEVER, Lineup
 from service.loading import Loaders, RealLoaders
 from service.log import AccessLog, logger
 from service.metrics import Metrics
-from service.mirror import follower_of
+from service.mirror import follower_of, following
 from service.protocol import OTHER
 from service.remote import Lender
 from service.routing import Router
@@ -149,27 +147,19 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        try:
-            if follower:
-                await follower.start()
-            if lender:
-                await lender.open(lineup.borrow)
-            await lineup.start()
-        except Exception as error:
-            state.failure = error
-            raise
-        gc.collect()
-        gc.freeze()  # what is loaded stays: no later collection need look at it
-        watchers = [asyncio.create_task(each.watch()) for each in (lineup, follower) if each]
-        yield
-        state.is_draining = True
-        for watcher in watchers:
-            watcher.cancel()
-        await lineup.close(settings.grace_s)
-        if exporter:
-            exporter.close()
-        if lender:
-            await lender.close()
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                if lender:
+                    await lender.open(lineup.borrow)
+                    stack.push_async_callback(lender.close)
+                if exporter:
+                    stack.callback(exporter.close)
+                await stack.enter_async_context(following(lineup, follower, settings.grace_s))
+            except Exception as error:
+                state.failure = error
+                raise
+            yield
+            state.is_draining = True
 
     app = Service(
         metrics,

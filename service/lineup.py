@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -67,7 +67,7 @@ class Lineup:
         aliases: Sequence[str] = (*NETS, RETRIEVER),
     ) -> None:
         self.registry, self._loaders, self._clock = registry, loaders, clock
-        self._settings, self._metrics, self._aliases = settings, metrics, aliases
+        self._settings, self._metrics, self.aliases = settings, metrics, aliases
         self.aside = Aside()  # where the registry is read while serving: it may be on a share that hangs
         self.engines: dict[str, Engine | Remote] = {}
         self.candidate: Engine | Remote | None = None
@@ -90,13 +90,13 @@ class Lineup:
             UnknownVersion: `primary` is not set.
             BadCheckpoint: the primary must not be served.
         """
-        if PREDICTORS[0] in self._aliases:
-            first = self.registry.resolve(PREDICTORS[0])
+        if PREDICTORS[0] in self.aliases:
+            first = await self.aside(self.registry.resolve, PREDICTORS[0])
             await self._load(PREDICTORS[0], first)
             self._seen[PREDICTORS[0]] = first.id
-        for alias in self._aliases:
+        for alias in self.aliases:
             await self.follow(alias)
-        if RETRIEVER in self._aliases:
+        if RETRIEVER in self.aliases:
             await self._open_encoder()
         await self._loading(give_way)  # from now on there are callers
 
@@ -105,7 +105,7 @@ class Lineup:
         self.candidate = loan.engines.get(CANDIDATE)
         self.engines.clear()
         self.engines.update({alias: loan.engines[alias] for alias in PREDICTORS if alias in loan.engines})
-        ours = {alias: live for alias, live in self.live.items() if alias in self._aliases}
+        ours = {alias: live for alias, live in self.live.items() if alias in self.aliases}
         self.live = {**loan.live, **ours}
         self._search = loan.search
 
@@ -174,7 +174,7 @@ class Lineup:
         """Look at the aliases every `reload_s` seconds, for ever, and follow where they point."""
         while True:
             await asyncio.sleep(self._settings.reload_s)
-            for alias in self._aliases:
+            for alias in self.aliases:
                 try:
                     await self.follow(alias)
                     self._unseen.discard(alias)
@@ -240,9 +240,11 @@ class Lineup:
         for trial in self._trials.values():
             trial.task.cancel()
         batchers = [*self._batchers().values(), *(trial.incumbent.batcher for trial in self._trials.values())]
-        await asyncio.gather(*(batcher.close(timeout) for batcher in batchers), *self._ending)
+        ends: list[Awaitable[object]] = [*(batcher.close(timeout) for batcher in batchers), self._loading.end(timeout)]
+        if self._ending:
+            ends.append(asyncio.wait(self._ending, timeout=timeout))
+        await asyncio.gather(*ends)
         self.aside.close()
-        self._loading.close()
 
     def observe(self) -> None:
         """Bring the gauges of queues and versions up to date."""
@@ -371,7 +373,7 @@ class Lineup:
     async def _when_free(self, move: Callable[[], None]) -> None:
         for _ in range(TRIES):
             with suppress(LockHeld):
-                return await asyncio.to_thread(move)
+                return await self.aside(move)
             await asyncio.sleep(self._settings.reload_s)
         raise LockHeld("somebody else holds the registry's lock")
 

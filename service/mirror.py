@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
+from models.priority import give_way
 from models.registry import LockHeld
 from models.store import BadPointer, Mirror, Pointer, Store, StoreAway, is_url
 from service.lineup import PREDICTORS, RETRY_S, Lineup, now
@@ -25,6 +28,28 @@ def follower_of(lineup: Lineup, settings: Settings, metrics: Metrics) -> Followe
         return None
     mirror = Mirror(Store(settings.registry), lineup.registry, lineup.check)
     return Follower(mirror, lineup, settings, metrics)
+
+
+@asynccontextmanager
+async def following(lineup: Lineup, follower: Follower | None, grace_s: float) -> AsyncIterator[None]:
+    """Start a line-up and the mirror that it reads, have both follow meanwhile, and close within `grace_s` seconds.
+
+    Raises:
+        StoreAway, UnknownVersion, BadCheckpoint: there is no primary, or it must not be served.
+    """
+    watchers: list[asyncio.Task[None]] = []
+    try:
+        if follower:
+            await follower.start()
+        await lineup.start()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: no later collection need look at it
+        watchers += [asyncio.create_task(each.watch()) for each in (lineup, follower) if each]
+        yield
+    finally:
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*(each.close(grace_s) for each in (lineup, follower) if each))
 
 
 class Follower:
@@ -48,37 +73,53 @@ class Follower:
         self._refused: dict[str, tuple[bytes | None, Exception, float]] = {}  # what was said, why not, when to retry
 
     async def start(self) -> None:
-        """Look once; a store that is away does no harm where a primary was mirrored before.
+        """Look once; a store that is away does no harm where a primary was mirrored before, or is another's to mirror.
 
         Raises:
             StoreAway: none was.
             Exception: the only primary there is must not be served.
         """
-        await self.look()
-        if PREDICTORS[0] in self._mirror.registry.aliases():
+        await self.look(HANG_S)
+        if self._may_start():
             return
         if PREDICTORS[0] in self._refused:
             raise self._refused[PREDICTORS[0]][1]
         raise self._away or StoreAway(f"{self._mirror.store.name}: no {PREDICTORS[0]} is there")
 
     async def watch(self) -> None:
-        """Look every `store_s` seconds, for ever."""
-        try:
-            while True:
-                await asyncio.sleep(self._settings.store_s)
-                await self.look()
-        finally:
-            self._aside.close()
+        """Look every `store_s` seconds, for ever, and give way to those who answer callers meanwhile."""
+        await self._aside(give_way)
+        while True:
+            await asyncio.sleep(self._settings.store_s)
+            await self.look()
 
-    async def look(self) -> None:
-        """Ask the store what the aliases are, and follow."""
+    async def close(self, timeout: float) -> None:
+        """Let go of the store; wait `timeout` seconds at most for a version that is being checked, for no answer."""
+        await self._aside.end(timeout if math.isinf(self._asked) else 0)
+
+    async def look(self, patience_s: float | None = None) -> None:
+        """Ask the store what the aliases are, and follow those that are the line-up's.
+
+        Wait `patience_s` seconds at most, for the answer alone where nothing can be served until what it names is here.
+        """
         try:
-            for alias, said in (await self._ask()).items():
-                await self._follow(alias, said)
+            async with asyncio.timeout(patience_s) as limit:
+                told = await self._ask()
+                if not self._may_start():
+                    limit.reschedule(None)
+                for alias in self._lineup.aliases:
+                    if alias in told:
+                        await self._follow(alias, told[alias])
+        except TimeoutError:
+            self._miss(StoreAway(f"{self._mirror.store.name}: no answer in time"))
         except StoreAway as error:
             self._miss(error)
         else:
             self._meet()
+
+    def _may_start(self) -> bool:
+        """Whether a primary is here, or is another's to mirror."""
+        return PREDICTORS[0] not in self._lineup.aliases or PREDICTORS[0] in self._mirror.registry.aliases()
 
     def observe(self) -> None:
         """Bring the gauge of the store up to date."""

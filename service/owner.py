@@ -7,13 +7,14 @@ The supervisor holds its listening socket, so that a worker's connection waits f
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import orjson
 import uvloop
@@ -30,7 +31,7 @@ from service.link import name_of
 from service.loading import RealLoaders
 from service.log import configure, logger
 from service.metrics import Metrics
-from service.mirror import follower_of
+from service.mirror import Follower, follower_of, following
 from service.remote import Facts
 from service.server import SWITCH_S
 from service.settings import Settings, read_settings
@@ -155,35 +156,45 @@ async def _own(settings: Settings, metrics: Metrics, listener: socket.socket, li
     loop, leaving = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leaving.set)
+    when_lost(line, leaving.set)
     registry = Registry(home(settings.registry, settings.cache))
     lineup = Lineup(registry, RealLoaders(settings), settings, metrics, aliases=NETS)
     follower = follower_of(lineup, settings, metrics)
-    if follower:
-        await follower.start()
-    await lineup.start()
-    gc.collect()
-    gc.freeze()
-    owner = Owner(lineup, settings)
-    owner.tell()
-    server = await loop.create_unix_server(lambda: Desk(owner), sock=listener)
-    watchers = [asyncio.create_task(each.watch()) for each in (lineup, follower) if each]
-    when_lost(line, leaving.set)
-    await _watch(owner, lineup, line, leaving)
-    server.close()
-    await _leave(owner, settings.drain_s + settings.grace_s)
-    for watcher in watchers:
-        watcher.cancel()
-    await lineup.close(settings.grace_s)
+    async with AsyncExitStack() as stack:
+        if await unless(leaving, stack.enter_async_context(following(lineup, follower, settings.grace_s))):
+            owner = Owner(lineup, settings)
+            owner.tell()
+            server = await loop.create_unix_server(lambda: Desk(owner), sock=listener)
+            await _watch(owner, lineup, follower, line, leaving)
+            server.close()
+            await _leave(owner, settings.drain_s + settings.grace_s)
 
 
-async def _watch(owner: Owner, lineup: Lineup, line: socket.socket, leaving: asyncio.Event) -> None:
+async def unless(leaving: asyncio.Event, start: Coroutine[Any, Any, object]) -> bool:
+    """Return whether a start came to its end before it was time to leave; it is cancelled else."""
+    starting, left = asyncio.create_task(start), asyncio.create_task(leaving.wait())
+    await asyncio.wait({starting, left}, return_when=asyncio.FIRST_COMPLETED)
+    left.cancel()
+    if starting.done():
+        starting.result()
+        return True
+    starting.cancel()
+    await asyncio.wait({starting})
+    return False
+
+
+async def _watch(
+    owner: Owner, lineup: Lineup, follower: Follower | None, line: socket.socket, leaving: asyncio.Event
+) -> None:
     """Say what there is to say, to the workers and to the supervisor, until it is time to leave."""
     at = 0.0
     while not leaving.is_set():
         owner.tell()
         if monotonic() - at >= 1.0:
             at = monotonic()
-            lineup.observe()
+            for each in (lineup, follower):
+                if each:
+                    each.observe()
             if lineup.stuck_s() <= owner.settings.hang_s:
                 beat(line)
         with suppress(TimeoutError):

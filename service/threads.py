@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,6 +29,8 @@ class Aside:
         end: asyncio.Future[T] = loop.create_future()
 
         def run() -> None:
+            if end.done():
+                return  # who waited has left
             try:
                 settle: tuple[Callable[..., None], Any] = end.set_result, function(*arguments, **options)
             except Exception as error:
@@ -46,6 +48,16 @@ class Aside:
             self._is_open = False
             self._calls.put(None)
 
+    async def end(self, timeout: float) -> None:
+        """Let the thread go, and wait `timeout` seconds at most for what runs in it.
+
+        A process that ends while a library of C++ loads a net may abort.
+        """
+        if self._is_open:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self(int), timeout)
+        self.close()
+
     def _open(self) -> None:
         if not self._is_open:
             self._is_open = True
@@ -54,6 +66,20 @@ class Aside:
     def _work(self) -> None:
         while call := self._calls.get():
             call()
+
+
+class Shared(Generic[T]):
+    """One reading at a time, beside, that everybody who asks meanwhile shares."""
+
+    def __init__(self, aside: Aside, read: Callable[[], T]) -> None:
+        self._aside, self._read = aside, read
+        self._reading: asyncio.Task[T] | None = None
+
+    async def __call__(self) -> T:
+        """Return what is read, or raise what that raises; who leaves does not end it."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._aside(self._read))
+        return await asyncio.shield(self._reading)
 
 
 def _settle(end: asyncio.Future[Any], settle: Callable[[Any], None], outcome: Any) -> None:

@@ -155,9 +155,9 @@ class Supervisor:
             logger().info("draining", seconds=self._settings.drain_s)
             asyncio.get_running_loop().call_later(self._settings.drain_s, self._turn_away)
         self._stopping.set()
-        for life in self._lives:
-            if not life.is_owner:
-                life.leave()
+        workers = [life for life in self._lives if not life.is_owner]
+        for life in workers or list(self._lives):  # the owner, where it is still starting
+            life.leave()
 
     def _turn_away(self) -> None:
         for listener in self._listeners:

@@ -129,6 +129,7 @@ def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
 
 def push(
     url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix, or whatever fsspec opens.")],
+    force: Annotated[bool, typer.Option("--force", help="Also take back what another registry pushed there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish aliases and versions in an object store.
@@ -138,7 +139,7 @@ def push(
     from models.store import Store
 
     found = existing_registry()
-    changed = Store(url).push(found)
+    changed = Store(url).push(found, force=force)
     if as_json:
         print_json({"aliases": found.aliases(), "changed": sorted(changed)})
         return

@@ -17,7 +17,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from models import sealed
-from models.registry import ALIASES, Registry, Version
+from models.registry import ALIASES, Overtaken, Registry, Version
 from models.sealed import Corrupt
 from models.store import BadPointer, Mirror, NoSuchStore, Pointer, Store, StoreAway, home
 from tests.fakes import add_version, registry_of
@@ -233,6 +233,22 @@ def test_wherever_a_push_is_cut_the_store_names_only_what_is_whole(site: Site) -
     assert 20 < fatal < 99
 
 
+def test_what_another_registry_pushed_is_taken_back_only_by_force(site: Site) -> None:
+    other = registry_of(site.root / "other", primary="amn")
+    new = add_version(other, "gmn")
+    other.point("candidate", new)
+    other.point("primary", new, why="better")
+    with pytest.raises(Overtaken, match="primary was moved to amn/"):
+        site.store.push(other)
+    assert site.store.push(other, force=True).keys() == {"primary", "candidate"}
+    before = {alias: site.store.read(alias) for alias in ALIASES}
+    with pytest.raises(Overtaken, match=f"moved to {new.id} by .*: push from there, or --force"):
+        site.store.push(site.ours)
+    assert {alias: site.store.read(alias) for alias in ALIASES} == before
+    site.store.push(site.ours, force=True)
+    assert (site.store.read("candidate"), site.store.push(site.ours)) == (None, {})
+
+
 def test_a_damaged_version_is_not_published(site: Site) -> None:
     bad = add_version(site.ours, "gmn")
     (bad.path / "note.txt").write_bytes(b"altered")
@@ -315,7 +331,8 @@ def test_memory_is_a_store_like_any_other(site: Site) -> None:
 
 def test_an_alias_set_by_hand_is_published_too(site: Site) -> None:
     (site.ours.root / "ledger.jsonl").unlink()
-    assert json.loads(site.store.push(site.ours)["primary"].to_json())["move"]["why"] == "set by hand"
+    pushed = site.store.push(site.ours, force=True)
+    assert json.loads(pushed["primary"].to_json())["move"]["why"] == "set by hand"
 
 
 @pytest.mark.parametrize("url", ["nosuch://bucket", "breaking2://x"])
@@ -324,10 +341,12 @@ def test_what_cannot_be_opened_is_no_store(url: str) -> None:
         Store(url)
 
 
-def test_a_password_in_a_url_is_not_told(site: Site) -> None:
-    assert Store("memory://me:secret@there/x").name == "memory://there/x"
-    with pytest.raises(NoSuchStore, match="cannot open nosuch://there"):
-        Store("nosuch://me:secret@there")
+@pytest.mark.parametrize("secret", ["me:secret@there/x", "me:s3@cret@there/x", "there/x?sig=s3cret&se=2027"])
+def test_a_password_or_a_signature_in_a_url_is_not_told(secret: str, tmp_path: Path) -> None:
+    assert Store(f"memory://{secret}").name == "memory://there/x"
+    with pytest.raises(NoSuchStore, match=r"cannot open nosuch://there/x: "):
+        Store(f"nosuch://{secret}")
+    assert home(f"s3://{secret}", tmp_path) == home("s3://there/x", tmp_path), "nor is a new one a new mirror"
 
 
 def test_each_store_has_a_mirror_of_its_own_and_a_directory_is_itself(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -491,3 +492,20 @@ def test_a_corpus_swapped_while_a_context_is_predicted_is_searched_all_the_same(
         gate.opened.set()
         answer = asked.result()
     assert (answer.status_code, answer.json()["corpus_version"]) == (200, new.version)
+
+
+def test_a_registry_that_hangs_is_told_in_time_and_holds_up_nobody(serve: Serve) -> None:
+    server = serve()
+    ledger = server.app.state.lineup.registry.root / "ledger.jsonl"
+    ledger.rename(ledger.with_suffix(".before"))
+    os.mkfifo(ledger)  # whoever opens it waits for somebody who writes
+    try:
+        assert server.http.get("/ledger").json()["detail"] == "the registry does not answer"
+        body = server.http.get("/models").json()
+        assert (body["versions"], body["aliases"].keys()) == ([], {"primary", "fallback", "retriever"})
+        assert server.http.get("/readyz").status_code == 200
+    finally:
+        ledger.open("w").close()
+        ledger.unlink()
+        ledger.with_suffix(".before").rename(ledger)
+    until(lambda: server.http.get("/models").json()["versions"], "the registry to answer again")

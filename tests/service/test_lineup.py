@@ -336,3 +336,25 @@ def test_a_share_that_hangs_holds_up_no_request(tmp_path: Path) -> None:
         await house.promote("good")
 
     live(tmp_path, scenario)
+
+
+def test_an_end_waits_for_no_registry_that_hangs(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        hangs, back = threading.Event(), threading.Event()
+
+        class Hung(Registry):
+            def find(self, wanted: str) -> Version:
+                hangs.set()
+                back.wait(PATIENCE_S)
+                return super().find(wanted)
+
+        await house.promote("fails")
+        house.lineup.registry = Hung(house.registry.root)
+        try:
+            await house.ask_until(hangs.is_set)
+            async with asyncio.timeout(PATIENCE_S / 2):
+                await house.lineup.close(0.05)
+        finally:
+            back.set()
+
+    live(tmp_path, scenario)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from models.priority import gives_way
 from models.registry import LockHeld, Registry
 from models.sealed import Corrupt
 from models.store import Mirror, Pointer, Store, StoreAway
@@ -30,7 +31,7 @@ class Told(Mirror):
         self.said: dict[str, bytes | None] = {"primary": b"{}"}
         self.trouble: Exception | None = None
         self.away: Exception | None = None
-        self.follows = 0
+        self.follows, self.gave_way = 0, list[bool]()
         self.answers = threading.Event()
         self.answers.set()
 
@@ -42,6 +43,7 @@ class Told(Mirror):
 
     def follow(self, alias: str, said: bytes | None) -> None:
         self.follows += 1
+        self.gave_way.append(gives_way())
         if self.trouble:
             raise self.trouble
 
@@ -156,6 +158,44 @@ def test_a_cold_start_wants_a_primary_and_says_why_there_is_none(
         vars(house.mirror).update(trouble)
         with pytest.raises(error):
             await house.follower.start()
+
+    live(tmp_path, scenario)
+
+
+def test_what_is_checked_beside_callers_gives_way_to_them(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        await house.follower.start()
+        watch = asyncio.create_task(house.follower.watch())
+        while len(house.mirror.gave_way) < 2:
+            await asyncio.sleep(0.005)
+        watch.cancel()
+        assert house.mirror.gave_way[:2] == [False, True], "at the start nobody waits"
+
+    live(tmp_path, scenario, primary="amn")
+
+
+def test_a_start_waits_for_no_store_that_hangs(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        house.mirror.answers.clear()
+        try:
+            await house.follower.look(0.02)
+        finally:
+            house.mirror.answers.set()
+        assert (house.looks("ok"), house.looks("failed")) == (0, 1)
+        assert house.follower.describe()["error"] == "memory://told: no answer in time"
+
+    live(tmp_path, scenario, primary="amn")
+
+
+def test_aliases_of_others_are_left_to_them(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        house.lineup.aliases = ("retriever",)
+        house.mirror.trouble = Corrupt("a net, and no device to check it on")
+        await house.follower.start()
+        assert (house.mirror.follows, house.looks("ok"), house.lineup.live) == (0, 1, {})
+        house.mirror.said["retriever"] = b"{}"
+        await house.follower.look()
+        assert house.mirror.follows == 1
 
     live(tmp_path, scenario)
 

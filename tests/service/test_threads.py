@@ -54,5 +54,42 @@ def test_who_was_cancelled_gets_nothing_and_the_next_call_its_own() -> None:
     asyncio.run(scenario())
 
 
+def test_a_call_that_nobody_waits_for_any_more_is_not_made() -> None:
+    async def scenario() -> None:
+        aside, gate, made = Aside(), threading.Event(), list[str]()
+        first, second = (asyncio.create_task(aside(call)) for call in (gate.wait, lambda: made.append("second")))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        await first
+        await aside(made.append, "third")
+        assert made == ["third"]
+        aside.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_end_waits_for_the_call_that_runs_and_for_no_longer_than_it_may() -> None:
+    async def scenario() -> None:
+        aside, gate, made = Aside(), threading.Event(), list[str]()
+        running = asyncio.create_task(aside(lambda: gate.wait(PATIENCE_S) and made.append("net")))
+        await asyncio.sleep(0)
+        await Aside().end(PATIENCE_S)
+        ending = asyncio.create_task(aside.end(PATIENCE_S))
+        await asyncio.sleep(0.02)
+        assert not ending.done()
+        running.cancel()
+        gate.set()
+        await ending
+        assert made == ["net"]
+        hung = asyncio.create_task(aside(threading.Event().wait))
+        await asyncio.sleep(0)
+        await aside.end(0.02)
+        hung.cancel()
+
+    asyncio.run(scenario())
+
+
 def test_the_end_of_the_process_does_not_wait_for_a_call_that_hangs() -> None:
     subprocess.run([sys.executable, "-c", HANGS], cwd=ROOT, timeout=PATIENCE_S, check=True)

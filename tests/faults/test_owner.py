@@ -14,6 +14,16 @@ from tests.e2e.test_workers import Callers, outcomes, pids
 from tests.faults.conftest import Injected
 
 
+def relieve(server: Process) -> None:
+    """Send a SIGHUP; return once others are there and have answered."""
+    before, old = set(pids(server)), owner_of(server)
+    os.kill(server.popen.pid, signal.SIGHUP)
+    until(lambda: len(pids(server)) == 3 and not before & set(pids(server)), "three successors")
+    assert owner_of(server) not in (0, old)
+    answered = outcomes(server.url)["ok"]
+    until(lambda: outcomes(server.url)["ok"] > answered + 20, "answers by them")
+
+
 @pytest.mark.faults
 def test_owner_and_workers_are_relieved_under_load_without_a_failed_request(
     process: Callable[..., Process], injected: Injected
@@ -22,12 +32,7 @@ def test_owner_and_workers_are_relieved_under_load_without_a_failed_request(
     server = process(LVM_WORKERS="2", LVM_OWNER="on", LVM_DRAIN_S="0.3", LVM_TIMEOUT_MS="60000")
     callers = Callers(server.url)
     for _ in range(3):
-        before, old = set(pids(server)), owner_of(server)
-        os.kill(server.popen.pid, signal.SIGHUP)
-        until(lambda: len(pids(server)) == 3 and not before & set(pids(server)), "three successors")
-        assert owner_of(server) not in (0, old)
-        answered = outcomes(server.url)["ok"]
-        until(lambda: outcomes(server.url)["ok"] > answered + 20, "answers by them")
+        relieve(server)
     counts = callers.stop()
     assert set(counts) == {"200"}
     assert outcomes(server.url) == {"ok": counts["200"]}

@@ -25,6 +25,7 @@ LOST = "lost"  # the outcome of requests whose worker died
 REASONS = ("expired", "overloaded", "draining", "breaker_open", "model_failed")  # to refuse, to fall back
 AWAY = ("index_away", "index_stale")  # why a corpus is searched here and not in the index store
 RELOADS = ("ok", "refused", "failed", "rolled_back", "unrecorded")  # the last: its alias could not be moved back
+ROLES = ("worker", "owner")
 STAGES: dict[str, tuple[str, ...]] = {"/predict": ("decode", "queue", "infer", "encode", "total")}
 STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search", "rerank")}
 TOTAL_TEXT = "total_text"  # a request in text has a total of its own: an objective for vectors must not see it
@@ -254,7 +255,8 @@ class Metrics:
         self.reloads.expect((*ENGINES, "candidate", "retriever"), RELOADS)
         self.store_looks = counter("lvm_store_looks", "Looks at the object store of the registry.", ("outcome",))
         self.store_age = gauge("lvm_store_age_seconds", "Seconds since that store last answered in full.", (), max)
-        self.worker_deaths = counter("lvm_worker_deaths", "Workers that ended unasked.", ()).expect()
+        self.worker_deaths = counter("lvm_worker_deaths", "Workers, or their owner, that ended unasked.", ("role",))
+        self.worker_deaths.expect(ROLES)
         self.queue_rows = gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
         self.breaker = gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",), max)
         self.input_norm = histogram(

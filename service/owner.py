@@ -137,6 +137,14 @@ def most_of(settings: Settings) -> int:
     return 2 * round(settings.max_body_mb * 1e6) + 1024
 
 
+async def listen(owner: Owner, listener: socket.socket) -> asyncio.AbstractServer:
+    """Have a desk for whoever connects; the address is the supervisor's and stays, on Python 3.13 as well."""
+    loop = asyncio.get_running_loop()
+    return await loop.create_unix_server(  # type: ignore[call-arg,unused-ignore]  # uvloop's takes it on any Python
+        lambda: Desk(owner), sock=listener, cleanup_socket=False
+    )
+
+
 def own(slot: int, listener: int, line: int, home: Path) -> int:
     """Be the owner: count in row `slot` below `home`, serve on the socket `listener`, report on the socket `line`.
 
@@ -164,7 +172,7 @@ async def _own(settings: Settings, metrics: Metrics, listener: socket.socket, li
         if await unless(leaving, stack.enter_async_context(following(lineup, follower, settings.grace_s))):
             owner = Owner(lineup, settings)
             owner.tell()
-            server = await loop.create_unix_server(lambda: Desk(owner), sock=listener)
+            server = await listen(owner, listener)
             await _watch(owner, lineup, follower, line, leaving)
             server.close()
             await _leave(owner, settings.drain_s + settings.grace_s)

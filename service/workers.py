@@ -27,7 +27,7 @@ from service.cells import SharedCells
 from service.line import beat, when_lost
 from service.link import Link
 from service.log import configure, logger
-from service.metrics import Metrics
+from service.metrics import ROLES, Metrics
 from service.owner import SOCKET, most_of
 from service.server import Server, bind, check_exposure, config_of, run, turn_away
 from service.settings import Settings, cores, read_settings
@@ -219,7 +219,7 @@ class Supervisor:
         self._free.append(slot)
         status = life.ended.result()
         if not life.is_leaving or status:
-            metrics.worker_deaths.add()
+            metrics.worker_deaths.add(ROLES[life.is_owner])
             if life.is_owner:
                 logger().error("owner died", pid=life.process.pid, status=status)
             else:

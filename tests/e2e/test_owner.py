@@ -1,16 +1,21 @@
-"""Workers whose nets are an owner's: the same answers, one promotion, and nobody hangs when the owner dies."""
+"""Workers whose nets are an owner's: the same answers, one promotion, a clean stop, and nobody hangs when it dies."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
+from collections import Counter
 from pathlib import Path
 
 import httpx
 import numpy as np
 
 from tests.conftest import PATIENCE_S, Process, until
-from tests.e2e.test_workers import Callers, Start, ask, outcomes, pids
+from tests.e2e.test_workers import CONTEXT, Callers, Start, ask, outcomes, pids
+
+REQUEST = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\ncontent-length: 7680\r\n\r\n"
+HELD = 20
 
 
 def owner_of(server: Process) -> int:
@@ -57,4 +62,39 @@ def test_a_killed_owner_is_replaced_and_nobody_hangs(process: Start) -> None:
     counted = outcomes(server.url)
     assert counted.pop("ok") == counts["200"]
     assert sum(counted.values()) == counts["503"]
+    assert [event["status"] for event in server.events("owner died")] == [137]
+    events = [event["event"] for event in server.log()]
+    assert events.index("owner died") < len(events) - 1 - events[::-1].index("version live")
+    scraped = httpx.get(f"{server.url}/metrics").text
+    assert {'lvm_worker_deaths_total{role="owner"} 1.0', 'lvm_worker_deaths_total{role="worker"} 0.0'} <= {
+        *scraped.splitlines()
+    }
     assert server.stop() == 0
+
+
+def taken(url: str) -> float:
+    """Return how many requests to /predict are being answered, or have been."""
+    names = 'lvm_in_flight_requests{route="/predict"}', 'lvm_requests_total{route="/predict",'
+    lines = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
+
+
+def status_of(caller: socket.socket) -> bytes:
+    """Return the status line of all that comes until the other side closes."""
+    with caller, caller.makefile("rb") as answer:
+        return answer.read().partition(b"\r\n")[0]
+
+
+def test_a_stop_answers_what_waits_at_the_owner_for_company(process: Start) -> None:
+    """Workers leave before their owner does: what they took is answered, and everybody exits with 0."""
+    patient = {"LVM_MAX_WAIT_MS": "700", "LVM_TIMEOUT_MS": "60000", "LVM_DRAIN_S": "0.1"}
+    server = process(LVM_WORKERS="2", LVM_OWNER="on", **patient)
+    address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
+    callers = [socket.create_connection(address, PATIENCE_S) for _ in range(HELD)]
+    for caller in callers:
+        caller.sendall(REQUEST + CONTEXT.tobytes())
+    until(lambda: taken(server.url) == HELD, "the requests to be taken")
+    server.popen.send_signal(signal.SIGTERM)
+    assert Counter(map(status_of, callers)) == {b"HTTP/1.1 200 OK": HELD}
+    assert server.popen.wait(PATIENCE_S) == 0
+    assert not server.events("owner died") + server.events("worker died") + server.events("owner lost")

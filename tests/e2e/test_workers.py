@@ -116,7 +116,7 @@ def test_a_killed_worker_is_replaced_and_what_it_counted_stays(process: Start) -
             assert ask(client, server.url).status_code == 200
     assert outcomes(server.url)["ok"] == counted["ok"] + 10
     assert [event["status"] for event in server.events("worker died")] == [137]
-    assert "lvm_worker_deaths_total 1.0" in httpx.get(f"{server.url}/metrics").text
+    assert 'lvm_worker_deaths_total{role="worker"} 1.0' in httpx.get(f"{server.url}/metrics").text
 
 
 def test_workers_are_relieved_one_by_one_without_a_failed_request(process: Start) -> None:

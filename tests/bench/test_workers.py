@@ -1,0 +1,30 @@
+"""Workers side by side: ratios are within a round, and processor time is that of the process that had it."""
+
+import os
+import subprocess
+import sys
+
+from bench.workers import processes, table
+
+
+def test_ratios_are_within_a_round_and_times_are_medians_by_process() -> None:
+    rounds = [
+        {
+            "1 worker": {"per_second": rate, "roles": ["service"], "us": [200.0 * slow]},
+            "2 + owner": {"per_second": rate * 3, "roles": ["supervisor", "owner"], "us": [0.0, 100.0 * slow]},
+        }
+        for rate, slow in ((1000.0, 1), (500.0, 2), (900.0, 1.1))
+    ]
+    assert table(rounds).splitlines()[2:] == [
+        "| 1 worker | 1.00 | 1.00 to 1.00 | 220 | service 220 |",
+        "| 2 + owner | 3.00 | 3.00 to 3.00 | 110 | supervisor 0, owner 110 |",
+    ]
+
+
+def test_children_are_told_apart_by_what_they_were_started_as() -> None:
+    waits = [sys.executable, "-c", "input()"]
+    with subprocess.Popen([*waits, "own"], stdin=subprocess.PIPE) as child:
+        assert processes(child.pid) == {child.pid: "service"}
+        found = processes(os.getpid())
+        assert (found[os.getpid()], found[child.pid]) == ("supervisor", "owner")
+        child.communicate(b"\n")

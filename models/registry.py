@@ -142,6 +142,11 @@ class Registry:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
+    def sweep(self) -> None:
+        """Remove what a crash left of versions that were on their way; to be called where nobody adds one."""
+        for residue in self.root.glob(f"models/*/{_PART}*"):
+            shutil.rmtree(residue, ignore_errors=True)
+
     def adopt(self, identity: str, seal: str, fetch: sealed.Fetch) -> Version:
         """Store the version `identity`, made elsewhere, whose files `fetch` gets; what is here and whole is kept.
 

@@ -242,6 +242,7 @@ class Mirror:
                 self._remember(alias, said)
 
     def _take(self, alias: str, pointer: Pointer) -> None:
+        self.registry.sweep()  # who follows is alone
         move, fetch = pointer.move, partial(self.store.fetch, pointer.move.after)
         version = self.registry.adopt(move.after, pointer.sha256, fetch)
         self._check(alias, version)

@@ -259,6 +259,14 @@ def test_a_damaged_version_is_not_published(site: Site) -> None:
     assert site.store.read("primary") == before
 
 
+def test_what_a_kill_left_halfway_goes_with_the_next_version(site: Site) -> None:
+    left = site.theirs.root / "models" / "amn" / ".part-killed" / "files"
+    left.mkdir(parents=True)
+    (left / "weights.safetensors").write_bytes(b"half")
+    site.follow()
+    assert site.is_whole()
+
+
 def test_what_was_spoiled_in_the_mirror_is_fetched_anew(site: Site) -> None:
     first = site.ours.resolve("primary")
     site.follow()

@@ -308,6 +308,7 @@ def test_a_share_that_is_away_is_counted_once_and_followed_when_it_is_back(tmp_p
             assert await house.ask() <= {"amn", "good"}
             share.trouble = Share.trouble  # type: ignore[method-assign]
             await house.promote("good" if spell == 1 else "amn")
+            await house.until(lambda: not house.lineup._unseen)  # those that are looked at after it are back, too
 
     live(tmp_path, scenario)
 

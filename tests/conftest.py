@@ -27,6 +27,7 @@ from tests.fakes import retriever as corpus_of
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "artifacts" / "lvm"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, children would ignore it
 LVM = Path(sys.executable).with_name("lvm")
 SERVE = (LVM, "serve", "--port", "0")
 PATIENCE_S = 60

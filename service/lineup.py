@@ -242,7 +242,7 @@ class Lineup:
         batchers = [*self._batchers().values(), *(trial.incumbent.batcher for trial in self._trials.values())]
         ends: list[Awaitable[object]] = [*(batcher.close(timeout) for batcher in batchers), self._loading.end(timeout)]
         if self._ending:
-            ends.append(asyncio.wait(self._ending, timeout=timeout))
+            ends.append(asyncio.wait([*self._ending], timeout=timeout))  # it empties itself
         await asyncio.gather(*ends)
         self.aside.close()
 

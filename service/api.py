@@ -370,29 +370,7 @@ def add_routes(
         door.admission.observe()
         metrics.ready.set(float(lineup.is_ready and not state.is_draining))
 
-    shared = Shared(lineup.aside, lambda: summaries(lineup.registry))
-
-    @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
-    async def models() -> Response:
-        """Versions, aliases, cards, what is live since when, the breakers."""
-        try:
-            versions = await _in_time(shared())
-        except Unavailable:
-            versions = []  # as where the registry cannot be read
-        return Response(wire.encode_json(describe(router, lineup, follower, versions)), media_type="application/json")
-
-    @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)
-    async def card(name: str, version: str) -> Response:
-        """The model card of a version, in Markdown."""
-        text = await _in_time(lineup.aside(card_text, lineup.registry, name, version))
-        return Response(text, media_type="text/markdown; charset=utf-8")
-
-    @app.get("/ledger", response_model=schemas.Ledger, responses=schemas.PAGED)
-    async def moves(offset: articles.Offset = 0, limit: articles.Limit = 100) -> Response:
-        """Who moved which alias, when and why, newest first."""
-        body = await _in_time(lineup.aside(ledger, lineup.registry, offset, limit))
-        return Response(wire.encode_json(body), media_type="application/json")
-
+    _add_registry_routes(app, router, lineup, follower)
     articles.add_routes(app, lineup)
     pages.add_routes(app)
 
@@ -417,3 +395,28 @@ def add_routes(
         return {"status": "ready"}
 
     return observe
+
+
+def _add_registry_routes(app: FastAPI, router: Router, lineup: Lineup, follower: Follower | None) -> None:
+    shared = Shared(lineup.aside, lambda: summaries(lineup.registry))
+
+    @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
+    async def models() -> Response:
+        """Versions, aliases, cards, what is live since when, the breakers."""
+        try:
+            versions = await _in_time(shared())
+        except Unavailable:
+            versions = []  # as where the registry cannot be read
+        return Response(wire.encode_json(describe(router, lineup, follower, versions)), media_type="application/json")
+
+    @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)
+    async def card(name: str, version: str) -> Response:
+        """The model card of a version, in Markdown."""
+        text = await _in_time(lineup.aside(card_text, lineup.registry, name, version))
+        return Response(text, media_type="text/markdown; charset=utf-8")
+
+    @app.get("/ledger", response_model=schemas.Ledger, responses=schemas.PAGED)
+    async def moves(offset: articles.Offset = 0, limit: articles.Limit = 100) -> Response:
+        """Who moved which alias, when and why, newest first."""
+        body = await _in_time(lineup.aside(ledger, lineup.registry, offset, limit))
+        return Response(wire.encode_json(body), media_type="application/json")

@@ -288,14 +288,15 @@ class MicroBatcher(Generic[Item, Answer]):
         answers = self._answers(live)
         seconds = perf_counter() - began
         self._running_since = None
-        rows = sum(ticket.rows for ticket, _ in live)
-        self._sizing.learn(rows, seconds)
+        rows, failed = sum(ticket.rows for ticket, _ in live), False
         for (ticket, _), answer in zip(live, answers, strict=True):
             ticket.queue_s, ticket.infer_s, ticket.batch_rows = began - ticket.since, seconds, rows
             if isinstance(answer, Exception):
-                ticket.error = ticket.error or answer
+                ticket.error, failed = ticket.error or answer, True
             else:
                 ticket.answer = answer
+        if not failed:  # what raises is quick, or was run one by one
+            self._sizing.learn(rows, seconds)
         return Batch(rows, began, seconds, reason)
 
     def _answers(self, live: list[tuple[Ticket[Item, Answer], Item]]) -> Sequence[Answer | Exception]:

@@ -412,6 +412,20 @@ def test_a_net_that_fails_every_item_is_not_asked_for_each() -> None:
     asyncio.run(scenario())
 
 
+def test_how_long_a_failure_took_says_nothing_of_how_large_batches_should_be() -> None:
+    def fail(items: list[int]) -> list[int]:
+        raise RuntimeError("at once")
+
+    async def scenario() -> None:
+        batch = batcher(fail)
+        with pytest.raises(ModelFailed):
+            await answers(batch, [1])
+        assert not any(batch._sizing._each)
+        await batch.close(1)
+
+    asyncio.run(scenario())
+
+
 def test_a_failure_among_answers_is_marked_as_its_items_own() -> None:
     async def scenario() -> None:
         held = Held()

@@ -33,7 +33,7 @@ def open_loop(plan: Plan, closed: Mapping[str, Any], servers: Sequence[Server]) 
         for server in servers:
             if server.name in (SERVICE, cell["strongest"]["naive"]["per_second"]):
                 rate = SHARE * cell["servers"][server.name]["per_second"]["median"]
-                one = _offer(server, cell["wire"], rate, plan.seconds, str(contexts))
+                one = _figures(server, cell["wire"], rate, plan.seconds, str(contexts))
                 rows.setdefault((cell["wire"], server.name), []).append(one)
     return [
         {"wire": wire, "server": name} | {figure: spread(one[figure] for one in rounds) for figure in FIGURES}
@@ -41,13 +41,25 @@ def open_loop(plan: Plan, closed: Mapping[str, Any], servers: Sequence[Server]) 
     ]
 
 
-def _offer(server: Server, wire: Wire, rate: float, seconds: float, contexts: str) -> dict[str, float]:
+def offer(server: Server, wire: Wire, rate: float, seconds: float, *options: str) -> dict[str, Any]:
+    """Return the driver's summary of Poisson or, by default, evenly spaced arrivals; `options` are flags of its own.
+
+    Raises:
+        RuntimeError: the driver said nothing but why.
+    """
     command = [sys.executable, "-m", "loadtest", "--url", server.base(wire), "--rate", f"{rate:.1f}", "--wire", wire]
-    command += ["--seconds", str(seconds), "--warmup", "1", "--contexts", contexts, "--max-error-rate", "0", "--json"]
+    command += ["--seconds", str(seconds), "--json", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 120)
-    if done.returncode:
-        raise WrongAnswers(f"{server.name}, {wire}, open loop at {rate:.0f}/s: {done.stderr or done.stdout}")
-    figures = json.loads(done.stdout)
-    p50, p99 = (figures["latency_ms"][name] for name in ("p50", "p99"))
-    lag = figures["generator_lag_ms"]["p99"]
+    if not done.stdout:
+        raise RuntimeError(f"{server.name}, {wire}, open loop at {rate:.0f}/s: {done.stderr}")
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+def _figures(server: Server, wire: Wire, rate: float, seconds: float, contexts: str) -> dict[str, float]:
+    found = offer(server, wire, rate, seconds, "--warmup", "1", "--contexts", contexts, "--max-error-rate", "0")
+    if not found["ok"]:
+        raise WrongAnswers(f"{server.name}, {wire}, open loop at {rate:.0f}/s: {found}")
+    p50, p99 = (found["latency_ms"][name] for name in ("p50", "p99"))
+    lag = found["generator_lag_ms"]["p99"]
     return {"rate": rate, "p50_ms": p50, "p99_ms": p99, "p99_by_p50": p99 / p50, "lag_p99_ms": lag}

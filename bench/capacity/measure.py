@@ -1,4 +1,9 @@
-"""The cost model of this machine: nets alone on a core, then the service, pinned to one, in a closed loop."""
+"""The cost model of this machine: nets alone on a core, then the service, pinned to one, under load.
+
+Closed loops show how large batches pay, but not what a request costs: their connections are few and their requests come
+in bunches, so that much is done once for many and what is needed lies in the caches. Requests are therefore charged by
+what they take in an open loop, at a share of the rate of the closed one.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -15,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench import load, machine, stages
+from bench import load, machine, openloop, stages
 from bench.capacity import searching
 from bench.capacity.costs import Costs, Curve, Line, Net
 from bench.capacity.processor import processor_s
@@ -35,6 +40,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 REPEATS = 15
 ALONE = ((1, 1), (8, 1))  # rows of a request, connections: small batches, of one request
 TOGETHER = ((1, 32), (8, 16), (32, 8))  # large ones, and an event loop that is kept busy
+SHARE = 0.6  # of the rate of that, in an open loop: four fifths of what it holds
 ALIASES = ("primary", "fallback")
 
 
@@ -80,16 +86,25 @@ def costs(
 
 
 def _net(out: Path, server: Server, net: Predictor, weight_mb: float, wires: Sequence[Wire], seconds: float) -> Net:
-    def spend(wire: Wire, rows: int, connections: int) -> Spent:
-        return _spend(out, server, net, Cell(wire, rows, connections), seconds)
+    def closed(wire: Wire, rows: int, connections: int) -> Spent:
+        return _closed(out, server, net, Cell(wire, rows, connections), seconds)
 
-    together = {wire: {rows: spend(wire, rows, connections) for rows, connections in TOGETHER} for wire in wires}
+    def opened(wire: Wire, rows: int, most_per_second: float) -> Spent:
+        options = ("--rows", str(rows), "--arrivals", "poisson", "--connections", "1000")
+        return _spend(server, lambda: openloop.offer(server, wire, SHARE * most_per_second, seconds, *options))
+
+    together = {wire: {rows: closed(wire, rows, connections) for rows, connections in TOGETHER} for wire in wires}
     batch = curve(net)
     if not net.is_quick:  # it has a thread of its own, whose time is known as it is spent beside the event loop
-        alone = [spend("octet", rows, connections) for rows, connections in ALONE]
+        alone = [closed("octet", rows, connections) for rows, connections in ALONE]
         batch = Curve.through([each.batch_s for each in (*alone, *together["octet"].values())])
     requests = {
-        wire: Line.through({rows: each.request_s(batch, net.is_quick) for rows, each in cells.items()})
+        wire: Line.through(
+            {
+                rows: opened(wire, rows, each.most_per_second).request_s(batch, net.is_quick)
+                for rows, each in cells.items()
+            }
+        )
         for wire, cells in together.items()
     }
     return Net(batch, net.is_quick, requests, net.card.dim, net.card.context_length, weight_mb)
@@ -97,13 +112,18 @@ def _net(out: Path, server: Server, net: Predictor, weight_mb: float, wires: Seq
 
 @dataclass(frozen=True)
 class Spent:
-    """What a closed loop came to: requests, batches and their rows, seconds of the event loop and of other threads."""
+    """What some load came to: requests, batches and their rows, seconds of the event loop and of other threads."""
 
     requests: float
     batches: float
     rows: float
     loop_s: float
     aside_s: float
+
+    @property
+    def most_per_second(self) -> float:
+        """Requests a second that a core has time for."""
+        return self.requests / (self.loop_s + self.aside_s)
 
     @property
     def batch_s(self) -> tuple[float, float]:
@@ -149,13 +169,17 @@ class Cell(NamedTuple):
     connections: int
 
 
-def _spend(out: Path, server: Server, net: Predictor, cell: Cell, seconds: float) -> Spent:
+def _closed(out: Path, server: Server, net: Predictor, cell: Cell, seconds: float) -> Spent:
     given = contexts.load()
     exchange = exchange_of(cell.wire, net.card.dim, cell.rows)
     traffic = prepare(out / "traffic" / net.name, server, exchange, given, net.predict_batch(given))
     load.warm_up(server, traffic, cell.connections)
+    return _spend(server, lambda: load.measure(server, traffic, cell.connections, seconds))
+
+
+def _spend(server: Server, offer: Callable[[], object]) -> Spent:
     before, began = stages.scrape(server.url), processor_s(server.pid)
-    load.measure(server, traffic, cell.connections, seconds)
+    offer()
     after, ended = stages.scrape(server.url), processor_s(server.pid)
     grown = {name: after[name] - before[name] for name in ("requests", "batches", "rows")}
     return Spent(**grown, loop_s=ended[0] - began[0], aside_s=ended[1] - began[1])

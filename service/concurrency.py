@@ -16,6 +16,7 @@ from statistics import median
 LEAST = 32  # rows: fewer starve the batches
 PROBE = 2  # rows in flight while the least is measured anew
 BURST = 0.5  # of the most rows may come at once; more that nobody uses would only be what a sudden overload fills
+BURST_S = 0.1  # and no more than are served in so long
 SPARE = 2  # times the peak that the limit may lie above it besides
 SHRINK = 0.9  # of the limit, a lap, down to there
 SLACK_S = 0.005  # of delay that nobody minds, however quick the request
@@ -99,8 +100,15 @@ class AdaptiveLimit:
         elif stretch > 1:
             return
         else:
-            rows = min(self.rows, max(self.rows * SHRINK, SPARE * self._peak, BURST * self._most))
+            rows = min(self.rows, max(self.rows * SHRINK, SPARE * self._peak, self._burst()))
         self.rows = min(self._most, max(self._least, rows + self.rows**0.5))
+
+    def _burst(self) -> float:
+        """Return how many rows may come at once, by the kind that is quickest per row."""
+        known = {**self._earlier, **self._recent}
+        row_s = min(seconds / 2 ** (bits - 1) for (_, _, bits), seconds in known.items())
+        rows = BURST * self._most
+        return rows if rows * row_s <= BURST_S else BURST_S / row_s
 
     def _renew(self) -> None:
         self._earlier, self._recent, self._period = self._recent, {}, self._lap

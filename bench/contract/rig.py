@@ -129,7 +129,8 @@ def running(plan: Plan, stock: Stock) -> Iterator[Rig]:
 def make_stock(out: Path) -> Stock:
     """Return a copy of the registry that ships with a second version of the net that is asked, and both's answers.
 
-    The second has the first's weights with a little noise, so that their answers differ.
+    The second has the first's weights with a little noise: their answers differ, but agree as those of a net that was
+    trained again would, or its trial would end with the first one serving.
     """
     shutil.rmtree(out / "registry", ignore_errors=True)
     registry = Registry(Path(shutil.copytree(SHIPPED, out / "registry", symlinks=True)))
@@ -147,7 +148,7 @@ def _other(registry: Registry, version: Version) -> Version:
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+            parameter.add_(0.001 * torch.randn_like(parameter))
     card = replace(known.card, scores={}, limits=("Weights with noise: only to be swapped with the real ones.",))
     return publish.publish(registry, net.eval(), card, known.golden_context, {})
 

@@ -22,8 +22,10 @@ def test_ratios_are_within_a_round_and_times_are_medians_by_process() -> None:
 
 
 def test_children_are_told_apart_by_what_they_were_started_as() -> None:
-    waits = [sys.executable, "-c", "input()"]
-    with subprocess.Popen([*waits, "own"], stdin=subprocess.PIPE) as child:
+    waits = [sys.executable, "-c", "input(print(flush=True))"]
+    with subprocess.Popen([*waits, "own"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        child.stdout.readline()  # it runs: before that, it may have no words yet
         assert processes(child.pid) == {child.pid: "service"}
         found = processes(os.getpid())
         assert (found[os.getpid()], found[child.pid]) == ("supervisor", "owner")

@@ -15,10 +15,10 @@ from statistics import median
 
 LEAST = 32  # rows: fewer starve the batches
 PROBE = 2  # rows in flight while the least is measured anew
-BURST = 0.5  # of the most rows may come at once; more that nobody uses would only be what a sudden overload fills
-BURST_S = 0.1  # and no more than are served in so long
+BURST = (0.25, 0.5)  # of the most rows may come at once; more that nobody uses would only be what an overload fills
+BURST_S = 0.1  # within which they are served, between these bounds: what is served alone says too little of batches
 SPARE = 2  # times the peak that the limit may lie above it besides
-SHRINK = 0.9  # of the limit, a lap, down to there
+SHRINK = 0.97  # of the limit, a lap, down to there: a burst comes again within seconds
 SLACK_S = 0.005  # of delay that nobody minds, however quick the request
 STRETCH = 3.0  # times its least that a request may take besides: a batch runs, one forms, and both have grown
 HEAVY = 2.0  # times what it may take: no burst that a second lap could show to be over
@@ -96,19 +96,22 @@ class AdaptiveLimit:
     def _adapt(self, stretch: float) -> None:
         stood, self._stands = self._stands, stretch > 1 and self._refused
         if self._stands and (stood or stretch > HEAVY):
-            rows = min(self.rows, max(self._peak, self._least)) / stretch
+            rows = min(self.rows, max(self._peak, self._least)) / stretch + self.rows**0.5
         elif stretch > 1:
             return
         else:
-            rows = min(self.rows, max(self.rows * SHRINK, SPARE * self._peak, self._burst()))
-        self.rows = min(self._most, max(self._least, rows + self.rows**0.5))
+            rows = self._towards(max(SPARE * self._peak, self._burst()))
+        self.rows = min(self._most, max(self._least, rows))
+
+    def _towards(self, room: float) -> float:
+        return min(room, self.rows + self.rows**0.5) if self.rows < room else max(room, self.rows * SHRINK)
 
     def _burst(self) -> float:
         """Return how many rows may come at once, by the kind that is quickest per row."""
+        few, many = (share * self._most for share in BURST)
         known = {**self._earlier, **self._recent}
         row_s = min(seconds / 2 ** (bits - 1) for (_, _, bits), seconds in known.items())
-        rows = BURST * self._most
-        return rows if rows * row_s <= BURST_S else BURST_S / row_s
+        return many if many * row_s <= BURST_S else max(few, BURST_S / row_s)
 
     def _renew(self) -> None:
         self._earlier, self._recent, self._period = self._recent, {}, self._lap

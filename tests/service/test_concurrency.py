@@ -96,7 +96,7 @@ def test_after_an_overload_the_limit_is_soon_out_of_the_way(net: Net) -> None:
     server.run(net, 10 * net.capacity, 5)
     assert server.limit.rows < MOST / 2
     server.run(net, 0.5 * net.capacity, 3)
-    assert server.limit.rows >= min(MOST / 4, BURST_S * net.capacity)
+    assert server.limit.rows >= MOST / 4
     assert server.run(net, 0.5 * net.capacity, 5)[1] == 0
 
 
@@ -114,7 +114,7 @@ def test_a_sudden_overload_finds_little_room_that_nobody_used(times: float) -> N
     server.run(SLOW, 0.5 * SLOW.capacity, 10)
     taken, _ = server.run(SLOW, times * SLOW.capacity, 10)
     assert max(taken) <= 2 * BURST_S
-    assert sum(seconds > BURST_S for seconds in taken) <= 0.03 * len(taken)
+    assert sum(seconds > BURST_S for seconds in taken) <= 0.04 * len(taken)
 
 
 def test_lulls_in_an_overload_do_not_let_the_queue_fill() -> None:

@@ -8,7 +8,7 @@ for ever; how many it has is known once it is decoded, before anybody else has h
 Where there is no room, a client that holds less than its share, the limit over the clients there are, is let in
 beyond it, and the others wait until it is theirs again: max-min fairness. A client alone may use all. One that was
 lately let in with less than half of its share is let in beyond that, too: where a share is a few rows, chance has who
-asks for a tenth of it hold all of it for a moment.
+asks for a tenth of it hold all of it for a moment. Nor is it refused for what the limit falls to for a moment only.
 """
 
 from __future__ import annotations
@@ -30,9 +30,14 @@ LATELY_S = 1.0  # over which, and the same before, rows let in are counted
 
 
 class Limit(Protocol):
-    """How many rows may be in flight."""
+    """How many rows may be in flight, and how many but for a moment in which there may be fewer."""
 
     rows: float
+
+    @property
+    def lasting(self) -> float:
+        """`rows`, when that moment is over."""
+        ...
 
     def observe(self, kind: Kind, seconds: float, in_flight: int, now: float) -> None:
         """Learn that a request of that kind took so long, with so many rows in flight."""
@@ -94,8 +99,8 @@ class Admission:
     def check_row(self, client: str) -> None:
         """Raise `Overloaded` or `ClientLimit`, the limit being reached, where `client` has its share of rows."""
         held, others = self._look(client)
-        share = self.limit.rows / (others + 1)
-        room = self.limit.rows if share >= 1 and self._is_modest(client, others) else share
+        share, lasting = self.limit.rows / (others + 1), self.limit.lasting
+        room = lasting if lasting >= others + 1 and self._is_modest(client, others) else share
         if held.rows + 1 <= room:
             return
         self.limit.refuse(self._clock())

@@ -36,6 +36,11 @@ class FixedLimit:
     def __init__(self, rows: int) -> None:
         self.rows: float = rows
 
+    @property
+    def lasting(self) -> float:
+        """The limit."""
+        return self.rows
+
     def observe(self, kind: Kind, seconds: float, in_flight: int, now: float) -> None:
         """Learn nothing."""
 
@@ -61,6 +66,11 @@ class AdaptiveLimit:
         self._before_probe: float | None = None
         self._recent: dict[Kind, float] = {}
         self._earlier: dict[Kind, float] = {}
+
+    @property
+    def lasting(self) -> float:
+        """The limit, but for a probe, which lasts a moment."""
+        return self.rows if self._before_probe is None else self._before_probe
 
     def observe(self, kind: Kind, seconds: float, in_flight: int, now: float) -> None:
         """Learn that a request of that kind took so long, with so many rows in flight at its end, its own included."""

@@ -22,6 +22,14 @@ def admission(limit: int = 4, clock: Callable[[], float] = lambda: 0.0, **settin
     return Admission(FixedLimit(limit), Settings(**settings), Metrics(), clock)  # type: ignore[arg-type]
 
 
+class Probing(FixedLimit):
+    """A limit that was 4 and is lower for a moment."""
+
+    @property
+    def lasting(self) -> float:
+        return 4.0
+
+
 def enter(known: Admission, client: str, rows: int = 1) -> Place:
     place = Place(known, client)
     place.check()
@@ -118,6 +126,21 @@ def test_a_client_that_asks_for_little_is_let_in_though_it_holds_its_share_for_a
     for _ in range(4):  # its share is 2
         enter(known, "small")
     with pytest.raises(ClientLimit):  # but never more than there is
+        enter(known, "small")
+
+
+def test_a_client_that_asks_for_little_is_not_refused_for_a_probe() -> None:
+    limit = Probing(4)
+    known = Admission(limit, Settings(), Metrics(), lambda: 0.0)
+    for _ in range(20):
+        enter(known, "hog").leave()
+    enter(known, "hog")
+    limit.rows = 1
+    with pytest.raises(Overloaded):
+        enter(known, "hog")
+    for _ in range(4):
+        enter(known, "small")
+    with pytest.raises(ClientLimit):
         enter(known, "small")
 
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 APP = "lvm"
@@ -39,11 +39,21 @@ def replicas(raylet: int, deployment: str = "") -> list[int]:
 
 
 def killed(*pids: int) -> dict[str, Any]:
-    """Kill; return when that began and ended, on the machine's monotonic clock."""
+    """Kill; return when that began and when all were dead, on the machine's monotonic clock."""
     began = monotonic()
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+    while not all(map(is_dead, pids)):
+        sleep(0.001)
     return {"began": began, "ended": monotonic()}
+
+
+def is_dead(pid: int) -> bool:
+    """Say whether a process has closed all it had: until then, its connections are open."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def main(registry: str) -> None:

@@ -94,7 +94,6 @@ class Load:
         self.versions: Counter[str] = Counter()
         self.replicas: Counter[str] = Counter()
         self.workers: Counter[str] = Counter()
-        self.last = ""  # body of an answer other than 200
         self._urls, self._done = urls, threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
@@ -132,8 +131,7 @@ class Load:
         except httpx.TransportError as error:
             return type(error).__name__
         if reply.status_code != 200:
-            self.last = reply.text
-            return str(reply.status_code)
+            return f"{reply.status_code} {reply.json()['detail']}"
         self.versions[reply.headers["x-model-version"]] += 1
         self.replicas[reply.headers["x-replica"]] += 1
         self.workers[reply.headers["x-worker"]] += 1

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from models.training.parts import beside
 from service.cli.arguments import (
     NAMED_DIR,
     AsJson,
@@ -48,6 +47,7 @@ def data(
 
     from models.encoder import SentenceTransformersEncoder, open_encoder
     from models.training import articles
+    from models.training.parts import beside
 
     with long_work("encoding chunks", lambda: _how_to_go_on(out)) as progress:
         here = os.cpu_count() or 1
@@ -183,6 +183,8 @@ def _how_to_resume(state: Path) -> str:
 
 
 def _how_to_go_on(made: Path) -> str:
+    from models.training.parts import beside
+
     parts = beside(made).directory
     return f"what is done is in {parts}; the same command goes on after it" if parts.exists() else NOTHING_KEPT
 
@@ -301,6 +303,7 @@ def leaderboard(
     from bench import leaderboard as board
     from bench import plot, standings
     from models import corpus as corpora
+    from models.training.parts import beside
 
     found = existing_registry()
     sets = {name: corpora.read(directory) for name, directory in (named_dir(data), named_dir(ood))}
@@ -335,6 +338,7 @@ def bench(
     """
     from bench.plan import Plan
     from bench.run import run
+    from models.training.parts import beside
 
     plan = Plan(seconds, rounds, dim, out)
     kept = out / "report.md"

@@ -71,6 +71,16 @@ def test_the_shipped_example_gets_a_unit_vector_and_passages_of_its_article(proc
     assert (known.vectors[[hit["id"] for hit in hits]] @ context.T).max() < 0.999
 
 
+def test_the_command_line_starts_without_what_an_image_leaves_out() -> None:
+    code = (
+        "import sys; import service.cli\n"
+        "left_out = {'models.training', 'bench', 'loadtest', 'torch'} & sys.modules.keys()\n"
+        "assert not left_out, left_out"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_serving_on_cpu_imports_no_torch(shipped: Path) -> None:
     code = (
         "import sys, service.cli, service.server, models.predictor, models.retriever\n"

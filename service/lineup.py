@@ -182,10 +182,10 @@ class Lineup:
                     self._miss(alias, error)
 
     def _miss(self, alias: str, error: Exception) -> None:
-        """Count and tell that an alias could not be looked at, once until it can."""
+        """Count that an alias could not be looked at, and tell it once until it can."""
+        self._metrics.reloads.add(alias, "failed")
         if alias not in self._unseen:
             self._unseen.add(alias)
-            self._metrics.reloads.add(alias, "failed")
             logger().error("look at alias failed", alias=alias, exc_info=error)
 
     async def follow(self, alias: str) -> None:

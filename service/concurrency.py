@@ -52,8 +52,7 @@ class AdaptiveLimit:
     """Falls while requests take longer than `STRETCH` times their least and `SLACK_S`, rises while they do not.
 
     It falls only where it binds, that is, refuses somebody; and it starts at `most` rows, but does not stay far above
-    what is used. Times, of any clock that never goes back,
-    come from outside.
+    what is used. Times, of any clock that never goes back, come from outside.
     """
 
     def __init__(self, most: int, now: float) -> None:
@@ -119,8 +118,8 @@ class AdaptiveLimit:
     def _burst(self) -> float:
         """Return how many rows may come at once, by the kind that is quickest per row."""
         few, many = (share * self._most for share in BURST)
-        known = {**self._earlier, **self._recent}
-        row_s = min(seconds / 2 ** (bits - 1) for (_, _, bits), seconds in known.items())
+        leasts = (*self._earlier.items(), *self._recent.items())
+        row_s = min(seconds / 2 ** (bits - 1) for (_, _, bits), seconds in leasts)
         return many if many * row_s <= BURST_S else max(few, BURST_S / row_s)
 
     def _renew(self) -> None:

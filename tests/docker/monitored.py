@@ -75,8 +75,8 @@ class Prometheus:
         self.http = httpx.Client(base_url=url, trust_env=False, timeout=10)
 
     def is_ready(self) -> bool:
-        """Whether it answers and has scraped the service."""
-        return self.http.get("/-/ready").status_code == 200 and self.value('up{job="lvm"}') == 1
+        """Whether it answers and has scraped every service."""
+        return self.http.get("/-/ready").status_code == 200 and self.value('min(up{job="lvm"})') == 1
 
     def query(self, expr: str) -> list[dict[str, Any]]:
         """Return the samples of an instant query that are numbers."""
@@ -116,14 +116,14 @@ class Prometheus:
 
 
 @contextmanager
-def watched(bin_dir: Path, work: Path, url: str, rules: str) -> Iterator[Prometheus]:
-    """Run a Prometheus that scrapes the service at `url` every second and evaluates `rules`."""
+def watched(bin_dir: Path, work: Path, urls: list[str], rules: str) -> Iterator[Prometheus]:
+    """Run a Prometheus that scrapes the services at `urls` every second and evaluates `rules`."""
     work.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     command: list[str | Path] = [
         bin_dir / "prometheus",
-        f"--config.file={_configure(work, url.removeprefix('http://'), rules)}",
+        f"--config.file={_configure(work, [url.removeprefix('http://') for url in urls], rules)}",
         f"--storage.tsdb.path={work / 'tsdb'}",
         f"--web.listen-address=127.0.0.1:{port}",
     ]
@@ -133,12 +133,12 @@ def watched(bin_dir: Path, work: Path, url: str, rules: str) -> Iterator[Prometh
         yield prometheus
 
 
-def _configure(work: Path, target: str, rules: str) -> Path:
-    """Write the configuration that ships, aimed at `target` and scraping every second; return its path."""
+def _configure(work: Path, targets: list[str], rules: str) -> Path:
+    """Write the configuration that ships, aimed at `targets` and scraping every second; return its path."""
     (work / "rules.yml").write_text(rules)
     config = yaml.safe_load((promql.RULES.parent / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": targets}]
     path = work / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.docker import promql, troubles
 from tests.docker.monitored import Failed, Prometheus, check_queries, demand, shortened, started, until, url_of, watched
 
 LVM = Path(sys.executable).with_name("lvm")
-RATE, SECONDS = 300, 15
+RATE, SECONDS, ROWS = 20, 20, 32  # of the net that takes longest: next to it the client's side of a socket is little
 CALLS = 400
 STAGES = ("decode", "queue", "infer", "encode")
 ROUNDING = 0.5e-6  # seconds; Server-Timing has milliseconds with three digits
@@ -89,7 +90,8 @@ def compare_stages(prometheus: Prometheus, url: str) -> None:
 def compare_driver(prometheus: Prometheus, url: str, before: int) -> None:
     """Hold Prometheus's count and percentiles of one run against the load driver's."""
     began = time.monotonic()
-    figures = drive(url, "--rate", str(RATE), "--seconds", str(SECONDS), "--wire", "octet")
+    load = ["--rate", str(RATE), "--seconds", str(SECONDS), "--rows", str(ROWS), "--query", "profile=batch"]
+    figures = drive(url, *load, "--wire", "octet", "--arrivals", "poisson")
     sent = figures["sent"]
     until(lambda: counted(prometheus, "/predict", before + sent), f"{sent} requests in Prometheus")
     demand(True, f"Prometheus counts every one of {sent} requests of the driver")
@@ -114,7 +116,7 @@ def percentile_rows(
 
 def print_percentiles(figures: dict[str, Any], rows: list[tuple[str, float, float, float, int]]) -> None:
     """Print the comparison as a table."""
-    print(f"      {figures['sent']} sent at {RATE}/s, goodput {figures['goodput']:.1f}/s; times in ms")
+    print(f"      {figures['sent']} of {ROWS} rows sent at {RATE}/s, goodput {figures['goodput']:.1f}/s; times in ms")
     print(f"      {'':<5}{'prometheus':>12}{'from write':>12}{'from intent':>13}{'buckets apart':>15}")
     for name, found, service, latency, apart in rows:
         print(f"      {name:<5}{found:>12.3f}{service:>12.3f}{latency:>13.3f}{apart:>15}")
@@ -125,12 +127,23 @@ def check_calm(bin_dir: Path, work: Path) -> None:
     with started([LVM, "serve", "--port", "0"], log := work / "serve.log", LVM_REGISTRY=str(SHIPPED)):
         url = url_of(log)
         check_format(bin_dir / "promtool", url)
-        with watched(bin_dir, work / "prometheus", url, promql.RULES.read_text()) as prometheus:
+        with watched(bin_dir, work / "prometheus", [url], promql.RULES.read_text()) as prometheus:
             compare_stages(prometheus, url)
             firing = prometheus.firing(route="")
             demand(not firing, f"no alert fires but, on a busy machine, of budgets {' '.join(firing)}".rstrip())
             check_format(bin_dir / "promtool", url)
             compare_driver(prometheus, url, CALLS)
+
+
+@contextmanager
+def follower(work: Path) -> Iterator[tuple[str, Path]]:
+    """Run a service whose registry is an object store, a directory to it; yield the URL of the one, the other."""
+    store = work / "store"
+    environment = {"LVM_REGISTRY": store.as_uri(), "LVM_CACHE": str(work / "cache"), "LVM_STORE_S": "0.5"}
+    push = [LVM, "push", store.as_uri()]
+    subprocess.run(push, env={**os.environ, "LVM_REGISTRY": str(SHIPPED)}, capture_output=True, check=True)
+    with started([LVM, "serve", "--port", "0"], log := work / "following.log", **environment):
+        yield url_of(log), store
 
 
 def check_trouble(bin_dir: Path, work: Path) -> None:
@@ -144,13 +157,17 @@ def check_trouble(bin_dir: Path, work: Path) -> None:
     rules = shortened(promql.RULES.read_text(), troubles.FACTOR)
     with started(command, log := work / "troubled.log", **environment) as process:
         url = url_of(log)
-        with watched(bin_dir, work / "watching", url, rules) as prometheus:
+        with (
+            follower(work) as (following, store),
+            watched(bin_dir, work / "watching", [url, following], rules) as prometheus,
+        ):
             made = troubles.Troubles(url, process, registry, prometheus)
             made.answer_all()
             made.send_long_vectors()
             made.spoil_fallback()
             made.promote_what_disagrees(other.id)
             made.hide_versions()
+            made.lose_store(store)
             made.crowd()
             made.starve_fallback()
             made.kill_worker()

@@ -129,6 +129,12 @@ class Troubles:
         finally:
             home.chmod(mode)
 
+    def lose_store(self, store: Path) -> None:
+        """An object store that has nothing any more, and then has it again."""
+        away = store.rename(store.with_name("away"))
+        self.fires("LvmStoreAway", by="an object store that is empty")
+        away.rename(store)
+
     def crowd(self) -> None:
         """Four callers with more rows than may be in flight, for a net that needs its time for them."""
         body = tensor_of(np.tile(CONTEXTS, (2, 1, 1)))

@@ -70,7 +70,7 @@ bench: dev  ## one report of nets and service beside a naive app and an echo, in
 bench-peers: dev .venv-peers/.peers  ## service, naive app and echo beside mosec, LitServe and BentoML, in runs/bench-peers
 	$(BIN)/lvm bench --peers .venv-peers --only closed --out runs/bench-peers
 
-figures: dev  ## hold the contract's figures F1 to F8, with plots in runs/figures (about 12 minutes)
+figures: dev  ## hold the contract's figures F1 to F8, with plots in runs/figures (about 13 minutes)
 	$(BIN)/python -m bench.contract
 
 plan-check: dev  ## measure costs and knee of one core, and compare with what `lvm plan` says (about 5 minutes)

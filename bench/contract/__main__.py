@@ -26,12 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan.out.mkdir(parents=True, exist_ok=True)
     described = {**asdict(plan), "out": str(plan.out), "workload": f"{rig.WORKLOAD}, {plan.rows} rows"}
     figures: dict[str, Any] = {"machine": machine.describe(), "plan": described}
+    stolen, ticks = machine.ticks()
     try:
         for name, run in _measure(plan, options.only, options.capacity):
             figures[name] = run
             print(f"figures: {name} is done, {perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     except NoCapacity as error:
         print(f"figures: {error}", file=sys.stderr)
+    taken, until = machine.ticks()
+    figures["machine"]["taken by other guests of the host"] = f"{(taken - stolen) / max(1, until - ticks):.1%}"
     figures["machine"]["load average at the end"] = ", ".join(f"{load:.2f}" for load in os.getloadavg())
     figures["targets"] = targets.judge(figures, options.only)
     figures["plots"] = plot.draw(plan.out, figures)

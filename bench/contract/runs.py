@@ -20,6 +20,7 @@ START = 25.0  # requests/s
 STEADY = 0.7  # of C
 PROBES = 10.0  # per second and route
 SETTLE_S = 2.0  # for a client to start, before anything counts
+BEFORE_S, AFTER_S = 30.0, 12.0  # at 10, the worst second before was by chance two thirds of one long after
 PROMOTIONS, EVERY_S = 100, 2.0  # loading takes a third of a second of the only core, of which 0.7C leaves little
 SWAP_TAIL_S = 0.1
 STARTS = 3
@@ -46,13 +47,13 @@ def find_capacity(rig: Rig) -> Figures:
     return {"per_second": found, "probes": probes}
 
 
-def overload(rig: Rig, c: float, times: float, seconds: float, before_s: float = 10, after_s: float = 12) -> Figures:
+def overload(rig: Rig, c: float, times: float, seconds: float) -> Figures:
     """Offer 0.7 C throughout and, in the middle, `times` C for `seconds`; probes from another process all the while."""
-    whole = SETTLE_S + before_s + seconds + after_s
+    whole = SETTLE_S + BEFORE_S + seconds + AFTER_S
     name = f"{times:g}C"
     probes = [rig.probe(f"{name}-{route}", route, PROBES, whole) for route in ("livez", "readyz")]
     base = rig.client(f"{name}-base", STEADY * c, whole)
-    sleep(SETTLE_S + before_s)
+    sleep(SETTLE_S + BEFORE_S)
     more = rig.client(f"{name}-more", (times - STEADY) * c, seconds, seed=1).samples()
     samples, seen = joined([base.samples(), more]), joined([probe.samples() for probe in probes])
     begin, end = float(more.intended[0]), float(more.intended[-1])

@@ -29,10 +29,11 @@ APP = "lvm"
 BY_WAIT = "service.ray.scaling:QueueWait"
 
 
-def build(settings: Settings, least: int = 1, target_s: float = 0.02) -> serve.Application:
+def build(settings: Settings, least: int = 1, target_s: float = 0.02, per_node: int | None = None) -> serve.Application:
     """Return the graph: the ingress, and a deployment for every alias that is set.
 
-    Each has `least` replicas, and up to `workers` where requests wait longer than `target_s` seconds.
+    Each has `least` replicas, and up to `workers` where requests wait longer than `target_s` seconds; at most
+    `per_node` on a node. Without that bound Ray may put all replicas of an alias on one node, which may die.
 
     Raises:
         BadSettings: the registry is no directory.
@@ -48,8 +49,9 @@ def build(settings: Settings, least: int = 1, target_s: float = 0.02) -> serve.A
     aliases = [alias for alias in (*PREDICTORS, RETRIEVER) if _is_set(registry, alias)]
     scaled = {"min_replicas": least, "max_replicas": max(least, settings.workers), "upscale_delay_s": 5}
     by_wait = scaled | {"policy": {"policy_function": BY_WAIT, "policy_kwargs": {"target_s": target_s}}}
-    graph = {alias: _deployment(alias, theirs, by_wait).bind(alias, theirs) for alias in aliases}
-    return _ingress(settings, scaled).bind(settings, graph)
+    placed = {"max_replicas_per_node": per_node, "ray_actor_options": {"num_cpus": 0.25}}
+    graph = {alias: _deployment(alias, theirs, by_wait, placed).bind(alias, theirs) for alias in aliases}
+    return _ingress(settings, scaled, placed).bind(settings, graph)
 
 
 def _is_set(registry: Registry, alias: str) -> bool:
@@ -58,26 +60,26 @@ def _is_set(registry: Registry, alias: str) -> bool:
     return False
 
 
-def _deployment(alias: str, settings: Settings, scaled: dict[str, Any]) -> Any:
+def _deployment(alias: str, settings: Settings, scaled: dict[str, Any], placed: dict[str, Any]) -> Any:
     return serve.deployment(Replica).options(
         name=alias,
         autoscaling_config=scaled,
-        ray_actor_options={"num_cpus": 0.25},
         max_ongoing_requests=2 * settings.max_batch,  # one batch runs, one gathers
         max_queued_requests=settings.max_queue,
         graceful_shutdown_timeout_s=settings.grace_s,
         health_check_period_s=1,
+        **placed,
     )
 
 
-def _ingress(settings: Settings, scaled: dict[str, Any]) -> Any:
+def _ingress(settings: Settings, scaled: dict[str, Any], placed: dict[str, Any]) -> Any:
     return serve.deployment(Ingress).options(
         name="ingress",
         autoscaling_config=scaled | {"target_ongoing_requests": settings.max_batch},
-        ray_actor_options={"num_cpus": 0.25},
         max_ongoing_requests=4 * settings.max_queue,  # who is too many is told so by the app, in its words
         graceful_shutdown_timeout_s=settings.drain_s + settings.grace_s,
         health_check_period_s=1,
+        **placed,
     )
 
 

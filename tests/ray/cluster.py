@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import socket
 import sys
+from collections import Counter
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -32,10 +34,11 @@ def offspring(raylet: int) -> list[int]:
     return [int(pid) for path in children for pid in path.read_text().split()]
 
 
-def replicas(raylet: int, deployment: str = "") -> list[int]:
-    """Return the processes of the replicas on the node of a raylet."""
-    name = f"ServeReplica:{APP}:{deployment}".encode()
-    return [pid for pid in offspring(raylet) if name in Path(f"/proc/{pid}/cmdline").read_bytes()]
+def replicas(raylet: int) -> dict[int, str]:
+    """Return the processes of the replicas on the node of a raylet, and of which deployment each is."""
+    titles = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in offspring(raylet)}
+    found = {pid: re.search(rf"ServeReplica:{APP}:(\w+)", title) for pid, title in titles.items()}
+    return {pid: match[1] for pid, match in found.items() if match}
 
 
 def killed(*pids: int) -> dict[str, Any]:
@@ -73,9 +76,9 @@ def main(registry: str) -> None:
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
 
-    def deploy(least: str = "2", target_s: str = "0.02", **values: str) -> None:
+    def deploy(least: str = "2", target_s: str = "0.02", per_node: str = "1", **values: str) -> None:
         known = {"registry": Path(registry), "reload_s": 0.2, "threads": 1, "watch_s": 0, "timeout_ms": 30_000} | values
-        serve.run(build(read_settings(**known), least=int(least), target_s=float(target_s)), name=APP)
+        serve.run(build(read_settings(**known), int(least), float(target_s), int(per_node)), name=APP)
 
     def raylet_of(node: Any) -> int:
         return int(node.all_processes["raylet"][0].process.pid)
@@ -87,10 +90,12 @@ def main(registry: str) -> None:
     for line in sys.stdin:
         verb, *words = line.split()
         if (verb, *words) == ("kill", "node"):
+            lost = Counter(replicas(raylet_of(second)).values())
             told = killed(*offspring(raylet_of(second)), raylet_of(second))  # all at once, as with the power
+            told["replicas"] = lost
             cluster.remove_node(second, allow_graceful=False)
         elif verb == "kill":
-            told = killed(replicas(raylet_of(second), words[0])[0])
+            told = killed(next(pid for pid, name in replicas(raylet_of(second)).items() if name == words[0]))
         elif verb == "deploy":
             deploy(**dict(word.split("=") for word in words))
             told = {"deployed": words}

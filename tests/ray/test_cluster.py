@@ -169,8 +169,8 @@ def is_whole(cluster: Ray) -> bool:
     return set(running.values()) == {2}
 
 
-def killed_under_load(cluster: Ray, victim: str) -> tuple[Load, int]:
-    """Kill `victim` when a burst has just been sent; return the load, over, and how many were in flight meanwhile."""
+def killed_under_load(cluster: Ray, victim: str) -> tuple[Load, int, dict[str, Any]]:
+    """Kill `victim` just after a burst; return the load, over, how many were in flight meanwhile, what was told."""
     until(lambda: is_whole(cluster), "two replicas of everything")
     load = Load(cluster.urls)
     until(lambda: load.sent >= 10 * BURST, "the load")
@@ -180,7 +180,7 @@ def killed_under_load(cluster: Ray, victim: str) -> tuple[Load, int]:
     sent = load.sent
     until(lambda: load.sent >= sent + 20 * BURST, "what follows")
     load.stop()
-    return load, sum(began <= kill["ended"] and ended >= kill["began"] for began, ended in load.spans)
+    return load, sum(began <= kill["ended"] and ended >= kill["began"] for began, ended in load.spans), kill
 
 
 def test_it_passes_the_smoke_test_of_a_single_server(cluster: Ray) -> None:
@@ -216,7 +216,7 @@ def test_a_scrape_of_each_node_adds_up_to_the_requests_sent(cluster: Ray) -> Non
 
 @pytest.mark.parametrize("deployment", ["primary", "ingress"])
 def test_a_replica_killed_loses_at_most_what_it_was_answering(cluster: Ray, deployment: str) -> None:
-    load, in_flight = killed_under_load(cluster, deployment)
+    load, in_flight, _ = killed_under_load(cluster, deployment)
     print(load.figures(f"replica of {deployment} killed", in_flight), f"by {len(load.workers)} workers")
     assert load.errors.total() <= (0 if deployment == "primary" else in_flight)
     assert not load.after_retry
@@ -248,16 +248,9 @@ def test_a_rolling_redeploy_under_load_fails_nobody(cluster: Ray) -> None:
     assert not load.errors
 
 
-def test_a_node_killed_loses_at_most_what_it_was_answering(cluster: Ray) -> None:
-    load, in_flight = killed_under_load(cluster, "node")
-    print(load.figures("node killed", in_flight))
-    assert load.errors.total() <= in_flight
-    assert not load.after_retry
-
-
 def test_more_than_the_queues_hold_is_refused_with_retry_after(cluster: Ray) -> None:
     """Serve's backpressure, of both deployments, is told as ours."""
-    cluster.tell("deploy least=2 workers=3 target_s=0.000001 max_batch=1 max_queue=4 concurrency=512")
+    cluster.tell("deploy least=2 workers=3 per_node=2 target_s=0.000001 max_batch=1 max_queue=4 concurrency=512")
 
     async def ask_all() -> list[httpx.Response]:
         async with httpx.AsyncClient(headers=HEADERS, timeout=PATIENCE_S) as client:
@@ -277,3 +270,12 @@ def test_where_requests_wait_too_long_there_are_more_replicas(cluster: Ray) -> N
     load = Load(cluster.urls[:1])
     until(lambda: cluster.tell("status")["running"]["primary"] == 3, "a third primary")
     load.stop()
+
+
+def test_a_node_killed_loses_at_most_what_it_was_answering(cluster: Ray) -> None:
+    """One replica a node is the bound: every deployment survives on the other."""
+    cluster.tell("deploy")
+    load, in_flight, kill = killed_under_load(cluster, "node")
+    print(load.figures("node killed", in_flight), kill["replicas"])
+    assert load.errors.total() <= in_flight
+    assert not load.after_retry

@@ -22,6 +22,7 @@ from service.log import configure, logger
 from service.protocol import LINGER_S, Protocol
 from service.settings import Settings
 
+SIGNALS = signal.SIGTERM, signal.SIGINT
 SO_ATTACH_FILTER = 26  # not in the socket module
 SWITCH_S = 0.0005  # Python's own 5 ms, several times a batch, starve a net while the event loop is busy saying no
 
@@ -48,6 +49,9 @@ class Server(uvicorn.Server):
         """Start, and say where."""
         await super().startup(sockets)
         self._listeners = sockets or ()
+        if self.started and threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                asyncio.get_running_loop().add_signal_handler(number, self.drain, number.name)
         if self.started and sockets:
             self.announce()
 
@@ -67,16 +71,18 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Drain on a signal; unlike uvicorn's, the signal is not raised again, so a clean stop exits 0."""
+        """Drain on a signal; unlike uvicorn's, the signal is not raised again, so a clean stop exits 0.
+
+        Until it has started there is nothing to finish, and what is being loaded may hang: a signal ends the process.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread can listen to signals
             return
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.drain, number.name)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         yield
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
 
     def drain(self, why: str) -> None:
         """Answer on while others move away, then stop; asked twice, stop now."""

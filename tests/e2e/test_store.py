@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -20,7 +21,7 @@ import pytest
 from models import sealed
 from models.registry import Registry, Version
 from models.store import Pointer
-from tests.conftest import LVM, SERVE, Process, until
+from tests.conftest import LVM, PATIENCE_S, SERVE, Process, until
 from tests.faults.versions import files, tiny_registry
 
 pytest.importorskip("requests", reason="what fsspec speaks WebHDFS with")
@@ -181,3 +182,14 @@ def test_a_cold_start_without_its_store_says_so_and_exits_75(tmp_path: Path) -> 
     assert done.returncode == 75
     assert "webhdfs://127.0.0.1:1/lvm: ConnectionError" in done.stderr
     assert "next: look at the network" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_waits_for_a_silent_store_ends_when_told_to(tmp_path: Path, number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        registry = f"webhdfs://127.0.0.1:{silent.getsockname()[1]}/lvm"
+        process = subprocess.Popen(SERVE, env={**os.environ, "LVM_REGISTRY": registry, "LVM_CACHE": str(tmp_path)})
+        asked, _ = silent.accept()
+        with asked:
+            process.send_signal(number)
+            assert process.wait(PATIENCE_S) == -number

@@ -108,6 +108,9 @@ class Admission:
 
     def take(self, client: str, rows: int) -> None:
         """Learn that rows of `client` were let in."""
+        now = self._clock()
+        if (lap := now - self._taken.since) >= LATELY_S:
+            self._taken, self._before = Taken(now), self._taken if lap < 2 * LATELY_S else Taken(now)
         self._taken.add(client, rows)
 
     def check_size(self, client: str, size: int) -> None:
@@ -131,8 +134,6 @@ class Admission:
             rate = self._served / lap
             self._rate += (rate - self._rate) * SMOOTHING if self._rate else rate
             self._since, self._served = now, 0
-        if now - self._taken.since >= LATELY_S:
-            self._taken, self._before = Taken(now), self._taken
 
     def observe(self) -> None:
         """Bring the gauges up to date."""

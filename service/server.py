@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
 import signal
 import socket
 import struct
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from time import monotonic
+from typing import NoReturn
 
 import uvicorn
 
@@ -73,16 +75,18 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Drain on a signal; unlike uvicorn's, the signal is not raised again, so a clean stop exits 0.
 
-        Until it has started there is nothing to finish, and what is being loaded may hang: a signal ends the process.
+        Until it has started there is nothing to finish, and what is being loaded may hang: a signal ends the process,
+        also where that is the first of a container, for which the kernel's own way is to ignore it.
         """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread can listen to signals
             return
+        loop = asyncio.get_running_loop()
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+            loop.add_signal_handler(number, leave, number.name)
         yield
         for number in SIGNALS:
-            asyncio.get_running_loop().remove_signal_handler(number)
+            loop.remove_signal_handler(number)
 
     def drain(self, why: str) -> None:
         """Answer on while others move away, then stop; asked twice, stop now."""
@@ -105,6 +109,12 @@ class Server(uvicorn.Server):
 
     def _exit(self) -> None:
         self.should_exit = True
+
+
+def leave(why: str) -> NoReturn:
+    """End the process, whatever hangs in its threads; status 0, as after any stop that loses nothing."""
+    logger().info("told to stop before it was ready", why=why)
+    os._exit(0)
 
 
 def turn_away(listener: socket.socket) -> None:

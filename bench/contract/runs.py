@@ -65,12 +65,13 @@ def _overload(rig: Rig, samples: Samples, probes: Samples, windows: tuple[Window
     before, during = windows
     last = float(samples.intended[-1])
     steady = measures.steady(samples, before)
-    asked = probes.between(*during)
+    asked, beyond = probes.between(*during), measures.overload(samples, during, c, steady["p99_ms"], rig.plan.slo_ms)
+    is_offered = beyond["is_offered"]
     return {
         "before": steady,
-        "during": measures.overload(samples, during, c, steady["p99_ms"], rig.plan.slo_ms),
-        "recovery_s": measures.recovery(samples, before, (during[1], last)),
-        "probes": {"p99_ms": asked.p_ms(99, asked.outcome > 0), "statuses": asked.statuses},
+        "during": beyond,
+        "recovery_s": measures.recovery(samples, before, (during[1], last)) if is_offered else None,
+        "probes": {"p99_ms": asked.p_ms(99, asked.outcome > 0) if is_offered else None, "statuses": asked.statuses},
         "at_s": [moment - before[0] for moment in during],
         "timeline": measures.timeline(samples, (before[0], last)),
     }
@@ -122,12 +123,15 @@ def soak(rig: Rig, c: float) -> Figures:
     while monotonic() < began + rig.plan.minutes * 60:
         rows.append((monotonic() - began, rss_mb(rig.server.pid)))
         sleep(1.0)
-    errors = [client.finish()["error_rate"] for client in clients]
+    said = [client.finish() for client in clients]
     sleep(1.0)
     grown = {name: value - idle[name] for name, value in _state(rig.server).items()}
     at, resident = zip(*rows, strict=True)
     slope = measures.slope_mib(at, [mb * 1e6 for mb in resident])
-    return {"slope_mib": slope, "grown": grown, "error_rate": max(errors), "at_s": at, "rss_mb": resident}
+    figures = {"slope_mib": slope, "grown": grown, "error_rate": max(each["error_rate"] for each in said)}
+    is_offered = all(each["offered_rate"] >= measures.MIN_OFFERED * each["intended_rate"] for each in said)
+    judged = figures if is_offered else dict.fromkeys(figures)
+    return {**judged, "is_offered": is_offered, "at_s": at, "rss_mb": resident}
 
 
 def _mixed(rig: Rig, c: float, name: str, seconds: float) -> list[Client]:

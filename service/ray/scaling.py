@@ -48,5 +48,5 @@ class QueueWait:
         excess = sum(waits) / len(waits) / self._target_s
         if excess > 1:
             return replicas * min(excess, TWICE), {}
-        others_can = sum(busy) < FULL * (replicas - 1)
+        others_can = len(busy) >= replicas and sum(busy) < FULL * (replicas - 1)  # who has not told may be busy
         return replicas - 1 if others_can else replicas, {}

@@ -127,12 +127,13 @@ def check_calm(bin_dir: Path, work: Path) -> None:
     with started([LVM, "serve", "--port", "0"], log := work / "serve.log", LVM_REGISTRY=str(SHIPPED)):
         url = url_of(log)
         check_format(bin_dir / "promtool", url)
-        with watched(bin_dir, work / "prometheus", [url], promql.RULES.read_text()) as prometheus:
+        rules = shortened(promql.RULES.read_text(), troubles.FACTOR)
+        with watched(bin_dir, work / "prometheus", [url], rules) as prometheus:
             compare_stages(prometheus, url)
-            firing = prometheus.firing(route="")
-            demand(not firing, f"no alert fires but, on a busy machine, of budgets {' '.join(firing)}".rstrip())
             check_format(bin_dir / "promtool", url)
             compare_driver(prometheus, url, CALLS)
+            firing = prometheus.firing(route="")  # no budgets': on a busy machine a minute's may be spent
+            demand(not firing, f"no alert fires that is not of a budget {' '.join(firing)}".rstrip())
 
 
 @contextmanager

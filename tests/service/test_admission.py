@@ -148,9 +148,8 @@ def test_what_was_taken_long_ago_makes_nobody_modest() -> None:
     now = 0.0
     known = admission(4, lambda: now)
     for _ in range(20):
-        enter(known, "hog").leave()
-    for now in (1.0, 2.0):  # noqa: B007  # the clock's
-        known.serve("/predict", "primary", 1, 0.001)
+        enter(known, "hog").leave()  # and nobody was served
+    now = 2.0
     for _ in range(4):
         enter(known, "hog")
     enter(known, "small")

@@ -27,6 +27,12 @@ def test_replicas_follow_the_wait_up_and_the_work_down(
     assert QueueWait(0.02)(context) == (pytest.approx(wanted), {})
 
 
+def test_a_replica_that_has_not_told_is_not_taken_for_idle() -> None:
+    told = {QUEUE_WAIT: {0: 0.001, 1: 0.001}, BUSY: {0: 0.9, 1: 0.9}}
+    context = SimpleNamespace(aggregated_metrics=told, current_num_replicas=4, target_num_replicas=4)
+    assert QueueWait(0.02)(context) == (4, {})
+
+
 def test_where_nothing_is_known_yet_nothing_changes() -> None:
     context = SimpleNamespace(aggregated_metrics={}, current_num_replicas=1, target_num_replicas=3)
     assert QueueWait()(context) == (3, {})

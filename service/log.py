@@ -25,7 +25,7 @@ def configure(level: str) -> None:
     structlog.configure(
         processors=[*marks, render],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
     others = logging.StreamHandler(sys.stderr)

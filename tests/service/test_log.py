@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -32,6 +33,17 @@ logging.getLogger("some.package").info("nobody asked")
     assert (theirs["event"], theirs["level"], theirs["logger"]) == ("theirs: two\nlines", "warning", "some.package")
     assert failed["exception"].endswith("ValueError: why")
     assert ours.keys() & theirs.keys() & failed.keys() >= {"event", "level", "timestamp"}
+
+
+def test_a_line_is_one_write_so_that_workers_do_not_mix_theirs() -> None:
+    """Also unbuffered, as in the image; a datagram is what one write wrote."""
+    code = "from service.log import configure, logger; configure('info'); logger().info('one'); logger().info('two')"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        subprocess.run([sys.executable, "-u", "-c", code], cwd=ROOT, stderr=theirs, check=True)
+        written = [ours.recv(4096) for _ in range(2)]
+    assert [json.loads(line)["event"] for line in written] == ["one", "two"]
+    assert all(line.endswith(b"\n") for line in written)
 
 
 def test_requests_have_a_line_by_lot_and_failures_always() -> None:

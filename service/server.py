@@ -51,9 +51,6 @@ class Server(uvicorn.Server):
         """Start, and say where."""
         await super().startup(sockets)
         self._listeners = sockets or ()
-        if self.started and threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                asyncio.get_running_loop().add_signal_handler(number, self.drain, number.name)
         if self.started and sockets:
             self.announce()
 
@@ -73,23 +70,24 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Drain on a signal; unlike uvicorn's, the signal is not raised again, so a clean stop exits 0.
-
-        Until it has started there is nothing to finish, and what is being loaded may hang: a signal ends the process,
-        also where that is the first of a container, for which the kernel's own way is to ignore it.
-        """
+        """Drain on a signal; unlike uvicorn's, the signal is not raised again, so a clean stop exits 0."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread can listen to signals
             return
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
-            loop.add_signal_handler(number, leave, number.name)
+            loop.add_signal_handler(number, self.drain, number.name)
         yield
         for number in SIGNALS:
             loop.remove_signal_handler(number)
 
     def drain(self, why: str) -> None:
-        """Answer on while others move away, then stop; asked twice, stop now."""
+        """Answer on while others move away, then stop; asked twice, stop now.
+
+        Until it has started there is nothing to finish, and what is being loaded may hang: end the process.
+        """
+        if not self.started:
+            leave(why)
         if self._process.is_draining:
             self.should_exit = True  # asked twice: no more waiting
             return

@@ -17,7 +17,7 @@ from service import articles, pages, schemas, wire
 from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media_type
 from service.encoding import EncoderEngine, Said
 from service.engine import Floats
-from service.errors import Draining, Invalid, Unavailable
+from service.errors import Draining, Invalid, Malformed, Unavailable
 from service.inventory import card_text, describe, ledger, summaries
 from service.lineup import Lineup
 from service.metrics import TOTAL_TEXT, Metrics
@@ -96,16 +96,20 @@ class Predict:
         return Reply(body, media_type, headers_of(routed, stages), outcome_of(routed), stages, made_by=routed.served_by)
 
     def _decode(self, call: Call) -> Decoded:
-        if want_media_type(call, JSON, OCTETS) == JSON:
-            return self._json.read(call.body, self._shape_of)
-        options = wire.query_options(call.options(), self._fields)
+        media_type = want_media_type(call, JSON, OCTETS)
+        options = _query(call, self._fields)
+        if media_type == JSON:
+            return self._json.read(call.body, self._shape_of, options)
         dtype = wire.octet_type(call.headers[b"content-type"])
         rows = wire.decode_octets(call.body, self._shape_of("contexts", options), self._max_rows, dtype)
         return Decoded(rows, "octets", options)
 
     def _chain(self, options: Mapping[str, Any]) -> list[EngineLike]:
+        model: str | None = options.get("model")
         profile: Profile = options.get("profile", "realtime")
-        return self._router.chain(options.get("model"), profile)
+        if "profile" in options and model not in (None, "primary"):
+            raise Invalid("a profile has no effect beside this model, which is the only one asked", pointer="/profile")
+        return self._router.chain(model, profile)
 
     def _shape_of(self, field: str, options: dict[str, Any]) -> wire.Shape:
         return self._chain(options)[0].shape
@@ -147,7 +151,7 @@ class Retrieve:
         if asked.words is not None:
             asked, engine, stages = await self._of_words(call, asked, engine, stages)
         by_towers = self._is_for_towers(asked.field, asked.options, engine)
-        _check_rerank(asked.options, engine, by_towers)
+        _check_effect(asked, engine, by_towers)
         if by_towers or asked.field == "query":
             return await self._answer(engine, asked, call, by_towers, None, stages)
         chain = self._router.chain(asked.options.get("model"), "realtime")
@@ -187,16 +191,18 @@ class Retrieve:
     def _shape(self, field: str, options: Mapping[str, Any], engine: SearchEngine) -> wire.Shape:
         if self._is_for_towers(field, options, engine):
             return engine.shape
-        chain = self._router.chain(options.get("model"), "realtime")
-        return (engine.retriever.dim,) if field == "query" else chain[0].shape
+        if field == "query":
+            return (engine.retriever.dim,)
+        return self._router.chain(options.get("model"), "realtime")[0].shape
 
     def _decode(self, call: Call, engine: SearchEngine) -> Decoded:
         def shape_of(field: str, options: dict[str, Any]) -> wire.Shape:
             return self._shape(field, options, engine)
 
-        if want_media_type(call, JSON, OCTETS) == JSON:
-            return self._json.read(call.body, shape_of)
-        options = wire.query_options(call.options(), self._fields)
+        media_type = want_media_type(call, JSON, OCTETS)
+        options = _query(call, self._fields)
+        if media_type == JSON:
+            return self._json.read(call.body, shape_of, options)
         dtype = wire.octet_type(call.headers[b"content-type"])
         field = "query" if len(call.body) == dtype.itemsize * engine.retriever.dim else "context"
         return Decoded(wire.decode_octets(call.body, shape_of(field, options), 1, dtype), field, options)
@@ -243,8 +249,26 @@ def _search(asked: Decoded, query: Floats | None) -> Search:
     return Search(query, k, exclude, own, context, rerank)
 
 
-def _check_rerank(options: Mapping[str, Any], engine: SearchEngine, by_towers: bool) -> None:
-    """Refuse to rerank where that is asked for and cannot be."""
+def _query(call: Call, fields: Fields) -> dict[str, Any]:
+    """Return the options of the query string; raises `Malformed` or `Invalid`."""
+    return wire.query_options(call.options(), fields) if call.query else {}
+
+
+async def refuse_unknown_query(request: Request) -> None:
+    """Raise `Malformed` or `Invalid` if a query string says a thing twice, or what the route does not understand."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(set(names)) < len(names):
+        raise Malformed("an option stands twice in the query string")
+    wire.refuse_unknown(names, {field.alias for field in request.scope["route"].dependant.query_params}, "option")
+
+
+def _check_effect(asked: Decoded, engine: SearchEngine, by_towers: bool) -> None:
+    """Raise `Invalid` if an option cannot have the effect that it asks for."""
+    options = asked.options
+    if asked.field == "query" and "model" in options:
+        raise Invalid("a query is searched as it is: no model makes it", pointer="/model")
+    if asked.field == "query" and "exclude_context" in options and asked.words is None:
+        raise Invalid("a query has no context that could be left out", pointer="/exclude_context")
     if options.get("rerank") and not engine.retriever.reranks:
         raise Invalid("the corpus has no reranker", pointer="/rerank")
     if options.get("rerank") and not by_towers:
@@ -318,10 +342,10 @@ def headers_of(routed: Routed | None, stages: Stages) -> Headers:
 class DocumentedHotRoute(APIRoute):
     """A hot route among FastAPI's: documented like any other, run as the plain ASGI it is."""
 
-    def __init__(self, hot: HotRoute, **documentation: Any) -> None:
+    def __init__(self, hot: HotRoute, path: str = "", **documentation: Any) -> None:
         async def documented() -> None: ...
 
-        super().__init__(hot.path, documented, methods=["POST"], **documentation)
+        super().__init__(path or hot.path, documented, methods=["POST"], **documentation)
         self.app = hot
         self.hot = hot
 
@@ -374,7 +398,7 @@ def add_routes(
     articles.add_routes(app, lineup)
     pages.add_routes(app)
 
-    @app.get("/metrics", response_class=Response, responses=schemas.UNAUTHORISED)
+    @app.get("/metrics", response_class=Response, responses=schemas.METRICS)
     async def scrape(request: Request) -> Response:
         """Prometheus text, or OpenMetrics when asked for."""
         observe()

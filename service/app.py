@@ -8,16 +8,16 @@ from importlib.metadata import version
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from models.registry import Registry
 from models.store import home
-from service import oip, pages
+from service import oip, pages, schemas
 from service.admission import Admission, Limit
-from service.api import DocumentedHotRoute, add_routes
+from service.api import DocumentedHotRoute, add_routes, refuse_unknown_query
 from service.auth import PROBES, Tokens, read_tokens
 from service.cells import Cells
 from service.concurrency import AdaptiveLimit, FixedLimit
@@ -76,6 +76,12 @@ class Service(FastAPI):
         self.open = PROBES | pages.places().keys()  # a page asks for the token that its requests then carry
         self.labels = {route.path for route in self.routes if isinstance(route, Route)}
 
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, with what only requests name."""
+        document = super().openapi()
+        document["components"]["schemas"].update(schemas.COMPONENTS)
+        return document
+
     def hot_route(self, path: bytes) -> HotRoute | None:
         """Return the hot route of a path, if it is one."""
         route = self.hot.get(path)
@@ -116,7 +122,7 @@ class Service(FastAPI):
                 client = self.tokens.client_of(headers) or client
             await super().__call__(scope, receive, tell)
         except Unauthorised as error:
-            await _response(error, identity)(scope, receive, tell)
+            await _response(error, identity, scope["path"])(scope, receive, tell)
         finally:
             label = scope["path"] if scope["path"] in self.labels else OTHER
             self.metrics.requests.add(label, outcome)
@@ -171,6 +177,7 @@ def create_app(
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(refuse_unknown_query)],
     )
     app.state.process, app.state.settings, app.state.lineup = state, settings, lineup
     tracer = Tracer(exporter, settings.trace_share) if exporter else None
@@ -209,11 +216,11 @@ def _outcome(status: int) -> str:
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return _response(error, request.scope["lvm.request_id"])
+    return _response(error, request.scope["lvm.request_id"], request.url.path)
 
 
-def _response(error: ServiceError, identity: str) -> Response:
-    reply = problem_reply(error, identity)
+def _response(error: ServiceError, identity: str, path: str) -> Response:
+    reply = problem_reply(error, identity, path)
     headers = {name.decode(): value.decode() for name, value in reply.headers}
     return Response(reply.body, reply.status, headers, reply.media_type.decode())
 
@@ -221,14 +228,17 @@ def _response(error: ServiceError, identity: str) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     reason = STATUS_REASONS.get(error.status_code, "other")
-    body = problem(error.status_code, reason, str(error.detail), request.scope["lvm.request_id"])
+    path = request.url.path
+    detail = (oip.missing(path) if error.status_code == 404 else None) or str(error.detail)
+    body = problem(error.status_code, reason, detail, request.scope["lvm.request_id"], path=path)
     return Response(body, error.status_code, error.headers, PROBLEM.decode())
 
 
 async def _on_bad_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    said = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors())
-    return await _on_service_error(request, Invalid(said))
+    faults = error.errors()
+    said = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in faults)
+    return await _on_service_error(request, Invalid(said, pointer=f"/{faults[0]['loc'][-1]}"))
 
 
 async def _on_os_error(request: Request, error: Exception) -> Response:

@@ -311,15 +311,15 @@ class HotRoute:
             headers.append((b"connection", b"close"))
         return headers
 
-    def problem(self, error: ServiceError, identity: str, /, **members: str) -> Reply:
-        """Return the answer to an error, with more members where a protocol wants them."""
-        return problem_reply(error, identity, **members)
+    def problem(self, error: ServiceError, identity: str) -> Reply:
+        """Return the answer to an error."""
+        return problem_reply(error, identity, self.path)
 
 
-def problem_reply(error: ServiceError, identity: str, /, **members: str) -> Reply:
-    """Return the RFC 9457 answer to an error, with Retry-After where it has one."""
+def problem_reply(error: ServiceError, identity: str, path: str) -> Reply:
+    """Return the RFC 9457 answer to an error of a request for `path`, with Retry-After where it has one."""
     retry = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after else []
-    body = problem(error.status, error.reason, error.detail, identity, pointer=error.pointer, **members)
+    body = problem(error.status, error.reason, error.detail, identity, path=path, pointer=error.pointer)
     return Reply(body, PROBLEM, [*error.headers, *retry], error.reason, status=error.status)
 
 

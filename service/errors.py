@@ -162,8 +162,13 @@ def is_telling(error: BaseException, *, patient: bool) -> bool:
     return (isinstance(error, ModelFailed) and not error.alone) or (isinstance(error, Expired) and patient)
 
 
-def problem(status: int, reason: str, detail: str, request_id: str, **members: str | None) -> bytes:
-    """Return the body of an RFC 9457 problem; `members` that are not None extend it."""
+def problem(
+    status: int, reason: str, detail: str, request_id: str, *, path: str = "", pointer: str | None = None
+) -> bytes:
+    """Return the body of an RFC 9457 problem that answers a request for `path`, with a JSON pointer if there is one.
+
+    Below /v2, `error` repeats the detail: clients of the Open Inference Protocol read that member only.
+    """
     body: dict[str, Any] = {
         "type": f"urn:lvm:problem:{reason}",
         "title": HTTPStatus(status).phrase,
@@ -171,4 +176,6 @@ def problem(status: int, reason: str, detail: str, request_id: str, **members: s
         "detail": detail,
         "request_id": request_id,
     }
-    return orjson.dumps(body | {name: value for name, value in members.items() if value is not None})
+    if path == "/v2" or path.startswith("/v2/"):
+        body["error"] = detail
+    return orjson.dumps(body if pointer is None else body | {"pointer": pointer})

@@ -6,17 +6,17 @@ FP32 `[-1, D]`. Source: KServe's inference protocol v2 and Triton's binary tenso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from service import schemas, wire
 from service.api import DocumentedHotRoute, check_live, check_ready, headers_of, outcome_of, stages_of
-from service.door import Call, Door, HotRoute, Reply, problem_reply
+from service.door import Call, Door, HotRoute, Reply, want_media_type
 from service.engine import Floats
-from service.errors import Invalid, Malformed, ServiceError, UnknownModel
+from service.errors import Invalid, Malformed, TooLarge, UnknownModel
 from service.lineup import Lineup
 from service.routing import EngineLike, Routed, Router
 from service.settings import Settings
@@ -26,6 +26,41 @@ INPUT, OUTPUT, DATATYPE = "context", "vector", "FP32"
 HEADER_LENGTH = b"inference-header-content-length"
 MAX_DIGITS = 18  # of a length in bytes; Python refuses to read thousands
 MODEL = "/v2/models/{model}"
+EXTENSIONS = ("binary_tensor_data", "model_configuration")
+MISSING = {  # extensions of Triton, by what their paths contain
+    "/stats": "there is no statistics extension: GET /metrics counts and times all requests",
+    "/trace/setting": "there is no trace extension: LVM_OTLP_ENDPOINT and LVM_TRACE_SHARE are set at start",
+    "/logging": "there is no logging extension: LVM_LOG_LEVEL is set at start",
+    "sharedmemory": "there is no shared memory extension: send tensors in the body, as JSON or binary",
+    "/repository/models/": "models are loaded by the registry: lvm promote, lvm rollback",
+}
+# What `curl -d` says of any body; Triton takes JSON from it.
+FORM = b"application/x-www-form-urlencoded"
+MEMBERS = ("id", "model_name", "parameters", "inputs", "outputs")
+MAX_INDEX_BODY = 1000  # bytes
+Json = Mapping[str, Any]
+
+
+def _neutral(*values: Any) -> wire.Check:
+    """A parameter that is not supported, but for the `values` that say the same as none."""
+
+    def check(value: Any, pointer: str) -> None:
+        if value not in values:
+            raise Invalid(f"{pointer.rpartition('/')[2]} is not supported", pointer=pointer)
+
+    return check
+
+
+PARAMETERS: Mapping[str, wire.Check] = {
+    "binary_data_output": wire.flag,
+    "timeout": wire.whole(0, 3_600_000_000),
+    "priority": _neutral(0),
+    "sequence_id": _neutral(0, ""),
+    "sequence_start": _neutral(False),
+    "sequence_end": _neutral(False),
+}
+INPUT_PARAMETERS: Mapping[str, wire.Check] = {"binary_data_size": wire.whole(0, 2**53)}
+OUTPUT_PARAMETERS: Mapping[str, wire.Check] = {"binary_data": wire.flag}
 
 
 class Asked(NamedTuple):
@@ -41,11 +76,15 @@ class Infer:
 
     def __init__(self, router: Router, settings: Settings) -> None:
         self._router, self._max_rows, self._norms = router, settings.max_rows, settings.norm_policy
+        self._timeout_ms = settings.timeout_ms
 
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
-        chain = _chain(self._router, *_names(call.path))
-        asked = self._decode(call, chain[0].shape)
+        want_media_type(call, JSON, OCTETS, FORM)
+        wire.refuse_unknown(call.options(), (), "option")
+        model, version = _names(call.path)
+        chain = _chain(self._router, model, version)
+        asked = self._decode(call, model, chain[0].shape)
         call.place.settle(len(asked.rows))
         decoded_s = perf_counter() - call.started
         routed = await self._router.predict(asked.rows, chain, call.deadline)
@@ -56,15 +95,24 @@ class Infer:
             body, media_type, [*headers_of(routed, stages), *more], outcome_of(routed), stages, made_by=routed.served_by
         )
 
-    def _decode(self, call: Call, shape: Shape) -> Asked:
+    def _decode(self, call: Call, model: str, shape: Shape) -> Asked:
         header, tail = _split(call)
-        document = wire.parse_object(header)
-        tensor = _only_input(document)
-        parameters = _object(tensor, "parameters", "/inputs/0")
-        given = Decoded(_rows(tensor, parameters, tail, shape, self._max_rows), "inputs", {})
+        document = _members(wire.parse_object(header), "", MEMBERS)
+        if document.get("model_name", model) != model:
+            raise Invalid("not the model of the path", pointer="/model_name")
+        parameters = _parameters(document, "", PARAMETERS)
+        self._take_timeout(call, parameters.get("timeout"))
+        given = Decoded(_rows(_only_input(document), tail, shape, self._max_rows), "inputs", {})
         rows = wire.held_to(self._norms, given).rows
-        identity = document.get("id")
-        return Asked(rows, wire.text(identity, "/id") if identity else None, _wants_binary(document))
+        return Asked(rows, _id(document), _wants_binary(document, parameters))
+
+    def _take_timeout(self, call: Call, microseconds: int | None) -> None:
+        """Move the deadline to what the parameter `timeout` asks for; 0 asks for nothing."""
+        if not microseconds:
+            return
+        if b"x-request-timeout-ms" in call.headers:
+            raise Invalid("given in the header X-Request-Timeout-Ms, too", pointer="/parameters/timeout")
+        call.deadline += (microseconds / 1000 - self._timeout_ms) / 1000
 
 
 def _names(path: str) -> tuple[str, str | None]:
@@ -79,7 +127,7 @@ def _chain(router: Router, model: str, version: str | None) -> list[EngineLike]:
     if version is None:
         return chain
     if chain[0].version != version:
-        raise UnknownModel("that version is not the one served")
+        raise UnknownModel(f"{chain[0].name} is served in version {chain[0].version}")
     return chain[:1]
 
 
@@ -92,48 +140,74 @@ def _split(call: Call) -> tuple[bytes, bytes]:
     return call.body[: int(length)], call.body[int(length) :]
 
 
-def _only_input(document: Mapping[str, Any]) -> Mapping[str, Any]:
+def _only_input(document: Json) -> Json:
     inputs = document.get("inputs")
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise Invalid("want a list of one input", pointer="/inputs")
-    if inputs[0].get("name") != INPUT:
+    if not isinstance(inputs, list) or len(inputs) != 1:
+        raise Invalid(f"want a list of one input, {INPUT}", pointer="/inputs")
+    tensor = _members(inputs[0], "/inputs/0", ("name", "datatype", "shape", "parameters", "data"))
+    if tensor.get("name") != INPUT:
         raise Invalid(f"the input is called {INPUT}", pointer="/inputs/0/name")
-    if inputs[0].get("datatype") != DATATYPE:
-        raise Invalid(f"want {DATATYPE}", pointer="/inputs/0/datatype")
-    return inputs[0]
+    if tensor.get("datatype") != DATATYPE:
+        raise Invalid(f"the datatype of {INPUT} is {DATATYPE}", pointer="/inputs/0/datatype")
+    return tensor
 
 
-def _object(document: Mapping[str, Any], name: str, pointer: str) -> Mapping[str, Any]:
-    value = document.get(name) or {}
+def _members(value: Any, pointer: str, known: Collection[str], what: str = "member") -> dict[str, Any]:
+    """Return the members of a JSON object that are not null.
+
+    Raises:
+        Invalid: it is not an object, or has a member that is not `known`.
+    """
     if not isinstance(value, dict):
-        raise Invalid("want an object", pointer=f"{pointer}/{name}")
-    return value
+        raise Invalid("want an object", pointer=pointer)
+    wire.refuse_unknown(value, known, what, pointer)
+    return {name: member for name, member in value.items() if member is not None}
 
 
-def _rows(tensor: Mapping[str, Any], parameters: Mapping[str, Any], tail: bytes, shape: Shape, max_rows: int) -> Floats:
-    said = tensor.get("shape")
-    count = said[0] if isinstance(said, list) and said and type(said[0]) is int else 0
-    if count < 1 or said != [count, *shape]:
-        raise Invalid(f"want the shape [-1, {', '.join(map(str, shape))}]", pointer="/inputs/0/shape")
-    if "binary_data_size" in parameters:
-        if parameters["binary_data_size"] != len(tail):
-            raise Malformed(f"{len(tail)} bytes follow the header, not binary_data_size")
-        rows = wire.decode_octets(tail, shape, max_rows)
-    else:
-        rows = wire.decode_tensor(tensor.get("data"), "/inputs/0/data", (count, *shape), max_rows)
+def _parameters(document: Json, pointer: str, checks: Mapping[str, wire.Check]) -> dict[str, Any]:
+    pointer = f"{pointer}/parameters"
+    given = _members(document.get("parameters", {}), pointer, checks.keys(), "parameter")
+    return {name: checks[name](value, f"{pointer}/{name}") for name, value in given.items()}
+
+
+def _id(document: Json) -> str | None:
+    identity = document.get("id")
+    return identity if identity in (None, "") else wire.text(identity, "/id")
+
+
+def _rows(tensor: Json, tail: bytes, shape: Shape, max_rows: int) -> Floats:
+    count, parameters = _count(tensor, shape), _parameters(tensor, "/inputs/0", INPUT_PARAMETERS)
+    size = parameters.get("binary_data_size")
+    if (size or 0) != len(tail):
+        raise Malformed(f"{len(tail)} bytes follow the JSON object; binary_data_size says {size or 0}")
+    if size is not None and "data" in tensor:
+        raise Invalid("given beside binary_data_size", pointer="/inputs/0/data")
+    if size is None:
+        return wire.decode_tensor(tensor.get("data"), "/inputs/0/data", (count, *shape), max_rows)
+    rows = wire.decode_octets(tail, shape, max_rows)
     if len(rows) != count:
         raise Malformed(f"the data holds {len(rows)} rows, its shape says {count}")
     return rows
 
 
-def _wants_binary(document: Mapping[str, Any]) -> bool:
-    outputs = document.get("outputs") or [{}]
-    if not isinstance(outputs, list) or len(outputs) != 1 or not isinstance(outputs[0], dict):
-        raise Invalid("want a list of one output", pointer="/outputs")
-    if outputs[0].get("name", OUTPUT) != OUTPUT:
+def _count(tensor: Json, shape: Shape) -> int:
+    """Return how many rows the shape of an input says."""
+    given = tensor.get("shape")
+    count = given[0] if isinstance(given, list) and given and type(given[0]) in (int, float) else 0
+    if count < 1 or count % 1 or given != [count, *shape] or bool in map(type, given):
+        raise Invalid(f"want the shape [-1, {', '.join(map(str, shape))}]", pointer="/inputs/0/shape")
+    return int(count)
+
+
+def _wants_binary(document: Json, parameters: Json) -> bool:
+    outputs = document.get("outputs", [])
+    if not isinstance(outputs, list) or len(outputs) > 1:
+        raise Invalid(f"want a list of one output, {OUTPUT}", pointer="/outputs")
+    output = _members(outputs[0], "/outputs/0", ("name", "parameters")) if outputs else {}
+    if output.get("name", OUTPUT) != OUTPUT:
         raise Invalid(f"the output is called {OUTPUT}", pointer="/outputs/0/name")
-    default = _object(document, "parameters", "").get("binary_data_output", False)
-    return _object(outputs[0], "parameters", "/outputs/0").get("binary_data", default) is True
+    wanted: bool = parameters.get("binary_data_output", False)
+    return _parameters(output, "/outputs/0", OUTPUT_PARAMETERS).get("binary_data", wanted) is True
 
 
 def _encode(asked: Asked, routed: Routed) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
@@ -142,7 +216,7 @@ def _encode(asked: Asked, routed: Routed) -> tuple[bytes, bytes, list[tuple[byte
     answer = {
         "model_name": routed.prediction.model,
         "model_version": routed.prediction.version,
-        **({"id": asked.id} if asked.id else {}),
+        **({} if asked.id is None else {"id": asked.id}),
         "parameters": {"served_by": routed.served_by, "fallback_reason": routed.fallback_reason or ""},
         "outputs": [output],
     }
@@ -160,22 +234,21 @@ def is_infer(path: bytes) -> bool:
     return path.startswith(b"/v2/models/") and path.endswith(b"/infer")
 
 
-class InferRoute(HotRoute):
-    """The infer route: one label for every model, and errors that Triton's clients can read."""
+def missing(path: str) -> str | None:
+    """Return what stands in for the extension of Triton that a path belongs to, None if it belongs to none."""
+    if not path.startswith("/v2/"):
+        return None
+    return next((said for part, said in MISSING.items() if part in path), None)
 
-    def problem(self, error: ServiceError, identity: str, /, **members: str) -> Reply:
-        """Return the RFC 9457 answer with the protocol's own `error` member beside it."""
-        return problem_reply(error, identity, error=error.detail)
 
-
-def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> InferRoute:
+def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> HotRoute:
     """Add the protocol's routes to `app`; return the hot one, which is found by its path's two ends."""
     settings, state = door.settings, door.state
 
-    @app.get("/v2", responses=schemas.UNAUTHORISED)
-    async def server_metadata() -> dict[str, Any]:
+    @app.get("/v2", responses=schemas.UNAUTHORISED, response_model=schemas.ServerMetadata)
+    async def server_metadata() -> Any:
         """Name, version and extensions of the server."""
-        return {"name": "lvm-serve", "version": app.version, "extensions": ["binary_tensor_data"]}
+        return {"name": "lvm-serve", "version": app.version, "extensions": EXTENSIONS}
 
     @app.get("/v2/health/live", responses=schemas.PROBLEMS)
     async def live() -> dict[str, bool]:
@@ -189,11 +262,53 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Infe
         check_ready(lineup, state)
         return {"ready": True}
 
-    @app.get(MODEL, responses=schemas.NOT_FOUND)
-    @app.get(MODEL + "/versions/{version}", responses=schemas.NOT_FOUND)
-    async def model_metadata(model: str, version: str | None = None) -> dict[str, Any]:
+    _add_repository_index(app, router)
+    _add_model_routes(app, router, settings.max_rows)
+    route = HotRoute(MODEL + "/infer", Infer(router, door.settings), door)
+    app.routes.append(DocumentedHotRoute(route, **schemas.INFER))
+    app.routes.append(DocumentedHotRoute(route, MODEL + "/versions/{version}/infer", **schemas.INFER_VERSION))
+    return route
+
+
+def _add_repository_index(app: FastAPI, router: Router) -> None:
+    @app.post("/v2/repository/index", response_model=list[schemas.IndexEntry], **schemas.INDEX)
+    async def repository_index(request: Request) -> Any:
+        """Every name that a model can be asked by; all of them are ready."""
+        body = await _small_body(request)
+        asked = _members(wire.parse_object(body) if body else {}, "", ("ready",))
+        wire.flag(asked.get("ready", False), "/ready")
+        named = {name: engine.version for alias, engine in router.engines.items() for name in (alias, engine.name)}
+        return [{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in named.items()]
+
+
+async def _small_body(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_INDEX_BODY:
+            raise TooLarge(f"a body of more than {MAX_INDEX_BODY} bytes")
+    return body
+
+
+def _add_model_routes(app: FastAPI, router: Router, max_rows: int) -> None:
+    def add(suffix: str, response: type, answer: Callable[[EngineLike], dict[str, Any]]) -> None:
+        documented: Any = {
+            "response_model": response,
+            "responses": schemas.NOT_FOUND,
+            "name": answer.__name__,
+            "description": answer.__doc__,
+        }
+
+        @app.get(MODEL + suffix, **documented)
+        async def of_model(model: str) -> dict[str, Any]:
+            return answer(_chain(router, model, None)[0])
+
+        @app.get(f"{MODEL}/versions/{{version}}{suffix}", **documented)
+        async def of_version(model: str, version: str) -> dict[str, Any]:
+            return answer(_chain(router, model, version)[0])
+
+    def model_metadata(engine: EngineLike) -> dict[str, Any]:
         """Name, versions, inputs and outputs of a served model."""
-        engine = _chain(router, model, version)[0]
         length, dim = engine.shape
         return {
             "name": engine.name,
@@ -203,12 +318,21 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> Infe
             "outputs": [{"name": OUTPUT, "datatype": DATATYPE, "shape": [-1, dim]}],
         }
 
-    @app.get(MODEL + "/ready", responses=schemas.NOT_FOUND)
-    @app.get(MODEL + "/versions/{version}/ready", responses=schemas.NOT_FOUND)
-    async def model_ready(model: str, version: str | None = None) -> dict[str, Any]:
+    def model_ready(engine: EngineLike) -> dict[str, Any]:
         """200 while the model is served."""
-        return {"name": _chain(router, model, version)[0].name, "ready": True}
+        return {"name": engine.name, "ready": True}
 
-    route = InferRoute(MODEL + "/infer", Infer(router, door.settings), door)
-    app.routes.append(DocumentedHotRoute(route, **schemas.INFER))
-    return route
+    def model_config(engine: EngineLike) -> dict[str, Any]:
+        """Inputs, outputs and largest batch of a served model, as Triton's model configuration extension has them."""
+        length, dim = engine.shape
+        return {
+            "name": engine.name,
+            "platform": engine.runtime,
+            "max_batch_size": max_rows,
+            "input": [{"name": INPUT, "data_type": f"TYPE_{DATATYPE}", "dims": [length, dim]}],
+            "output": [{"name": OUTPUT, "data_type": f"TYPE_{DATATYPE}", "dims": [dim]}],
+        }
+
+    add("", schemas.ModelMetadata, model_metadata)
+    add("/ready", schemas.ModelReady, model_ready)
+    add("/config", schemas.ModelConfig, model_config)

@@ -228,6 +228,7 @@ class Protocol(HttpToolsProtocol):
     writing_since: float | None = None  # monotonic; None while the caller reads what it is sent
     running: HotCycle | None = None
     peer = ""  # its address
+    url = b""  # of the request that is coming in, as far as it is known
     deaf = False  # what still comes in is not looked at
     _unparsed_head = 0  # bytes of a head that is not complete
     _parsed_head = 0  # bytes of the request line, headers and trailers
@@ -452,6 +453,7 @@ class Refusal:
         self.disconnected = self.response_complete = self.keep_alive = False
         self.message_event = asyncio.Event()
         self._protocol, self._error = protocol, error
+        self._path = protocol.url.partition(b"?")[0].decode("latin-1")
 
     def begin(self) -> None:
         """Answer, and close."""
@@ -461,7 +463,7 @@ class Refusal:
         if app.access.wants(error.status):
             client = self._protocol.peer
             app.access.write(error.status, route=OTHER, outcome=error.reason, client=client, request_id=identity)
-        reply = problem_reply(error, identity)
+        reply = problem_reply(error, identity, self._path)
         headers = [
             (b"content-type", PROBLEM),
             (b"content-length", b"%d" % len(reply.body)),

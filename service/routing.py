@@ -95,7 +95,7 @@ class Router:
             if model in (alias, engine.name):
                 return [engine]
         served = sorted({*self.engines, *(engine.name for engine in self.engines.values())})
-        raise UnknownModel(f"no model called that is served; there are {', '.join(served)}")
+        raise UnknownModel(f'no model called that is served: "{model[:100]}"; there are {", ".join(served)}')
 
     async def predict(self, contexts: Floats, chain: list[EngineLike], deadline: float) -> Routed:
         """Return the answer of the first engine of `chain` that gives one before `deadline`.

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 Vector = list[float]
-Context = list[Vector]
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+Query = Annotated[list[Number], Field(min_length=1)]
+Context = Annotated[list[Query], Field(min_length=1)]
+Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Id = Annotated[int, Field(ge=0, le=2**53)]
 TEXT = Field(None, description="A passage, cut into chunks as in training, of which the last T are the context.")
-TEXTS = Field(None, description="The T chunks of a context, oldest first, as text.")
+TEXTS = Field(None, min_length=1, description="The T chunks of a context, oldest first, as text.")
 READ_AS = Field(None, description="What text was read as.")
 CHUNKS = Field(None, description="Where `text` was given, the chunks of it that count.")
 
@@ -35,16 +43,32 @@ class MadeBy(BaseModel):
     timing_ms: Timing
 
 
-class PredictRequest(BaseModel):
-    """One context or many; every number finite in float32; or each context as base64 of its bytes."""
+class Asked(BaseModel):
+    """What a request holds: nothing but what is named here; null is absent."""
 
-    context: Context | str | None = Field(None, description="T vectors of D numbers, oldest first.")
-    contexts: list[Context | str] | None = None
-    text: str | None = TEXT
-    texts: list[str] | None = TEXTS
-    model: str | None = Field(None, description="An alias or a model name; named, it is the only one tried.")
-    profile: Literal["realtime", "batch"] = "realtime"
-    encoding: Literal["float", "base64"] = "float"
+    model_config = ConfigDict(extra="forbid")
+
+
+class PredictRequest(Asked):
+    """Exactly one of `context`, `contexts`, `text` and `texts`, and options; null is absent."""
+
+    context: Context | Base64 | None = Field(
+        None, description="T vectors of D numbers, oldest first; or the base64 of their float32 bytes."
+    )
+    contexts: list[Context | Base64] | None = Field(
+        None, min_length=1, description="Many contexts, at most LVM_MAX_ROWS."
+    )
+    text: Text | None = TEXT
+    texts: list[Text] | None = TEXTS
+    model: Name | None = Field(None, description="An alias or a model name; all but `primary` are the only one tried.")
+    profile: Literal["realtime", "batch"] | None = Field(
+        None,
+        description="Which net is asked first: the primary (realtime, the default) or the fallback (batch). Refused "
+        "beside a model that is the only one tried.",
+    )
+    encoding: Literal["float", "base64"] | None = Field(
+        None, description="How vectors stand in the answer. Default: float. If it is given, the answer is JSON."
+    )
 
 
 class PredictResponse(MadeBy):
@@ -56,25 +80,30 @@ class PredictResponse(MadeBy):
     chunks: list[str] | None = CHUNKS
 
 
-class RetrieveRequest(BaseModel):
-    """A query vector, or a context that becomes one; in vectors or in words."""
+class RetrieveRequest(Asked):
+    """Exactly one of `query`, `context`, `text` and `texts`, and options; null is absent."""
 
-    query: Vector | str | None = None
-    context: Context | str | None = None
-    text: str | None = Field(
+    query: Query | Base64 | None = Field(None, description="D numbers, or the base64 of their float32 bytes.")
+    context: Context | Base64 | None = Field(None, description="As for /predict; it becomes a query.")
+    text: Text | None = Field(
         None, description="A passage of T chunks or more, read as for /predict; or a query of up to 254 word-pieces."
     )
-    texts: list[str] | None = TEXTS
-    k: int = Field(10, ge=1)
-    exclude: list[int] = Field([], description="Ids that must not come back.")
-    exclude_context: bool = Field(True, description="Leave out the chunks that are the context itself.")
+    texts: list[Text] | None = TEXTS
+    k: int | None = Field(10, ge=1, description="How many passages to return, at most LVM_MAX_K.")
+    exclude: list[Id] | None = Field(None, max_length=10_000, description="Ids that must not come back.")
+    exclude_context: bool | None = Field(
+        None,
+        description="Leave out the chunks that are the context itself. Default: true. Refused beside a `query`.",
+    )
     rerank: bool | None = Field(
         None,
-        description="Order the best passages anew by how they lie to the context and to each other. Default: where the "
-        "corpus has a reranker and its own towers made the query of a context.",
+        description="Order the best passages anew by how they lie to the context and to each other. Default: if the "
+        "corpus has a reranker and its own towers made the query of a context. `true` is refused if they did not.",
     )
-    model: str | None = Field(
-        None, description="An alias or a model name whose next vector is the query, instead of what the towers make."
+    model: Name | None = Field(
+        None,
+        description="An alias or a model name whose next vector is the query, instead of what the towers make. "
+        "Refused beside a query.",
     )
 
 
@@ -111,33 +140,145 @@ class RetrieveResponse(BaseModel):
     timing_ms: Timing
 
 
-class Tensor(BaseModel):
-    """A tensor of the Open Inference Protocol; binary data follows the JSON."""
+class InputParameters(Asked):
+    """Parameters of an input."""
 
-    name: str
+    binary_data_size: int | None = Field(None, ge=0, le=2**53, description="Bytes of it that follow the JSON.")
+
+
+class InputTensor(Asked):
+    """The contexts; in `data`, nested or flat in row-major order, or as bytes that follow the JSON."""
+
+    name: Literal["context"]
+    datatype: Literal["FP32"]
+    shape: list[int] = Field(min_length=3, max_length=3, description="[n, T, D].")
+    parameters: InputParameters | None = None
+    data: list[Number] | list[Context] | None = None
+
+
+class OutputParameters(Asked):
+    """Parameters of a requested output."""
+
+    binary_data: bool | None = Field(None, description="Whether the vectors follow the JSON as bytes.")
+
+
+class RequestedOutput(Asked):
+    """The output that is wanted: there is one, `vector`."""
+
+    name: Literal["vector"] | None = None
+    parameters: OutputParameters | None = None
+
+
+class InferParameters(Asked):
+    """Parameters of a request. What is not supported may only say that it is not wanted."""
+
+    binary_data_output: bool | None = Field(None, description="As `binary_data`, which overrides it, of all outputs.")
+    timeout: int | None = Field(
+        None,
+        ge=0,
+        le=3_600_000_000,
+        description="Microseconds to answer; 0: the default. Refused beside the header X-Request-Timeout-Ms.",
+    )
+    priority: Literal[0] | None = Field(None, description="Not supported.")
+    sequence_id: Literal[0] | Literal[""] | None = Field(None, description="Not supported.")
+    sequence_start: Literal[False] | None = Field(None, description="Not supported.")
+    sequence_end: Literal[False] | None = Field(None, description="Not supported.")
+
+
+class InferRequest(Asked):
+    """One input, `context`, and at most one output, `vector`; null is absent."""
+
+    id: str | None = Field(None, max_length=200, description="Comes back in the answer.")
+    model_name: str | None = Field(None, description="The model of the path, if it is given.")
+    parameters: InferParameters | None = None
+    inputs: list[InputTensor] = Field(min_length=1, max_length=1)
+    outputs: list[RequestedOutput] | None = Field(None, max_length=1)
+
+
+class OutputTensor(BaseModel):
+    """The next vectors; in `data`, flat in row-major order, or as the `binary_data_size` bytes that follow the JSON."""
+
+    name: Literal["vector"]
     datatype: Literal["FP32"]
     shape: list[int]
-    parameters: dict[str, Any] = {}
-    data: list[Any] | None = None
-
-
-class InferRequest(BaseModel):
-    """One input, `context`; `outputs` may ask for binary data."""
-
-    id: str | None = None
-    parameters: dict[str, Any] = {}
-    inputs: list[Tensor]
-    outputs: list[dict[str, Any]] = []
+    parameters: dict[str, int] | None = None
+    data: Vector | None = None
 
 
 class InferResponse(BaseModel):
-    """One output, `vector`."""
+    """One output, `vector`, and who made it."""
 
     model_name: str
     model_version: str
     id: str | None = None
-    parameters: dict[str, Any]
-    outputs: list[Tensor]
+    parameters: dict[str, str]
+    outputs: list[OutputTensor]
+
+
+class ServerMetadata(BaseModel):
+    """The server, and the extensions of the protocol that it has."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """An input or output; -1 is any number of rows."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """What a model reads and answers."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ModelReady(BaseModel):
+    """That a model is served."""
+
+    name: str
+    ready: bool
+
+
+class TensorConfig(BaseModel):
+    """An input or output of one row."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+
+
+class ModelConfig(BaseModel):
+    """What a model reads and answers, as Triton says it."""
+
+    name: str
+    platform: str
+    max_batch_size: int = Field(description="The most rows of a request.")
+    input: list[TensorConfig]
+    output: list[TensorConfig]
+
+
+class IndexRequest(Asked):
+    """What the index holds; all that is there is ready."""
+
+    ready: bool | None = None
+
+
+class IndexEntry(BaseModel):
+    """A name that a model can be asked by."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
 
 
 class Problem(BaseModel):
@@ -147,8 +288,9 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    error: str | None = Field(None, description="The detail again, below /v2: what clients of that protocol read.")
     request_id: str
-    pointer: str | None = Field(None, description="JSON pointer to what is wrong.")
+    pointer: str | None = Field(None, description="JSON pointer to what is wrong in the body or the query string.")
 
 
 class Alias(BaseModel):
@@ -245,75 +387,171 @@ class Ledger(BaseModel):
     moves: list[Move]
 
 
-def _problem(description: str) -> dict[str, Any]:
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _headers(**described: str) -> dict[str, Any]:
+    """Return headers as OpenAPI has them; their names have `_` for `-`."""
+    return {
+        name.replace("_", "-"): {"description": text, "schema": {"type": "string"}} for name, text in described.items()
+    }
+
+
+REQUEST_ID = _headers(X_Request_ID="The id of the request, which is in the log.")
+RETRY_AFTER = _headers(Retry_After="Seconds after which to come back.")
+MADE_BY = _headers(
+    X_Model="Who made the answer.",
+    X_Model_Version="Its version.",
+    X_Served_By="The alias that served it.",
+    X_Fallback_Reason="Why it was not the first in order; only if it was not.",
+    X_Batch_Size="How many rows ran together.",
+    Server_Timing="Milliseconds of every stage.",
+)
+
+
+def _problem(description: str, headers: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
+    content = {"application/problem+json": {"schema": schema}}
+    return {"description": description, "headers": {**REQUEST_ID, **headers}, "content": content}
 
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {503: {"model": Problem, **_problem("Not now; Retry-After says when.")}}
-UNAUTHORISED: dict[int | str, dict[str, Any]] = {401: _problem("A token is wanted, and is missing or unknown.")}
-_HOT: dict[int | str, dict[str, Any]] = {
+_UNREAD: Responses = {
+    400: _problem("An option stands twice."),
+    422: _problem("An option is not understood."),
+}
+_CHALLENGE = _headers(WWW_Authenticate="Bearer")
+PROBLEMS: Responses = {**_UNREAD, 503: {"model": Problem, **_problem("Not now.", RETRY_AFTER)}}
+UNAUTHORISED: Responses = {**_UNREAD, 401: _problem("A token is wanted, and is missing or unknown.", _CHALLENGE)}
+_HOT: Responses = {
     **UNAUTHORISED,
     400: _problem("The bytes are not what their media type says."),
-    404: _problem("No model of that name is served."),
+    404: _problem("No such model, or no such path."),
     408: _problem("The headers or the body came too slowly."),
     413: _problem("The body, or the number of rows, is over the limit."),
     415: _problem("Neither JSON nor octet-stream of float32 or float16."),
     422: _problem("Not a context, query or option."),
-    429: _problem("This client holds its share of what may be in flight; Retry-After says when to come back."),
-    503: _problem("Overloaded, draining or failed; Retry-After says when to come back."),
+    429: _problem("This client holds its share of what may be in flight.", RETRY_AFTER),
+    503: _problem("Overloaded, draining or failed.", RETRY_AFTER),
     504: _problem("The deadline passed."),
 }
-NOT_FOUND: dict[int | str, dict[str, Any]] = {**UNAUTHORISED, 404: _HOT[404]}
-CARD: dict[int | str, dict[str, Any]] = {
+NOT_FOUND: Responses = {**UNAUTHORISED, 404: _HOT[404]}
+CARD: Responses = {
     **UNAUTHORISED,
     200: {"content": {"text/markdown": {"schema": {"type": "string"}}}},
     404: _problem("No such version."),
+    503: _problem("The registry does not answer.", RETRY_AFTER),
 }
-PAGED: dict[int | str, dict[str, Any]] = {**UNAUTHORISED, 422: _problem("A page that is none.")}
-ARTICLES: dict[int | str, dict[str, Any]] = {
+PAGED: Responses = {
+    **UNAUTHORISED,
+    422: _problem("A page that is none."),
+    503: _problem("The registry does not answer.", RETRY_AFTER),
+}
+ARTICLES: Responses = {
     **UNAUTHORISED,
     404: _problem("The corpus has no such article."),
     422: _problem("An id or a page that is none."),
-    503: _problem("No corpus is promoted as `retriever`."),
+    503: _problem("No corpus is promoted as `retriever`.", RETRY_AFTER),
 }
-_OCTETS = {
-    "schema": {
-        "type": "string",
-        "format": "binary",
-        "description": "Little-endian float32 rows; float16 with the parameter `dtype=float16` in the media type.",
-    }
+METRICS: Responses = {
+    **UNAUTHORISED,
+    200: {
+        "content": {
+            "text/plain": {"schema": {"type": "string"}},
+            "application/openmetrics-text": {"schema": {"type": "string"}},
+        }
+    },
 }
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
+def _octets(description: str) -> dict[str, Any]:
+    return {"schema": {"type": "string", "format": "binary", "description": description}}
+
+
+_ROWS = _octets("Little-endian float32 rows; float16 with the parameter `dtype=float16` in the media type.")
+_TENSORS = _octets("A JSON object, and the bytes of a tensor behind it; Inference-Header-Content-Length says where.")
+COMPONENTS: dict[str, Any] = {}  # what requests name; FastAPI knows only what responses do
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)  # what they name, responses name too
-    content = {
-        "application/json": {"schema": schema},
-        "application/octet-stream": _OCTETS,
-    }
-    return {"requestBody": {"required": True, "content": content}}
+    COMPONENTS.update(schema.pop("$defs", {}))
+    return schema
 
 
+def _body(model: type[BaseModel], octets: dict[str, Any]) -> dict[str, Any]:
+    content = {"application/json": {"schema": _schema(model)}, "application/octet-stream": octets}
+    return {"required": True, "content": content}
+
+
+def _options(model: type[BaseModel], *names: str) -> list[dict[str, Any]]:
+    """Return fields of a request as parameters of the query string, which has no null."""
+    properties = model.model_json_schema()["properties"]
+    schemas = {name: next(kind for kind in properties[name]["anyOf"] if kind != {"type": "null"}) for name in names}
+    return [_parameter(name, "query", schema, properties[name].get("description")) for name, schema in schemas.items()]
+
+
+def _parameter(name: str, place: str, schema: dict[str, Any], description: str | None = None) -> dict[str, Any]:
+    said = {"description": description} if description else {}
+    return {"name": name, "in": place, "required": place == "path", **said, "schema": schema}
+
+
+_STRING = {"type": "string"}
+_LENGTH = _parameter("Inference-Header-Content-Length", "header", {"type": "integer", "minimum": 0}, "Bytes of JSON.")
+_EXCLUDE = _parameter("exclude", "query", {"type": "string", "pattern": r"^\[(\d{1,15}(,\d{1,15})*)?\]$"}, "[1,2,3]")
 PREDICT: dict[str, Any] = {
+    "operation_id": "predict",
     "summary": "Predict the next vector of each context.",
+    "description": "Options stand in the body or, for JSON and octets alike, in the query string; none in both.",
     "response_model": PredictResponse,
-    "responses": {200: {"content": {"application/octet-stream": _OCTETS}}, **_HOT},
-    "openapi_extra": _body(PredictRequest),
-}
-INFER: dict[str, Any] = {
-    "summary": "Open Inference Protocol v2: input `context` FP32 [-1, T, D], output `vector` FP32 [-1, D].",
-    "response_model": InferResponse,
-    "responses": _HOT,
+    "responses": {
+        200: {"headers": {**REQUEST_ID, **MADE_BY}, "content": {"application/octet-stream": _ROWS}},
+        **_HOT,
+    },
     "openapi_extra": {
-        **_body(InferRequest),
-        "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
+        "requestBody": _body(PredictRequest, _ROWS),
+        "parameters": _options(PredictRequest, "model", "profile", "encoding"),
     },
 }
 RETRIEVE: dict[str, Any] = {
+    "operation_id": "retrieve",
     "summary": "Find the passages nearest to a query, or to what a context predicts.",
+    "description": "Options stand in the body or, for JSON and octets alike, in the query string; none in both.",
     "response_model": RetrieveResponse,
-    "responses": _HOT,
-    "openapi_extra": _body(RetrieveRequest),
+    "responses": {200: {"headers": {**REQUEST_ID, **MADE_BY}}, **_HOT},
+    "openapi_extra": {
+        "requestBody": _body(RetrieveRequest, _ROWS),
+        "parameters": [*_options(RetrieveRequest, "k", "exclude_context", "rerank", "model"), _EXCLUDE],
+    },
+}
+
+
+def _infer(operation_id: str, *path: str) -> dict[str, Any]:
+    length = _headers(Inference_Header_Content_Length="Bytes of JSON before those of the vectors.")
+    return {
+        "operation_id": operation_id,
+        "summary": "Open Inference Protocol v2: input `context` FP32 [-1, T, D], output `vector` FP32 [-1, D].",
+        "response_model": InferResponse,
+        "responses": {
+            200: {
+                "headers": {**REQUEST_ID, **MADE_BY, **length},
+                "content": {"application/octet-stream": _TENSORS},
+            },
+            **_HOT,
+        },
+        "openapi_extra": {
+            "requestBody": _body(InferRequest, _TENSORS),
+            "parameters": [*[_parameter(name, "path", _STRING) for name in path], _LENGTH],
+        },
+    }
+
+
+INFER, INFER_VERSION = _infer("infer", "model"), _infer("infer_version", "model", "version")
+INDEX: dict[str, Any] = {
+    "responses": {
+        **UNAUTHORISED,
+        400: _problem("Not JSON."),
+        413: _problem("The body is over the limit."),
+        422: _problem("A member that is not understood."),
+    },
+    "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": _schema(IndexRequest)}}}},
 }

@@ -11,7 +11,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -62,6 +62,7 @@ class Decoded(NamedTuple):
 
 
 NO_ROWS: Floats = np.empty((0, 1, 1), np.float32)
+NO_OPTIONS: Mapping[str, Any] = {}
 
 
 ShapeOf = Callable[[str, dict[str, Any]], Shape]
@@ -75,41 +76,56 @@ class JsonReader:
 
     def __init__(self, fields: Fields, max_rows: int) -> None:
         self._fields, self._max_rows = fields, max_rows
+        self._known = {*fields.vectors, *fields.texts, *fields.options}
         self._parser = simdjson.Parser()
 
-    def read(self, body: bytes, shape_of: ShapeOf) -> Decoded:
-        """Return the rows and options of a JSON object.
+    def read(self, body: bytes, shape_of: ShapeOf, query: Mapping[str, Any] = NO_OPTIONS) -> Decoded:
+        """Return the rows and options of a JSON object; `null` is absent.
+
+        `query` holds the options of the query string, which are checked already.
 
         Raises:
             Malformed: not JSON in UTF-8, or not an object.
-            Invalid: a field is missing, unknown or of the wrong kind, shape or range, with its pointer.
+            Invalid: a field is missing, unknown, given in body and query, or of the wrong kind, shape or range;
+                with its pointer.
             TooLarge: too many items.
         """
         try:
-            fast = self.read_fast(body, shape_of)
+            fast = self.read_fast(body, shape_of, query)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
             self._parser = simdjson.Parser()  # the old one may be held by what it parsed
             fast = None
         if fast is None and body.count(b",") > MAX_SEARCH:
             raise Invalid("not what is wanted, and too long to say where")
-        return fast or self.read_strictly(body, shape_of)
+        return fast or self.read_strictly(body, shape_of, query)
 
-    def read_fast(self, body: bytes, shape_of: ShapeOf) -> Decoded | None:
+    def read_fast(self, body: bytes, shape_of: ShapeOf, query: Mapping[str, Any] = NO_OPTIONS) -> Decoded | None:
         """Return what is provably right, else None (or raise anything): the strict reader decides then."""
         if body.startswith(b"\xef"):
             return None  # simdjson passes over a byte order mark
         document: Any = self._parser.parse(body)
         names = list(document) if isinstance(document, simdjson.Object) else []
-        field = next((name for name in names if name in self._fields.vectors), None)
+        if len(names) > len(self._known) or not self._known.issuperset(names):
+            return None
+        members = {name: document[name] for name in names}
+        if len(members) != len(names):
+            return None
+        given = {name: value for name, value in members.items() if value is not None}
+        field = next((name for name in given if name in self._fields.vectors), None)
         if field is None:
             return None
-        given = {name: document[name] for name in names if name != field}
-        if len(given) != len(names) - 1 or not all(map(_plain, given.values())):
+        array = given.pop(field)
+        if not all(map(_plain, given.values())):
             return None
-        options = {name: self._fields.options[name](value, f"/{name}") for name, value in given.items()}
-        many = self._fields.vectors[field]
-        rows = self._numbers(document[field], many, shape_of(field, options), body)
+        options = self._options(given, query)
+        rows = self._numbers(array, self._fields.vectors[field], shape_of(field, options), body)
         return None if rows is None else Decoded(rows, field, options)
+
+    def _options(self, given: Mapping[str, Any], query: Mapping[str, Any]) -> dict[str, Any]:
+        """Check the options of a body and add those of the query string; raises `Invalid`."""
+        for name in given.keys() & query.keys():
+            raise Invalid("given in the body and in the query string", pointer=f"/{name}")
+        return {**query, **{name: self._fields.options[name](value, f"/{name}") for name, value in given.items()}}
 
     def _numbers(self, array: Any, many: int, shape: Shape, body: bytes) -> Floats | None:
         items = list(array) if many else [array]
@@ -123,23 +139,22 @@ class JsonReader:
             rows = flat.astype(np.float32).reshape(len(items), *shape)
         return rows if np.abs(rows).max() <= LARGEST else None
 
-    def read_strictly(self, body: bytes, shape_of: ShapeOf) -> Decoded:
+    def read_strictly(self, body: bytes, shape_of: ShapeOf, query: Mapping[str, Any] = NO_OPTIONS) -> Decoded:
         """Return what a body says, or raise what is wrong with it and where; slow and complete."""
         document = parse_object(body)
+        refuse_unknown(document, self._known, "field")
+        given = {name: value for name, value in document.items() if value is not None}
         places = (*self._fields.vectors, *self._fields.texts)
-        unknown = sorted(document.keys() - set(places) - self._fields.options.keys())
-        if unknown:
-            raise Invalid("unknown field", pointer=f"/{_escaped(unknown[0])}")
-        present = [name for name in places if name in document]
+        present = [name for name in places if name in given]
         if len(present) != 1:
             raise Invalid(f"want exactly one of {', '.join(places)}", pointer="")
         (field,) = present
-        given = {name: value for name, value in document.items() if name != field}
-        options = {name: self._fields.options[name](value, f"/{name}") for name, value in given.items()}
+        value = given.pop(field)
+        options = self._options(given, query)
         if field in self._fields.texts:
-            return Decoded(NO_ROWS, field, options, self._fields.texts[field](document[field], f"/{field}"))
+            return Decoded(NO_ROWS, field, options, self._fields.texts[field](value, f"/{field}"))
         shape, many = shape_of(field, options), self._fields.vectors[field]
-        return Decoded(_rows(document[field], f"/{field}", shape, many, self._max_rows), field, options)
+        return Decoded(_rows(value, f"/{field}", shape, many, self._max_rows), field, options)
 
 
 def octet_type(header: bytes) -> np.dtype[Any]:
@@ -199,20 +214,32 @@ def query_options(given: Mapping[str, str], fields: Fields) -> dict[str, Any]:
     Raises:
         Invalid: an option is unknown, of the wrong kind or out of range.
     """
-    if not given:
-        return {}
-    unknown = sorted(given.keys() - fields.options.keys())
-    if unknown:
-        raise Invalid("unknown option", pointer=f"/{_escaped(unknown[0])}")
-    return {name: fields.options[name](_from_query(value), f"/{name}") for name, value in given.items()}
+    refuse_unknown(given, fields.options, "option")
+    return {name: _from_query(fields.options[name], value, f"/{name}") for name, value in given.items()}
 
 
-def _from_query(value: str) -> Any:
-    """Read a query option as the JSON it would be: numbers, true, false, lists of numbers, else a word."""
+def _from_query(check: Check, value: str, pointer: str) -> Any:
+    """Check a query option as the word it is, else as the JSON that it may be: a number, true, false, a list."""
+    try:
+        return check(value, pointer)
+    except Invalid:
+        return check(_json_or_word(value), pointer)
+
+
+def _json_or_word(value: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
+
+
+def refuse_unknown(names: Iterable[str], known: Collection[str], what: str, pointer: str = "") -> None:
+    """Raise `Invalid` if one of `names`, which are members of what `pointer` points at, is not `known`."""
+    unknown = sorted(name for name in names if name not in known)
+    if unknown:
+        name = _escaped(unknown[0])
+        expected = ", ".join(sorted(known)) or "none"
+        raise Invalid(f'unknown {what} "{name}"; known: {expected}', pointer=f"{pointer}/{name}")
 
 
 def decode_tensor(data: Any, pointer: str, shape: Shape, max_rows: int) -> Floats:
@@ -292,9 +319,11 @@ def one_of(*choices: str) -> Check:
 
 
 def whole(least: int, most: int) -> Check:
-    """A whole number in a range; booleans are none."""
+    """A whole number in a range, 10.0 as well as 10; booleans are none."""
 
     def check(value: Any, pointer: str) -> int:
+        if type(value) is float and value.is_integer():
+            value = int(value)
         if type(value) is not int or not least <= value <= most:
             raise Invalid(f"want a whole number from {least} to {most}", pointer=pointer)
         return value
@@ -325,7 +354,7 @@ def flag(value: Any, pointer: str) -> bool:
 
 
 def _plain(value: Any) -> bool:
-    return isinstance(value, str | int | bool)
+    return isinstance(value, str | int | float | bool)
 
 
 def _regular(items: Sequence[Any], shape: Shape) -> bool:

@@ -77,7 +77,7 @@ class Service(FastAPI):
         self.labels = {route.path for route in self.routes if isinstance(route, Route)}
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document, with what only requests name."""
+        """Return the OpenAPI document, with what requests and errors name."""
         document = super().openapi()
         document["components"]["schemas"].update(schemas.COMPONENTS)
         return document

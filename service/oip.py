@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 
 from service import schemas, wire
 from service.api import DocumentedHotRoute, check_live, check_ready, headers_of, outcome_of, stages_of
@@ -37,7 +37,7 @@ MISSING = {  # extensions of Triton, by what their paths contain
 # What `curl -d` says of any body; Triton takes JSON from it.
 FORM = b"application/x-www-form-urlencoded"
 MEMBERS = ("id", "model_name", "parameters", "inputs", "outputs")
-MAX_INDEX_BODY = 1000  # bytes
+MAX_INDEX_BODY = 2**16  # bytes
 Json = Mapping[str, Any]
 
 
@@ -183,11 +183,18 @@ def _rows(tensor: Json, tail: bytes, shape: Shape, max_rows: int) -> Floats:
     if size is not None and "data" in tensor:
         raise Invalid("given beside binary_data_size", pointer="/inputs/0/data")
     if size is None:
-        return wire.decode_tensor(tensor.get("data"), "/inputs/0/data", (count, *shape), max_rows)
+        return wire.decode_tensor(_data(tensor), "/inputs/0/data", (count, *shape), max_rows)
     rows = wire.decode_octets(tail, shape, max_rows)
     if len(rows) != count:
         raise Malformed(f"the data holds {len(rows)} rows, its shape says {count}")
     return rows
+
+
+def _data(tensor: Json) -> list[Any]:
+    data = tensor.get("data")
+    if not isinstance(data, list):
+        raise Invalid("want a list of numbers, or binary_data_size", pointer="/inputs/0/data")
+    return data
 
 
 def _count(tensor: Json, shape: Shape) -> int:
@@ -261,6 +268,11 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> HotR
         """200 while /readyz says so."""
         check_ready(lineup, state)
         return {"ready": True}
+
+    @app.get("/v2/models/stats", include_in_schema=False)
+    async def statistics() -> None:
+        """Keep statistics from being taken for a model of that name."""
+        raise HTTPException(404)
 
     _add_repository_index(app, router)
     _add_model_routes(app, router, settings.max_rows)

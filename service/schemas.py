@@ -420,7 +420,7 @@ _UNREAD: Responses = {
     422: _problem("An option is not understood."),
 }
 _CHALLENGE = _headers(WWW_Authenticate="Bearer")
-PROBLEMS: Responses = {**_UNREAD, 503: {"model": Problem, **_problem("Not now.", RETRY_AFTER)}}
+PROBLEMS: Responses = {**_UNREAD, 503: _problem("Not now.", RETRY_AFTER)}
 UNAUTHORISED: Responses = {**_UNREAD, 401: _problem("A token is wanted, and is missing or unknown.", _CHALLENGE)}
 _HOT: Responses = {
     **UNAUTHORISED,
@@ -469,7 +469,8 @@ def _octets(description: str) -> dict[str, Any]:
 
 _ROWS = _octets("Little-endian float32 rows; float16 with the parameter `dtype=float16` in the media type.")
 _TENSORS = _octets("A JSON object, and the bytes of a tensor behind it; Inference-Header-Content-Length says where.")
-COMPONENTS: dict[str, Any] = {}  # what requests name; FastAPI knows only what responses do
+# What requests and errors name; FastAPI adds only what other answers do.
+COMPONENTS: dict[str, Any] = {"Problem": Problem.model_json_schema()}
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:

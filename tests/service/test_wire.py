@@ -96,6 +96,13 @@ def test_a_number_in_brackets_of_its_own_is_not_taken_for_a_number() -> None:
     assert refusal.value.pointer == "/context/0/2"
 
 
+@pytest.mark.parametrize("more", ['"model": null, "contexts": null', '"k": 3.0'])
+def test_the_fast_reader_takes_null_and_whole_numbers_with_a_point(more: str) -> None:
+    quick = fast(f'{{"context": [[1, 2, 3], [4, 5, 6]], {more}}}'.encode())
+    assert quick is not None
+    assert quick.options in ({}, {"k": 3})
+
+
 def test_brackets_in_a_string_do_not_confuse() -> None:
     body = b'{"context": [[1, 2, 3], [4, 5, 6]], "model": "[["}'
     assert decode_json(body).options == {"model": "[["}
@@ -126,6 +133,15 @@ def test_json_of_float32_reads_back_exactly() -> None:
     vector = np.random.default_rng(0).standard_normal(384).astype(np.float32)
     text = wire.encode_json({"vector": vector})
     np.testing.assert_array_equal(np.asarray(json.loads(text)["vector"], np.float32), vector)
+
+
+@pytest.mark.parametrize("body", [b'{"context": [[1, 2, 3], [4, 5, 6]]%s}' % more for more in (b"", b', "k": null')])
+def test_options_of_the_query_string_are_added_to_those_of_the_body(body: bytes) -> None:
+    reader = JsonReader(FIELDS, 3)
+    assert reader.read(body, shape_of, {"k": 3}).options == {"k": 3}
+    with pytest.raises(Invalid) as refusal:
+        reader.read(body.replace(b"null", b"4").replace(b"]]}", b']], "k": 4}'), shape_of, {"k": 3})
+    assert refusal.value.pointer == "/k"
 
 
 @pytest.mark.parametrize(

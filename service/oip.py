@@ -82,9 +82,8 @@ class Infer:
         """Answer one call; errors leave as `ServiceError`."""
         want_media_type(call, JSON, OCTETS, FORM)
         wire.refuse_unknown(call.options(), (), "option")
-        model, version = _names(call.path)
-        chain = _chain(self._router, model, version)
-        asked = self._decode(call, model, chain[0].shape)
+        chain = _chain(self._router, *_names(call.path))
+        asked = self._decode(call, chain[0].shape)
         call.place.settle(len(asked.rows))
         decoded_s = perf_counter() - call.started
         routed = await self._router.predict(asked.rows, chain, call.deadline)
@@ -95,10 +94,10 @@ class Infer:
             body, media_type, [*headers_of(routed, stages), *more], outcome_of(routed), stages, made_by=routed.served_by
         )
 
-    def _decode(self, call: Call, model: str, shape: Shape) -> Asked:
+    def _decode(self, call: Call, shape: Shape) -> Asked:
         header, tail = _split(call)
         document = _members(wire.parse_object(header), "", MEMBERS)
-        if document.get("model_name", model) != model:
+        if "model_name" in document and document["model_name"] != _names(call.path)[0]:
             raise Invalid("not the model of the path", pointer="/model_name")
         parameters = _parameters(document, "", PARAMETERS)
         self._take_timeout(call, parameters.get("timeout"))

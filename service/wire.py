@@ -105,12 +105,10 @@ class JsonReader:
             return None  # simdjson passes over a byte order mark
         document: Any = self._parser.parse(body)
         names = list(document) if isinstance(document, simdjson.Object) else []
-        if len(names) > len(self._known) or not self._known.issuperset(names):
+        unique = set(names)
+        if len(unique) != len(names) or not unique <= self._known:
             return None
-        members = {name: document[name] for name in names}
-        if len(members) != len(names):
-            return None
-        given = {name: value for name, value in members.items() if value is not None}
+        given = {name: value for name in names if (value := document[name]) is not None}
         field = next((name for name in given if name in self._fields.vectors), None)
         if field is None:
             return None
@@ -123,9 +121,11 @@ class JsonReader:
 
     def _options(self, given: Mapping[str, Any], query: Mapping[str, Any]) -> dict[str, Any]:
         """Check the options of a body and add those of the query string; raises `Invalid`."""
-        for name in given.keys() & query.keys():
-            raise Invalid("given in the body and in the query string", pointer=f"/{name}")
-        return {**query, **{name: self._fields.options[name](value, f"/{name}") for name, value in given.items()}}
+        options = {name: self._fields.options[name](value, f"/{name}") for name, value in given.items()}
+        for name in query:
+            if name in options:
+                raise Invalid("given in the body and in the query string", pointer=f"/{name}")
+        return {**query, **options} if query else options
 
     def _numbers(self, array: Any, many: int, shape: Shape, body: bytes) -> Floats | None:
         items = list(array) if many else [array]

@@ -13,7 +13,7 @@ from bench.answers import Floats, apart
 from bench.servers import Server
 from bench.versions import draw
 
-OCTETS = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
+OCTETS = "application/octet-stream"
 INFER = "/v2/models/primary/infer"
 
 
@@ -23,7 +23,9 @@ def same_answers(server: Server, dim: int) -> dict[str, float | None]:
     None where Triton's client is not installed.
     """
     contexts = draw(4, dim, seed=1)
-    known = httpx.post(f"{server.url}/predict", content=contexts.tobytes(), headers=OCTETS).raise_for_status()
+    shape = "x".join(map(str, contexts.shape))
+    headers = {"content-type": f"{OCTETS}; shape={shape}", "accept": OCTETS}
+    known = httpx.post(f"{server.url}/predict", content=contexts.tobytes(), headers=headers).raise_for_status()
     vectors = np.frombuffer(known.content, "<f4").reshape(-1, dim)
     has_triton = importlib.util.find_spec("tritonclient") is not None
     return {

@@ -48,6 +48,13 @@ class Exchange:
         authorization = {"Authorization": f"Bearer {token}"} if token else {}
         return {"Content-Type": _MEDIA[self.wire], "Accept": _MEDIA[answer], **authorization}
 
+    def media_type(self, contexts: Vectors) -> str:
+        """Return the Content-Type of a body of `bodies`: octets of several contexts carry their shape."""
+        media_type = self.headers["Content-Type"]
+        if self.wire == "json" or self.rows == 1:
+            return media_type
+        return f"{media_type}; shape={self.rows}x{contexts.shape[1]}x{contexts.shape[2]}"
+
     def bodies(self, contexts: Vectors) -> list[bytes]:
         """Build one body per context (N, T, D); with rows > 1 each carries that one and those after it."""
         if self.route in PROBES:
@@ -111,6 +118,7 @@ def encode(exchange: Exchange, url: str, extra: Sequence[tuple[str, str]], conte
     base = urlsplit(url)
     target = base.path.rstrip("/") + exchange.path
     ours = {"Host": base.netloc.rpartition("@")[2], "User-Agent": "lvm-loadtest", **exchange.headers}
+    ours["Content-Type"] = exchange.media_type(contexts)
     replaced = {name.lower() for name, _ in extra}
     headers = [item for item in ours.items() if item[0].lower() not in replaced] + list(extra)
     head = f"{exchange.method} {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers)

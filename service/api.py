@@ -88,7 +88,9 @@ class Predict:
     def _reply(self, call: Call, asked: Decoded, routed: Routed, stages: Stages) -> Reply:
         began = perf_counter()
         if dtype := _octets_wanted(call, asked):
-            body, media_type = wire.encode_octets(routed.prediction.vectors, dtype), wire.OCTET_TYPES[dtype]
+            vectors = routed.prediction.vectors
+            shape = vectors.shape if asked.is_many else vectors.shape[1:]
+            body, media_type = wire.encode_octets(vectors, dtype), wire.octets_of(dtype, shape)
         else:
             body, media_type = wire.encode_json(self._body(asked, routed, stages)), JSON
         stages = (*stages, ("encode", perf_counter() - began))
@@ -100,9 +102,10 @@ class Predict:
         options = _query(call, self._fields)
         if media_type == JSON:
             return self._json.read(call.body, self._shape_of, options)
-        dtype = wire.octet_type(call.headers[b"content-type"])
-        rows = wire.decode_octets(call.body, self._shape_of("contexts", options), self._max_rows, dtype)
-        return Decoded(rows, "octets", options)
+        kind = wire.octet_type(call.headers[b"content-type"])
+        item = self._shape_of("contexts", options)
+        rows = wire.read_octets(call.body, kind, item, self._max_rows, many=True)
+        return Decoded(rows, "octets", options, octets_of_many=kind.shape is not None and kind.shape != item)
 
     def _chain(self, options: Mapping[str, Any]) -> list[EngineLike]:
         model: str | None = options.get("model")
@@ -119,8 +122,7 @@ class Predict:
         vectors: Any = routed.prediction.vectors
         if asked.options.get("encoding") == "base64":
             vectors = [wire.encode_base64(vector) for vector in vectors]
-        many = asked.field == "contexts" or len(vectors) > 1
-        answer = {"vectors": vectors} if many else {"vector": vectors[0]}
+        answer = {"vectors": vectors} if asked.is_many else {"vector": vectors[0]}
         return {**answer, **(asked.heard or {}), **_made_by(routed), "timing_ms": _milliseconds(stages)}
 
 
@@ -203,9 +205,10 @@ class Retrieve:
         options = _query(call, self._fields)
         if media_type == JSON:
             return self._json.read(call.body, shape_of, options)
-        dtype = wire.octet_type(call.headers[b"content-type"])
-        field = "query" if len(call.body) == dtype.itemsize * engine.retriever.dim else "context"
-        return Decoded(wire.decode_octets(call.body, shape_of(field, options), 1, dtype), field, options)
+        kind = wire.octet_type(call.headers[b"content-type"])
+        field = "query" if _is_query(kind, len(call.body), engine.retriever.dim) else "context"
+        rows = wire.read_octets(call.body, kind, shape_of(field, options), 1, many=False)
+        return Decoded(rows, field, options)
 
     @staticmethod
     def _reply(
@@ -291,7 +294,12 @@ def _octets_wanted(call: Call, asked: Decoded) -> np.dtype[Any] | None:
     accept = call.headers.get(b"accept", b"")
     if OCTETS not in accept or asked.options.get("encoding"):
         return None
-    return wire.octet_type(accept)
+    return wire.accepted_octets(accept)
+
+
+def _is_query(kind: wire.OctetType, length: int, dim: int) -> bool:
+    """Say whether octets are a query: by the rank of their shape, or without one by their length."""
+    return length == kind.dtype.itemsize * dim if kind.shape is None else len(kind.shape) == 1
 
 
 def stages_of(routed: Routed, decoded_s: float) -> Stages:

@@ -154,7 +154,8 @@ class Smoke:
         return np.asarray(made["vectors"], np.float32)
 
     def _by_octets(self, alias: str, contexts: Floats) -> Floats:
-        headers = {"content-type": OCTETS, "accept": OCTETS}
+        shape = "x".join(map(str, contexts.shape))
+        headers = {"content-type": f"{OCTETS}; shape={shape}", "accept": OCTETS}
         octets = contexts.astype("<f4").tobytes()
         answer = self._ask("POST", "/predict", content=octets, params=_named(alias), headers=headers)
         self._check_headers(alias, answer.headers)

@@ -11,8 +11,10 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +27,8 @@ from service.settings import NormPolicy
 
 JSON, OCTETS = b"application/json", b"application/octet-stream"
 FLOAT32, FLOAT16 = np.dtype("<f4"), np.dtype("<f2")
-DTYPES: dict[bytes, np.dtype[Any]] = {b"": FLOAT32, b"float32": FLOAT32, b"float16": FLOAT16}
-OCTET_TYPES: dict[np.dtype[Any], bytes] = {FLOAT32: OCTETS, FLOAT16: OCTETS + b";dtype=float16"}
+DTYPES: dict[bytes, np.dtype[Any]] = {b"float32": FLOAT32, b"float16": FLOAT16}
+PARAMETER = re.compile(rb';\s*([^\s;="]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)', re.DOTALL)
 OPENING = ord("[")
 LARGEST = 1e9  # vectors have unit length; a square that overflows float32 is nobody's embedding
 SHORTEST, UNIT = 1e-6, 0.01  # least length with a direction; how far from 1 a unit length may be, float16 and all
@@ -59,6 +61,12 @@ class Decoded(NamedTuple):
     options: dict[str, Any]
     words: list[str] | str | None = None
     heard: Mapping[str, Any] | None = None
+    octets_of_many: bool = False
+
+    @property
+    def is_many(self) -> bool:
+        """Whether many were sent, if only one of them, so that many are answered."""
+        return self.octets_of_many or self.field == "contexts"
 
 
 NO_ROWS: Floats = np.empty((0, 1, 1), np.float32)
@@ -157,19 +165,60 @@ class JsonReader:
         return Decoded(_rows(value, f"/{field}", shape, many, self._max_rows), field, options)
 
 
-def octet_type(header: bytes) -> np.dtype[Any]:
-    """Return the type of the numbers in the octets that a Content-Type or Accept names.
+class OctetType(NamedTuple):
+    """What a media type says of octets: the type of the numbers, and their shape if it is given."""
 
-    `;dtype=float16` halves the bytes; float32 goes without saying.
+    dtype: np.dtype[Any] = FLOAT32
+    shape: Shape | None = None
+
+
+@lru_cache(maxsize=256)
+def octet_type(header: bytes) -> OctetType:
+    """Return what the media type `application/octet-stream` of a header says of the octets.
+
+    `dtype=float16` halves the bytes; without a dtype they are float32. `shape=2x5x384`, or `shape="2,5,384"`, is
+    their shape. Other parameters are ignored.
 
     Raises:
         UnsupportedMediaType: another dtype.
+        Invalid: a shape that is malformed, or given more than once.
     """
-    parameters = header.lower().partition(OCTETS)[2].partition(b",")[0]
-    asked = parameters.partition(b"dtype=")[2].partition(b";")[0].strip()
-    if asked not in DTYPES:
-        raise UnsupportedMediaType("octets have a dtype of float32 or float16")
-    return DTYPES[asked]
+    dtypes = _values(header, b"dtype")
+    if len(dtypes) > 1 or (dtypes and dtypes[0] not in DTYPES):
+        raise UnsupportedMediaType("unsupported dtype of application/octet-stream; expected float32 or float16")
+    shapes = _values(header, b"shape")
+    if len(shapes) > 1:
+        raise Invalid("the Content-Type has more than one shape; expected one")
+    return OctetType(DTYPES[dtypes[0]] if dtypes else FLOAT32, _shape(shapes[0]) if shapes else None)
+
+
+def accepted_octets(header: bytes) -> np.dtype[Any]:
+    """Return the dtype that an Accept header asks for in octets; raises `UnsupportedMediaType` as `octet_type`."""
+    return octet_type(OCTETS + header.lower().partition(OCTETS)[2].partition(b",")[0]).dtype
+
+
+@lru_cache(maxsize=256)
+def octets_of(dtype: np.dtype[Any], shape: Shape) -> bytes:
+    """Return the media type of octets of that dtype and shape."""
+    return b"%b; dtype=%b; shape=%b" % (OCTETS, dtype.name.encode(), spelled(shape).encode())
+
+
+def spelled(shape: Shape) -> str:
+    """Return a shape as a media type carries it: `2x5x384`."""
+    return "x".join(map(str, shape))
+
+
+def _values(header: bytes, name: bytes) -> list[bytes]:
+    """Return the values of a parameter of a media type, lower case, without quotes (RFC 9110, 5.6.6)."""
+    found = [value.strip() for key, value in PARAMETER.findall(header.lower()) if key == name]
+    return [re.sub(rb"\\(.)", rb"\1", value[1:-1]) if value.startswith(b'"') else value for value in found]
+
+
+def _shape(value: bytes) -> Shape:
+    sizes = [size.strip() for size in re.split(b"[x,]", value)]
+    if not all(size.isdigit() and len(size) < 10 and int(size) for size in sizes):
+        raise Invalid("malformed shape in the Content-Type; expected positive sizes, for example shape=2x5x384")
+    return tuple(map(int, sizes))
 
 
 def held_to(policy: NormPolicy, asked: Decoded) -> Decoded:
@@ -190,6 +239,47 @@ def held_to(policy: NormPolicy, asked: Decoded) -> Decoded:
     return asked._replace(rows=asked.rows / lengths[..., None]) if policy == "normalise" else asked
 
 
+def read_octets(body: bytes, kind: OctetType, item: Shape, max_rows: int, *, many: bool) -> Floats:
+    """Read the rows `(n, *item)` of a body whose Content-Type says `kind`; more than one only if `many` may be sent.
+
+    Raises:
+        Invalid: the shape is not the net's, or not that of the bytes; or there are several rows without a shape.
+        Malformed, TooLarge: as `decode_octets`.
+    """
+    if kind.shape is None:
+        _check_alone(len(body), kind.dtype, item, max_rows if many else None)
+    else:
+        _check_shape(kind.shape, item, many)
+        _check_size(len(body), kind.dtype, kind.shape)
+    return decode_octets(body, item, max_rows, kind.dtype)
+
+
+def _check_alone(length: int, dtype: np.dtype[Any], item: Shape, most: int | None) -> None:
+    """Raise `Invalid` if bytes without a shape are several rows, which could be divided in another way.
+
+    Up to `most` rows may be sent with a shape; None means one row only.
+    """
+    size = dtype.itemsize * math.prod(item)
+    if length <= size or length % size or (most is not None and length > most * size):
+        return
+    example = octets_of(dtype, (length // size, *item)).decode()
+    hint = f", or their shape in the Content-Type: {example}" if most is not None else ""
+    raise Invalid(f"body is {length} bytes without a shape; expected {size} ({dtype.name}, shape {item}){hint}")
+
+
+def _check_shape(shape: Shape, item: Shape, many: bool) -> None:
+    if shape == item or (many and shape[1:] == item):
+        return
+    more = f" or (n, {', '.join(map(str, item))})" if many else ""
+    raise Invalid(f"octets of shape {shape}; expected {item}{more}")
+
+
+def _check_size(length: int, dtype: np.dtype[Any], shape: Shape) -> None:
+    size = dtype.itemsize * math.prod(shape)
+    if length != size:
+        raise Invalid(f"body is {length} bytes; expected {size} ({dtype.name}, shape {shape})")
+
+
 def decode_octets(body: bytes, shape: Shape, max_rows: int, dtype: np.dtype[Any] = FLOAT32) -> Floats:
     """Read raw little-endian rows `(n, *shape)`; float32 without copying them.
 
@@ -200,7 +290,7 @@ def decode_octets(body: bytes, shape: Shape, max_rows: int, dtype: np.dtype[Any]
     """
     size = dtype.itemsize * math.prod(shape)
     if not body or len(body) % size:
-        raise Malformed(f"{len(body)} bytes are no whole number of {dtype.name} {shape}, {size} bytes each")
+        raise Malformed(f"body is {len(body)} bytes; expected a multiple of {size} ({dtype.name}, shape {shape})")
     if len(body) > max_rows * size:
         raise TooLarge(f"{len(body) // size} rows, at most {max_rows}")
     rows: Floats = np.frombuffer(body, dtype).reshape(-1, *shape).astype(np.float32, copy=False)

@@ -34,6 +34,12 @@ def contexts(count: int = 1, seed: int = 0) -> Floats:
     return normalise(np.random.default_rng(seed).standard_normal((count, T, D)))
 
 
+def octets_of(rows: Floats) -> dict[str, str]:
+    """Return the headers of octets that tell their shape."""
+    shape = "x".join(map(str, rows.shape))
+    return {"content-type": f"application/octet-stream; dtype={rows.dtype.name}; shape={shape}"}
+
+
 def mean_of(batch: Floats) -> Floats:
     """Predict the mean: the right answer of every fake net that works."""
     return normalise(batch.mean(axis=1))

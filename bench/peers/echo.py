@@ -32,7 +32,7 @@ def create_app(dim: int) -> App:
     async def app(scope: Message, receive: Callable[[], Awaitable[Message]], send: Any) -> None:
         assert scope["type"] == "http"
         size = await _read(receive)
-        is_octets = dict(scope["headers"]).get(b"content-type") == b"application/octet-stream"
+        is_octets = dict(scope["headers"]).get(b"content-type", b"").startswith(b"application/octet-stream")
         body = as_octets * max(1, size // (4 * LENGTH * dim)) if is_octets else as_json
         media_type = b"application/octet-stream" if is_octets else b"application/json"
         headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body))]

@@ -94,11 +94,11 @@ class Troubles:
 
     def send_long_vectors(self) -> None:
         """Inputs three times as long as they should be."""
-        body = (3 * CONTEXTS).tobytes()
+        body, headers = (3 * CONTEXTS).tobytes(), as_octets(CONTEXTS)
         self.fires(
             "LvmInputDrift",
             by="vectors of length 3",
-            meanwhile=lambda: self.http.post("/predict", content=body, headers=AS_OCTETS),
+            meanwhile=lambda: self.http.post("/predict", content=body, headers=headers),
         )
 
     def spoil_fallback(self) -> None:
@@ -149,8 +149,9 @@ class Troubles:
 
     def starve_fallback(self) -> None:
         """Batch work with a deadline that GRU cannot keep; AMN stands in, GRU is trusted no more."""
-        body = np.tile(CONTEXTS, (16, 1, 1)).tobytes()
-        headers = {**AS_OCTETS, "X-Request-Timeout-Ms": SETTINGS["LVM_TIMEOUT_MS"]}
+        rows = np.tile(CONTEXTS, (16, 1, 1))
+        body = rows.tobytes()
+        headers = {**as_octets(rows), "X-Request-Timeout-Ms": SETTINGS["LVM_TIMEOUT_MS"]}
         self.fires(
             "LvmBreakerOpen",
             "LvmFallingBack",
@@ -169,6 +170,11 @@ class Troubles:
         self.process.terminate()
         self.fires("LvmNotReady", by="SIGTERM")
         self.fires("LvmDown", by="the end of the process")
+
+
+def as_octets(rows: np.ndarray) -> dict[str, str]:
+    """Return the header of octets that tells their shape."""
+    return {"Content-Type": f"application/octet-stream; shape={'x'.join(map(str, rows.shape))}"}
 
 
 def tensor_of(contexts: np.ndarray) -> bytes:

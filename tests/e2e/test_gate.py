@@ -22,6 +22,7 @@ from models.registry import Registry, Version
 from models.runtimes.torch import build_net
 from models.training import publish
 from tests.conftest import LVM, Process, until
+from tests.fakes import octets_of
 
 WIDER = 32  # times the keys: 8.4 times the work of the whole net
 
@@ -146,7 +147,7 @@ def opened(fifo: Path, pipes: list[int]) -> bool:
 def answers(server: Process) -> list[tuple[str, bytes]]:
     """Return who answers the golden contexts of the primary, and what."""
     golden = checkpoints.load(server.registry.resolve("primary").path).golden_context
-    headers = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
+    headers = {**octets_of(golden), "accept": "application/octet-stream"}
     found = []
     for alias in ("primary", "fallback"):
         params = {"model": alias}

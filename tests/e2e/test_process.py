@@ -19,6 +19,7 @@ from safetensors.numpy import save as save_tensors
 
 from models import checkpoint, corpus, sealed
 from tests.conftest import LVM, PATIENCE_S, ROOT, Process, until
+from tests.fakes import octets_of
 
 Start = Callable[..., Process]
 EXAMPLE = ROOT / "examples" / "context.json"
@@ -49,7 +50,7 @@ def test_the_golden_vectors_come_out_as_they_went_in(process: Start) -> None:
             f"{server.url}/predict",
             content=known.golden_context.tobytes(),
             params={"model": alias},
-            headers={"content-type": "application/octet-stream", "accept": "application/octet-stream"},
+            headers={**octets_of(known.golden_context), "accept": "application/octet-stream"},
         )
         assert answer.headers["x-model-version"] == known.version
         vectors = np.frombuffer(answer.content, "<f4").reshape(known.golden_vector.shape)

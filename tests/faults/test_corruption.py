@@ -22,7 +22,7 @@ from models import predictor, retriever, sealed
 from models.checkpoint import GOLDEN, GRAPH, WEIGHTS, BadCheckpoint
 from models.registry import Registry
 from tests.conftest import ROOT, until
-from tests.fakes import D, T, card, contexts
+from tests.fakes import D, T, card, contexts, octets_of
 from tests.faults.conftest import Injected, Target, lvm, sizes
 from tests.faults.versions import corpus_files, files, graph, seal, spoiled
 
@@ -153,7 +153,8 @@ def test_what_is_wrong_with_a_version_is_refused_by_the_server_too_and_the_old_o
             (spoil / sealed.SUMS).write_bytes((old.path / sealed.SUMS).read_bytes())
         move(server.registry, spoil)
         until(lambda at=spoil: refused(server) == f"amn/{at.name}", f"{what} to be refused")
-        answer = server.http.post("/predict", content=golden._golden[:2].tobytes(), headers=OCTETS)
+        rows = golden._golden[:2]
+        answer = server.http.post("/predict", content=rows.tobytes(), headers=octets_of(rows))
         assert (answer.status_code, answer.headers["x-model-version"]) == (200, old.version), what
         injected("a spoiled version promoted under a running server", "refused, the old one answers")
     assert [line for line in server.opened(before) if not line.startswith(("open", "os.scandir", "os.listdir"))] == []

@@ -171,7 +171,8 @@ def test_callers_who_do_not_read_are_closed_on(target: Start, injected: Injected
     patience |= {"LVM_CONCURRENCY": "10000000", "LVM_MAX_IN_FLIGHT_MB": "1000"}
     server = target(environment={**patience, "LVM_MAX_ROWS": "40000", "LVM_MAX_BATCH": "8192"})
     rows = contexts(40_000).astype("<f2").tobytes()  # whose answer is more than the kernel holds for a caller
-    head = POST + b"content-type: application/octet-stream;dtype=float16\r\ncontent-length: %d\r\n\r\n" % len(rows)
+    head = POST + b"content-type: application/octet-stream; dtype=float16; shape=40000x5x8\r\n"
+    head += b"content-length: %d\r\n\r\n" % len(rows)
     whole = len(server.exchange(head.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n") + rows))
     before = descriptors(server)
     with ExitStack() as stack:

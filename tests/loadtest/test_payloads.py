@@ -28,6 +28,19 @@ def test_octet_bodies_are_little_endian_rows() -> None:
     np.testing.assert_array_equal(np.frombuffer(body, "<f4").reshape(2, 3, 4), CONTEXTS)
 
 
+@pytest.mark.parametrize(
+    ("exchange", "media_type"),
+    [
+        (Exchange("predict", "octet", 2, 4), "application/octet-stream; shape=2x3x4"),
+        (Exchange("predict", "octet", 1, 4), "application/octet-stream"),
+        (Exchange("predict", "json", 2, 4), "application/json"),
+    ],
+)
+def test_octets_of_several_contexts_tell_their_shape(exchange: Exchange, media_type: str) -> None:
+    request = encode(exchange, "http://host", (), CONTEXTS)[0]
+    assert f"Content-Type: {media_type}\r\n".encode() in request
+
+
 def test_retrieve_says_k_in_the_body_or_in_the_query() -> None:
     assert json.loads(Exchange("retrieve", "json", 1, 4).bodies(CONTEXTS)[0])["k"] == 10
     assert Exchange("retrieve", "json", 1, 4).path == "/retrieve"

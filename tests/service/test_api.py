@@ -16,7 +16,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import Running, until
-from tests.fakes import D, Gate, T, add_version, answers_nan, answers_wrong_shape, contexts, corpus, mean_of, raises
+from tests.fakes import (
+    D,
+    Gate,
+    T,
+    add_version,
+    answers_nan,
+    answers_wrong_shape,
+    contexts,
+    corpus,
+    mean_of,
+    octets_of,
+    raises,
+)
 
 Serve = Callable[..., Running]
 OCTETS = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
@@ -52,8 +64,8 @@ def test_every_wire_gives_the_same_vectors(serve: Serve) -> None:
     listed = post(server, {"contexts": batch.tolist()}).json()["vectors"]
     coded = [base64.b64encode(context.tobytes()).decode() for context in batch]
     through_base64 = post(server, {"contexts": coded, "encoding": "base64"}).json()["vectors"]
-    raw = server.http.post("/predict", content=batch.tobytes(), headers=OCTETS)
-    raw_to_json = server.http.post("/predict", content=batch.tobytes(), headers={"content-type": OCTETS["accept"]})
+    raw = server.http.post("/predict", content=batch.tobytes(), headers=OCTETS | octets_of(batch))
+    raw_to_json = server.http.post("/predict", content=batch.tobytes(), headers=octets_of(batch))
     expected = mean_of(batch)
     np.testing.assert_allclose(listed, expected, atol=1e-6)
     np.testing.assert_array_equal(
@@ -61,18 +73,19 @@ def test_every_wire_gives_the_same_vectors(serve: Serve) -> None:
     )
     np.testing.assert_array_equal(np.frombuffer(raw.content, "<f4").reshape(3, D), np.asarray(listed, np.float32))
     np.testing.assert_array_equal(raw_to_json.json()["vectors"], listed)
-    assert raw.headers["content-type"] == "application/octet-stream"
+    assert raw.headers["content-type"] == f"application/octet-stream; dtype=float32; shape=3x{D}"
 
 
 def test_octets_may_be_float16_in_either_direction(serve: Serve) -> None:
     server = serve()
     half = {"content-type": "application/octet-stream; dtype=float16"}
     batch = contexts(3).astype(np.float16)
+    many = octets_of(batch)
     expected = mean_of(batch.astype(np.float32))
-    sent = server.http.post("/predict", content=batch.tobytes(), headers=half)
+    sent = server.http.post("/predict", content=batch.tobytes(), headers=many)
     np.testing.assert_allclose(sent.json()["vectors"], expected, atol=1e-6)
-    both = server.http.post("/predict", content=batch.tobytes(), headers=half | {"accept": half["content-type"]})
-    assert both.headers["content-type"] == "application/octet-stream;dtype=float16"
+    both = server.http.post("/predict", content=batch.tobytes(), headers=many | {"accept": half["content-type"]})
+    assert both.headers["content-type"] == f"application/octet-stream; dtype=float16; shape=3x{D}"
     np.testing.assert_allclose(np.frombuffer(both.content, "<f2").reshape(3, D), expected, atol=1e-3)
     query = corpus().vectors[3].astype(np.float16).tobytes()
     assert server.http.post("/retrieve?k=1", content=query, headers=half).json()["results"][0]["id"] == 3
@@ -128,13 +141,79 @@ def test_a_bad_number_is_pointed_at_and_never_echoed(serve: Serve, bad: str) -> 
 def test_binary_gets_the_same_verdict_as_json(serve: Serve, value: float) -> None:
     batch = contexts(2)
     batch[1, 2, 3] = value
-    answer = serve().http.post("/predict", content=batch.tobytes(), headers=OCTETS)
+    answer = serve().http.post("/predict", content=batch.tobytes(), headers=octets_of(batch))
     assert (answer.status_code, answer.json()["pointer"]) == (422, "/1/2/3")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * (4 * T * D - 1), b"\0" * (4 * T * D + 4)])
 def test_binary_of_the_wrong_length_is_malformed(serve: Serve, content: bytes) -> None:
     assert serve().http.post("/predict", content=content, headers=OCTETS).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/predict", "/retrieve"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rejects_octets_of_several_rows_without_a_shape(serve: Serve, path: str, dtype: str) -> None:
+    rows = contexts(4).astype(dtype)
+    headers = {"content-type": f"application/octet-stream; dtype={dtype}"}
+    answer = serve().http.post(path, content=rows.tobytes(), headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:lvm:problem:invalid")
+    assert (f"shape=4x{T}x{D}" in answer.json()["detail"]) == (path == "/predict")
+    assert serve().http.post(path, content=rows[0].tobytes(), headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "told"),
+    [
+        ("/predict", (T, 2 * D), (T, 2 * D)),
+        ("/predict", (2 * T, D), (2 * T, D)),
+        ("/predict", (T, 3, D), (T, 3, D)),
+        ("/predict", (T * D,), (T * D,)),
+        ("/predict", (2, 1, T, D), (2, 1, T, D)),
+        ("/predict", (1, T, D), (2, T, D)),
+        ("/predict", (3, T, D), (2, T, D)),
+        ("/predict", (3, 7), (T, D)),
+        ("/retrieve", (T * D,), (T * D,)),
+        ("/retrieve", (2, D), (2, D)),
+        ("/retrieve", (2, T, D), (2, T, D)),
+        ("/retrieve", (T, D), (D,)),
+        ("/retrieve", (D,), (T, D)),
+    ],
+)
+def test_rejects_a_shape_that_is_not_the_nets_or_the_bodys(
+    serve: Serve, path: str, sent: tuple[int, ...], told: tuple[int, ...]
+) -> None:
+    rows = np.ones(sent, np.float32)
+    headers = {"content-type": f"application/octet-stream; shape={'x'.join(map(str, told))}"}
+    answer = serve().http.post(path, content=rows.tobytes(), headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:lvm:problem:invalid")
+    assert "expected" in answer.json()["detail"]
+
+
+def test_rejects_float16_that_is_told_as_float32(serve: Serve) -> None:
+    rows = contexts(2).astype(np.float16)  # as many bytes as one context of float32
+    headers = {"content-type": f"application/octet-stream; shape=2x{T}x{D}"}
+    answer = serve().http.post("/predict", content=rows.tobytes(), headers=headers)
+    assert answer.status_code == 422
+    assert "float32" in answer.json()["detail"]
+
+
+def test_octets_are_answered_in_the_rank_that_their_shape_tells(serve: Serve) -> None:
+    server, rows = serve(), contexts()
+    for given, field, shape in ((rows, "vectors", f"1x{D}"), (rows[0], "vector", f"{D}")):
+        headers = octets_of(given)
+        assert field in server.http.post("/predict", content=given.tobytes(), headers=headers).json()
+        raw = server.http.post("/predict", content=given.tobytes(), headers={**OCTETS, **headers})
+        assert raw.headers["content-type"].endswith(f"; shape={shape}")
+    alone = server.http.post("/predict", content=rows.tobytes(), headers=OCTETS)
+    assert alone.headers["content-type"].endswith(f"; shape={D}")
+
+
+def test_a_shape_says_whether_octets_are_a_query_or_a_context(serve: Serve) -> None:
+    server, known = serve(), corpus()
+    for rows, field in ((known.vectors[3], "query"), (known.vectors[2:7], "context")):
+        raw = server.http.post("/retrieve", content=rows.tobytes(), headers=octets_of(rows)).json()
+        listed = post(server, {field: rows.tolist()}, "/retrieve").json()
+        assert raw["results"] == listed["results"]
 
 
 @pytest.mark.parametrize("options", [{"profile": "fast"}, {"encoding": "hex"}, {"model": 3}, {"model": ""}, {"k": 1}])
@@ -162,6 +241,8 @@ def test_too_many_rows_and_too_long_bodies_are_too_large(serve: Serve) -> None:
     server = serve(max_rows=2, max_body_mb=0.01)
     assert post(server, {"contexts": contexts(3).tolist()}).status_code == 413
     assert server.http.post("/predict", content=contexts(3).tobytes(), headers=OCTETS).status_code == 413
+    many = contexts(3)
+    assert server.http.post("/predict", content=many.tobytes(), headers=octets_of(many)).status_code == 413
     declared = server.http.post("/predict", content=b" " * 20_000, headers=OCTETS)
     chunked = server.http.post("/predict", content=(b" " * 5_000 for _ in range(4)), headers=OCTETS)
     assert (declared.status_code, chunked.status_code) == (413, 413)

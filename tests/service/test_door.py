@@ -23,7 +23,7 @@ from service.metrics import Metrics
 from service.protocol import HotCycle
 from service.settings import Settings
 from tests.conftest import Running, until
-from tests.fakes import Gate, contexts
+from tests.fakes import Gate, contexts, octets_of
 
 Serve = Callable[..., Running]
 HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
@@ -182,7 +182,8 @@ def test_who_has_more_than_its_share_waits_for_who_has_less(serve: Serve) -> Non
     server = serve(amn=gate, gru=gate, timeout_ms=60_000, concurrency=4, max_batch=1)
     many = len(BODY) * 4
     with connected(server) as hog, connected(server) as again, connected(server, OTHER) as small:
-        hog.sendall(HEAD + LENGTH % many + b"\r\n" + BODY * 4)
+        head = HEAD.replace(b"octet-stream", b"octet-stream; shape=4x5x8")
+        hog.sendall(head + LENGTH % many + b"\r\n" + BODY * 4)
         until(gate.entered.is_set, "the first request to run")
         small.sendall(REQUEST)
         until(lambda: server.app.state.admission.rows == 5, "the other client to be let in")
@@ -249,8 +250,8 @@ def test_who_comes_at_once_is_answered_or_refused_and_the_counts_say_so(serve: S
     async def storm() -> list[int]:
         limits = httpx.Limits(max_connections=40)
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
-            headers = {"content-type": "application/octet-stream"}
-            posts = [client.post("/predict", content=BODY * (1 + n % 3), headers=headers) for n in range(60)]
+            sent = [(rows.tobytes(), octets_of(rows)) for rows in map(contexts, [1, 2, 3] * 20)]
+            posts = [client.post("/predict", content=content, headers=headers) for content, headers in sent]
             return [reply.status_code for reply in await asyncio.gather(*posts)]
 
     statuses = asyncio.run(storm())

@@ -15,7 +15,7 @@ from service.app import create_app
 from service.protocol import HotCycle
 from service.settings import Settings
 from tests.conftest import Running, running, until
-from tests.fakes import FakeLoaders, Gate, contexts, registry_of
+from tests.fakes import FakeLoaders, Gate, contexts, octets_of, registry_of
 
 Serve = Callable[..., Running]
 
@@ -105,9 +105,7 @@ def test_silent_sockets_by_the_hundred_keep_nobody_waiting_and_are_closed(serve:
 
 def test_a_body_longer_than_the_head_limit_is_fine(serve: Serve) -> None:
     batch = contexts(400)
-    answer = serve().http.post(
-        "/predict", content=batch.tobytes(), headers={"content-type": "application/octet-stream"}
-    )
+    answer = serve().http.post("/predict", content=batch.tobytes(), headers=octets_of(batch))
     assert len(answer.json()["vectors"]) == 400
 
 
@@ -262,7 +260,8 @@ def test_who_is_still_waiting_when_the_grace_is_over_is_told(tmp_path: Path) -> 
 
 def test_an_idle_connection_holds_nothing_of_its_last_request(serve: Serve) -> None:
     server = serve()
-    server.http.post("/predict", content=contexts(50).tobytes(), headers={"content-type": "application/octet-stream"})
+    rows = contexts(50)
+    assert server.http.post("/predict", content=rows.tobytes(), headers=octets_of(rows)).status_code == 200
     gc.collect()
     cycles = [made for made in gc.get_objects() if isinstance(made, HotCycle)]
     assert all(cycle.call.body == b"" and cycle._answer is None for cycle in cycles)

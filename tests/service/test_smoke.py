@@ -31,7 +31,7 @@ class Spoiled(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         answer = self._way.handle_request(request)
         body = answer.read()
-        kind = request.headers.get("content-type", "").rpartition("/")[2]
+        kind = request.headers.get("content-type", "").partition(";")[0].rpartition("/")[2]
         if re.fullmatch(self._where, f"{request.method} {request.url.path} {answer.status_code} {kind}".strip()):
             headers = {**answer.headers, **self._changes.get("headers", {})}
             status = self._changes.get("status", answer.status_code)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import wire
-from service.errors import Invalid, Malformed, ServiceError, TooLarge
-from service.wire import Decoded, Fields, JsonReader, decode_octets
+from service.errors import Invalid, Malformed, ServiceError, TooLarge, UnsupportedMediaType
+from service.wire import Decoded, Fields, JsonReader, decode_octets, octet_type
 
 FIELDS = Fields({"context": 0, "contexts": 1}, {"model": wire.text, "k": wire.whole(1, 9), "own": wire.flag})
 SHAPE = (2, 3)
@@ -127,6 +127,38 @@ def test_octets_are_read_in_place() -> None:
     rows = decode_octets(body, SHAPE, 3)
     np.testing.assert_array_equal(rows.ravel(), np.arange(12))
     assert np.shares_memory(rows, np.frombuffer(body, "<f4"))
+
+
+@pytest.mark.parametrize(
+    ("header", "dtype", "shape"),
+    [
+        (b"application/octet-stream", "float32", None),
+        (b"application/octet-stream; dtype=float16", "float16", None),
+        (b"application/octet-stream;shape=2x5x384", "float32", (2, 5, 384)),
+        (b'Application/Octet-Stream ; Shape="2,5,384" ; DType="Float16"', "float16", (2, 5, 384)),
+        (b'application/octet-stream; shape="2, 5, 384"; dtype=float32', "float32", (2, 5, 384)),
+        (b"application/octet-stream; shape=2,5,384; dtype=float16", "float16", (2, 5, 384)),
+        (b'application/octet-stream; name="a;shape=1;b"; charset=binary', "float32", None),
+        (b'application/octet-stream; name="a\\";shape=1"; shape=384', "float32", (384,)),
+        (b'application/octet-stream; shape="5\\x384"', "float32", (5, 384)),
+    ],
+)
+def test_a_media_type_tells_dtype_and_shape(header: bytes, dtype: str, shape: tuple[int, ...] | None) -> None:
+    assert octet_type(header) == (np.dtype(dtype), shape)
+
+
+@pytest.mark.parametrize(
+    "shape", ["", '""', "x", "2x", "2xx3", "-1x5", "0x5x384", "1.0x2", "1e3", "[2]", "\u00b2", "9" * 5000, "2;shape=2"]
+)
+def test_rejects_a_malformed_shape(shape: str) -> None:
+    with pytest.raises(Invalid, match="shape"):
+        octet_type(f"application/octet-stream; shape={shape}".encode("latin-1"))
+
+
+@pytest.mark.parametrize("dtype", ["", "int4", "float64", ">f4", "float16;dtype=float32"])
+def test_rejects_an_unsupported_dtype(dtype: str) -> None:
+    with pytest.raises(UnsupportedMediaType, match="float32 or float16"):
+        octet_type(f"application/octet-stream; dtype={dtype}".encode())
 
 
 def test_json_of_float32_reads_back_exactly() -> None:

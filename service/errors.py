@@ -38,6 +38,12 @@ class ServiceError(Exception):
         self.detail, self.pointer, self.retry_after = detail, pointer, retry_after
         self.request_id: str | None = None  # known to callers
 
+    def __str__(self) -> str:
+        """What happened, and where a pointer and a request id are known, these."""
+        known = {"at": self.pointer, "request": self.request_id}
+        more = ", ".join(f"{name} {value}" for name, value in known.items() if value)
+        return f"{self.detail} ({more})" if more else self.detail
+
     @property
     def title(self) -> str:
         """The status in words."""

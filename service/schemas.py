@@ -467,7 +467,10 @@ def _octets(description: str) -> dict[str, Any]:
     return {"schema": {"type": "string", "format": "binary", "description": description}}
 
 
-_ROWS = _octets("Little-endian float32 rows; float16 with the parameter `dtype=float16` in the media type.")
+_ROWS = _octets(
+    "Little-endian float32 rows; float16 with the parameter `dtype=float16` in the media type. `shape=2x5x384` there "
+    "is their shape; without it there is one row only."
+)
 _TENSORS = _octets("A JSON object, and the bytes of a tensor behind it; Inference-Header-Content-Length says where.")
 # What requests and errors name; FastAPI adds only what other answers do.
 COMPONENTS: dict[str, Any] = {"Problem": Problem.model_json_schema()}

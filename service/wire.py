@@ -192,6 +192,7 @@ def octet_type(header: bytes) -> OctetType:
     return OctetType(DTYPES[dtypes[0]] if dtypes else FLOAT32, _shape(shapes[0]) if shapes else None)
 
 
+@lru_cache(maxsize=256)
 def accepted_octets(header: bytes) -> np.dtype[Any]:
     """Return the dtype that an Accept header asks for in octets; raises `UnsupportedMediaType` as `octet_type`."""
     return octet_type(OCTETS + header.lower().partition(OCTETS)[2].partition(b",")[0]).dtype

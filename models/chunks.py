@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,9 +24,16 @@ class Sizes:
 STANDARD = Sizes()
 
 
-# Starts only at the first of a run of stops: else a line of dots costs the square of its length.
-_STOP = re.compile(r"(?<![.!?…])[.!?…]+[\"'\u201d\u2019»)\]]*\s+(?=\S)")
+_OWN = "。｡！？।॥؟۔։።፧።។៕။།༎"  # stops of other scripts: no blank need follow
+_CLOSING = "\"'\u201d\u2019»)\\]」』）】》〉"
+# Each starts only at the first of a run of stops: else a line of dots costs the square of its length.
+_SPACED_STOP = r"(?<![.!?…])[.!?…]+[\"'\u201d\u2019»)\]]*\s+(?=\S)"
+_OWN_STOP = rf"(?<![{_OWN}．])(?:[{_OWN}]|．(?!\d))++[{_CLOSING}]*+\s*+(?=\S)"
+_STOP = re.compile(f"{_SPACED_STOP}|{_OWN_STOP}")
 _OPENING = "\"'\u201c\u2018«(["
+_JOINER = "\u200d"
+_SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
+_CLUSTER = 32  # most code points that are taken for one character as a reader sees it
 _ABBREVIATION = re.compile(
     r"(?:[^\W\d_]\.)*[^\W\d_]"  # initials, U.S, e.g
     r"|Mrs?|Ms|Dr|Prof|St|Gen|Col|Lt|Sgt|Capt|Maj|Adm|Rev|Hon|Gov|Sen|Rep|Pres|Mt|Ft|Nos?|Vol|Figs?|Eq"
@@ -38,8 +46,9 @@ def chunk(text: str, count: Count, sizes: Sizes = STANDARD) -> list[str]:
 
     Sentences are packed while the chunk stays within `full`; the end of a paragraph (a blank line) ends
     a chunk of `close` or more. A chunk below `least` takes the next sentence even beyond `full`; a
-    sentence too long for that is halved between words, a single word too long between characters.
+    sentence too long for that is halved between words, a single word too long cut between characters.
     What is left at the end below `least` joins the last chunk, or is dropped where that exceeds `most`.
+    Each sentence is counted once: sentences side by side have as many word-pieces as apart.
     """
     packer = _Packer(count, sizes)
     for paragraph in re.split(r"\n\s*\n", text):
@@ -50,13 +59,13 @@ def chunk(text: str, count: Count, sizes: Sizes = STANDARD) -> list[str]:
 
 
 def sentences(paragraph: str) -> list[str]:
-    """Return the sentences of `paragraph`, whitespace runs made one blank.
+    """Return the sentences of `paragraph`, whitespace runs made one blank, with the blank behind each that has one.
 
     A stop ends a sentence unless a small letter follows, or initials or a common abbreviation precede.
     """
     text = " ".join(paragraph.split())
     ends = [stop.end() for stop in _STOP.finditer(text) if _ends_sentence(text, stop)]
-    return [text[start:end].rstrip() for start, end in pairwise([0, *ends, len(text)]) if end > start]
+    return [text[start:end] for start, end in pairwise([0, *ends, len(text)]) if end > start]
 
 
 def _ends_sentence(text: str, stop: re.Match[str]) -> bool:
@@ -68,49 +77,60 @@ def _ends_sentence(text: str, stop: re.Match[str]) -> bool:
 
 
 class _Packer:
-    """Fills one chunk at a time; `chunks` are closed, `open` of `size` word-pieces is not."""
+    """Fills one chunk at a time; `chunks` are closed, the last of `closed` word-pieces; `open` of `size` is not."""
 
     def __init__(self, count: Count, sizes: Sizes) -> None:
         self.count, self.sizes = count, sizes
         self.chunks: list[str] = []
-        self.open, self.size = "", 0
+        self.open, self.size, self.closed = "", 0, 0
 
-    def add(self, sentence: str) -> None:
-        joined = f"{self.open} {sentence}".strip()
-        size = self.count(joined)
-        if size <= self.sizes.full:
-            self.open, self.size = joined, size
-        elif self.size >= self.sizes.least:
-            self._close(self.open)
-            self.add(sentence)
-        elif size <= self.sizes.most:
-            self._close(joined)
-        else:
-            for half in _halves(sentence):
-                self.add(half)
+    def add(self, text: str, size: int | None = None) -> None:
+        size = self.count(text) if size is None else size
+        if self.size + size > self.sizes.full and self.size >= self.sizes.least:
+            self._close()
+        if self.size + size > self.sizes.most and len(text) > _CLUSTER:
+            for part, its_size in self._parts(text, size):
+                self.add(part, its_size)
+            return
+        self.open, self.size = self.open + text, self.size + size
+        if self.size > self.sizes.full:
+            self._close()
 
     def end_paragraph(self) -> None:
         if self.size >= self.sizes.close:
-            self._close(self.open)
+            self._close()
+        self.open = f"{self.open} ".lstrip()
 
     def finish(self) -> list[str]:
         if self.size >= self.sizes.least:
-            self._close(self.open)
-        elif self.open and self.chunks:
-            joined = f"{self.chunks[-1]} {self.open}"
-            if self.count(joined) <= self.sizes.most:
-                self.chunks[-1] = joined
+            self._close()
+        elif self.size and self.chunks and self.closed + self.size <= self.sizes.most:
+            self.chunks[-1] = f"{self.chunks[-1]} {self.open}".strip()
         return self.chunks
 
-    def _close(self, text: str) -> None:
-        self.chunks.append(text)
-        self.open, self.size = "", 0
+    def _close(self) -> None:
+        self.chunks.append(self.open.strip())
+        self.open, self.size, self.closed = "", 0, self.size
+
+    def _parts(self, sentence: str, size: int) -> list[tuple[str, int | None]]:
+        """Return the halves of a sentence between words, or of a single word parts of some `full` word-pieces."""
+        words = sentence.split()
+        if len(words) > 1:
+            middle = len(" ".join(words[: len(words) // 2])) + 1
+            half = self.count(sentence[:middle])
+            return [(sentence[:middle], half), (sentence[middle:], size - half)]
+        parts = max(2, -(-size // self.sizes.full))
+        cuts = [_between_characters(sentence, len(sentence) * part // parts) for part in range(1, parts)]
+        return [(sentence[start:end], None) for start, end in pairwise([0, *cuts, len(sentence)]) if end > start]
 
 
-def _halves(sentence: str) -> tuple[str, str]:
-    words = sentence.split()
-    if len(words) == 1:
-        middle = len(sentence) // 2
-        return sentence[:middle], sentence[middle:]
-    middle = len(words) // 2
-    return " ".join(words[:middle]), " ".join(words[middle:])
+def _between_characters(text: str, at: int) -> int:
+    """Return the first place from `at` on between two characters as a reader sees them: no accent is cut off."""
+    near = range(at, min(at + _CLUSTER, len(text)))
+    nowhere = at if at + _CLUSTER < len(text) else len(text)
+    return next((place for place in near if not _is_inside(text, place)), nowhere)
+
+
+def _is_inside(text: str, at: int) -> bool:
+    after = text[at]
+    return _JOINER in text[at - 1 : at + 1] or unicodedata.category(after)[0] == "M" or after in _SKIN_TONES

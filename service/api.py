@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from models.retriever import Hit, Search
 from service import articles, pages, schemas, wire
 from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media_type
-from service.encoding import EncoderEngine, Said
+from service.encoding import EncoderEngine, Read, Said
 from service.engine import Floats
 from service.errors import Draining, Invalid, Malformed, Unavailable
 from service.inventory import card_text, describe, ledger, summaries
@@ -53,7 +53,26 @@ async def _heard(
     read = await engine.read(Said(asked.words, length, may_be_query), call.deadline)
     rows = read.vectors if read.read_as == "query" else read.vectors[None]
     chunks = {"chunks": read.chunks} if asked.field == "text" else {}
-    return asked._replace(rows=rows, field=read.read_as, heard={"read_as": read.read_as, **chunks})
+    heard = {"read_as": read.read_as, **chunks, **_read_in_part(read)}
+    return asked._replace(rows=rows, field=read.read_as, heard=heard)
+
+
+def _read_in_part(read: Read) -> dict[str, list[dict[str, Any]]]:
+    """Return which chunks were not read to their end, and which hold unknown words; neither member if there is none."""
+    truncated = [
+        {"index": at, "word_pieces": info.word_pieces, "read": info.read}
+        for at, info in enumerate(read.infos)
+        if info.truncated
+    ]
+    unread = [{"index": at, "share": round(info.unread, 3)} for at, info in enumerate(read.infos) if info.unread]
+    return {name: found for name, found in (("truncated", truncated), ("unread", unread)) if found}
+
+
+def _of_text(reply: Reply, heard: Mapping[str, Any]) -> Reply:
+    """Return the answer to a text: timed apart from those to vectors, its headers naming chunks read in part."""
+    parts = [(name, ", ".join(str(each["index"]) for each in heard.get(name, ()))) for name in ("truncated", "unread")]
+    headers = [(f"x-{name}".encode(), indices.encode()) for name, indices in parts if indices]
+    return reply._replace(total=TOTAL_TEXT, made_by=EncoderEngine.alias, headers=[*reply.headers, *headers])
 
 
 class Predict:
@@ -83,7 +102,7 @@ class Predict:
         alike = [engine for engine in chain if (engine.encoder, engine.shape) == (first.encoder, first.shape)]
         routed = await self._router.predict(asked.rows, alike, call.deadline)
         stages = (*stages_of(routed, decoded_s), ("embed", embedded_s))
-        return self._reply(call, asked, routed, stages)._replace(total=TOTAL_TEXT, made_by=EncoderEngine.alias)
+        return _of_text(self._reply(call, asked, routed, stages), asked.heard or {})
 
     def _reply(self, call: Call, asked: Decoded, routed: Routed, stages: Stages) -> Reply:
         began = perf_counter()
@@ -183,7 +202,7 @@ class Retrieve:
         infer: Stages = (("infer", routed.prediction.infer_s),) if routed else ()
         stages = (*stages, ("queue", queue_s), *infer, *found.stages)
         reply = self._reply(found, by_towers, routed, stages, asked.heard or {})
-        return reply._replace(total=TOTAL_TEXT, made_by=EncoderEngine.alias) if asked.heard else reply
+        return _of_text(reply, asked.heard) if asked.heard else reply
 
     @staticmethod
     def _is_for_towers(field: str, options: Mapping[str, Any], engine: SearchEngine) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from models.chunks import chunk
-from models.encoder import LONGEST, EncoderError
+from models.encoder import LONGEST, EncoderError, TextInfo
 from service.batching import Batch, MicroBatcher
 from service.engine import Floats
 from service.errors import Invalid, NoEncoder
@@ -32,6 +32,10 @@ class EncoderLike(Protocol):
         """Return the number of word-pieces in `text`, nothing cut off."""
         ...
 
+    def text_info(self, text: str) -> TextInfo:
+        """Return how much of `text` is read."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> Floats:
         """Return unit vectors `(N, D)`, one a text in order; raises `EncoderError`."""
         ...
@@ -45,11 +49,20 @@ class Said(NamedTuple):
     may_be_query: bool = False
 
 
-class Read(NamedTuple):
-    """How words were read: as a `context` of chunks, or a `query` of one, and the vectors `(n, D)` of these."""
+class Cut(NamedTuple):
+    """How words are to be read: as a `context` of chunks, or a `query` of one; and how much of each chunk is."""
 
     read_as: str
     chunks: list[str]
+    infos: list[TextInfo]
+
+
+class Read(NamedTuple):
+    """How words were read, and the vectors `(n, D)` of their chunks."""
+
+    read_as: str
+    chunks: list[str]
+    infos: list[TextInfo]
     vectors: Floats
 
 
@@ -75,7 +88,8 @@ class EncoderEngine:
         """Return what `said` is in vectors.
 
         Raises:
-            Invalid: not as many chunks as a context has, or a passage of fewer that is no query either.
+            Invalid: not as many chunks as a context has, a passage of fewer that is no query either, or a text that
+                the encoder cannot read.
             NoEncoder: the encoder cannot be opened.
             Overloaded, Draining, Expired, ModelFailed: as `MicroBatcher.submit`.
         """
@@ -86,7 +100,7 @@ class EncoderEngine:
     def _run(self, items: list[Said]) -> Sequence[Read | Exception]:
         try:
             cut = [self._cut(said) for said in items]
-            chunks = [chunk for each in cut if not isinstance(each, Invalid) for chunk in each[1]]
+            chunks = [chunk for each in cut if not isinstance(each, Invalid) for chunk in each.chunks]
             vectors = self._encoder.encode(chunks)
         except EncoderError as error:
             return [NoEncoder(str(error))] * len(items)
@@ -94,32 +108,43 @@ class EncoderEngine:
             raise ValueError("a vector is not finite")
         return _dealt(cut, vectors)
 
-    def _cut(self, said: Said) -> tuple[str, list[str]] | Invalid:
+    def _cut(self, said: Said) -> Cut | Invalid:
         """Return how the words are to be read, and the chunks that count."""
         if isinstance(said.words, list):
-            return "context", said.words
+            return self._readable("context", said.words, [f"/texts/{at}" for at in range(said.length)])
         chunks = chunk(said.words, self._encoder.count_tokens)
         if len(chunks) >= said.length:
-            return "context", chunks[-said.length :]
-        if said.may_be_query and self._encoder.count_tokens(said.words) <= LONGEST - 2:
-            return "query", [said.words]
+            return self._readable("context", chunks[-said.length :], ["/text"] * said.length)
+        as_query = self._readable("query", [said.words], ["/text"])
+        if isinstance(as_query, Invalid):
+            return as_query
+        if said.may_be_query and as_query.infos[0].word_pieces <= LONGEST - 2:
+            return as_query
         return _too_short(said, len(chunks))
+
+    def _readable(self, read_as: str, chunks: list[str], pointers: Sequence[str]) -> Cut | Invalid:
+        """Return chunks and how much of each is read, or the fault of the first that cannot be."""
+        infos = [self._encoder.text_info(text) for text in chunks]
+        for at, (info, pointer) in enumerate(zip(infos, pointers, strict=True)):
+            if info.fault:
+                which = f"chunk {at + 1} of the last {len(chunks)}: " if pointers.count(pointer) > 1 else ""
+                return Invalid(f"{which}{info.fault}", pointer=pointer)
+        return Cut(read_as, chunks, infos)
 
     def _observe(self, batch: Batch) -> None:
         self._rows.observe(batch.rows)
         self._metrics.batch_released.add(self.alias, batch.reason)
 
 
-def _dealt(cut: list[tuple[str, list[str]] | Invalid], vectors: Floats) -> list[Read | Exception]:
+def _dealt(cut: list[Cut | Invalid], vectors: Floats) -> list[Read | Exception]:
     """Return what each item was read as, its share of `vectors` `(n, D)` with it."""
     answers: list[Read | Exception] = []
     for each in cut:
         if isinstance(each, Invalid):
             answers.append(each)
         else:
-            read_as, chunks = each
-            answers.append(Read(read_as, chunks, vectors[: len(chunks)]))
-            vectors = vectors[len(chunks) :]
+            answers.append(Read(*each, vectors[: len(each.chunks)]))
+            vectors = vectors[len(each.chunks) :]
     return answers
 
 

@@ -22,6 +22,25 @@ READ_AS = Field(None, description="What text was read as.")
 CHUNKS = Field(None, description="Where `text` was given, the chunks of it that count.")
 
 
+class Truncated(BaseModel):
+    """A chunk that is too long for the encoder: the vector says nothing of the word-pieces beyond those it read."""
+
+    index: int = Field(description="Place among `texts` or `chunks`, from 0.")
+    word_pieces: int
+    read: int
+
+
+class Unread(BaseModel):
+    """A chunk with words that the encoder does not know: the vector says nothing of them."""
+
+    index: int = Field(description="Place among `texts` or `chunks`, from 0.")
+    share: float = Field(description="Share of its letters, digits and symbols; over 0.8 is refused.")
+
+
+TRUNCATED: list[Truncated] | None = Field(None, description="Chunks that were not read to their end, if there are any.")
+UNREAD: list[Unread] | None = Field(None, description="Chunks with unknown words, if there are any.")
+
+
 class Timing(BaseModel):
     """Milliseconds a request spent, by stage."""
 
@@ -78,6 +97,8 @@ class PredictResponse(MadeBy):
     vectors: list[Vector | str] | None = None
     read_as: Literal["context"] | None = READ_AS
     chunks: list[str] | None = CHUNKS
+    truncated: list[Truncated] | None = TRUNCATED
+    unread: list[Unread] | None = UNREAD
 
 
 class RetrieveRequest(Asked):
@@ -129,6 +150,8 @@ class RetrieveResponse(BaseModel):
     results: list[Result]
     read_as: Literal["context", "query"] | None = READ_AS
     chunks: list[str] | None = CHUNKS
+    truncated: list[Truncated] | None = TRUNCATED
+    unread: list[Unread] | None = UNREAD
     corpus: str
     corpus_version: str
     is_exact: bool

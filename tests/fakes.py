@@ -13,7 +13,7 @@ import numpy as np
 from models.card import Card
 from models.checkpoint import BadCheckpoint
 from models.corpus import Corpus, Floats, normalise
-from models.encoder import EncoderError, Progress
+from models.encoder import LONGEST, EncoderError, Progress, TextInfo
 from models.index import FlatIndex
 from models.milvus import MilvusIndex
 from models.registry import Registry, Version
@@ -184,6 +184,11 @@ class HashEncoder:
     def count_tokens(self, text: str) -> int:
         """Return the number of words."""
         return words(text)
+
+    def text_info(self, text: str) -> TextInfo:
+        """Say that words are read up to the longest, but for those that begin with `?`."""
+        read = text.split()[: LONGEST - 2]
+        return TextInfo(words(text), len(read), sum(word.startswith("?") for word in read) / max(1, len(read)))
 
     def encode(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> Floats:
         """Return the vectors of some texts."""

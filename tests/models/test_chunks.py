@@ -1,12 +1,18 @@
 """Text is cut where a reader would cut it, and no word of it is lost, moved or made up."""
 
+import hashlib
 import random
 import time
+from pathlib import Path
 
 import pytest
 
+from models import corpus
 from models.chunks import Sizes, chunk, sentences
 from tests.fakes import prose, words
+
+SHIPPED = Path(__file__).parents[2] / "artifacts" / "lvm" / "retriever"
+CUT_BEFORE = "d102b13b910e17dac4cde9b64960e80538f0e831f7b1efd62ca85789d49abe7a"
 
 
 @pytest.mark.parametrize(
@@ -20,17 +26,71 @@ from tests.fakes import prose, words
         ("No stop at the end", 1),
         ("Ein Satz. Über uns. Éire.", 3),
         ("  \n ", 0),
+        ("兔子住在洞里。它们吃草！真的吗？是的", 4),
+        ("他说:「它们吃草。」然后走了。", 2),
+        ("ウサギは草を食べる．体温は３．５度．", 2),
+        ("खरगोश घास खाते हैं। वे बिल में रहते हैं॥ हाँ", 3),
+        ("هل تأكل الأرانب العشب؟ نعم. خرگوش گھاس کھاتا ہے۔ہاں", 4),
+        ("ጥንቸል ሣር ይበላል።አዎ", 2),
+        ("ទន្សាយស៊ីស្មៅ។បាទ", 2),
+        ("Նապաստակը խոտ է ուտում։ Այո։", 2),
+        ("The title 兔子。 means rabbit.", 1),
     ],
 )
 def test_a_sentence_ends_where_a_reader_would_end_it(text: str, count: int) -> None:
     assert len(sentences(text)) == count
-    assert " ".join(sentences(text)).split() == text.split()
+    assert "".join(sentences(text)).split() == text.split()
 
 
 def test_a_line_of_dots_costs_no_more_than_its_length() -> None:
     started = time.perf_counter()
     sentences("." * 200_000 + "x")
     assert time.perf_counter() - started < 2
+
+
+def pieces_of(text: str) -> int:
+    """Count as word-pieces of scripts without blanks are counted: each character is one, a blank is none."""
+    return len("".join(text.split()))
+
+
+def test_a_script_without_blanks_is_cut_at_its_own_sentence_ends_and_gains_no_blank() -> None:
+    text = "兔子是一种小型哺乳动物,生活在地下洞穴中。它们以草为食,一年四季都在繁殖。野兔则独自生活,不挖洞穴。" * 20
+    pieces = chunk(text, pieces_of)
+    assert "".join(pieces) == text
+    assert all(piece.endswith("。") for piece in pieces)
+    assert all(30 <= pieces_of(piece) <= 140 for piece in pieces)
+
+
+@pytest.mark.parametrize("character", ["👩\u200d👩\u200d👧", "👍🏽", "e\u0301\u0323", "कि"])
+def test_no_character_is_cut_in_two(character: str) -> None:
+    text = "(" + character * 307
+    pieces = chunk(text, pieces_of)
+    assert len(pieces) > 1
+    assert "".join(pieces) == text
+    assert all(len(piece.lstrip("(")) % len(character) == 0 for piece in pieces)
+
+
+def test_a_word_of_nothing_but_combining_characters_is_cut_all_the_same() -> None:
+    assert "".join(chunk("\u0301" * 5000, pieces_of)) == "\u0301" * 5000
+
+
+def test_a_text_is_counted_a_few_times_over_however_it_is_made() -> None:
+    for text in ("… " * 5000, "x" * 5000, "word " * 5000, "One. " * 5000):
+        counted = 0
+
+        def count(part: str) -> int:
+            nonlocal counted
+            counted += len(part)
+            return words(part) + len(part) // 100
+
+        chunk(text, count)
+        assert counted < 8 * len(text)
+
+
+def test_english_is_cut_as_when_the_corpora_that_ship_were_made() -> None:
+    articles = corpus.read(SHIPPED.resolve()).articles.values()
+    made = [piece for article in articles for piece in chunk("\n\n".join(article["chunks"]), words)]
+    assert hashlib.sha256("\0".join(made).encode()).hexdigest() == CUT_BEFORE
 
 
 def sizes_of(text: str) -> list[int]:

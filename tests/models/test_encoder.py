@@ -49,6 +49,59 @@ def test_a_text_is_read_up_to_the_longest_and_counted_beyond(minilm: MiniLM) -> 
     assert minilm.encode([]).shape == (0, minilm.dim)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("A" * 101, "B" * 101),
+        ("https://example.org/" + "a1" * 60, "https://example.org/" + "zz" * 70),
+        ("x" * 400, "y" * 400),
+    ],
+)
+def test_words_beyond_the_longest_of_the_tokeniser_are_read(minilm: MiniLM, one: str, other: str) -> None:
+    first, second = minilm.encode([one, other])
+    assert first @ second < 0.95
+    assert minilm.text_info(one).unread == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "\u200b\u200d", "\ufeff", "\u0301", "\u202e\u200f", "\0", "\ue000", "\U000e0041"),  # nothing is seen
+        *("🐇", "🐇🐇🐇", "ᚠᚢᚦ", "ດ" * 150, "កខគ", "ნაცნობი", "ㅤ", "⠀"),  # nothing is known
+        *("กระต่าย!!!", "รถไฟใต้ดิน... 1", "(🐇) ‽"),  # as good as nothing is
+    ],
+)
+def test_a_text_of_which_the_encoder_knows_next_to_nothing_has_a_fault(minilm: MiniLM, text: str) -> None:
+    assert minilm.text_info(text).fault
+
+
+@pytest.mark.parametrize(
+    ("text", "unread"),
+    [
+        ("Do hares dig burrows?", 0),
+        ("?!", 0),
+        ("Café à Zürich", 0),
+        ("Кролики живут в норах", 0),
+        ("rab\u200bbit\u0301 \0hole", 0),
+        ("rabbits 🐇🐇🐇", 0.3),
+        ("cute🐇 rabbits", 5 / 12),
+        ("兔子住在地下洞穴里", 5 / 9),
+    ],
+)
+def test_a_text_tells_which_share_of_it_is_in_unknown_words(minilm: MiniLM, text: str, unread: float) -> None:
+    info = minilm.text_info(text)
+    assert info.unread == pytest.approx(unread)
+    assert info.fault is None
+
+
+def test_a_text_tells_how_much_of_it_is_read(minilm: MiniLM) -> None:
+    assert minilm.text_info("word " * 254) == (254, 254, 0)
+    assert minilm.text_info("word " * 300 + "🐇") == (301, 254, 0)
+    assert not minilm.text_info("word " * 254).truncated
+    assert minilm.text_info("word " * 255).truncated
+    assert minilm.text_info("🐇 " * 254 + "word " * 300).fault  # what is read counts
+
+
 def test_the_graph_that_ships_is_the_one_the_code_draws(minilm: MiniLM) -> None:
     sizes = json.loads((minilm.directory / "config.json").read_text())
     assert graph_of(sizes) == encoder.GRAPH.read_bytes()

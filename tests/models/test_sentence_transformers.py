@@ -65,9 +65,10 @@ def test_a_model_that_is_not_here_is_refused_with_how_to_get_it() -> None:
 
 
 def test_the_encoder_without_torch_gives_the_same_vectors(encoder: SentenceTransformersEncoder) -> None:
-    texts = ["Short.", "Ünïcödé, 字 and ½ — “quotes”", "word " * 200, "word " * 400]
-    ours = MiniLM(threads=1).encode(texts)
-    assert (encoder.encode(texts) * ours).sum(axis=1).min() >= 0.99999
+    texts = ["Short.", "Ünïcödé, 字 and ½ — “quotes”", "word " * 200, "word " * 400, "x" * 150, "cute🐇 rabbits"]
+    minilm = MiniLM(threads=1)
+    assert (encoder.encode(texts) * minilm.encode(texts)).sum(axis=1).min() >= 0.99999
+    assert [encoder.text_info(text) for text in texts] == [minilm.text_info(text) for text in texts]
 
 
 def test_a_directory_without_a_model_is_refused_by_name(tmp_path: Path) -> None:

@@ -141,6 +141,54 @@ def test_a_text_of_too_few_chunks_says_how_many_there_are_and_are_wanted(serve: 
     assert "254 word-pieces of a query" in post(server, "/retrieve", {"text": prose([80] * 4)}).json()["detail"]
 
 
+UNREADABLE = "? ?? ???"
+UNREADABLE_CHUNK = "?x " * 60
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pointer"),
+    [
+        ("/predict", {"texts": [*CHUNKS[:3], UNREADABLE, UNREADABLE]}, "/texts/3"),
+        ("/retrieve", {"texts": [UNREADABLE, *CHUNKS[1:]]}, "/texts/0"),
+        ("/predict", {"text": UNREADABLE}, "/text"),
+        ("/retrieve", {"text": UNREADABLE}, "/text"),
+        ("/predict", {"text": f"{PASSAGE} {UNREADABLE_CHUNK}"}, "/text"),
+        ("/retrieve", {"text": f"{PASSAGE} {UNREADABLE_CHUNK}"}, "/text"),
+    ],
+)
+def test_rejects_a_text_that_the_encoder_cannot_read(serve: Serve, path: str, body: Any, pointer: str) -> None:
+    problem = post(serve(text=HashEncoder()), path, body).json()
+    assert (problem["status"], problem["type"]) == (422, "urn:lvm:problem:invalid")
+    assert problem["pointer"] == pointer
+    assert "in words unknown to the encoder" in problem["detail"]
+
+
+def test_a_passage_that_cannot_be_read_says_which_chunk(serve: Serve) -> None:
+    text = f"{PASSAGE} {UNREADABLE_CHUNK}"
+    assert f"chunk {T} of the last {T}: 100%" in post(serve(text=HashEncoder()), "/predict", {"text": text}).text
+
+
+def test_an_answer_says_which_texts_were_read_in_part(serve: Serve) -> None:
+    server = serve(text=HashEncoder())
+    texts = ["word " * 261, *CHUNKS[1:-1], "one ? word"]
+    for path in ("/predict", "/retrieve"):
+        answer = post(server, path, {"texts": texts})
+        body = answer.json()
+        assert body["truncated"] == [{"index": 0, "word_pieces": 261, "read": 254}]
+        assert body["unread"] == [{"index": T - 1, "share": 0.333}]
+        assert (answer.headers["x-truncated"], answer.headers["x-unread"]) == ("0", f"{T - 1}")
+    raw = post(server, "/predict", {"texts": texts}, accept="application/octet-stream")
+    assert (raw.headers["x-truncated"], raw.headers["x-unread"]) == ("0", f"{T - 1}")
+    query = post(server, "/retrieve", {"text": "hares ?"}).json()
+    assert query["unread"] == [{"index": 0, "share": 0.5}]
+
+
+def test_an_answer_to_texts_that_were_read_whole_has_nothing_to_say(serve: Serve) -> None:
+    answer = post(serve(text=HashEncoder()), "/predict", {"texts": ["word " * 254, *CHUNKS[1:]]})
+    assert not {"truncated", "unread"} & answer.json().keys()
+    assert not {"x-truncated", "x-unread"} & answer.headers.keys()
+
+
 def test_text_for_a_net_of_another_encoder_is_refused_with_both_names(serve: Serve) -> None:
     other = HashEncoder()
     other.name = "/models/other"  # type: ignore[misc]

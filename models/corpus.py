@@ -163,14 +163,23 @@ def read(directory: Path) -> Corpus:
     Raises:
         BadCorpus: a file is missing or unreadable, the row counts differ, or a vector is not finite.
     """
+    _refuse_pipes(directory)
     try:
         return parse({name: (directory / name).read_bytes() for name in FILES})
     except OSError as error:
         raise BadCorpus(f"{directory}: {error.strerror}: {error.filename}") from error
 
 
+def _refuse_pipes(directory: Path) -> None:
+    """Raise `BadCorpus` for a file that is a pipe or a device, which need not end."""
+    for path in (directory / name for name in FILES):
+        if path.exists() and not path.is_file():
+            raise BadCorpus(f"{path}: expected a regular file")
+
+
 def rows_in(directory: Path) -> int:
     """Return the number of chunks of the corpus in `directory`; raises `BadCorpus` as `read` does."""
+    _refuse_pipes(directory)
     try:
         return len(np.load(directory / INDEX, mmap_mode="r", allow_pickle=False))
     except Exception as error:  # a damaged header raises anything from EOFError to TokenError

@@ -5,22 +5,23 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from models import corpus
-from models.chunks import Count, chunk
+from models.chunks import chunk
 from models.corpus import Floats
-from models.encoder import Encoder, EncoderError, Progress
+from models.encoder import Encoder, EncoderError, Progress, TextInfo
 from models.training.parts import Arrays, Parts
 
 Article = dict[str, Any]  # one line of `articles.jsonl.gz`; before chunking it may hold `text` for `chunks`
@@ -29,6 +30,10 @@ CONTEXT = 5  # T at which the summary counts windows
 BLOCK = 128  # chunks that are encoded, and kept, together
 PROBE = "The same model makes the same vector of this."
 TITLE = 80  # longest first line of a text file, in characters, that is taken as its title
+LARGEST = 2**28  # bytes of one article: a file without line ends must not fill the memory
+GZIP = b"\x1f\x8b"
+STDIN = Path("-")
+KINDS = "a .jsonl, .jsonl.gz or .txt file, a directory of .txt files, or - for lines from a pipe"
 
 
 class BadArticles(ValueError):
@@ -37,7 +42,11 @@ class BadArticles(ValueError):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a build made; `windows` is at T = 5, `dropped` counts articles too short for one chunk."""
+    """What a build made; `windows` is at T = 5, `dropped` counts articles without a chunk that can be read.
+
+    Of the chunks, `truncated` go on after the last word-piece that the encoder reads, and `unread` hold words that it
+    does not know. The `unreadable` are not among them: they were left out.
+    """
 
     encoder: str
     dim: int
@@ -45,16 +54,26 @@ class Summary:
     chunks: int
     windows: int
     dropped: int
+    truncated: int
+    unread: int
+    unreadable: int
+
+
+def warnings(made: Summary) -> list[str]:
+    """Return what the vectors of a build say nothing of, one sentence each."""
+    truncated = f"{made.truncated} of {made.chunks} chunks are longer than the encoder reads; their vectors stop there"
+    unreadable = f"{made.unreadable} chunks were left out: the encoder knows next to none of their words"
+    return [*([truncated] if made.truncated else []), *([unreadable] if made.unreadable else [])]
 
 
 def build(source: Path, out: Path, encoder: Encoder, progress: Progress, parts: Parts) -> Summary:
     """Write the articles of `source` as the new corpus directory `out`, whole or not at all.
 
-    Chunks that an article brings are taken as they are, however long; text is cut by `chunk`. Vectors are kept in
-    `parts` until all is written: what was stopped goes on after them.
+    Chunks that an article brings are taken as they are, however long; text is cut by `chunk`. Those that the encoder
+    cannot read are left out. Vectors are kept in `parts` until all is written: what was stopped goes on after them.
 
     Args:
-        source: `.jsonl`, `.jsonl.gz` or `.txt` file, or a directory of `.txt` files.
+        source: as for `read`.
         out: a directory that does not exist yet.
         encoder: counts word-pieces and makes the vectors.
         progress: called with (chunks encoded, chunks in all).
@@ -66,24 +85,36 @@ def build(source: Path, out: Path, encoder: Encoder, progress: Progress, parts: 
         FileExistsError: `out` exists.
         OSError: `out` cannot be written.
     """
-    with parts, _appearing(out) as directory:
-        found = [_chunked(article, encoder.count_tokens) for article in read(source)]
-        kept = [article for article in found if article["chunks"]]
+    with parts, _appearing(out, parts) as directory:
+        read_all = [_chunked(article, encoder) for article in read(source)]
+        kept = [article for article, _ in read_all if article["chunks"]]
+        infos = [info for _, of_article in read_all for info in of_article]
+        readable = [info for info in infos if not info.fault]
         if not kept:
-            raise BadArticles(f"{source}: no article yields a chunk")
+            raise BadArticles(f"{shown(source)}: no article yields a chunk that {encoder.name} can read")
         corpus.write(directory, _vectors(encoder, kept, progress, parts), kept)
-    lengths = [len(article["chunks"]) for article in kept]
-    windows = sum(max(0, length - CONTEXT) for length in lengths)
-    return Summary(encoder.name, encoder.dim, len(kept), sum(lengths), windows, len(found) - len(kept))
+    return Summary(
+        encoder.name,
+        encoder.dim,
+        articles=len(kept),
+        chunks=len(readable),
+        windows=sum(max(0, len(article["chunks"]) - CONTEXT) for article in kept),
+        dropped=len(read_all) - len(kept),
+        truncated=sum(info.truncated for info in readable),
+        unread=sum(info.unread > 0 for info in readable),
+        unreadable=len(infos) - len(readable),
+    )
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """Yield a new directory beside `out` that becomes `out` on success and vanishes on failure."""
+def _appearing(out: Path, parts: Parts) -> Iterator[Path]:
+    """Yield a new directory among `parts` that becomes `out` on success and vanishes on failure.
+
+    Where the process is killed it stays there, and goes with the parts when the same command has succeeded.
+    """
     _refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = out.with_name(f".{out.name}.{os.getpid()}")
-    staging.mkdir()
+    staging = parts.directory / f"whole.{secrets.token_hex(4)}"
+    staging.mkdir(parents=True)
     try:
         yield staging
         _refuse_existing(out)  # a rename would silently replace an empty directory
@@ -94,14 +125,16 @@ def _appearing(out: Path) -> Iterator[Path]:
 
 def _refuse_existing(out: Path) -> None:
     if os.path.lexists(out):
-        raise FileExistsError(f"{out}: exists")
+        raise FileExistsError(f"{shown(out)}: exists")
 
 
-def _chunked(article: Article, count: Count) -> Article:
-    """Return `article` with `chunks` and `ntok`, and without `text`."""
-    chunks = article.get("chunks") or chunk(article["text"], count)
+def _chunked(article: Article, encoder: Encoder) -> tuple[Article, list[TextInfo]]:
+    """Return `article` with the `chunks` that can be read and `ntok`, without `text`; and how each chunk is read."""
+    chunks = article.get("chunks") or chunk(article["text"], encoder.count_tokens)
+    infos = [encoder.text_info(text) for text in chunks]
+    kept = [(text, info.word_pieces) for text, info in zip(chunks, infos, strict=True) if not info.fault]
     rest = {key: value for key, value in article.items() if key not in ("text", "chunks", "ntok")}
-    return {**rest, "chunks": chunks, "ntok": [count(text) for text in chunks]}
+    return {**rest, "chunks": [text for text, _ in kept], "ntok": [size for _, size in kept]}, infos
 
 
 def _vectors(encoder: Encoder, articles: Sequence[Article], progress: Progress, parts: Parts) -> Floats:
@@ -128,64 +161,120 @@ def _encoded(encoder: Encoder, texts: Sequence[str]) -> Arrays:
 # --- reading ---
 
 
-def read(source: Path) -> Iterator[Article]:
+def read(source: Path, largest: int = LARGEST) -> Iterator[Article]:
     """Yield the articles of `source`, each with `article_id`, `title`, `source` and `chunks` or `text`.
 
+    `source` is a `.jsonl`, `.jsonl.gz` or `.txt` file (upper case or not), a directory of `.txt` files, or a pipe or
+    device of lines, plain or compressed; `-` is the standard input. Each is read once.
     An article without an id gets its place in the order, from 0. Further fields are carried through.
     In a text file a first line of up to 80 characters is the title, and leaves the text where a blank
-    line follows; otherwise the title is the file's name.
+    line follows; otherwise the title is the file's name. An article has at most `largest` bytes.
 
     Raises:
         BadArticles: `source` is missing, holds nothing of a known kind, or an article is malformed.
     """
     seen: set[int] = set()
-    for place, (where, article) in enumerate(_located(source)):
+    for place, (where, article) in enumerate(_located(source, largest)):
         article = {"article_id": place, **article}
         _check_id(where, article["article_id"], seen)
         yield article
 
 
-def _located(source: Path) -> Iterator[tuple[str, Article]]:
+def shown(path: Path) -> str:
+    """Return a path as UTF-8 in which a terminal finds nothing to obey, whatever bytes its name is made of."""
+    name = os.fsencode(path).decode(errors="replace")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in name)
+
+
+def _located(source: Path, largest: int) -> Iterator[tuple[str, Article]]:
     """Yield where each article stands, as a message would say it, and the article."""
-    if source.is_dir():
-        return chain.from_iterable(map(_from_text, sorted(source.glob("*.txt"))))
-    if not source.is_file():
-        raise BadArticles(f"{source}: no such file or directory")
-    if source.name.endswith((".jsonl", ".jsonl.gz")):
-        return _from_lines(source)
-    if source.suffix == ".txt":
-        return _from_text(source)
-    raise BadArticles(f"{source}: expected .jsonl, .jsonl.gz, .txt or a directory of .txt files")
-
-
-def _from_lines(path: Path) -> Iterator[tuple[str, Article]]:
-    for number, line in _lines(path):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield where, {"source": path.name, **_parse(where, line)}
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    name = source.name.lower()
     try:
-        with opener(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
+        if source.is_dir():
+            return chain.from_iterable(_from_text(path, largest) for path in _texts_in(source))
+        if source != STDIN and not source.exists():
+            raise BadArticles(f"{shown(source)}: no such file or directory")
+        if name.endswith(".txt"):
+            return _from_text(source, largest)
+        if name.endswith((".jsonl", ".jsonl.gz")) or _is_stream(source):
+            return _from_lines(source, largest)
+    except OSError as error:
+        raise BadArticles(f"{shown(source)}: unreadable: {error.strerror}") from error
+    raise BadArticles(f"{shown(source)}: expected {KINDS}")
+
+
+def _is_stream(source: Path) -> bool:
+    """Say whether `source` is a pipe or a device, or a name of one: `/dev/stdin` may be a file all the same."""
+    return source == STDIN or not source.is_file() or source.parts[:2] in (("/", "dev"), ("/", "proc"))
+
+
+def _texts_in(directory: Path) -> list[Path]:
+    texts = sorted(path for path in directory.iterdir() if path.suffix.lower() == ".txt")
+    if not texts:
+        raise BadArticles(f"{shown(directory)}: holds no .txt file; expected {KINDS}")
+    for path in texts:
+        if not path.is_file():  # a pipe nobody writes to would never end
+            raise BadArticles(f"{shown(path)}: not a file")
+    return texts
+
+
+def _called(path: Path) -> str:
+    """Return the name that an article keeps of where it was read."""
+    return "stdin" if _is_stream(path) and not path.suffix else shown(Path(path.name))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Yield the bytes of a file or a pipe, decompressed if they are gzip's, whatever its name."""
+    given = 0 if path == STDIN else path
+    with open(given, "rb", closefd=path != STDIN) as raw:
+        yield gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(GZIP) else raw  # type: ignore[misc]  # as good as
+
+
+def _from_lines(path: Path, largest: int) -> Iterator[tuple[str, Article]]:
+    name = _called(path)
+    for number, line in _lines(path, largest):
+        if line.strip():
+            where = f"{shown(path)}:{number}"
+            yield where, {"source": name, **_parse(where, line)}
+
+
+def _lines(path: Path, largest: int) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        with _opened(path) as file:
+            for number, line in enumerate(iter(partial(file.readline, largest + 1), b""), 1):
+                _check_size(f"{shown(path)}:{number}", line, largest)
                 yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise BadArticles(f"{path}:{number + 1}: unreadable: {error}") from error
+        raise BadArticles(f"{shown(path)}:{number + 1}: unreadable: {error}") from error
+
+
+def _check_size(where: str, article: bytes, largest: int) -> None:
+    if len(article) > largest:
+        raise BadArticles(f"{where}: more than {largest} bytes; expected one article")
 
 
 def _parse(where: str, line: bytes) -> Article:
     try:
-        article = json.loads(line.decode("utf-8-sig"))
-        json.dumps(article, ensure_ascii=False).encode()  # a lone surrogate parses but cannot be written
+        article = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_unique)
+        json.dumps(article, ensure_ascii=False, allow_nan=False).encode()  # a lone surrogate, or NaN, parses
     except (ValueError, RecursionError) as error:
         raise BadArticles(f"{where}: not JSON in UTF-8: {error}") from error
     fault = _fault(article)
     if fault:
         raise BadArticles(f"{where}: {fault}")
     return dict(article)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the members of an object; the service refuses a key that stands twice, too."""
+    members: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in members:
+            raise ValueError(f"duplicate key {key[:100]!r}")
+        members[key] = value
+    return members
 
 
 def _fault(article: Any) -> str | None:
@@ -221,14 +310,15 @@ def _check_id(where: str, value: Any, seen: set[int]) -> None:
     seen.add(value)
 
 
-def _from_text(path: Path) -> Iterator[tuple[str, Article]]:
-    text = _text(path).strip()
+def _from_text(path: Path, largest: int) -> Iterator[tuple[str, Article]]:
+    text = _text(path, largest).strip()
     first, _, rest = text.partition("\n")
     first = first.strip()
     titled = 0 < len(first) <= TITLE
     if titled and _starts_blank(rest):
         text = rest
-    yield str(path), {"title": first if titled else path.stem, "source": path.name, "text": text}
+    title = first if titled else shown(Path(path.stem))
+    yield shown(path), {"title": title, "source": _called(path), "text": text}
 
 
 def _starts_blank(rest: str) -> bool:
@@ -236,12 +326,14 @@ def _starts_blank(rest: str) -> bool:
     return not rest.partition("\n")[0].strip()
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, largest: int) -> str:
     try:
-        data = path.read_bytes()
+        with _opened(path) as file:
+            data = file.read(largest + 1)
+        _check_size(shown(path), data, largest)
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = data.count(b"\n", 0, error.start) + 1
-        raise BadArticles(f"{path}:{number}: not UTF-8") from error
-    except OSError as error:
-        raise BadArticles(f"{path}: unreadable: {error.strerror}") from error
+        raise BadArticles(f"{shown(path)}:{number}: not UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadArticles(f"{shown(path)}: unreadable: {error}") from error

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,11 +57,15 @@ class Parts:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None or issubclass(kind, ValueError):  # the same command would be refused again
             shutil.rmtree(self.directory, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                self.directory.rmdir()  # unless there are parts
 
 
 def beside(path: Path) -> Parts:
     """Return the parts of what will be at `path`, kept beside it, on the same disk."""
-    return Parts(path.with_name(f".{path.name}.parts"))
+    there = Path(os.path.abspath(path))
+    return Parts(there.parent / f".{there.name}.parts")
 
 
 def digest(*inputs: Input) -> str:

@@ -25,7 +25,7 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
     "BadCorpus": (BAD_DATA, _DATA),
     "NothingToLearnFrom": (BAD_DATA, "articles need more chunks than a context has; --context-length shortens it"),
     "BadIndex": (BAD_DATA, "--index flat searches exactly"),
-    "BadArticles": (BAD_DATA, f"name a .jsonl, .jsonl.gz or .txt file, or a directory of .txt; {_LINE}"),
+    "BadArticles": (BAD_DATA, f"name a .jsonl, .jsonl.gz or .txt file, a directory of .txt, or - for a pipe; {_LINE}"),
     "NothingToRank": (FAILED, "`lvm train` or `lvm import` makes nets; `lvm models` lists those there are"),
     "NotAsTrained": (FAILED, "report it: the net that would be served is not the one that was trained"),
     "AnotherRun": (FAILED, "--resume wants the very options it was begun with; without it, the run begins anew"),

@@ -32,7 +32,10 @@ NOTHING_KEPT = "nothing was stored; the same command begins anew"
 
 def data(
     source: Annotated[
-        Path, typer.Argument(help='Lines of {"title", "text" or "chunks"} (.jsonl, .jsonl.gz), or .txt files.')
+        Path,
+        typer.Argument(
+            help='Lines of {"title", "text" or "chunks"} (.jsonl, .jsonl.gz; - or a pipe), or .txt files.',
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The data set to make; must not exist.")],
     encoder: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-MiniLM-L6-v2",
@@ -41,7 +44,8 @@ def data(
 ) -> None:
     """Turn articles into a data set of chunks and vectors.
 
-    Text is cut at sentence ends; nothing is stored unless all is. Ctrl-C stops it; the same command goes on.
+    Text is cut at sentence ends; chunks that the encoder cannot read are left out. Nothing is stored unless all is.
+    Ctrl-C stops it; the same command goes on.
     """
     from dataclasses import asdict
 
@@ -54,7 +58,10 @@ def data(
         model = (
             SentenceTransformersEncoder(encoder, allow_download=True) if allow_download else open_encoder(encoder, here)
         )
-        summary = asdict(articles.build(source, out, model, progress, beside(out)))
+        made = articles.build(source, out, model, progress, beside(out))
+    for warning in articles.warnings(made):
+        say(f"lvm: {warning}")
+    summary = asdict(made)
     print_json(summary) if as_json else print_table(("what", "count"), [(k, str(v)) for k, v in summary.items()])
 
 

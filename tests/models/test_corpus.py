@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,3 +268,11 @@ def test_rows_are_counted_without_reading_the_corpus(corpus_dir: Path, tmp_path:
     assert corpora.rows_in(corpus_dir) == 240
     with pytest.raises(BadCorpus, match="No such file"):
         corpora.rows_in(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for ask in (corpora.read, corpora.rows_in):
+        with pytest.raises(BadCorpus, match="expected a regular file"):
+            ask(tmp_path)

@@ -3,6 +3,9 @@
 import contextlib
 import gzip
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 from models import corpus
 from models.corpus import Floats
 from models.encoder import EncoderError, Progress
-from models.training.articles import BadArticles, Summary, build, read
+from models.training.articles import BadArticles, Summary, build, read, warnings
 from models.training.parts import beside
 from models.windows import windows
 from tests.fakes import HashEncoder, prose
@@ -100,6 +103,10 @@ GOOD = b'{"title": "A", "chunks": ["fine"]}\n'
         (b'{"title": "A", "chunks": ["a", " "]}', r"`chunks\[1\]`"),
         (b'{"title": "A", "chunks": ["a", null]}', r"`chunks\[1\]`"),
         (b'{"title": "A", "chunks": ["\\ud800"]}', "not JSON in UTF-8"),
+        (b'{"title": "A", "title": "B", "chunks": ["a"]}', "duplicate key 'title'"),
+        (b'{"title": "A", "chunks": ["a"], "more": {"b": 1, "b": 1}}', "duplicate key 'b'"),
+        (b'{"title": "A", "chunks": ["a"], "more": NaN}', "not JSON"),
+        (b'{"title": "A", "chunks": ["a"], "more": 1e999}', "not JSON"),
         (b'{"title": "A", "chunks": ["a"], "license": 3}', "`license` must be"),
         (b'{"title": "A", "chunks": ["a"], "article_id": "1"}', "`article_id` must be"),
         (b'{"title": "A", "chunks": ["a"], "article_id": true}', "`article_id` must be"),
@@ -135,6 +142,94 @@ def test_a_source_of_no_known_kind_is_refused(tmp_path: Path, name: str) -> None
         list(read(tmp_path / name))
 
 
+def test_a_byte_order_mark_line_ends_of_another_system_and_blank_lines_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.strip() + b"\r\n\r\n  \n" + GOOD.strip())
+    assert [article["article_id"] for article in read(path)] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["A.JSONL", "A.JSONL.GZ", "A.Jsonl.Gz"])
+def test_an_extension_in_capitals_is_the_same(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(GOOD) if path.suffix.lower() == ".gz" else GOOD)
+    assert [article["source"] for article in read(path)] == [name]
+
+
+def test_text_files_in_capitals_are_found_in_a_directory(tmp_path: Path) -> None:
+    for name in ("B.TXT", "a.txt"):
+        (tmp_path / name).write_text(prose([40]))
+    assert [article["source"] for article in read(tmp_path)] == ["B.TXT", "a.txt"]
+    assert [article["title"] for article in read(tmp_path / "B.TXT")] == ["B"]
+
+
+def fed(path: Path, data: bytes) -> Path:
+    """Make a pipe, and write `data` into it once."""
+    os.mkfifo(path)
+    threading.Thread(target=path.write_bytes, args=(data,), daemon=True).start()
+    return path
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("name", ["pipe", "in.jsonl", "in.jsonl.gz"])
+def test_a_pipe_is_read_once_packed_or_not(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+    summary = make(fed(tmp_path / name, pack(GOOD * 3)), tmp_path / "out")
+    assert summary.articles == 3
+    sources = {line["source"] for line in corpus.read(tmp_path / "out").articles.values()}
+    assert sources == {"stdin" if name == "pipe" else name}
+
+
+def test_a_text_comes_through_a_pipe_too(tmp_path: Path) -> None:
+    pipe = fed(tmp_path / "in.txt", f"A Title\n\n{prose([40])}".encode())
+    assert [article["title"] for article in read(pipe)] == ["A Title"]
+
+
+def test_a_descriptor_of_the_process_is_a_source_of_lines(tmp_path: Path) -> None:
+    with write_lines(tmp_path / "in.jsonl.gz", json.loads(GOOD)).open("rb") as file:
+        assert [article["source"] for article in read(Path(f"/dev/fd/{file.fileno()}"))] == ["stdin"]
+
+
+def test_a_pipe_among_text_files_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(BadArticles, match=r"a\.txt: not a file"):
+        list(read(tmp_path))
+
+
+def test_a_directory_without_text_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(BadArticles, match=r"holds no \.txt file"):
+        list(read(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["in.jsonl.gz", "in.txt"])
+def test_what_never_ends_a_line_is_refused_before_it_fills_the_memory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(b" " * 10_000_000))
+    with pytest.raises(BadArticles, match=f"{name}.*: more than 5000 bytes"):
+        list(read(path, largest=5000))
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        (b"f\xfcchse.txt", "f\N{REPLACEMENT CHARACTER}chse"),
+        ("füchse.txt".encode(), "füchse"),
+        (b"a\nb\x1b[31m.txt", "a\\nb\\x1b[31m"),
+    ],
+)
+def test_a_file_name_of_any_bytes_becomes_a_title_that_can_be_written(tmp_path: Path, name: bytes, title: str) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.write_text(prose([40]))
+    make(tmp_path, out := tmp_path / "out")
+    line = corpus.read(out).articles[0]
+    assert (line["title"], line["source"]) == (title, f"{title}.txt")
+
+
+def test_a_message_shows_a_name_and_obeys_nothing_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a\x1b[2J\n.jsonl").write_text("{")
+    with pytest.raises(BadArticles, match=r"a\\x1b\[2J\\n\.jsonl:1: not JSON"):
+        list(read(tmp_path / "a\x1b[2J\n.jsonl"))
+
+
 # --- building ---
 
 
@@ -143,7 +238,9 @@ def test_a_corpus_reads_back_with_the_vectors_of_its_chunks(tmp_path: Path) -> N
     source = write_lines(tmp_path / "in.jsonl", long, {"title": "Few", "chunks": ["a", "b"]})
     summary = make(source, tmp_path / "new" / "out")
     made = corpus.read(tmp_path / "new" / "out")
-    assert summary == Summary("fake", 8, articles=2, chunks=11, windows=4, dropped=0)
+    assert summary == Summary(
+        "fake", 8, articles=2, chunks=11, windows=4, dropped=0, truncated=0, unread=0, unreadable=0
+    )
     assert summary.windows == len(windows(made, 5))
     texts = [str(made.chunk(row).text) for row in range(len(made))]
     np.testing.assert_allclose(made.vectors, [HashEncoder().vector(text) for text in texts], atol=1e-3)
@@ -157,6 +254,26 @@ def test_an_article_too_short_for_a_chunk_is_left_out_and_counted(tmp_path: Path
     summary = make(source, tmp_path / "out")
     assert (summary.articles, summary.dropped) == (1, 1)
     assert list(corpus.read(tmp_path / "out").articles) == [1]
+
+
+def test_chunks_that_cannot_be_read_are_left_out_and_told(tmp_path: Path) -> None:
+    texts = ["fine", "? ??", "word " * 300, "one ? word"]
+    source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": texts}, {"title": "B", "chunks": ["?"]})
+    summary = make(source, tmp_path / "out")
+    assert (summary.chunks, summary.dropped) == (3, 1)
+    assert (summary.truncated, summary.unread, summary.unreadable) == (1, 1, 2)
+    line = corpus.read(tmp_path / "out").articles[0]
+    assert (line["chunks"], line["ntok"]) == ([texts[0], *texts[2:]], [1, 300, 3])
+    assert [warning.split(" ", 1)[0] for warning in warnings(summary)] == ["1", "2"]
+
+
+def test_a_build_that_read_everything_warns_of_nothing(tmp_path: Path) -> None:
+    assert warnings(make(write_lines(tmp_path / "in.jsonl", json.loads(GOOD)), tmp_path / "out")) == []
+
+
+def test_articles_that_cannot_be_read_at_all_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadArticles, match="no article yields a chunk that fake can read"):
+        make(write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": ["?"]}), tmp_path / "out")
 
 
 def test_progress_ends_at_the_number_of_chunks(tmp_path: Path) -> None:
@@ -222,6 +339,25 @@ def test_what_was_stopped_goes_on_after_the_chunks_that_are_encoded(tmp_path: Pa
     for file in corpus.FILES:
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out", "whole"}
+
+
+def test_what_a_killed_run_left_goes_with_the_next_that_succeeds(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", json.loads(GOOD))
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            build(
+                source,
+                tmp_path / "out",
+                HashEncoder(),
+                lambda *_: os.kill(os.getpid(), signal.SIGKILL),
+                beside(tmp_path / "out"),
+            )
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    make(source, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out"}
 
 
 @pytest.mark.parametrize(

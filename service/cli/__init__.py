@@ -30,7 +30,7 @@ VERSIONS: Contents = {
 SHADOW: Contents = {"report": (versions.report, ("lvm shadow report http://127.0.0.1:8000",))}
 INDEX: Contents = {"push": (index.push, ("LVM_MILVUS_URI=http://milvus:19530 lvm index push",))}
 MAKE: Contents = {
-    "data": (make.data, ("lvm data articles.jsonl my-data",)),
+    "data": (make.data, ("lvm data articles.jsonl my-data", "zcat articles.jsonl.gz | lvm data - my-data")),
     "train": (make.train, ("lvm train gmn --data my-data --val my-val", "lvm train gmn --data my-data --resume")),
     "evaluate": (make.evaluate, ("lvm evaluate primary --data artifacts/lvm/retriever",)),
     "leaderboard": (make.leaderboard, ("lvm leaderboard --data wiki/val=DIR --ood ood_peps=DIR",)),

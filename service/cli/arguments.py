@@ -76,10 +76,15 @@ def check_environment(directory: Path | None) -> Path | None:
     return directory
 
 
+def as_utf8(given: str) -> str:
+    """Return an argument as text that a card or the ledger can hold, whatever its bytes and the locale are."""
+    return os.fsencode(given).decode(errors="replace")
+
+
 def named_dir(text: str) -> tuple[str, Path]:
     """Return name and directory of `[NAME=]DIR`; the directory's own name goes without saying."""
     name, _, path = text.rpartition("=")
-    return name or Path(path).name, Path(path)
+    return as_utf8(name or Path(path).name), Path(path)
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -113,4 +118,4 @@ DataDir = Annotated[
 ]
 Url = Annotated[str, typer.Argument(help="Where the service listens.")]
 Token = Annotated[str | None, typer.Option(envvar="LVM_TOKEN", help="Bearer token, where the service wants one.")]
-Why = Annotated[str, typer.Option(help="The reason, for the ledger.")]
+Why = Annotated[str, typer.Option(callback=as_utf8, help="The reason, for the ledger.")]

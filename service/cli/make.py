@@ -14,6 +14,7 @@ from service.cli.arguments import (
     AsJson,
     DataDir,
     Named,
+    as_utf8,
     check_environment,
     check_model_name,
     complete_named,
@@ -99,9 +100,9 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Where the state goes; default runs/NAME.pt.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the state of --run.")] = False,
     license_: Annotated[
-        str, typer.Option("--license", help="Licence of the data, and so of the net.")
+        str, typer.Option("--license", callback=as_utf8, help="Licence of the data, and so of the net.")
     ] = "cc-by-sa-3.0",
-    attribution: Annotated[str, typer.Option(help="Whom the data's licence wants named.")] = "",
+    attribution: Annotated[str, typer.Option(callback=as_utf8, help="Whom the data's licence wants named.")] = "",
     two_tower: Annotated[
         bool, typer.Option("--two-tower", help="Train it as a query tower, with a payload tower, to retrieve.")
     ] = False,
@@ -200,8 +201,8 @@ def corpus(
     name: Annotated[str, typer.Argument(callback=check_model_name, help="The corpus's name in the registry.")],
     data: DataDir,
     encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
-    license_: Annotated[str, typer.Option("--license", help="Licence of the text.")] = "cc-by-sa-3.0",
-    attribution: Annotated[str, typer.Option(help="Whom the licence wants named.")] = "",
+    license_: Annotated[str, typer.Option("--license", callback=as_utf8, help="Licence of the text.")] = "cc-by-sa-3.0",
+    attribution: Annotated[str, typer.Option(callback=as_utf8, help="Whom the licence wants named.")] = "",
     index: Annotated[
         Literal["auto", "flat", "ivf"],
         typer.Option(help="flat: exact; ivf: approximate, files stay on disk; auto: ivf for large corpora."),

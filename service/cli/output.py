@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from models.registry import Version
+from service.cli.arguments import as_utf8
 from service.cli.ends import STOPPED
 
 Progress = Callable[[int, int], None]
@@ -49,7 +50,7 @@ def print_version(version: Version, as_json: bool) -> None:
 
 def command_line() -> str:
     """Return the command that runs, for the card of what it makes."""
-    words = [word for word in sys.argv[1:] if word not in ("--resume", "--json")]  # they change nothing made
+    words = [as_utf8(word) for word in sys.argv[1:] if word not in ("--resume", "--json")]  # they change nothing made
     return shlex.join(["lvm", *words])
 
 

@@ -18,6 +18,7 @@ from service.cli.arguments import (
     Token,
     Url,
     Why,
+    as_utf8,
     existing_registry,
     named_dir,
     registry,
@@ -180,7 +181,7 @@ def import_(
     name: Annotated[str, typer.Option(help="amn, gru, lstm (either variant) or transformer.")],
     encoder: Annotated[str, typer.Option(help="The encoder whose vectors the net reads.")] = "unspecified",
     context_length: Annotated[int | None, typer.Option(help="T, where the file does not say; else 5.")] = None,
-    license_: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "other",
+    license_: Annotated[str, typer.Option("--license", callback=as_utf8, help="Licence of the weights.")] = "other",
     data: Annotated[
         str | None, typer.Option(metavar=NAMED_DIR, help="A data set to score it on, for its card.")
     ] = None,

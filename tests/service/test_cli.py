@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import importlib
 import json
 import os
@@ -25,6 +26,7 @@ import typer
 import models
 import service
 from models.card import Card
+from models.card import read as read_card
 from models.corpus import normalise, write
 from models.registry import Registry
 from service.cli import app
@@ -155,6 +157,34 @@ def test_encoding_stopped_by_ctrl_c_goes_on_to_the_same_bytes(tmp_path: Path) ->
     for file in ("vectors.f16.npy", "index.npy", "articles.jsonl.gz"):
         assert (tmp_path / "made" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert not parts.exists()
+
+
+def test_articles_come_through_the_standard_input(tmp_path: Path) -> None:
+    line = json.dumps({"title": "A", "chunks": ["Hares live alone.", "word " * 300, "\u200b"]})
+    command = [LVM, "data", "-", str(tmp_path / "made"), "--json"]
+    done = subprocess.run(command, input=gzip.compress(line.encode()), capture_output=True, check=False, timeout=120)
+    summary = json.loads(done.stdout)
+    assert {key: summary[key] for key in ("chunks", "truncated", "unread", "unreadable")} == {
+        "chunks": 2,
+        "truncated": 1,
+        "unread": 0,
+        "unreadable": 1,
+    }
+    assert b"1 of 2 chunks are longer" in done.stderr
+    assert b"1 chunks were left out" in done.stderr
+
+
+@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_words_of_any_bytes_go_on_the_card_as_utf8(shipped: Path, tmp_path: Path, locale: dict[str, str]) -> None:
+    data = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xfc\xc3\xbc"))
+    write(data, np.eye(8, dtype=np.float32), [{"article_id": 0, "title": "A", "chunks": ["a"] * 8}])
+    command = [LVM, "corpus", "odd", "--data", os.fsencode(data), "--attribution", "Füchse".encode(), "--json"]
+    env = {**os.environ, "LVM_REGISTRY": str(shipped), **locale}
+    done = subprocess.run(command, capture_output=True, env=env, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    made = read_card(Registry(shipped).find(json.loads(done.stdout)["id"]).path)
+    assert (made.data["source"], made.attribution) == ("d\N{REPLACEMENT CHARACTER}ü", "Füchse")
+    assert "Füchse" in made.command
 
 
 def test_an_index_stopped_by_ctrl_c_is_made_on_to_the_same_version(tmp_path: Path) -> None:

@@ -9,8 +9,14 @@ from typing import Any
 
 import yaml
 
+from models import disk
+
 FILE = "README.md"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where it is: ten times as quick
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where it is: ten times as quick
+_LARGEST = 1 << 17  # bytes of a card; values and characters of it with YAML's aliases written out
+_DEEPEST = 100  # collections in one another
+_MARKS, _MANY_MARKS = "[{-?", 1000  # what begins a collection; fewer cannot be deep enough to do harm
+_LONGEST_REASON = 500  # characters
 _FENCE = "---\n"
 _TEXTS = ("name", "kind", "encoder", "license", "attribution", "architecture", "command")
 _COUNTS = ("dim", "context_length", "parameters")
@@ -63,29 +69,27 @@ class Card:
         """Read a card.
 
         Raises:
-            BadCard: there is no front matter, no `lvm` block, or a field is missing or unknown.
+            BadCard: there is no front matter, no `lvm` block, or a field is missing, unknown or of the wrong kind.
         """
         try:
-            opening, rest = text[: len(_FENCE)], text[len(_FENCE) :]
-            front, fence, _ = rest.partition(f"\n{_FENCE}")  # a value may end in the fence; a line is one
-            if opening != _FENCE or not fence:
-                raise ValueError("no front matter")
-            block = dict(yaml.load(front, Loader=_LOADER)["lvm"])
+            block = _block(text)
             reference = block.pop("reference", None)
             pairs = {key: (float(mean), float(std)) for key, (mean, std) in (reference or {}).items()}
-            limits = tuple(block.pop("limits", ()))
+            limits = tuple(_texts("limits", block.pop("limits", [])))
             card = cls(**block, limits=limits, reference=Reference(**pairs) if reference else None)
             card._check()
             return card
-        except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise BadCard(f"unreadable model card: {error}") from error
+        except Exception as error:  # an odd card raises anything, from OverflowError to YAMLError
+            raise BadCard(f"unreadable model card: {str(error)[:_LONGEST_REASON]}") from error
 
     def _check(self) -> None:
         wrong = [name for name in _TEXTS if type(getattr(self, name)) is not str]
-        wrong += [name for name in _COUNTS if type(getattr(self, name)) is not int or getattr(self, name) < 0]
+        wrong += [name for name in _COUNTS if not _is_count(getattr(self, name))]
         wrong += [name for name in _MAPS if not isinstance(getattr(self, name), Mapping)]
         if wrong:
             raise ValueError(f"of the wrong kind: {', '.join(wrong)}")
+        for name, score in self.scores.items():
+            _check_score(name, score)
 
     def _front_matter(self) -> dict[str, Any]:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -169,6 +173,84 @@ class Card:
 def read(directory: Path) -> Card:
     """Return the card of the version in `directory`; raises `BadCard`."""
     try:
-        return Card.from_markdown((directory / FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadCard(str(error)) from error
+        return Card.from_markdown(disk.read(directory / FILE, _LARGEST).decode())
+    except UnicodeDecodeError as error:
+        raise BadCard(f"{FILE}: {error}") from error
+    except OSError as error:
+        raise BadCard(f"{FILE}: {error.strerror}") from error
+
+
+class _Loader(_SAFE):  # type: ignore[misc]
+    """Reads plain YAML; a card merges no maps, which a few bytes could do for ever."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Leave `<<` where it is: nothing reads it."""
+
+
+def _block(text: str) -> dict[str, Any]:
+    """Return the block `lvm` of the front matter of a card."""
+    opening, rest = text[: len(_FENCE)], text[len(_FENCE) :]
+    front, fence, _ = rest.partition(f"\n{_FENCE}")  # a value may end in the fence; a line is one
+    if opening != _FENCE or not fence:
+        raise ValueError("no front matter" + ("; its lines end in CRLF, expected LF" if "\r\n" in text else ""))
+    _check_depth(front)
+    found = yaml.load(front, Loader=_Loader)
+    block = found.get("lvm") if isinstance(found, dict) else None
+    if not isinstance(block, dict):
+        raise ValueError("the front matter has no block `lvm`")
+    _check_size(block)
+    return dict(block)
+
+
+def _check_depth(front: str) -> None:
+    """Raise `ValueError` if collections lie too deep in one another: libyaml's loader would overflow the stack."""
+    if len(front) > _LARGEST:
+        raise ValueError(f"{len(front)} characters, expected at most {_LARGEST}")
+    if sum(map(front.count, _MARKS)) < _MANY_MARKS:
+        return
+    depth = 0
+    for event in yaml.parse(front, Loader=_SAFE):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} collections in one another")
+
+
+def _check_size(block: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a value is too long with its aliases written out, or is no text that UTF-8 can tell."""
+    pending: list[Any] = [block]
+    size = 0
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Mapping):
+            value = [*value.keys(), *value.values()]
+        if isinstance(value, list | tuple | set):
+            pending += value
+        size += len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, list) else 1
+        if size > _LARGEST:
+            raise ValueError(f"more than {_LARGEST} values and bytes, aliases written out")
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"of the wrong kind: {name}, expected a list of texts")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _check_score(name: Any, score: Any) -> None:
+    """Raise `ValueError` if a score is not what every evaluation makes."""
+    if not (isinstance(name, str) and isinstance(score, Mapping) and isinstance(score.get("baselines"), Mapping)):
+        raise ValueError(f"of the wrong kind: scores of {name!r}, expected cosine, margin and baselines")
+    figures = {"cosine": score.get("cosine"), "margin": score.get("margin")}
+    for baseline, values in score["baselines"].items():
+        figures[f"baselines of {baseline}"] = values.get("cosine") if isinstance(values, Mapping) else None
+    wrong = [figure for figure, value in figures.items() if not _is_figure(value)]
+    if wrong or not all(isinstance(baseline, str) for baseline in score["baselines"]):
+        raise ValueError(f"of the wrong kind: scores of {name!r}, expected numbers: {', '.join(wrong)}")
+
+
+def _is_figure(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 53)

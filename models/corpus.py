@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models import sealed
+from models import disk, sealed
 from models.sealed import Buffer
 
 VECTORS, INDEX, ARTICLES = "vectors.f16.npy", "index.npy", "articles.jsonl.gz"
@@ -165,7 +165,7 @@ def read(directory: Path) -> Corpus:
     """
     _refuse_pipes(directory)
     try:
-        return parse({name: (directory / name).read_bytes() for name in FILES})
+        return parse({name: disk.read(directory / name) for name in FILES})
     except OSError as error:
         raise BadCorpus(f"{directory}: {error.strerror}: {error.filename}") from error
 
@@ -181,7 +181,8 @@ def rows_in(directory: Path) -> int:
     """Return the number of chunks of the corpus in `directory`; raises `BadCorpus` as `read` does."""
     _refuse_pipes(directory)
     try:
-        return len(np.load(directory / INDEX, mmap_mode="r", allow_pickle=False))
+        with open(disk.open_regular(directory / INDEX), "rb") as file:
+            return len(np.load(file, allow_pickle=False))
     except Exception as error:  # a damaged header raises anything from EOFError to TokenError
         raise BadCorpus(f"unreadable corpus: {error}") from error
 
@@ -277,7 +278,7 @@ def write_passages(source: Path, target: Path) -> int:
         BadCorpus: a file is missing or unreadable, or a row belongs to an article that is not among the articles.
     """
     try:
-        index = np.load(source / INDEX, allow_pickle=False)
+        index = np.load(io.BytesIO(disk.read(source / INDEX)), allow_pickle=False)
         spans = np.full((len(index), 4), -1, np.int64)
         count = _write_articles(source / ARTICLES, target / PASSAGES, index, spans)
     except Exception as error:  # a damaged file raises anything from EOFError to TokenError
@@ -291,7 +292,7 @@ def write_passages(source: Path, target: Path) -> int:
 def _write_articles(source: Path, target: Path, index: NDArray[np.int32], spans: NDArray[np.int64]) -> int:
     order = np.argsort(index[:, 0], kind="stable")
     ids, count = index[order, 0], 0
-    with open(source, "rb") as packed, open(target, "wb") as text:
+    with open(disk.open_regular(source), "rb") as packed, open(target, "wb") as text:
         for article in _articles(packed):
             rows = order[slice(*np.searchsorted(ids, [article["article_id"], article["article_id"] + 1]))]
             title = _append(text, str(article.get("title", "")))

@@ -18,10 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from io import BufferedReader
 from pathlib import Path
 
+from models import disk
+
 SUMS = "SHA256SUMS"
 Buffer = bytes | mmap.mmap
 Fetch = Callable[[str, Path], None]  # puts the file of a name at a path
 _BLOCK = 1 << 20  # bytes
+_MOST_SUMS = 1 << 20  # bytes
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -39,7 +42,7 @@ def write(directory: Path, files: Mapping[str, bytes | Path]) -> str:
 
     A file is given as its bytes, or as the path of a file to copy.
     """
-    directory.mkdir()
+    _make(directory)
     sums = {name: _write_file(directory / name, data) for name, data in files.items()}
     seal = _write_file(directory / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
     sync(directory)
@@ -52,7 +55,7 @@ def receive(directory: Path, seal: str, fetch: Fetch) -> None:
     Raises:
         Corrupt: a file is not what its sum says, or the sums are not those of `seal`; no other name was asked for.
     """
-    directory.mkdir()
+    _make(directory)
     _receive_file(directory / SUMS, seal, fetch)
     for name, expected in _sums(directory).items():
         _receive_file(directory / name, expected, fetch)
@@ -83,7 +86,7 @@ def mapped(directory: Path) -> dict[str, Buffer]:
 
 def map_file(path: Path) -> Buffer:
     """Return a file mapped into memory, read only, on trust; raises `OSError`."""
-    with open(path, "rb") as file:
+    with open(disk.open_regular(path), "rb") as file:
         return _map(file)
 
 
@@ -94,7 +97,7 @@ def names(directory: Path) -> Set[str]:
 
 def seal_of(directory: Path) -> str:
     """Return the digest of the sums: the identity of everything in the directory."""
-    return digest(_read_bytes(directory / SUMS))
+    return digest(_read_sums(directory))
 
 
 def sync(directory: Path) -> None:
@@ -107,16 +110,20 @@ def sync(directory: Path) -> None:
 
 
 def _sums(directory: Path) -> dict[str, str]:
-    *lines, end = _read_bytes(directory / SUMS).decode("ascii", "replace").split("\n")
+    *lines, end = _read_sums(directory).decode("ascii", "replace").split("\n")
     matches = [_LINE.fullmatch(line) for line in lines]
     if None in matches or end or not lines:
-        raise Corrupt(f"{directory / SUMS} is not a list of sums")
+        cause = (
+            "; its lines end in CRLF, as git with core.autocrlf leaves them" if lines[:1] and "\r" in lines[0] else ""
+        )
+        raise Corrupt(f"{directory / SUMS} is not a list of sums{cause}")
     return {match[2]: match[1] for match in matches if match}
 
 
 def _write_file(path: Path, data: bytes | Path) -> str:
     sha256 = hashlib.sha256()
     with open(path, "xb") as file:
+        disk.share(file.fileno(), path.parent)
         for block in _blocks(data):
             sha256.update(block)
             file.write(block)
@@ -127,6 +134,7 @@ def _write_file(path: Path, data: bytes | Path) -> str:
 
 def _receive_file(path: Path, expected: str, fetch: Fetch) -> None:
     fetch(path.name, path)
+    disk.share(path, path.parent)
     with _open(path) as file:
         _check(Path(path.name), hashlib.file_digest(file, "sha256").hexdigest(), expected)
         os.fsync(file.fileno())
@@ -136,7 +144,7 @@ def _blocks(data: bytes | Path) -> Iterator[bytes]:
     if not isinstance(data, Path):
         yield data
         return
-    with open(data, "rb") as file:
+    with open(disk.open_regular(data), "rb") as file:
         while block := file.read(_BLOCK):
             yield block
 
@@ -166,13 +174,22 @@ def _check(path: Path, found: str, expected: str) -> None:
         raise Corrupt(f"{path} was altered: sha256 {found[:12]}..., sealed as {expected[:12]}...")
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, limit: int = -1) -> bytes:
     try:
         with _open(path) as file:
-            return file.read()
+            return file.read(limit)
     except OSError as error:
         raise Corrupt(f"{path}: {error.strerror}") from error
 
 
+def _read_sums(directory: Path) -> bytes:
+    return _read_bytes(directory / SUMS, _MOST_SUMS)
+
+
 def _open(path: Path) -> BufferedReader:
-    return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+    return open(disk.open_regular(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+
+
+def _make(directory: Path) -> None:
+    directory.mkdir()
+    disk.share(directory, directory.parent)

@@ -1,6 +1,9 @@
 """A card says the same after a round trip, Hugging Face reads it too, and half a card is none."""
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +11,7 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.card import BadCard, Card, Reference
+from models.card import BadCard, Card, Reference, read
 
 PLAIN = Card("toy", "net", 16, "tiny-encoder", "cc-by-sa-3.0", "The authors.")
 FOUND = {"R@1": 0.5, "R@3": 0.6, "R@5": 0.7, "R@10": 0.8, "R@20": 0.9, "R@50": 1.0, "Contain@50": 1.0, "MRR": 0.6}
@@ -147,6 +150,67 @@ def test_the_smallest_card_is_read() -> None:
 def test_half_a_card_is_refused(text: str) -> None:
     with pytest.raises(BadCard, match="unreadable model card"):
         Card.from_markdown(text)
+
+
+MANY = "[" + ", ".join(["x"] * 50) + "]"
+ODD = {
+    "no baselines": ("scores: {a: {cosine: .5, margin: .1}}", "scores of 'a', expected cosine, margin and baselines"),
+    "a score that is a number": ("scores: {a: .5}", "scores of 'a'"),
+    "a name that is a number": ("scores: {2026: {cosine: .5, margin: .1, baselines: {}}}", "scores of 2026"),
+    "baselines of nothing": ("scores: {a: {cosine: .5, margin: .1, baselines: null}}", "scores of 'a'"),
+    "a figure that is text": ("scores: {a: {cosine: high, margin: .1, baselines: {}}}", "expected numbers: cosine"),
+    "a figure that is a date": ("scores: {a: {cosine: 2026-01-01, margin: .1, baselines: {}}}", "numbers: cosine"),
+    "a figure that is a set": ("scores: {a: {cosine: !!set {b}, margin: .1, baselines: {}}}", "numbers: cosine"),
+    "a figure that is giant": (
+        "scores: {a: {cosine: 0x1" + "0" * 99 + ", margin: 1, baselines: {}}}",
+        "numbers: cosine",
+    ),
+    "a baseline that is a number": ("scores: {a: {cosine: 1, margin: 1, baselines: {mean: 1}}}", "baselines of mean"),
+    "limits of one text": ("limits: only English", "limits, expected a list of texts"),
+    "limits of nothing": ("limits: null", "limits, expected a list of texts"),
+    "limits of maps": ("limits: [{a: 1}, 3]", "limits, expected a list of texts"),
+    "a giant count": ("parameters: 0x1" + "0" * 99, "of the wrong kind: parameters"),
+    "a giant mean": ("reference: {norm: [1" + "0" * 400 + ", 0], neighbour_cosine: [0, 0]}", "too large"),
+    "aliases": (f"data: {{a: &a {MANY}, b: &b [{'*a, ' * 50}], c: &c [{'*b, ' * 50}], d: [{'*c, ' * 50}]}}", "aliases"),
+    "an alias of itself": ("data: &a {b: [*a, *a]}", "more than"),
+    "long texts": (f"limits: [&a {'x' * 60_000}, *a, *a, *a]", "more than"),
+    "merged maps": ("data: {a: &a {b: 1}, c: {<<: [*a, *a]}}", "merge"),
+    "brackets": ("data: " + "[" * 50_000 + "]" * 50_000, "more than 100 collections in one another"),
+    "dashes": ("data:\n    " + "- " * 50_000, "more than 100 collections in one another"),
+    "length": (f"data: {{a: {'x' * 200_000}}}", "expected at most"),
+}
+
+
+@pytest.mark.parametrize(("line", "reason"), ODD.values(), ids=ODD)
+def test_an_odd_card_is_refused_with_what_is_wrong(line: str, reason: str) -> None:
+    with pytest.raises(BadCard, match=f"unreadable model card: .*{reason}") as refused:
+        Card.from_markdown(f"{HEAD}{FIELDS}  {line}\n---\n")
+    assert len(str(refused.value)) < 600
+
+
+def test_a_card_with_the_line_ends_of_windows_is_refused_with_the_cause() -> None:
+    with pytest.raises(BadCard, match="its lines end in CRLF, expected LF"):
+        Card.from_markdown(PLAIN.to_markdown().replace("\n", "\r\n"))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: None, "No such file"),
+        (Path.mkdir, "is a directory, expected a regular file"),
+        (os.mkfifo, "is a named pipe, expected a regular file"),
+        (lambda path: path.symlink_to(path.name), "is a symbolic link"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "can't decode"),
+        (lambda path: path.write_bytes(b"x" * (1 << 20)), "is larger than"),
+    ],
+)
+def test_what_is_no_card_is_refused_and_never_waited_for(
+    tmp_path: Path, make: Callable[[Path], object], reason: str
+) -> None:
+    make(tmp_path / "README.md")
+    with pytest.raises(BadCard, match=rf"README\.md: .*{reason}"):
+        read(tmp_path)
 
 
 @given(st.text(max_size=200), st.integers(0, 2000))

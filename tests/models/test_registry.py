@@ -3,11 +3,15 @@
 import fcntl
 import json
 import os
+import re
+import shutil
+import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,8 @@ from models import sealed
 from models.registry import (
     ALIASES,
     BadName,
+    BrokenAlias,
+    Ledger,
     LockHeld,
     NothingToRollBack,
     Overtaken,
@@ -229,22 +235,140 @@ def test_symlinked_versions_and_models_are_unknown(registry: Registry, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "target",
-    ["/etc", "..", "models", "models/toy", "models/toy/gone", "../x/y", "models/../../outside", "models/a/b/c"],
+    ("target", "fault"),
+    [
+        ("/etc", "points at the absolute path '/etc', expected models/NAME/VERSION"),
+        ("..", "points at '..', expected models/NAME/VERSION"),
+        ("models", "expected models/NAME/VERSION"),
+        ("models/toy", "expected models/NAME/VERSION"),
+        ("models/toy/gone", "points at 'models/toy/gone', which is not there"),
+        ("models/toy/linked", "which is a symbolic link, expected a directory"),
+        ("models/toy/partial", "has no SHA256SUMS: copy the whole version"),
+        ("../x/y", "expected models/NAME/VERSION"),
+        ("models/../../outside", "expected models/NAME/VERSION"),
+        ("models/a/b/c", "expected models/NAME/VERSION"),
+        ("primary", "expected models/NAME/VERSION"),
+    ],
 )
-def test_an_alias_that_points_elsewhere_is_not_set(registry: Registry, tmp_path: Path, target: str) -> None:
-    add(registry, "a")
+def test_says_why_a_link_is_no_alias(registry: Registry, tmp_path: Path, target: str, fault: str) -> None:
+    (version,) = add(registry, "a")
     sealed.write(tmp_path / "outside", {"file": b"evil"})
+    version.path.with_name("linked").symlink_to(version.path)
+    version.path.with_name("partial").mkdir()
     (registry.root / "primary").symlink_to(target)
-    with pytest.raises(UnknownVersion, match="alias 'primary' is not set"):
+    with pytest.raises(BrokenAlias, match=f"alias 'primary' in .*{re.escape(fault)}"):
         registry.resolve("primary")
+    assert registry.faults().keys() == {"primary"}
+    registry.point("primary", version)
+    assert registry.resolve("primary") == version
+    assert registry.faults() == {}
 
 
-def test_an_alias_that_is_a_file_is_not_set(registry: Registry) -> None:
-    (registry.root / "primary").write_text("models/toy/x")
+def test_says_why_an_alias_that_lost_its_link_as_a_file_is_none_and_promotion_mends_it(registry: Registry) -> None:
+    (version,) = add(registry, "a")
+    (registry.root / "primary").write_text(f"models/{version.id}")
     assert registry.aliases() == {}
-    with pytest.raises(UnknownVersion):
+    with pytest.raises(BrokenAlias, match=r"is a file, not a symbolic link .*core\.symlinks=false.*ln -sfn"):
         registry.resolve("primary")
+    registry.point("primary", version)
+    assert registry.resolve("primary") == version
+
+
+def test_refuses_to_promote_over_a_directory_and_leaves_nothing(registry: Registry) -> None:
+    (version,) = add(registry, "a")
+    shutil.copytree(version.path, registry.root / "primary")
+    for move in (
+        lambda: registry.resolve("primary"),
+        lambda: registry.point("primary", version),
+        lambda: registry.find("primary"),
+    ):
+        with pytest.raises(BrokenAlias, match=r"is a directory, not a symbolic link .*cp -rL.*remove it, then"):
+            move()
+    assert sorted(path.name for path in registry.root.iterdir()) == [".lock", "models", "primary"]
+    assert registry.ledger() == []
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("name", ["ledger.jsonl", ".lock"])
+def test_never_waits_for_what_is_no_regular_file(registry: Registry, make: Callable[[Path], object], name: str) -> None:
+    (version,) = add(registry, "a")
+    make(registry.root / name)
+    with pytest.raises(OSError, match="expected a regular file"):
+        registry.point("primary", version)
+    assert registry.aliases() == {}
+    assert run(registry.root, "rollback", "primary").returncode == 74
+
+
+def test_a_residue_that_is_a_directory_is_no_obstacle(registry: Registry) -> None:
+    (version,) = add(registry, "a")
+    (registry.root / ".part-x/deep").mkdir(parents=True)
+    registry.point("primary", version)
+    assert not list(registry.root.glob(".part-*"))
+
+
+def test_lists_versions_beside_what_people_left_there(registry: Registry) -> None:
+    (version,) = add(registry, "a")
+    (registry.root / "models/notes.txt").write_text("x")
+    (registry.root / "models/loop").symlink_to("loop")
+    os.mkfifo(registry.root / "models/pipe")
+    (version.path.parent / "notes.txt").write_text("x")
+    (version.path.parent / "circle").symlink_to("circle")
+    os.mkfifo(version.path.parent / "pipe")
+    assert registry.versions() == [version]
+
+
+# Shared by a group
+
+
+def modes(root: Path) -> dict[str, int]:
+    return {str(path.relative_to(root)): stat.S_IMODE(path.lstat().st_mode) for path in root.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("directory", "file"), [(0o2775, 0o664), (0o2770, 0o660), (0o755, 0o644), (0o700, 0o600), (0o1777, 0o664)]
+)
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_what_is_written_has_the_permissions_of_its_directory(
+    registry: Registry, umask: int, directory: int, file: int
+) -> None:
+    registry.root.chmod(directory)
+    before = os.umask(umask)
+    try:
+        (version,) = add(registry, "a")
+        registry.point("primary", version)
+    finally:
+        os.umask(before)
+    found = modes(registry.root)
+    del found["primary"]
+    assert found.pop("ledger.jsonl") == found.pop(".lock") == file
+    at = f"models/{version.id}"
+    assert found.pop(f"{at}/file") == found.pop(f"{at}/SHA256SUMS") == file
+    assert {mode & 0o2777 for mode in found.values()} == {directory & 0o2775}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(("is_shared", "status"), [(True, 0), (False, 74)])
+def test_members_of_a_group_change_what_others_wrote_and_nobody_else_does(
+    registry: Registry, is_shared: bool, status: int
+) -> None:
+    os.chown(registry.root, 12345, 54321)
+    registry.root.chmod(0o2775)
+    a, b = add(registry, "a", "b")
+    registry.point("primary", a)
+    registry.point("primary", b)
+    become = f"os.setgroups([]); os.setgid({54321 if is_shared else 54322}); os.setuid(12346)"
+    code = f"import os, sys; from models import registry as r; os.chdir({str(registry.root)!r}); {become}"
+    answer = subprocess.run(
+        [sys.executable, "-S", "-c", f"{code}; sys.exit(r.main(['rollback', 'primary']))"],
+        cwd=ROOT,
+        env={"LVM_REGISTRY": ".", "PATH": os.defpath},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == status, answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert ("Permission denied" in answer.stderr) == (not is_shared)
+    assert registry.resolve("primary") == (a if is_shared else b)
 
 
 # Aliases
@@ -510,6 +634,60 @@ def test_a_move_that_the_ledger_cannot_take_is_taken_back(registry: Registry, is
     (registry.root / "ledger.jsonl").rmdir()
     assert registry.point("primary", b).before == before.get("primary")
     assert not list(registry.root.glob(".part-*"))
+
+
+ODD_LINES = [
+    b"null",
+    b"[]",
+    b"7",
+    b"[" * 100_000,
+    b"\x00" * 100,
+    os.urandom(1000).replace(b"\n", b""),
+    b'{"time": ' + b"9" * 5000 + b"}",
+    b"x" * (3 << 20),
+    json.dumps({"time": 1, "who": 2, "alias": "primary", "action": 3, "before": 4, "after": 5, "why": 6}).encode(),
+]
+MOVE = {"time": "", "who": "", "alias": "primary", "action": "promote", "before": None, "after": "toy/x", "why": ""}
+ODD_MEMBERS = {
+    "alias": ["primary"],
+    "action": "push",
+    "before": 7,
+    "after": "no id",
+    "why": None,
+    "time": float("nan"),
+    "overrode": [1],
+}
+
+
+def test_odd_lines_of_the_ledger_are_skipped_and_counted(registry: Registry) -> None:
+    a, b = add(registry, "a", "b")
+    first = registry.point("primary", a)
+    odd = [*ODD_LINES, *(json.dumps({**MOVE, name: value}).encode() for name, value in ODD_MEMBERS.items())]
+    with open(registry.root / "ledger.jsonl", "ab") as ledger:
+        ledger.write(b"\n\r\n" + b"\n".join(odd) + b"\n")
+    second = registry.point("primary", b)
+    assert registry.read_ledger() == Ledger([first, second], len(odd))
+    answer = run(registry.root, "rollback", "primary")
+    assert (answer.returncode, answer.stdout) == (0, f"primary: {b.id} -> {a.id}\n")
+    assert answer.stderr == f"lines of the ledger that are no moves: {len(odd)}\n"
+    with pytest.raises(NothingToRollBack, match=f"lines of it that are no moves: {len(odd)}"):
+        registry.rollback("primary")
+
+
+def test_reads_a_ledger_that_an_editor_or_a_later_release_wrote(registry: Registry) -> None:
+    (a,) = add(registry, "a")
+    move = registry.point("primary", a)
+    line = json.dumps({**vars(move), "who": "\ud800", "signature": "of a later release"}).encode()
+    (registry.root / "ledger.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n")
+    assert registry.read_ledger() == Ledger([replace(move, who="?")], 0)
+
+
+def test_a_giant_ledger_is_refused_unread(registry: Registry) -> None:
+    with open(registry.root / "ledger.jsonl", "wb") as ledger:
+        ledger.truncate(1 << 40)
+    with pytest.raises(OSError, match="is larger than"):
+        registry.read_ledger()
+    assert run(registry.root, "rollback", "primary").returncode == 74
 
 
 # The bad day

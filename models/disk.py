@@ -1,0 +1,105 @@
+"""Files and directories that people and other programs put into a registry: opened without waiting, shared by a group.
+
+Standard library only, as the registry is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_NEVER_WAIT = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_FILE, _DIRECTORY = (
+    0o664,
+    0o2775,
+)  # the permissions that a file and a directory may take over; always writable by the owner
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Return a descriptor of the regular file at `path`; a named pipe, a socket or a device never makes this wait.
+
+    Raises:
+        OSError: nothing can be opened there, or what is there is not a regular file; the message says what it is.
+    """
+    try:
+        handle = os.open(path, flags | _NEVER_WAIT)
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
+            raise _not_regular(path, os.lstat(path).st_mode) from error
+        raise
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise _not_regular(path, mode)
+    return handle
+
+
+def open_or_create(path: Path, flags: int) -> int:
+    """Return a descriptor of the regular file at `path`; a new one has the permissions of its directory.
+
+    Raises:
+        OSError: as `open_regular`.
+    """
+    with suppress(FileNotFoundError):
+        return open_regular(path, flags)  # a sticky directory may refuse O_CREAT for the file of another user
+    try:
+        handle = os.open(path, flags | os.O_CREAT | os.O_EXCL | _NEVER_WAIT)
+    except FileExistsError:  # another process was quicker
+        return open_regular(path, flags)
+    share(handle, path.parent)
+    return handle
+
+
+def read(path: Path, limit: int | None = None) -> bytes:
+    """Return the bytes of the regular file at `path`.
+
+    Raises:
+        OSError: as `open_regular`; or the file has more than `limit` bytes.
+    """
+    with open(open_regular(path), "rb") as file:
+        data = file.read(-1 if limit is None else limit + 1)
+    if limit is not None and len(data) > limit:
+        raise OSError(errno.EFBIG, f"is larger than {limit} bytes", str(path))
+    return data
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, unless it is there, with the permissions of the one that it lies in."""
+    with suppress(FileExistsError):
+        path.mkdir()
+        share(path, path.parent)
+
+
+def share(made: Path | int, directory: Path) -> None:
+    """Give a path, or a descriptor, that was just made the group and the permissions of the directory it lies in.
+
+    So whoever may change a shared directory may also change what others wrote there, whatever their umask.
+    """
+    like = os.stat(directory)
+    is_directory = stat.S_ISDIR(os.stat(made).st_mode)
+    mode = like.st_mode & _DIRECTORY | 0o700 if is_directory else like.st_mode & _FILE | 0o600
+    with suppress(OSError):  # only a member of that group may
+        os.chown(made, -1, like.st_gid)
+    with suppress(OSError):  # not every file system has permissions
+        os.chmod(made, mode)
+
+
+def kind_of(mode: int) -> str:
+    """Return what a mode of `os.stat` says that a path is, in words."""
+    return _KINDS.get(stat.S_IFMT(mode), "a file")
+
+
+def _not_regular(path: Path, mode: int) -> OSError:
+    code = errno.EISDIR if stat.S_ISDIR(mode) else errno.ELOOP if stat.S_ISLNK(mode) else errno.EINVAL
+    return OSError(code, f"is {kind_of(mode)}, expected a regular file", str(path))

@@ -13,7 +13,7 @@ from models import disk
 
 FILE = "README.md"
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where it is: ten times as quick
-_LARGEST = 1 << 17  # bytes of a card; values and characters of it with YAML's aliases written out
+LARGEST = 1 << 17  # bytes of a card; values and characters of it with YAML's aliases written out
 _DEEPEST = 100  # collections in one another
 _MARKS, _MANY_MARKS = "[{-?", 1000  # what begins a collection; fewer cannot be deep enough to do harm
 _LONGEST_REASON = 500  # characters
@@ -173,7 +173,7 @@ class Card:
 def read(directory: Path) -> Card:
     """Return the card of the version in `directory`; raises `BadCard`."""
     try:
-        return Card.from_markdown(disk.read(directory / FILE, _LARGEST).decode())
+        return Card.from_markdown(disk.read(directory / FILE, LARGEST).decode())
     except UnicodeDecodeError as error:
         raise BadCard(f"{FILE}: {error}") from error
     except OSError as error:
@@ -204,8 +204,8 @@ def _block(text: str) -> dict[str, Any]:
 
 def _check_depth(front: str) -> None:
     """Raise `ValueError` if collections lie too deep in one another: libyaml's loader would overflow the stack."""
-    if len(front) > _LARGEST:
-        raise ValueError(f"{len(front)} characters, expected at most {_LARGEST}")
+    if len(front) > LARGEST:
+        raise ValueError(f"{len(front)} characters, expected at most {LARGEST}")
     if sum(map(front.count, _MARKS)) < _MANY_MARKS:
         return
     depth = 0
@@ -226,8 +226,8 @@ def _check_size(block: Mapping[str, Any]) -> None:
         if isinstance(value, list | tuple | set):
             pending += value
         size += len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, list) else 1
-        if size > _LARGEST:
-            raise ValueError(f"more than {_LARGEST} values and bytes, aliases written out")
+        if size > LARGEST:
+            raise ValueError(f"more than {LARGEST} values and bytes, aliases written out")
 
 
 def _texts(name: str, value: Any) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from time import perf_counter
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media
 from service.encoding import EncoderEngine, Read, Said
 from service.engine import Floats
 from service.errors import Draining, Invalid, Malformed, Unavailable
-from service.inventory import card_text, describe, ledger, summaries
+from service.inventory import Inventory, card_text, describe, ledger
 from service.lineup import Lineup
 from service.metrics import TOTAL_TEXT, Metrics
 from service.mirror import Follower
@@ -392,11 +393,13 @@ def check_ready(lineup: Lineup, state: State) -> None:
 
 
 async def _in_time(reading: Awaitable[T]) -> T:
-    """Return what is read of a registry, which may be on a share that hangs; raises `Unavailable`."""
+    """Return what is read of a registry; raises `Unavailable` if it cannot be read, or is on a share that hangs."""
     try:
         return await asyncio.wait_for(reading, READ_S)
     except TimeoutError as error:
         raise Unavailable("the registry does not answer") from error
+    except OSError as error:
+        raise Unavailable(f"the registry cannot be read: {error.filename} {error.strerror}") from error
 
 
 def add_routes(
@@ -449,16 +452,16 @@ def add_routes(
 
 
 def _add_registry_routes(app: FastAPI, router: Router, lineup: Lineup, follower: Follower | None) -> None:
-    shared = Shared(lineup.aside, lambda: summaries(lineup.registry))
+    inventory = Inventory(lineup.registry)
+    refresh = Shared(lineup.inventory_aside, inventory.refresh)
 
     @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
     async def models() -> Response:
         """Versions, aliases, cards, what is live since when, the breakers."""
-        try:
-            versions = await _in_time(shared())
-        except Unavailable:
-            versions = []  # as where the registry cannot be read
-        return Response(wire.encode_json(describe(router, lineup, follower, versions)), media_type="application/json")
+        with suppress(Unavailable):  # what is known meanwhile, or from before, will do
+            await _in_time(refresh())
+        body = describe(router, lineup, follower, inventory.summaries())
+        return Response(wire.encode_json(body), media_type="application/json")
 
     @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)
     async def card(name: str, version: str) -> Response:

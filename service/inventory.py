@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from models import card as cards
-from models.card import BadCard, Card
+from models import disk
+from models.card import BadCard
 from models.registry import Registry, UnknownVersion, Version
 from service.errors import UnknownModel
 from service.lineup import Lineup
 from service.mirror import Follower
 from service.routing import Router
 
+Stamp = tuple[int, int, int]  # time of the last change in nanoseconds, size in bytes, inode
+
 
 def describe(
     router: Router, lineup: Lineup, follower: Follower | None, versions: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the body of /models; `versions` are those that `summaries` found."""
+    """Return the body of /models; `versions` are what an `Inventory` says."""
     return {
         "aliases": {alias: _alias(alias, router, lineup) for alias in lineup.live},
         "encoder": {"name": lineup.encoder.name if lineup.encoder else None, "missing": lineup.no_encoder},
@@ -28,18 +31,35 @@ def describe(
     }
 
 
-def summaries(registry: Registry) -> list[dict[str, Any]]:
-    """Return what the card of every version says; of none where the registry cannot be read, as on a share away."""
-    try:
-        return [summary(version) for version in registry.versions()]
-    except OSError:
-        return []
+class Inventory:
+    """What the cards of a registry's versions say. A card is read again only if its file has changed."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._ids: list[str] = []
+        self._known: dict[str, tuple[Stamp | None, dict[str, Any]]] = {}
+
+    def refresh(self) -> None:
+        """Read what is new; `summaries` may be asked meanwhile. Raises `OSError` if the registry cannot be read."""
+        versions = self._registry.versions()
+        self._ids = [version.id for version in versions]
+        for version in versions:
+            stamp = _stamp(version.path / cards.FILE)
+            if self._known.get(version.id, (None,))[0] != stamp or stamp is None:
+                self._known[version.id] = stamp, summary(version)
+        self._known = {identity: self._known[identity] for identity in self._ids}
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return a summary of every version; of those that `refresh` has not come to, the id."""
+        unread = "its card is not read yet: ask again"
+        known = self._known
+        return [known[each][1] if each in known else {"id": each, "error": unread} for each in self._ids]
 
 
 def summary(version: Version) -> dict[str, Any]:
     """Return what a version's card says, as `/models` and `lvm models` show it."""
     try:
-        card = card_of(version.path)
+        card = cards.read(version.path)
     except BadCard as error:
         return {"id": version.id, "error": str(error)}
     return {
@@ -61,8 +81,9 @@ def summary(version: Version) -> dict[str, Any]:
 
 def ledger(registry: Registry, offset: int, limit: int) -> dict[str, Any]:
     """Return the body of /ledger: `limit` moves, newest first, after the newest `offset`."""
-    moves = registry.ledger()[::-1]
-    return {"total": len(moves), "moves": [asdict(move) for move in moves[offset : offset + limit]]}
+    moves, skipped = registry.read_ledger()
+    newest = moves[::-1][offset : offset + limit]
+    return {"total": len(moves), "skipped": skipped, "moves": [asdict(move) for move in newest]}
 
 
 def card_text(registry: Registry, name: str, version: str) -> bytes:
@@ -71,13 +92,19 @@ def card_text(registry: Registry, name: str, version: str) -> bytes:
         found = registry.find(f"{name}/{version}")
     except UnknownVersion as error:
         raise UnknownModel("no such version") from error
-    return (found.path / cards.FILE).read_bytes()
+    try:
+        return disk.read(found.path / cards.FILE, cards.LARGEST)
+    except OSError as error:
+        raise UnknownModel(f"no card of that version can be read: {error.strerror}") from error
 
 
-@cache
-def card_of(directory: Path) -> Card:
-    """Return the card of a version; raises `BadCard`."""
-    return cards.read(directory)
+def _stamp(path: Path) -> Stamp | None:
+    """Return what changes if a file does, None if it cannot be found out."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _figures(score: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from models.encoder import EncoderError, is_same
 from models.priority import give_way
-from models.registry import LockHeld, Overtaken, Registry, RegistryError, UnknownVersion, Version
+from models.registry import BrokenAlias, LockHeld, Overtaken, Registry, RegistryError, UnknownVersion, Version
 from service.batching import MicroBatcher
 from service.breaker import STATES, Breaker
 from service.encoding import EncoderEngine
@@ -69,6 +69,7 @@ class Lineup:
         self.registry, self._loaders, self._clock = registry, loaders, clock
         self._settings, self._metrics, self.aliases = settings, metrics, aliases
         self.aside = Aside()  # where the registry is read while serving: it may be on a share that hangs
+        self.inventory_aside = Aside()  # where the cards are: thousands take seconds, for which no alias may wait
         self.engines: dict[str, Engine | Remote] = {}
         self.candidate: Engine | Remote | None = None
         self.search: SearchEngine | None = None
@@ -95,7 +96,7 @@ class Lineup:
             await self._load(PREDICTORS[0], first)
             self._seen[PREDICTORS[0]] = first.id
         for alias in self.aliases:
-            await self.follow(alias)
+            await self._look(alias)
         if RETRIEVER in self.aliases:
             await self._open_encoder()
         await self._loading(give_way)  # from now on there are callers
@@ -175,11 +176,14 @@ class Lineup:
         while True:
             await asyncio.sleep(self._settings.reload_s)
             for alias in self.aliases:
-                try:
-                    await self.follow(alias)
-                    self._unseen.discard(alias)
-                except Exception as error:  # a file system that hiccups must not end the watch
-                    self._miss(alias, error)
+                await self._look(alias)
+
+    async def _look(self, alias: str) -> None:
+        try:
+            await self.follow(alias)
+            self._unseen.discard(alias)
+        except Exception as error:  # a file system that hiccups must not end the watch
+            self._miss(alias, error)
 
     def _miss(self, alias: str, error: Exception) -> None:
         """Count that an alias could not be looked at, and tell it once until it can."""
@@ -193,14 +197,15 @@ class Lineup:
 
         Raises:
             UnknownVersion: nothing, where something serves: somebody took it away, or the registry's share is.
+            BrokenAlias: something that is no alias, as in a copy that lost its links.
             OSError: the registry cannot be read.
         """
         try:
             version = await self.aside(self.registry.resolve, alias)
-        except UnknownVersion:
-            if alias != CANDIDATE and self.identity(alias):
-                raise
+        except UnknownVersion as error:
             self._dismiss(alias)
+            if isinstance(error, BrokenAlias) or (alias != CANDIDATE and self.identity(alias)):
+                raise
             return
         known = self.live.get(alias)
         if version.id == self._seen.get(alias) and self._clock() < self._retry.get(alias, math.inf):
@@ -245,6 +250,7 @@ class Lineup:
             ends.append(asyncio.wait([*self._ending], timeout=timeout))  # it empties itself
         await asyncio.gather(*ends)
         self.aside.close()
+        self.inventory_aside.close()
 
     def observe(self) -> None:
         """Bring the gauges of queues and versions up to date."""

@@ -407,6 +407,7 @@ class Ledger(BaseModel):
     """Moves of the aliases, newest first."""
 
     total: int
+    skipped: int = Field(description="How many lines of the ledger are no moves, and are left out.")
     moves: list[Move]
 
 

@@ -11,9 +11,11 @@ _REMAKE = "nothing has moved; make or import it anew, or name another: `lvm mode
 _DATA = "a data set is a directory that `lvm data` made, or a corpus of the registry, as artifacts/lvm/retriever"
 _LINE = 'a line of .jsonl is {"title": ..., "text": ...} or {"title": ..., "chunks": [...]}'
 _DEVICE = "say cpu, which is always there, or install what it needs: `make dev`"
+_GROUP = "`ls -ld` shows whose it is; a group shares a registry that it may write: chmod -R g+rwX, g+s for directories"
 ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for most are not imported: status, what next
     "LockHeld": (LOCKED, "somebody else is moving an alias; try again in a moment"),
     "Overtaken": (LOCKED, "look at `lvm models`, then promote again if you still want to"),
+    "BrokenAlias": (FAILED, "`lvm models` lists versions, and the aliases that lost their links"),
     "UnknownVersion": (FAILED, "`lvm models` lists versions and aliases; `lvm promote ALIAS VERSION` sets an alias"),
     "NothingToRollBack": (FAILED, "`lvm promote ALIAS VERSION` moves it instead; `lvm models` lists what there is"),
     "BadName": (USAGE, "lower-case letters, digits, `-`, `_` and `.`, at most 64, name a model"),
@@ -53,6 +55,7 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
         "look at the network, the credentials and the URL; what was mirrored before serves without",
     ),
     "BadPointer": (BAD_DATA, "`lvm push URL` publishes the aliases anew"),
+    "PermissionError": (CANNOT_WRITE, _GROUP),
     "OSError": (CANNOT_WRITE, "look at the path, its rights and the disk; what was there is as it was"),
 }
 
@@ -60,6 +63,11 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
 def end_of(error: Exception) -> tuple[int, str] | None:
     """Return the exit status of an expected error and what to do next, None for one that nobody expected."""
     return next((ENDS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in ENDS), None)
+
+
+def plain(text: str) -> str:
+    """Return a text with what a terminal would obey, or cannot show, escaped; lines stay lines."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 def run(command: Callable[[], object]) -> NoReturn:
@@ -71,6 +79,6 @@ def run(command: Callable[[], object]) -> NoReturn:
         if end is None:
             raise
         status, hint = end
-        print(f"lvm: {error}\nnext: {hint}", file=sys.stderr)
+        print(plain(f"lvm: {error}\nnext: {hint}"), file=sys.stderr)
         sys.exit(status)
     sys.exit(OK)

@@ -268,16 +268,16 @@ def evaluate(
 
     Towers are scored with DIR as their corpus. Fails where the card says more.
     """
+    from models import card as cards
     from models import corpus as corpora
     from models import predictor
     from models.evaluate import beside_card
     from models.evaluate import evaluate as score
-    from service.inventory import card_of
 
     target, (name, directory) = existing_registry().find(version), named_dir(data)
     with long_work("scoring", lambda: NOTHING_KEPT):
         fit = corpora.read(train_data) if train_data else None
-        if card_of(target.path).kind in ("corpus", "two_tower"):
+        if cards.read(target.path).kind in ("corpus", "two_tower"):
             from models.training import bundle
 
             net: Any = bundle.read(target)

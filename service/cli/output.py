@@ -13,14 +13,14 @@ import typer
 
 from models.registry import Version
 from service.cli.arguments import as_utf8
-from service.cli.ends import STOPPED
+from service.cli.ends import STOPPED, plain
 
 Progress = Callable[[int, int], None]
 
 
 def say(message: str) -> None:
     """Print a message to stderr."""
-    typer.echo(message, err=True)
+    typer.echo(plain(message), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -36,8 +36,8 @@ def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
 
     table = Table(*head, box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        table.add_row(*map(plain, row))
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
 
 
 def print_version(version: Version, as_json: bool) -> None:

@@ -49,12 +49,16 @@ def models(
     from service.inventory import summary
 
     found = existing_registry()
-    aliases, versions = found.aliases(), [summary(version) for version in found.versions()]
+    aliases = found.aliases()
+    broken = found.faults()
+    versions = [summary(version) for version in found.versions()]
     if as_json:
-        print_json({"registry": str(found.root), "aliases": aliases, "versions": versions})
+        print_json({"registry": str(found.root), "aliases": aliases, "broken": broken, "versions": versions})
     else:
         rows = [_row(version, aliases) for version in versions]
         print_table(("version", "alias", "net", "T x D", "parameters", "data", "cosine", "margin"), rows)
+    for fault in broken.values():
+        say(fault)
 
 
 def _replicas(urls: list[str], token: str | None, check: bool, as_json: bool) -> None:
@@ -125,7 +129,10 @@ def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
 
     Twice goes two back.
     """
-    _print_move(existing_registry().rollback(alias, why=why), as_json)
+    found = existing_registry()
+    _print_move(found.rollback(alias, why=why), as_json)
+    if skipped := found.read_ledger().skipped:
+        say(f"lines of the ledger that are no moves: {skipped}")
 
 
 def push(

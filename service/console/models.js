@@ -97,6 +97,7 @@ function shadow(samples, candidate) {
 async function older() {
   const page = await get(`/ledger?offset=${moves.length}&limit=${PAGE}`);
   moves.push(...page.moves);
+  if (page.skipped) notify("models-notice", `Left out: ${page.skipped} lines of the ledger that are no moves.`);
   const rows = moves.map(({ time: at, who, alias, action, before, after, why }) => [
     el("time", { datetime: at }, time(at)), who, alias, action, el("code", {}, before ?? NONE), el("code", {}, after), why || NONE,
   ]);

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -575,18 +576,68 @@ def test_a_corpus_swapped_while_a_context_is_predicted_is_searched_all_the_same(
     assert (answer.status_code, answer.json()["corpus_version"]) == (200, new.version)
 
 
+class HangingPath(type(Path())):  # type: ignore[misc]
+    """The root of a registry on a share that hangs until it is `back`."""
+
+    back = threading.Event()
+
+    def __truediv__(self, name: str) -> Path:
+        self.back.wait(30)
+        return Path(self) / name
+
+
 def test_a_registry_that_hangs_is_told_in_time_and_holds_up_nobody(serve: Serve) -> None:
     server = serve()
-    ledger = server.app.state.lineup.registry.root / "ledger.jsonl"
-    ledger.rename(ledger.with_suffix(".before"))
-    os.mkfifo(ledger)  # whoever opens it waits for somebody who writes
+    registry = server.app.state.lineup.registry
+    registry.root = HangingPath(registry.root)
     try:
         assert server.http.get("/ledger").json()["detail"] == "the registry does not answer"
         body = server.http.get("/models").json()
         assert (body["versions"], body["aliases"].keys()) == ([], {"primary", "fallback", "retriever"})
         assert server.http.get("/readyz").status_code == 200
     finally:
-        ledger.open("w").close()
-        ledger.unlink()
-        ledger.with_suffix(".before").rename(ledger)
+        HangingPath.back.set()
     until(lambda: server.http.get("/models").json()["versions"], "the registry to answer again")
+
+
+def test_models_and_ledger_tell_what_is_odd_beside_what_is_not(serve: Serve) -> None:
+    server = serve()
+    registry = server.app.state.lineup.registry
+    known = server.http.get("/models").json()["versions"]
+    odd = {name: registry.add(name, {"README.md": b"\xff"}) for name in ("deep", "piped", "bare")}
+    (odd["deep"].path / "README.md").write_text(f"---\nlvm: {'[' * 60_000}\n---\n")
+    (odd["piped"].path / "README.md").unlink()
+    os.mkfifo(odd["piped"].path / "README.md")
+    (odd["bare"].path / "README.md").unlink()
+    with open(registry.root / "ledger.jsonl", "ab") as ledger:
+        ledger.write(b'null\n{"alias": 7}\n')
+    found = {version["id"]: version for version in server.http.get("/models").json()["versions"]}
+    assert [found.pop(version["id"]) for version in known] == known
+    reasons = {version["id"].split("/")[0]: version["error"] for version in found.values()}
+    assert reasons["deep"] == "unreadable model card: more than 100 collections in one another"
+    assert reasons["piped"] == "README.md: is a named pipe, expected a regular file"
+    assert reasons["bare"] == "README.md: No such file or directory"
+    assert server.http.get(f"/models/{odd['piped'].id}/card").status_code == 404
+    told = server.http.get("/ledger").json()
+    assert (told["skipped"], told["total"]) == (2, len(registry.ledger()))
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_ledger_that_is_no_file_is_told_and_not_waited_for(serve: Serve, make: Callable[[Path], object]) -> None:
+    server = serve()
+    ledger = server.app.state.lineup.registry.root / "ledger.jsonl"
+    ledger.rename(ledger.with_name("before"))
+    make(ledger)
+    answer = server.http.get("/ledger")
+    assert (answer.status_code, "expected a regular file" in answer.json()["detail"]) == (503, True)
+    assert len(server.http.get("/models").json()["versions"]) == 3
+
+
+def test_a_card_that_changed_is_read_again(serve: Serve) -> None:
+    server = serve()
+    amn = server.app.state.lineup.registry.resolve("primary")
+    before = (amn.path / "README.md").read_text()
+    (amn.path / "README.md").write_text("half a copy")
+    assert "unreadable model card" in server.http.get("/models").text
+    (amn.path / "README.md").write_text(before)
+    assert "unreadable model card" not in server.http.get("/models").text

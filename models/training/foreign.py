@@ -1,8 +1,8 @@
-"""The customer's `torch.save` checkpoints: read without running anything, loaded strictly."""
+"""The customer's checkpoints: nets loaded strictly, by the names of their tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +11,41 @@ from torch import Tensor, nn
 
 from models.checkpoint import BadCheckpoint
 from models.nets import NETS
+from models.training import untrusted
+from models.training.untrusted import listed, shown
 
 MAX_CONTEXT = 4096  # chunks; a Transformer's mask takes the square of it
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers: DDP, torch.compile, Lightning, a plain attribute
 _HEADS = ("nhead", "num_heads", "n_heads", "heads")
 
 
 class NameMismatch(BadCheckpoint):
-    """A state dictionary whose names or shapes are not those of the net; lists every one."""
+    """A state dictionary whose names or shapes are not those of the net; has every one, and shows the first."""
 
     def __init__(self, architecture: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> None:
         self.missing, self.unexpected, self.shapes = missing, unexpected, shapes
         found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-        said = "; ".join(f"{what}: {', '.join(names)}" for what, names in found.items() if names)
+        said = "; ".join(f"{what}: {listed(names)}" for what, names in found.items() if names)
         super().__init__(f"not a state of {architecture}: {said}")
 
 
-def read_net(path: Path, name: str, context_length: int | None = None) -> nn.Module:
+def read_net(
+    path: Path, name: str, context_length: int | None = None, report: Callable[[str], None] = lambda said: None
+) -> nn.Module:
     """Return the net saved in `path` under the architecture `name`, every tensor loaded by name.
 
     The LSTM of 29 October (`lstm_stack`) is told from the other by its names. T is the one given, else
-    the saved configuration's, else 5.
+    the saved configuration's, else 5. Prefixes that wrappers put before every name are removed; `report` is told so.
 
     Raises:
         NameMismatch: a tensor is missing, unexpected, or of another shape, with the whole lists.
         BadCheckpoint: the file is no checkpoint, asks to run code, or says it is another net.
     """
     saved = _read(path)
-    state = saved["model_state_dict"]
+    state, removed = _without_prefixes(saved["model_state_dict"])
+    if removed:
+        report(f"removed the prefix `{removed}` from the name of every tensor")
+    saved = {**saved, "model_state_dict": state}
     architecture = _architecture(saved, name)
     with torch.device("meta"):  # sizes read off a file allocate nothing until every tensor bears them out
         blank = _build(architecture, saved, context_length)
@@ -50,20 +58,30 @@ def read_net(path: Path, name: str, context_length: int | None = None) -> nn.Mod
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
-        kind = type(error).__name__
-        raise BadCheckpoint(f"{path}: no torch checkpoint, damaged, or one that asks to run code ({kind})") from error
+    saved: dict[str, Any] = untrusted.load(path)
     state = saved.get("model_state_dict") if isinstance(saved, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise BadCheckpoint(f"{path}: no dictionary with a `model_state_dict` of tensors")
+        has = f"it has the keys {listed(list(map(str, saved)))}" if isinstance(saved, dict) else _kind_of(saved)
+        raise BadCheckpoint(f"{path}: no dictionary with a `model_state_dict` of tensors: {has}")
     if not isinstance(saved.get("model_config") or {}, dict):
         raise BadCheckpoint(f"{path}: its `model_config` is no dictionary")
     hollow = [key for key, tensor in state.items() if not _is_whole(tensor)]
     if hollow:
-        raise BadCheckpoint(f"{path}: empty, larger than its storage, or no plain tensor: {', '.join(hollow)}")
+        raise BadCheckpoint(f"{path}: empty, larger than its storage, or no plain tensor: {listed(hollow)}")
     return saved
+
+
+def _kind_of(saved: Any) -> str:
+    return f"it holds a {type(saved).__name__}"
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Return a state with the prefixes that all its names have removed, and these."""
+    removed = ""
+    while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        removed += prefix
+    return state, removed
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -74,9 +92,9 @@ def _is_whole(tensor: Tensor) -> bool:
 def _architecture(saved: Mapping[str, Any], name: str) -> str:
     if name not in NETS:
         raise BadCheckpoint(f"no net is called {name!r}: choose from {', '.join(NETS)}")
-    said = str(saved.get("model_type", name)).lower()
+    said = str(saved.get("model_type") or name).lower()
     if said.split("_")[0] != name.split("_")[0]:
-        raise BadCheckpoint(f"the file says it is {said!r}, not {name!r}")
+        raise BadCheckpoint(f"the file says it is {shown(said)!r}, not {name!r}")
     stacked = any(key.startswith("blocks.") for key in saved["model_state_dict"])
     return "lstm_stack" if name == "lstm" and stacked else name
 
@@ -92,7 +110,7 @@ def _build(architecture: str, saved: Mapping[str, Any], context_length: int | No
     heads = {"heads": said[0]} if said and "heads" in sizes else {}
     length = context_length or config.get("context_length") or sizes["context_length"]
     if not (isinstance(length, int) and 0 < length <= MAX_CONTEXT):
-        raise BadCheckpoint(f"a context of {length!r} chunks, want 1 to {MAX_CONTEXT}")
+        raise BadCheckpoint(f"a context of {shown(repr(length))} chunks, want 1 to {MAX_CONTEXT}")
     try:
         net: nn.Module = net_type(config_type(**{**sizes, **heads, "context_length": length}))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:

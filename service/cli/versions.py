@@ -184,7 +184,7 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="What torch.save wrote.", exists=True, dir_okay=False)],
+    file: Annotated[Path, typer.Argument(help="What torch.save wrote.", exists=True, readable=False)],
     name: Annotated[str, typer.Option(help="amn, gru, lstm (either variant) or transformer.")],
     encoder: Annotated[str, typer.Option(help="The encoder whose vectors the net reads.")] = "unspecified",
     context_length: Annotated[int | None, typer.Option(help="T, where the file does not say; else 5.")] = None,
@@ -203,7 +203,7 @@ def import_(
     from models.nets import architecture_of, config_dict
     from models.training import foreign, publish
 
-    net = foreign.read_net(file, name, context_length)
+    net = foreign.read_net(file, name, context_length, say)
     scored = {said: corpora.read(directory) for said, directory in map(named_dir, [data] if data else [])}
     corpus = next(iter(scored.values()), None)
     config = config_dict(net)

@@ -216,10 +216,35 @@ def test_a_size_that_cannot_be_read_is_refused(save: Save, tiny_net: TinyNet, sh
         read_net(save(tiny_net("amn"), {"context_encoder.weight": torch.ones(shape)}), "amn")
 
 
-def test_a_data_parallel_state_is_refused_by_its_names(save: Save, tiny_net: TinyNet) -> None:
-    net = tiny_net("gru")
-    with pytest.raises(NameMismatch, match=r"unexpected: module\.blocks\.0\.gru"):
-        read_net(save(net, model_state_dict={f"module.{n}": t for n, t in net.state_dict().items()}), "gru")
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "_orig_mod.module.", "model.net."]
+)
+def test_removes_the_prefixes_of_wrappers_and_says_so(
+    save: Save, tiny_net: TinyNet, contexts: Callable[..., Floats], prefix: str
+) -> None:
+    net, said = tiny_net("gru"), []
+    path = save(net, model_state_dict={f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()})
+    read = read_net(path, "gru", report=said.append)
+    assert torch.equal(answers(read, contexts(3)), answers(net, contexts(3)))
+    assert said == [f"removed the prefix `{prefix}` from the name of every tensor"]
+
+
+def test_keeps_a_prefix_that_only_some_names_have(save: Save, tiny_net: TinyNet) -> None:
+    said: list[str] = []
+    with pytest.raises(NameMismatch, match=r"unexpected: module\.x"):
+        read_net(save(tiny_net("gru"), {"module.x": torch.ones(1)}), "gru", report=said.append)
+    assert said == []
+
+
+def test_shows_only_the_first_names_of_thousands_and_none_that_a_terminal_would_obey(
+    save: Save, tiny_net: TinyNet
+) -> None:
+    extra = {f"x{number}\n\x1b[31m": torch.ones(1) for number in range(5000)} | {"y" * 10_000: torch.ones(1)}
+    with pytest.raises(NameMismatch, match=r"and 4981 more") as refused:
+        read_net(save(tiny_net("amn"), extra), "amn")
+    assert len(refused.value.unexpected) == 5001
+    assert len(str(refused.value)) < 2000
+    assert str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize(("said", "name"), [("gru", "amn"), ("amn", "transformer"), ("mamba_s", "amn"), (7, "amn")])

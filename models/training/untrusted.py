@@ -1,0 +1,262 @@
+"""Files from strangers: what `torch.save` wrote, read without running anything, within bounds of memory and time.
+
+torch's reader of weights calls only what it is told to. Here that is what makes plain values: numbers of numpy, paths,
+dates, namespaces, collections. They come as plain Python; numpy's own readers trust their bytes, so none is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import re
+import resource
+import signal
+import struct
+import threading
+import types
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from models import disk
+from models.checkpoint import BadCheckpoint
+
+_ZIP, _DIRECTORY_END = b"PK\3\4", b"PK\5\6"
+_END, _END_64, _LOCATOR_64 = 22, 56, 20  # bytes of the records that end an archive
+_MOST_MEMBERS, _LARGEST_PICKLE = 100_000, 1 << 23  # bytes; tensors are not in it
+_MEMORY, _SECONDS = 1 << 30, 60.0  # beyond twice the size of the file
+_NUMBER = re.compile(r"[biufc]\d{1,2}")
+_GLOBAL = re.compile(r"GLOBAL (\S+)")
+_LONGEST, _MOST_SHOWN = 80, 20
+
+
+class Inert:
+    """What stands for a value that nothing here needs."""
+
+    def __init__(self, *arguments: object) -> None:
+        """Take what it is made of, and forget it."""
+
+    def __setstate__(self, state: object) -> None:
+        """Take its state, and forget it."""
+
+
+class Refused(Inert):
+    """What stands for a value whose class is not known to be harmless."""
+
+    named = ""
+
+
+class _Dtype(Inert):
+    """The type of numpy's numbers; `code` is None for all that is no plain number."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code if isinstance(code, str) and _NUMBER.fullmatch(code) else None
+        self.order = "<"
+
+    def __setstate__(self, state: object) -> None:
+        """Take the order of bytes alone."""
+        if isinstance(state, tuple) and state[1:2] == (">",):
+            self.order = ">"
+
+
+def _number(dtype: object, data: object = b"", *_: object) -> object:
+    """Return a number of numpy as Python's."""
+    if isinstance(dtype, _Dtype) and dtype.code and isinstance(data, bytes):
+        return np.frombuffer(data, dtype.order + dtype.code, 1)[0].item()
+    return Inert()
+
+
+def _array(*_: object) -> Inert:
+    return Inert()
+
+
+def _dictionary(*_: object) -> dict[object, object]:
+    return {}
+
+
+def _list(items: object = (), *_: object) -> list[object]:
+    return list(items) if isinstance(items, list | tuple) else []
+
+
+_FLAVOURS: Mapping[str, type] = {
+    "Path": PurePosixPath,
+    "PurePath": PurePosixPath,
+    "PosixPath": PurePosixPath,
+    "PurePosixPath": PurePosixPath,
+    "WindowsPath": PureWindowsPath,
+    "PureWindowsPath": PureWindowsPath,
+}
+KNOWN: Mapping[str, Any] = {  # by the name that a file says: what makes the value
+    **{f"{home}.{name}": made for home in ("pathlib", "pathlib._local") for name, made in _FLAVOURS.items()},
+    **{f"numpy.{core}.multiarray.scalar": _number for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
+    **{f"datetime.{each.__name__}": each for each in (datetime.date, datetime.datetime, datetime.time)},
+    **{f"datetime.{each.__name__}": each for each in (datetime.timedelta, datetime.timezone)},
+    **{f"builtins.{name}": Inert for name in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")},
+    "argparse.Namespace": argparse.Namespace,
+    "builtins.frozenset": frozenset,
+    "builtins.range": range,
+    "builtins.slice": slice,
+    "collections.defaultdict": _dictionary,
+    "collections.deque": _list,
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": Inert,
+    "torch.torch_version.TorchVersion": str,
+    "types.SimpleNamespace": types.SimpleNamespace,
+}
+
+
+def load(path: Path) -> Any:
+    """Return what `torch.save` wrote to `path`; tensors are mapped from the file, so they cost no memory until used.
+
+    Raises:
+        BadCheckpoint: the file is damaged, no checkpoint, would take more memory than its size, or holds values of a
+            class that is not known to be harmless; the message names the class and where it stands.
+    """
+    try:
+        with open(disk.open_regular(path), "rb") as file:
+            return _load(path, file)
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: {error.strerror or error}") from error
+
+
+def _load(path: Path, file: BufferedReader) -> Any:
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(9)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < size:
+        raise BadCheckpoint(f"{path}: a safetensors file, expected what torch.save wrote")
+    is_archive = start.startswith(_ZIP)
+    if is_archive:
+        _check_archive(path, file, size)
+    place = f"/proc/self/fd/{file.fileno()}"  # the very file that was checked
+    unknown: list[str] = []
+    try:
+        with _bounded(2 * size + _MEMORY, _SECONDS), safe_globals([(made, name) for name, made in KNOWN.items()]):
+            unknown = get_unsafe_globals_in_checkpoint(place) if is_archive else []
+            with safe_globals([(type("Refused", (Refused,), {"named": name}), name) for name in unknown]):
+                saved = torch.load(place, map_location="cpu", weights_only=True, mmap=is_archive or None)
+    except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
+        _refuse(path, unknown or _GLOBAL.findall(str(error)), error)
+    if unknown:
+        _refuse(path, unknown, None, _place_of_refused(saved))
+    return saved
+
+
+def _refuse(path: Path, unknown: list[str], cause: Exception | None, found: tuple[str, str] | None = None) -> NoReturn:
+    """Raise `BadCheckpoint` that says which class is not known, and where a value of it stands if that was found."""
+    if not unknown:
+        said = f"no torch checkpoint, or damaged ({type(cause).__name__}: {shown(str(cause).partition(chr(10))[0])})"
+        raise BadCheckpoint(f"{path}: {said}") from cause
+    where, name = found or ("", sorted(unknown)[0])
+    holds = f"`{shown(where)}` holds a" if where else "it holds a"
+    raise BadCheckpoint(
+        f"{path}: {holds} `{shown(name)}`, a class or function that would have to be run; expected tensors and plain "
+        "values: save the state dictionary, not the whole module, and leave that out"
+    ) from cause
+
+
+def _check_archive(path: Path, file: BufferedReader, size: int) -> None:
+    """Raise `BadCheckpoint` if members of the archive would be larger than the file, or if readers may differ on it."""
+    try:
+        archive = zipfile.ZipFile(file)
+        members = archive.infolist()
+    except Exception as error:  # a damaged directory raises anything from BadZipFile to struct.error
+        raise BadCheckpoint(f"{path}: damaged archive ({shown(str(error))})") from error
+    packed = next((member.filename for member in members if member.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise BadCheckpoint(f"{path}: member {shown(packed)!r} is compressed; torch.save stores them as they are")
+    sizes = sum(member.file_size for member in members)
+    room = archive.start_dir
+    if sizes > room or any(member.file_size != member.compress_size for member in members):
+        raise BadCheckpoint(f"{path}: its members say they have {sizes} bytes, the file has room for {room}")
+    if len(members) > _MOST_MEMBERS:
+        raise BadCheckpoint(f"{path}: {len(members)} members, expected at most {_MOST_MEMBERS}")
+    largest = max((member.file_size for member in members if member.filename.endswith("data.pkl")), default=0)
+    if largest > _LARGEST_PICKLE:
+        raise BadCheckpoint(f"{path}: {largest} bytes beside the tensors, expected at most {_LARGEST_PICKLE}")
+    if not _ends_plainly(file, size, archive.start_dir):
+        raise BadCheckpoint(f"{path}: damaged archive: its directory is not where its last record says")
+
+
+def _ends_plainly(file: BufferedReader, size: int, directory: int) -> bool:
+    """Whether the records at the end of an archive lie as torch writes them, and name one place of its directory."""
+    file.seek(max(0, size - _END - _LOCATOR_64 - _END_64))
+    end = file.read()
+    if end[-_END:][:4] != _DIRECTORY_END or end[-2:] != b"\0\0":
+        return False
+    (place,) = struct.unpack("<L", end[-6:-2])
+    if end[-_END - _LOCATOR_64 :][:4] != b"PK\6\7":
+        return bool(place == directory)
+    (record,) = struct.unpack_from("<Q", end, len(end) - _END - _LOCATOR_64 + 8)
+    (place_64,) = struct.unpack_from("<Q", end, len(end) - _END - _LOCATOR_64 - _END_64 + 48)
+    return record == size - _END - _LOCATOR_64 - _END_64 and place_64 == directory and place in (directory, 0xFFFFFFFF)
+
+
+@contextmanager
+def _bounded(memory: int, seconds: float) -> Iterator[None]:
+    """Have the process take `memory` bytes more at most meanwhile, and the main thread `seconds`."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    ceiling = pages * resource.getpagesize() + memory
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        handler = signal.signal(signal.SIGALRM, _too_slow)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    if before[0] == resource.RLIM_INFINITY or ceiling < before[0]:
+        resource.setrlimit(resource.RLIMIT_AS, (ceiling, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        if is_main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+
+
+def _too_slow(*_: object) -> NoReturn:
+    raise TimeoutError(f"not read within {_SECONDS:.0f} s")
+
+
+def _place_of_refused(saved: Any) -> tuple[str, str] | None:
+    """Return where the first value of an unknown class stands, as `a.b[0]`, and the name of its class."""
+    pending: list[tuple[str, Any]] = [("", saved)]
+    seen: set[int] = set()
+    while pending:
+        where, value = pending.pop()
+        if isinstance(value, Refused) or (isinstance(value, type) and issubclass(value, Refused)):
+            return where, value.named
+        if id(value) not in seen:
+            seen.add(id(value))
+            pending += reversed(_within(where, value))
+    return None
+
+
+def _within(where: str, value: Any) -> list[tuple[str, Any]]:
+    """Return what a collection or a namespace holds, with its place."""
+    if isinstance(value, argparse.Namespace | types.SimpleNamespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return [(f"{where}.{name}".lstrip("."), each) for name, each in value.items()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [(f"{where}[{index}]", each) for index, each in enumerate(value)]
+    return []
+
+
+def shown(text: str) -> str:
+    """Return a text of a file as a message shows it: on one line, escaped, not too long."""
+    plain = text if text.isprintable() else ascii(text)[1:-1]
+    return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]}..."
+
+
+def listed(names: list[str]) -> str:
+    """Return names of a file as a message lists them."""
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(map(shown, names[:_MOST_SHOWN])) + more

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ LARGEST = 1 << 17  # bytes of a card; values and characters of it with YAML's al
 _DEEPEST = 100  # collections in one another
 _MARKS, _MANY_MARKS = "[{-?", 1000  # what begins a collection; fewer cannot be deep enough to do harm
 _LONGEST_REASON = 500  # characters
+_RETRIEVAL = re.compile(r"^ {10,}(?:R@\d+|Contain@\d+|MRR): [-.\de]+\n", re.MULTILINE)
 _FENCE = "---\n"
 _TEXTS = ("name", "kind", "encoder", "license", "attribution", "architecture", "command")
 _COUNTS = ("dim", "context_length", "parameters")
@@ -172,8 +175,22 @@ class Card:
 
 def read(directory: Path) -> Card:
     """Return the card of the version in `directory`; raises `BadCard`."""
+    return Card.from_markdown(_text(directory))
+
+
+def outline(directory: Path) -> Card:
+    """Return the card as `read` does, but without figures of retrieval: most of a card, and of the time to read it."""
+    return _read_outline(_RETRIEVAL.sub("", _text(directory)))
+
+
+@lru_cache(maxsize=64)  # copies of a version have one card
+def _read_outline(text: str) -> Card:
+    return Card.from_markdown(text)
+
+
+def _text(directory: Path) -> str:
     try:
-        return Card.from_markdown(disk.read(directory / FILE, LARGEST).decode())
+        return disk.read(directory / FILE, LARGEST).decode()
     except UnicodeDecodeError as error:
         raise BadCard(f"{FILE}: {error}") from error
     except OSError as error:

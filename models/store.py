@@ -19,13 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models import sealed
-from models.registry import ALIASES, BadName, Move, Overtaken, Registry, Version, split_id
+from models import disk, sealed
+from models.registry import ALIASES, Move, Overtaken, Registry, Version
 from models.sealed import Corrupt
 
 CACHE = Path("~/.cache/lvm")
 CANDIDATE = "candidate"  # answers nobody, so it may be taken away
-_ACTIONS = ("promote", "rollback")
+_LARGEST = 1 << 20  # bytes of what says where an alias points, and of sums
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SECRET = re.compile(r"(?<=//)[^/\s]*@|\?\S*")  # of whoever puts a password or a signature into a URL
 _LOCK, _SAID = ".mirror", "aliases"
@@ -78,20 +78,12 @@ class Pointer:
         """
         try:
             found = json.loads(said)
-            pointer = cls(Move(**found["move"]), found["sha256"])
-            pointer._check()
+            pointer = cls(Move.of(found["move"]), found["sha256"])
+            if not _SHA256.fullmatch(pointer.sha256):
+                raise ValueError("a digest has 64 hexadecimal digits")
             return pointer
-        except (BadName, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise BadPointer(f"the store's word on an alias cannot be read: {error}") from error
-
-    def _check(self) -> None:
-        move = self.move
-        texts = (move.time, move.who, move.why, move.after, self.sha256)
-        if not all(isinstance(text, str) for text in texts) or move.action not in _ACTIONS:
-            raise ValueError("a move has time, who, why, after and an action")
-        split_id(move.after)
-        if not _SHA256.fullmatch(self.sha256):
-            raise ValueError("a digest has 64 hexadecimal digits")
 
 
 class Store:
@@ -116,7 +108,10 @@ class Store:
         return files, path.rstrip("/")
 
     def read(self, alias: str) -> bytes | None:
-        """Return what the store says of an alias, None where it says nothing; raises `StoreAway`."""
+        """Return what the store says of an alias, None where it says nothing; raises `StoreAway`.
+
+        Of what is no file, in a store on a disk, nothing is returned that `Pointer.of` could read.
+        """
         return self._read(f"{_SAID}/{alias}.json")
 
     def fetch(self, identity: str, name: str, to: Path) -> None:
@@ -169,7 +164,7 @@ class Store:
 
     def _put_version(self, version: Version, seal: str) -> None:
         at = f"models/{version.id}"
-        if self._read(f"{at}/{sealed.SUMS}") == (version.path / sealed.SUMS).read_bytes():
+        if self._read(f"{at}/{sealed.SUMS}") == disk.read(version.path / sealed.SUMS, _LARGEST):
             return  # they went last
         with self._asked() as (files, root):
             files.makedirs(f"{root}/{at}", exist_ok=True)
@@ -186,6 +181,8 @@ class Store:
     def _read(self, at: str) -> bytes | None:
         with self._asked() as (files, root):
             try:
+                if _is_odd(files, f"{root}/{at}"):
+                    return b""
                 said: bytes = files.cat_file(f"{root}/{at}")
             except FileNotFoundError:
                 return None
@@ -254,14 +251,16 @@ class Mirror:
         if said is None:
             return alias != CANDIDATE or not self._said(alias).exists()
         try:
-            return self._said(alias).read_bytes() == said and alias in self.registry.aliases()
+            return disk.read(self._said(alias), _LARGEST) == said and alias in self.registry.aliases()
         except FileNotFoundError:
             return False
 
     def _remember(self, alias: str, said: bytes) -> None:
         part = self._said(alias).with_suffix(".part")
-        part.parent.mkdir(exist_ok=True)
-        part.write_bytes(said)
+        disk.make_directory(part.parent)
+        part.unlink(missing_ok=True)
+        with open(disk.open_or_create(part, os.O_WRONLY), "wb") as file:
+            file.write(said)
         os.replace(part, self._said(alias))
 
     def _forget(self, alias: str) -> None:
@@ -274,7 +273,7 @@ class Mirror:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         self.registry.root.mkdir(parents=True, exist_ok=True)
-        with open(self.registry.root / _LOCK, "w") as lock:
+        with open(disk.open_or_create(self.registry.root / _LOCK, os.O_RDWR), "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -285,6 +284,15 @@ def _pointer(registry: Registry, alias: str) -> Pointer:
     moves = [move for move in registry.ledger() if (move.alias, move.after) == (alias, version.id)]
     move: Any = moves[-1] if moves else Move("", "", alias, "promote", None, version.id, "set by hand")
     return Pointer(move, sealed.seal_of(version.path))
+
+
+def _is_odd(files: Any, path: str) -> bool:
+    """Whether a store on a disk has no file there, but a named pipe or the like, or one that is too large."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    if not isinstance(files, LocalFileSystem) or not os.path.lexists(path):
+        return False
+    return not os.path.isfile(path) or os.path.getsize(path) > _LARGEST
 
 
 def without_secret(text: str) -> str:

@@ -43,7 +43,8 @@ class Inventory:
         """Read what is new; `summaries` may be asked meanwhile. Raises `OSError` if the registry cannot be read."""
         versions = self._registry.versions()
         self._ids = [version.id for version in versions]
-        for version in versions:
+        served = self._registry.aliases().values()
+        for version in sorted(versions, key=lambda version: version.id not in served):
             stamp = _stamp(version.path / cards.FILE)
             if self._known.get(version.id, (None,))[0] != stamp or stamp is None:
                 self._known[version.id] = stamp, summary(version)
@@ -59,7 +60,7 @@ class Inventory:
 def summary(version: Version) -> dict[str, Any]:
     """Return what a version's card says, as `/models` and `lvm models` show it."""
     try:
-        card = cards.read(version.path)
+        card = cards.outline(version.path)
     except BadCard as error:
         return {"id": version.id, "error": str(error)}
     return {

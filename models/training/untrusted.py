@@ -15,6 +15,7 @@ import signal
 import struct
 import threading
 import types
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ _MOST_MEMBERS, _LARGEST_PICKLE = 100_000, 1 << 23  # bytes; tensors are not in i
 _MEMORY, _SECONDS = 1 << 30, 60.0  # beyond twice the size of the file
 _NUMBER = re.compile(r"[biufc]\d{1,2}")
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
+_REASON = re.compile(r"WeightsUnpickler error: (.*)")  # in torch's advice to trust the file
 _LONGEST, _MOST_SHOWN = 80, 20
 
 
@@ -139,7 +141,8 @@ def _load(path: Path, file: BufferedReader) -> Any:
     place = f"/proc/self/fd/{file.fileno()}"  # the very file that was checked
     unknown: list[str] = []
     try:
-        with _bounded(2 * size + _MEMORY, _SECONDS), safe_globals([(made, name) for name, made in KNOWN.items()]):
+        known: list[Any] = [(made, name) for name, made in KNOWN.items()]
+        with _quiet(), _bounded(2 * size + _MEMORY, _SECONDS), safe_globals(known):
             unknown = get_unsafe_globals_in_checkpoint(place) if is_archive else []
             with safe_globals([(type("Refused", (Refused,), {"named": name}), name) for name in unknown]):
                 saved = torch.load(place, map_location="cpu", weights_only=True, mmap=is_archive or None)
@@ -153,8 +156,10 @@ def _load(path: Path, file: BufferedReader) -> Any:
 def _refuse(path: Path, unknown: list[str], cause: Exception | None, found: tuple[str, str] | None = None) -> NoReturn:
     """Raise `BadCheckpoint` that says which class is not known, and where a value of it stands if that was found."""
     if not unknown:
-        said = f"no torch checkpoint, or damaged ({type(cause).__name__}: {shown(str(cause).partition(chr(10))[0])})"
-        raise BadCheckpoint(f"{path}: {said}") from cause
+        reason = (_REASON.findall(str(cause)) or str(cause).split("\n"))[0]
+        raise BadCheckpoint(
+            f"{path}: no torch checkpoint, or damaged ({type(cause).__name__}: {shown(reason)})"
+        ) from cause
     where, name = found or ("", sorted(unknown)[0])
     holds = f"`{shown(where)}` holds a" if where else "it holds a"
     raise BadCheckpoint(
@@ -219,6 +224,14 @@ def _bounded(memory: int, seconds: float) -> Iterator[None]:
         if is_main:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, handler)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's warnings of old formats from whoever imports a file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _too_slow(*_: object) -> NoReturn:

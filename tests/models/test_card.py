@@ -11,14 +11,14 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.card import BadCard, Card, Reference, read
+from models.card import BadCard, Card, Reference, outline, read
 
 PLAIN = Card("toy", "net", 16, "tiny-encoder", "cc-by-sa-3.0", "The authors.")
 FOUND = {"R@1": 0.5, "R@3": 0.6, "R@5": 0.7, "R@10": 0.8, "R@20": 0.9, "R@50": 1.0, "Contain@50": 1.0, "MRR": 0.6}
 FIGURES: dict[str, Any] = {
     "cosine": 0.61234,
     "margin": -0.012,
-    "retrieval": {"with_context": FOUND, "without_context": FOUND},
+    "retrieval": {"with_context": {**FOUND}, "without_context": {**FOUND}},
 }
 FULL = replace(
     PLAIN,
@@ -221,3 +221,14 @@ def test_no_text_raises_anything_else(noise: str, place: int) -> None:
             Card.from_markdown(damaged)
         except BadCard:
             continue
+
+
+@pytest.mark.parametrize("card", [PLAIN, FULL])
+def test_an_outline_is_a_card_without_figures_of_retrieval(tmp_path: Path, card: Card) -> None:
+    (tmp_path / "README.md").write_text(card.to_markdown(), encoding="utf-8")
+    found = outline(tmp_path)
+    assert replace(found, scores={}) == replace(card, scores={})
+    for name, score in card.scores.items():
+        assert found.scores[name]["cosine"] == score["cosine"]
+        assert found.scores[name]["baselines"]["mean"]["margin"] == score["baselines"]["mean"]["margin"]
+        assert found.scores[name]["retrieval"] == {"with_context": None, "without_context": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -362,3 +363,29 @@ def test_each_store_has_a_mirror_of_its_own_and_a_directory_is_itself(tmp_path: 
     assert one.parent == other.parent == tmp_path
     assert one != other
     assert home("artifacts/lvm", tmp_path) == Path("artifacts/lvm")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.name), lambda path: path.write_bytes(b"[" * (1 << 21))],
+)
+def test_what_a_store_on_a_disk_has_in_place_of_an_alias_is_refused_alone(
+    site: Site, make: Callable[[Path], object]
+) -> None:
+    make(site.objects / "aliases/candidate.json")
+    said = site.mirror.ask()
+    site.mirror.follow("primary", said["primary"])
+    assert site.theirs.aliases().keys() == {"primary"}
+    with pytest.raises(BadPointer):
+        site.mirror.follow("candidate", said["candidate"])
+
+
+@pytest.mark.parametrize("name", [".mirror", "aliases/primary.json"])
+def test_a_mirror_waits_for_no_pipe(site: Site, name: str) -> None:
+    site.follow()
+    path = site.theirs.root / name
+    path.unlink()
+    os.mkfifo(path)
+    site.promote("amn")
+    with pytest.raises(OSError, match="expected a regular file"):
+        site.follow()

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from models.registry import Registry
 from service.cli import app
 from service.cli.ends import ENDS, end_of
 from tests.conftest import LVM, SHIPPED
+from tests.fakes import add_version, card, registry_of
 
 
 def lvm(*words: str, registry: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -400,3 +401,47 @@ def test_a_corpus_is_stored_with_the_index_asked_for_and_can_be_promoted(shipped
 def test_an_index_that_there_is_not_is_a_usage_error(shipped: Path) -> None:
     done = lvm("corpus", "wiki", "--data", str(shipped / "retriever"), "--index", "tree", registry=shipped)
     assert (done.returncode, "'tree' is not one of" in done.stderr) == (2, True)
+
+
+def test_models_lists_what_is_odd_beside_what_is_not_and_escapes_it(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    good = registry.add("good", {"README.md": card("good").to_markdown().encode()})
+    odd = registry.add("odd", {"README.md": b"---\nlvm: {'[/red]\\e[31m': 1}\n---\n"})
+    piped = registry.add("piped", {"README.md": b""})
+    (piped.path / "README.md").unlink()
+    os.mkfifo(piped.path / "README.md")
+    shutil.copytree(good.path, registry.root / "primary")
+    (registry.root / "fallback").write_text(f"models/{good.id}")
+    done = lvm("models", registry=registry.root)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert all(text in done.stdout for text in (good.id, odd.id, piped.id, "[/red]", "is a named pipe"))
+    assert "'primary' in" in done.stderr
+    assert "is a directory, not a symbolic link" in done.stderr
+    told = json.loads(lvm("models", "--json", registry=registry.root).stdout)
+    assert told["broken"].keys() == {"primary", "fallback"}
+    assert [version["id"] for version in told["versions"] if "error" in version] == [odd.id, piped.id]
+
+
+def test_serve_says_that_a_copy_lost_its_links(tmp_path: Path) -> None:
+    (tmp_path / "primary").write_text("models/amn/20260101-000000000000")
+    done = lvm("serve", "--port", "0", registry=tmp_path)
+    assert (done.returncode, "is a file, not a symbolic link" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_rollback_says_how_many_lines_of_the_ledger_it_skipped(tmp_path: Path) -> None:
+    registry = registry_of(tmp_path / "registry", primary="amn")
+    registry.point("primary", add_version(registry, "amn", "second"))
+    with open(registry.root / "ledger.jsonl", "ab") as ledger:
+        ledger.write(b"\x00\x00\nnull\n")
+    done = lvm("rollback", "primary", registry=registry.root)
+    assert (done.returncode, done.stderr) == (0, "lines of the ledger that are no moves: 2\n")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_import_refuses_what_is_no_regular_file(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "x.pt")
+    done = lvm("import", str(tmp_path / "x.pt"), "--name", "amn", registry=tmp_path / "registry")
+    assert (done.returncode, "expected a regular file" in done.stderr) == (65, True)
+    assert not (tmp_path / "registry").exists()

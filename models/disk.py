@@ -34,6 +34,10 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     """
     try:
         handle = os.open(path, flags | _NEVER_WAIT)
+    except (
+        BlockingIOError
+    ):  # a file server has a lease on it, which only a regular file can have, and gives it back soon
+        handle = os.open(path, (flags | _NEVER_WAIT) & ~os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
             raise _not_regular(path, os.lstat(path).st_mode) from error

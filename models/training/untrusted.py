@@ -36,7 +36,7 @@ _MOST_MEMBERS, _LARGEST_PICKLE = 100_000, 1 << 23  # bytes; tensors are not in i
 _MEMORY, _SECONDS = 1 << 30, 60.0  # beyond twice the size of the file
 _NUMBER = re.compile(r"[biufc]\d{1,2}")
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
-_REASON = re.compile(r"WeightsUnpickler error: (.*)")  # in torch's advice to trust the file
+_REASON = re.compile(r"WeightsUnpickler error:\s*(.*)")  # in torch's advice to trust the file
 _LONGEST, _MOST_SHOWN = 80, 20
 
 

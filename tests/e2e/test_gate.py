@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,32 +119,32 @@ def test_bad_versions_are_refused_each_for_its_own_reason_and_the_server_answers
 
 
 def test_an_alias_that_moves_while_a_version_is_judged_is_left_where_it_is(shipped: Path) -> None:
-    """The judge waits for the weights, which come through a pipe, until somebody else was quicker: exit 75."""
+    """The judge waits for the weights, on which there is a lease, until somebody else was quicker: exit 75."""
     registry = Registry(shipped)
     version = next(version for version in registry.versions() if version.name == "gmn")
-    weights = version.path / checkpoints.WEIGHTS
-    data = weights.read_bytes()
-    weights.unlink()
-    os.mkfifo(weights)
     env = {**os.environ, "LVM_REGISTRY": str(shipped)}
-    judge = subprocess.Popen([LVM, "promote", "primary", version.id], env=env, stderr=subprocess.PIPE, text=True)
-    pipes: list[int] = []
-    until(lambda: judge.poll() is not None or opened(weights, pipes), "the judge to ask for weights")
-    quicker = registry.point("primary", registry.resolve("fallback"))
-    os.set_blocking(pipes[0], True)
-    with os.fdopen(pipes[0], "wb") as pipe:
-        pipe.write(data)
+    with leased(version.path / checkpoints.WEIGHTS) as is_wanted:
+        judge = subprocess.Popen([LVM, "promote", "primary", version.id], env=env, stderr=subprocess.PIPE, text=True)
+        until(lambda: judge.poll() is not None or is_wanted.is_set(), "the judge to ask for weights")
+        quicker = registry.point("primary", registry.resolve("fallback"))
     assert "any more: judge again\n" in judge.communicate()[1]
     assert judge.returncode == 75
     assert registry.aliases()["primary"] == quicker.after
     assert registry.ledger()[-1] == quicker
 
 
-def opened(fifo: Path, pipes: list[int]) -> bool:
-    """Open a pipe for writing once somebody reads it."""
-    with suppress(OSError):
-        pipes.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
-    return bool(pipes)
+@contextmanager
+def leased(path: Path) -> Iterator[threading.Event]:
+    """Have whoever opens a file wait meanwhile; yields what is set once somebody does."""
+    is_wanted = threading.Event()
+    before = signal.signal(signal.SIGIO, lambda *_: is_wanted.set())
+    file = os.open(path, os.O_RDWR)
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield is_wanted
+    finally:
+        os.close(file)
+        signal.signal(signal.SIGIO, before)
 
 
 def answers(server: Process) -> list[tuple[str, bytes]]:

@@ -141,6 +141,13 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> Non
         load(tmp_path / "x.pt")
 
 
+def test_what_damages_a_pickle_is_told_on_one_line_without_advice_to_trust_it(rewritten: Callable[..., Path]) -> None:
+    with pytest.raises(BadCheckpoint, match=r"damaged \(UnpicklingError: .+\)$") as refused:
+        load(rewritten(pickle=b"\x80\x02\x93."))
+    assert "\n" not in str(refused.value)
+    assert "weights_only" not in str(refused.value)
+
+
 # Archives that mean harm
 
 

@@ -39,7 +39,7 @@ from service.door import (
 from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, Unavailable, problem
 from service.lineup import NETS, RETRIEVER, Lineup
 from service.loading import Loaders, RealLoaders
-from service.log import AccessLog, logger
+from service.log import AccessLog, logger, sink
 from service.metrics import Metrics
 from service.mirror import follower_of, following
 from service.protocol import OTHER
@@ -143,6 +143,7 @@ def create_app(
     process is draining.
     """
     metrics, state, tokens = Metrics(settings.slo_ms, cells), State(), read_tokens(settings)
+    sink().count_in(metrics.log_dropped.add)
     access, exporter = AccessLog(settings.access_log), _exporter(settings)
     aliases = (RETRIEVER,) if lender else (*NETS, RETRIEVER)
     registry = Registry(home(settings.registry, settings.cache))

@@ -6,11 +6,18 @@ and what it counted outlives it. One writer a file, numbers of eight aligned byt
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+SHM = Path("/dev/shm")  # memory, if there is such a place
+PREFIX = "lvm-workers-"  # of directories of rows; a lock tells whether their supervisor lives
 SUFFIX = ".cells"
 KEYS, CELLS = 1 << 18, 1 << 15  # bytes, numbers
 Key = tuple[str, ...]  # the name of an instrument and label values
@@ -39,12 +46,16 @@ class Cells:
 
 
 class SharedCells(Cells):
-    """The row of worker `slot` among those in the directory `home`; goes on where an earlier holder stopped."""
+    """The row of worker `slot` among those in the directory `home`; goes on where an earlier holder stopped.
+
+    Raises:
+        OSError: the row does not fit on the file system.
+    """
 
     def __init__(self, home: Path, slot: int) -> None:
         self._path = home / f"{slot}{SUFFIX}"
         with open(self._path, "a+b") as file:
-            file.truncate(KEYS + 8 * CELLS)
+            _reserve(file.fileno(), KEYS + 8 * CELLS)
             self._map = mmap.mmap(file.fileno(), 0)
         self.values = memoryview(self._map)[KEYS:].cast("d")
         self._places = _places(self._map)
@@ -64,10 +75,15 @@ class SharedCells(Cells):
     def elsewhere(self) -> Iterator[tuple[Key, Sequence[float]]]:
         """Yield the numbers of every key in the files beside this one."""
         for path in sorted(self._path.parent.glob(f"*{SUFFIX}")):
-            if path != self._path and path.stat().st_size:
-                with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as there:
-                    values = memoryview(there[KEYS:]).cast("d")
-                    yield from ((key, values[at : at + size]) for key, (at, size) in _places(there).items())
+            with suppress(FileNotFoundError):  # removed just now: the supervisor is gone
+                yield from self._rows_of(path)
+
+    def _rows_of(self, path: Path) -> Iterator[tuple[Key, Sequence[float]]]:
+        if path == self._path or not path.stat().st_size:
+            return
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as there:
+            values = memoryview(there[KEYS:]).cast("d")
+            yield from ((key, values[at : at + size]) for key, (at, size) in _places(there).items())
 
     def _write_key(self, key: list[str], at: int, size: int) -> None:
         begin = 8 + int.from_bytes(self._map[:8], "little")
@@ -78,6 +94,64 @@ class SharedCells(Cells):
         self._map[:8] = (begin - 8 + len(line)).to_bytes(8, "little")  # last: a reader sees whole lines only
 
 
+def _reserve(file: int, size: int) -> None:
+    """Give a file its blocks: a process that writes to a map of a full file system is killed."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)
+
+
 def _places(there: mmap.mmap) -> dict[Key, tuple[int, int]]:
     text = there[8 : 8 + int.from_bytes(there[:8], "little")]
     return {tuple(key): (at, size) for key, at, size in map(json.loads, text.splitlines())}
+
+
+@contextmanager
+def home_of_cells(rows: int) -> Iterator[Path]:
+    """Make a directory of `rows` rows, in memory if they fit there, and remove it in the end.
+
+    What supervisors that were killed left behind is removed first.
+
+    Raises:
+        OSError: there is room nowhere.
+    """
+    places = [place for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()]
+    for place in places:
+        _clear_away(place)
+    with ExitStack() as stack:
+        yield _first_with_room(stack, places, rows)
+
+
+def _first_with_room(stack: ExitStack, places: Sequence[Path], rows: int) -> Path:
+    first, *others = places
+    try:
+        with ExitStack() as attempt:
+            home = Path(attempt.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX, dir=first)))
+            attempt.enter_context(_locked(home))
+            for row in range(rows):
+                SharedCells(home, row)
+            stack.enter_context(attempt.pop_all())
+            return home
+    except OSError:
+        if not others:
+            raise
+        return _first_with_room(stack, others, rows)
+
+
+def _clear_away(place: Path) -> None:
+    """Remove the directories below `place` whose supervisors are gone."""
+    for home in place.glob(f"{PREFIX}*"):
+        with suppress(OSError), _locked(home):  # else its supervisor lives, or it is another user's
+            shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Hold the lock of a directory; raises `OSError` where somebody else does."""
+    directory = os.open(home, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(directory)

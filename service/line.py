@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import os
+import select
+import shutil
 import socket
+import threading
 from collections.abc import Callable
+from pathlib import Path
+from time import sleep
+
+LOOK_S = 1.0  # between two looks at who the parent is
 
 
 def beat(line: socket.socket) -> None:
-    """Say that all is well; the first time, that it is ready."""
+    """Say that all is well; the first time, that it is ready. A supervisor that does not read holds up nobody."""
     with contextlib.suppress(OSError):
-        line.send(b".")
+        line.send(b".", socket.MSG_DONTWAIT)
 
 
-def when_lost(line: socket.socket, call: Callable[[], object]) -> None:
-    """Call `call` once the supervisor is gone; from the running event loop."""
-    loop = asyncio.get_running_loop()
+def when_lost(line: socket.socket, home: Path, call: Callable[[], object], most_s: float) -> None:
+    """Call `call` once the supervisor is gone, and remove its directory `home`.
 
-    def lost() -> None:
-        loop.remove_reader(line)
+    End the process if it is still there `most_s` seconds later. A thread waits, so a process whose event loop hangs
+    ends as well.
+    """
+    end = line.dup()
+    supervisor = os.getppid()
+
+    def wait() -> None:
+        ended = select.poll()
+        ended.register(end, select.POLLIN)
+        while not ended.poll(LOOK_S * 1000) and os.getppid() == supervisor:
+            pass
+        shutil.rmtree(home, ignore_errors=True)
         call()
+        sleep(most_s)
+        os._exit(1)
 
-    loop.add_reader(line, lost)
+    threading.Thread(target=wait, name="line", daemon=True).start()

@@ -17,6 +17,7 @@ from typing import Any
 from models.encoder import EncoderError, is_same
 from models.priority import give_way
 from models.registry import BrokenAlias, LockHeld, Overtaken, Registry, RegistryError, UnknownVersion, Version
+from service.background import guard, repeat
 from service.batching import MicroBatcher
 from service.breaker import STATES, Breaker
 from service.encoding import EncoderEngine
@@ -173,16 +174,17 @@ class Lineup:
 
     async def watch(self) -> None:
         """Look at the aliases every `reload_s` seconds, for ever, and follow where they point."""
-        while True:
-            await asyncio.sleep(self._settings.reload_s)
-            for alias in self.aliases:
-                await self._look(alias)
+        await repeat("follow aliases", self._look_at_all, self._settings.reload_s)
+
+    async def _look_at_all(self) -> None:
+        for alias in self.aliases:
+            await self._look(alias)
 
     async def _look(self, alias: str) -> None:
         try:
             await self.follow(alias)
             self._unseen.discard(alias)
-        except Exception as error:  # a file system that hiccups must not end the watch
+        except Exception as error:  # a file system that hiccups must not keep the others from being looked at
             self._miss(alias, error)
 
     def _miss(self, alias: str, error: Exception) -> None:
@@ -253,7 +255,8 @@ class Lineup:
         self.inventory_aside.close()
 
     def observe(self) -> None:
-        """Bring the gauges of queues and versions up to date."""
+        """Bring the gauges of the process, of queues and versions up to date."""
+        self._metrics.observe_process()
         self._metrics.model.facts = [(alias, *engine.identity) for alias, engine in self._all().items()]
         for alias, batcher in self._batchers().items():
             self._metrics.queue_rows.set(batcher.pending_rows, alias)
@@ -311,7 +314,7 @@ class Lineup:
         self._see_to(old.batcher.close(self._settings.grace_s))
 
     def _see_to(self, end: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(end)
+        task = asyncio.create_task(guard("retire", end))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
@@ -324,7 +327,7 @@ class Lineup:
         probation = Probation(incumbent.conduct, engine.conduct, self._settings, self._clock)
         if isinstance(engine, Engine) and isinstance(incumbent, Engine) and engine.reads == incumbent.reads:
             engine.witness = Witness(incumbent.predict, probation.compare, self._clock).consider
-        task = asyncio.create_task(self._judge(alias, probation))
+        task = asyncio.create_task(guard("probation", self._judge(alias, probation)))
         self._trials[alias] = Trial(engine, incumbent, live, task)
 
     def _end_trial(self, alias: str) -> Trial | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from service.background import repeat
 from service.engine import Floats, Live, Prediction
 from service.errors import Draining, Expired
 from service.frames import Frame, Framed, Kind, read_fault
@@ -125,7 +126,7 @@ class Link:
     async def open(self, borrow: Borrow) -> None:
         """Connect, and keep connected; return once the owner has said who serves, or `PATIENCE_S` seconds passed."""
         self._borrow, self._told = borrow, asyncio.Event()
-        self._keeper = asyncio.create_task(self._keep())
+        self._keeper = asyncio.create_task(repeat("connect to the owner", self._connect, RETRY_S))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._told.wait(), PATIENCE_S)
 
@@ -135,14 +136,12 @@ class Link:
         for wire in self._wires:
             wire.close()
 
-    async def _keep(self) -> None:
+    async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            with contextlib.suppress(OSError):
-                _, wire = await loop.create_unix_connection(lambda: Wire(self._most, self._hear), str(self._path))
-                self._wires.add(wire)
-                await wire.over.wait()
-            await asyncio.sleep(RETRY_S)
+        with contextlib.suppress(OSError):
+            _, wire = await loop.create_unix_connection(lambda: Wire(self._most, self._hear), str(self._path))
+            self._wires.add(wire)
+            await wire.over.wait()
 
     def _hear(self, wire: Wire, text: bytes) -> None:
         """Pass on who serves by a wire; nobody, where no text says so because it is lost."""

@@ -25,11 +25,12 @@ LOST = "lost"  # the outcome of requests whose worker died
 REASONS = ("expired", "overloaded", "draining", "breaker_open", "model_failed")  # to refuse, to fall back
 AWAY = ("index_away", "index_stale")  # why a corpus is searched here and not in the index store
 RELOADS = ("ok", "refused", "failed", "rolled_back", "unrecorded")  # the last: its alias could not be moved back
-ROLES = ("worker", "owner")
+ROLES = WORKER, OWNER = "worker", "owner"
 STAGES: dict[str, tuple[str, ...]] = {"/predict": ("decode", "queue", "infer", "encode", "total")}
 STAGES |= {"/v2/models/{model}/infer": STAGES["/predict"], "/retrieve": (*STAGES["/predict"], "search", "rerank")}
 TOTAL_TEXT = "total_text"  # a request in text has a total of its own: an objective for vectors must not see it
 STAGES |= {route: (*STAGES[route], "embed", TOTAL_TEXT) for route in ("/predict", "/retrieve")}
+JOINS: Mapping[str, Callable[[Iterable[float]], float]] = {"process_start_time_seconds": min, "python_info": max}
 Labels = tuple[str, ...]
 Others = Mapping[Key, list[Sequence[float]]]  # the numbers of the workers beside this one
 
@@ -221,6 +222,39 @@ class Info(Instrument):
             yield f"{self.name}{_braces(self.labels, values)} 1.0"
 
 
+class ProcessMetrics:
+    """What `prometheus_client` tells of a process, counted in `cells`: several workers show their sum.
+
+    What a process counted outlives it; its successor in the row counts on.
+    """
+
+    def __init__(self, cells: Cells) -> None:
+        self._cells, self._registry = cells, CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+        self._before: dict[tuple[Counter, Labels], float] = {}
+        self.instruments: dict[str, Counter] = {}
+        for family in self._registry.collect():
+            labels = tuple(family.samples[0].labels) if family.samples else ()
+            kind = Counter if family.type == "counter" else Gauge
+            join = JOINS.get(family.name, sum)
+            self.instruments[family.name] = kind(cells, family.name, family.documentation, labels, join)
+
+    def observe(self) -> None:
+        """Bring the instruments up to date."""
+        for family in self._registry.collect():
+            made = self.instruments[family.name]
+            for sample in family.samples:
+                self._set(made, tuple(sample.labels.values()), sample.value)
+
+    def _set(self, made: Counter, values: Labels, value: float) -> None:
+        at = made.of(*values)
+        before = 0.0
+        if not isinstance(made, Gauge):
+            before = self._before.setdefault((made, values), self._cells.values[at])
+        self._cells.values[at] = before + value
+
+
 class Metrics:
     """The instruments of one process, and the text of a scrape, which counts the workers beside it in."""
 
@@ -257,6 +291,7 @@ class Metrics:
         self.store_age = gauge("lvm_store_age_seconds", "Seconds since that store last answered in full.", (), max)
         self.worker_deaths = counter("lvm_worker_deaths", "Workers, or their owner, that ended unasked.", ("role",))
         self.worker_deaths.expect(ROLES)
+        self.log_dropped = counter("lvm_log_dropped", "Lines of the log that could not be written.", ()).expect()
         self.queue_rows = gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
         self.breaker = gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",), max)
         self.input_norm = histogram(
@@ -291,10 +326,9 @@ class Metrics:
             "The version that each alias serves.",
             ("alias", "model", "version", "sha256", "runtime"),
         )
-        self._process = CollectorRegistry()
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self._process)
-        self._by_name = {made.name: made for made in self.instruments() if not isinstance(made, Info)}
+        self._process = ProcessMetrics(self._cells)
+        counted = *self.instruments(), *self._process.instruments.values()
+        self._by_name = {made.name: made for made in counted if not isinstance(made, Info)}
         for name, *values in self._cells.taken():
             self._by_name[name].of(*values)
 
@@ -305,14 +339,20 @@ class Metrics:
     def scrape(self, accept: str = "") -> tuple[bytes, str]:
         """Return the text, and its media type, in the format that an Accept header asks for.
 
-        Written here because the event loop stands still meanwhile, and `prometheus_client` formats every
-        line anew. The process's own few are still its.
+        Written here because the event loop stands still meanwhile, and `prometheus_client` formats every line anew.
         """
-        encode, media_type = choose_encoder(accept)
+        _, media_type = choose_encoder(accept)
         openmetrics = media_type.startswith("application/openmetrics-text")
+        self.observe_process()
         others = self._others()
-        lines = (line for made in self.instruments() for line in made.lines(others, openmetrics=openmetrics))
-        return "".join([f"{line}\n" for line in lines]).encode() + encode(self._process), media_type
+        shown = *self.instruments(), *self._process.instruments.values()
+        lines = [line for made in shown for line in made.lines(others, openmetrics=openmetrics)]
+        end = ["# EOF"] if openmetrics else []
+        return "".join([f"{line}\n" for line in (*lines, *end)]).encode(), media_type
+
+    def observe_process(self) -> None:
+        """Bring up to date what the process uses: memory, time of processor, descriptors."""
+        self._process.observe()
 
     def close_books(self) -> None:
         """Bring the numbers of a process that is gone to their end: no levels, what it was answering is lost."""
@@ -320,7 +360,7 @@ class Metrics:
         for (route,), count in lost.items():
             for _ in range(int(count)):
                 self.requests.add(route, LOST)
-        for made in self.instruments():
+        for made in self._by_name.values():
             if isinstance(made, Gauge):
                 made.empty()
 

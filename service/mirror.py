@@ -13,6 +13,7 @@ from typing import Any
 from models.priority import give_way
 from models.registry import LockHeld
 from models.store import BadPointer, Mirror, Pointer, Store, StoreAway, is_url
+from service.background import guard, repeat
 from service.lineup import PREDICTORS, RETRY_S, Lineup, now
 from service.log import logger
 from service.metrics import Metrics
@@ -88,10 +89,8 @@ class Follower:
 
     async def watch(self) -> None:
         """Look every `store_s` seconds, for ever, and give way to those who answer callers meanwhile."""
-        await self._aside(give_way)
-        while True:
-            await asyncio.sleep(self._settings.store_s)
-            await self.look()
+        await guard("give way", self._aside(give_way))
+        await repeat("follow the store", self.look, self._settings.store_s)
 
     async def close(self, timeout: float) -> None:
         """Let go of the store; wait `timeout` seconds at most for a version that is being checked, for no answer."""

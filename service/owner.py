@@ -7,7 +7,7 @@ The supervisor holds its listening socket, so that a worker's connection waits f
 from __future__ import annotations
 
 import asyncio
-import signal
+import os
 import socket
 import sys
 from collections.abc import Coroutine
@@ -21,6 +21,7 @@ import uvloop
 
 from models.registry import Registry
 from models.store import home
+from service.background import Guarded
 from service.cells import SharedCells
 from service.engine import Engine, Prediction
 from service.errors import Draining, ServiceError, Unavailable
@@ -29,11 +30,11 @@ from service.line import beat, when_lost
 from service.lineup import CANDIDATE, NETS, Lineup
 from service.link import name_of
 from service.loading import RealLoaders
-from service.log import configure, logger
+from service.log import configure, logger, sink
 from service.metrics import Metrics
 from service.mirror import Follower, follower_of, following
 from service.remote import Facts
-from service.server import SWITCH_S
+from service.server import SIGNALS, SWITCH_S
 from service.settings import Settings, read_settings
 
 SOCKET = "owner.sock"  # in the directory of the cells, which is nobody else's
@@ -152,19 +153,21 @@ def own(slot: int, listener: int, line: int, home: Path) -> int:
         UnknownVersion, BadCheckpoint: what the aliases point at cannot be served.
     """
     settings = read_settings()
-    configure(settings.log_level)
+    configure(settings.log_level, worker="owner", pid=os.getpid())
     sys.setswitchinterval(SWITCH_S)
     metrics = Metrics(settings.slo_ms, SharedCells(home, slot))
+    sink().count_in(metrics.log_dropped.add)
     with socket.socket(fileno=line) as reports, socket.socket(fileno=listener) as ours:
-        uvloop.run(_own(settings, metrics, ours, reports))
+        uvloop.run(_own(settings, metrics, ours, reports, home))
     return 0
 
 
-async def _own(settings: Settings, metrics: Metrics, listener: socket.socket, line: socket.socket) -> None:
-    loop, leaving = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+async def _own(settings: Settings, metrics: Metrics, listener: socket.socket, line: socket.socket, place: Path) -> None:
+    loop = asyncio.get_running_loop()
+    leaving = asyncio.Event()
+    for number in SIGNALS:
         loop.add_signal_handler(number, leaving.set)
-    when_lost(line, leaving.set)
+    when_lost(line, place, lambda: loop.call_soon_threadsafe(leaving.set), settings.stop_s)
     registry = Registry(home(settings.registry, settings.cache))
     lineup = Lineup(registry, RealLoaders(settings), settings, metrics, aliases=NETS)
     follower = follower_of(lineup, settings, metrics)
@@ -195,16 +198,18 @@ async def _watch(
     owner: Owner, lineup: Lineup, follower: Follower | None, line: socket.socket, leaving: asyncio.Event
 ) -> None:
     """Say what there is to say, to the workers and to the supervisor, until it is time to leave."""
+    guarded = Guarded("tell the workers")
     at = 0.0
     while not leaving.is_set():
-        owner.tell()
-        if monotonic() - at >= 1.0:
-            at = monotonic()
-            for each in (lineup, follower):
-                if each:
-                    each.observe()
-            if lineup.stuck_s() <= owner.settings.hang_s:
-                beat(line)
+        with guarded:
+            owner.tell()
+            if monotonic() - at >= 1.0:
+                at = monotonic()
+                for each in (lineup, follower):
+                    if each:
+                        each.observe()
+                if lineup.stuck_s() <= owner.settings.hang_s:
+                    beat(line)
         with suppress(TimeoutError):
             await asyncio.wait_for(leaving.wait(), TICK_S)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import socket
 import struct
@@ -20,11 +21,13 @@ import uvicorn
 
 from service.app import Service, create_app
 from service.auth import Tokens
-from service.log import configure, logger
+from service.background import Guarded
+from service.log import configure, logger, sink
 from service.protocol import LINGER_S, Protocol
-from service.settings import Settings
+from service.settings import Settings, unknown_settings
 
 SIGNALS = signal.SIGTERM, signal.SIGINT
+LAST_CALLERS_S = 5.0  # at most, to take in who is connected when it stops
 SO_ATTACH_FILTER = 26  # not in the socket module
 SWITCH_S = 0.0005  # Python's own 5 ms, several times a batch, starve a net while the event loop is busy saying no
 
@@ -46,6 +49,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: Service, settings: Settings) -> None:
         super().__init__(config)
         self._process, self._settings = app.state.process, settings
+        self._tick = Guarded("tick")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say where."""
@@ -60,13 +64,18 @@ class Server(uvicorn.Server):
         logger().info("listening", url=f"http://{host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: once a second, close the connections that are too slow or idle too long."""
+        """Ten times a second: whether to stop; once a second, what else there is to do."""
         if counter % 10 == 0:
-            now, known = monotonic(), self._settings
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, Protocol):
-                    connection.close_if_slow(now - known.receive_s, now - known.keep_alive_s)
+            with self._tick:
+                self.each_second()
         return await super().on_tick(counter)
+
+    def each_second(self) -> None:
+        """Close the connections that are too slow or idle too long."""
+        now, known = monotonic(), self._settings
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Protocol):
+                connection.close_if_slow(now - known.receive_s, now - known.keep_alive_s)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -77,9 +86,14 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self.drain, number.name)
+        loop.add_signal_handler(signal.SIGHUP, self.keep_on)
         yield
-        for number in SIGNALS:
+        for number in (*SIGNALS, signal.SIGHUP):
             loop.remove_signal_handler(number)
+
+    def keep_on(self) -> None:
+        """Say that SIGHUP changes nothing: one process cannot be renewed without a gap."""
+        logger().warning("hang-up ignored", detail="restart it; the supervisor of --workers 2 renews without a gap")
 
     def drain(self, why: str) -> None:
         """Answer on while others move away, then stop; asked twice, stop now.
@@ -103,16 +117,28 @@ class Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self.turn_away()
-        asyncio.get_running_loop().call_later(LINGER_S, self._exit)
+        asyncio.get_running_loop().call_later(LINGER_S, self._exit, monotonic() + LAST_CALLERS_S)
 
-    def _exit(self) -> None:
-        self.should_exit = True
+    def _exit(self, until: float) -> None:
+        """Close the sockets, once those who are connected are all taken in; wait for that until `until`."""
+        if monotonic() < until and any(map(is_awaited, self._listeners)):
+            asyncio.get_running_loop().call_later(LINGER_S, self._exit, until)
+        else:
+            self.should_exit = True
 
 
 def leave(why: str) -> NoReturn:
     """End the process, whatever hangs in its threads; status 0, as after any stop that loses nothing."""
     logger().info("told to stop before it was ready", why=why)
+    sink().drain()
     os._exit(0)
+
+
+def is_awaited(listener: socket.socket) -> bool:
+    """Return whether somebody is connected and not accepted yet."""
+    waiting = select.poll()
+    waiting.register(listener, select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def turn_away(listener: socket.socket) -> None:
@@ -163,6 +189,32 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return listener
 
 
+def claim(listener: socket.socket) -> socket.socket:
+    """Return what keeps other services from the address of `listener` while it is open, before that listens as well.
+
+    The kernel lets a second service bind an address on which nobody listens yet, or on which workers do. A name of
+    Linux's own, which goes with its holder, and which is seen as far as the address is.
+
+    Raises:
+        CannotListen: another holds it.
+    """
+    host, port = listener.getsockname()[:2]
+    holder = socket.socket(socket.AF_UNIX)
+    try:
+        if sys.platform == "linux":
+            holder.bind(f"\0lvm {host} {port}")
+    except OSError as error:
+        holder.close()
+        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return holder
+
+
+def warn_of_unknown_settings() -> None:
+    """Say which variables are no settings: what they were to change is at its default."""
+    for name, nearest in unknown_settings(os.environ):
+        logger().warning("unknown setting", name=name, nearest=nearest)
+
+
 def check_exposure(address: str, tokens: Tokens, *, insecure: bool) -> None:
     """Refuse an address beyond loopback where callers need no token, unless that is what is wanted.
 
@@ -188,8 +240,9 @@ def serve(settings: Settings) -> int:
         UnknownVersion, BadCheckpoint: what the aliases point at cannot be served.
     """
     configure(settings.log_level)
+    warn_of_unknown_settings()
     app = create_app(settings)
-    with bind(settings.host, settings.port) as listener:
+    with bind(settings.host, settings.port) as listener, claim(listener):
         check_exposure(listener.getsockname()[0], app.tokens, insecure=settings.insecure)
         return run(Server(config_of(app, settings), app, settings), app, listener)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +15,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.store import CACHE
 
+OTHERS = {"LVM_TOKEN", "LVM_URL", "LVM_TEXT", "LVM_RUNTIME"}  # the command line's, the load tests', compose.yaml's
+BY_KUBERNETES = re.compile(r"LVM_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")  # set where a Service is named lvm
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -31,7 +36,7 @@ NormPolicy = Literal["accept", "normalise", "refuse"]
 class Settings(BaseSettings):
     """The configuration of one process; frozen once read."""
 
-    model_config = SettingsConfigDict(env_prefix="LVM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="LVM_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     registry: Annotated[str, BeforeValidator(str)] = Field(
         "artifacts/lvm", description="Directory of versions and aliases, or the URL of an object store of them."
@@ -150,6 +155,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
+    @property
+    def stop_s(self) -> float:
+        """Seconds after which a process that was told to stop hangs: it may wait for requests, then for nets."""
+        return self.drain_s + 2 * self.grace_s + 10
+
     @field_validator("milvus_uri")
     @classmethod
     def _has_client(cls, value: str) -> str:
@@ -161,6 +171,15 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
+
+
+def unknown_settings(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each variable of `environment` that begins with LVM_ and is no setting, and the setting nearest to it."""
+    known = [f"LVM_{name.upper()}" for name in Settings.model_fields]
+    for name in sorted(environment):
+        is_known = name.upper() in {*known, *OTHERS} or BY_KUBERNETES.fullmatch(name.upper())
+        if name.upper().startswith("LVM_") and not is_known:
+            yield name, get_close_matches(name.upper(), known, 1, 0)[0]
 
 
 def read_settings(**overrides: object) -> Settings:

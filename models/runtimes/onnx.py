@@ -25,7 +25,7 @@ def open_session(graph: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
     """Return a session that runs in its caller's thread; `graph` finds its parameters among `weights` by name."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails raises; its own lines would be written by whoever runs the net
     # The graph need not read every tensor (AMN's key bias cancels out), and a session refuses others.
     used = [name for name in weights if name.encode() in graph]
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in used]

@@ -16,7 +16,7 @@ from models.store import CACHE, home, is_url, without_secret
 
 def registry() -> Registry:
     """Return the registry, which need not be there yet; raises `RegistryError` where it is an object store."""
-    named = os.environ.get("LVM_REGISTRY", "artifacts/lvm")
+    named = os.environ.get("LVM_REGISTRY") or "artifacts/lvm"
     if is_url(named):
         raise RegistryError(f"{without_secret(named)} is an object store, mirrored in {registry_to_read().root}")
     return Registry(Path(named))
@@ -24,8 +24,8 @@ def registry() -> Registry:
 
 def registry_to_read() -> Registry:
     """Return the registry, or the mirror here of an object store."""
-    cache = Path(os.environ.get("LVM_CACHE", CACHE))
-    return Registry(home(os.environ.get("LVM_REGISTRY", "artifacts/lvm"), cache))
+    cache = Path(os.environ.get("LVM_CACHE") or CACHE)
+    return Registry(home(os.environ.get("LVM_REGISTRY") or "artifacts/lvm", cache))
 
 
 def existing_registry() -> Registry:

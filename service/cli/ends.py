@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NoReturn
 
 OK, FAILED, USAGE, BAD_DATA, CANNOT_CREATE, CANNOT_WRITE, LOCKED, BAD_CONFIG, STOPPED = 0, 1, 2, 65, 73, 74, 75, 78, 130
@@ -72,6 +74,7 @@ def plain(text: str) -> str:
 
 def run(command: Callable[[], object]) -> NoReturn:
     """Run a command and exit with its status; an expected error is two lines on stderr."""
+    _hold_standard_descriptors()
     try:
         command()
     except Exception as error:
@@ -79,6 +82,22 @@ def run(command: Callable[[], object]) -> NoReturn:
         if end is None:
             raise
         status, hint = end
-        print(plain(f"lvm: {error}\nnext: {hint}"), file=sys.stderr)
+        with suppress(OSError):  # the status says it as well
+            print(plain(f"lvm: {error}\nnext: {hint}"), file=sys.stderr)
         sys.exit(status)
     sys.exit(OK)
+
+
+def _hold_standard_descriptors() -> None:
+    """Keep the numbers 0, 1 and 2 from connections and files if they were closed.
+
+    What is opened there cannot be written, so that lines that go there are dropped, and counted.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # takes the lowest number that is free
+            os.set_inheritable(number, True)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # else `print` would say it on stdout

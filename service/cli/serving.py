@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -28,6 +29,7 @@ def serve(
 
     SIGHUP renews the workers, where there are several.
     """
+    _listen_to_signals()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's products are small here: a second thread only spins
     from service.server import serve as run
     from service.settings import read_settings
@@ -39,21 +41,36 @@ def serve(
         from service.ray.graph import serve_until_told as run
     elif settings.workers > 1 or settings.owner == "on":
         from service.workers import supervise as run
-    raise typer.Exit(run(settings))
+    _exit(run(settings))
 
 
 def work(slot: int, listener: int, line: int, home: Path) -> None:
     """Be one of several workers; `serve` starts them."""
+    _listen_to_signals()
     from service.workers import work as run
 
-    raise typer.Exit(run(slot, listener, line, home))
+    _exit(run(slot, listener, line, home))
 
 
 def own(slot: int, listener: int, line: int, home: Path) -> None:
     """Own the device for all workers; `serve` starts it."""
+    _listen_to_signals()
     from service.owner import own as run
 
-    raise typer.Exit(run(slot, listener, line, home))
+    _exit(run(slot, listener, line, home))
+
+
+def _listen_to_signals() -> None:
+    """Until there is something to drain: SIGTERM ends the process with 0, SIGHUP does nothing."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(OK))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _exit(status: int) -> NoReturn:
+    """Exit with a status that no late signal changes: what was to be drained is."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise typer.Exit(status)
 
 
 def smoke(

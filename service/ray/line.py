@@ -14,6 +14,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from models.retriever import Search
+from service.background import repeat
 from service.engine import Floats, Live, Prediction
 from service.errors import Expired, ModelFailed, Overloaded, ServiceError, Unavailable
 from service.lineup import PREDICTORS, RETRIEVER
@@ -102,16 +103,11 @@ class Lines:
         await self._look(borrow)
         if PREDICTORS[0] not in self._known:
             raise Unavailable(f"no replica of `{PREDICTORS[0]}` answers")
-        self._watch = asyncio.create_task(self._keep(borrow))
+        self._watch = asyncio.create_task(repeat("ask the replicas", lambda: self._look(borrow), self._reload_s))
 
     async def close(self) -> None:
         """Look no more."""
         self._watch.cancel()
-
-    async def _keep(self, borrow: Borrow) -> None:
-        while True:
-            await asyncio.sleep(self._reload_s)
-            await self._look(borrow)
 
     async def _look(self, borrow: Borrow) -> None:
         aliases = [alias for alias in PREDICTORS if alias in self._lines]

@@ -16,7 +16,7 @@ from service.engine import Engine, Live, Prediction
 from service.errors import ServiceError, Unavailable
 from service.lineup import Lineup
 from service.loading import RealLoaders
-from service.log import configure
+from service.log import configure, sink
 from service.metrics import Metrics
 from service.ray.books import Books, home_of_books
 from service.ray.scaling import Load
@@ -43,6 +43,7 @@ class Replica:
         self.together.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
         own = settings.model_copy(update={"max_wait_ms": 0.0})  # Serve has waited already
         metrics = Metrics(settings.slo_ms, Books(settings.slo_ms, home_of_books()).row())
+        sink().count_in(metrics.log_dropped.add)
         self._lineup = Lineup(Registry(Path(settings.registry)), RealLoaders(own), own, metrics, aliases=(alias,))
         await self._lineup.start()
         if self._lineup.identity(alias) is None:

@@ -7,6 +7,7 @@ refused is told why; and an idle connection holds nothing.
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Coroutine
 from time import monotonic
 from typing import Any
@@ -40,6 +41,7 @@ from service.log import logger
 OTHER = "other"  # the route label of what never reached a route
 CLOSE = (b"connection", b"close")
 LINGER_S = 0.25  # for what is on its way in when the sockets close
+LAST_TURNS = 8  # of LINGER_S each, at the end, for a request to arrive whole: its caller may be on a busy machine
 MAX_PIPELINE = 64  # requests of one connection that wait for an earlier answer
 MAX_SKIP = 2**20  # bytes of a refused body that are read, so that the connection stays
 MAX_HEAD = 16 * 1024  # bytes of a request line and headers
@@ -405,12 +407,22 @@ class Protocol(HttpToolsProtocol):
         self.pipeline.clear()
         self.cycle = None  # type: ignore[assignment]
 
-    def shutdown(self) -> None:
-        """Close as soon as nothing is owed: a request that is on its way in has a moment to arrive."""
-        if self.waiting_since is None:
-            super().shutdown()
+    def shutdown(self, turns: int = LAST_TURNS) -> None:
+        """Close as soon as nothing is owed: a request that is on its way in has a moment, `turns`, to arrive.
+
+        Bytes that are here are read first: a busy event loop may come to its timers before them.
+        """
+        if turns and (self.waiting_since is not None or self._has_unread()):
+            self.loop.call_later(LINGER_S, self.shutdown, turns - 1)
         else:
-            self.loop.call_later(LINGER_S, super().shutdown)
+            super().shutdown()
+
+    def _has_unread(self) -> bool:
+        if self.transport.is_closing():
+            return False
+        there = select.poll()
+        there.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(there.poll(0))
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import socket
 import struct
@@ -27,7 +26,6 @@ from service.protocol import LINGER_S, Protocol
 from service.settings import Settings, unknown_settings
 
 SIGNALS = signal.SIGTERM, signal.SIGINT
-LAST_CALLERS_S = 5.0  # at most, to take in who is connected when it stops
 SO_ATTACH_FILTER = 26  # not in the socket module
 SWITCH_S = 0.0005  # Python's own 5 ms, several times a batch, starve a net while the event loop is busy saying no
 
@@ -117,14 +115,10 @@ class Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self.turn_away()
-        asyncio.get_running_loop().call_later(LINGER_S, self._exit, monotonic() + LAST_CALLERS_S)
+        asyncio.get_running_loop().call_later(LINGER_S, self._exit)
 
-    def _exit(self, until: float) -> None:
-        """Close the sockets, once those who are connected are all taken in; wait for that until `until`."""
-        if monotonic() < until and any(map(is_awaited, self._listeners)):
-            asyncio.get_running_loop().call_later(LINGER_S, self._exit, until)
-        else:
-            self.should_exit = True
+    def _exit(self) -> None:
+        self.should_exit = True
 
 
 def leave(why: str) -> NoReturn:
@@ -132,13 +126,6 @@ def leave(why: str) -> NoReturn:
     logger().info("told to stop before it was ready", why=why)
     sink().drain()
     os._exit(0)
-
-
-def is_awaited(listener: socket.socket) -> bool:
-    """Return whether somebody is connected and not accepted yet."""
-    waiting = select.poll()
-    waiting.register(listener, select.POLLIN)
-    return bool(waiting.poll(0))
 
 
 def turn_away(listener: socket.socket) -> None:

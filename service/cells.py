@@ -108,15 +108,17 @@ def _places(there: mmap.mmap) -> dict[Key, tuple[int, int]]:
 
 
 @contextmanager
-def home_of_cells(rows: int) -> Iterator[Path]:
-    """Make a directory of `rows` rows, in memory if they fit there, and remove it in the end.
+def home_of_cells(rows: int, places: Sequence[Path] = ()) -> Iterator[Path]:
+    """Make a directory of `rows` rows in the first of `places` with room, and remove it in the end.
+
+    Unless they are named, the places are memory and the directory of temporary files.
 
     What supervisors that were killed left behind is removed first.
 
     Raises:
         OSError: there is room nowhere.
     """
-    places = [place for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()]
+    places = places or [place for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()]
     for place in places:
         _clear_away(place)
     with ExitStack() as stack:

@@ -46,8 +46,8 @@ def until(condition: Callable[[], object], what: str) -> None:
 class Running:
     """An app on a real socket, and a client for it."""
 
-    def __init__(self, app: Service, url: str) -> None:
-        self.app, self.url = app, url
+    def __init__(self, app: Service, url: str, server: Server) -> None:
+        self.app, self.url, self.server = app, url, server
         self.http = httpx.Client(base_url=url, timeout=PATIENCE_S)
 
     def metric(self, name: str, **labels: str) -> float:
@@ -67,7 +67,7 @@ def running(app: Service, settings: Settings) -> Iterator[Running]:
         try:
             until(lambda: server.started or not thread.is_alive(), "the server to start")
             assert server.started, app.state.process.failure
-            client = Running(app, "http://{}:{}".format(*listener.getsockname()))
+            client = Running(app, "http://{}:{}".format(*listener.getsockname()), server)
             with client.http:
                 yield client
         finally:

@@ -4,15 +4,49 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.app import create_app
-from service.server import SWITCH_S, Server, config_of, run
+from service.protocol import LINGER_S
+from service.server import SWITCH_S, CannotListen, Server, bind, claim, config_of, run
 from service.settings import Settings
+from tests.conftest import PATIENCE_S, Running, until
 from tests.fakes import FakeLoaders, mean_of, registry_of
+
+Serve = Callable[..., Running]
+
+
+def test_an_address_that_another_claims_is_taken_though_nobody_listens_there_yet() -> None:
+    """The kernel would let both bind, and the second fail, or share the port, once it is ready."""
+    with bind("127.0.0.1", 0, shared=True) as first, claim(first):
+        port = first.getsockname()[1]
+        with bind("127.0.0.1", port, shared=True) as second:
+            with pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+                claim(second)
+    with bind("127.0.0.1", port, shared=True) as third:
+        claim(third).close()
+
+
+def test_a_request_that_came_in_while_the_event_loop_was_busy_is_answered_at_a_stop(serve: Serve) -> None:
+    """The loop comes to its timers, which close the connection, before it reads."""
+    server = serve()
+    host, port = server.url.removeprefix("http://").split(":")
+    connections = server.server.server_state.connections
+    has_sent = threading.Event()
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as caller:
+        until(lambda: connections, "the connection to be accepted")
+        loop = next(iter(connections)).loop
+        loop.call_soon_threadsafe(next(iter(connections)).shutdown)
+        loop.call_soon_threadsafe(lambda: (has_sent.wait(), time.sleep(LINGER_S)))
+        caller.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        has_sent.set()
+        assert caller.recv(64).startswith(b"HTTP/1.1 200")
 
 
 class Unstarted(Server):

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from service.settings import BadSettings, Settings, read_settings
+from service.settings import BadSettings, Settings, read_settings, unknown_settings
 
 
 def test_the_environment_decides_and_arguments_outrank_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +24,20 @@ def test_a_value_that_means_nothing_is_named(monkeypatch: pytest.MonkeyPatch, na
     monkeypatch.setenv(name, value)
     with pytest.raises(BadSettings, match=name):
         read_settings()
+
+
+def test_an_empty_variable_is_as_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    unset = read_settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"LVM_{name.upper()}", "")
+    assert read_settings() == unset
+
+
+def test_an_unknown_variable_is_told_with_the_nearest_setting() -> None:
+    known = [f"LVM_{name.upper()}" for name in Settings.model_fields]
+    by_kubernetes = ["LVM_SERVICE_HOST", "LVM_SERVICE_PORT_HTTP", "LVM_PORT_8000_TCP_ADDR"]
+    environment = [*known, *by_kubernetes, "LVM_TOKEN", "HOME", "LVM_WORKER", "LVM_TOKEN_FILE"]
+    assert [*unknown_settings(environment)] == [("LVM_TOKEN_FILE", "LVM_TOKENS_FILE"), ("LVM_WORKER", "LVM_WORKERS")]
 
 
 @pytest.mark.skipif(find_spec("pymilvus") is not None, reason="the extra is installed")

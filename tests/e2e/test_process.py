@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,14 +15,17 @@ from typing import Any
 import httpx
 import numpy as np
 import onnx
+import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from models import checkpoint, corpus, sealed
+from service.server import bind
 from tests.conftest import LVM, PATIENCE_S, ROOT, Process, until
 from tests.fakes import octets_of
 
 Start = Callable[..., Process]
+JSON = "application/json"
 EXAMPLE = ROOT / "examples" / "context.json"
 
 
@@ -174,6 +178,41 @@ def test_a_second_server_on_the_same_port_says_so(process: Start, shipped: Path)
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serves_and_stops_and_counts_lost_lines_if_stderr_is_closed(shipped: Path, workers: str) -> None:
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", LVM, "serve", "--port", str(port), "--workers", workers]
+    env = {**os.environ, "LVM_REGISTRY": str(shipped), "LVM_ACCESS_LOG": "1", "LVM_DRAIN_S": "0.1"}
+    server = subprocess.Popen(command, env=env)
+    try:
+        until(lambda: _ready(url) == 200, "a start")
+        dropped = _dropped(url)
+        for _ in range(4):
+            answer = httpx.post(f"{url}/predict", content=EXAMPLE.read_bytes(), headers={"content-type": JSON})
+            assert answer.status_code == 200
+        until(lambda: _dropped(url) >= dropped + 4, "the lines to be counted")
+        server.terminate()
+        assert server.wait(PATIENCE_S) == 0
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_hang_up_of_one_process_is_a_line_of_the_log(process: Start) -> None:
+    server = process()
+    server.popen.send_signal(signal.SIGHUP)
+    until(lambda: server.events("hang-up ignored"), "the line")
+    assert _ready(server.url) == 200
+    assert server.stop() == 0
+
+
+def test_a_start_names_the_setting_nearest_to_a_variable_that_is_none(process: Start) -> None:
+    told = process(LVM_WORKER="4", LVM_ENCODER="").events("unknown setting")
+    assert [(line["name"], line["nearest"]) for line in told] == [("LVM_WORKER", "LVM_WORKERS")]
+
+
 def test_beyond_loopback_callers_need_the_token_and_the_log_does_not_tell_it(process: Start, tmp_path: Path) -> None:
     token, file = "a-token-of-16-characters-and-more", tmp_path / "tokens"
     file.write_text(f"somebody:{token}\n")
@@ -187,6 +226,12 @@ def test_beyond_loopback_callers_need_the_token_and_the_log_does_not_tell_it(pro
         assert subprocess.run(report, env={**os.environ, **given}, capture_output=True, check=False).returncode == code
     assert server.stop() == 0
     assert token not in (tmp_path / "serve-0.log").read_text()
+
+
+def _dropped(url: str) -> float:
+    """Return how many lines of the log were dropped."""
+    lines = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text.splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith("lvm_log_dropped_total "))
 
 
 def _ready(url: str) -> int:

@@ -140,6 +140,35 @@ def test_a_stop_answers_what_was_accepted_and_exits_cleanly(process: Start) -> N
     assert set(callers.stop()) <= {"200", "broken"}  # refused connections once nobody listens
 
 
+def test_a_stop_ends_a_rolling_restart(process: Start) -> None:
+    """Also a successor that comes when it is time to stop."""
+    server = process(LVM_WORKERS="2", LVM_DRAIN_S="0.1")
+    os.kill(server.popen.pid, signal.SIGHUP)
+    until(lambda: len(pids(server)) == 3, "a successor")
+    assert server.stop() == 0
+
+
+def test_a_second_service_on_the_same_port_says_so(process: Start, shipped: Path) -> None:
+    server = process(LVM_WORKERS="2")
+    port = server.url.rpartition(":")[2]
+    for workers in ("1", "2"):
+        command = [LVM, "serve", "--port", port, "--workers", workers]
+        env = {**os.environ, "LVM_REGISTRY": str(shipped)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert done.returncode == 78
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
+
+
+def test_lines_of_the_log_name_their_worker(process: Start) -> None:
+    server = process(LVM_WORKERS="2", LVM_ACCESS_LOG="1")
+    with httpx.Client() as client:
+        number = ask(client, server.url).headers["x-worker"]
+    until(lambda: server.events("request"), "the line")
+    line = server.events("request")[0]
+    assert str(line["worker"]) == number
+    assert line["pid"] in pids(server)
+
+
 def test_a_primary_that_must_not_be_served_ends_all_with_its_status(shipped: Path) -> None:
     weights = (shipped / "primary").resolve() / "weights.safetensors"
     weights.chmod(0o644)
@@ -152,5 +181,8 @@ def test_a_primary_that_must_not_be_served_ends_all_with_its_status(shipped: Pat
 def test_workers_drain_when_their_supervisor_is_gone(process: Start) -> None:
     server = process(LVM_WORKERS="2", LVM_DRAIN_S="0")
     workers = pids(server)
+    home = Path(Path(f"/proc/{workers[0]}/cmdline").read_bytes().split(b"\0")[-2].decode())
+    assert home.is_dir()
     server.popen.kill()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the workers to leave")
+    assert not home.exists()

@@ -26,9 +26,9 @@ def test_an_address_that_another_claims_is_taken_though_nobody_listens_there_yet
     """The kernel would let both bind, and the second fail, or share the port, once it is ready."""
     with bind("127.0.0.1", 0, shared=True) as first, claim(first):
         port = first.getsockname()[1]
-        with bind("127.0.0.1", port, shared=True) as second:
-            with pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-                claim(second)
+        taken = pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{port}: Address already in use")
+        with bind("127.0.0.1", port, shared=True) as second, taken:
+            claim(second)
     with bind("127.0.0.1", port, shared=True) as third:
         claim(third).close()
 

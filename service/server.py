@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
 
     def keep_on(self) -> None:
         """Say that SIGHUP changes nothing: one process cannot be renewed without a gap."""
-        logger().warning("hang-up ignored", detail="restart it; the supervisor of --workers 2 renews without a gap")
+        logger().warning("hangup ignored", detail="restart it; the supervisor of --workers renews without a gap")
 
     def drain(self, why: str) -> None:
         """Answer on while others move away, then stop; asked twice, stop now.

@@ -313,7 +313,10 @@ class Supervisor:
             self._status = max(self._status, status)
         is_death = not life.is_leaving or status != 0
         if is_death:
-            logger().error(f"{life.role} died", **life.marks(), status=status)
+            if life.role == OWNER:
+                logger().error("owner died", **life.marks(), status=status)
+            else:
+                logger().error("worker died", **life.marks(), status=status)
         with Guarded("close the books"):
             metrics = Metrics(self._settings.slo_ms, SharedCells(self._home, life.slot))
             metrics.close_books()

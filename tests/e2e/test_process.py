@@ -203,7 +203,7 @@ def test_serves_and_stops_and_counts_lost_lines_if_stderr_is_closed(shipped: Pat
 def test_a_hang_up_of_one_process_is_a_line_of_the_log(process: Start) -> None:
     server = process()
     server.popen.send_signal(signal.SIGHUP)
-    until(lambda: server.events("hang-up ignored"), "the line")
+    until(lambda: server.events("hangup ignored"), "the line")
     assert _ready(server.url) == 200
     assert server.stop() == 0
 

@@ -23,7 +23,7 @@ import structlog
 
 Logger = structlog.typing.FilteringBoundLogger
 MOST_FAILURES = 10  # lines a second: a log shall not be what a busy service is busy with
-MOST_BYTES = 2**20  # of lines that wait to be written
+MOST_BYTES = 2**18  # of lines that wait to be written: some eight hundred
 FLUSH_S = 1.0  # at the end, for what is queued; a reader that stalls must not hold up a stop
 STDERR = 2
 

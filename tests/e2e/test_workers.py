@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.conftest import LVM, PATIENCE_S, Process, until
@@ -146,6 +147,14 @@ def test_a_stop_ends_a_rolling_restart(process: Start) -> None:
     os.kill(server.popen.pid, signal.SIGHUP)
     until(lambda: len(pids(server)) == 3, "a successor")
     assert server.stop() == 0
+
+
+@pytest.mark.faults
+def test_a_stop_kills_a_worker_that_does_not_end(process: Start) -> None:
+    server = process(LVM_WORKERS="2", LVM_DRAIN_S="0", LVM_GRACE_S="0.5")
+    os.kill(pids(server)[0], signal.SIGSTOP)
+    assert server.stop() == 137
+    assert server.events("worker hangs")
 
 
 def test_a_second_service_on_the_same_port_says_so(process: Start, shipped: Path) -> None:

@@ -410,7 +410,7 @@ class Protocol(HttpToolsProtocol):
     def shutdown(self, turns: int = LAST_TURNS) -> None:
         """Close as soon as nothing is owed: a request that is on its way in has a moment, `turns`, to arrive.
 
-        Bytes that are here are read first: a busy event loop may come to its timers before them.
+        Bytes that are here are read first, also of a connection that was idle.
         """
         if turns and (self.waiting_since is not None or self._has_unread()):
             self.loop.call_later(LINGER_S, self.shutdown, turns - 1)

@@ -19,6 +19,7 @@ from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media
 from service.encoding import EncoderEngine, Read, Said
 from service.engine import Floats
 from service.errors import Draining, Invalid, Malformed, Unavailable
+from service.headers import chosen
 from service.inventory import Inventory, card_text, describe, ledger
 from service.lineup import Lineup
 from service.metrics import TOTAL_TEXT, Metrics
@@ -311,10 +312,13 @@ def _result(hit: Hit) -> dict[str, Any]:
 
 
 def _octets_wanted(call: Call, asked: Decoded) -> np.dtype[Any] | None:
-    accept = call.headers.get(b"accept", b"")
-    if OCTETS not in accept or asked.options.get("encoding"):
+    accept = call.headers.get(b"accept")
+    if accept is None or asked.options.get("encoding"):
         return None
-    return wire.accepted_octets(accept)
+    if accept == OCTETS:
+        return wire.FLOAT32
+    wanted = chosen(accept, OCTETS, JSON)
+    return None if wanted is None else wire.dtype_of(wanted)
 
 
 def _is_query(kind: wire.OctetType, length: int, dim: int) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from models.registry import Registry
 from models.store import home
@@ -37,6 +38,7 @@ from service.door import (
     request_id,
 )
 from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, Unavailable, problem
+from service.headers import combine, path_of
 from service.lineup import NETS, RETRIEVER, Lineup
 from service.loading import Loaders, RealLoaders
 from service.log import AccessLog, logger, sink
@@ -65,14 +67,14 @@ class Service(FastAPI):
     def __init__(self, metrics: Metrics, tokens: Tokens, access: AccessLog, **options: Any) -> None:
         super().__init__(**options)
         self.metrics, self.tokens, self.access = metrics, tokens, access
-        self.hot: dict[bytes, HotRoute] = {}
+        self.hot: dict[str, HotRoute] = {}
         self.infer: HotRoute | None = None
         self.labels: set[str] = set()
         self.open: frozenset[str] = PROBES
 
     def short_cut(self) -> None:
         """Learn the routes; to be called once they are all there."""
-        self.hot = {route.path.encode(): route.hot for route in self.routes if isinstance(route, DocumentedHotRoute)}
+        self.hot = {route.path: route.hot for route in self.routes if isinstance(route, DocumentedHotRoute)}
         self.open = PROBES | pages.places().keys()  # a page asks for the token that its requests then carry
         self.labels = {route.path for route in self.routes if isinstance(route, Route)}
 
@@ -82,7 +84,7 @@ class Service(FastAPI):
         document["components"]["schemas"].update(schemas.COMPONENTS)
         return document
 
-    def hot_route(self, path: bytes) -> HotRoute | None:
+    def hot_route(self, path: str) -> HotRoute | None:
         """Return the hot route of a path, if it is one."""
         route = self.hot.get(path)
         return self.infer if route is None and oip.is_infer(path) else route
@@ -91,13 +93,19 @@ class Service(FastAPI):
         """Answer one request, or run the lifespan."""
         if scope["type"] != "http":
             return await super().__call__(scope, receive, send)
-        hot = self.hot_route(scope["path"].encode()) if scope["method"] == "POST" else None
+        raw_path = scope.get("raw_path") or b""
+        if b"%" in raw_path and unquote(raw_path) == scope["path"]:
+            scope = {**scope, "path": path_of(raw_path)}
+        hot = self.hot_route(scope["path"]) if scope["method"] == "POST" else None
         if hot is not None:
             return await hot(scope, receive, send)
         return await self._counted(scope, receive, send)
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = dict(scope["headers"])
+        headers = combine(scope["headers"])
+        scope = {**scope, "headers": list(headers.items())}
+        if is_head := scope["method"] == "HEAD":
+            scope["method"] = "GET"  # the same answer, without its body
         identity = scope["lvm.request_id"] = request_id(headers.get(b"x-request-id"))
         outcome, status, began = CANCELLED, DEPARTED, perf_counter()
 
@@ -114,6 +122,8 @@ class Service(FastAPI):
                     (b"x-request-id", identity.encode()),
                     *self.state.process.headers,
                 ]
+            elif is_head and message["type"] == "http.response.body":
+                message["body"] = b""
             await send(message)
 
         client, *_ = scope.get("client") or ("",)
@@ -228,11 +238,22 @@ def _response(error: ServiceError, identity: str, path: str) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = error.headers
+    if error.status_code == 405:
+        headers = {"allow": ", ".join(sorted(_methods(request)))}
     reason = STATUS_REASONS.get(error.status_code, "other")
     path = request.url.path
     detail = (oip.missing(path) if error.status_code == 404 else None) or str(error.detail)
     body = problem(error.status_code, reason, detail, request.scope["lvm.request_id"], path=path)
-    return Response(body, error.status_code, error.headers, PROBLEM.decode())
+    return Response(body, error.status_code, headers, PROBLEM.decode())
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods that the path of a request allows."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    found = [route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    allowed = set[str]().union(*found)
+    return allowed | {"HEAD"} if "GET" in allowed else allowed
 
 
 async def _on_bad_parameter(request: Request, error: Exception) -> Response:

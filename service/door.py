@@ -5,7 +5,6 @@ Hot routes are plain ASGI: body in, bytes out, no framework between. All others 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from random import getrandbits
@@ -13,6 +12,7 @@ from time import monotonic, perf_counter, time
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from service import coding
 from service.admission import Admission, Place
 from service.auth import Tokens
 from service.errors import (
@@ -24,6 +24,7 @@ from service.errors import (
     UnsupportedMediaType,
     problem,
 )
+from service.headers import combine, decimal, media_type
 from service.log import AccessLog, logger
 from service.metrics import STAGES, Metrics
 from service.settings import Settings
@@ -37,7 +38,10 @@ Headers = list[tuple[bytes, bytes]]
 
 CANCELLED, DEPARTED = "cancelled", 499  # nginx's status of callers who left; it is sent to nobody
 NOSNIFF = (b"x-content-type-options", b"nosniff")  # a browser shall not guess what an answer is
+JSON = b"application/json"
+CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})  # of JSON: ASCII is UTF-8, too
 CLOSING = (401, 408, 413)  # the rest of the body is not worth reading
+MAX_DIGITS = 18  # of a length in bytes; Python refuses to read thousands
 BLANK = "0" * 16  # where the id of a request goes
 
 
@@ -112,17 +116,10 @@ class Call:
         asked = self.headers.get(b"x-request-timeout-ms")
         if asked is None:
             return
-        try:
-            timeout = float(asked)
-        except ValueError:
-            timeout = math.nan
+        timeout = decimal(asked)
         if not 0 < timeout <= 3_600_000:
             raise Invalid("X-Request-Timeout-Ms wants milliseconds, more than 0 and at most 3600000")
         self.deadline += (timeout - most_ms) / 1000
-
-    def media_type(self) -> bytes:
-        """Return the media type of the body, lower case, without parameters."""
-        return self.headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
 
     def options(self) -> dict[str, str]:
         """Return the options of the query string; raises `Malformed` where one stands twice."""
@@ -171,6 +168,7 @@ class HotRoute:
         self.timeout_ms = door.settings.timeout_ms
         self.max_body = round(door.settings.max_body_mb * 1e6)
         self._refusals: dict[tuple[str, int | None], list[bytes]] = {}
+        self._refused_at: Headers = []
         metrics = door.metrics
         self._in_flight = metrics.in_flight.expect((path,))
         self._requests = metrics.requests.expect((path,), ("ok", "fallback"))
@@ -181,7 +179,7 @@ class HotRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request as an ASGI application."""
         peer = scope.get("client") or ("",)
-        call = self.call(dict(scope["headers"]), scope["query_string"], scope["path"], peer[0])
+        call = self.call(combine(scope["headers"]), scope["query_string"], scope["path"], peer[0])
         try:
             self.knock(call, declared_length(call.headers))
             await read_body(call, receive, self.max_body)
@@ -231,6 +229,9 @@ class HotRoute:
             current.set(call.recorded)
         try:
             call.take_timeout(self.timeout_ms)
+            if b"content-encoding" in call.headers:
+                codings = call.headers[b"content-encoding"]
+                call.body = await coding.decode(call.body, codings, self.max_body, call.place.grow)
             return await self._handler(call)
         except ServiceError as error:
             return self.problem(error, call.id)
@@ -287,13 +288,21 @@ class HotRoute:
             failed = outcome if status >= 500 else None
             call.recorded.end(f"POST {self.path}", call.started, ended, {**name, **known}, failed)
 
-    def refusal(self, error: ServiceError, call: Call, write: Callable[[Reply, Headers], bytes]) -> bytes:
-        """Return the answer, as `write` writes it, to one for whom there is no room: made before but for the id."""
+    def refusal(
+        self, error: ServiceError, call: Call, dated: Headers, write: Callable[[Reply, Headers], bytes]
+    ) -> bytes:
+        """Return the answer, as `write` writes it, to one for whom there is no room: made before but for the id.
+
+        It begins with the headers `dated`, and is made again if these change.
+        """
+        if dated is not self._refused_at:
+            self._refusals.clear()
+            self._refused_at = dated
         known = error.detail, error.retry_after
         pieces = self._refusals.get(known)
         if pieces is None:
             reply = self.problem(error, BLANK)
-            pieces = write(reply, self.headers(reply, BLANK)).split(BLANK.encode())
+            pieces = write(reply, dated + self.headers(reply, BLANK)).split(BLANK.encode())
             self._refusals[known] = pieces
         return call.id.encode().join(pieces)
 
@@ -326,7 +335,7 @@ def problem_reply(error: ServiceError, identity: str, path: str) -> Reply:
 def declared_length(headers: dict[bytes, bytes]) -> int:
     """Return the bytes of a body as its head declares them, 0 where it does not."""
     said = headers.get(b"content-length", b"")
-    return int(said) if said.isdigit() else 0
+    return int(said) if said.isdigit() and len(said) <= MAX_DIGITS else 0
 
 
 async def read_body(call: Call, receive: Receive, limit: int) -> None:
@@ -357,8 +366,17 @@ async def read_body(call: Call, receive: Receive, limit: int) -> None:
 
 
 def want_media_type(call: Call, *known: bytes) -> bytes:
-    """Return the media type of the body; raises `UnsupportedMediaType` where it is not one of `known`."""
-    media_type = call.media_type()
-    if media_type not in known:
+    """Return the media type of the body, JSON if none is named.
+
+    Raises:
+        UnsupportedMediaType: it is not one of `known`, or JSON in a charset other than UTF-8.
+    """
+    header = call.headers.get(b"content-type", JSON)
+    if header in known:
+        return header
+    named = media_type(header)
+    if named is None or named.name not in known:
         raise UnsupportedMediaType(f"want {b' or '.join(known).decode()}")
-    return media_type
+    if named.name == JSON and not CHARSETS.issuperset(value.lower() for value in named.values(b"charset")):
+        raise UnsupportedMediaType("the charset is not utf-8, which JSON is in")
+    return named.name

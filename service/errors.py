@@ -7,6 +7,8 @@ ServiceError
 ├── Unauthorised 401         a token is wanted, and is missing or unknown
 ├── UnknownModel 404         UnknownArticle 404
 ├── TooSlow 408              TooLarge 413, UnsupportedMediaType 415, HeadersTooLarge 431
+│   └── UnsupportedCoding    a Content-Encoding other than gzip; carries Accept-Encoding
+├── UnknownExpectation 417   UnknownHttpVersion 505
 ├── ClientLimit 429          the client holds its share; carries Retry-After
 ├── Expired 504              the deadline passed
 └── Unavailable 503          carries Retry-After
@@ -97,6 +99,24 @@ class UnsupportedMediaType(ServiceError):
     """A media type that the route does not read."""
 
     status, reason = 415, "unsupported_media_type"
+
+
+class UnsupportedCoding(UnsupportedMediaType):
+    """A Content-Encoding that is not decoded."""
+
+    headers = ((b"accept-encoding", b"gzip"),)
+
+
+class UnknownExpectation(ServiceError):
+    """An Expect header that asks for something other than 100-continue."""
+
+    status, reason = 417, "unknown_expectation"
+
+
+class UnknownHttpVersion(ServiceError):
+    """A version of HTTP other than 1.1 and 1.0."""
+
+    status, reason = 505, "unknown_http_version"
 
 
 class Invalid(ServiceError):

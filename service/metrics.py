@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,10 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.exposition import choose_encoder
 
 from service.cells import Cells, Key
+from service.headers import chosen
 
+OPENMETRICS, PLAIN = b"application/openmetrics-text", b"text/plain"
+VERSION = re.compile(rb"\d{1,4}(\.\d{1,4}){0,2}")
 FASTEST, SLOWEST, STEPS = 50e-6, 10.0, 40  # seconds, seconds, edges
 ENGINES = ("primary", "fallback")
 COSINES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
@@ -57,6 +61,18 @@ def _braces(labels: Labels, values: Labels, *more: str) -> str:
 
 def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _format(accept: str) -> str:
+    """Return the format that an Accept header prefers, as `choose_encoder` reads it: no qualities, no quotes."""
+    value = accept.encode("latin-1", "replace")
+    wanted = chosen(value, OPENMETRICS, PLAIN) or chosen(value, PLAIN, OPENMETRICS)
+    if wanted is None:
+        return ""
+    known = {name: value for name, value in wanted.parameters if name in (b"version", b"escaping")}
+    if not VERSION.fullmatch(known.get(b"version", b"0")):
+        del known[b"version"]
+    return b";".join([wanted.name, *(b"%b=%b" % parameter for parameter in known.items())]).decode("latin-1")
 
 
 def _exemplar(trace_id: str, value: float, now: float) -> str:
@@ -341,7 +357,7 @@ class Metrics:
 
         Written here because the event loop stands still meanwhile, and `prometheus_client` formats every line anew.
         """
-        _, media_type = choose_encoder(accept)
+        _, media_type = choose_encoder(_format(accept))
         openmetrics = media_type.startswith("application/openmetrics-text")
         self.observe_process()
         others = self._others()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastapi import FastAPI, HTTPException, Request
 
-from service import schemas, wire
+from service import coding, schemas, wire
 from service.api import DocumentedHotRoute, check_live, check_ready, headers_of, outcome_of, stages_of
 from service.door import Call, Door, HotRoute, Reply, want_media_type
 from service.engine import Floats
@@ -235,9 +235,9 @@ def _encode(asked: Asked, routed: Routed) -> tuple[bytes, bytes, list[tuple[byte
     return header + data, OCTETS, [(HEADER_LENGTH, b"%d" % len(header))]
 
 
-def is_infer(path: bytes) -> bool:
+def is_infer(path: str) -> bool:
     """Whether a path is that of an infer request."""
-    return path.startswith(b"/v2/models/") and path.endswith(b"/infer")
+    return path.startswith("/v2/models/") and path.endswith("/infer")
 
 
 def missing(path: str) -> str | None:
@@ -298,7 +298,8 @@ async def _small_body(request: Request) -> bytes:
         body += part
         if len(body) > MAX_INDEX_BODY:
             raise TooLarge(f"a body of more than {MAX_INDEX_BODY} bytes")
-    return body
+    codings = request.headers.get("content-encoding", "").encode("latin-1")
+    return await coding.decode(body, codings, MAX_INDEX_BODY, lambda size: None) if codings else body
 
 
 def _add_model_routes(app: FastAPI, router: Router, max_rows: int) -> None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from fastapi import FastAPI, Request, Response
 
+from service.headers import has_tag
+
 CONSOLE = Path(__file__).with_name("console")
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 POLICY = {
@@ -39,7 +41,7 @@ class Page(NamedTuple):
     def answer(self, known: str) -> Response:
         """Return the file, or 304 where it is among the ETags `known` to the caller."""
         headers = {**HEADERS, "etag": self.etag}
-        if self.etag in known or known.strip() == "*":
+        if has_tag(known.encode("latin-1"), self.etag.encode()):
             return Response(status_code=304, headers=headers)
         return Response(self.body, headers=headers, media_type=self.media_type)
 

@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from time import monotonic
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.door import (
@@ -35,11 +36,18 @@ from service.errors import (
     TooLarge,
     TooSlow,
     Unauthorised,
+    UnknownExpectation,
+    UnknownHttpVersion,
 )
+from service.headers import combine, is_host, origin_form, path_of, tokens
 from service.log import logger
+from service.tcp import ending
 
 OTHER = "other"  # the route label of what never reached a route
 CLOSE = (b"connection", b"close")
+KEEP_ALIVE = (b"connection", b"keep-alive")  # without it an HTTP/1.0 caller expects the end of the connection
+CONTINUE = frozenset({b"100-continue"})
+HALF_CLOSED_S = 5.0  # longest wait for the answer to a caller that has closed its own side
 LINGER_S = 0.25  # for what is on its way in when the sockets close
 LAST_TURNS = 8  # of LINGER_S each, at the end, for a request to arrive whole: its caller may be on a busy machine
 MAX_PIPELINE = 64  # requests of one connection that wait for an earlier answer
@@ -58,8 +66,9 @@ class HotCycle:
 
     message_event = asyncio.Event()  # uvicorn sets it; nobody waits
 
-    def __init__(self, protocol: Protocol, route: HotRoute, call: Call, *, keep_alive: bool) -> None:
+    def __init__(self, protocol: Protocol, route: HotRoute, call: Call, *, keep_alive: bool, is_http10: bool) -> None:
         self.route, self.call, self.keep_alive = route, call, keep_alive
+        self._is_http10 = is_http10
         self.disconnected = self.response_complete = self.is_whole = False
         self._protocol = protocol
         self._expects_continue = protocol.expect_100_continue
@@ -68,6 +77,11 @@ class HotCycle:
         self._begun = self._closes = False
         self._error: ServiceError | None = None
         self._answer: Coroutine[Any, None, Reply] | None = None
+
+    @property
+    def more_body(self) -> bool:
+        """Whether a part of the body is still to come."""
+        return not self.is_whole
 
     def knock(self) -> None:
         """Say whose it is and reserve the bytes that the head declares, or be refused."""
@@ -161,11 +175,11 @@ class HotCycle:
         """Answer with `error`; at once where the service is too busy to say more than no."""
         protocol = self._protocol
         stays = self.keep_alive and not (self._closes or self.route.closes or protocol.transport.is_closing())
-        if not stays or len(self.call.id) != len(BLANK):
+        if not stays or self._is_http10 or len(self.call.id) != len(BLANK):
             self._finish(self.route.problem(error, self.call.id))
             return
         self.route.refuse(error, self.call)
-        protocol.transport.write(self.route.refusal(error, self.call, _as_bytes))
+        protocol.transport.write(self.route.refusal(error, self.call, protocol.dated, _as_bytes))
         self._forget()
         protocol.answered(keep_alive=True)
 
@@ -203,8 +217,10 @@ class HotCycle:
         self.keep_alive = self.keep_alive and not self._closes and headers[-1] != CLOSE
         if not self.keep_alive and headers[-1] != CLOSE:
             headers.append(CLOSE)
+        elif self.keep_alive and self._is_http10:
+            headers.append(KEEP_ALIVE)
         self.route.count(reply, self.call)  # before it is sent: an answer that somebody has is a counted one
-        protocol.transport.write(_as_bytes(reply, headers))
+        protocol.transport.write(_as_bytes(reply, protocol.dated + headers))
         self._forget()
         protocol.answered(keep_alive=self.keep_alive)
 
@@ -228,6 +244,7 @@ class Protocol(HttpToolsProtocol):
     waiting_since: float | None = None  # monotonic; None while a request is being answered or none is begun
     idle_since: float | None = None  # monotonic; None while a request is being answered or comes in
     writing_since: float | None = None  # monotonic; None while the caller reads what it is sent
+    half_closed_since: float | None = None  # monotonic; None while the caller may send more
     running: HotCycle | None = None
     peer = ""  # its address
     url = b""  # of the request that is coming in, as far as it is known
@@ -237,6 +254,8 @@ class Protocol(HttpToolsProtocol):
     _in_head = False
     _ended = False  # whether a request ended in the bytes at hand
     _owes_next = False  # whether the next request waits for the last answer to be read
+    _offers_upgrade = False  # whether the head at hand does
+    _was_pipelined = False  # whether the request that is being answered waited for an earlier answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the clock of the first request."""
@@ -249,16 +268,46 @@ class Protocol(HttpToolsProtocol):
         if self.deaf:
             return
         self._ended = False
-        super().data_received(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.refuse(Malformed("the bytes received are not an HTTP request"))
         if self._in_head and not self._ended:
             self._unparsed_head += len(data)
             self._check_head(self._unparsed_head)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse; where the parser stops at an offer to upgrade, go on as if there were none (RFC 9110, 7.8)."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            rest, end = memoryview(data), offer.args[0]
+        else:
+            return
+        while not self.deaf:
+            head, rest = self._head_without_offer(), rest[end:]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self.parser.feed_data(head)
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as offer:
+                end = offer.args[0]
+            else:
+                return
+
+    def _head_without_offer(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         """Start the clock of this request; uvicorn's scope is made when it is known to be uvicorn's."""
         self.url, self.headers, self.expect_100_continue = b"", [], False
         self._unparsed_head, self._parsed_head, self._in_head = 0, 0, True
         self.waiting_since, self.idle_since = monotonic(), None
+        self._was_pipelined = False
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the request line."""
@@ -271,43 +320,84 @@ class Protocol(HttpToolsProtocol):
         if not self._in_head:
             self._check_head(self._parsed_head)
             return
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        self.headers.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Start a cycle, hot or uvicorn's own, unless the head says what is not served."""
         self._in_head, self._unparsed_head = False, 0
         self._check_head(self._parsed_head)
-        headers = dict(self.headers)
-        if self.parser.should_upgrade():
-            self.refuse(Malformed("this is plain HTTP/1.1: no upgrades"))
-        elif b"host" not in headers and self.parser.get_http_version() == "1.1":
-            self.refuse(Malformed("an HTTP/1.1 request names its host"))
-        elif len(headers) < len(self.headers) and [name for name, _ in self.headers].count(b"host") > 1:
-            self.refuse(Malformed("a request names one host"))
-        elif len(self.pipeline) >= MAX_PIPELINE:
-            self.refuse(Overloaded(f"more than {MAX_PIPELINE} requests ahead of their answers"))
-        if self.deaf:
+        method = self.parser.get_method()
+        self._offers_upgrade = self.parser.should_upgrade() and method != b"CONNECT"
+        if self.deaf or self._offers_upgrade:
             return
-        path, _, query = self.url.partition(b"?")
-        route = self.app.hot_route(path) if self.parser.get_method() == b"POST" else None
+        headers, version = dict(self.headers), self.parser.get_http_version()
+        if len(headers) < len(self.headers):
+            headers = combine(self.headers)
+        if fault := self._fault(method, version, headers):
+            self.refuse(fault)
+            return
+        target, _, query = self.url.partition(b"?")
+        path = path_of(target) if method == b"POST" else ""
+        route = self.app.hot_route(path) if path else None
         if route is None:
-            self._start_asgi()
+            self._start_asgi(version)
         else:
-            self._start_hot(route, route.call(headers, query, path.decode("ascii"), self.peer))
+            self._start_hot(route, route.call(headers, query, path, self.peer), version)
 
-    def _start_asgi(self) -> None:
+    def _fault(self, method: bytes, version: str, headers: dict[bytes, bytes]) -> ServiceError | None:
+        """Return why a request is refused for its head; bring its target into one form."""
+        host = headers.get(b"host")
+        if version not in ("1.1", "1.0"):
+            return UnknownHttpVersion(f"the request is HTTP/{version}; expected HTTP/1.1 or HTTP/1.0")
+        if host is None and version == "1.1":
+            return Malformed("an HTTP/1.1 request names its host")
+        if host and not is_host(host):
+            return Malformed("the Host header does not name one host")
+        if not self.url.startswith(b"/") or b"#" in self.url:
+            fault = self._take_origin_form(method)
+            if fault:
+                return fault
+        if len(self.pipeline) >= MAX_PIPELINE:
+            return Overloaded(f"more than {MAX_PIPELINE} requests ahead of their answers")
+        if b"transfer-encoding" in headers or b"expect" in headers:
+            return self._fault_of_body(version, headers)
+        return None
+
+    def _fault_of_body(self, version: str, headers: dict[bytes, bytes]) -> ServiceError | None:
+        """Return why a request is refused for how its body comes; learn whether it waits for 100 Continue."""
+        coding, expected = headers.get(b"transfer-encoding"), headers.get(b"expect", b"")
+        if coding is not None and version == "1.0":
+            return Malformed("HTTP/1.0 has no Transfer-Encoding")
+        if coding is not None and coding.lower() != b"chunked":
+            return Malformed("the Transfer-Encoding is not chunked")
+        if version == "1.0":
+            return None  # its Expect is ignored (RFC 9110, 10.1.1)
+        if not tokens(expected) <= CONTINUE:
+            return UnknownExpectation("the Expect header is not 100-continue")
+        self.expect_100_continue = bool(expected) and (coding is not None or declared_length(headers) > 0)
+        return None
+
+    def _take_origin_form(self, method: bytes) -> ServiceError | None:
+        if method == b"CONNECT":
+            return Malformed("CONNECT is for proxies")
+        self.url = b"/" if (method, self.url) == (b"OPTIONS", b"*") else origin_form(self.url)
+        if b"#" in self.url or self.url.startswith(b"*"):
+            return Malformed("the request target is not a path or URL without fragment")
+        return None
+
+    def _start_asgi(self, version: str) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers += headers
         super().on_headers_complete()
+        if version == "1.0" and self.parser.should_keep_alive():
+            self.cycle.keep_alive = True
+            self.cycle.default_headers = [*self.cycle.default_headers, KEEP_ALIVE]
 
-    def _start_hot(self, route: HotRoute, call: Call) -> None:
-        keep_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
-        cycle = HotCycle(self, route, call, keep_alive=keep_alive)
+    def _start_hot(self, route: HotRoute, call: Call, version: str) -> None:
+        keep_alive = self.parser.should_keep_alive()
+        cycle = HotCycle(self, route, call, keep_alive=keep_alive, is_http10=version == "1.0")
         cycle.knock()
         self._line_up(cycle)
 
@@ -338,6 +428,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Stop the clock: the request is whole."""
+        if self._offers_upgrade:
+            return  # its head will be parsed again
         self.waiting_since, self._ended = None, True
         cycle: Any = self.cycle
         if self.deaf:
@@ -380,9 +472,24 @@ class Protocol(HttpToolsProtocol):
         if not self.pipeline:
             self.idle_since = monotonic()
             return
+        self._was_pipelined = True
         self._start_asgi_task(*self.pipeline.pop())
         if self.pipeline:
             self.flow.pause_reading()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Wait for the answer of a caller that closes its side behind its request (RFC 9112, 9.6), but of no other.
+
+        One that waited before it closed has given up; its FIN looks the same.
+        """
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            return False
+        if not self._was_pipelined and not ending(self.transport).is_prompt:
+            return False
+        cycle.keep_alive = False
+        self.half_closed_since = monotonic()
+        return True
 
     def pause_writing(self) -> None:
         """Start the clock of a caller who does not read."""
@@ -424,13 +531,9 @@ class Protocol(HttpToolsProtocol):
         there.register(self.transport.get_extra_info("socket"), select.POLLIN)
         return bool(there.poll(0))
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no HTTP."""
-        self.refuse(Malformed(msg))
-
     def close_if_slow(self, before: float, idle_before: float) -> None:
-        """Close on a caller slow to send, or to read, since `before`, or idle since `idle_before`."""
-        if (self.writing_since or before) < before:
+        """Close on a caller slow to send, or to read, since `before`, or idle since `idle_before`, or gone."""
+        if self._is_gone() or (self.writing_since or before) < before:
             self.transport.abort()
         elif (self.idle_since or idle_before) < idle_before:
             self.transport.close()
@@ -439,6 +542,16 @@ class Protocol(HttpToolsProtocol):
                 self.refuse(TooSlow("the request did not arrive in time"))
             else:
                 self.transport.close()  # never said a word, or is answered already
+
+    def _is_gone(self) -> bool:
+        """Return whether a caller that closed its side does not read either, or has waited for too long."""
+        since = self.half_closed_since
+        return since is not None and (since < monotonic() - HALF_CLOSED_S or ending(self.transport).is_reset)
+
+    @property
+    def dated(self) -> Headers:
+        """The headers that every answer begins with: Date, which uvicorn renews once a second."""
+        return self.server_state.default_headers
 
     def refuse(self, error: ServiceError) -> None:
         """Answer the request that is coming in with `error`, in its turn, and close."""
@@ -462,7 +575,7 @@ class Refusal:
     """A request that never reached a route: in its turn it is answered, counted and the connection closed."""
 
     def __init__(self, protocol: Protocol, error: ServiceError) -> None:
-        self.disconnected = self.response_complete = self.keep_alive = False
+        self.disconnected = self.response_complete = self.keep_alive = self.more_body = False
         self.message_event = asyncio.Event()
         self._protocol, self._error = protocol, error
         self._path = protocol.url.partition(b"?")[0].decode("latin-1")
@@ -477,6 +590,7 @@ class Refusal:
             app.access.write(error.status, route=OTHER, outcome=error.reason, client=client, request_id=identity)
         reply = problem_reply(error, identity, self._path)
         headers = [
+            *self._protocol.dated,
             (b"content-type", PROBLEM),
             (b"content-length", b"%d" % len(reply.body)),
             NOSNIFF,

@@ -152,7 +152,7 @@ def config_of(app: Service, settings: Settings) -> uvicorn.Config:
         log_config=None,
         log_level="critical",
         server_header=False,
-        date_header=False,
+        date_header=True,
         timeout_graceful_shutdown=max(1, round(settings.grace_s)),
     )
 

@@ -23,12 +23,13 @@ import simdjson
 
 from service.engine import Floats
 from service.errors import Invalid, Malformed, TooLarge, UnsupportedMediaType
+from service.headers import MediaType, media_type
 from service.settings import NormPolicy
 
 JSON, OCTETS = b"application/json", b"application/octet-stream"
 FLOAT32, FLOAT16 = np.dtype("<f4"), np.dtype("<f2")
 DTYPES: dict[bytes, np.dtype[Any]] = {b"float32": FLOAT32, b"float16": FLOAT16}
-PARAMETER = re.compile(rb';\s*([^\s;="]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"]*)', re.DOTALL)
+BOM = b"\xef\xbb\xbf"  # a byte order mark, which some editors and .NET write
 OPENING = ord("[")
 LARGEST = 1e9  # vectors have unit length; a square that overflows float32 is nobody's embedding
 SHORTEST, UNIT = 1e-6, 0.01  # least length with a direction; how far from 1 a unit length may be, float16 and all
@@ -109,8 +110,9 @@ class JsonReader:
 
     def read_fast(self, body: bytes, shape_of: ShapeOf, query: Mapping[str, Any] = NO_OPTIONS) -> Decoded | None:
         """Return what is provably right, else None (or raise anything): the strict reader decides then."""
-        if body.startswith(b"\xef"):
-            return None  # simdjson passes over a byte order mark
+        body = body.removeprefix(BOM)
+        if body.startswith(BOM):
+            return None  # simdjson passes over a second one
         document: Any = self._parser.parse(body)
         names = list(document) if isinstance(document, simdjson.Object) else []
         unique = set(names)
@@ -183,19 +185,19 @@ def octet_type(header: bytes) -> OctetType:
         UnsupportedMediaType: another dtype.
         Invalid: a shape that is malformed, or given more than once.
     """
-    dtypes = _values(header, b"dtype")
-    if len(dtypes) > 1 or (dtypes and dtypes[0] not in DTYPES):
-        raise UnsupportedMediaType("unsupported dtype of application/octet-stream; expected float32 or float16")
-    shapes = _values(header, b"shape")
+    named = media_type(header) or MediaType(OCTETS, ())
+    dtype, shapes = dtype_of(named), named.values(b"shape")
     if len(shapes) > 1:
         raise Invalid("the Content-Type has more than one shape; expected one")
-    return OctetType(DTYPES[dtypes[0]] if dtypes else FLOAT32, _shape(shapes[0]) if shapes else None)
+    return OctetType(dtype, _shape(shapes[0]) if shapes else None)
 
 
-@lru_cache(maxsize=256)
-def accepted_octets(header: bytes) -> np.dtype[Any]:
-    """Return the dtype that an Accept header asks for in octets; raises `UnsupportedMediaType` as `octet_type`."""
-    return octet_type(OCTETS + header.lower().partition(OCTETS)[2].partition(b",")[0]).dtype
+def dtype_of(named: MediaType) -> np.dtype[Any]:
+    """Return the type of the numbers in octets; raises `UnsupportedMediaType` as `octet_type`."""
+    dtypes = [value.lower() for value in named.values(b"dtype")]
+    if len(dtypes) > 1 or (dtypes and dtypes[0] not in DTYPES):
+        raise UnsupportedMediaType("unsupported dtype of application/octet-stream; expected float32 or float16")
+    return DTYPES[dtypes[0]] if dtypes else FLOAT32
 
 
 @lru_cache(maxsize=256)
@@ -209,14 +211,8 @@ def spelled(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
-def _values(header: bytes, name: bytes) -> list[bytes]:
-    """Return the values of a parameter of a media type, lower case, without quotes (RFC 9110, 5.6.6)."""
-    found = [value.strip() for key, value in PARAMETER.findall(header.lower()) if key == name]
-    return [re.sub(rb"\\(.)", rb"\1", value[1:-1]) if value.startswith(b'"') else value for value in found]
-
-
 def _shape(value: bytes) -> Shape:
-    sizes = [size.strip() for size in re.split(b"[x,]", value)]
+    sizes = [size.strip() for size in re.split(b"[xX,]", value)]
     if not all(size.isdigit() and len(size) < 10 and int(size) for size in sizes):
         raise Invalid("malformed shape in the Content-Type; expected positive sizes, for example shape=2x5x384")
     return tuple(map(int, sizes))
@@ -459,7 +455,7 @@ def _regular(items: Sequence[Any], shape: Shape) -> bool:
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body, names checked to be unique; raises `Malformed`."""
     try:
-        document = json.loads(body.decode(), parse_int=_whole_or_float, object_pairs_hook=_unique)
+        document = json.loads(body.removeprefix(BOM).decode(), parse_int=_whole_or_float, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise Malformed(f"not UTF-8 at byte {error.start}") from error
     except RecursionError as error:

@@ -58,9 +58,11 @@ class Running:
 
 
 @contextmanager
-def running(app: Service, settings: Settings) -> Iterator[Running]:
-    """Serve `app` in a thread."""
-    server = Server(config_of(app, settings), app, settings)
+def running(app: Service, settings: Settings, http: str = "") -> Iterator[Running]:
+    """Serve `app` in a thread, as plain ASGI below uvicorn's own protocol if `http` names one."""
+    config = config_of(app, settings)
+    config.http = http or config.http
+    server = Server(config, app, settings)
     with bind("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -77,7 +79,7 @@ def running(app: Service, settings: Settings) -> Iterator[Running]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Return a function that serves fakes: `serve(amn=answer, gru=answer, some_setting=...)`."""
+    """Return a function that serves fakes: `serve(amn=answer, gru=answer, http="", some_setting=...)`."""
     with ExitStack() as stack:
 
         def start(
@@ -88,13 +90,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             index_store=lambda corpus: None,
             amn=mean_of,
             gru=mean_of,
+            http="",
             **settings,
         ):  # type: ignore[no-untyped-def]
             aliases = {"primary": "amn", "fallback": "gru"} | ({"retriever": "corpus"} if retriever else {})
             registry = registry_of(tmp_path / "registry", **aliases)
             known = Settings(registry=registry.root, reload_s=0.05, **settings)
             app = create_app(known, FakeLoaders(corpus, text, index_store, amn=amn, gru=gru))
-            return stack.enter_context(running(app, known))
+            return stack.enter_context(running(app, known, http))
 
         yield start
 

@@ -13,7 +13,7 @@ export class Problem extends Error {
   }
 }
 
-// Answer with the response; throws Problem where it is none of the 200s or the service cannot be reached.
+// Answer with the response to a path below the page (behind a proxy there may be a prefix); throws Problem where it is none of the 200s or the service cannot be reached.
 export async function call(path, { body, signal } = {}) {
   const token = sessionStorage.getItem(KEY);
   const headers = {

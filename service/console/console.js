@@ -43,7 +43,7 @@ function press(event) {
 // Say whether the service takes requests; the probe needs no token.
 async function probe() {
   if (!document.hidden) {
-    const ready = await fetch("/readyz", { cache: "no-store" }).then((response) => response.ok, () => null);
+    const ready = await fetch("readyz", { cache: "no-store" }).then((response) => response.ok, () => null);
     const [words, state] = { true: ["ready", "hit"], false: ["not ready", "miss"], null: ["unreachable", "miss"] }[ready];
     if (byId("status").textContent !== words) byId("status").textContent = words;
     byId("status").dataset.state = state;

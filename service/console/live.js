@@ -23,7 +23,7 @@ export function watch(isSeen) {
 
 async function look() {
   try {
-    const samples = parse(await (await call("/metrics")).text());
+    const samples = parse(await (await call("metrics")).text());
     scrapes.push({ at: performance.now() / 1000, samples });
     while (scrapes[0].at < scrapes.at(-1).at - SPAN_S - 2 * BACK) scrapes.shift();
     notify("live-notice");

@@ -16,7 +16,7 @@ export function start() {
 }
 
 export const load = guard(async () => {
-  const [models, metrics] = await Promise.all([get("/models"), call("/metrics").then((response) => response.text())]);
+  const [models, metrics] = await Promise.all([get("models"), call("metrics").then((response) => response.text())]);
   notify("models-notice");
   aliases(models.aliases);
   versions("nets", models.versions.filter(({ kind }) => kind !== "corpus"), models.aliases);
@@ -64,7 +64,7 @@ function scores(score) {
 const opener = ({ id }) => el("button", { type: "button", class: "link", click: guard(() => card(id)), "aria-label": `Card of ${id}` }, el("code", {}, id));
 
 async function card(id) {
-  const text = await (await call(`/models/${id}/card`)).text();
+  const text = await (await call(`models/${id}/card`)).text();
   const { front, body } = render(text);
   const close = el("button", { type: "button", class: "plain", click: () => (byId("card").hidden = true) }, "Close");
   const matter = el("details", {}, el("summary", {}, "Front matter"), el("pre", { tabindex: "0" }, front));
@@ -95,7 +95,7 @@ function shadow(samples, candidate) {
 }
 
 async function older() {
-  const page = await get(`/ledger?offset=${moves.length}&limit=${PAGE}`);
+  const page = await get(`ledger?offset=${moves.length}&limit=${PAGE}`);
   moves.push(...page.moves);
   if (page.skipped) notify("models-notice", `Left out: ${page.skipped} lines of the ledger that are no moves.`);
   const rows = moves.map(({ time: at, who, alias, action, before, after, why }) => [

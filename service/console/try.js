@@ -47,7 +47,7 @@ export function start() {
 
 // Fill the choices, and show the first article.
 export const load = guard(async () => {
-  const { aliases, encoder } = await get("/models");
+  const { aliases, encoder } = await get("models");
   const nets = Object.entries(aliases).filter(([alias]) => alias === "primary" || alias === "fallback");
   const options = nets.map(([alias, { id }]) => el("option", { value: alias }, `${alias}: ${id.split("/")[0]}`));
   const own = aliases.retriever ? "retriever: its own towers, else primary" : "primary";
@@ -58,7 +58,7 @@ export const load = guard(async () => {
 });
 
 async function list() {
-  const { articles, total } = await get(`/articles?limit=500&search=${encodeURIComponent(search.value)}`);
+  const { articles, total } = await get(`articles?limit=500&search=${encodeURIComponent(search.value)}`);
   const more = total > articles.length ? [el("option", { disabled: true }, `and ${total - articles.length} more: find them by title`)] : [];
   const options = articles.map(({ article, title, chunks }) => el("option", { value: article }, `${title} (${chunks} passages)`));
   choice.replaceChildren(...(options.length ? options : [el("option", { disabled: true }, "no such title")]), ...more);
@@ -66,7 +66,7 @@ async function list() {
 }
 
 async function open() {
-  article = await get(`/articles/${choice.value}`);
+  article = await get(`articles/${choice.value}`);
   slider.max = Math.max(0, article.chunks.length - article.context_length);
   slider.value = 0;
   place();
@@ -106,9 +106,9 @@ async function run() {
   const input = { ...(known ? { context: base64(known.context.map(({ floats }) => floats)) } : { text: text.value }) };
   if (maker.value) input.model = maker.value;
   const began = performance.now();
-  const found = await post("/retrieve", { ...input, k: K }, signal);
+  const found = await post("retrieve", { ...input, k: K }, signal);
   const isQuery = found.body.read_as === "query"; // a text shorter than a context: nothing can be predicted
-  const predicted = isQuery ? null : await post("/predict", { ...input, encoding: "base64" }, signal);
+  const predicted = isQuery ? null : await post("predict", { ...input, encoding: "base64" }, signal);
   notify("try-notice");
   show(known, found, predicted, performance.now() - began);
 }

@@ -49,7 +49,13 @@ SMUGGLED = {
     "no method": b" / HTTP/1.1\r\nhost: x\r\n\r\n",
     "no target": b"GET HTTP/1.1\r\nhost: x\r\n\r\n",
     "a header without a name": b"GET / HTTP/1.1\r\nhost: x\r\n: y\r\n\r\n",
-    "an upgrade": b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+    "an upgrade with length and chunks": POST
+    + b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a tunnel": b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\n\r\n",
+    "chunks below HTTP/1.1": b"POST /predict HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunks of another coding": POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "no one host": b"GET / HTTP/1.1\r\nhost: x y\r\n\r\n",
+    "a fragment": b"GET /livez#x HTTP/1.1\r\nhost: x\r\n\r\n",
 }
 
 

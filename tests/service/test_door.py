@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import socket
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -231,6 +232,7 @@ def test_callers_who_leave_in_the_midst_give_all_back(serve: Serve) -> None:
 
     with connected(server) as pipelined:
         with connected(server) as running, connected(server) as sending:
+            running.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it leaves by a reset
             running.sendall(REQUEST)
             pipelined.sendall(REQUEST * 5)
             sending.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n5\r\nabcde\r\n")

@@ -135,13 +135,6 @@ def test_half_a_character_in_a_name_is_answered_and_counted(serve: Serve) -> Non
     assert server.metric("lvm_requests_total", route="/predict", outcome="invalid") == 1
 
 
-def test_an_upgrade_is_refused_and_what_follows_is_not_taken_for_a_request(serve: Serve) -> None:
-    upgrade = b"connection: upgrade\r\nupgrade: h2c\r\ncontent-length: 40\r\n\r\n"
-    answer = exchange(serve(), HEAD + upgrade, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-    assert problem(answer) == (400, "malformed")
-    assert answer.count(b"HTTP/1.1 ") == 1
-
-
 def test_a_request_without_a_host_is_malformed(serve: Serve) -> None:
     assert problem(exchange(serve(), b"GET /livez HTTP/1.1\r\n\r\n")) == (400, "malformed")
 

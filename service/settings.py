@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     max_in_flight_mb: Positive = Field(256, description="Megabytes (10^6 bytes) of request bodies in flight.")
     max_rows: PositiveInt = Field(1024, description="Contexts in one request.")
     max_k: PositiveInt = Field(1000, description="Results of one /retrieve.")
-    max_body_mb: Positive = Field(64, description="Megabytes (10^6 bytes) of a request body.")
+    max_body_mb: Positive = Field(64, description="Megabytes (10^6 bytes) of a request body, as sent and decoded.")
     norm_policy: NormPolicy = Field(
         "accept", description="Vectors that are not of unit length: accept, normalise or refuse (422)."
     )

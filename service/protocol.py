@@ -179,7 +179,8 @@ class HotCycle:
             self._finish(self.route.problem(error, self.call.id))
             return
         self.route.refuse(error, self.call)
-        protocol.transport.write(self.route.refusal(error, self.call, protocol.dated, _as_bytes))
+        dated = protocol.server_state.default_headers
+        protocol.transport.write(self.route.refusal(error, self.call, dated, _as_bytes))
         self._forget()
         protocol.answered(keep_alive=True)
 
@@ -220,7 +221,7 @@ class HotCycle:
         elif self.keep_alive and self._is_http10:
             headers.append(KEEP_ALIVE)
         self.route.count(reply, self.call)  # before it is sent: an answer that somebody has is a counted one
-        protocol.transport.write(_as_bytes(reply, protocol.dated + headers))
+        protocol.transport.write(_as_bytes(reply, protocol.server_state.default_headers + headers))
         self._forget()
         protocol.answered(keep_alive=self.keep_alive)
 
@@ -337,9 +338,11 @@ class Protocol(HttpToolsProtocol):
             self.refuse(fault)
             return
         target, _, query = self.url.partition(b"?")
-        path = path_of(target) if method == b"POST" else ""
-        route = self.app.hot_route(path) if path else None
-        if route is None:
+        path = target.decode("ascii") if b"%" not in target else path_of(target)
+        route = self.app.hot_route(path) if method == b"POST" else None
+        if (query or route is None) and b"#" in self.url:
+            self.refuse(Malformed("the request target has a fragment"))
+        elif route is None:
             self._start_asgi(version)
         else:
             self._start_hot(route, route.call(headers, query, path, self.peer), version)
@@ -353,10 +356,8 @@ class Protocol(HttpToolsProtocol):
             return Malformed("an HTTP/1.1 request names its host")
         if host and not is_host(host):
             return Malformed("the Host header does not name one host")
-        if not self.url.startswith(b"/") or b"#" in self.url:
-            fault = self._take_origin_form(method)
-            if fault:
-                return fault
+        if not self.url.startswith(b"/") and (fault := self._take_origin_form(method)):
+            return fault
         if len(self.pipeline) >= MAX_PIPELINE:
             return Overloaded(f"more than {MAX_PIPELINE} requests ahead of their answers")
         if b"transfer-encoding" in headers or b"expect" in headers:
@@ -381,9 +382,7 @@ class Protocol(HttpToolsProtocol):
         if method == b"CONNECT":
             return Malformed("CONNECT is for proxies")
         self.url = b"/" if (method, self.url) == (b"OPTIONS", b"*") else origin_form(self.url)
-        if b"#" in self.url or self.url.startswith(b"*"):
-            return Malformed("the request target is not a path or URL without fragment")
-        return None
+        return Malformed("the request target is no path and no URL") if self.url.startswith(b"*") else None
 
     def _start_asgi(self, version: str) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -548,11 +547,6 @@ class Protocol(HttpToolsProtocol):
         since = self.half_closed_since
         return since is not None and (since < monotonic() - HALF_CLOSED_S or ending(self.transport).is_reset)
 
-    @property
-    def dated(self) -> Headers:
-        """The headers that every answer begins with: Date, which uvicorn renews once a second."""
-        return self.server_state.default_headers
-
     def refuse(self, error: ServiceError) -> None:
         """Answer the request that is coming in with `error`, in its turn, and close."""
         if self.deaf:
@@ -590,7 +584,7 @@ class Refusal:
             app.access.write(error.status, route=OTHER, outcome=error.reason, client=client, request_id=identity)
         reply = problem_reply(error, identity, self._path)
         headers = [
-            *self._protocol.dated,
+            *self._protocol.server_state.default_headers,  # Date, which uvicorn renews once a second
             (b"content-type", PROBLEM),
             (b"content-length", b"%d" % len(reply.body)),
             NOSNIFF,

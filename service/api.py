@@ -19,10 +19,11 @@ from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media
 from service.encoding import EncoderEngine, Read, Said
 from service.engine import Floats
 from service.errors import Draining, Invalid, Malformed, Unavailable
+from service.fair import Slicer
 from service.headers import chosen
 from service.inventory import Inventory, card_text, describe, ledger
 from service.lineup import Lineup
-from service.metrics import TOTAL_TEXT, Metrics
+from service.metrics import TOTAL_TEXT
 from service.mirror import Follower
 from service.routing import EngineLike, Profile, Routed, Router
 from service.search import Found, SearchEngine
@@ -80,15 +81,16 @@ def _of_text(reply: Reply, heard: Mapping[str, Any]) -> Reply:
 class Predict:
     """POST /predict: contexts in, in vectors or in words, next vectors out."""
 
-    def __init__(self, router: Router, lineup: Lineup, settings: Settings, shadow: Shadow) -> None:
-        self._lineup, self._shadow = lineup, shadow
+    def __init__(self, router: Router, lineup: Lineup, door: Door, shadow: Shadow) -> None:
+        settings = door.settings
+        self._lineup, self._shadow, self._slicer = lineup, shadow, door.slicer
         self._router, self._max_rows, self._norms = router, settings.max_rows, settings.norm_policy
         self._fields = Fields({"context": 0, "contexts": 1}, PREDICT_OPTIONS, _texts(settings))
         self._json = JsonReader(self._fields, settings.max_rows)
 
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
-        asked = wire.held_to(self._norms, self._decode(call))
+        asked = wire.held_to(self._norms, await self._decode(call))
         call.place.settle(len(asked.rows) or 1)
         decoded_s = perf_counter() - call.started
         if asked.words is not None:
@@ -118,11 +120,11 @@ class Predict:
         self._shadow.consider(asked.rows, routed)
         return Reply(body, media_type, headers_of(routed, stages), outcome_of(routed), stages, made_by=routed.served_by)
 
-    def _decode(self, call: Call) -> Decoded:
+    async def _decode(self, call: Call) -> Decoded:
         media_type = want_media_type(call, JSON, OCTETS)
         options = _query(call, self._fields)
         if media_type == JSON:
-            return self._json.read(call.body, self._shape_of, options)
+            return await read_json(self._json, call, self._shape_of, options, self._slicer)
         kind = wire.octet_type(call.headers[b"content-type"])
         item = self._shape_of("contexts", options)
         rows = wire.read_octets(call.body, kind, item, self._max_rows, many=True)
@@ -150,8 +152,10 @@ class Predict:
 class Retrieve:
     """POST /retrieve: a query, or a context that becomes one, in; passages out."""
 
-    def __init__(self, router: Router, lineup: Lineup, settings: Settings, metrics: Metrics) -> None:
-        self._router, self._lineup, self._norms, self._metrics = router, lineup, settings.norm_policy, metrics
+    def __init__(self, router: Router, lineup: Lineup, door: Door) -> None:
+        settings = door.settings
+        self._router, self._lineup, self._norms, self._metrics = router, lineup, settings.norm_policy, door.metrics
+        self._slicer = door.slicer
         self._fields = Fields(
             {"query": 0, "context": 0},
             {
@@ -168,7 +172,7 @@ class Retrieve:
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
         engine = self._lineup.search_engine()
-        asked = wire.held_to(self._norms, self._decode(call, engine))
+        asked = wire.held_to(self._norms, await self._decode(call, engine))
         call.place.settle(1)
         stages: Stages = (("decode", perf_counter() - call.started),)
         if asked.words is not None:
@@ -218,14 +222,14 @@ class Retrieve:
             return (engine.retriever.dim,)
         return self._router.chain(options.get("model"), "realtime")[0].shape
 
-    def _decode(self, call: Call, engine: SearchEngine) -> Decoded:
+    async def _decode(self, call: Call, engine: SearchEngine) -> Decoded:
         def shape_of(field: str, options: dict[str, Any]) -> wire.Shape:
             return self._shape(field, options, engine)
 
         media_type = want_media_type(call, JSON, OCTETS)
         options = _query(call, self._fields)
         if media_type == JSON:
-            return self._json.read(call.body, shape_of, options)
+            return await read_json(self._json, call, shape_of, options, self._slicer)
         kind = wire.octet_type(call.headers[b"content-type"])
         field = "query" if _is_query(kind, len(call.body), engine.retriever.dim) else "context"
         rows = wire.read_octets(call.body, kind, shape_of(field, options), 1, many=False)
@@ -263,6 +267,16 @@ class Retrieve:
         outcome = "fallback" if degraded else outcome_of(routed)
         made_by = routed.served_by if routed else SearchEngine.alias
         return Reply(encoded, JSON, headers, outcome, stages, made_by=made_by)
+
+
+async def read_json(
+    reader: JsonReader, call: Call, shape_of: wire.ShapeOf, query: Mapping[str, Any], slicer: Slicer
+) -> Decoded:
+    """Return what the JSON body of a call says, with the options of its `query`; a long one is read in slices."""
+    asked = reader.read_at_once(call.body, shape_of, query)
+    if asked is None:
+        return await slicer.run(call.place.client, reader.read_in_slices(call.body, shape_of, query))
+    return asked
 
 
 def _search(asked: Decoded, query: Floats | None) -> Search:
@@ -413,8 +427,8 @@ def add_routes(
     settings, metrics, state = door.settings, door.metrics, door.state
     shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
     hot = (
-        (Predict(router, lineup, settings, shadow), "/predict", schemas.PREDICT),
-        (Retrieve(router, lineup, settings, metrics), "/retrieve", schemas.RETRIEVE),
+        (Predict(router, lineup, door, shadow), "/predict", schemas.PREDICT),
+        (Retrieve(router, lineup, door), "/retrieve", schemas.RETRIEVE),
     )
     for handler, path, documentation in hot:
         route = HotRoute(path, handler, door)

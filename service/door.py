@@ -6,7 +6,7 @@ Hot routes are plain ASGI: body in, bytes out, no framework between. All others 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import getrandbits
 from time import monotonic, perf_counter, time
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from service.errors import (
     UnsupportedMediaType,
     problem,
 )
+from service.fair import Slicer
 from service.headers import combine, decimal, media_type
 from service.log import AccessLog, logger
 from service.metrics import STAGES, Metrics
@@ -69,6 +70,7 @@ class Door:
     admission: Admission
     access: AccessLog
     tracer: Tracer | None = None
+    slicer: Slicer = field(default_factory=Slicer)
 
 
 class Call:

@@ -6,17 +6,21 @@ FP32 `[-1, D]`. Source: KServe's inference protocol v2 and Triton's binary tenso
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 
 from service import coding, schemas, wire
 from service.api import DocumentedHotRoute, check_live, check_ready, headers_of, outcome_of, stages_of
+from service.arrays import LongArray, find_array
 from service.door import Call, Door, HotRoute, Reply, want_media_type
 from service.engine import Floats
 from service.errors import Invalid, Malformed, TooLarge, UnknownModel
+from service.fair import Slicer, Work
 from service.lineup import Lineup
 from service.routing import EngineLike, Routed, Router
 from service.settings import Settings
@@ -74,8 +78,9 @@ class Asked(NamedTuple):
 class Infer:
     """POST /v2/models/{model}[/versions/{version}]/infer."""
 
-    def __init__(self, router: Router, settings: Settings) -> None:
+    def __init__(self, router: Router, settings: Settings, slicer: Slicer | None = None) -> None:
         self._router, self._max_rows, self._norms = router, settings.max_rows, settings.norm_policy
+        self._arrays, self._slicer = wire.ArrayReader(), slicer or Slicer()
         self._timeout_ms = settings.timeout_ms
 
     async def __call__(self, call: Call) -> Reply:
@@ -83,7 +88,7 @@ class Infer:
         want_media_type(call, JSON, OCTETS, FORM)
         wire.refuse_unknown(call.options(), (), "option")
         chain = _chain(self._router, *_names(call.path))
-        asked = self._decode(call, chain[0].shape)
+        asked = await self._read(call, chain[0].shape)
         call.place.settle(len(asked.rows))
         decoded_s = perf_counter() - call.started
         routed = await self._router.predict(asked.rows, chain, call.deadline)
@@ -94,9 +99,43 @@ class Infer:
             body, media_type, [*headers_of(routed, stages), *more], outcome_of(routed), stages, made_by=routed.served_by
         )
 
+    async def _read(self, call: Call, shape: Shape) -> Asked:
+        if len(call.body) <= wire.QUICK:
+            return self._decode(call, shape)
+        return await self._slicer.run(call.place.client, self._decode_in_slices(call, shape))
+
     def _decode(self, call: Call, shape: Shape) -> Asked:
+        return wire.drained(self._decode_in_slices(call, shape))
+
+    def _decode_in_slices(self, call: Call, shape: Shape) -> Work[Asked]:
         header, tail = _split(call)
-        document = _members(wire.parse_object(header), "", MEMBERS)
+        if len(header) <= wire.QUICK:
+            return self._asked(call, wire.parse_object(header), tail, shape)
+        array = find_array(header, "data")
+        if array is None or not array.is_most_of_the_body:
+            wire.check_values(header)
+            yield
+            return self._asked(call, wire.parse_object(header), tail, shape)
+        wire.check_values(array.rest)
+        document = wire.parse_object(array.rest)
+        tensor = _only_input(document)
+        if tensor.get("data") != []:
+            raise Invalid("want a list of numbers", pointer="/inputs/0/data")
+        data = yield from self._numbers(array, _count(tensor, shape), shape)
+        document["inputs"][0]["data"] = data
+        return self._asked(call, document, tail, shape)
+
+    def _numbers(self, array: LongArray, count: int, shape: Shape) -> Work[Floats]:
+        if count > self._max_rows:
+            raise TooLarge(f"{count} rows, at most {self._max_rows}", pointer="/inputs/0/data")
+        item, most = (shape, count) if array.depth > 1 else ((), count * math.prod(shape))
+        data = yield from self._arrays.read(array, item, "/inputs/0/data", most, Invalid)
+        if len(data) != most:
+            raise Invalid(f"want a list of {most}, not list of {len(data)}", pointer="/inputs/0/data")
+        return data
+
+    def _asked(self, call: Call, json: dict[str, Any], tail: bytes, shape: Shape) -> Asked:
+        document = _members(json, "", MEMBERS)
         if "model_name" in document and document["model_name"] != _names(call.path)[0]:
             raise Invalid("not the model of the path", pointer="/model_name")
         parameters = _parameters(document, "", PARAMETERS)
@@ -189,9 +228,9 @@ def _rows(tensor: Json, tail: bytes, shape: Shape, max_rows: int) -> Floats:
     return rows
 
 
-def _data(tensor: Json) -> list[Any]:
-    data = tensor.get("data")
-    if not isinstance(data, list):
+def _data(tensor: Json) -> list[Any] | Floats:
+    data: Any = tensor.get("data")
+    if not isinstance(data, list | np.ndarray):
         raise Invalid("want a list of numbers, or binary_data_size", pointer="/inputs/0/data")
     return data
 
@@ -275,7 +314,7 @@ def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> HotR
 
     _add_repository_index(app, router)
     _add_model_routes(app, router, settings.max_rows)
-    route = HotRoute(MODEL + "/infer", Infer(router, door.settings), door)
+    route = HotRoute(MODEL + "/infer", Infer(router, door.settings, door.slicer), door)
     app.routes.append(DocumentedHotRoute(route, **schemas.INFER))
     app.routes.append(DocumentedHotRoute(route, MODEL + "/versions/{version}/infer", **schemas.INFER_VERSION))
     return route

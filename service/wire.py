@@ -15,14 +15,16 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import orjson
 import simdjson
 
+from service.arrays import LongArray, find_array
 from service.engine import Floats
-from service.errors import Invalid, Malformed, TooLarge, UnsupportedMediaType
+from service.errors import Invalid, Malformed, ServiceError, TooLarge, UnsupportedMediaType
+from service.fair import Work
 from service.headers import MediaType, media_type
 from service.settings import NormPolicy
 
@@ -33,9 +35,16 @@ BOM = b"\xef\xbb\xbf"  # a byte order mark, which some editors and .NET write
 OPENING = ord("[")
 LARGEST = 1e9  # vectors have unit length; a square that overflows float32 is nobody's embedding
 SHORTEST, UNIT = 1e-6, 0.01  # least length with a direction; how far from 1 a unit length may be, float16 and all
-MAX_SEARCH = 200_000  # commas up to which a faulty body is read strictly, some 100 ms of the event loop
+AT_ONCE = 2**19  # bytes that the fast reader reads without a break, about a millisecond
+QUICK = 2**14  # bytes that the strict reader reads without a break, at most 3 milliseconds
+MAX_STRICT = 2**22  # bytes of a body that the strict reader reads as a whole
+MAX_VALUES = 20_000  # values and names in such a body, some 10 milliseconds
+MAX_DEPTH = 1000  # of nested lists
+MAX_ESCAPES = 400_000  # backslashes in such a body
+NOT_PROVED = (ValueError, TypeError, KeyError, AttributeError, RuntimeError)
 Shape = tuple[int, ...]
 Check = Callable[[Any, str], Any]
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,8 @@ class JsonReader:
     def __init__(self, fields: Fields, max_rows: int) -> None:
         self._fields, self._max_rows = fields, max_rows
         self._known = {*fields.vectors, *fields.texts, *fields.options}
-        self._parser = simdjson.Parser()
+        self._places = (*fields.vectors, *fields.texts)
+        self._parser, self._arrays = simdjson.Parser(), ArrayReader()
 
     def read(self, body: bytes, shape_of: ShapeOf, query: Mapping[str, Any] = NO_OPTIONS) -> Decoded:
         """Return the rows and options of a JSON object; `null` is absent.
@@ -99,14 +109,41 @@ class JsonReader:
                 with its pointer.
             TooLarge: too many items.
         """
-        try:
-            fast = self.read_fast(body, shape_of, query)
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
-            self._parser = simdjson.Parser()  # the old one may be held by what it parsed
-            fast = None
-        if fast is None and body.count(b",") > MAX_SEARCH:
-            raise Invalid("not what is wanted, and too long to say where")
-        return fast or self.read_strictly(body, shape_of, query)
+        return self.read_at_once(body, shape_of, query) or drained(self.read_in_slices(body, shape_of, query))
+
+    def read_at_once(self, body: bytes, shape_of: ShapeOf, query: Mapping[str, Any] = NO_OPTIONS) -> Decoded | None:
+        """Return what `read` returns, or None if that takes longer than a moment: then read in slices."""
+        fast = None
+        if len(body) <= AT_ONCE:
+            try:
+                fast = self.read_fast(body, shape_of, query)
+            except NOT_PROVED:
+                self._parser = simdjson.Parser()  # the old one may be held by what it parsed
+        if fast is None and len(body) <= QUICK:
+            return self.read_strictly(body, shape_of, query)
+        return fast
+
+    def read_in_slices(self, body: bytes, shape_of: ShapeOf, query: Mapping[str, Any] = NO_OPTIONS) -> Work[Decoded]:
+        """Return what `read` returns; yield between slices of a few milliseconds."""
+        array = find_array(body, *self._fields.vectors)
+        if array is None or not array.is_most_of_the_body:
+            check_values(body)
+            yield
+            return self.read_strictly(body, shape_of, query)
+        rest = array.rest
+        check_values(rest)
+        field, value, options = self._members(parse_object(rest), query)
+        if value != []:
+            raise Invalid(f"want exactly one of {', '.join(self._places)}", pointer="")
+        shape, many = shape_of(field, options), self._fields.vectors[field]
+        if many:
+            rows = yield from self._arrays.read(array, shape, f"/{field}", self._max_rows, TooLarge)
+        else:
+            rows = yield from self._arrays.read(array, shape[1:], f"/{field}", shape[0], Invalid)
+            if len(rows) != shape[0]:
+                raise Invalid(f"want a list of {shape[0]}, not list of {len(rows)}", pointer=f"/{field}")
+            rows = rows[None]
+        return Decoded(rows, field, options)
 
     def read_fast(self, body: bytes, shape_of: ShapeOf, query: Mapping[str, Any] = NO_OPTIONS) -> Decoded | None:
         """Return what is provably right, else None (or raise anything): the strict reader decides then."""
@@ -114,7 +151,9 @@ class JsonReader:
         if body.startswith(BOM):
             return None  # simdjson passes over a second one
         document: Any = self._parser.parse(body)
-        names = list(document) if isinstance(document, simdjson.Object) else []
+        if not isinstance(document, simdjson.Object) or len(document) > len(self._known):
+            return None
+        names = list(document)
         unique = set(names)
         if len(unique) != len(names) or not unique <= self._known:
             return None
@@ -126,7 +165,7 @@ class JsonReader:
         if not all(map(_plain, given.values())):
             return None
         options = self._options(given, query)
-        rows = self._numbers(array, self._fields.vectors[field], shape_of(field, options), body)
+        rows = _numbers(array, self._fields.vectors[field], shape_of(field, options), self._max_rows, body)
         return None if rows is None else Decoded(rows, field, options)
 
     def _options(self, given: Mapping[str, Any], query: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,34 +176,88 @@ class JsonReader:
                 raise Invalid("given in the body and in the query string", pointer=f"/{name}")
         return {**query, **options} if query else options
 
-    def _numbers(self, array: Any, many: int, shape: Shape, body: bytes) -> Floats | None:
-        items = list(array) if many else [array]
-        if not 0 < len(items) <= self._max_rows or not _regular(items, shape):
-            return None
-        brackets = sum(math.prod([len(items), *shape[:axis]]) for axis in range(len(shape)))
-        if np.count_nonzero(np.frombuffer(body, np.uint8) == OPENING) != brackets + many:
-            return None  # a number may hide in brackets of its own
-        flat = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
-        with np.errstate(over="ignore"):
-            rows = flat.astype(np.float32).reshape(len(items), *shape)
-        return rows if np.abs(rows).max() <= LARGEST else None
-
     def read_strictly(self, body: bytes, shape_of: ShapeOf, query: Mapping[str, Any] = NO_OPTIONS) -> Decoded:
         """Return what a body says, or raise what is wrong with it and where; slow and complete."""
-        document = parse_object(body)
-        refuse_unknown(document, self._known, "field")
-        given = {name: value for name, value in document.items() if value is not None}
-        places = (*self._fields.vectors, *self._fields.texts)
-        present = [name for name in places if name in given]
-        if len(present) != 1:
-            raise Invalid(f"want exactly one of {', '.join(places)}", pointer="")
-        (field,) = present
-        value = given.pop(field)
-        options = self._options(given, query)
+        field, value, options = self._members(parse_object(body), query)
         if field in self._fields.texts:
             return Decoded(NO_ROWS, field, options, self._fields.texts[field](value, f"/{field}"))
         shape, many = shape_of(field, options), self._fields.vectors[field]
         return Decoded(_rows(value, f"/{field}", shape, many, self._max_rows), field, options)
+
+    def _members(self, document: dict[str, Any], query: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+        """Return the field of a body, its value, and the options, which are checked."""
+        refuse_unknown(document, self._known, "field")
+        given = {name: value for name, value in document.items() if value is not None}
+        present = [name for name in self._places if name in given]
+        if len(present) != 1:
+            raise Invalid(f"want exactly one of {', '.join(self._places)}", pointer="")
+        (field,) = present
+        value = given.pop(field)
+        return field, value, self._options(given, query)
+
+
+class ArrayReader:
+    """Reads long arrays in parts; for one thread, because it keeps its parser's memory."""
+
+    def __init__(self) -> None:
+        self._parser = simdjson.Parser()
+
+    def read(
+        self, array: LongArray, shape: Shape, pointer: str, most: int, too_many: type[ServiceError]
+    ) -> Work[Floats]:
+        """Return the items of `shape`, at most `most`, as float32; yield between the parts.
+
+        Raises:
+            Malformed: a part is not JSON.
+            Invalid: an item is of the wrong kind, shape or range, with its pointer.
+            too_many: there are more than `most`.
+        """
+        if not array.is_of_strings and array.depth != len(shape) + 1:
+            raise Invalid(f"want lists nested {len(shape) + 1} deep, not {array.depth}", pointer=pointer)
+        read: list[Floats] = []
+        count = 0
+        for part in array.parts(shape):
+            if part is None:
+                raise Invalid(f"want an item of shape {shape}, this one is longer", pointer=f"{pointer}/{count}")
+            rows = self._part(b"[" + bytes(array.body[slice(*part)]) + b"]", shape, pointer, count)
+            read.append(rows)
+            count += len(rows)
+            if count > most:
+                raise too_many(f"more than {most} items", pointer=pointer)
+            yield
+        return np.concatenate(read)
+
+    def _part(self, text: bytes, shape: Shape, pointer: str, first: int) -> Floats:
+        rows = None
+        try:
+            rows = _numbers(self._parser.parse(text), 1, shape, len(text), text)
+        except NOT_PROVED:
+            self._parser = simdjson.Parser()
+        return _part_strictly(text, shape, pointer, first) if rows is None else rows
+
+
+def drained(work: Work[Answer]) -> Answer:
+    """Return what `work` returns, without a break."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+
+
+def check_values(body: bytes) -> None:
+    """Raise `Invalid` if a body would be long to read as a whole."""
+    if len(body) > MAX_STRICT:
+        raise Invalid(f"{len(body)} bytes without a long array of numbers in a field that takes one")
+    octets = np.frombuffer(body, np.uint8)
+    values = sum(np.count_nonzero(octets == mark) for mark in b",:[{")
+    if values > MAX_VALUES and b"[" * MAX_DEPTH in body:
+        raise Malformed("nested too deeply")
+    if values > MAX_VALUES:
+        raise Invalid(f"{values} values and names, at most {MAX_VALUES} beside a long array of numbers")
+    if np.count_nonzero(octets == ord("\\")) > MAX_ESCAPES:
+        raise Invalid(f"more than {MAX_ESCAPES} escapes; write text in UTF-8")
 
 
 class OctetType(NamedTuple):
@@ -330,7 +423,7 @@ def refuse_unknown(names: Iterable[str], known: Collection[str], what: str, poin
 
 
 def decode_tensor(data: Any, pointer: str, shape: Shape, max_rows: int) -> Floats:
-    """Return float32 rows `shape` of parsed JSON numbers, nested or flat in row-major order.
+    """Return float32 rows `shape` of parsed JSON numbers, nested or flat in row-major order, or of read ones.
 
     Raises:
         Invalid: not numbers, of another shape, or not finite in float32.
@@ -338,6 +431,8 @@ def decode_tensor(data: Any, pointer: str, shape: Shape, max_rows: int) -> Float
     """
     if shape[0] > max_rows:
         raise TooLarge(f"{shape[0]} rows, at most {max_rows}", pointer=pointer)
+    if isinstance(data, np.ndarray):
+        return data.reshape(shape)
     is_nested = isinstance(data, list) and bool(data) and isinstance(data[0], list)
     return _array(data, pointer, shape if is_nested else (math.prod(shape),)).reshape(shape)
 
@@ -444,6 +539,34 @@ def _plain(value: Any) -> bool:
     return isinstance(value, str | int | float | bool)
 
 
+def _numbers(array: Any, many: int, shape: Shape, max_rows: int, body: bytes) -> Floats | None:
+    """Return the numbers of a parsed array as rows, or None if that is not all that it holds."""
+    count = len(array) if many else 1
+    if not 0 < count <= max_rows or (shape and not _regular(list(array) if many else [array], shape)):
+        return None
+    brackets = sum(math.prod([count, *shape[:axis]]) for axis in range(len(shape)))
+    if np.count_nonzero(np.frombuffer(body, np.uint8) == OPENING) != brackets + many:
+        return None  # a number may hide in brackets of its own
+    flat = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+    with np.errstate(over="ignore"):
+        rows: Floats = flat.astype(np.float32).reshape(count, *shape)
+    return rows if np.abs(rows).max() <= LARGEST else None
+
+
+def _part_strictly(text: bytes, shape: Shape, pointer: str, first: int) -> Floats:
+    """Return the items of a part, of which the first is the one at `first`, or raise what is wrong and where."""
+    items = parse_json(text)
+    if not isinstance(items, list) or not items:
+        raise Invalid("want a list that is not empty, and no comma behind its last item", pointer=pointer)
+    if shape:
+        return np.stack([_array(item, f"{pointer}/{first + at}", shape) for at, item in enumerate(items)])
+    try:
+        return _array(items, "", (len(items),))
+    except Invalid as error:
+        at = int((error.pointer or "/0")[1:])
+        raise Invalid(error.detail, pointer=f"{pointer}/{first + at}") from error
+
+
 def _regular(items: Sequence[Any], shape: Shape) -> bool:
     for length in shape[:-1]:
         if any(len(item) != length for item in items):
@@ -454,17 +577,22 @@ def _regular(items: Sequence[Any], shape: Shape) -> bool:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body, names checked to be unique; raises `Malformed`."""
+    document = parse_json(body)
+    if not isinstance(document, dict):
+        raise Malformed("want a JSON object")
+    return document
+
+
+def parse_json(body: bytes) -> Any:
+    """Return the JSON value of a body, names checked to be unique; raises `Malformed`."""
     try:
-        document = json.loads(body.removeprefix(BOM).decode(), parse_int=_whole_or_float, object_pairs_hook=_unique)
+        return json.loads(body.removeprefix(BOM).decode(), parse_int=_whole_or_float, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise Malformed(f"not UTF-8 at byte {error.start}") from error
     except RecursionError as error:
         raise Malformed("nested too deeply") from error
     except json.JSONDecodeError as error:
         raise Malformed(f"not JSON: {error.msg} at character {error.pos}") from error
-    if not isinstance(document, dict):
-        raise Malformed("want a JSON object")
-    return document
 
 
 def _whole_or_float(digits: str) -> int | float:

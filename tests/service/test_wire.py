@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -218,7 +220,111 @@ def test_half_a_character_is_told_of_in_whole_ones() -> None:
         decode_json(b'{"context": [[1, 2, 3], [4, 5, 6]], "model": "\\ud800"}')
 
 
-def test_a_faulty_body_too_long_to_search_is_refused_without_a_search() -> None:
-    body = b'{"context": [' + b"{}," * (wire.MAX_SEARCH + 1) + b"{}]}"
-    with pytest.raises(Invalid, match="too long to say where"):
-        decode_json(body)
+WIDE = (4, 64)
+ROWS = 500
+LONG = Fields({"contexts": 1, "context": 0}, {"k": wire.whole(1, 9), "model": wire.text}, {"text": wire.passage(9)})
+
+
+def slices_of(body: bytes) -> tuple[Decoded, int]:
+    """Return what a body says, read as it is where others wait, and in how many slices."""
+    reader, count = JsonReader(LONG, ROWS), 1
+    at_once = reader.read_at_once(body, lambda field, options: WIDE)
+    if at_once is not None:
+        return at_once, count
+    work = reader.read_in_slices(body, lambda field, options: WIDE)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value, count
+        count += 1
+
+
+def numbers(rows: int = ROWS) -> Any:
+    return np.random.default_rng(0).standard_normal((rows, *WIDE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_long_body_is_read_in_slices_as_a_short_one_is_read(indent: int | None, before: bool) -> None:
+    options, rows = {"k": 3, "model": 'a"]],['}, {"contexts": numbers().tolist()}
+    body = json.dumps({**options, **rows} if before else {**rows, **options}, indent=indent).encode()
+    found, count = slices_of(body)
+    np.testing.assert_array_equal(found.rows, numbers())
+    assert (found.field, found.options) == ("contexts", options)
+    assert count >= len(body) / 2**17
+
+
+def test_long_base64_is_read_in_slices() -> None:
+    text = [wire.encode_base64(row) for row in numbers()]
+    found, count = slices_of(json.dumps({"contexts": text, "k": 1}).encode())
+    np.testing.assert_array_equal(found.rows, numbers())
+    assert count > 4
+
+
+@pytest.mark.parametrize("value", [None, True, "1", [1], 1e40])
+@pytest.mark.parametrize("at", [0, ROWS - 2])
+def test_a_fault_far_into_a_long_body_is_found_and_its_place_told(at: int, value: Any) -> None:
+    rows = numbers().tolist()
+    rows[at][3][63] = value
+    with pytest.raises(Invalid) as refusal:
+        slices_of(json.dumps({"contexts": rows}).encode())
+    assert refusal.value.pointer == f"/contexts/{at}/3/63"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [(b"]]]", b"]],]"), (b"]]]", b"]]]]"), (b"[[[", b"[[[["), (b"]],", b"]],,"), (b", ", b" "), (b"]]]}", b"]]]")],
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_a_long_body_that_is_no_json_is_refused(good: bytes, bad: bytes, last: bool) -> None:
+    body = json.dumps({"contexts": numbers().tolist()}).encode()
+    at = body.rindex(good) if last else body.index(good)
+    with pytest.raises((Malformed, Invalid)):
+        slices_of(body[:at] + bad + body[at + len(good) :])
+
+
+def test_a_long_body_with_too_many_rows_is_refused() -> None:
+    with pytest.raises(TooLarge):
+        slices_of(json.dumps({"contexts": numbers(ROWS + 1).tolist()}).encode())
+
+
+HEAVY = {
+    "names": b'{"contexts": [[[1]]]' + b"".join(b',"k%d":0' % n for n in range(60_000)) + b"}",
+    "names of one letter": b"{" + b'"k":0,' * 200_000 + b'"k":0}',
+    "empty lists": b'{"contexts":[' + b"[]," * 400_000 + b"[]]}",
+    "flat numbers": b'{"contexts":[' + b"0," * 400_000 + b"0]}",
+    "short rows": b'{"contexts":[' + b"[[1]]," * 200_000 + b"[[1]]]}",
+    "objects": b'{"context":[' + b'{"a":0},' * 150_000 + b"0]}",
+    "brackets": b'{"contexts":' + b"[" * 1_000_000 + b"}",
+    "closing brackets": b'{"contexts":[[[0' + b"]" * 1_000_000 + b"}",
+    "digits": b'{"contexts":[[[' + b"1" * 1_000_000 + b"]]]}",
+    "white space": b'{"contexts":[[[0' + b" " * 1_000_000 + b"]]]}",
+    "one name": b'{"' + b"a" * 5_000_000 + b'":0}',
+    "one string": b'{"context":"' + b"a" * 5_000_000 + b'"}',
+    "escapes": b'{"context":"' + b"\\u0061" * 500_000 + b'"}',
+    "texts": b'{"text":[' + b'"a",' * 200_000 + b'"a"]}',
+    "another field": b'{"k":{"contexts":[' + b"[[1]]," * 200_000 + b"[[1]]]}}",
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_heavy_body_is_refused_with_little_of_it_read(name: str, made: list[int]) -> None:
+    with pytest.raises((Invalid, Malformed)):
+        slices_of(HEAVY[name])
+    assert sum(made) < 70_000
+
+
+@pytest.fixture
+def made() -> Iterator[list[int]]:
+    """Count the objects that Python makes room for and a collection would have to look at."""
+    before, counts = gc.get_threshold(), [0]
+
+    def look(phase: str, info: dict[str, int]) -> None:
+        counts.append(1000 if phase == "start" else 0)
+
+    gc.callbacks.append(look)
+    gc.set_threshold(1000, 10_000, 10_000)
+    yield counts
+    gc.set_threshold(*before)
+    gc.callbacks.remove(look)

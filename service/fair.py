@@ -1,0 +1,89 @@
+"""Fair turns: clients take turns, whatever each of them has queued; long work runs on the event loop in slices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Generator, Hashable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+Work = Generator[None, None, T]
+
+
+class RoundRobin(Generic[T]):
+    """A queue in which clients take turns: one item of each, in order."""
+
+    def __init__(self) -> None:
+        self._queues: OrderedDict[Hashable, deque[T]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def put(self, client: Hashable, item: T) -> None:
+        """Queue an item behind those of the same client."""
+        self._queues.setdefault(client, deque()).append(item)
+
+    def pop(self) -> tuple[Hashable, T]:
+        """Return the next item and its client, whose next turn comes after those of all others."""
+        client, queue = self._queues.popitem(last=False)
+        item = queue.popleft()
+        if queue:
+            self._queues[client] = queue
+        return client, item
+
+
+class Slicer:
+    """Runs long work on the event loop in slices: one slice a turn of the loop, clients in turn.
+
+    Work is a generator that yields between slices. However much is queued, whoever comes meanwhile waits for one slice.
+    """
+
+    def __init__(self) -> None:
+        self._queued: RoundRobin[tuple[Work[Any], asyncio.Future[Any]]] = RoundRobin()
+        self._will_turn = False
+
+    async def run(self, client: Hashable, work: Work[T]) -> T:
+        """Return what `work` returns, or raise what it raises; it is dropped if the caller leaves."""
+        done = self.start(client, work)
+        try:
+            return await done
+        finally:
+            done.cancel()
+
+    def start(self, client: Hashable, work: Work[T]) -> asyncio.Future[T]:
+        """Queue `work` of `client`; return the future of its result, which may be cancelled."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queued.put(client, (work, done))
+        self._go_on()
+        return done
+
+    def _go_on(self) -> None:
+        if self._queued and not self._will_turn:
+            self._will_turn = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._will_turn = False
+        client, (work, done) = self._queued.pop()
+        if done.done():
+            work.close()
+        elif _advance(work, done):
+            self._queued.put(client, (work, done))
+        self._go_on()
+
+
+def _advance(work: Work[T], done: asyncio.Future[T]) -> bool:
+    """Run a slice of `work`; return whether there is more, else settle `done`."""
+    try:
+        next(work)
+    except StopIteration as end:
+        done.set_result(end.value)
+    except Exception as error:
+        done.set_exception(error)
+    else:
+        return True
+    return False

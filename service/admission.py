@@ -1,8 +1,9 @@
 """Admission: rows and bytes in flight, reserved at the door, and no client holds more than its share of either.
 
-A request's bytes are reserved as soon as its head declares them (or, chunked, as they come); its rows when the body is
-whole: who sends slowly keeps no net from working. A request that would find no room for a row is refused on its head
-all the same. It is let in where there is room for one, however many it has, or else would have to wait for small ones
+A request's bytes are reserved as they come, few ahead: what is declared and not sent keeps nobody out. Its rows are
+reserved when the body is whole: who sends slowly keeps no net from working. A request that would find no room for a
+row, or for all bytes that it declares, is refused on its head all the same. Long bodies leave some room to short ones.
+A request is let in where there is room for one row, however many it has, or else would have to wait for small ones
 for ever; how many it has is known once it is decoded, before anybody else has his turn.
 
 Where there is no room, a client that holds less than its share, the limit over the clients there are, is let in
@@ -26,6 +27,8 @@ from service.settings import Settings
 LONGEST_S = 60  # most that Retry-After says
 LAP_S = 0.25  # over which rows served are counted
 SMOOTHING = 0.3  # weight of the last lap
+FIRST = 2**16  # bytes of a body that are reserved ahead, and of one that is short
+LONG_SHARE = 7 / 8  # of all bytes, that long bodies may hold
 LATELY_S = 1.0  # over which, and the same before, rows let in are counted
 
 
@@ -92,6 +95,7 @@ class Admission:
         self.limit, self.rows, self.size = limit, 0, 0
         self.clients: dict[str, Held] = {}
         self.max_size = round(settings.max_in_flight_mb * 1e6)
+        self._max_long = round(LONG_SHARE * self.max_size)
         self._clock, self._metrics = clock, metrics
         self._since, self._served, self._rate = clock(), 0, 0.0
         self._taken, self._before = Taken(self._since), Taken(self._since)
@@ -113,11 +117,15 @@ class Admission:
             self._taken, self._before = Taken(now), self._taken if lap < 2 * LATELY_S else Taken(now)
         self._taken.add(client, rows)
 
-    def check_size(self, client: str, size: int) -> None:
-        """Raise `Overloaded` or `ClientLimit` where `size` more bytes are more than the share of `client`."""
+    def room(self, size: int) -> int:
+        """Return how many bytes may be in flight for a body of `size` bytes to be let in."""
+        return self.max_size if size <= FIRST else self._max_long
+
+    def check_size(self, client: str, more: int, room: int) -> None:
+        """Raise `Overloaded` or `ClientLimit` where `more` bytes are more than the share of `client` of the `room`."""
         held, others = self._look(client)
-        share = self.max_size / (others + 1)
-        if held.size + size > share:
+        share = room / (others + 1)
+        if held.size + more > share:
             raise self._refusal("bytes", others > 0 and held.size >= share)
 
     def backlog_s(self) -> int:
@@ -174,17 +182,27 @@ class Place:
         if admission.rows >= admission.limit.rows:
             admission.check_row(self.client)
 
+    def expect(self, size: int) -> None:
+        """Hold the first bytes of a body; raises `Overloaded` or `ClientLimit` where `size` find no room."""
+        if size > FIRST:
+            self._check_size(size, size)
+        self.grow(min(size, FIRST))
+
     def grow(self, size: int) -> None:
         """Hold `size` bytes, where that is more than before; raises `Overloaded` or `ClientLimit`."""
         admission, more = self._admission, size - self.size
         if more <= 0:
             return
-        if admission.size + more > admission.max_size and admission.size:
-            admission.check_size(self.client, more)
+        self._check_size(size, more)
         held = self._held or self._come_in()
         self.size = size
         held.size += more
         admission.size += more
+
+    def _check_size(self, size: int, more: int) -> None:
+        admission = self._admission
+        if admission.size + more > admission.room(size) and admission.size:
+            admission.check_size(self.client, more, admission.room(size))
 
     def enter(self) -> None:
         """Hold one row; raises as `check`."""

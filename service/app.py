@@ -38,6 +38,7 @@ from service.door import (
     request_id,
 )
 from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, Unavailable, problem
+from service.fair import Slicer
 from service.headers import combine, path_of
 from service.lineup import NETS, RETRIEVER, Lineup
 from service.loading import Loaders, RealLoaders
@@ -70,6 +71,7 @@ class Service(FastAPI):
         self.hot: dict[str, HotRoute] = {}
         self.infer: HotRoute | None = None
         self.labels: set[str] = set()
+        self.slicer = Slicer()
         self.open: frozenset[str] = PROBES
 
     def short_cut(self) -> None:
@@ -192,7 +194,7 @@ def create_app(
     )
     app.state.process, app.state.settings, app.state.lineup = state, settings, lineup
     tracer = Tracer(exporter, settings.trace_share) if exporter else None
-    door = Door(settings, metrics, state, tokens, admission, access, tracer)
+    door = Door(settings, metrics, state, tokens, admission, access, tracer, app.slicer)
     app.state.observe = add_routes(app, router, lineup, door, follower)
     app.infer = oip.add_routes(app, router, lineup, door)
     app.state.admission = admission

@@ -89,7 +89,7 @@ class Call:
         self.started = perf_counter()
         self.headers = headers
         self.query, self.path = query, path
-        self.body = b""
+        self.body: bytes = b""
         self.place = Place(admission, peer)
         self.id = request_id(self.headers.get(b"x-request-id"))
         self.deadline = monotonic() + timeout_ms / 1000
@@ -208,7 +208,7 @@ class HotRoute:
         return Call(headers, query, path, self.timeout_ms, peer, self._door.admission)
 
     def knock(self, call: Call, length: int) -> None:
-        """Learn from the head of a call whose it is, and reserve the `length` bytes that it declares.
+        """Learn from the head of a call whose it is, and whether there is room for the `length` bytes that it declares.
 
         Strangers leave no trace.
 
@@ -222,7 +222,7 @@ class HotRoute:
             call.record(self._tracer)
         if length > self.max_body:
             raise TooLarge(f"a body of {length} bytes, at most {self.max_body}")
-        call.place.grow(length)
+        call.place.expect(length)
 
     async def answer(self, call: Call) -> Reply:
         """Return the reply to a call whose body is whole."""
@@ -340,6 +340,17 @@ def declared_length(headers: dict[bytes, bytes]) -> int:
     return int(said) if said.isdigit() and len(said) <= MAX_DIGITS else 0
 
 
+def joined(body: bytes, part: bytes) -> bytes:
+    """Return a body with one more part; in place from the second on, for parts may be tiny, and each has a head."""
+    if not body:
+        return part
+    whole: Any = body
+    if isinstance(whole, bytes):
+        whole = bytearray(whole)
+    whole += part
+    return whole  # type: ignore[no-any-return]  # whoever reads a body takes either
+
+
 async def read_body(call: Call, receive: Receive, limit: int) -> None:
     """Read the whole body of a call, and let its rows in.
 
@@ -349,21 +360,18 @@ async def read_body(call: Call, receive: Receive, limit: int) -> None:
         Departed: the caller left before it was whole.
     """
     call.place.check()
-    parts: list[bytes] = []
-    size = 0
+    body: bytes = b""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Departed
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
+        body = joined(body, message.get("body", b""))
+        if len(body) > limit:
             raise TooLarge(f"a body of more than {limit} bytes")
-        call.place.grow(size)
-        parts.append(part)
+        call.place.grow(len(body))
         if not message.get("more_body"):
             break
-    call.body = parts[0] if len(parts) == 1 else b"".join(parts)
+    call.body = body
     call.place.enter()
 
 

@@ -53,6 +53,7 @@ class Slicer:
             return await done
         finally:
             done.cancel()
+            del done  # what it raises holds this frame: it would wait for the collector
 
     def start(self, client: Hashable, work: Work[T]) -> asyncio.Future[T]:
         """Queue `work` of `client`; return the future of its result, which may be cancelled."""
@@ -82,8 +83,8 @@ def _advance(work: Work[T], done: asyncio.Future[T]) -> bool:
         next(work)
     except StopIteration as end:
         done.set_result(end.value)
-    except Exception as error:
-        done.set_exception(error)
+    except Exception as error:  # without this frame, which holds `done`, which holds the error
+        done.set_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
     else:
         return True
     return False

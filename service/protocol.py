@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections.abc import Coroutine
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 
 import httptools
@@ -23,6 +23,7 @@ from service.door import (
     HotRoute,
     Reply,
     declared_length,
+    joined,
     problem_reply,
     request_id,
 )
@@ -39,6 +40,7 @@ from service.errors import (
     UnknownExpectation,
     UnknownHttpVersion,
 )
+from service.fair import Work
 from service.headers import combine, is_host, origin_form, path_of, tokens
 from service.log import logger
 from service.tcp import ending
@@ -53,6 +55,10 @@ LAST_TURNS = 8  # of LINGER_S each, at the end, for a request to arrive whole: i
 MAX_PIPELINE = 64  # requests of one connection that wait for an earlier answer
 MAX_SKIP = 2**20  # bytes of a refused body that are read, so that the connection stays
 MAX_HEAD = 16 * 1024  # bytes of a request line and headers
+PIECE = 16 * 1024  # bytes that are parsed at once
+CHUNKS = 4 * 1024  # the same, of a chunked body, which may be in chunks of a byte
+SLICE_S = 0.002  # of parsing, after which others get their turn
+END_OF_HEAD = b"\r\n\r\n"
 
 
 class HotCycle:
@@ -72,8 +78,8 @@ class HotCycle:
         self.disconnected = self.response_complete = self.is_whole = False
         self._protocol = protocol
         self._expects_continue = protocol.expect_100_continue
-        self._parts: list[bytes] = []
-        self._size, self._declared = 0, declared_length(call.headers)
+        self._body: bytes = b""
+        self._declared = declared_length(call.headers)
         self._begun = self._closes = False
         self._error: ServiceError | None = None
         self._answer: Coroutine[Any, None, Reply] | None = None
@@ -84,7 +90,7 @@ class HotCycle:
         return not self.is_whole
 
     def knock(self) -> None:
-        """Say whose it is and reserve the bytes that the head declares, or be refused."""
+        """Say whose it is and how many bytes the head declares, or be refused."""
         try:
             self.route.knock(self.call, self._declared)
         except (Unauthorised, TooLarge) as error:
@@ -119,15 +125,20 @@ class HotCycle:
         """Take a part of the body, unless the request is refused."""
         if self._error:
             return
-        self._parts.append(part)
-        self._size += len(part)
+        self._body = joined(self._body, part)
+        size = len(self._body)
         try:
-            if self._size > self.route.max_body:
+            if size > self.route.max_body:
                 raise TooLarge(f"a body of more than {self.route.max_body} bytes")
-            if self._size > self._declared:
-                self.call.place.grow(self._size)
+            if size > self.call.place.size:
+                self.call.place.grow(size + self._protocol.unread)
         except ServiceError as error:
             self.fail(error)
+
+    @property
+    def left(self) -> int:
+        """Bytes that are sure to come still; 0 where the head does not say."""
+        return max(0, self._declared - len(self._body))
 
     def end(self) -> None:
         """The body is whole."""
@@ -141,7 +152,7 @@ class HotCycle:
             return
         self._keep(error)
         self._closes = True
-        self._parts.clear()
+        self._body = b""
         self._protocol.deaf = True
         self._go_on()
 
@@ -186,8 +197,7 @@ class HotCycle:
 
     def _enter(self) -> None:
         call = self.call
-        call.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
+        call.body, self._body = self._body, b""
         call.restart()
         try:
             call.place.enter()
@@ -233,7 +243,7 @@ class HotCycle:
         answer, self._answer = self._answer, None
         self.call.body = b""
         self.call.place.leave()
-        self._parts.clear()
+        self._body = b""
         if answer:
             answer.close()
 
@@ -254,6 +264,9 @@ class Protocol(HttpToolsProtocol):
     _parsed_head = 0  # bytes of the request line, headers and trailers
     _in_head = False
     _ended = False  # whether a request ended in the bytes at hand
+    _is_chunked = False  # whether the body that comes in is
+    _unread, _at = b"", 0  # what has come in, and up to where it is parsed
+    _reading: asyncio.Future[None] | None = None  # done when that is parsed
     _owes_next = False  # whether the next request waits for the last answer to be read
     _offers_upgrade = False  # whether the head at hand does
     _was_pipelined = False  # whether the request that is being answered waited for an earlier answer
@@ -265,20 +278,65 @@ class Protocol(HttpToolsProtocol):
         self.peer = self.client[0] if self.client else ""
 
     def data_received(self, data: bytes) -> None:
+        """Parse what is short at once; else the body of known length as one piece, and all other in pieces, in turn."""
+        if len(data) <= PIECE and not self._is_chunked and not self.unread:
+            self._parse(data)
+            return
+        self._unread, self._at = self._unread[self._at :] + data, 0
+        if self._reading is None:
+            self._read_on()
+
+    @property
+    def unread(self) -> int:
+        """Bytes that have come in and wait for their turn to be parsed."""
+        return len(self._unread) - self._at
+
+    def _read_on(self) -> None:
+        work = self._read_pieces()
+        if self._is_chunked or next(work, self) is None:
+            self.flow.pause_reading()
+            self._reading = self.app.slicer.start(self.peer, work)
+            self._reading.add_done_callback(self._has_read)
+
+    def _has_read(self, reading: asyncio.Future[None]) -> None:
+        self._reading = None
+        if not self.pipeline and not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def _read_pieces(self) -> Work[None]:
+        """Parse what has come in; yield where it is a chunked body, whose chunks may be tiny, and takes long."""
+        until = perf_counter() + SLICE_S
+        while self.unread and self.parser is not None:
+            start, self._at = self._at, min(len(self._unread), self._at + self._piece())
+            self._parse(memoryview(self._unread)[start : self._at])
+            if self._is_chunked and perf_counter() > until:
+                yield
+                until = perf_counter() + SLICE_S
+        self._unread, self._at = b"", 0
+
+    def _piece(self) -> int:
+        """Return how many bytes to parse next: the rest of a body, a head, or some of what may be in many parts."""
+        cycle: Any = self.cycle
+        if isinstance(cycle, HotCycle) and not cycle.is_whole and not self._in_head:
+            return cycle.left or CHUNKS
+        head = self._unread.find(END_OF_HEAD, self._at, self._at + PIECE)
+        return PIECE if head < 0 else head + len(END_OF_HEAD) - self._at
+
+    def _parse(self, data: bytes | memoryview) -> None:
         """Parse, unless the head of the request grows too long."""
         if self.deaf:
             return
         self._ended = False
         try:
-            self._parse(data)
+            self._feed(data)
         except httptools.HttpParserError:
             self.refuse(Malformed("the bytes received are not an HTTP request"))
         if self._in_head and not self._ended:
             self._unparsed_head += len(data)
             self._check_head(self._unparsed_head)
 
-    def _parse(self, data: bytes) -> None:
-        """Parse; where the parser stops at an offer to upgrade, go on as if there were none (RFC 9110, 7.8)."""
+    def _feed(self, data: bytes | memoryview) -> None:
+        """Parse; if the parser stops at an offer to upgrade, go on as if there were none (RFC 9110, 7.8)."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
@@ -334,6 +392,7 @@ class Protocol(HttpToolsProtocol):
         headers, version = dict(self.headers), self.parser.get_http_version()
         if len(headers) < len(self.headers):
             headers = combine(self.headers)
+        self._is_chunked = b"transfer-encoding" in headers
         if fault := self._fault(method, version, headers):
             self.refuse(fault)
             return
@@ -429,7 +488,7 @@ class Protocol(HttpToolsProtocol):
         """Stop the clock: the request is whole."""
         if self._offers_upgrade:
             return  # its head will be parsed again
-        self.waiting_since, self._ended = None, True
+        self.waiting_since, self._ended, self._is_chunked = None, True, False
         cycle: Any = self.cycle
         if self.deaf:
             return
@@ -511,6 +570,9 @@ class Protocol(HttpToolsProtocol):
             if isinstance(cycle, HotCycle):
                 cycle.depart()
         self.pipeline.clear()
+        if self._reading:
+            self._reading.cancel()
+        self._unread, self._at = b"", 0
         self.cycle = None  # type: ignore[assignment]
 
     def shutdown(self, turns: int = LAST_TURNS) -> None:

@@ -102,6 +102,25 @@ def test_bytes_are_let_in_up_to_the_limit_and_a_body_alone_whatever_its_size() -
     assert (known.size, known.clients) == (0, {})
 
 
+def test_long_bodies_leave_room_to_short_ones() -> None:
+    known = admission(max_in_flight_mb=1)
+    Place(known, "a").grow(870_000)
+    with pytest.raises(Overloaded, match="bytes"):
+        Place(known, "a").grow(70_000)
+    Place(known, "a").grow(60_000)
+    Place(known, "a").grow(60_000)
+
+
+def test_of_a_long_body_that_is_declared_only_the_first_bytes_are_held() -> None:
+    known = admission(max_in_flight_mb=1)
+    place = Place(known, "a")
+    place.expect(800_000)
+    assert known.size < 100_000
+    place.grow(800_000)
+    with pytest.raises(Overloaded, match="bytes"):
+        Place(known, "a").expect(800_000)
+
+
 def test_one_client_alone_may_use_all_and_another_gets_its_share_at_once() -> None:
     known = admission(4)
     hog = [enter(known, "hog") for _ in range(4)]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -65,3 +68,29 @@ def test_work_whose_caller_left_is_dropped() -> None:
         assert len(done) < 10
 
     asyncio.run(main())
+
+
+def test_what_failing_work_held_is_let_go_at_once_and_not_at_the_next_collection() -> None:
+    class Body:
+        pass
+
+    def failing(body: Body) -> Work[str]:
+        yield
+        raise ValueError(body)
+
+    async def main() -> None:
+        body = Body()
+        held = weakref.ref(body)
+        work, slicer = failing(body), Slicer()
+        del body
+        with suppress(ValueError):
+            await slicer.run("a", work)
+        del work
+        await asyncio.sleep(0)
+        assert held() is None
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()

@@ -258,3 +258,54 @@ def test_an_idle_connection_holds_nothing_of_its_last_request(serve: Serve) -> N
     gc.collect()
     cycles = [made for made in gc.get_objects() if isinstance(made, HotCycle)]
     assert all(cycle.call.body == b"" and cycle._answer is None for cycle in cycles)
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    """Return a body in chunks of `size` bytes."""
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 5_000, 100_000])
+def test_a_body_in_chunks_of_any_size_is_read_whole_and_what_follows_it_is_the_next_request(
+    serve: Serve, size: int
+) -> None:
+    server, batch = serve(), contexts(20)
+    first = HEAD + b"accept: application/octet-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    body = batch.tobytes()
+    last = HEAD + b"x-request-id: last\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    answer = exchange(server, (first + chunked(body, size)) * 3 + last)
+    told = server.http.post(
+        "/predict",
+        content=body,
+        headers={"content-type": "application/octet-stream", "accept": "application/octet-stream"},
+    )
+    assert answer.count(told.content) == 3
+    assert answer.count(b"HTTP/1.1 200 OK") == 4
+    assert server.app.state.admission.size == 0
+
+
+def test_what_is_declared_and_not_sent_keeps_nobody_out(serve: Serve) -> None:
+    server = serve(max_in_flight_mb=1)
+    host, port = server.url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        for _ in range(8):
+            greedy = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            greedy.sendall(HEAD + b"content-length: 300000\r\n\r\nx")
+        until(lambda: len(server.app.state.admission.clients) == 1, "the bodies to begin")
+        until(lambda: server.app.state.admission.clients["127.0.0.1"].requests == 8, "all of them to begin")
+        answer = server.http.post(
+            "/predict", content=contexts(9).tobytes(), headers={"content-type": "application/octet-stream"}
+        )
+        assert answer.status_code == 200
+    until(lambda: server.app.state.admission.size == 0, "all to be released")
+
+
+def test_a_long_body_for_which_there_is_no_room_is_refused_on_its_head(serve: Serve) -> None:
+    server = serve(max_in_flight_mb=1)
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as other:
+        other.sendall(HEAD + b"content-length: 500000\r\n\r\n" + b"x" * 400_000)
+        until(lambda: server.app.state.admission.size == 400_000, "the first body to come")
+        refused = exchange(server, HEAD + b"content-length: 2000000\r\n\r\n")
+    assert problem(refused) == (503, "overloaded")

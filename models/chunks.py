@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -50,10 +50,25 @@ def chunk(text: str, count: Count, sizes: Sizes = STANDARD) -> list[str]:
     What is left at the end below `least` joins the last chunk, or is dropped where that exceeds `most`.
     Each sentence is counted once: sentences side by side have as many word-pieces as apart.
     """
+    cutting = chunking(text, count, sizes)
+    while True:
+        try:
+            next(cutting)
+        except StopIteration as end:
+            chunks: list[str] = end.value
+            return chunks
+
+
+def chunking(text: str, count: Count, sizes: Sizes = STANDARD) -> Generator[None, None, list[str]]:
+    """Return the chunks of `text`; yield after every few calls of `count`, so that a long text can be cut in slices."""
     packer = _Packer(count, sizes)
     for paragraph in re.split(r"\n\s*\n", text):
         for sentence in sentences(paragraph):
-            packer.add(sentence)
+            parts = packer.add(sentence)
+            yield
+            while parts:
+                parts = [*packer.add(*parts[0]), *parts[1:]]
+                yield
         packer.end_paragraph()
     return packer.finish()
 
@@ -84,17 +99,17 @@ class _Packer:
         self.chunks: list[str] = []
         self.open, self.size, self.closed = "", 0, 0
 
-    def add(self, text: str, size: int | None = None) -> None:
+    def add(self, text: str, size: int | None = None) -> list[tuple[str, int | None]]:
+        """Put text into the open chunk; return the parts to add one by one instead, if it is too long for one."""
         size = self.count(text) if size is None else size
         if self.size + size > self.sizes.full and self.size >= self.sizes.least:
             self._close()
         if self.size + size > self.sizes.most and len(text) > _CLUSTER:
-            for part, its_size in self._parts(text, size):
-                self.add(part, its_size)
-            return
+            return self._parts(text, size)
         self.open, self.size = self.open + text, self.size + size
         if self.size > self.sizes.full:
             self._close()
+        return []
 
     def end_paragraph(self) -> None:
         if self.size >= self.sizes.close:

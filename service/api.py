@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from models.retriever import Hit, Search
 from service import articles, pages, schemas, wire
 from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media_type
-from service.encoding import EncoderEngine, Read, Said
+from service.encoding import EncoderEngine, Read, Said, weight
 from service.engine import Floats
 from service.errors import Draining, Invalid, Malformed, Unavailable
 from service.fair import Slicer
@@ -53,7 +53,7 @@ async def _heard(
     """Return what was asked in words as vectors of `encoder`: a context of `length` chunks, or a query."""
     assert asked.words is not None
     engine = lineup.encoder_engine(encoder, f"/{asked.field}")
-    read = await engine.read(Said(asked.words, length, may_be_query), call.deadline)
+    read = await engine.read(Said(asked.words, length, may_be_query, call.place.client), call.deadline)
     rows = read.vectors if read.read_as == "query" else read.vectors[None]
     chunks = {"chunks": read.chunks} if asked.field == "text" else {}
     heard = {"read_as": read.read_as, **chunks, **_read_in_part(read)}
@@ -91,7 +91,7 @@ class Predict:
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
         asked = wire.held_to(self._norms, await self._decode(call))
-        call.place.settle(len(asked.rows) or 1)
+        call.place.settle(len(asked.rows) or 1 + weight(asked.words or ""))
         decoded_s = perf_counter() - call.started
         if asked.words is not None:
             return await self._of_words(call, asked, decoded_s)
@@ -173,7 +173,7 @@ class Retrieve:
         """Answer one call; errors leave as `ServiceError`."""
         engine = self._lineup.search_engine()
         asked = wire.held_to(self._norms, await self._decode(call, engine))
-        call.place.settle(1)
+        call.place.settle(1 + weight(asked.words or ""))
         stages: Stages = (("decode", perf_counter() - call.started),)
         if asked.words is not None:
             asked, engine, stages = await self._of_words(call, asked, engine, stages)

@@ -11,12 +11,13 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
 from service.errors import Draining, Expired, ModelFailed, Overloaded
+from service.fair import FairQueue
 from service.sizing import Sizing
 from service.tracing import Attributes, Laps, Record, Ride, current, record_batch
 
@@ -66,6 +67,9 @@ class Ticket(Generic[Item, Answer]):
         return not self.future.done() and self.deadline > monotonic()
 
 
+Queue = SimpleQueue["Ticket[Item, Answer] | None"] | FairQueue["Ticket[Item, Answer] | None"]
+
+
 class Batch(NamedTuple):
     """What the batcher tells about a batch that ran: rows, when it began, seconds, and why it was released."""
 
@@ -84,6 +88,8 @@ class MicroBatcher(Generic[Item, Answer]):
     `inline`, it runs them on the event loop, one batch a turn: for work that is sure to end and takes a
     fraction of a millisecond. Such a batch is what came in since the loop last turned.
 
+    With a `client_of`, which says whose an item is, clients take turns.
+
     `run` maps n items to n answers, in order; an answer that is an exception fails its item alone. When
     `run` itself raises, the items of the batch are run one by one, so that one bad item fails alone.
     `laps` says for a trace what the seconds of a run went into, by an answer of it, None where there is none.
@@ -98,13 +104,14 @@ class MicroBatcher(Generic[Item, Answer]):
         max_queue: int,
         max_wait_s: float = 0.0,
         inline: bool = False,
+        client_of: Callable[[Item], Hashable] | None = None,
         on_batch: Callable[[Batch], None] = lambda batch: None,
         laps: Callable[[Answer | None, float], Laps] = lambda _, seconds: (("infer", seconds),),
     ) -> None:
         self._run, self._on_batch, self._laps, self._name = run, on_batch, laps, name
         self._sizing, self._max_queue, self._max_wait_s = Sizing(max_rows), max_queue, max_wait_s
         self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[Ticket[Item, Answer] | None] = SimpleQueue()
+        self._queue: Queue[Item, Answer] = SimpleQueue() if client_of is None else _fair(client_of)
         self._waiting: dict[Ticket[Item, Answer], None] = {}
         self._next_check = math.inf
         self._timer: asyncio.TimerHandle | None = None
@@ -322,6 +329,10 @@ class MicroBatcher(Generic[Item, Answer]):
                 answers.append(Expired("the deadline passed before there was an answer"))
         mark_alone(answers)
         return answers
+
+
+def _fair(client_of: Callable[[Item], Hashable]) -> FairQueue[Ticket[Item, Answer] | None]:
+    return FairQueue(lambda ticket: None if ticket is None else client_of(ticket.item))
 
 
 def mark_alone(answers: Sequence[object]) -> None:

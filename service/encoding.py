@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from models.chunks import chunk
+from models.chunks import Count, chunking
 from models.encoder import LONGEST, EncoderError, TextInfo
 from service.batching import Batch, MicroBatcher
 from service.engine import Floats
-from service.errors import Invalid, NoEncoder
+from service.errors import Invalid, NoEncoder, Overloaded
 from service.metrics import Metrics
 from service.settings import Settings
 
 BATCH = 16  # texts, some 30 ms of a core each: whoever comes next waits for all of them
-QUEUE = 128  # texts, a few seconds' work: who waits longer than that has given up
+QUEUE = 128  # rows of one client, a few seconds' work: who waits longer than that has given up
+CHARACTERS = 1000  # of text that cost as much as a row
+SLICE_S = 0.01  # of cutting one text, after which others get their turn
 
 
 class EncoderLike(Protocol):
@@ -47,6 +51,12 @@ class Said(NamedTuple):
     words: list[str] | str
     length: int
     may_be_query: bool = False
+    client: str = ""
+
+    @property
+    def cost(self) -> int:
+        """What it costs to read, in rows: its chunks, and the characters that they are cut of."""
+        return self.length + weight(self.words)
 
 
 class Cut(NamedTuple):
@@ -66,6 +76,27 @@ class Read(NamedTuple):
     vectors: Floats
 
 
+class Reading:
+    """Words that are being read: a long text is cut in slices, so that others are read meanwhile."""
+
+    def __init__(self, said: Said) -> None:
+        self.said = said
+        self._cutting: Generator[None, None, list[str]] | None = None
+
+    def chunks(self, text: str, count: Count) -> list[str] | None:
+        """Return the chunks of `text`, or None if it takes longer than a slice: then call it again."""
+        cutting, self._cutting = self._cutting or chunking(text, count), None
+        until = perf_counter() + SLICE_S
+        while perf_counter() < until:
+            try:
+                next(cutting)
+            except StopIteration as end:
+                chunks: list[str] = end.value
+                return chunks
+        self._cutting = cutting
+        return None
+
+
 class EncoderEngine:
     """Serves one encoder; one batch runs at a time, in a thread of its own."""
 
@@ -75,11 +106,13 @@ class EncoderEngine:
         self._encoder, self._metrics = encoder, metrics
         self.name = Path(encoder.name).name  # where a directory lies is nobody else's business
         self._rows = metrics.batch_rows.of(self.alias)
-        self.batcher: MicroBatcher[Said, Read] = MicroBatcher(
+        self._max_queue, self._waiting = min(QUEUE, settings.max_queue), Counter[str]()
+        self.batcher: MicroBatcher[Reading, Read | None] = MicroBatcher(
             self._run,
             name=self.alias,
             max_rows=BATCH,
-            max_queue=min(QUEUE, settings.max_queue),
+            max_queue=settings.max_queue,
+            client_of=lambda reading: reading.said.client,
             on_batch=self._observe,
             laps=lambda _, seconds: (("embed", seconds),),
         )
@@ -95,12 +128,28 @@ class EncoderEngine:
         """
         if isinstance(said.words, list) and len(said.words) != said.length:
             raise Invalid(f"want {said.length} chunks, oldest first, not {len(said.words)}", pointer="/texts")
-        return (await self.batcher.submit([(said, said.length)], deadline))[0].answer
-
-    def _run(self, items: list[Said]) -> Sequence[Read | Exception]:
+        if self._waiting[said.client] + said.cost > self._max_queue and self._waiting[said.client]:
+            raise Overloaded(f"{self._waiting[said.client]} rows are waiting", retry_after=self.batcher.backlog_s())
+        self._waiting[said.client] += said.cost
         try:
-            cut = [self._cut(said) for said in items]
-            chunks = [chunk for each in cut if not isinstance(each, Invalid) for chunk in each.chunks]
+            return await self._read(Reading(said), min(said.cost, BATCH), deadline)
+        finally:
+            self._waiting[said.client] -= said.cost
+            if not self._waiting[said.client]:
+                del self._waiting[said.client]
+
+    async def _read(self, reading: Reading, rows: int, deadline: float) -> Read:
+        while True:
+            (ticket,) = await self.batcher.submit([(reading, rows)], deadline)
+            if ticket.answer is not None:
+                return ticket.answer
+
+    def _run(self, items: list[Reading]) -> Sequence[Read | Exception | None]:
+        try:
+            cut = [self._cut(reading) for reading in items]
+            if not any(cut):
+                return [None] * len(items)
+            chunks = [chunk for each in cut if isinstance(each, Cut) for chunk in each.chunks]
             vectors = self._encoder.encode(chunks)
         except EncoderError as error:
             return [NoEncoder(str(error))] * len(items)
@@ -108,11 +157,14 @@ class EncoderEngine:
             raise ValueError("a vector is not finite")
         return _dealt(cut, vectors)
 
-    def _cut(self, said: Said) -> Cut | Invalid:
-        """Return how the words are to be read, and the chunks that count."""
+    def _cut(self, reading: Reading) -> Cut | Invalid | None:
+        """Return how the words are to be read, and the chunks that count; None if they are to be cut further."""
+        said = reading.said
         if isinstance(said.words, list):
             return self._readable("context", said.words, [f"/texts/{at}" for at in range(said.length)])
-        chunks = chunk(said.words, self._encoder.count_tokens)
+        chunks = reading.chunks(said.words, self._encoder.count_tokens)
+        if chunks is None:
+            return None
         if len(chunks) >= said.length:
             return self._readable("context", chunks[-said.length :], ["/text"] * said.length)
         as_query = self._readable("query", [said.words], ["/text"])
@@ -136,11 +188,16 @@ class EncoderEngine:
         self._metrics.batch_released.add(self.alias, batch.reason)
 
 
-def _dealt(cut: list[Cut | Invalid], vectors: Floats) -> list[Read | Exception]:
+def weight(words: list[str] | str) -> int:
+    """Return the rows that the characters of a text cost, beside those of its chunks; 0 for a short one."""
+    return (len(words) if isinstance(words, str) else sum(map(len, words))) // CHARACTERS
+
+
+def _dealt(cut: list[Cut | Invalid | None], vectors: Floats) -> list[Read | Exception | None]:
     """Return what each item was read as, its share of `vectors` `(n, D)` with it."""
-    answers: list[Read | Exception] = []
+    answers: list[Read | Exception | None] = []
     for each in cut:
-        if isinstance(each, Invalid):
+        if not isinstance(each, Cut):
             answers.append(each)
         else:
             answers.append(Read(*each, vectors[: len(each.chunks)]))

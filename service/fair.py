@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Generator, Hashable
+from collections.abc import Callable, Generator, Hashable
+from queue import Empty
+from threading import Condition
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -34,6 +36,41 @@ class RoundRobin(Generic[T]):
         if queue:
             self._queues[client] = queue
         return client, item
+
+
+class FairQueue(Generic[T]):
+    """A `SimpleQueue` in which clients take turns; `client_of` says whose an item is."""
+
+    def __init__(self, client_of: Callable[[T], Hashable]) -> None:
+        self._items: RoundRobin[T] = RoundRobin()
+        self._client_of = client_of
+        self._changed = Condition()
+
+    def put(self, item: T) -> None:
+        """Queue an item behind those of its client."""
+        with self._changed:
+            self._items.put(self._client_of(item), item)
+            self._changed.notify()
+
+    def get(self, *, timeout: float | None = None) -> T:
+        """Return the next item, as soon as there is one; raises `Empty` after `timeout` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(self._items.__len__, timeout):
+                raise Empty
+            return self._items.pop()[1]
+
+    def get_nowait(self) -> T:
+        """Return the next item; raises `Empty` if there is none."""
+        return self.get(timeout=0)
+
+    def empty(self) -> bool:
+        """Return whether there is none."""
+        return not self._items
+
+    def qsize(self) -> int:
+        """Return how many there are."""
+        with self._changed:
+            return len(self._items)
 
 
 class Slicer:

@@ -182,7 +182,8 @@ class MiniLM:
         return np.array([first, *self._tokenise(text).ids[: LONGEST - 2], last], np.int64)
 
     def _tokenise(self, text: str) -> Any:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        (pieces,) = self._tokenizer.encode_batch([text], add_special_tokens=False)  # `encode` keeps other threads out
+        return pieces
 
     @cached_property
     def _tokenizer(self) -> Any:

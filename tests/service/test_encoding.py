@@ -19,6 +19,7 @@ from models.encoder import EncoderError
 from models.registry import Version
 from models.retriever import Retriever
 from service.app import create_app
+from service.encoding import weight
 from service.settings import Settings
 from tests.conftest import Running, running, until
 from tests.fakes import (
@@ -305,3 +306,68 @@ def test_the_time_of_text_is_counted_apart_from_that_of_vectors(serve: Serve) ->
 def test_octets_answer_text_too(serve: Serve) -> None:
     raw = post(serve(text=HashEncoder()), "/predict", {"texts": CHUNKS}, accept="application/octet-stream")
     np.testing.assert_allclose(np.frombuffer(raw.content, "<f4"), normalise(vectors_of(CHUNKS).mean(0)), atol=1e-6)
+
+
+class Slow(HashEncoder):
+    """An encoder that takes its time over each sentence of a passage in capitals, until it is told to hurry."""
+
+    def __init__(self) -> None:
+        self.entered, self.hurries = threading.Event(), threading.Event()
+
+    def count_tokens(self, text: str) -> int:
+        if text.startswith("W"):
+            self.entered.set()
+            self.hurries.wait(0.02)
+        return words(text)
+
+
+HOG, OTHER = ({"authorization": f"Bearer {token * 20}"} for token in "ho")
+TWO_CLIENTS = f"hog:{'h' * 20},other:{'o' * 20}"
+
+
+def test_a_short_text_of_another_client_is_read_while_a_long_one_is_cut(serve: Serve) -> None:
+    slow = Slow()
+    server = serve(text=slow, tokens=TWO_CLIENTS, timeout_ms=120_000, max_text=500_000)
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(post, server, "/predict", {"text": prose([20] * 2000)}, **HOG)
+        assert slow.entered.wait(30)
+        for _ in range(3):
+            assert post(server, "/predict", {"texts": CHUNKS}, **OTHER).status_code == 200
+        assert not long.done()
+        slow.hurries.set()
+        assert long.result().json()["chunks"] == chunk(prose([20] * 2000), words)[-T:]
+
+
+def test_a_client_that_fills_the_queue_leaves_another_its_own(serve: Serve) -> None:
+    listener = Listener()
+    server = serve(text=listener, max_queue=4 * T, tokens=TWO_CLIENTS, timeout_ms=60_000)
+    listener.opened.clear()
+    with ThreadPoolExecutor(8) as pool:
+        hog = [pool.submit(post, server, "/predict", {"texts": CHUNKS}, **HOG)]
+        assert listener.entered.wait(30)
+        hog += [pool.submit(post, server, "/predict", {"texts": CHUNKS}, **HOG) for _ in range(2)]
+        until(lambda: server.app.state.lineup.encoder.batcher.pending_rows == 3 * T, "the hog's texts to queue up")
+        other = pool.submit(post, server, "/predict", {"texts": ["other", *CHUNKS[1:]]}, **OTHER)
+        until(lambda: server.app.state.lineup.encoder.batcher.pending_rows == 4 * T, "the other's to queue up")
+        listener.opened.set()
+        assert [each.result().status_code for each in (*hog, other)] == [200] * 4
+    order = [text for batch in listener.batches for text in batch]
+    assert order.index("other") <= 2 * T  # behind one of the hog's at most, and the one that ran
+
+
+def test_a_long_text_costs_more_rows_than_a_short_one() -> None:
+    assert weight(CHUNKS) == 0
+    assert weight("x" * 50_000) == weight(["x" * 10_000] * 5) == 50
+
+
+def test_a_client_whose_long_texts_wait_is_told_to_come_later(serve: Serve) -> None:
+    slow = Slow()
+    server = serve(text=slow, tokens=TWO_CLIENTS, timeout_ms=120_000)
+    passage = {"text": prose([20] * 400)}  # some 40,000 characters
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(post, server, "/predict", passage, **HOG) for _ in range(2)]
+        until(lambda: server.app.state.admission.rows > 2 * weight(passage["text"]), "both to wait")
+        assert post(server, "/predict", passage, **HOG).json()["type"] == "urn:lvm:problem:overloaded"
+        assert post(server, "/predict", {"texts": CHUNKS}, **OTHER).status_code == 200
+        slow.hurries.set()
+        assert [each.result().status_code for each in waiting] == [200, 200]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
+from queue import Empty
 
 import pytest
 
-from service.fair import RoundRobin, Slicer, Work
+from service.fair import FairQueue, RoundRobin, Slicer, Work
 
 
 def test_clients_take_turns_however_much_one_has_queued() -> None:
@@ -20,6 +22,23 @@ def test_clients_take_turns_however_much_one_has_queued() -> None:
     assert len(queue) == 6
     assert [queue.pop()[1] for _ in range(6)] == ["a1", "b1", "c1", "a2", "c2", "a3"]
     assert not queue
+
+
+def test_a_fair_queue_serves_clients_in_turn_across_threads() -> None:
+    queue: FairQueue[str] = FairQueue(lambda item: item[0])
+    for item in ("a1", "a2", "b1"):
+        queue.put(item)
+    assert (queue.qsize(), queue.empty()) == (3, False)
+    with ThreadPoolExecutor(1) as pool:
+        assert [pool.submit(queue.get).result() for _ in range(3)] == ["a1", "b1", "a2"]
+        waiting = pool.submit(queue.get)
+        queue.put("c1")
+        assert waiting.result() == "c1"
+    assert queue.empty()
+    with pytest.raises(Empty):
+        queue.get_nowait()
+    with pytest.raises(Empty):
+        queue.get(timeout=0.01)
 
 
 def counting(done: list[str], name: str, slices: int) -> Work[str]:

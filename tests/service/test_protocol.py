@@ -271,14 +271,13 @@ def test_a_body_in_chunks_of_any_size_is_read_whole_and_what_follows_it_is_the_n
     serve: Serve, size: int
 ) -> None:
     server, batch = serve(), contexts(20)
-    first = HEAD + b"accept: application/octet-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = HEAD.replace(b"octet-stream", b"octet-stream; shape=20x5x8")
+    first = head + b"accept: application/octet-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     body = batch.tobytes()
-    last = HEAD + b"x-request-id: last\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    last = head + b"x-request-id: last\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body
     answer = exchange(server, (first + chunked(body, size)) * 3 + last)
     told = server.http.post(
-        "/predict",
-        content=body,
-        headers={"content-type": "application/octet-stream", "accept": "application/octet-stream"},
+        "/predict", content=body, headers={**octets_of(batch), "accept": "application/octet-stream"}
     )
     assert answer.count(told.content) == 3
     assert answer.count(b"HTTP/1.1 200 OK") == 4
@@ -294,9 +293,7 @@ def test_what_is_declared_and_not_sent_keeps_nobody_out(serve: Serve) -> None:
             greedy.sendall(HEAD + b"content-length: 300000\r\n\r\nx")
         until(lambda: len(server.app.state.admission.clients) == 1, "the bodies to begin")
         until(lambda: server.app.state.admission.clients["127.0.0.1"].requests == 8, "all of them to begin")
-        answer = server.http.post(
-            "/predict", content=contexts(9).tobytes(), headers={"content-type": "application/octet-stream"}
-        )
+        answer = server.http.post("/predict", content=contexts(9).tobytes(), headers=octets_of(contexts(9)))
         assert answer.status_code == 200
     until(lambda: server.app.state.admission.size == 0, "all to be released")
 

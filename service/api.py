@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 
 from models.retriever import Hit, Search
 from service import articles, pages, schemas, wire
+from service.auth import PROBES
 from service.door import Call, Door, Headers, HotRoute, Reply, State, want_media_type
 from service.encoding import EncoderEngine, Read, Said, weight
 from service.engine import Floats
@@ -293,7 +294,12 @@ def _query(call: Call, fields: Fields) -> dict[str, Any]:
 
 
 async def refuse_unknown_query(request: Request) -> None:
-    """Raise `Malformed` or `Invalid` if a query string says a thing twice, or what the route does not understand."""
+    """Raise `Malformed` or `Invalid` if a query string says a thing twice, or what the route does not understand.
+
+    A probe has no options, and balancers may add what they like to its address: it says yes or no.
+    """
+    if request.scope["path"] in PROBES:
+        return
     names = [name for name, _ in request.query_params.multi_items()]
     if len(set(names)) < len(names):
         raise Malformed("an option stands twice in the query string")

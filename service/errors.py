@@ -104,6 +104,7 @@ class UnsupportedMediaType(ServiceError):
 class UnsupportedCoding(UnsupportedMediaType):
     """A Content-Encoding that is not decoded."""
 
+    reason = "unsupported_coding"
     headers = ((b"accept-encoding", b"gzip"),)
 
 

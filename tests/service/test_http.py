@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
+from service.auth import PROBES
 from tests.conftest import Running, until
 from tests.fakes import Gate, contexts
 
@@ -427,6 +428,11 @@ def test_a_target_may_be_absolute(serve: Serve) -> None:
     assert statuses(exchange(server, get("http://x/livez") + get("http://x") + LAST)) == [200, 200, 200]
     assert statuses(exchange(server, get("*", method="OPTIONS") + LAST)) == [405, 200]
     assert statuses(exchange(server, get("*"))) == [400]
+
+
+@pytest.mark.parametrize("path", sorted(PROBES))
+def test_a_probe_is_answered_whatever_its_query_string(server: Running, path: str) -> None:
+    assert server.http.get(f"{path}?x=/models&x=2").status_code == 200
 
 
 @pytest.mark.parametrize("path", ROUTES)

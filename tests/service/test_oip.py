@@ -275,7 +275,7 @@ def test_tritons_client_is_told_what_stands_in_for_what_is_missing(
         ("POST", "/v2/repository/index", {"content": b" " * 70_000}, 413),
         ("POST", "/v2/repository/index", {"content": b"[]"}, 400),
         ("POST", "/v2/repository/index", {"json": {"nonsense": 1}}, 422),
-        ("GET", "/v2/health/live?nonsense=1", {}, 422),
+        ("GET", "/v2?nonsense=1", {}, 422),
         ("GET", "/v2/models/amn", {"headers": {"x": "a" * 17_000}}, 431),
     ],
 )

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import orjson
 import simdjson
+from numpy.typing import NDArray
 
 from service.arrays import LongArray, find_array
 from service.engine import Floats
@@ -39,7 +40,7 @@ AT_ONCE = 2**19  # bytes that the fast reader reads without a break, about a mil
 QUICK = 2**14  # bytes that the strict reader reads without a break, at most 3 milliseconds
 MAX_STRICT = 2**22  # bytes of a body that the strict reader reads as a whole
 MAX_VALUES = 20_000  # values and names in such a body, some 10 milliseconds
-MAX_DEPTH = 1000  # of nested lists
+MAX_DEPTH = 1000  # of nested lists and objects
 MAX_ESCAPES = 400_000  # backslashes in such a body
 NOT_PROVED = (ValueError, TypeError, KeyError, AttributeError, RuntimeError)
 Shape = tuple[int, ...]
@@ -252,12 +253,19 @@ def check_values(body: bytes) -> None:
         raise Invalid(f"{len(body)} bytes without a long array of numbers in a field that takes one")
     octets = np.frombuffer(body, np.uint8)
     values = sum(np.count_nonzero(octets == mark) for mark in b",:[{")
-    if values > MAX_VALUES and b"[" * MAX_DEPTH in body:
-        raise Malformed("nested too deeply")
     if values > MAX_VALUES:
+        if _depth(octets) > MAX_DEPTH:
+            raise Malformed("nested too deeply")
         raise Invalid(f"{values} values and names, at most {MAX_VALUES} beside a long array of numbers")
     if np.count_nonzero(octets == ord("\\")) > MAX_ESCAPES:
         raise Invalid(f"more than {MAX_ESCAPES} escapes; write text in UTF-8")
+
+
+def _depth(octets: NDArray[np.uint8]) -> int:
+    """Return how deep lists and objects are nested in JSON without brackets in its strings."""
+    opening = (octets == ord("[")) | (octets == ord("{"))
+    closing = (octets == ord("]")) | (octets == ord("}"))
+    return int(np.cumsum(opening.astype(np.int8) - closing, dtype=np.int32).max(initial=0))
 
 
 class OctetType(NamedTuple):

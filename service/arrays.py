@@ -6,6 +6,7 @@ and each part is read by itself. The rest of the body, `[]` in the place of the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class LongArray:
     def parts(self, shape: Sequence[int]) -> Iterator[tuple[int, int] | None]:
         """Return where its parts of whole items of `shape` lie; None, and no more, if an item is too long to be one."""
         pattern = STRING_END if self.is_of_strings else ITEM_ENDS[len(shape)]
-        longest = NUMBER * _product(shape) + 1024
+        longest = NUMBER * math.prod(shape) + 1024
         at, end = self.start + 1, self.end - 1
         while True:
             cut = pattern.search(self.body, at + PART, min(end, at + PART + longest))
@@ -91,10 +92,3 @@ def _end_of_numbers(array: LongArray) -> int:
         if found:
             return found.end()
     return 0
-
-
-def _product(shape: Sequence[int]) -> int:
-    product = 1
-    for length in shape:
-        product *= length
-    return product

@@ -55,7 +55,8 @@ LAST_TURNS = 8  # of LINGER_S each, at the end, for a request to arrive whole: i
 MAX_PIPELINE = 64  # requests of one connection that wait for an earlier answer
 MAX_SKIP = 2**20  # bytes of a refused body that are read, so that the connection stays
 MAX_HEAD = 16 * 1024  # bytes of a request line and headers
-PIECE = 16 * 1024  # bytes that are parsed at once
+AT_ONCE = 64 * 1024  # bytes that are parsed as they come: a context in JSON and its head, at the least
+PIECE = 16 * 1024  # bytes that are parsed at once of more
 CHUNKS = 4 * 1024  # the same, of a chunked body, which may be in chunks of a byte
 SLICE_S = 0.002  # of parsing, after which others get their turn
 END_OF_HEAD = b"\r\n\r\n"
@@ -279,7 +280,7 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what is short at once; else the body of known length as one piece, and all other in pieces, in turn."""
-        if len(data) <= PIECE and not self._is_chunked and not self.unread:
+        if len(data) <= AT_ONCE and not self._is_chunked and not self.unread:
             self._parse(data)
             return
         self._unread, self._at = self._unread[self._at :] + data, 0

@@ -14,7 +14,7 @@ import yaml
 from models import disk
 
 FILE = "README.md"
-_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where it is: ten times as quick
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if it is installed: ten times as fast
 LARGEST = 1 << 17  # bytes of a card; values and characters of it with YAML's aliases written out
 _DEEPEST = 100  # collections in one another
 _MARKS, _MANY_MARKS = "[{-?", 1000  # what begins a collection; fewer cannot be deep enough to do harm
@@ -198,7 +198,7 @@ def _text(directory: Path) -> str:
 
 
 class _Loader(_SAFE):  # type: ignore[misc]
-    """Reads plain YAML; a card merges no maps, which a few bytes could do for ever."""
+    """Reads plain YAML; merge keys are not followed: a few bytes of them could take unbounded time."""
 
     def flatten_mapping(self, node: Any) -> None:
         """Leave `<<` where it is: nothing reads it."""

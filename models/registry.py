@@ -94,7 +94,7 @@ class Move:
 
 
 class Ledger(NamedTuple):
-    """What the ledger says: every move, oldest first, and the number of lines that are none."""
+    """What the ledger says: every move, oldest first, and the number of invalid lines."""
 
     moves: list[Move]
     skipped: int
@@ -156,7 +156,7 @@ class Registry:
         return version
 
     def fault(self, alias: str) -> str | None:
-        """Return why what has the name of an alias is none, and what mends it; None if it is one, or is not there.
+        """Return why an entry with the name of an alias is invalid, and the remedy; None if it is valid or absent.
 
         Raises:
             OSError: the registry cannot be read.
@@ -264,11 +264,11 @@ class Registry:
             return self._swap(alias, self.find(self._previous(alias)), why, "rollback")
 
     def ledger(self) -> list[Move]:
-        """Return every move, oldest first; lines that are none, as one that a crash tore, are passed over."""
+        """Return every move, oldest first; invalid lines, such as one that a crash cut short, are skipped."""
         return self.read_ledger().moves
 
     def read_ledger(self) -> Ledger:
-        """Return every move, oldest first, and how many lines are none.
+        """Return every move, oldest first, and how many lines are invalid.
 
         Raises:
             OSError: the ledger cannot be read, is not a regular file, or is too large.
@@ -394,7 +394,7 @@ class Registry:
     def _wrong_link(self, path: Path) -> str | None:
         """Return why a symbolic link is no alias, None if it is one."""
         target = os.readlink(path)
-        mend = "`lvm promote` sets it anew"
+        mend = "`lvm promote` sets it again"
         if os.path.isabs(target):
             return f"points at the absolute path {target!r}, expected models/NAME/VERSION, relative to it: {mend}"
         parts = Path(target).parts
@@ -467,7 +467,7 @@ def _not_a_link(path: Path) -> str:
 
 
 def _move_of(line: bytes) -> Move | None:
-    """Return the move that a line of the ledger tells, None if it is none."""
+    """Return the move in a line of the ledger, or None if the line is invalid."""
     try:
         return Move.of(json.loads(line.decode("utf-8", "replace").removeprefix("\ufeff")))
     except (TypeError, ValueError, RecursionError):

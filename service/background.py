@@ -1,4 +1,4 @@
-"""Work that goes on while the service runs: no exception ends it."""
+"""Background tasks: no exception ends them."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def _clear_away(place: Path) -> None:
 
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """Hold the lock of a directory; raises `OSError` where somebody else does."""
+    """Hold the lock of a directory; raises `OSError` if another process does."""
     directory = os.open(home, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -50,7 +50,7 @@ class Unreachable(ServiceError):
 
 
 class BadAnswer(ServiceError):
-    """An answer that is none to the request: of another shape, not finite, incomplete or too large."""
+    """An answer that does not match the request: wrong shape, not finite, incomplete or too large."""
 
     status, reason = 502, "bad_answer"
 
@@ -600,7 +600,7 @@ def _passages(answer: httpx.Response, most: Any) -> list[Passage]:
         results = _list(json.loads(answer.content)["results"])
         found = [Passage(*(read(result[name]) for name, read in MEMBERS.items())) for result in results]
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        raise BadAnswer(f"an answer that is no list of passages: {type(error).__name__}: {error}") from error
+        raise BadAnswer(f"an answer that is not a list of passages: {type(error).__name__}: {error}") from error
     if isinstance(most, int) and len(found) > most:
         raise BadAnswer(f"an answer of {len(found)} passages; expected at most {most}")
     return found

@@ -348,7 +348,7 @@ def joined(body: bytes, part: bytes) -> bytes:
     if isinstance(whole, bytes):
         whole = bytearray(whole)
     whole += part
-    return whole  # type: ignore[no-any-return]  # whoever reads a body takes either
+    return whole  # type: ignore[no-any-return]  # readers of a body take either
 
 
 async def read_body(call: Call, receive: Receive, limit: int) -> None:

@@ -76,7 +76,7 @@ class FairQueue(Generic[T]):
 class Slicer:
     """Runs long work on the event loop in slices: one slice a turn of the loop, clients in turn.
 
-    Work is a generator that yields between slices. However much is queued, whoever comes meanwhile waits for one slice.
+    Work is a generator that yields between slices. However much is queued, a new request waits for one slice.
     """
 
     def __init__(self) -> None:

@@ -131,7 +131,7 @@ def is_host(value: bytes) -> bool:
 
 
 def decimal(value: bytes) -> float:
-    """Return a number that is not negative, NaN if it is none."""
+    """Return a number that is not negative, or NaN if the value is not one."""
     return float(value) if DECIMAL.fullmatch(value.strip()) else math.nan
 
 

@@ -16,7 +16,7 @@ LOOK_S = 1.0  # between two looks at who the parent is
 
 
 def beat(line: socket.socket) -> None:
-    """Say that all is well; the first time, that it is ready. A supervisor that does not read holds up nobody."""
+    """Send one byte: the first says that this process is ready, later ones that it is alive. Never blocks."""
     with contextlib.suppress(OSError):
         line.send(b".", socket.MSG_DONTWAIT)
 

@@ -1,6 +1,6 @@
 """One event a line on stderr, never a vector or token: JSON, or columns where a person looks on.
 
-One thread of each process writes the lines. Whoever logs neither waits nor fails, whatever becomes of stderr.
+One thread of each process writes the lines. A caller that logs never waits and never fails, whatever happens to stderr.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class RetrieveRequest(Asked):
     )
     rerank: bool | None = Field(
         None,
-        description="Order the best passages anew by how they lie to the context and to each other. Default: if the "
+        description="Rerank the best passages by their relation to the context and to each other. Default: if the "
         "corpus has a reranker and its own towers made the query of a context. `true` is refused if they did not.",
     )
     model: Name | None = Field(
@@ -467,13 +467,13 @@ CARD: Responses = {
 }
 PAGED: Responses = {
     **UNAUTHORISED,
-    422: _problem("A page that is none."),
+    422: _problem("An invalid offset or limit."),
     503: _problem("The registry does not answer.", RETRY_AFTER),
 }
 ARTICLES: Responses = {
     **UNAUTHORISED,
     404: _problem("The corpus has no such article."),
-    422: _problem("An id or a page that is none."),
+    422: _problem("An invalid id, offset or limit."),
     503: _problem("No corpus is promoted as `retriever`.", RETRY_AFTER),
 }
 METRICS: Responses = {

@@ -1,6 +1,6 @@
 """The sockets of the client: every wait ends at the call's deadline, and a proxy is used only if one is needed.
 
-httpx limits each wait for the network, so a server that sends one byte at a time can hold a caller for ever. The
+httpx limits each wait for the network, so a server that sends one byte at a time can hold a caller without end. The
 synchronous client therefore runs on this backend of httpcore; asyncio cancels a call by itself.
 """
 
@@ -21,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
-LONGEST_S = 1e6  # a longer timeout is none: the operating system cannot count so far
+LONGEST_S = 1e6  # a longer timeout means no limit: the operating system cannot represent it
 SLICE = 16_384  # bytes that a socket takes at once if it takes any
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
 _deadline: ContextVar[float] = ContextVar("deadline", default=float("inf"))

@@ -222,7 +222,7 @@ class Supervisor:
                 turn_away(listener)
 
     async def _keep(self, listener: socket.socket, life: Life) -> None:
-        """Have somebody at the listener until it is time to stop, whatever goes wrong meanwhile."""
+        """Keep one worker running for a listener until shutdown, whatever goes wrong meanwhile."""
         guarded = Guarded("keep a worker")
         pause, most = BACK_OFF_S
         while not self._stopping.is_set():

@@ -20,6 +20,7 @@ import pytest
 
 from service import errors
 from service.client import MOST_ANSWER, AsyncClient, BadAnswer, Client, Prediction, Unreachable, error_of
+from service.transport import proxy_of
 from tests.conftest import Running
 from tests.fakes import D, Gate, T, contexts, corpus, mean_of, raises
 
@@ -583,9 +584,14 @@ def test_the_machine_itself_is_not_asked_through_a_proxy(
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    url = serve().url
-    for host in ("127.0.0.1", "localhost"):
-        assert ask(url.replace("127.0.0.1", host), contexts()[0]).vectors.shape == (D,)
+    assert ask(serve().url, contexts()[0]).vectors.shape == (D,)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "a.localhost", "127.0.0.2", "[::1]", "[::ffff:127.0.0.1]"])
+def test_every_name_of_the_machine_itself_is_without_a_proxy(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.test")
+    assert proxy_of(httpx.URL(f"http://{host}:8000")) is None
+    assert proxy_of(httpx.URL("http://service.test:8000")) is not None
 
 
 @pytest.mark.parametrize("proxy", ["gopher://x", "http://[::1"])

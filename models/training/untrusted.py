@@ -13,6 +13,7 @@ import re
 import resource
 import signal
 import struct
+import sys
 import threading
 import types
 import warnings
@@ -138,7 +139,7 @@ def _load(path: Path, file: BufferedReader) -> Any:
     is_archive = start.startswith(_ZIP)
     if is_archive:
         _check_archive(path, file, size)
-    place = f"/proc/self/fd/{file.fileno()}"  # the very file that was checked
+    place = f"/dev/fd/{file.fileno()}"  # the very file that was checked
     unknown: list[str] = []
     try:
         known: list[Any] = [(made, name) for name, made in KNOWN.items()]
@@ -205,17 +206,23 @@ def _ends_plainly(file: BufferedReader, size: int, directory: int) -> bool:
     return record == size - _END - _LOCATOR_64 - _END_64 and place_64 == directory and place in (directory, 0xFFFFFFFF)
 
 
+def _address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 @contextmanager
 def _bounded(memory: int, seconds: float) -> Iterator[None]:
-    """Have the process take `memory` bytes more at most meanwhile, and the main thread `seconds`."""
+    """Have the process take `memory` bytes more at most meanwhile, and the main thread `seconds`.
+
+    Only Linux tells, and bounds, how much address space a process takes.
+    """
     before = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    ceiling = pages * resource.getpagesize() + memory
+    ceiling = _address_space() + memory if sys.platform == "linux" else resource.RLIM_INFINITY
     is_main = threading.current_thread() is threading.main_thread()
     if is_main:
         handler = signal.signal(signal.SIGALRM, _too_slow)
         signal.setitimer(signal.ITIMER_REAL, seconds)
-    if before[0] == resource.RLIM_INFINITY or ceiling < before[0]:
+    if ceiling != resource.RLIM_INFINITY and (before[0] == resource.RLIM_INFINITY or ceiling < before[0]):
         resource.setrlimit(resource.RLIMIT_AS, (ceiling, before[1]))
     try:
         yield

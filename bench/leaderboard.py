@@ -13,16 +13,19 @@ from numpy.typing import NDArray
 from bench import machine, nets
 from bench.bootstrap import interval
 from bench.nets import How
-from models import card as cards
-from models import checkpoint as checkpoints
-from models.card import Card
-from models.checkpoint import BadCheckpoint, Checkpoint
-from models.corpus import Corpus, Floats
 from models.evaluate import COUNTS, Outcomes, baselines, counts, outcomes, retrieval
-from models.registry import Registry, Version
+from models.registry import card as cards
+from models.registry import checkpoint as checkpoints
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.registry.registry import Registry, Version
+from models.retrieval.corpus import (
+    Corpus,
+)
 from models.runtimes import Runtime
 from models.training import bundle
 from models.training.parts import Arrays, Parts, identity, sources
+from models.vectors import Floats
 from models.windows import Windows, some_windows
 
 STANDARD = "weighted_mean"  # what a net has to beat

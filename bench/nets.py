@@ -17,16 +17,20 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from bench.answers import TOLERANCE, Floats, apart
+from bench.answers import (
+    TOLERANCE,
+    apart,
+)
 from bench.figures import times_ms, typical
 from bench.load import WrongAnswers
 from bench.plan import ROOT, Plan
 from bench.versions import NETS, by_name, draw
-from models import checkpoint as checkpoints
-from models.checkpoint import Checkpoint
-from models.registry import Registry
+from models.registry import checkpoint as checkpoints
+from models.registry.checkpoint import Checkpoint
+from models.registry.registry import Registry
 from models.runtimes import PARITY, Runtime, UnfitRuntime, open_runtime
 from models.runtimes.torch import TorchRuntime, answer_of, build_net
+from models.vectors import Floats
 
 QUERIES, WARM_UP = 200, 20
 BATCHES = (1, 8, 32, 128)

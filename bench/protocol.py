@@ -9,9 +9,12 @@ from typing import Any
 import httpx
 import numpy as np
 
-from bench.answers import Floats, apart
+from bench.answers import (
+    apart,
+)
 from bench.servers import Server
 from bench.versions import draw
+from models.vectors import Floats
 
 OCTETS = "application/octet-stream"
 INFER = "/v2/models/primary/infer"

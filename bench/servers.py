@@ -21,7 +21,7 @@ import numpy as np
 from bench.peers import LEFT_OUT, PEERS
 from bench.plan import LENGTH, ROOT
 from loadtest.payloads import Exchange
-from models.registry import Registry
+from models.registry.registry import Registry
 
 PATIENCE_S = 60.0
 SERVICE, NAIVE, TUNED, ECHO = "service", "naive", "naive, tuned", "echo"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from bench import stages
-from bench.answers import Floats
 from bench.figures import ratios, spread
 from bench.load import generator, measure, warm_up
 from bench.peers.echo import constant
@@ -19,9 +18,10 @@ from bench.servers import ECHO, SERVICE, Server
 from bench.traffic import Traffic, exchange_of, prepare
 from bench.versions import draw
 from loadtest.plan import Wire
-from models import checkpoint
-from models.registry import Registry
+from models.registry import checkpoint
+from models.registry.registry import Registry
 from models.runtimes.torch import answer_of, build_net
+from models.vectors import Floats
 
 CONNECTIONS = (1, 8, 32, 64)
 WIRES: tuple[Wire, ...] = ("json", "octet")

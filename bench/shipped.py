@@ -17,8 +17,8 @@ from bench.servers import Server, launched, rss_mb, service
 from bench.traffic import Traffic, exchange_of, prepare
 from loadtest import contexts
 from loadtest.plan import Route, Wire
-from models import checkpoint
-from models.registry import Registry
+from models.registry import checkpoint
+from models.registry.registry import Registry
 from models.runtimes.torch import answer_of, build_net
 
 STARTS = 3

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.answers import Floats, Kind
+from bench.answers import (
+    Kind,
+)
 from bench.servers import Server
 from loadtest.payloads import Exchange, encode
 from loadtest.plan import Route, Wire
+from models.vectors import Floats
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from bench.plan import LENGTH
-from models import corpus as corpora
-from models.card import Card
-from models.corpus import Floats
 from models.nets import build
-from models.registry import Registry, Version
+from models.registry.card import Card
+from models.registry.registry import Registry, Version
 from models.training import publish
 from models.training.parts import sources
+from models.vectors import Floats, normalise
 
 NETS = ("amn", "gru", "lstm", "transformer")
 
@@ -57,7 +56,7 @@ def seeded(name: str, dim: int) -> nn.Module:
 def draw(count: int, dim: int, seed: int = 0) -> Floats:
     """Return contexts `(count, T, dim)` of unit vectors that resemble their neighbours."""
     noise = np.random.default_rng(seed).standard_normal((count, LENGTH, dim))
-    return corpora.normalise(noise + noise.mean(axis=1, keepdims=True))
+    return normalise(noise + noise.mean(axis=1, keepdims=True))
 
 
 def _card(name: str, dim: int) -> Card:

@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 from bench import machine
-from bench.answers import Floats
 from bench.capacity.processor import processor_s
 from bench.figures import ratios
 from bench.load import generator, measure, warm_up
@@ -21,9 +20,10 @@ from bench.plan import SHIPPED
 from bench.servers import Launch, Server, launched, service
 from bench.traffic import Traffic, exchange_of, prepare
 from bench.versions import draw
-from models import checkpoint
-from models.registry import Registry
+from models.registry import checkpoint
+from models.registry.registry import Registry
 from models.runtimes.torch import answer_of, build_net
+from models.vectors import Floats
 
 CASES = {"1 worker": (1, "off"), "2 workers": (2, "off"), "1 + owner": (1, "on"), "2 + owner": (2, "on")}
 BASE = next(iter(CASES))

@@ -13,10 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.card import Card
-from models.corpus import Corpus, Floats, normalise
-from models.reranker import DEPTH
-from models.retriever import Retriever, Search
+from models.registry.card import Card
+from models.retrieval.corpus import (
+    Corpus,
+)
+from models.retrieval.reranker import DEPTH
+from models.retrieval.retriever import Retriever, Search
+from models.vectors import Floats, normalise
 from models.windows import Windows, some_windows, windows
 
 COUNTS = ("windows", "articles", "chunks")

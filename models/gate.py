@@ -15,15 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from models import card as cards
-from models import corpus as corpora
-from models import predictor, retriever
-from models.card import BadCard, Card
-from models.checkpoint import BadCheckpoint
-from models.corpus import BadCorpus, Corpus, Floats, normalise
+from models import predictor
 from models.evaluate import COUNTS, TOLERANCE, counts, found_ranks, mean_cosine, name_on_card, ranking
-from models.registry import ALIASES, Registry, UnknownVersion, Version
-from models.retriever import Search
+from models.registry import card as cards
+from models.registry.card import BadCard, Card
+from models.registry.checkpoint import BadCheckpoint
+from models.registry.registry import (
+    ALIASES,
+    Registry,
+    UnknownVersion,
+    Version,
+)
+from models.retrieval import corpus as corpora
+from models.retrieval import retriever
+from models.retrieval.corpus import (
+    BadCorpus,
+    Corpus,
+)
+from models.retrieval.retriever import Search
+from models.vectors import Floats, normalise
 from models.windows import Windows, some_windows
 
 MAY_WORSEN = 0.005  # cosine, or R@5, below the incumbent's: a third of what the best net gains on a weighted mean

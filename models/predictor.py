@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from models import checkpoint as checkpoints
-from models.card import Card
-from models.checkpoint import BadCheckpoint, Checkpoint
-from models.corpus import Floats
-from models.quick import is_quick
+from models.drift import Space
+from models.registry import checkpoint as checkpoints
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint, Checkpoint
 from models.runtimes import Runtime, find_device, open_runtime
-from models.space import Space
+from models.runtimes.quick import is_quick
+from models.vectors import Floats
 
 
 class Predictor:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.corpus import Corpus, Floats
+from models.retrieval.corpus import (
+    Corpus,
+)
+from models.vectors import Floats
 
 
 class NothingToLearnFrom(ValueError):

@@ -14,15 +14,23 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
-from models.registry import Registry
-from models.store import home
-from service import oip, pages, schemas
-from service.admission import Admission, Limit
-from service.api import DocumentedHotRoute, add_routes, refuse_unknown_query
-from service.auth import PROBES, Tokens, read_tokens
-from service.cells import Cells
-from service.concurrency import AdaptiveLimit, FixedLimit
-from service.door import (
+from lvm.errors import (
+    Invalid,
+    ServiceError,
+    Unauthorised,
+    Unavailable,
+)
+from models.registry.registry import Registry
+from models.registry.remote import home
+from service.deploy.deployments import NETS, RETRIEVER, Lineup
+from service.deploy.loading import Loaders, RealLoaders
+from service.deploy.registry_sync import follower_of, following
+from service.engines.remote import Lender
+from service.engines.router import Router
+from service.http import schemas
+from service.http.auth import PROBES, Tokens, read_tokens
+from service.http.connection import OTHER
+from service.http.gateway import (
     CANCELLED,
     DEPARTED,
     NOSNIFF,
@@ -37,22 +45,21 @@ from service.door import (
     problem_reply,
     request_id,
 )
-from service.errors import PROBLEM, Invalid, ServiceError, Unauthorised, Unavailable, problem
-from service.fair import Slicer
-from service.headers import combine, path_of
-from service.lineup import NETS, RETRIEVER, Lineup
-from service.loading import Loaders, RealLoaders
-from service.log import AccessLog, logger, sink
-from service.metrics import Metrics
-from service.mirror import follower_of, following
-from service.protocol import OTHER
-from service.remote import Lender
-from service.routing import Router
+from service.http.headers import combine, path_of
+from service.http.problems import PROBLEM, problem
+from service.http.routes import console, oip
+from service.http.routes.hot import DocumentedHotRoute, add_routes, refuse_unknown_query
+from service.overload.admission import Admission, Limit
+from service.overload.fairness import Slicer
+from service.overload.limiter import AdaptiveLimit, FixedLimit
 from service.settings import BadSettings, Settings
-from service.tracing import Tracer, parse
+from service.telemetry.log import AccessLog, logger, sink
+from service.telemetry.metrics import Metrics
+from service.telemetry.shared_memory import Cells
+from service.telemetry.tracing import Tracer, parse
 
 if TYPE_CHECKING:
-    from service.otlp import Exporter
+    from service.telemetry.otlp import Exporter
 
 STATUS_REASONS = {401: "unauthorised", 404: "unknown_route", 405: "method_not_allowed", 500: "internal"}
 GUARDS = (  # against what a browser may make of an answer; a page brings its own policy
@@ -77,7 +84,7 @@ class Service(FastAPI):
     def short_cut(self) -> None:
         """Learn the routes; to be called once they are all there."""
         self.hot = {route.path: route.hot for route in self.routes if isinstance(route, DocumentedHotRoute)}
-        self.open = PROBES | pages.places().keys()  # a page asks for the token that its requests then carry
+        self.open = PROBES | console.places().keys()  # a page asks for the token that its requests then carry
         self.labels = {route.path for route in self.routes if isinstance(route, Route)}
 
     def openapi(self) -> dict[str, Any]:
@@ -217,7 +224,7 @@ def _exporter(settings: Settings) -> Exporter | None:
     if settings.otlp_endpoint is None:
         return None
     try:
-        from service.otlp import Exporter
+        from service.telemetry.otlp import Exporter
     except ImportError as error:
         raise BadSettings("LVM_OTLP_ENDPOINT wants what sends spans: pip install 'lvm-serve[otlp]'") from error
     return Exporter(settings.otlp_endpoint)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.store import CACHE
+from models.registry.remote import CACHE
 
 OTHERS = {"LVM_TOKEN", "LVM_URL", "LVM_TEXT", "LVM_RUNTIME"}  # the command line's, the load tests', compose.yaml's
 BY_KUBERNETES = re.compile(r"LVM_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")  # set where a Service is named lvm

@@ -18,9 +18,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.registry import Registry
+from models.registry.registry import Registry
 from service.app import Service, create_app
-from service.server import Server, bind, config_of
+from service.processes.server import Server, bind, config_of
 from service.settings import Settings
 from tests.fakes import FakeLoaders, mean_of, registry_of
 from tests.fakes import retriever as corpus_of

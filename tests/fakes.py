@@ -10,20 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from models.card import Card
-from models.checkpoint import BadCheckpoint
-from models.corpus import Corpus, Floats, normalise
-from models.encoder import LONGEST, EncoderError, Progress, TextInfo
-from models.index import FlatIndex
-from models.milvus import MilvusIndex
-from models.registry import Registry, Version
-from models.reranker import NEIGHBOURS, Reranker, features_of
-from models.retriever import Retriever
-from models.space import Space
-from models.towers import Towers
-from service.encoding import EncoderLike
-from service.index_store import IndexStore
-from service.search import RetrieverLike
+from models.drift import Space
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint
+from models.registry.registry import Registry, Version
+from models.retrieval.corpus import (
+    Corpus,
+)
+from models.retrieval.index import FlatIndex
+from models.retrieval.milvus import MilvusIndex
+from models.retrieval.reranker import NEIGHBOURS, Reranker, features_of
+from models.retrieval.retriever import Retriever
+from models.retrieval.towers import Towers
+from models.text.encoder import (
+    LONGEST,
+    EncoderError,
+    Progress,
+    TextInfo,
+)
+from models.vectors import Floats, normalise
+from service.engines.external_index import IndexStore
+from service.engines.search import RetrieverLike
+from service.engines.text import EncoderLike
 from service.settings import Settings
 
 D, T = 8, 5

@@ -15,7 +15,7 @@ from bench.capacity.costs import Costs
 from bench.capacity.simulation import Outcome, Simulation, Worker
 from loadtest.driver import schedule
 from loadtest.plan import Wire
-from service.concurrency import AdaptiveLimit
+from service.overload.limiter import AdaptiveLimit
 
 READING = 0.5  # of what the event loop spends on a request, before the net has it
 ERRORS = 0.001  # of all arrivals

@@ -33,7 +33,7 @@ from loadtest import contexts
 from loadtest.plan import Wire
 from models import predictor
 from models.predictor import Predictor
-from models.registry import Registry, Version
+from models.registry.registry import Registry, Version
 
 NETS = ("amn", "gru", "gmn")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -17,12 +17,15 @@ from bench.plan import SHIPPED
 from bench.servers import launched
 from bench.traffic import exchange_of, prepare
 from loadtest import contexts
-from models import corpus as corpora
-from models.card import Card
-from models.corpus import Floats, MappedCorpus, normalise
-from models.index import FlatIndex, IvfIndex, VectorIndex
+from models.registry.card import Card
+from models.retrieval import corpus as corpora
+from models.retrieval.corpus import (
+    MappedCorpus,
+)
+from models.retrieval.index import FlatIndex, IvfIndex, VectorIndex
 from models.training import indexing
 from models.training.parts import Parts
+from models.vectors import Floats, normalise
 
 QUERIES, K = 200, 15  # ten results, and five for what the caller has
 EXACT = (1500, 3000, 6000)  # of the vectors that ship

@@ -2,8 +2,8 @@
 
 The event loop does, turn by turn, what is to be called soon and then what can be read. Where the net is quick enough it
 runs there; any other is a second server, which takes whenever it is free what has queued up to a full batch, as in
-`service.batching`. Where both have but one core, each works at half speed (processor sharing, Kleinrock 1967). Who is
-let in, and how large a batch is worth it, is decided by the very classes that decide it in the service.
+`service.engines.batcher`. Where both have but one core, each works at half speed (processor sharing, Kleinrock 1967).
+Who is let in, and how large a batch is worth it, is decided by the very classes that decide it in the service.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from service.admission import Limit
-from service.batching import WINDOW
-from service.sizing import Sizing
+from service.engines.batch_sizer import Sizing
+from service.engines.batcher import WINDOW
+from service.overload.admission import Limit
 
 Begin: TypeAlias = Callable[[], float]
 End: TypeAlias = Callable[[], None]

@@ -12,7 +12,7 @@ from bench.capacity.simulation import Worker
 from loadtest import contexts
 from loadtest.payloads import Exchange
 from loadtest.plan import Wire
-from models.quick import QUICK_S
+from models.runtimes.quick import QUICK_S
 
 LOAD = 0.7  # of the knee: what is planned for, as docs/operations.md has it
 SPARE = 1  # machines more, so that one may be away

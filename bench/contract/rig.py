@@ -24,8 +24,9 @@ from bench.contract.samples import Samples, read
 from bench.plan import ROOT, SHIPPED
 from bench.servers import Launch, Server, launched, service
 from loadtest import contexts
-from models import checkpoint, predictor
-from models.registry import Registry, Version
+from models import predictor
+from models.registry import checkpoint
+from models.registry.registry import Registry, Version
 from models.runtimes.torch import build_net
 from models.training import publish
 

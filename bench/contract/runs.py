@@ -14,7 +14,7 @@ from bench.contract.measures import Figures, Window
 from bench.contract.rig import ALIAS, Client, Plan, Rig, Stock, counted, launch, reloads, running, series
 from bench.contract.samples import Samples, joined
 from bench.servers import Server, launched, rss_mb
-from models.registry import Version
+from models.registry.registry import Version
 
 START = 25.0  # requests/s
 STEADY = 0.7  # of C

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from torch import nn
 
-from models import checkpoint
+from models.registry import checkpoint
 from models.runtimes.torch import build_net
 
 OCTETS = "application/octet-stream"

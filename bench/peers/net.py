@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from bench.answers import Floats
-from models import checkpoint
+from models.registry import checkpoint
 from models.runtimes import open_runtime
+from models.vectors import Floats
 
 VERSION, THREADS = "BENCH_VERSION", 1
 

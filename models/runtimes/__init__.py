@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from models.checkpoint import BadCheckpoint, Checkpoint
-from models.corpus import Floats
+from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.vectors import Floats
 
 PARITY = 0.9999  # least cosine to the float32 torch net's answer on every golden vector
 DEVICES = ("auto", "cpu", "cuda", "mps")

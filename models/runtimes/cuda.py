@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.checkpoint import Checkpoint
-from models.corpus import Floats
+from models.registry.checkpoint import Checkpoint
 from models.runtimes.torch import net_on, runtime_name
+from models.vectors import Floats
 
 MOST = 1024  # rows of the largest graph; more rows run in several
 WARM_UP = 3  # runs before a capture, in which libraries allocate and choose their kernels

@@ -14,9 +14,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import; on by def
 
 import onnxruntime
 
-from models.checkpoint import BadCheckpoint, Checkpoint
-from models.corpus import Floats
-from models.priority import gives_way
+from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.runtimes.priority import gives_way
+from models.vectors import Floats
 
 ROWS = 8  # least rows worth a thread: for fewer, waking it takes longer than it saves
 

@@ -12,8 +12,13 @@ from openvino import opset13 as ops
 from openvino.passes import ConstantFolding, Manager
 from safetensors.numpy import save
 
-from models.checkpoint import GRAPH, WEIGHTS, BadCheckpoint, Checkpoint
-from models.corpus import Floats
+from models.registry.checkpoint import (
+    GRAPH,
+    WEIGHTS,
+    BadCheckpoint,
+    Checkpoint,
+)
+from models.vectors import Floats
 
 GROUP = 32  # activations that share a scale in int8: the finest there is, and of one row, so rows do not mix
 LEAST = np.finfo(np.float32).tiny  # scale of an output whose weights are all zero

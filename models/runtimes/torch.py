@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import BadCheckpoint, Checkpoint
-from models.corpus import Floats
 from models.nets import BadConfig, build
 from models.nets.unit import unit
+from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.vectors import Floats
 
 
 def best_device() -> str:

@@ -1,4 +1,4 @@
-"""Articles to a corpus: read them, cut them into chunks, encode the chunks, write `models.corpus` files."""
+"""Articles to a corpus: read them, cut them into chunks, encode the chunks, write `models.retrieval.corpus` files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from typing import IO, Any
 
 import numpy as np
 
-from models import corpus
-from models.chunks import chunk
-from models.corpus import Floats
-from models.encoder import Encoder, EncoderError, Progress, TextInfo
+from models.retrieval import corpus
+from models.text.chunks import chunk
+from models.text.encoder import (
+    Encoder,
+    EncoderError,
+    Progress,
+    TextInfo,
+)
 from models.training.parts import Arrays, Parts
+from models.vectors import Floats
 
 Article = dict[str, Any]  # one line of `articles.jsonl.gz`; before chunking it may hold `text` for `chunks`
 

@@ -21,7 +21,7 @@ from onnx import helper
 from onnx.external_data_helper import set_external_data
 from onnx.numpy_helper import from_array
 
-from models import encoder
+from models.text import encoder
 
 OPSET, IR = 20, 9  # Gelu came with 20
 Sizes = Mapping[str, Any]  # what a `config.json` of transformers calls them

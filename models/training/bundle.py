@@ -13,24 +13,28 @@ from safetensors.numpy import save as save_tensors
 from safetensors.torch import load as load_torch
 from torch import nn
 
-from models import card as cards
-from models import checkpoint as checkpoints
-from models import corpus as corpora
-from models import reranker as rerankers
-from models import retriever as retrievers
-from models import sealed, towers
-from models.card import Card
-from models.checkpoint import BadCheckpoint, Checkpoint
-from models.corpus import Corpus, Floats
 from models.evaluate import evaluate, outcomes, retrieval
-from models.index import FlatIndex
 from models.nets.two_tower import Payload, TwoTower
-from models.registry import Registry, Version
-from models.reranker import Reranker
-from models.retriever import Retriever
+from models.registry import card as cards
+from models.registry import checkpoint as checkpoints
+from models.registry import manifest
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.registry.registry import Registry, Version
+from models.retrieval import corpus as corpora
+from models.retrieval import reranker as rerankers
+from models.retrieval import retriever as retrievers
+from models.retrieval import towers
+from models.retrieval.corpus import (
+    Corpus,
+)
+from models.retrieval.index import FlatIndex
+from models.retrieval.reranker import Reranker
+from models.retrieval.retriever import Retriever
 from models.runtimes import open_runtime
 from models.runtimes.torch import answer_of, arrays_of
 from models.training.publish import compare, facts, net_files, rounded
+from models.vectors import Floats, normalise
 from models.windows import Windows, alone, some_windows
 
 TOWERS = (checkpoints.WEIGHTS, checkpoints.GRAPH, checkpoints.GOLDEN, towers.PAYLOAD)
@@ -99,7 +103,7 @@ class Made:
         """Return what the payload tower makes of unit vectors `(N, D)`, rounded as an index keeps it."""
         tower = Payload(self.card.dim)
         tower.load_state_dict(load_torch(self.files[towers.PAYLOAD]))
-        return corpora.normalise(answer_of(tower, vectors).astype(np.float16))
+        return normalise(answer_of(tower, vectors).astype(np.float16))
 
     def over(self, corpus: Corpus) -> Retriever:
         """Return the retriever of `corpus` in memory."""
@@ -138,8 +142,8 @@ class Query:
 def read(version: Version) -> Made:
     """Return the towers of a version; raises `BadCheckpoint`."""
     try:
-        return Made(version.id, sealed.read(version.path))
-    except (sealed.Corrupt, rerankers.BadReranker) as error:
+        return Made(version.id, manifest.read(version.path))
+    except (manifest.Corrupt, rerankers.BadReranker) as error:
         raise BadCheckpoint(f"{version.id}: {error}") from error
 
 
@@ -175,12 +179,12 @@ def publish_bundle(registry: Registry, directory: Path, card: Card, made: Made, 
 
 def _reranker_file(version: Version, made_by: str) -> bytes:
     try:
-        files = sealed.read(version.path)
+        files = manifest.read(version.path)
         card = Card.from_markdown(files[cards.FILE].decode())
         if card.config["towers"] != made_by:
             raise BadCheckpoint(f"{version.id} was trained on what {card.config['towers']} finds, not {made_by}")
         return files[rerankers.FILE]
-    except (sealed.Corrupt, cards.BadCard, KeyError) as error:
+    except (manifest.Corrupt, cards.BadCard, KeyError) as error:
         raise BadCheckpoint(f"{version.id} is no reranker: {error}") from error
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import BadCheckpoint
 from models.nets import NETS
+from models.registry.checkpoint import BadCheckpoint
 from models.training import untrusted
 from models.training.untrusted import listed, shown
 

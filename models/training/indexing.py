@@ -11,11 +11,22 @@ from typing import Any
 import faiss
 import numpy as np
 
-from models.card import Card
-from models.corpus import BLOCK, Floats, MappedCorpus, normalise
-from models.index import BadIndex, IvfIndex, Lists, Rows, coder, encode
-from models.retriever import Hit, Retriever, Search
+from models.registry.card import Card
+from models.retrieval.corpus import (
+    BLOCK,
+    MappedCorpus,
+)
+from models.retrieval.index import (
+    BadIndex,
+    IvfIndex,
+    Lists,
+    Rows,
+    coder,
+    encode,
+)
+from models.retrieval.retriever import Hit, Retriever, Search
 from models.training.parts import Arrays, Input, Parts, digest, sources
+from models.vectors import Floats, normalise
 
 Progress = Callable[[int, int], None]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models import corpus as corpora
-from models.card import Card
-from models.corpus import Corpus
 from models.evaluate import baseline_scores
-from models.registry import Registry, Version
+from models.registry.card import Card
+from models.registry.registry import Registry, Version
+from models.retrieval import corpus as corpora
+from models.retrieval.corpus import Corpus
 from models.training.bundle import publish_towers
 from models.training.publish import golden_contexts, publish, reference_of
 from models.training.teachers import Ensemble, load_teachers

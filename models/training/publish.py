@@ -24,21 +24,25 @@ from onnx.shape_inference import infer_shapes
 from safetensors.numpy import save as save_tensors
 from torch import nn
 
-from models import card as cards
-from models import checkpoint as checkpoints
-from models import corpus as corpora
 from models import predictor
-from models.card import Card, Reference
-from models.checkpoint import BadCheckpoint
-from models.corpus import Corpus, Floats, Passages
 from models.evaluate import TOLERANCE, evaluate, mean_cosine
-from models.index import IVF
 from models.nets import architecture_of, config_dict
-from models.registry import Registry, Version
+from models.registry import card as cards
+from models.registry import checkpoint as checkpoints
+from models.registry.card import Card, Reference
+from models.registry.checkpoint import BadCheckpoint
+from models.registry.registry import Registry, Version
+from models.retrieval import corpus as corpora
+from models.retrieval.corpus import (
+    Corpus,
+    Passages,
+)
+from models.retrieval.index import IVF
 from models.runtimes.torch import answer_of, arrays_of
 from models.training import indexing
 from models.training.indexing import Progress
 from models.training.parts import beside
+from models.vectors import Floats, normalise
 from models.windows import Windows, windows
 
 GOLDEN = 64  # golden contexts in a version; fewer say too little about its space
@@ -237,7 +241,7 @@ def golden_contexts(corpus: Corpus | None, dim: int, length: int) -> Floats:
     """Return contexts `(G, T, D)` spread over the corpus, or seeded random unit ones without it."""
     if corpus is None:
         noise = np.random.default_rng(0).standard_normal((GOLDEN, length, dim))
-        return corpora.normalise(noise + noise.mean(axis=1, keepdims=True))
+        return normalise(noise + noise.mean(axis=1, keepdims=True))
     data = windows(corpus, length)
     pick = np.linspace(0, len(data) - 1, min(GOLDEN, len(data))).astype(int)
     contexts: Floats = data.vectors[data.rows()[pick]]

@@ -12,20 +12,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from models import card as cards
-from models import corpus as corpora
-from models import reranker as rerankers
-from models.card import Card
-from models.checkpoint import BadCheckpoint
-from models.corpus import Corpus, Floats
 from models.evaluate import searches
 from models.nets import BadConfig
 from models.nets.reranker import RerankerNet
-from models.registry import Registry, Version
-from models.reranker import Reranker
+from models.registry import card as cards
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint
+from models.registry.registry import Registry, Version
+from models.retrieval import corpus as corpora
+from models.retrieval import reranker as rerankers
+from models.retrieval.corpus import (
+    Corpus,
+)
+from models.retrieval.reranker import Reranker
 from models.training import bundle
 from models.training.parts import Arrays, Parts, beside, identity, sources
 from models.training.train import Epoch, Recipe, Trainer
+from models.vectors import Floats
 from models.windows import NothingToLearnFrom, Rows, Windows, alone, hold_out, some_windows
 
 ARTICLES = 118  # in a bank: what the figures are depends on how much there is to choose from

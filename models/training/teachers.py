@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models import checkpoint as checkpoints
 from models.nets.unit import unit
-from models.registry import Registry
+from models.registry import checkpoint as checkpoints
+from models.registry.registry import Registry
 from models.runtimes.torch import build_net
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.corpus import Floats
 from models.evaluate import ranking, ranks
 from models.nets import build
 from models.nets.two_tower import TwoTower, info_nce
 from models.training.negatives import Negatives, near_misses
 from models.training.train import Recipe, Trainer
+from models.vectors import Floats
 from models.windows import Windows, alone
 
 MINED = 4  # near misses kept for each window

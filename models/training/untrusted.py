@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from models import disk
-from models.checkpoint import BadCheckpoint
+from models.registry import disk
+from models.registry.checkpoint import BadCheckpoint
 
 _ZIP, _DIRECTORY_END = b"PK\3\4", b"PK\5\6"
 _END, _END_64, _LOCATOR_64 = 22, 56, 20  # bytes of the records that end an archive

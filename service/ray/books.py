@@ -12,8 +12,8 @@ from pathlib import Path
 
 import ray
 
-from service.cells import SUFFIX, Key, SharedCells
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
+from service.telemetry.shared_memory import SUFFIX, Key, SharedCells
 
 SHM = Path("/dev/shm")
 _PREFIX = f"lvm-{os.getuid()}-"

@@ -14,16 +14,16 @@ import ray
 from pydantic import SecretStr
 from ray import serve
 
-from models.registry import Registry, UnknownVersion
-from models.store import is_url
-from service.auth import read_tokens
-from service.lineup import PREDICTORS, RETRIEVER
-from service.log import configure, logger
+from models.registry.registry import Registry, UnknownVersion
+from models.registry.remote import is_url
+from service.deploy.deployments import PREDICTORS, RETRIEVER
+from service.http.auth import read_tokens
+from service.processes.server import bind, check_exposure
 from service.ray.books import home_of_books
 from service.ray.ingress import Ingress
 from service.ray.replica import Replica
-from service.server import bind, check_exposure
 from service.settings import BadSettings, Settings, read_settings
+from service.telemetry.log import configure, logger
 
 APP = "lvm"
 BY_WAIT = "service.ray.scaling:QueueWait"

@@ -8,13 +8,18 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from service.api import check_live
 from service.app import create_app
-from service.door import Message, Receive, Scope, Send
-from service.log import configure
+from service.http.gateway import (
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
+from service.http.routes.hot import check_live
 from service.ray.books import Books, home_of_books
 from service.ray.line import Line, Lines
 from service.settings import Settings
+from service.telemetry.log import configure
 
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 

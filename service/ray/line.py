@@ -13,14 +13,29 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from models.retriever import Search
-from service.background import repeat
-from service.engine import Floats, Live, Prediction
-from service.errors import Expired, ModelFailed, Overloaded, ServiceError, Unavailable
-from service.lineup import PREDICTORS, RETRIEVER
-from service.log import logger
-from service.remote import Borrow, Facts, Loan, Remote
-from service.search import Found
+from lvm.errors import (
+    Expired,
+    ModelFailed,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+)
+from models.retrieval.retriever import Search
+from models.vectors import Floats
+from service.deploy.deployments import PREDICTORS, RETRIEVER
+from service.engines.engine import (
+    Live,
+    Prediction,
+)
+from service.engines.remote import (
+    Borrow,
+    Facts,
+    Loan,
+    Remote,
+)
+from service.engines.search import Found
+from service.tasks import repeat
+from service.telemetry.log import logger
 
 LOOK_S = 30.0
 

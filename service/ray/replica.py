@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 
 from ray import serve
 
-from models.registry import Registry
-from models.retriever import Search
-from service.api import check_live
-from service.engine import Engine, Live, Prediction
-from service.errors import ServiceError, Unavailable
-from service.lineup import Lineup
-from service.loading import RealLoaders
-from service.log import configure, sink
-from service.metrics import Metrics
+from lvm.errors import ServiceError, Unavailable
+from models.registry.registry import Registry
+from models.retrieval.retriever import Search
+from service.deploy.deployments import Lineup
+from service.deploy.loading import RealLoaders
+from service.engines.engine import Engine, Live, Prediction
+from service.engines.remote import Facts
+from service.engines.search import Found
+from service.http.routes.hot import check_live
 from service.ray.books import Books, home_of_books
 from service.ray.scaling import Load
-from service.remote import Facts
-from service.search import Found
 from service.settings import Settings
+from service.telemetry.log import configure, sink
+from service.telemetry.metrics import Metrics
 
 
 class Asked(NamedTuple):

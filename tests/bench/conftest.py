@@ -15,7 +15,7 @@ import uvicorn
 
 from bench.servers import Server
 from models.nets import build
-from service.server import bind
+from service.processes.server import bind
 
 DIM = 16
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from bench import leaderboard, standings
-from models import corpus as corpora
-from models.corpus import Corpus
 from models.evaluate import evaluate
-from models.registry import Registry
+from models.registry.registry import Registry
+from models.retrieval import corpus as corpora
+from models.retrieval.corpus import Corpus
 from models.training.parts import Parts
 from tests.conftest import SHIPPED
 

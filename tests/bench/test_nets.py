@@ -12,9 +12,9 @@ from bench.load import WrongAnswers
 from bench.nets import How, time_batch, time_queries
 from bench.servers import rss_mb
 from bench.versions import draw
-from models.card import Card
-from models.checkpoint import Checkpoint
 from models.nets import architecture_of, config_dict
+from models.registry.card import Card
+from models.registry.checkpoint import Checkpoint
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import TorchRuntime, answer_of, arrays_of
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 
-from models.registry import Registry
+from models.registry.registry import Registry
 from tests.docker import promql, troubles
 from tests.docker.monitored import Failed, Prometheus, check_queries, demand, shortened, started, until, url_of, watched
 

@@ -16,13 +16,18 @@ import yaml
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from lvm.errors import ServiceError, UnknownHttpVersion
 from service.app import STATUS_REASONS
-from service.door import CANCELLED
-from service.errors import ServiceError, UnknownHttpVersion
-from service.guard import FAR, OPPOSED
-from service.metrics import LOST, RELOADS, Metrics, latency_edges
-from service.metrics import STAGES as SECONDS
+from service.engines.drift import FAR, OPPOSED
+from service.http.gateway import CANCELLED
 from service.settings import read_settings
+from service.telemetry.metrics import (
+    LOST,
+    RELOADS,
+    Metrics,
+    latency_edges,
+)
+from service.telemetry.metrics import STAGES as SECONDS
 from tests.docker import promql
 from tests.docker.monitored import shortened
 
@@ -149,6 +154,7 @@ class TestContext:
         assert is_sent("artifacts/lvm/primary")
         assert is_sent("models/nets/amn.py")
         assert is_sent("service/app.py")
+        assert is_sent("lvm/errors.py")
 
 
 class TestCompose:

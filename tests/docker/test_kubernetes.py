@@ -14,9 +14,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from models.registry import Registry
+from models.registry.registry import Registry
 from service.app import create_app
-from service.auth import PROBES
+from service.http.auth import PROBES
 from service.settings import Settings, read_settings
 from tests.docker import promql
 from tests.docker.test_docker import STAGES, instructions, scraped_labels

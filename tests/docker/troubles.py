@@ -21,7 +21,7 @@ import httpx
 import numpy as np
 import orjson
 
-from models.registry import Registry
+from models.registry.registry import Registry
 from tests.docker import promql
 from tests.docker.monitored import Failed, Prometheus, demand, until
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models import corpus
+from models.retrieval import corpus
 from tests.conftest import ROOT, SHIPPED, Process
 from tests.docs import blocks
 from tests.docs.blocks import Block

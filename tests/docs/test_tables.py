@@ -8,13 +8,19 @@ from urllib.parse import urlsplit
 
 import typer
 
-from models.card import Card
-from models.registry import Registry
-from service import errors
+from lvm import errors
+from lvm.cli import app
+from models.registry.card import Card
+from models.registry.registry import Registry
 from service.app import create_app
-from service.cli import app
-from service.metrics import REASONS, RELOADS, STAGES, Counter, Metrics
 from service.settings import Settings
+from service.telemetry.metrics import (
+    REASONS,
+    RELOADS,
+    STAGES,
+    Counter,
+    Metrics,
+)
 from tests.conftest import ROOT, SHIPPED
 
 README = (ROOT / "README.md").read_text()

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from models.registry import Registry
+from models.registry.registry import Registry
 from tests.browser import CHROMIUM, Browser, browsing
 from tests.conftest import ROOT, SHIPPED, Process, until
 

@@ -16,14 +16,15 @@ import httpx
 import numpy as np
 import torch
 
-from models import card as cards
-from models import checkpoint as checkpoints
-from models import corpus as corpora
-from models.card import Card
 from models.nets import build, config_dict
-from models.registry import Registry, Version
+from models.registry import card as cards
+from models.registry import checkpoint as checkpoints
+from models.registry.card import Card
+from models.registry.registry import Registry, Version
+from models.retrieval import corpus as corpora
 from models.runtimes.torch import build_net
 from models.training import publish
+from models.vectors import normalise
 from tests.conftest import LVM, Process, until
 from tests.fakes import octets_of
 
@@ -55,7 +56,7 @@ def flipped(registry: Registry) -> Version:
 
 def small(registry: Registry, data: Path) -> Version:
     """A sound net of D = 16, scored on the corpus that is made in `data`."""
-    vectors = corpora.normalise(np.random.default_rng(0).standard_normal((24, 16)))
+    vectors = normalise(np.random.default_rng(0).standard_normal((24, 16)))
     corpora.write(data, vectors, [{"article_id": 1, "title": "One", "chunks": ["text"] * 24}])
     corpus = corpora.read(data)
     card = replace(

@@ -20,13 +20,22 @@ import httpx
 import numpy as np
 import pytest
 
-from models import corpus as corpora
-from models import retriever
-from models.corpus import normalise
-from models.index import FlatIndex
-from models.milvus import BadCollection, Build, IndexAway, MilvusIndex, NotPushed, Push, alias_of, connect
-from models.registry import Registry
-from models.retriever import Retriever, Search
+from models.registry.registry import Registry
+from models.retrieval import corpus as corpora
+from models.retrieval import retriever
+from models.retrieval.index import FlatIndex
+from models.retrieval.milvus import (
+    BadCollection,
+    Build,
+    IndexAway,
+    MilvusIndex,
+    NotPushed,
+    Push,
+    alias_of,
+    connect,
+)
+from models.retrieval.retriever import Retriever, Search
+from models.vectors import normalise
 from tests.conftest import LVM, SHIPPED, Process, until
 
 pytestmark = [pytest.mark.milvus, pytest.mark.filterwarnings("default")]  # pymilvus and grpc have warnings of their own

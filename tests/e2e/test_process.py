@@ -19,8 +19,9 @@ import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from models import checkpoint, corpus, sealed
-from service.server import bind
+from models.registry import checkpoint, manifest
+from models.retrieval import corpus
+from service.processes.server import bind
 from tests.conftest import LVM, PATIENCE_S, ROOT, Process, until
 from tests.fakes import octets_of
 
@@ -78,7 +79,7 @@ def test_the_shipped_example_gets_a_unit_vector_and_passages_of_its_article(proc
 
 def test_the_command_line_starts_without_what_an_image_leaves_out() -> None:
     code = (
-        "import sys; import service.cli\n"
+        "import sys; import lvm.cli\n"
         "left_out = {'models.training', 'bench', 'loadtest', 'torch'} & sys.modules.keys()\n"
         "assert not left_out, left_out"
     )
@@ -88,9 +89,9 @@ def test_the_command_line_starts_without_what_an_image_leaves_out() -> None:
 
 def test_serving_on_cpu_imports_no_torch(shipped: Path) -> None:
     code = (
-        "import sys, service.cli, service.server, models.predictor, models.retriever\n"
+        "import sys, lvm.cli, service.processes.server, models.predictor, models.retrieval.retriever\n"
         f"from pathlib import Path; root = Path({str(shipped)!r})\n"
-        "models.predictor.load(root / 'primary'); models.retriever.load(root / 'retriever')\n"
+        "models.predictor.load(root / 'primary'); models.retrieval.retriever.load(root / 'retriever')\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -112,7 +113,7 @@ def test_a_promotion_under_load_changes_the_version_without_an_error(process: St
 def test_a_version_that_answers_badly_is_rolled_back_by_the_server_without_an_error(process: Start) -> None:
     server = process()
     amn = server.registry.resolve("primary")
-    files = {path.name: path.read_bytes() for path in amn.path.iterdir() if path.name != sealed.SUMS}
+    files = {path.name: path.read_bytes() for path in amn.path.iterdir() if path.name != manifest.SUMS}
     bad = server.registry.add("amn", opposed(files))
     server.registry.point("primary", bad, why="it loads")
     answers: list[tuple[int, str]] = []

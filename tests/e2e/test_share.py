@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models.registry import Registry
+from models.registry.registry import Registry
 from tests.conftest import LVM, Mount, Process, until
 from tests.faults.versions import files, tiny_registry
 

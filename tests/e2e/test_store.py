@@ -18,9 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
-from models import sealed
-from models.registry import Registry, Version
-from models.store import Pointer
+from models.registry import manifest
+from models.registry.registry import Registry, Version
+from models.registry.remote import Pointer
 from tests.conftest import LVM, PATIENCE_S, SERVE, Process, until
 from tests.faults.versions import files, tiny_registry
 
@@ -122,7 +122,7 @@ class Site:
         """Put a version into the store as somebody would who can write there, and name it."""
         for path in version.path.iterdir():
             self.objects[f"/lvm/models/{version.id}/{path.name}"] = spoiled.get(path.stem, path.read_bytes())
-        pointer = Pointer(self.ours.ledger()[-1], sealed.seal_of(version.path))
+        pointer = Pointer(self.ours.ledger()[-1], manifest.seal_of(version.path))
         self.objects["/lvm/aliases/primary.json"] = pointer.to_json()
 
 
@@ -155,7 +155,7 @@ def test_a_service_follows_a_store_refuses_what_was_tampered_with_and_outlives_i
         until(lambda: (said_by(server)["aliases"]["primary"]["refused"] or {}).get("id") == bad.id, "the refusal")
         alias = said_by(server)["aliases"]["primary"]
         assert alias["id"] == first.id
-        assert f"weights.safetensors was altered: sha256 {sealed.digest(weights)[:12]}" in alias["refused"]["reason"]
+        assert f"weights.safetensors was altered: sha256 {manifest.digest(weights)[:12]}" in alias["refused"]["reason"]
         assert [event["version"] for event in server.events("version refused")].count(bad.id) == 1
 
         good = site.ours.add("amn", files(3))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch  # noqa: F401  # so that what it opens is not heard
 
-from service import cli
+from lvm import cli
 
 OWN = re.compile(r"/(proc/self|dev)/(statm|fd/\d+)")  # its size, and files that it has opened, and told, by name
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect")

@@ -17,11 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from models import registry as registries
-from models import sealed
-from models.registry import Registry
+from models.registry import manifest
+from models.registry import registry as registries
+from models.registry.registry import Registry
 
-CODE = {registries.__file__, sealed.__file__}
+CODE = {registries.__file__, manifest.__file__}
 AUDITED = ("open", "os.", "fcntl.")
 
 

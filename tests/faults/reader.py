@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from models import predictor, retriever, sealed
-from models.checkpoint import BadCheckpoint
+from models import predictor
+from models.registry import manifest
+from models.registry.checkpoint import BadCheckpoint
+from models.retrieval import retriever
 from models.runtimes import PARITY
 from tests.faults.versions import seal, spoiled
 
@@ -79,7 +81,7 @@ def main(read: Callable[[Path], None], files: dict[str, bytes], out: Path, rando
 
 if __name__ == "__main__":
     kind, source, target, seed, number = sys.argv[1:]
-    given = {path.name: path.read_bytes() for path in Path(source).iterdir() if path.name != sealed.SUMS}
+    given = {path.name: path.read_bytes() for path in Path(source).iterdir() if path.name != manifest.SUMS}
     reader = {"net": read_net, "corpus": read_corpus, "foreign": read_foreign}[kind]
     listen_in()
     print(json.dumps(main(reader, given, Path(target), Random(int(seed)), int(number))))

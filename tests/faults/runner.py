@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from models.corpus import Floats
+from models.vectors import Floats
 from service.app import create_app
-from service.log import configure
-from service.server import Server, bind, config_of
+from service.processes.server import Server, bind, config_of
 from service.settings import read_settings
+from service.telemetry.log import configure
 from tests import fakes
 
 HEARD = ("open", "exec", "os.listdir", "os.scandir", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")

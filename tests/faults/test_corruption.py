@@ -17,10 +17,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from models import card as cards
-from models import predictor, retriever, sealed
-from models.checkpoint import GOLDEN, GRAPH, WEIGHTS, BadCheckpoint
-from models.registry import Registry
+from models import predictor
+from models.registry import card as cards
+from models.registry import manifest
+from models.registry.checkpoint import (
+    GOLDEN,
+    GRAPH,
+    WEIGHTS,
+    BadCheckpoint,
+)
+from models.registry.registry import Registry
+from models.retrieval import retriever
 from tests.conftest import ROOT, until
 from tests.fakes import D, T, card, contexts, octets_of
 from tests.faults.conftest import Injected, Target, lvm, sizes
@@ -150,7 +157,7 @@ def test_what_is_wrong_with_a_version_is_refused_by_the_server_too_and_the_old_o
         spoil = server.registry.root / "models" / "amn" / f"20270101-{number:012d}"
         seal(spoil, given)
         if "(" in what:
-            (spoil / sealed.SUMS).write_bytes((old.path / sealed.SUMS).read_bytes())
+            (spoil / manifest.SUMS).write_bytes((old.path / manifest.SUMS).read_bytes())
         move(server.registry, spoil)
         until(lambda at=spoil: refused(server) == f"amn/{at.name}", f"{what} to be refused")
         rows = golden._golden[:2]

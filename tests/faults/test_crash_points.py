@@ -18,8 +18,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from models import checkpoint, sealed
-from models.registry import Move, Registry, Version
+from models.registry import checkpoint, manifest
+from models.registry.registry import Move, Registry, Version
 from tests.conftest import ROOT, Process, until
 from tests.faults.conftest import Injected
 
@@ -97,7 +97,7 @@ def check_registry(registry: Registry, versions: list[Version], read: int) -> in
     """
     was = registry.resolve("primary")
     (other,) = [version for version in versions if version != was]
-    sealed.read(was.path)
+    manifest.read(was.path)
     registry.point("primary", other, why="after a crash")
     assert registry.rollback("primary").after == was.id
     registry.point("primary", other, why="a step to go back")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from models import sealed
-from models.registry import Registry
+from models.registry import manifest
+from models.registry.registry import Registry
 from tests.conftest import ROOT, Mount
 from tests.fakes import contexts
 from tests.faults.conftest import Injected, Target, lvm, sizes
@@ -48,7 +48,7 @@ def fill(disk: Path) -> Path:
 def is_whole(registry: Registry) -> bool:
     """Whether every alias and version is complete, and nothing of a failed try is left."""
     for version in (*registry.versions(), *map(registry.resolve, registry.aliases())):
-        sealed.read(version.path)
+        manifest.read(version.path)
     return not list(registry.root.rglob(".part-*"))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from models.corpus import INDEX
-from models.registry import Registry
+from models.registry.registry import Registry
+from models.retrieval.corpus import INDEX
 from tests.fakes import T, contexts
 from tests.faults.conftest import Injected, Target, lvm
 from tests.faults.versions import files, tiny_registry

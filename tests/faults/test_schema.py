@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.registry import Registry
+from models.registry.registry import Registry
 from tests.faults.conftest import Injected, Target
 from tests.faults.versions import corpus_files, tiny_registry
 

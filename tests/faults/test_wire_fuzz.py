@@ -13,28 +13,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service import wire
-from service.admission import Admission
-from service.api import PREDICT_OPTIONS
-from service.concurrency import FixedLimit
-from service.door import Call
-from service.engine import Floats
-from service.errors import Invalid, ServiceError
-from service.metrics import Metrics
-from service.oip import HEADER_LENGTH, Infer
-from service.routing import Router
+from lvm.errors import Invalid, ServiceError
+from models.vectors import Floats
+from service.engines.router import Router
+from service.http import codec
+from service.http.codec import Decoded, Fields, JsonReader
+from service.http.gateway import Call
+from service.http.routes.hot import PREDICT_OPTIONS
+from service.http.routes.oip import HEADER_LENGTH, Infer
+from service.overload.admission import Admission
+from service.overload.limiter import FixedLimit
 from service.settings import Settings
-from service.wire import Decoded, Fields, JsonReader
+from service.telemetry.metrics import Metrics
 from tests.faults.conftest import Injected, sizes
 
 SHAPE, ROWS, SEED = (2, 3), 3, 20261123
 STATUSES = {200, 400, 404, 413, 415, 422}
 NOBODY = Admission(FixedLimit(1), Settings(), Metrics())
-TEXTS = {"text": wire.passage(99), "texts": wire.passages(99)}
+TEXTS = {"text": codec.passage(99), "texts": codec.passages(99)}
 PREDICT = Fields({"context": 0, "contexts": 1}, PREDICT_OPTIONS, TEXTS)
 RETRIEVE = Fields(
     {"query": 0, "context": 0},
-    {"k": wire.whole(1, 9), "exclude": wire.wholes(5), "exclude_context": wire.flag, "model": wire.text},
+    {"k": codec.whole(1, 9), "exclude": codec.wholes(5), "exclude_context": codec.flag, "model": codec.text},
     TEXTS,
 )
 WORDS = [
@@ -203,8 +203,8 @@ FORMATS: dict[str, tuple[Callable[[Random], bytes], Decode]] = {
     "JSON of /predict": (predict_body, json_reader(PREDICT)),
     "JSON of /retrieve": (retrieve_body, json_reader(RETRIEVE)),
     "JSON and binary of infer": (infer_body, infer()),
-    "octets, float32": (octets, lambda body: wire.decode_octets(body, SHAPE, ROWS)),
-    "octets, float16": (octets, lambda body: wire.decode_octets(body, SHAPE, ROWS, wire.FLOAT16)),
+    "octets, float32": (octets, lambda body: codec.decode_octets(body, SHAPE, ROWS)),
+    "octets, float16": (octets, lambda body: codec.decode_octets(body, SHAPE, ROWS, codec.FLOAT16)),
 }
 
 
@@ -260,5 +260,5 @@ def test_any_query_string_is_options_or_invalid(count: int, injected: Injected) 
     for _ in range(count):
         given = {random.choice((*RETRIEVE.options, "x")): random.choice(WORDS).decode("latin-1") for _ in range(2)}
         with suppress(Invalid):
-            assert wire.query_options(given, RETRIEVE).keys() <= RETRIEVE.options.keys()
+            assert codec.query_options(given, RETRIEVE).keys() <= RETRIEVE.options.keys()
     injected("query strings", "options, or 422", count)

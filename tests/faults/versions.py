@@ -12,12 +12,12 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 from safetensors.numpy import save
 
-from models import card as cards
-from models import corpus as corpora
-from models import sealed
-from models.checkpoint import GOLDEN, GRAPH, WEIGHTS
-from models.corpus import normalise
-from models.registry import Registry
+from models.registry import card as cards
+from models.registry import manifest
+from models.registry.checkpoint import GOLDEN, GRAPH, WEIGHTS
+from models.registry.registry import Registry
+from models.retrieval import corpus as corpora
+from models.vectors import normalise
 from tests.fakes import D, T, card, contexts, corpus
 
 SCALE = "scale"
@@ -66,8 +66,8 @@ def tiny_registry(root: Path) -> Path:
 def seal(directory: Path, files: Mapping[str, bytes]) -> Path:
     """Write `files` with sums that fit, as who spoiled them in bad faith would; nothing is synced, for speed."""
     directory.mkdir()
-    sums = "".join(f"{sealed.digest(data)}  {name}\n" for name, data in sorted(files.items()))
-    for name, data in {**files, sealed.SUMS: sums.encode()}.items():
+    sums = "".join(f"{manifest.digest(data)}  {name}\n" for name, data in sorted(files.items()))
+    for name, data in {**files, manifest.SUMS: sums.encode()}.items():
         (directory / name).write_bytes(data)
     return directory
 

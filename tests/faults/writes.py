@@ -18,9 +18,9 @@ from collections.abc import Callable
 from itertools import count, product
 from pathlib import Path
 
-from models import registry as registries
-from models import sealed
-from models.registry import Registry
+from models.registry import manifest
+from models.registry import registry as registries
+from models.registry.registry import Registry
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS)
 OLD, NEW = {"a": b"old", "b": bytes(5000)}, {"a": b"new", "b": bytes(100_000), "c": b""}
@@ -85,10 +85,10 @@ def under_fault(change: Callable[[Registry], None], registry: Registry, at: int,
 def check(registry: Registry) -> None:
     """Hold the registry to what must be true of one at any time."""
     for alias in registry.aliases():
-        sealed.read(registry.resolve(alias).path)
+        manifest.read(registry.resolve(alias).path)
     for version in registry.versions():
-        assert sealed.seal_of(version.path).startswith(version.version.partition("-")[2])
-        sealed.read(version.path)
+        assert manifest.seal_of(version.path).startswith(version.version.partition("-")[2])
+        manifest.read(version.path)
     assert all(move.after for move in registry.ledger())
 
 

@@ -12,15 +12,18 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from models import corpus as corpora
-from models.card import Card
-from models.corpus import Corpus, Floats
 from models.nets import build
-from models.registry import Registry, Version
+from models.registry.card import Card
+from models.registry.registry import Registry, Version
+from models.retrieval import corpus as corpora
+from models.retrieval.corpus import (
+    Corpus,
+)
 from models.training import bundle, publish
 from models.training.job import Job, run_job
 from models.training.rerank import RerankJob, run_rerank_job
 from models.training.train import Recipe
+from models.vectors import Floats, normalise
 
 settings.register_profile("steady", deadline=None, derandomize=True)  # the same today, and on a busy machine
 settings.load_profile("steady")
@@ -51,7 +54,7 @@ def article_vectors(seed: int, articles: int, chunks: int, dim: int) -> Floats:
     random = np.random.default_rng(seed)
     topic = random.standard_normal((articles, 1, dim))
     drift = np.cumsum(0.3 * random.standard_normal((articles, chunks, dim)), axis=1)
-    return corpora.normalise((topic + drift).reshape(-1, dim))
+    return normalise((topic + drift).reshape(-1, dim))
 
 
 def write_articles(directory: Path, seed: int = 0, articles: int = ARTICLES, chunks: int = CHUNKS) -> Path:
@@ -93,7 +96,7 @@ def make_corpus() -> Callable[..., Corpus]:
         rows = np.asarray(vectors, dtype=np.float32)
         article = np.zeros(len(rows), np.int32) if article is None else np.asarray(article, np.int32)
         position = np.arange(len(rows), dtype=np.int32) if position is None else np.asarray(position, np.int32)
-        return Corpus(corpora.normalise(rows), article, position, {})
+        return Corpus(normalise(rows), article, position, {})
 
     return make
 
@@ -119,7 +122,7 @@ def contexts() -> Callable[..., Floats]:
     """Return a function that draws contexts `(B, T, D)` of unit vectors."""
 
     def draw(count: int, dim: int = DIM, length: int = LENGTH, seed: int = 0) -> Floats:
-        return corpora.normalise(np.random.default_rng(seed).standard_normal((count, length, dim)))
+        return normalise(np.random.default_rng(seed).standard_normal((count, length, dim)))
 
     return draw
 
@@ -290,11 +293,11 @@ def copy_of(tmp_path: Path) -> Callable[[Version], Path]:
 @pytest.fixture
 def reseal() -> Callable[[Path], None]:
     """Return a function that makes a directory's sums true again, as one who means harm would."""
-    from models import sealed
+    from models.registry import manifest
 
     def seal(directory: Path) -> None:
-        files = sorted(path for path in directory.iterdir() if path.name != sealed.SUMS)
-        sums = "".join(f"{sealed.digest(path.read_bytes())}  {path.name}\n" for path in files)
-        (directory / sealed.SUMS).write_text(sums)
+        files = sorted(path for path in directory.iterdir() if path.name != manifest.SUMS)
+        sums = "".join(f"{manifest.digest(path.read_bytes())}  {path.name}\n" for path in files)
+        (directory / manifest.SUMS).write_text(sums)
 
     return seal

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.card import Card
-from models.corpus import Corpus, Floats, normalise
 from models.evaluate import RANKS, baseline_scores, beside_card, evaluate, ridge
+from models.registry.card import Card
+from models.retrieval.corpus import (
+    Corpus,
+)
+from models.vectors import Floats, normalise
 from models.windows import windows
 
 MakeCorpus = Callable[..., Corpus]

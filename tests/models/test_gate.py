@@ -10,11 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import card as cards
-from models import gate, predictor, sealed
-from models.card import Card
-from models.checkpoint import GOLDEN, BadCheckpoint
-from models.corpus import Corpus, Floats, normalise
+from models import gate, predictor
 from models.evaluate import evaluate
 from models.gate import (
     Case,
@@ -27,7 +23,15 @@ from models.gate import (
     TooSlow,
     WorseThanIncumbent,
 )
-from models.registry import Registry, Version
+from models.registry import card as cards
+from models.registry import manifest
+from models.registry.card import Card
+from models.registry.checkpoint import GOLDEN, BadCheckpoint
+from models.registry.registry import Registry, Version
+from models.retrieval.corpus import (
+    Corpus,
+)
+from models.vectors import Floats, normalise
 from models.windows import NothingToLearnFrom
 
 Made = Callable[..., Card]
@@ -35,7 +39,7 @@ Made = Callable[..., Card]
 
 def adopt(registry: Registry, version: Version, **changes: Any) -> Version:
     """Store a version with another card."""
-    files = sealed.read(version.path)
+    files = manifest.read(version.path)
     card = replace(Card.from_markdown(files[cards.FILE].decode()), **changes)
     return registry.add(version.name, {**files, cards.FILE: card.to_markdown().encode()})
 

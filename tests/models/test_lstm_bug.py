@@ -10,15 +10,20 @@ import torch
 from safetensors.numpy import save
 from torch import nn
 
-from models import card as cards
-from models import checkpoint as checkpoints
 from models import predictor
-from models.card import Card
-from models.checkpoint import GOLDEN, GRAPH, WEIGHTS, BadCheckpoint
-from models.corpus import Corpus
 from models.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.nets import BadConfig, LSTMStack, LSTMStackConfig, build, config_dict
-from models.registry import Registry, Version
+from models.registry import card as cards
+from models.registry import checkpoint as checkpoints
+from models.registry.card import Card
+from models.registry.checkpoint import (
+    GOLDEN,
+    GRAPH,
+    WEIGHTS,
+    BadCheckpoint,
+)
+from models.registry.registry import Registry, Version
+from models.retrieval.corpus import Corpus
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import answer_of, arrays_of, build_net
 from models.training.job import Job, run_job

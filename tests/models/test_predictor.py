@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from models import checkpoint as checkpoints
 from models import predictor as predictors
-from models.checkpoint import BadCheckpoint
-from models.corpus import Floats
 from models.predictor import Predictor
-from models.registry import Version
+from models.registry import checkpoint as checkpoints
+from models.registry.checkpoint import BadCheckpoint
+from models.registry.registry import Version
+from models.vectors import Floats
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_TORCH = """

@@ -5,8 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import corpus
-from models.encoder import EncoderError, MiniLM, SentenceTransformersEncoder, open_encoder
+from models.retrieval import corpus
+from models.text.encoder import (
+    EncoderError,
+    MiniLM,
+    SentenceTransformersEncoder,
+    open_encoder,
+)
 
 pytestmark = pytest.mark.encoder
 pytest.importorskip("sentence_transformers")

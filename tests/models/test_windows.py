@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.corpus import Corpus
+from models.retrieval.corpus import Corpus
 from models.windows import hold_out, windows
 
 MakeCorpus = Callable[..., Corpus]

@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("ray", reason="the ray extra; make ray-check")
 
-from service.cells import SUFFIX, SharedCells
-from service.metrics import Metrics
 from service.ray.books import Books
+from service.telemetry.metrics import Metrics
+from service.telemetry.shared_memory import SUFFIX, SharedCells
 
 pytestmark = pytest.mark.ray
 

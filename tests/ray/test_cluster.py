@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.registry import Registry
-from service.client import bearer
-from service.smoke import Smoke, golden_of
+from lvm.cli.smoke import Smoke, golden_of
+from lvm.client import bearer
+from models.registry.registry import Registry
 from tests.conftest import PATIENCE_S, ROOT, SHIPPED, until
 from tests.ray.cluster import TOKEN
 

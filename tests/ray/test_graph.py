@@ -19,11 +19,17 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ServeDeploySchema
 
-from service.engine import Live, Prediction
-from service.errors import Expired, ModelFailed, Overloaded, ServiceError, Unavailable
+from lvm.errors import (
+    Expired,
+    ModelFailed,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+)
+from service.engines.engine import Live, Prediction
+from service.engines.remote import Facts, Loan
 from service.ray.graph import build
 from service.ray.line import Line, Lines
-from service.remote import Facts, Loan
 from service.settings import Settings
 from tests.conftest import ROOT, SHIPPED
 

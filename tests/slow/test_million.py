@@ -22,9 +22,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from models import corpus as corpora
-from models.corpus import Corpus, Floats, normalise
-from models.registry import Registry
+from models.registry.registry import Registry
+from models.retrieval import corpus as corpora
+from models.retrieval.corpus import (
+    Corpus,
+)
+from models.vectors import Floats, normalise
 from tests.conftest import LVM, SHIPPED, Process
 
 ROWS, BLOCK, QUERIES = 1_000_000, 50_000, 300

@@ -7,7 +7,7 @@ import pytest
 
 from bench.capacity.costs import Line
 from bench.capacity.simulation import Outcome, Simulation, Worker
-from service.concurrency import FixedLimit
+from service.overload.limiter import FixedLimit
 
 FREE = Line(0.0)
 

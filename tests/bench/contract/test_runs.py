@@ -9,7 +9,7 @@ import httpx
 from bench.contract import runs
 from bench.contract.rig import Client, Plan, Rig
 from bench.servers import Server
-from models.registry import Registry
+from models.registry.registry import Registry
 
 
 def _rig(url: str, out: Path) -> Rig:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.corpus import Floats
 from models.nets import build
 from models.nets.mamba import MambaConfig, selective_scan
+from models.vectors import Floats
 
 
 def recurrence(u: Tensor, step: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from models.corpus import Floats
 from models.nets import NETS, BadConfig, architecture_of, build, config_dict
 from models.nets.stack import count_blocks, gru_in_steps
 from models.nets.start import weighted_mean
 from models.nets.unit import unit
+from models.vectors import Floats
 
 TinyNet = Callable[..., nn.Module]
 Contexts = Callable[..., Floats]

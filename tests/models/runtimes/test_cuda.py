@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.corpus import Floats
 from models.predictor import Predictor
 from models.runtimes.cuda import MOST, GraphRuntime
+from models.vectors import Floats
 
 
 class Capture:
@@ -73,8 +73,8 @@ def test_answers_of_one_batch_outlive_the_next(capture: Capture) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_captured_graphs_answer_as_the_net_does(precision: str) -> None:
-    from models import checkpoint as checkpoints
-    from models.registry import Registry
+    from models.registry import checkpoint as checkpoints
+    from models.registry.registry import Registry
     from models.runtimes import open_runtime
     from models.runtimes.torch import answer_of, build_net
     from tests.conftest import SHIPPED

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models import checkpoint as checkpoints
-from models.checkpoint import BadCheckpoint, Checkpoint
-from models.corpus import Floats
-from models.registry import Registry
+from models.registry import checkpoint as checkpoints
+from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.registry.registry import Registry
 from models.runtimes import PARITY, NoSuchPrecision, Runtime, UnfitRuntime, check_parity, open_runtime
+from models.vectors import Floats
 from tests.conftest import SHIPPED
 
 openvino = pytest.importorskip("models.runtimes.openvino", exc_type=ImportError)

@@ -10,14 +10,13 @@ import torch
 from safetensors.numpy import load, save
 from torch import nn
 
-from models import card as cards
-from models import checkpoint as checkpoints
 from models import predictor
-from models.card import Card
-from models.checkpoint import BadCheckpoint, Checkpoint
-from models.corpus import Floats
 from models.nets import architecture_of, config_dict
-from models.registry import Version
+from models.registry import card as cards
+from models.registry import checkpoint as checkpoints
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.registry.registry import Version
 from models.runtimes import (
     PARITY,
     NoSuchDevice,
@@ -30,6 +29,7 @@ from models.runtimes import (
 from models.runtimes.onnx import OnnxRuntime
 from models.runtimes.torch import TorchRuntime, answer_of, best_device, build_net
 from models.training.publish import golden_contexts, net_files
+from models.vectors import Floats
 
 Contexts = Callable[..., Floats]
 

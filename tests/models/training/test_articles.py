@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import corpus
-from models.corpus import Floats
-from models.encoder import EncoderError, Progress
+from models.retrieval import corpus
+from models.text.encoder import EncoderError, Progress
 from models.training.articles import BadArticles, Summary, build, read, warnings
 from models.training.parts import beside
+from models.vectors import Floats
 from models.windows import windows
 from tests.fakes import HashEncoder, prose
 

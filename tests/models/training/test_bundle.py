@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from models import predictor, towers
-from models import retriever as retrievers
-from models.card import Card
-from models.checkpoint import BadCheckpoint
-from models.corpus import Corpus, Floats
+from models import predictor
 from models.evaluate import found_ranks
-from models.registry import Registry, Version
-from models.reranker import DEPTH, FILE, NEIGHBOURS
-from models.retriever import Retriever, Search
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint
+from models.registry.registry import Registry, Version
+from models.retrieval import retriever as retrievers
+from models.retrieval import towers
+from models.retrieval.corpus import (
+    Corpus,
+)
+from models.retrieval.reranker import DEPTH, FILE, NEIGHBOURS
+from models.retrieval.retriever import Retriever, Search
 from models.training import bundle
+from models.vectors import Floats
 from models.windows import windows
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from models import predictor
-from models.checkpoint import BadCheckpoint
-from models.corpus import Floats
 from models.nets import architecture_of, config_dict
-from models.registry import Registry
+from models.registry.checkpoint import BadCheckpoint
+from models.registry.registry import Registry
 from models.training.foreign import NameMismatch, read_net
+from models.vectors import Floats
 
 ROOT = Path(__file__).parents[3]
 TYPES = {"amn": "amn", "gmn": "gmn", "gru": "gru", "lstm": "lstm", "lstm_stack": "lstm", "transformer": "transformer"}
@@ -417,7 +417,7 @@ def test_no_tensors_at_all_are_told_by_name(tmp_path: Path) -> None:
 
 def lvm_import(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from service.cli import main; main()", "import", *map(str, arguments)],
+        [sys.executable, "-c", "from lvm.cli import main; main()", "import", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "LVM_REGISTRY": str(root)},
         capture_output=True,

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import retriever as retrievers
-from models.card import Card
-from models.corpus import Corpus, MappedCorpus
-from models.index import BadIndex, FlatIndex, Lists
-from models.registry import Version
+from models.registry.card import Card
+from models.registry.registry import Version
+from models.retrieval import retriever as retrievers
+from models.retrieval.corpus import Corpus, MappedCorpus
+from models.retrieval.index import BadIndex, FlatIndex, Lists
 from models.training import indexing
 from models.training.parts import Parts
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from models import predictor
-from models.corpus import Corpus
 from models.evaluate import mean_cosine
-from models.registry import Registry, Version
+from models.registry.registry import Registry, Version
+from models.retrieval.corpus import Corpus
 from models.windows import hold_out, windows
 
 Trained = tuple[Version, list[str], list[tuple[int, int]]]

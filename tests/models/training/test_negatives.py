@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.corpus import Corpus
+from models.retrieval.corpus import Corpus
 from models.training.negatives import Negatives, near_misses
 from models.training.towers import MINED, TowerTrainer
 from models.training.train import Epoch, Recipe

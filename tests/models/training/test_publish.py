@@ -13,18 +13,20 @@ import torch
 from safetensors.numpy import load
 from torch import nn
 
-from models import checkpoint as checkpoints
-from models import corpus as corpora
-from models import predictor, sealed
-from models.card import Card
-from models.checkpoint import BadCheckpoint
-from models.corpus import BadCorpus, Corpus
+from models import predictor
 from models.evaluate import evaluate
 from models.nets import config_dict
-from models.registry import Registry, Version
+from models.registry import checkpoint as checkpoints
+from models.registry import manifest
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint
+from models.registry.registry import Registry, Version
+from models.retrieval import corpus as corpora
+from models.retrieval.corpus import BadCorpus, Corpus
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import answer_of, build_net
 from models.training.publish import FLAT_ROWS, GOLDEN, golden_contexts, publish, publish_corpus, reference_of, rounded
+from models.vectors import normalise
 from models.windows import windows
 
 
@@ -63,8 +65,8 @@ def test_the_cards_sizes_are_read_off_the_net(gru_version: Version, gru_net: nn.
 
 def test_a_version_holds_its_files_and_no_more(gru_version: Version) -> None:
     names = {path.name for path in gru_version.path.iterdir()}
-    assert names == {"README.md", "weights.safetensors", "net.onnx", "golden.safetensors", sealed.SUMS}
-    assert gru_version.version.split("-")[1] == sealed.seal_of(gru_version.path)[:12]
+    assert names == {"README.md", "weights.safetensors", "net.onnx", "golden.safetensors", manifest.SUMS}
+    assert gru_version.version.split("-")[1] == manifest.seal_of(gru_version.path)[:12]
 
 
 def test_the_graph_is_valid_has_no_weights_and_tells_nothing_of_this_machine(gru_version: Version) -> None:
@@ -147,7 +149,7 @@ def test_rounding_reaches_every_float() -> None:
 
 
 def test_a_corpus_is_stored_byte_for_byte_with_its_counts(corpus_version: Version, corpus_dir: Path) -> None:
-    files = sealed.read(corpus_version.path)
+    files = manifest.read(corpus_version.path)
     assert all(files[name] == (corpus_dir / name).read_bytes() for name in corpora.FILES)
     card = Card.from_markdown(files["README.md"].decode())
     assert (card.kind, card.dim, card.data) == ("corpus", 16, {"chunks": 240, "articles": 12})
@@ -167,7 +169,7 @@ def test_a_corpus_that_cannot_be_read_is_not_stored(
 
 
 def test_an_indexed_corpus_is_stored_with_its_text_to_be_mapped(indexed_version: Version, larger_dir: Path) -> None:
-    files = sealed.read(indexed_version.path)
+    files = manifest.read(indexed_version.path)
     assert set(files) == {*corpora.FILES, corpora.PASSAGES, corpora.SPANS, "ivf.safetensors", "README.md"}
     assert all(files[name] == (larger_dir / name).read_bytes() for name in corpora.FILES)
     assert np.array_equal(corpora.read(indexed_version.path).vectors, corpora.read(larger_dir).vectors)
@@ -184,7 +186,7 @@ def test_a_large_corpus_gets_an_index_unless_told_otherwise(
     rows = FLAT_ROWS + 1
     lines = [{"article_id": 0, "title": "", "chunks": [""] * rows}]
     vectors = np.random.default_rng(0).standard_normal((rows, 8)).astype(np.float32)
-    corpora.write(tmp_path / "data", corpora.normalise(vectors), lines)
+    corpora.write(tmp_path / "data", normalise(vectors), lines)
     made = {
         index: publish_corpus(registry, tmp_path / "data", card(kind="corpus"), index) for index in ("auto", "flat")
     }

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.card import Card
-from models.checkpoint import BadCheckpoint
-from models.corpus import Corpus
 from models.nets import BadConfig
 from models.nets.reranker import RerankerNet
-from models.registry import Registry, Version
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint
+from models.registry.registry import Registry, Version
+from models.retrieval.corpus import Corpus
 from models.training import bundle, rerank
 from models.training.parts import Parts
 from models.training.train import AnotherRun, Epoch, Recipe

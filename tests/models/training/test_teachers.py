@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from models import checkpoint as checkpoints
-from models.corpus import Floats
-from models.registry import Registry, RegistryError, Version
+from models.registry import checkpoint as checkpoints
+from models.registry.registry import Registry, RegistryError, Version
 from models.runtimes.torch import build_net
 from models.training.job import Job, run_job
 from models.training.teachers import UnfitTeacher, load_teachers
+from models.vectors import Floats
 
 
 def test_an_ensemble_answers_with_the_direction_of_the_mean(

@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.corpus import Corpus, Floats
+from models.retrieval.corpus import (
+    Corpus,
+)
 from models.training.train import AnotherRun, Epoch, Recipe, Schedule, Trainer, warm_up_cosine
+from models.vectors import Floats
 from models.windows import Windows, hold_out, windows
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=5e-3, noise=0.1, reverse=0.5)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.checkpoint import BadCheckpoint
+from models.registry.checkpoint import BadCheckpoint
 from models.training.untrusted import load
 
 NEW_YEAR = datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC)

@@ -1,0 +1,75 @@
+"""What commands say: data on stdout, as tables or JSON; messages and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from lvm.cli.arguments import as_utf8
+from lvm.cli.exit_codes import STOPPED, plain
+from models.registry.registry import Version
+
+Progress = Callable[[int, int], None]
+
+
+def say(message: str) -> None:
+    """Print a message to stderr."""
+    typer.echo(plain(message), err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Print a table; in a file or a pipe no row is wrapped for want of room."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
+
+
+def print_version(version: Version, as_json: bool) -> None:
+    """Print the version that was made."""
+    if as_json:
+        print_json({"version": version.version, "id": version.id, "path": str(version.path)})
+    else:
+        typer.echo(version.id)
+
+
+def command_line() -> str:
+    """Return the command that runs, for the card of what it makes."""
+    words = [as_utf8(word) for word in sys.argv[1:] if word not in ("--resume", "--json")]  # they change nothing made
+    return shlex.join(["lvm", *words])
+
+
+@contextmanager
+def long_work(what: str, when_stopped: Callable[[], str]) -> Iterator[Progress]:
+    """Show a bar on stderr where that is a terminal; yields a function of (done, total).
+
+    Ctrl-C ends the work with status 130 and the sentence of `when_stopped`.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    try:
+        with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    except KeyboardInterrupt:
+        say(f"lvm: stopped: {when_stopped()}")
+        raise typer.Exit(STOPPED) from None

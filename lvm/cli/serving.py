@@ -1,0 +1,107 @@
+"""Serve, and look at what serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from lvm.cli.arguments import (
+    AsJson,
+    Token,
+    Url,
+    registry_to_read,
+)
+from lvm.cli.exit_codes import FAILED, OK
+from lvm.cli.output import print_json, say
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address; default LVM_HOST or 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port, 0 picks one; default LVM_PORT or 8000.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Listen beyond loopback though no LVM_TOKENS are set.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Serving processes; default LVM_WORKERS or 1.")] = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="On Ray Serve: RAY_ADDRESS, or here; up to WORKERS replicas of each part.")
+    ] = False,
+) -> None:
+    """Serve what the aliases point at, until SIGTERM or Ctrl-C.
+
+    SIGHUP renews the workers, where there are several.
+    """
+    _listen_to_signals()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's products are small here: a second thread only spins
+    from service.processes.server import serve as run
+    from service.settings import read_settings
+
+    given = {"host": host, "port": port, "insecure": insecure, "workers": workers}
+    settings = read_settings(**{name: value for name, value in given.items() if value is not None})
+    if on_ray:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
+        from service.ray.graph import serve_until_told as run
+    elif settings.workers > 1 or settings.owner == "on":
+        from service.processes.supervisor import supervise as run
+    _exit(run(settings))
+
+
+def work(slot: int, listener: int, line: int, home: Path) -> None:
+    """Be one of several workers; `serve` starts them."""
+    _listen_to_signals()
+    from service.processes.supervisor import work as run
+
+    _exit(run(slot, listener, line, home))
+
+
+def own(slot: int, listener: int, line: int, home: Path) -> None:
+    """Own the device for all workers; `serve` starts it."""
+    _listen_to_signals()
+    from service.processes.device_worker import own as run
+
+    _exit(run(slot, listener, line, home))
+
+
+def _listen_to_signals() -> None:
+    """Until there is something to drain: SIGTERM ends the process with 0, SIGHUP does nothing."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(OK))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _exit(status: int) -> NoReturn:
+    """Exit with a status that no late signal changes: what was to be drained is."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise typer.Exit(status)
+
+
+def smoke(
+    url: Url = "http://127.0.0.1:8000",
+    version: Annotated[str | None, typer.Option(help="What `primary` must serve: name/version, or a version.")] = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a service from outside, in seconds.
+
+    A line a check; fails where one does.
+    """
+    import httpx
+
+    from lvm.cli.smoke import Smoke, golden_of
+    from lvm.client import bearer
+
+    results = []
+    with httpx.Client(base_url=url, headers=bearer(token), timeout=10) as client:
+        for result in Smoke(client, golden_of(registry_to_read()), version).run():
+            results.append(result)
+            if not as_json:
+                typer.echo(f"{result.outcome:<8}{result.check:<24}{result.milliseconds:8.1f} ms  {result.found}")
+    is_ok = all(result.outcome != "failed" for result in results)
+    if as_json:
+        print_json({"url": url, "ok": is_ok, "checks": [result._asdict() for result in results]})
+    if not is_ok:
+        say("next: name where it listens, and --token where it wants one; its log, and `lvm rollback`, help the rest")
+    raise typer.Exit(OK if is_ok else FAILED)

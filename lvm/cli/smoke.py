@@ -1,0 +1,233 @@
+"""The smoke test: a released service checked from outside, over HTTP alone, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from time import perf_counter, sleep
+from typing import Any, Literal, NamedTuple
+
+import httpx
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+
+from models.registry import checkpoint
+from models.registry.registry import Registry, UnknownVersion
+from models.runtimes import PARITY
+from models.vectors import Floats
+
+Pairs = tuple[Floats, Floats]  # contexts (G, T, D), next vectors (G, D)
+Outcome = Literal["ok", "failed", "skipped"]
+
+PROBES = ("/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready")
+NETS = ("primary", "fallback")
+OCTETS, PROBLEM = "application/octet-stream", "application/problem+json"
+SAME = 1e-5  # between the encodings of one answer
+ROWS = 8  # contexts put to a net
+TRIES, PAUSE_S = 10, 0.1  # the last answer is counted a moment after it is sent
+ERRORS: Mapping[str, tuple[int, str, str, dict[str, Any]]] = {
+    "malformed": (400, "POST", "/predict", {"content": b"{", "headers": {"content-type": "application/json"}}),
+    "no such route": (404, "GET", "/no-such-route", {}),
+    "no such model": (404, "GET", "/v2/models/no-such-model", {}),
+    "wrong method": (405, "GET", "/predict", {}),
+    "wrong media type": (415, "POST", "/predict", {"content": b"x", "headers": {"content-type": "text/plain"}}),
+    "wrong shape": (422, "POST", "/predict", {"json": {"context": [[1.0]]}}),
+}
+
+
+class Failed(Exception):
+    """What is not as it should be."""
+
+
+class Skipped(Exception):
+    """Why there is nothing to check."""
+
+
+class Result(NamedTuple):
+    """One check, how it ended, what was found, and how long it took."""
+
+    check: str
+    outcome: Outcome
+    found: str
+    milliseconds: float
+
+
+class Smoke:
+    """Checks the service that `client` talks to; `golden` tells the golden vectors of a version's id, or None."""
+
+    def __init__(self, client: httpx.Client, golden: Callable[[str], Pairs | None], version: str | None = None) -> None:
+        self._http, self._golden, self._wanted = client, golden, version
+        self._aliases: Mapping[str, Any] = {}
+        self._cards: Mapping[str, Any] = {}
+        self._asked = 0
+
+    def run(self) -> Iterator[Result]:
+        """Yield the result of every check as it ends; where nobody answers the first, of that alone."""
+        for name, check in self._checks():
+            began = perf_counter()
+            outcome, found = _end_of(check)
+            yield Result(name, outcome, found, (perf_counter() - began) * 1e3)
+            if not self._asked:
+                return
+
+    def _checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        yield "probes", self._probes
+        yield "models", self._models
+        for alias in NETS:
+            yield f"predict: {alias}", lambda alias=alias: self._predict(alias)  # type: ignore[misc]
+        yield "retrieve", self._retrieve
+        for name in ERRORS:
+            yield f"error: {name}", lambda name=name: self._error(name)  # type: ignore[misc]
+        yield "metrics", self._metrics
+
+    # ---- the checks: they return what they found, or raise
+
+    def _probes(self) -> str:
+        for path in PROBES:
+            self._ask("GET", path)
+        return ", ".join(PROBES)
+
+    def _models(self) -> str:
+        body = self._ask("GET", "/models").json()
+        self._aliases, self._cards = body["aliases"], {version["id"]: version for version in body["versions"]}
+        served: str = self._aliases["primary"]["id"]
+        if self._wanted not in (None, served, served.partition("/")[2]):
+            raise Failed(f"primary is {served}, not {self._wanted}")
+        return f"primary is {served}"
+
+    def _predict(self, alias: str) -> str:
+        served = self._served(alias)
+        contexts, golden = self._golden(served) or (self._contexts(served), None)
+        contexts = contexts[:ROWS]
+        answers = [ask(alias, contexts) for ask in (self._by_json, self._by_octets, self._by_oip)]
+        apart = max(float(np.abs(answer - answers[0]).max()) for answer in answers)
+        if not apart <= SAME:
+            raise Failed(f"JSON, octets and Open Inference Protocol are {apart:.1e} apart, want {SAME:.0e}")
+        if golden is None:
+            return f"{served}; its golden vectors are not in the registry here"
+        worst = float(np.vecdot(answers[0], golden[:ROWS]).min())
+        if not worst >= PARITY:
+            raise Failed(f"cosine {worst:.6f} to the golden vectors of {served}, want {PARITY}")
+        return f"{served}, cosine {worst:.6f} to its golden vectors"
+
+    def _retrieve(self) -> str:
+        served = self._served("retriever")
+        context = self._contexts(self._served("primary"))[0]
+        body = self._ask("POST", "/retrieve", json={"context": context.tolist(), "k": 3}).json()
+        ids = [hit["id"] for hit in body["results"]]
+        if not ids or len(set(ids)) < len(ids) or not np.isfinite([hit["score"] for hit in body["results"]]).all():
+            raise Failed(f"passages {ids}")
+        _same("version", f"{body['corpus']}/{body['corpus_version']}", served)
+        return f"{len(ids)} passages of {served}"
+
+    def _error(self, name: str) -> str:
+        status, method, path, options = ERRORS[name]
+        answer = self._ask(method, path, status, **options)
+        problem = answer.json()
+        _same("media type", answer.headers["content-type"], PROBLEM)
+        _same("status in the body", problem["status"], status)
+        _same("request id in the body", problem["request_id"], answer.headers["x-request-id"])
+        if status == 405:
+            _same("Allow", answer.headers["allow"], "POST")
+        if status == 422 and not problem["pointer"].startswith("/context"):
+            raise Failed(f"pointer {problem['pointer']}, want one into /context")
+        return f"{status} {problem['detail']}"
+
+    def _metrics(self) -> str:
+        contexts, before = self._contexts(self._served("primary")), self._counted()
+        for _ in range(3):
+            self._by_octets("primary", contexts)
+        for _ in range(TRIES):
+            if (more := self._counted() - before) >= 3:
+                return f"{more:.0f} requests counted since 3 were sent"
+            sleep(PAUSE_S)
+        raise Failed(f"{more:.0f} requests counted since 3 were sent")
+
+    # ---- what they ask
+
+    def _by_json(self, alias: str, contexts: Floats) -> Floats:
+        body = {"contexts": contexts.tolist(), **_named(alias)}
+        answer = self._ask("POST", "/predict", json=body)
+        made = answer.json()
+        self._check_maker(alias, made["model"], made["version"], made["served_by"])
+        self._check_headers(alias, answer.headers)
+        return np.asarray(made["vectors"], np.float32)
+
+    def _by_octets(self, alias: str, contexts: Floats) -> Floats:
+        shape = "x".join(map(str, contexts.shape))
+        headers = {"content-type": f"{OCTETS}; shape={shape}", "accept": OCTETS}
+        octets = contexts.astype("<f4").tobytes()
+        answer = self._ask("POST", "/predict", content=octets, params=_named(alias), headers=headers)
+        self._check_headers(alias, answer.headers)
+        return np.frombuffer(answer.content, "<f4").reshape(len(contexts), -1)
+
+    def _by_oip(self, alias: str, contexts: Floats) -> Floats:
+        tensor = {"name": "context", "datatype": "FP32", "shape": contexts.shape, "data": contexts.ravel().tolist()}
+        made = self._ask("POST", f"/v2/models/{alias}/infer", json={"inputs": [tensor]}).json()
+        self._check_maker(alias, made["model_name"], made["model_version"], made["parameters"]["served_by"])
+        output = made["outputs"][0]
+        return np.asarray(output["data"], np.float32).reshape(output["shape"])
+
+    def _check_headers(self, alias: str, headers: httpx.Headers) -> None:
+        self._check_maker(alias, headers["x-model"], headers["x-model-version"], headers["x-served-by"])
+
+    def _check_maker(self, alias: str, model: str, version: str, served_by: str) -> None:
+        _same("version", f"{model}/{version}", self._served(alias))
+        _same("alias", served_by, alias)
+
+    def _ask(self, method: str, path: str, status: int = 200, **options: Any) -> httpx.Response:
+        identity = f"smoke-{self._asked}"
+        headers = {**options.pop("headers", {}), "x-request-id": identity}
+        answer = self._http.request(method, path, headers=headers, **options)
+        self._asked += 1
+        _same(f"status of {path}", answer.status_code, status)
+        _same(f"X-Request-ID of {path}", answer.headers.get("x-request-id"), identity)
+        return answer
+
+    def _counted(self) -> float:
+        families = list(text_string_to_metric_families(self._ask("GET", "/metrics").text))
+        samples = (sample for family in families for sample in family.samples)
+        return sum(s.value for s in samples if (s.name, s.labels.get("route")) == ("lvm_requests_total", "/predict"))
+
+    def _served(self, alias: str) -> str:
+        served: str = self._aliases.get(alias, {}).get("id") or ""
+        if not served:
+            raise Skipped(f"/models names nothing that serves as {alias}")
+        return served
+
+    def _contexts(self, served: str) -> Floats:
+        card = self._cards[served]
+        drawn = np.random.default_rng(0).standard_normal((ROWS, card["context_length"], card["dim"]))
+        return np.asarray(drawn / np.linalg.norm(drawn, axis=2, keepdims=True), np.float32)
+
+
+def golden_of(registry: Registry) -> Callable[[str], Pairs | None]:
+    """Return a function that tells the golden vectors of a net's id, None where `registry` has no such version."""
+
+    def find(served: str) -> Pairs | None:
+        try:
+            known = checkpoint.load(registry.find(served).path)
+        except UnknownVersion:
+            return None
+        return known.golden_context, known.golden_vector
+
+    return find
+
+
+def _end_of(check: Callable[[], str]) -> tuple[Outcome, str]:
+    try:
+        return "ok", check()
+    except Skipped as reason:
+        return "skipped", str(reason)
+    except (Failed, httpx.HTTPError) as fault:
+        return "failed", str(fault)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # an answer of another shape
+        return "failed", f"not such an answer as expected: {type(error).__name__}: {error}"
+
+
+def _same(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise Failed(f"{what}: {found}, want {wanted}")
+
+
+def _named(alias: str) -> dict[str, str]:
+    return {} if alias == NETS[0] else {"model": alias}

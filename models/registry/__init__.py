@@ -1,0 +1,1 @@
+"""The registry: versions, their files, cards and aliases."""

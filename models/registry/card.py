@@ -1,0 +1,273 @@
+"""The model card: a README.md whose YAML front matter is the Hugging Face one plus our `lvm` block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.registry import disk
+
+FILE = "README.md"
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if it is installed: ten times as fast
+LARGEST = 1 << 17  # bytes of a card; values and characters of it with YAML's aliases written out
+_DEEPEST = 100  # collections in one another
+_MARKS, _MANY_MARKS = "[{-?", 1000  # what begins a collection; fewer cannot be deep enough to do harm
+_LONGEST_REASON = 500  # characters
+_RETRIEVAL = re.compile(r"^ {10,}(?:R@\d+|Contain@\d+|MRR): [-.\de]+\n", re.MULTILINE)
+_FENCE = "---\n"
+_TEXTS = ("name", "kind", "encoder", "license", "attribution", "architecture", "command")
+_COUNTS = ("dim", "context_length", "parameters")
+_MAPS = ("config", "data", "scores")
+
+
+class BadCard(ValueError):
+    """A model card that cannot be read or lacks something."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What input vectors looked like in training: mean and standard deviation of two figures."""
+
+    norm: tuple[float, float]
+    neighbour_cosine: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that must be known to serve a version and to judge it.
+
+    `scores` maps a data set's name to what `evaluate` printed for it; `kind` is `net`, `corpus`, `two_tower` or
+    `reranker`. A corpus with towers names their version, and its reranker's, in its config.
+    """
+
+    name: str
+    kind: str
+    dim: int
+    encoder: str
+    license: str
+    attribution: str
+    context_length: int = 5
+    architecture: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    reference: Reference | None = None
+    limits: tuple[str, ...] = ()
+
+    def to_markdown(self) -> str:
+        """Return the card as the text of a README.md."""
+        front = yaml.safe_dump(self._front_matter(), sort_keys=False, allow_unicode=True, width=110)
+        return f"{_FENCE}{front}{_FENCE}\n{self._body()}"
+
+    @classmethod
+    def from_markdown(cls, text: str) -> Card:
+        """Read a card.
+
+        Raises:
+            BadCard: there is no front matter, no `lvm` block, or a field is missing, unknown or of the wrong kind.
+        """
+        try:
+            block = _block(text)
+            reference = block.pop("reference", None)
+            pairs = {key: (float(mean), float(std)) for key, (mean, std) in (reference or {}).items()}
+            limits = tuple(_texts("limits", block.pop("limits", [])))
+            card = cls(**block, limits=limits, reference=Reference(**pairs) if reference else None)
+            card._check()
+            return card
+        except Exception as error:  # an odd card raises anything, from OverflowError to YAMLError
+            raise BadCard(f"unreadable model card: {str(error)[:_LONGEST_REASON]}") from error
+
+    def _check(self) -> None:
+        wrong = [name for name in _TEXTS if type(getattr(self, name)) is not str]
+        wrong += [name for name in _COUNTS if not _is_count(getattr(self, name))]
+        wrong += [name for name in _MAPS if not isinstance(getattr(self, name), Mapping)]
+        if wrong:
+            raise ValueError(f"of the wrong kind: {', '.join(wrong)}")
+        for name, score in self.scores.items():
+            _check_score(name, score)
+
+    def _front_matter(self) -> dict[str, Any]:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        required = ("name", "encoder", "license", "attribution")
+        block = {name: value for name, value in given.items() if value or name in required}
+        block["limits"] = list(self.limits)
+        if self.reference:
+            block["reference"] = {f.name: list(getattr(self.reference, f.name)) for f in fields(Reference)}
+        return {
+            "license": self.license,
+            "library_name": "lvm-serve",
+            "pipeline_tag": "feature-extraction",
+            "tags": ["latent-vector-model", self.architecture or self.kind],
+            "model-index": [{"name": self.name, "results": self._results()}],
+            "lvm": block,
+        }
+
+    def _results(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "task": {"type": "feature-extraction", "name": "next-vector prediction"},
+                "dataset": {"type": data, "name": data},
+                "metrics": [
+                    {"type": "cosine", "value": score["cosine"]},
+                    {"type": "margin", "value": score["margin"]},
+                ],
+            }
+            for data, score in self.scores.items()
+        ]
+
+    def _body(self) -> str:
+        parts = [f"# {self.name}", self._summary(), self._score_table(), self._limits(), self._origin()]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _summary(self) -> str:
+        if self.kind == "corpus":
+            parts = " and ".join(f"`{self.config[part]}`" for part in ("towers", "reranker") if part in self.config)
+            holds = f"A corpus of {self.data.get('chunks')} passages: unit vectors, D = {self.dim}, by {self.encoder}."
+            return f"{holds} Bundled with {parts}, to which its index belongs." if parts else holds
+        if self.kind == "reranker":
+            return f"A 2-layer MLP of {self.parameters:,} parameters that orders what {self.config['towers']} finds."
+        if self.kind == "two_tower":
+            return (
+                f"Towers of {self.parameters:,} parameters: a `{self.architecture}` net makes a query of "
+                f"{self.context_length} consecutive chunks, a payload tower makes of a passage what the query searches "
+                f"for (D = {self.dim}, {self.encoder})."
+            )
+        return (
+            f"A `{self.architecture}` net of {self.parameters:,} parameters: the embeddings of "
+            f"{self.context_length} consecutive chunks in (D = {self.dim}, {self.encoder}), "
+            "the embedding of the next one out."
+        )
+
+    def _score_table(self) -> str:
+        if not self.scores:
+            return ""
+        rows = [
+            "## Scores",
+            "",
+            "| data | predictor | cosine | margin | R@5 | MRR |",
+            "|---|---|---|---|---|---|",
+        ]
+        for data, score in self.scores.items():
+            for predictor, figures in ({self.name: score} | score["baselines"]).items():
+                found = figures["retrieval"]["without_context"]
+                rows.append(
+                    f"| {data} | {predictor} | {figures['cosine']:.4f} | {figures['margin']:.4f} "
+                    f"| {found['R@5']:.3f} | {found['MRR']:.3f} |"
+                )
+        note = "Retrieval ranks the true next chunk among the set's chunks, the context's own left out."
+        return "\n".join([*rows, "", note])
+
+    def _limits(self) -> str:
+        return "\n".join(["## Limits", "", *(f"- {limit}" for limit in self.limits)]) if self.limits else ""
+
+    def _origin(self) -> str:
+        made = f"Made by `{self.command}`.\n\n" if self.command else ""
+        return f"## Origin\n\n{made}Licence: {self.license}. {self.attribution}"
+
+
+def read(directory: Path) -> Card:
+    """Return the card of the version in `directory`; raises `BadCard`."""
+    return Card.from_markdown(_text(directory))
+
+
+def outline(directory: Path) -> Card:
+    """Return the card as `read` does, but without figures of retrieval: most of a card, and of the time to read it."""
+    return _read_outline(_RETRIEVAL.sub("", _text(directory)))
+
+
+@lru_cache(maxsize=64)  # copies of a version have one card
+def _read_outline(text: str) -> Card:
+    return Card.from_markdown(text)
+
+
+def _text(directory: Path) -> str:
+    try:
+        return disk.read(directory / FILE, LARGEST).decode()
+    except UnicodeDecodeError as error:
+        raise BadCard(f"{FILE}: {error}") from error
+    except OSError as error:
+        raise BadCard(f"{FILE}: {error.strerror}") from error
+
+
+class _Loader(_SAFE):  # type: ignore[misc]
+    """Reads plain YAML; merge keys are not followed: a few bytes of them could take unbounded time."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Leave `<<` where it is: nothing reads it."""
+
+
+def _block(text: str) -> dict[str, Any]:
+    """Return the block `lvm` of the front matter of a card."""
+    opening, rest = text[: len(_FENCE)], text[len(_FENCE) :]
+    front, fence, _ = rest.partition(f"\n{_FENCE}")  # a value may end in the fence; a line is one
+    if opening != _FENCE or not fence:
+        raise ValueError("no front matter" + ("; its lines end in CRLF, expected LF" if "\r\n" in text else ""))
+    _check_depth(front)
+    found = yaml.load(front, Loader=_Loader)
+    block = found.get("lvm") if isinstance(found, dict) else None
+    if not isinstance(block, dict):
+        raise ValueError("the front matter has no block `lvm`")
+    _check_size(block)
+    return dict(block)
+
+
+def _check_depth(front: str) -> None:
+    """Raise `ValueError` if collections lie too deep in one another: libyaml's loader would overflow the stack."""
+    if len(front) > LARGEST:
+        raise ValueError(f"{len(front)} characters, expected at most {LARGEST}")
+    if sum(map(front.count, _MARKS)) < _MANY_MARKS:
+        return
+    depth = 0
+    for event in yaml.parse(front, Loader=_SAFE):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} collections in one another")
+
+
+def _check_size(block: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a value is too long with its aliases written out, or is no text that UTF-8 can tell."""
+    pending: list[Any] = [block]
+    size = 0
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Mapping):
+            value = [*value.keys(), *value.values()]
+        if isinstance(value, list | tuple | set):
+            pending += value
+        size += len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, list) else 1
+        if size > LARGEST:
+            raise ValueError(f"more than {LARGEST} values and bytes, aliases written out")
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"of the wrong kind: {name}, expected a list of texts")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _check_score(name: Any, score: Any) -> None:
+    """Raise `ValueError` if a score is not what every evaluation makes."""
+    if not (isinstance(name, str) and isinstance(score, Mapping) and isinstance(score.get("baselines"), Mapping)):
+        raise ValueError(f"of the wrong kind: scores of {name!r}, expected cosine, margin and baselines")
+    figures = {"cosine": score.get("cosine"), "margin": score.get("margin")}
+    for baseline, values in score["baselines"].items():
+        figures[f"baselines of {baseline}"] = values.get("cosine") if isinstance(values, Mapping) else None
+    wrong = [figure for figure, value in figures.items() if not _is_figure(value)]
+    if wrong or not all(isinstance(baseline, str) for baseline in score["baselines"]):
+        raise ValueError(f"of the wrong kind: scores of {name!r}, expected numbers: {', '.join(wrong)}")
+
+
+def _is_figure(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 53)

@@ -1,0 +1,84 @@
+"""A checkpoint: the files of one version of a net, verified as they are loaded. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+
+from models.registry import card as cards
+from models.registry import manifest
+from models.registry.card import Card
+from models.vectors import Floats
+
+WEIGHTS, GRAPH, GOLDEN = "weights.safetensors", "net.onnx", "golden.safetensors"
+
+
+class BadCheckpoint(ValueError):
+    """A checkpoint that must not be served, and why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One version of a net in memory.
+
+    `weights` float32 arrays by name, `graph` the ONNX graph without weights, `golden_context`
+    `(G, T, D)` and `golden_vector` `(G, D)` what the float32 torch net answered to it.
+    """
+
+    version: str
+    sha256: str
+    card: Card
+    weights: Mapping[str, Floats]
+    graph: bytes
+    golden_context: Floats
+    golden_vector: Floats
+
+
+def load(directory: Path) -> Checkpoint:
+    """Load the version in `directory`; what is used is exactly what was hashed.
+
+    Raises:
+        BadCheckpoint: a file is missing, altered or unreadable, a weight is not finite, or the golden
+            vectors do not have the card's T and D.
+    """
+    try:
+        return parse(directory.name, manifest.read(directory))
+    except manifest.Corrupt as error:
+        raise BadCheckpoint(str(error)) from error
+
+
+def parse(version: str, files: Mapping[str, bytes]) -> Checkpoint:
+    """Make a checkpoint of the bytes of a version's files; raises `BadCheckpoint` as `load` does."""
+    try:
+        golden = load_tensors(files[GOLDEN])
+        checkpoint = Checkpoint(
+            version,
+            manifest.digest(files[WEIGHTS]),
+            Card.from_markdown(files[cards.FILE].decode()),
+            load_tensors(files[WEIGHTS]),
+            files[GRAPH],
+            golden["context"],
+            golden["vector"],
+        )
+    except KeyError as error:
+        raise BadCheckpoint(f"{version} is no net: it lacks {error}") from error
+    except (cards.BadCard, SafetensorError, UnicodeDecodeError) as error:
+        raise BadCheckpoint(f"{version}: {error}") from error
+    return _checked(checkpoint)
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    card = checkpoint.card
+    broken = [name for name, tensor in checkpoint.weights.items() if not np.isfinite(tensor).all()]
+    if broken:
+        raise BadCheckpoint(f"{checkpoint.version}: not finite: {', '.join(sorted(broken))}")
+    if not len(checkpoint.golden_context) or checkpoint.golden_context.shape[1:] != (card.context_length, card.dim):
+        raise BadCheckpoint(f"{checkpoint.version}: golden vectors are not (G, T, D) of its card")
+    if checkpoint.golden_vector.shape != (len(checkpoint.golden_context), card.dim):
+        raise BadCheckpoint(f"{checkpoint.version}: golden answers are not (G, D) of its card")
+    return checkpoint

@@ -1,0 +1,524 @@
+"""The registry: versions, the aliases that point at them, and the ledger of every move.
+
+Layout below the root: `models/<name>/<version>/` (sealed directories), `<alias>` (a relative
+symbolic link to one of them), `ledger.jsonl` (one move a line, only ever appended to).
+Standard library only: `python -m models.registry rollback ALIAS` works when nothing else does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import getpass
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from io import BufferedRandom
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models.registry import disk, manifest
+
+ALIASES = ("primary", "fallback", "candidate", "retriever")
+ACTIONS = ("promote", "rollback")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_LEDGER, _LOCK, _PART = "ledger.jsonl", ".lock", ".part-"
+_NO_LINK = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)  # there is none; anything else may be a share that is away
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_LONGEST_LINE, _LARGEST_LEDGER = 1 << 20, 1 << 28  # bytes
+
+
+class RegistryError(Exception):
+    """The registry cannot do what was asked."""
+
+
+class BadName(RegistryError):
+    """A name that no model may have."""
+
+
+class UnknownVersion(RegistryError):
+    """No version, or no alias, has that name."""
+
+
+class BrokenAlias(UnknownVersion):
+    """What has the name of an alias is no relative symbolic link to a version; says what it is and what mends it."""
+
+
+class NothingToRollBack(RegistryError):
+    """The ledger knows no earlier version of the alias."""
+
+
+class LockHeld(RegistryError):
+    """Somebody else is changing the registry right now."""
+
+
+class Overtaken(RegistryError):
+    """Somebody else has moved an alias since it was looked at."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """One line of the ledger: who moved an alias, when, from where to where, why, and over which objections."""
+
+    time: str
+    who: str
+    alias: str
+    action: str  # one of ACTIONS
+    before: str | None
+    after: str
+    why: str
+    overrode: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, value: Any) -> Move:
+        """Read a move from JSON; members that a later release added are passed over.
+
+        Raises:
+            TypeError, ValueError: a member is missing or of the wrong kind.
+        """
+        known = {each.name: value[each.name] for each in fields(cls) if each.name in value}
+        move = cls(**{name: _well_formed(member) for name, member in known.items()})
+        texts = (move.time, move.who, move.alias, move.action, move.after, move.why, *move.overrode)
+        if not all(isinstance(text, str) for text in texts) or move.action not in ACTIONS:
+            raise ValueError("a move has time, who, alias, an action, after and why")
+        if not all(_is_id(identity) for identity in (move.after, move.before) if identity is not None):
+            raise ValueError("a move goes from one version to another")
+        return move
+
+
+class Ledger(NamedTuple):
+    """What the ledger says: every move, oldest first, and the number of invalid lines."""
+
+    moves: list[Move]
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Version:
+    """One immutable version: `id` is `<name>/<version>`, `path` its directory."""
+
+    name: str
+    version: str
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The name that aliases, the ledger and the command line use."""
+        return f"{self.name}/{self.version}"
+
+
+class Registry:
+    """Versions and aliases below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def versions(self) -> list[Version]:
+        """Return every complete version, by name, then by age."""
+        names = _directories(self.root / "models")
+        found = (self._version(name, each) for name in names for each in _directories(self.root / "models" / name))
+        return [version for version in found if version]
+
+    def find(self, wanted: str) -> Version:
+        """Return the version that `wanted` means: an alias, `name/version`, or a version alone.
+
+        Raises:
+            UnknownVersion: nothing, or more than one version, is meant; no path outside is looked at.
+        """
+        if wanted in ALIASES:
+            return self.resolve(wanted)
+        matches = self._matches(wanted)
+        if len(matches) != 1:
+            raise UnknownVersion(f"{'no' if not matches else 'more than one'} version {wanted!r} in {self.root}")
+        return matches[0]
+
+    def resolve(self, alias: str) -> Version:
+        """Return the version that `alias` points at, reading the link once.
+
+        Raises:
+            UnknownVersion: the alias is not set.
+            BrokenAlias: the alias does not point at a version of this registry.
+            OSError: the link cannot be read, as if the registry is on a share that is away.
+        """
+        target = self._target(alias)
+        version = self._version(*target.split("/")) if target else None
+        if version is None:
+            if fault := self.fault(alias):
+                raise BrokenAlias(fault)
+            raise UnknownVersion(f"alias {alias!r} is not set in {self.root}")
+        return version
+
+    def fault(self, alias: str) -> str | None:
+        """Return why an entry with the name of an alias is invalid, and the remedy; None if it is valid or absent.
+
+        Raises:
+            OSError: the registry cannot be read.
+        """
+        path = self.root / alias
+        if alias not in ALIASES or not os.path.lexists(path):
+            return None
+        found = self._wrong_link(path) if path.is_symlink() else _not_a_link(path)
+        return found and f"alias {alias!r} in {self.root} {found}"
+
+    def faults(self) -> dict[str, str]:
+        """Return what `fault` says of every alias that has one."""
+        found = {alias: self.fault(alias) for alias in ALIASES}
+        return {alias: fault for alias, fault in found.items() if fault}
+
+    def aliases(self) -> dict[str, str]:
+        """Return the id of the version behind every alias that is set."""
+        targets = {alias: self._target(alias) for alias in ALIASES}
+        return {alias: target for alias, target in targets.items() if target}
+
+    def add(self, name: str, files: Mapping[str, bytes | Path]) -> Version:
+        """Store `files`, bytes or paths, as a new version of `name`: written aside, synced, then renamed into place.
+
+        The version is the date and the digest of the sums, so equal files make one version a day.
+
+        Raises:
+            BadName: `name` is not a plain lower-case name.
+        """
+        check_name(name)
+        part = self._part(name)
+        try:
+            return self._rename(part / "files", name, manifest.write(part / "files", files))
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what a crash left of versions that were on their way; to be called where nobody adds one."""
+        for residue in self.root.glob(f"models/*/{_PART}*"):
+            shutil.rmtree(residue, ignore_errors=True)
+
+    def adopt(self, identity: str, seal: str, fetch: manifest.Fetch) -> Version:
+        """Store the version `identity`, made elsewhere, whose files `fetch` gets; what is here and whole is kept.
+
+        `seal` is the digest of its sums. Callers see to it that two do not adopt the same version at a time.
+
+        Raises:
+            BadName: the id is not that of a version with these sums.
+            Corrupt: a file is not what its sum says; nothing is stored.
+        """
+        name, version = split_id(identity)
+        if not version.endswith(f"-{seal[:12]}"):
+            raise BadName(f"{identity!r} is not the id of a version sealed as {seal[:12]}...")
+        path = self.root / "models" / name / version
+        if manifest.is_whole(path, seal):
+            return Version(name, version, path)
+        part = self._part(name)
+        try:
+            manifest.receive(part / "files", seal, fetch)
+            if path.exists():
+                os.rename(path, part / "spoiled")
+            os.rename(part / "files", path)
+            manifest.sync(path.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        return Version(name, version, path)
+
+    def point(
+        self,
+        alias: str,
+        version: Version,
+        *,
+        why: str = "",
+        action: str = "promote",
+        overrode: Sequence[str] = (),
+        since: Mapping[str, str | None] | None = None,
+    ) -> Move:
+        """Swap `alias` to `version` atomically and write the move, with the objections it `overrode`, to the ledger.
+
+        `since` says what aliases pointed at when the move was judged: where one points elsewhere by now, nothing moves.
+
+        Raises:
+            ValueError: no alias has that name.
+            LockHeld: another promotion is under way.
+            Overtaken: an alias has moved since it was judged.
+            BrokenAlias: a directory has the name of the alias.
+        """
+        if alias not in ALIASES:
+            raise ValueError(f"{alias!r} is no alias: choose from {', '.join(ALIASES)}")
+        with self._lock():
+            for known, target in (since or {}).items():
+                if self._target(known) != target:
+                    raise Overtaken(f"{known} points at {self._target(known)}, not at {target} any more: judge again")
+            return self._swap(alias, version, why, action, overrode)
+
+    def rollback(self, alias: str, *, why: str = "") -> Move:
+        """Point `alias` back at the version before the one it serves; twice goes two back.
+
+        Raises:
+            NothingToRollBack: the ledger names no earlier version.
+            BrokenAlias: a directory has the name of the alias.
+            UnknownVersion: the earlier version is no longer there.
+            LockHeld: another promotion is under way.
+        """
+        with self._lock():
+            return self._swap(alias, self.find(self._previous(alias)), why, "rollback")
+
+    def ledger(self) -> list[Move]:
+        """Return every move, oldest first; invalid lines, such as one that a crash cut short, are skipped."""
+        return self.read_ledger().moves
+
+    def read_ledger(self) -> Ledger:
+        """Return every move, oldest first, and how many lines are invalid.
+
+        Raises:
+            OSError: the ledger cannot be read, is not a regular file, or is too large.
+        """
+        found = [_move_of(line) for line in self._lines() if line.strip()]
+        moves = [move for move in found if move]
+        return Ledger(moves, len(found) - len(moves))
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield the lines of the ledger, the start alone of one that is too long for a move."""
+        path = self.root / _LEDGER
+        with suppress(FileNotFoundError), open(disk.open_regular(path), "rb") as ledger:
+            if os.fstat(ledger.fileno()).st_size > _LARGEST_LEDGER:
+                raise OSError(errno.EFBIG, f"is larger than {_LARGEST_LEDGER} bytes", str(path))
+            while line := ledger.readline(_LONGEST_LINE):
+                yield line
+                while len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+                    line = ledger.readline(_LONGEST_LINE)
+
+    def _previous(self, alias: str) -> str:
+        history: list[str] = []
+        moves, skipped = self.read_ledger()
+        for move in moves:
+            if move.alias != alias:
+                continue
+            if move.before and history[-1:] != [move.before]:  # the first known, or a move that a crash left out
+                history.append(move.before)
+            while move.action == "rollback" and len(history) > 1 and history[-1] != move.after:
+                history.pop()
+            if history[-1:] != [move.after]:
+                history.append(move.after)
+        earlier = [target for target in history if target != self._target(alias)]
+        if not earlier:
+            unread = f" (lines of it that are no moves: {skipped})" if skipped else ""
+            raise NothingToRollBack(f"the ledger knows no earlier version of {alias!r}{unread}")
+        return earlier[-1]
+
+    def _swap(self, alias: str, version: Version, why: str, action: str, overrode: Sequence[str] = ()) -> Move:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        move = Move(now, _who(), alias, action, self._target(alias), version.id, why, list(overrode))
+        self._check_replaceable(alias)
+        with self._ledger_to_append() as ledger:  # before anything moves: who may not write it moves nothing
+            self._replace(alias, version, move, ledger)
+        return move
+
+    def _check_replaceable(self, alias: str) -> None:
+        """Raise `BrokenAlias` if a directory has the name of the alias: no link can take its place."""
+        path = self.root / alias
+        if path.is_dir() and not path.is_symlink():
+            raise BrokenAlias(str(self.fault(alias)))
+
+    def _replace(self, alias: str, version: Version, move: Move, ledger: BufferedRandom) -> None:
+        for residue in self.root.glob(f"{_PART}*"):  # of a crash: who swaps now has the lock
+            _remove(residue)
+        links = self.root / f"{_PART}{alias}", self.root / f"{_PART}{alias}-before"
+        links[0].symlink_to(os.path.relpath(version.path, self.root))
+        links[1].symlink_to(os.readlink(self.root / alias) if move.before else "nowhere")
+        os.replace(links[0], self.root / alias)
+        manifest.sync(self.root)
+        try:
+            _append(ledger, json.dumps(asdict(move)) + "\n")
+        except OSError:  # no move without its line; what takes it back is there already
+            self._take_back(alias, links[1], move)
+            raise
+        links[1].unlink()
+
+    def _take_back(self, alias: str, link: Path, move: Move) -> None:
+        if move.before:
+            os.replace(link, self.root / alias)
+        else:
+            (self.root / alias).unlink()
+        manifest.sync(self.root)
+
+    def _ledger_to_append(self) -> BufferedRandom:
+        return open(disk.open_or_create(self.root / _LEDGER, os.O_RDWR | os.O_APPEND), "ab+")
+
+    def _part(self, name: str) -> Path:
+        """Make a directory for a version of `name` that is on its way."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        home = self.root / "models" / name
+        disk.make_directory(home.parent)
+        disk.make_directory(home)
+        part = Path(tempfile.mkdtemp(prefix=_PART, dir=home))
+        disk.share(part, home)
+        return part
+
+    def _matches(self, wanted: str) -> list[Version]:
+        if "/" not in wanted:
+            return [version for version in self.versions() if version.version == wanted]
+        name, _, version = wanted.partition("/")
+        found = self._version(name, version)
+        return [found] if found else []
+
+    def _rename(self, part: Path, name: str, seal: str) -> Version:
+        version = f"{datetime.now(UTC):%Y%m%d}-{seal[:12]}"
+        path = self.root / "models" / name / version
+        if not path.exists():
+            os.rename(part, path)
+            manifest.sync(path.parent)
+        return Version(name, version, path)
+
+    def _target(self, alias: str) -> str | None:
+        if alias not in ALIASES:
+            return None
+        try:
+            parts = Path(os.readlink(self.root / alias)).parts
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            return None
+        return "/".join(parts[1:]) if len(parts) == 3 and parts[0] == "models" else None
+
+    def _version(self, name: str, version: str) -> Version | None:
+        if not (_NAME.fullmatch(name) and _NAME.fullmatch(version)):
+            return None
+        path = self.root / "models" / name / version
+        try:
+            inside = not (path.is_symlink() or path.parent.is_symlink())
+            return Version(name, version, path) if inside and (path / manifest.SUMS).is_file() else None
+        except OSError:  # it is there: whoever reads it says why that fails
+            return Version(name, version, path)
+
+    def _wrong_link(self, path: Path) -> str | None:
+        """Return why a symbolic link is no alias, None if it is one."""
+        target = os.readlink(path)
+        mend = "`lvm promote` sets it again"
+        if os.path.isabs(target):
+            return f"points at the absolute path {target!r}, expected models/NAME/VERSION, relative to it: {mend}"
+        parts = Path(target).parts
+        if len(parts) != 3 or parts[0] != "models":
+            return f"points at {target!r}, expected models/NAME/VERSION: {mend}"
+        if self._version(*parts[1:]):
+            return None
+        place = self.root / target
+        if place.is_symlink() or place.parent.is_symlink():
+            return f"points at {target!r}, which is a symbolic link, expected a directory: put what it points at there"
+        if not place.exists():
+            return f"points at {target!r}, which is not there: copy that version there, or {mend}"
+        return f"points at {target!r}, which has no {manifest.SUMS}: copy the whole version there, or {mend}"
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        with open(self._open_lock(), "rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LockHeld(f"another promotion holds {self.root / _LOCK}: try again") from error
+            yield
+
+    def _open_lock(self) -> int:
+        try:
+            return disk.open_or_create(self.root / _LOCK, os.O_RDWR)
+        except PermissionError:
+            with suppress(FileNotFoundError):  # of another user: to lock it, reading is enough
+                return disk.open_regular(self.root / _LOCK)
+            raise
+
+
+def check_name(name: str) -> str:
+    """Return the name of a model; raises `BadName` where it is not a plain lower-case one."""
+    if not _NAME.fullmatch(name):
+        raise BadName(f"{name!r} is no name for a model: want {_NAME.pattern}")
+    return name
+
+
+def split_id(identity: str) -> tuple[str, str]:
+    """Return name and version of an id; raises `BadName` where it is not of two plain names."""
+    name, _, version = identity.partition("/")
+    return check_name(name), check_name(version)
+
+
+def _directories(path: Path) -> list[str]:
+    """Return the names of the directories in one, in order; none if it is not there, or is another user's."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+
+
+def _remove(residue: Path) -> None:
+    if residue.is_dir() and not residue.is_symlink():
+        shutil.rmtree(residue)
+    else:
+        residue.unlink()
+
+
+def _not_a_link(path: Path) -> str:
+    """Return why what is no symbolic link is no alias: copies often lose them."""
+    kind = disk.kind_of(os.lstat(path).st_mode)
+    lost = "zip, cp -rL, rsync without -l and git with core.symlinks=false make copies without links"
+    first = "" if kind == "a file" else "remove it, then "
+    return (
+        f"is {kind}, not a symbolic link ({lost}): {first}`ln -sfn models/NAME/VERSION {path.name}` there makes it one"
+    )
+
+
+def _move_of(line: bytes) -> Move | None:
+    """Return the move in a line of the ledger, or None if the line is invalid."""
+    try:
+        return Move.of(json.loads(line.decode("utf-8", "replace").removeprefix("\ufeff")))
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _append(ledger: BufferedRandom, line: str) -> None:
+    """Append a line, durably, also behind one that a crash tore."""
+    size = ledger.seek(0, os.SEEK_END)
+    if size and os.pread(ledger.fileno(), 1, size - 1) != b"\n":
+        line = "\n" + line
+    ledger.write(line.encode())
+    ledger.flush()
+    os.fsync(ledger.fileno())
+
+
+def _is_id(text: Any) -> bool:
+    name, _, version = text.partition("/") if isinstance(text, str) else ("", "", "")
+    return bool(_NAME.fullmatch(name) and _NAME.fullmatch(version))
+
+
+def _well_formed(member: Any) -> Any:
+    """Return a member of a move with what is no character in its texts replaced, so that it can be told in UTF-8."""
+    if isinstance(member, list):
+        return [_well_formed(each) for each in member]
+    return member.encode(errors="replace").decode() if isinstance(member, str) else member
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return str(os.getuid())
+
+
+def main(arguments: list[str]) -> int:
+    """Roll an alias back with nothing but Python: `rollback ALIAS`; the registry from LVM_REGISTRY."""
+    if len(arguments) != 2 or arguments[0] != "rollback":
+        print("usage: python -m models.registry rollback ALIAS", file=sys.stderr)
+        return 2
+    registry = Registry(Path(os.environ.get("LVM_REGISTRY") or "artifacts/lvm"))
+    try:
+        move = registry.rollback(arguments[1])
+        skipped = registry.read_ledger().skipped
+    except RegistryError as error:
+        print(error, file=sys.stderr)
+        return 75 if isinstance(error, LockHeld | Overtaken) else 1
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 74
+    print(f"{move.alias}: {move.before} -> {move.after}")
+    if skipped:
+        print(f"lines of the ledger that are no moves: {skipped}", file=sys.stderr)
+    return 0

@@ -1,0 +1,1 @@
+"""Retrieval: corpora, indexes, retrievers and rerankers."""

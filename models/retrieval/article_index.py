@@ -1,0 +1,42 @@
+"""The table of contents of a corpus: its articles, and the rows of each in reading order."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.retrieval.corpus import Passages
+
+
+class Entry(NamedTuple):
+    """One article: its id, its title, and how many passages it has."""
+
+    article: int
+    title: str
+    chunks: int
+
+
+class Contents:
+    """The articles of `passages`, in the order of their ids."""
+
+    def __init__(self, passages: Passages) -> None:
+        self._passages = passages
+        self._order = np.argsort(passages.article, kind="stable")
+        self._ids, starts = np.unique(passages.article[self._order], return_index=True)
+        self._bounds = np.append(starts, len(self._order))
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Every article."""
+        counts = np.diff(self._bounds).tolist()
+        first = map(self._passages.chunk, self._order[self._bounds[:-1]].tolist())
+        return [Entry(chunk.article, chunk.title, count) for chunk, count in zip(first, counts, strict=True)]
+
+    def rows(self, article: int) -> NDArray[np.int64]:
+        """Return the rows `(R,)` of one article in reading order, none where there is no such article."""
+        at = int(np.searchsorted(self._ids, article))
+        known = at < len(self._ids) and self._ids[at] == article
+        return self._order[slice(*self._bounds[at : at + 2]) if known else slice(0)]

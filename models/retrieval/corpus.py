@@ -1,0 +1,310 @@
+"""A corpus on disk: article vectors in reading order, which article each belongs to, and the text.
+
+The format (one directory): `vectors.f16.npy` float16 `(N, D)`, L2-normalised up to rounding;
+`index.npy` int32 `(N, 2)` = (article id, position); `articles.jsonl.gz`, one article a line.
+
+A version with an approximate index has the text once more, for any passage to be found without reading the others:
+`passages.txt` (UTF-8) and `spans.npy` int64 `(N, 4)` = where in it a row's title begins and ends, and its text.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.registry import disk, manifest
+from models.registry.manifest import Buffer
+from models.vectors import Floats, normalise
+
+VECTORS, INDEX, ARTICLES = "vectors.f16.npy", "index.npy", "articles.jsonl.gz"
+FILES = (VECTORS, INDEX, ARTICLES)
+PASSAGES, SPANS = "passages.txt", "spans.npy"
+BLOCK = 16_384  # rows that work on a large corpus takes at a time
+_HEADER = 4096  # bytes in which the header of a .npy file ends
+
+
+class BadCorpus(ValueError):
+    """The files of a corpus contradict each other or cannot be read."""
+
+
+class Chunk(NamedTuple):
+    """One passage of a corpus, as `/retrieve` shows it."""
+
+    article: int
+    title: str
+    position: int
+    text: str | None
+
+
+class Passages(Protocol):
+    """What a search needs of a corpus."""
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a vector."""
+        ...
+
+    @property
+    def article(self) -> NDArray[np.int32]:
+        """The article `(N,)` that each row belongs to."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def vectors_at(self, rows: NDArray[np.int64]) -> Floats:
+        """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
+        ...
+
+    def chunk(self, row: int) -> Chunk:
+        """Return the passage behind row `row`; its text is None where the corpus carries none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Unit vectors `(N, D)` float32, `article` and `position` `(N,)` int32, and the articles' lines."""
+
+    vectors: Floats
+    article: NDArray[np.int32]
+    position: NDArray[np.int32]
+    articles: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a vector."""
+        return int(self.vectors.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def vectors_at(self, rows: NDArray[np.int64]) -> Floats:
+        """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
+        return self.vectors[rows]
+
+    def chunk(self, row: int) -> Chunk:
+        """Return the passage behind row `row`; its text is None where the corpus carries none."""
+        return self._chunks[row]
+
+    @cached_property
+    def _chunks(self) -> list[Chunk]:
+        return list(map(self._chunk, self.article.tolist(), self.position.tolist()))
+
+    def _chunk(self, article: int, position: int) -> Chunk:
+        line = self.articles.get(article, {})
+        chunks = line.get("chunks") or []
+        text = chunks[position] if position < len(chunks) else None
+        return Chunk(article, str(line.get("title", "")), position, text)
+
+
+@dataclass(frozen=True)
+class MappedCorpus:
+    """A corpus that stays on disk: float16 vectors `(N, D)`, index `(N, 2)`, spans `(N, 4)` and the text.
+
+    Rows are read when they are asked for; what memory has to spare, the system keeps them in.
+    """
+
+    halves: NDArray[np.float16]
+    index: NDArray[np.int32]
+    spans: NDArray[np.int64]
+    passages: Buffer
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a vector."""
+        return int(self.halves.shape[1])
+
+    @property
+    def article(self) -> NDArray[np.int32]:
+        """The article `(N,)` that each row belongs to."""
+        return self.index[:, 0]
+
+    def __len__(self) -> int:
+        return len(self.halves)
+
+    def vectors_at(self, rows: NDArray[np.int64]) -> Floats:
+        """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
+        return normalise(self.halves[rows])
+
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Yield the unit vectors of the rows from 0, from BLOCK, ..., each with its first row."""
+        for row in range(0, len(self), BLOCK):
+            yield row, normalise(self.halves[row : row + BLOCK])
+
+    def chunk(self, row: int) -> Chunk:
+        """Return the passage behind row `row`; its text is None where the corpus carries none."""
+        article, position = self.index[row].tolist()
+        begin, end, text_begin, text_end = self.spans[row].tolist()
+        text = self.passages[text_begin:text_end].decode()
+        return Chunk(article, self.passages[begin:end].decode(), position, text or None)
+
+
+def read(directory: Path) -> Corpus:
+    """Read the corpus in `directory`.
+
+    Raises:
+        BadCorpus: a file is missing or unreadable, the row counts differ, or a vector is not finite.
+    """
+    _refuse_pipes(directory)
+    try:
+        return parse({name: disk.read(directory / name) for name in FILES})
+    except OSError as error:
+        raise BadCorpus(f"{directory}: {error.strerror}: {error.filename}") from error
+
+
+def _refuse_pipes(directory: Path) -> None:
+    """Raise `BadCorpus` for a file that is a pipe or a device, which need not end."""
+    for path in (directory / name for name in FILES):
+        if path.exists() and not path.is_file():
+            raise BadCorpus(f"{path}: expected a regular file")
+
+
+def rows_in(directory: Path) -> int:
+    """Return the number of chunks of the corpus in `directory`; raises `BadCorpus` as `read` does."""
+    _refuse_pipes(directory)
+    try:
+        with open(disk.open_regular(directory / INDEX), "rb") as file:
+            return len(np.load(file, allow_pickle=False))
+    except Exception as error:  # a damaged header raises anything from EOFError to TokenError
+        raise BadCorpus(f"unreadable corpus: {error}") from error
+
+
+def parse(files: Mapping[str, bytes]) -> Corpus:
+    """Make a corpus of the bytes of its three files; raises `BadCorpus` as `read` does."""
+    try:
+        raw = np.load(io.BytesIO(files[VECTORS]), allow_pickle=False)
+        index = np.load(io.BytesIO(files[INDEX]), allow_pickle=False)
+        articles = {int(line["article_id"]): line for line in read_articles(files[ARTICLES])}
+    except Exception as error:  # a damaged file raises anything from EOFError to TokenError
+        raise BadCorpus(f"unreadable corpus: {error}") from error
+    if raw.ndim != 2 or not len(raw) or index.shape != (len(raw), 2):
+        raise BadCorpus(f"vectors {raw.shape} and index {index.shape} do not match")
+    if not np.isfinite(raw).all():
+        raise BadCorpus(f"vector {int(np.argmin(np.isfinite(raw).all(1)))} is not finite")
+    if not set(np.unique(index[:, 0]).tolist()) <= articles.keys():
+        raise BadCorpus("a row belongs to an article that is not among the articles")
+    if index[:, 1].min() < 0:
+        raise BadCorpus("a row has a position below 0")
+    return Corpus(normalise(raw), index[:, 0].copy(), index[:, 1].copy(), articles)
+
+
+def read_articles(data: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the articles of a gzipped JSON-lines file's bytes."""
+    return _articles(io.BytesIO(data))
+
+
+def _articles(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def mapped(files: Mapping[str, Buffer]) -> MappedCorpus:
+    """Make a corpus of the mapped files of a version without holding them in memory.
+
+    Raises:
+        BadCorpus: files are unreadable, contradict each other or point outside the text, or a vector is not finite.
+    """
+    halves, index, spans = (_array(files[name]) for name in (VECTORS, INDEX, SPANS))
+    if halves.ndim != 2 or not len(halves) or index.shape != (len(halves), 2) or spans.shape != (len(halves), 4):
+        raise BadCorpus(f"vectors {halves.shape}, index {index.shape} and spans {spans.shape} do not match")
+    types = [array.dtype.name for array in (halves, index, spans)]
+    if types != ["float16", "int32", "int64"]:
+        raise BadCorpus(f"vectors, index and spans are {', '.join(types)}")
+    if spans.min() < 0 or spans.max() > len(files[PASSAGES]):
+        raise BadCorpus("a span points outside the text")
+    _check_finite(halves)
+    _forget(files)
+    return MappedCorpus(halves, index, spans, files[PASSAGES])
+
+
+def map_files(paths: Mapping[str, Path]) -> MappedCorpus:
+    """Make a corpus of files on trust, which nobody has sealed yet; raises `BadCorpus` as `mapped` does."""
+    try:
+        return mapped({name: manifest.map_file(path) for name, path in paths.items()})
+    except OSError as error:
+        raise BadCorpus(f"{error.strerror}: {error.filename}") from error
+
+
+def _array(data: Buffer) -> NDArray[Any]:
+    """Return the array of a .npy file as a view of `data`."""
+    try:
+        head = io.BytesIO(data[:_HEADER])
+        np.lib.format.read_magic(head)
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(head)
+        array = np.frombuffer(data, dtype, math.prod(shape), head.tell())
+    except Exception as error:  # a damaged header raises anything, as it does in `parse`
+        raise BadCorpus(f"unreadable corpus: {error}") from error
+    return array.reshape(shape, order="F" if by_column else "C")
+
+
+def _check_finite(halves: NDArray[np.float16]) -> None:
+    for row in range(0, len(halves), BLOCK):
+        finite = np.isfinite(halves[row : row + BLOCK]).all(axis=1)
+        if not finite.all():
+            raise BadCorpus(f"vector {row + int(np.argmin(finite))} is not finite")
+
+
+def _forget(files: Mapping[str, Buffer]) -> None:
+    """Give back the memory that was touched in checking; the files are then read here and there."""
+    for file in files.values():
+        if isinstance(file, mmap.mmap):
+            file.madvise(mmap.MADV_DONTNEED)
+            file.madvise(mmap.MADV_RANDOM)
+
+
+def write_passages(source: Path, target: Path) -> int:
+    """Write the text of the corpus in `source` as PASSAGES and SPANS into `target`; return the count of articles.
+
+    Raises:
+        BadCorpus: a file is missing or unreadable, or a row belongs to an article that is not among the articles.
+    """
+    try:
+        index = np.load(io.BytesIO(disk.read(source / INDEX)), allow_pickle=False)
+        spans = np.full((len(index), 4), -1, np.int64)
+        count = _write_articles(source / ARTICLES, target / PASSAGES, index, spans)
+    except Exception as error:  # a damaged file raises anything from EOFError to TokenError
+        raise BadCorpus(f"unreadable corpus: {error}") from error
+    if spans.min(initial=0) < 0:
+        raise BadCorpus("a row belongs to an article that is not among the articles")
+    np.save(target / SPANS, spans)
+    return count
+
+
+def _write_articles(source: Path, target: Path, index: NDArray[np.int32], spans: NDArray[np.int64]) -> int:
+    order = np.argsort(index[:, 0], kind="stable")
+    ids, count = index[order, 0], 0
+    with open(disk.open_regular(source), "rb") as packed, open(target, "wb") as text:
+        for article in _articles(packed):
+            rows = order[slice(*np.searchsorted(ids, [article["article_id"], article["article_id"] + 1]))]
+            title = _append(text, str(article.get("title", "")))
+            chunks = [_append(text, chunk) for chunk in article.get("chunks") or []]
+            for row, position in zip(rows.tolist(), index[rows, 1].tolist(), strict=True):
+                spans[row] = *title, *(chunks[position] if position < len(chunks) else (0, 0))
+            count += 1
+    return count
+
+
+def _append(file: BinaryIO, text: str) -> tuple[int, int]:
+    begin = file.tell()
+    return begin, begin + file.write(text.encode())
+
+
+def write(directory: Path, vectors: Floats, articles: list[dict[str, Any]]) -> None:
+    """Write `vectors` `(N, D)` and the articles whose `chunks` they are, in the same order."""
+    directory.mkdir(parents=True, exist_ok=True)
+    index = [(a["article_id"], p) for a in articles for p in range(len(a["chunks"]))]
+    np.save(directory / VECTORS, vectors.astype(np.float16))
+    np.save(directory / INDEX, np.asarray(index, dtype=np.int32).reshape(-1, 2))
+    text = "".join(json.dumps(article, ensure_ascii=False) + "\n" for article in articles)
+    (directory / ARTICLES).write_bytes(gzip.compress(text.encode(), mtime=0))

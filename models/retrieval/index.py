@@ -1,0 +1,296 @@
+"""Vector indexes: the nearest rows of a corpus by inner product.
+
+`FlatIndex` is exact and keeps float32 vectors in memory; `IvfIndex` looks at the likely part of a corpus of any
+size, keeps a bit per dimension and row in memory, and scores what it finds by the corpus's own vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass, fields
+from itertools import repeat
+from typing import Any, Protocol, Self
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from models.vectors import Floats
+
+Rows = NDArray[np.int64]
+Codes = NDArray[np.uint8]
+Ranked = tuple[Floats, Rows]  # scores and rows, best first
+IVF = "ivf.safetensors"
+FEW = 64  # results are few where the corpus has so many times as many rows: the bounds leave most out
+_SLACK = 1e-5  # more than float32 errs in a cosine
+_ROUNDING = 4e-6  # more than it errs in a squared length of 1
+_TUNED_FOR = 15  # results that `nprobe` and `pool` are meant for: ten, and five spared for what the caller has
+
+
+class BadIndex(ValueError):
+    """An index that does not belong to its corpus, or cannot be made to find enough of it."""
+
+
+class VectorIndex(Protocol):
+    """Searches an immutable set of vectors; safe to call from several threads."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the answer is the true top-k."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """Return scores and rows, both `(Q, k)`, best first, equal scores by row; k <= len(self)."""
+        ...
+
+    def vectors_at(self, rows: Rows, /) -> Floats:
+        """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
+        ...
+
+    @property
+    def without(self) -> Callable[[Collection[int]], VectorIndex] | None:
+        """What returns the index of all but some rows; None where that is no cheaper than to leave them out after."""
+        ...
+
+
+class FlatIndex:
+    """Exact search of unit vectors `(N, D)`, in the caller's thread, most of each vector left unread.
+
+    Vectors are rotated to their principal axes. The first sixth of the axes and the length of the rest bound a
+    score from above (Cauchy-Schwarz); only rows whose bound reaches the k-th best score are scored in full.
+    """
+
+    is_exact, without = True, None
+
+    def __init__(self, vectors: Floats) -> None:
+        self._vectors = np.ascontiguousarray(vectors)
+        self._axes = _principal_axes(self._vectors)[: max(vectors.shape[1] // 6, 1)]
+        self._heads = np.ascontiguousarray(self._headed(self._vectors).T)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
+        units, lengths = parted(queries)
+        few = FEW * k <= len(self)
+        each = (
+            map(self._search, units, self._bounds(units), repeat(k)) if few else map(self._search_all, units, repeat(k))
+        )
+        scores, rows = stacked(each, len(queries), k)
+        return scores * lengths, rows
+
+    def vectors_at(self, rows: Rows, /) -> Floats:
+        """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
+        return self._vectors[rows]
+
+    def _bounds(self, units: Floats) -> Floats:
+        """Return what no score exceeds, `(Q, N)`."""
+        bounds: Floats = self._headed(units) @ self._heads
+        return bounds
+
+    def _headed(self, units: Floats) -> Floats:
+        """Return `units` `(R, D)` along the first axes, and the length of the rest of each."""
+        heads = np.empty((len(units), len(self._axes) + 1), np.float32)
+        heads[:, :-1] = units @ self._axes.T
+        heads[:, -1] = np.sqrt(np.maximum(1 - np.vecdot(heads[:, :-1], heads[:, :-1]), 0) + _ROUNDING)
+        return heads
+
+    def _search(self, unit: Floats, bounds: Floats, k: int) -> tuple[Floats, Rows]:
+        likely = np.flatnonzero(bounds >= _reached(bounds, k))
+        floor = _reached(self._scores(unit, likely), k) - _SLACK
+        rows = np.flatnonzero(bounds >= floor)
+        scores = self._scores(unit, rows)
+        best = _best(scores, k)
+        return scores[best], rows[best]
+
+    def _search_all(self, unit: Floats, k: int) -> tuple[Floats, Rows]:
+        scores: Floats = np.vecdot(self._vectors, unit)
+        rows = _best(scores, k)
+        return scores[rows], rows
+
+    def _scores(self, unit: Floats, rows: Rows) -> Floats:
+        few = 8 * len(rows) < len(self)  # reading a row out of turn costs as much as several in turn
+        scores: Floats = np.vecdot(self._vectors[rows], unit) if few else np.vecdot(self._vectors, unit)[rows]
+        return scores
+
+
+def _best(scores: Floats, k: int) -> Rows:
+    """Return the places of the k best scores, best first, equal ones in their order."""
+    some = np.flatnonzero(scores >= _reached(scores, k))
+    return some[np.argsort(-scores[some], kind="stable")[:k]]
+
+
+def parted(queries: Floats) -> tuple[Floats, Floats]:
+    """Return `queries` `(Q, D)` at unit length, and their lengths `(Q, 1)`."""
+    wide = queries.astype(np.float64)
+    lengths = np.sqrt(np.vecdot(wide, wide))[:, None]
+    return (wide / np.where(lengths > 0, lengths, 1)).astype(np.float32), lengths.astype(np.float32)
+
+
+def best_of(index: VectorIndex, query: Floats, rows: Rows, k: int) -> Ranked:
+    """Return the scores and rows of the k of `rows` `(R,)` that are nearest to `query` `(D,)`."""
+    rows = np.sort(rows)
+    scores = np.vecdot(index.vectors_at(rows), query)
+    best = _best(scores, k)
+    return scores[best], rows[best]
+
+
+def stacked(found: Iterable[Ranked], count: int, k: int) -> tuple[Floats, Rows]:
+    """Return the scores and rows `(k,)` of `count` queries as two arrays `(count, k)`."""
+    all_scores, all_rows = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
+    for place, (scores, rows) in enumerate(found):
+        all_scores[place], all_rows[place] = scores, rows
+    return all_scores, all_rows
+
+
+def _principal_axes(vectors: Floats) -> Floats:
+    """Return orthonormal axes `(D, D)`, the one along which `vectors` are longest first."""
+    some = vectors[:: max(len(vectors) // 10_000, 1)]
+    axes: Floats = np.ascontiguousarray(np.linalg.eigh(some.T @ some)[1].T[::-1])
+    return axes
+
+
+def _reached(scores: Floats, k: int) -> Any:
+    """Return a score that at least k of `scores` reach: the k-th best, or little less."""
+    if len(scores) >= FEW * k:  # the best of every 16 are as many different rows, and cheaper to part
+        scores = scores[: len(scores) // 16 * 16].reshape(16, -1).max(axis=0)
+    place = max(len(scores) - k, 0)
+    return np.partition(scores, place)[place]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """An inverted file: rows of the corpus list after list, each list around one centroid.
+
+    `centroids` `(L, D)` float32, `sizes` `(L,)` int64, `rows` `(N,)` int32 and `codes` `(N, C)` uint8: the RaBitQ
+    code (a bit per dimension and two factors) of what a row's vector is beside its centroid.
+    """
+
+    centroids: Floats
+    sizes: Rows
+    rows: NDArray[np.int32]
+    codes: Codes
+
+    def to_bytes(self) -> bytes:
+        """Return the lists as a safetensors file."""
+        return bytes(save_tensors(asdict(self)))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            BadIndex: it is no such file, its parts contradict each other, or a row is not there exactly once.
+        """
+        try:
+            lists = cls(**load_tensors(data))
+        except (SafetensorError, TypeError) as error:
+            raise BadIndex(f"unreadable index: {error}") from error
+        lists._check()
+        return lists
+
+    def _check(self) -> None:
+        types = [getattr(self, part.name).dtype.name for part in fields(self)]
+        shapes = self.centroids.ndim, self.sizes.shape, self.rows.ndim, len(self.codes)
+        expected = 2, self.centroids.shape[:1], 1, len(self.rows)
+        if (
+            types != ["float32", "int64", "int32", "uint8"]
+            or shapes != expected
+            or not np.isfinite(self.centroids).all()
+        ):
+            raise BadIndex("the parts of the index contradict each other")
+        count = len(self.rows)
+        if ((self.sizes < 0) | (self.sizes > count)).any() or self.sizes.sum() != count:
+            raise BadIndex("the sizes of the lists are not those of the corpus")
+        if not np.array_equal(np.sort(self.rows), np.arange(count)):
+            raise BadIndex("the lists do not hold every row once")
+
+
+class IvfIndex:
+    """Approximate search: the `nprobe` nearest lists are scanned by code, the best `pool * k` scored by vector.
+
+    Codes and row numbers are in memory (64 bytes a row at D = 384); `vectors_at` brings unit vectors `(R, D)` of
+    rows from wherever they are. Both grow where more than the usual ten results are wanted or excluded.
+
+    Raises:
+        BadIndex: the lists are not of this corpus.
+    """
+
+    is_exact, without = False, None
+
+    def __init__(
+        self, lists: Lists, vectors_at: Callable[[Rows], Floats], nprobe: int, pool: int, threads: int = 1
+    ) -> None:
+        self.vectors_at: Callable[[Rows], Floats] = vectors_at
+        self._nprobe, self._pool, self._threads = nprobe, pool, threads
+        if not all(isinstance(number, int) and number > 0 for number in (nprobe, pool)):
+            raise BadIndex(f"nprobe {nprobe!r} and pool {pool!r} must be counts")
+        self._lists = coder(lists.centroids)
+        if lists.codes.shape[1:] != (self._lists.code_size,):
+            raise BadIndex(f"codes of {lists.codes.shape[1:]} bytes, this faiss makes {self._lists.code_size}")
+        self._check_codes(lists)
+        self._fill(lists)
+
+    def __len__(self) -> int:
+        return int(self._lists.ntotal)
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
+        candidates = self._candidates(np.ascontiguousarray(queries), k)
+        return stacked(map(self._best, queries, candidates, repeat(k)), len(queries), k)
+
+    def _candidates(self, queries: Floats, k: int) -> Rows:
+        faiss.omp_set_num_threads(self._threads)  # of this thread's searches
+        depth = -(-k // _TUNED_FOR)
+        nprobe, count = self._nprobe * depth, min(self._pool * min(depth, 4) * k, len(self))
+        while True:
+            wanted = faiss.SearchParametersIVF()
+            wanted.nprobe = min(nprobe, self._lists.nlist)
+            rows: Rows = self._lists.search(queries, count, params=wanted)[1]
+            if nprobe >= self._lists.nlist or (rows[:, k - 1] >= 0).all():
+                return rows
+            nprobe *= 4
+
+    def _best(self, query: Floats, candidates: Rows, k: int) -> Ranked:
+        return best_of(self, query, candidates[candidates >= 0], k)
+
+    def _check_codes(self, lists: Lists) -> None:
+        """Refuse codes that this faiss would not make of these vectors; rounding may turn single bits."""
+        some = np.linspace(0, len(lists.rows) - 1, 64).astype(np.int64)
+        home = np.repeat(np.arange(len(lists.sizes)), lists.sizes)[some]
+        again = encode(self._lists, self.vectors_at(lists.rows[some].astype(np.int64)), home)
+        if (again != lists.codes[some]).mean() > 0.1:
+            raise BadIndex("the index is of other vectors, or of another faiss")
+
+    def _fill(self, lists: Lists) -> None:
+        ends = np.cumsum(lists.sizes)
+        rows = lists.rows.astype(np.int64)
+        for number, (begin, end) in enumerate(zip(ends - lists.sizes, ends, strict=True)):
+            if begin < end:
+                parts = faiss.swig_ptr(rows[begin:end]), faiss.swig_ptr(lists.codes[begin:end])
+                self._lists.invlists.add_entries(number, int(end - begin), *parts)
+        self._lists.ntotal = len(rows)
+
+
+def coder(centroids: Floats) -> Any:
+    """Return the empty faiss index that makes and reads the codes of lists around `centroids` `(L, D)`."""
+    near = faiss.IndexFlatIP(centroids.shape[1])
+    near.add(np.ascontiguousarray(centroids))
+    made = faiss.IndexIVFRaBitQ(near, centroids.shape[1], len(centroids), faiss.METRIC_INNER_PRODUCT)
+    made.is_trained = True  # its centroids are all that it learns
+    return made
+
+
+def encode(index: Any, vectors: Floats, home: Rows) -> Codes:
+    """Return the codes `(R, C)` of `vectors` `(R, D)` in the lists `home` `(R,)`."""
+    codes = np.empty((len(vectors), index.code_size), np.uint8)
+    vectors, home = np.ascontiguousarray(vectors), np.ascontiguousarray(home)
+    pointers = [faiss.swig_ptr(array) for array in (vectors, home, codes)]
+    index.encode_vectors(len(vectors), *pointers, False)
+    return codes

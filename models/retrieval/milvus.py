@@ -1,0 +1,322 @@
+"""Milvus: the vectors of a corpus version in a collection of their own, pushed once and searched over the wire.
+
+A collection is named by the digest of its version and never changes once complete, so rows found in it are rows of that
+version. `lvm_<corpus>` is an alias for the last one pushed: for people; a search names the version. Wants `pymilvus`.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Literal
+
+import numpy as np
+
+from models.retrieval.index import (
+    Rows,
+    VectorIndex,
+    best_of,
+    parted,
+    stacked,
+)
+from models.vectors import Floats
+
+Kind = Literal["flat", "hnsw"]
+Progress = Callable[[int, int], None]
+MOST = 16_384  # results that Milvus gives to a query
+TIES = 16  # results beyond k, so that where scores are equal at the end it is the first rows that are given
+ROWS = 1024  # rows of an insert: a message of a few megabytes
+HNSW = {"M": 32, "efConstruction": 360}
+PUSH_S = 60.0  # seconds for each message of a push
+_SHA256, _ROWS, _KIND, _IS_COMPLETE = "lvm.sha256", "lvm.rows", "lvm.index", "lvm.complete"
+
+
+class IndexAway(Exception):
+    """The store did not answer as it must, or not in time."""
+
+    reason = "index_away"
+
+
+class NotPushed(IndexAway):
+    """The store has no complete collection of this version."""
+
+    reason = "index_stale"
+
+
+class BadCollection(Exception):
+    """A collection that cannot be, or become, that of its version."""
+
+
+def collection_of(sha256: str) -> str:
+    """Return the name of the collection of the version with this digest."""
+    return f"lvm_{sha256[:12]}"
+
+
+def alias_of(corpus: str) -> str:
+    """Return the alias of the last collection pushed of a corpus; Milvus wants letters, digits and `_`."""
+    return "lvm_" + "".join(letter if letter.isalnum() else "_" for letter in corpus)
+
+
+def connect(uri: str, token: str, timeout_s: float) -> Any:
+    """Return a `pymilvus.MilvusClient` with a channel of its own.
+
+    Raises:
+        IndexAway: nobody there answers in time.
+    """
+    from pymilvus import MilvusClient
+
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of each error that it raises
+    with _as_away():
+        return MilvusClient(uri, token=token, timeout=timeout_s, dedicated=True)
+
+
+@contextmanager
+def _as_away() -> Iterator[None]:
+    try:
+        yield
+    except (IndexAway, BadCollection):
+        raise
+    except Exception as error:  # whatever the client, gRPC or an answer that makes no sense may raise
+        raise IndexAway(_said(error)) from error
+
+
+def _said(error: Exception) -> str:
+    """Return one line of an error; those of gRPC and pymilvus have many."""
+    details = getattr(error, "details", None)
+    said = details() if callable(details) else getattr(error, "message", str(error))
+    return f"{type(error).__name__}: {said}".splitlines()[0]
+
+
+class Build:
+    """The collection of one version in the Milvus at `uri`: connected when first asked, and anew after any failure.
+
+    For one thread at a time.
+    """
+
+    def __init__(self, uri: str, token: str, sha256: str, rows: int) -> None:
+        self._uri, self._token, self._sha256, self._rows = uri, token, sha256, rows
+        self._name = collection_of(sha256)
+        self._until = 0.0
+        self._client: Any = None
+        self._close: Callable[[], object] = lambda: None
+        self.kind: Kind = "flat"
+
+    def within(self, seconds: float) -> None:
+        """Let all that is asked until the next call of this take so many seconds together."""
+        self._until = monotonic() + seconds
+
+    def find(self, field: str, queries: Floats, k: int, exclude: Sequence[int] = ()) -> list[list[int]]:
+        """Return the k rows of `field` nearest to each of `queries` `(Q, D)`, none of them in `exclude`.
+
+        Raises:
+            IndexAway: the store is gone, slow, gave fewer rows than it was asked for, or others than may be.
+            NotPushed: it has no complete collection of the version.
+        """
+        with self._asking():
+            found = self._search(field, queries, k, exclude)
+            self._check_rows(found, k, set(exclude))
+            return found
+
+    def open(self) -> None:
+        """Connect where that is not done; raises as `find`."""
+        with self._asking():
+            self._open()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            with _as_away():
+                yield
+        except IndexAway:
+            self._client = None
+            self._close()
+            raise
+
+    def _open(self) -> None:
+        if self._client:
+            return
+        client = connect(self._uri, self._token, self._left_s())
+        self._close = weakref.finalize(self, client.close)
+        self.kind = self._check(client)
+        client.load_collection(self._name, timeout=self._left_s())
+        self._client = client
+
+    def _left_s(self) -> float:
+        left = self._until - monotonic()
+        if left <= 0:
+            raise IndexAway("no time left")
+        return left
+
+    def _check(self, client: Any) -> Kind:
+        if not client.has_collection(self._name, timeout=self._left_s()):
+            raise NotPushed(f"no collection {self._name}")
+        said = client.describe_collection(self._name, timeout=self._left_s())["properties"]
+        if (said.get(_SHA256), said.get(_ROWS), said.get(_IS_COMPLETE)) != (self._sha256, str(self._rows), "true"):
+            raise NotPushed(f"{self._name} is not, or not yet, the collection of this version")
+        kind: Kind = said[_KIND]
+        return kind
+
+    def _search(self, field: str, queries: Floats, k: int, exclude: Sequence[int]) -> list[list[int]]:
+        self._open()
+        found = self._client.search(
+            self._name,
+            list(queries),
+            anns_field=field,
+            limit=k,
+            filter=f"row not in {[int(row) for row in exclude]}" if exclude else "",  # numbers, never a caller's text
+            output_fields=["row"],
+            search_params={"params": {"ef": max(64, 2 * k)}} if self.kind == "hnsw" else {},
+            consistency_level="Eventually",  # nothing is written to what is complete
+            timeout=self._left_s(),
+        )
+        return [hits.ids for hits in found]
+
+    def _check_rows(self, found: list[list[int]], k: int, excluded: Set[int]) -> None:
+        for rows in found:
+            if len(set(rows) - excluded) < k or min(rows) < 0 or max(rows) >= self._rows:
+                raise IndexAway(f"{len(rows)} rows where {k} were asked for, or others than may be")
+
+
+class MilvusIndex:
+    """Searches a field of a collection, and scores what it finds by the vectors of `local`: to the bit as that does."""
+
+    def __init__(self, build: Build, field: str, local: VectorIndex, exclude: Sequence[int] = ()) -> None:
+        self._build, self._field, self._local, self._exclude = build, field, local, exclude
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the answer is the true top-k."""
+        return self._build.kind == "flat"
+
+    def __len__(self) -> int:
+        return min(len(self._local) - len(self._exclude), MOST)
+
+    def without(self, rows: Collection[int]) -> MilvusIndex:
+        """Return the index of all but `rows`, which the store leaves out."""
+        known = sorted({row for row in rows if 0 <= row < len(self._local)})
+        return MilvusIndex(self._build, self._field, self._local, known)
+
+    def vectors_at(self, rows: Rows, /) -> Floats:
+        """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
+        return self._local.vectors_at(rows)
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """Return scores and rows `(Q, k)`, equal scores by row; raises as `Build.find`, ValueError for NaN."""
+        if not np.isfinite(queries).all():
+            raise ValueError("queries must be finite")
+        if k == 0:  # every row is excluded
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        found = self._build.find(self._field, queries, min(k + TIES, len(self)), self._exclude)
+        units, lengths = parted(queries)
+        each = (best_of(self._local, unit, np.array(rows), k) for unit, rows in zip(units, found, strict=True))
+        scores, best = stacked(each, len(queries), k)
+        return scores * lengths, best
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push left in the store: `inserted` of `rows` are new, `was` is what the alias stood for before."""
+
+    uri: str
+    collection: str
+    alias: str
+    was: str | None
+    index: Kind
+    rows: int
+    inserted: int
+
+
+class Push:
+    """Puts the vectors of a version into a Milvus; again, it goes on where it was stopped, or has nothing to do."""
+
+    def __init__(self, uri: str, token: str, sha256: str, indexes: Mapping[str, VectorIndex], kind: Kind) -> None:
+        self._uri, self._client = uri, connect(uri, token, PUSH_S)
+        self._name, self._indexes, self._kind = collection_of(sha256), indexes, kind
+        self._rows = len(next(iter(indexes.values())))
+        self._marks = {_SHA256: sha256, _ROWS: str(self._rows), _KIND: kind}
+
+    def run(self, alias: str, progress: Progress) -> Pushed:
+        """Fill the collection, flag it complete once it has every row, and point `alias` at it.
+
+        Raises:
+            IndexAway: the store is gone, slow, or refuses.
+            BadCollection: its collection of this name is another's, of another index, or miscounts.
+        """
+        with _as_away():
+            is_complete = self._prepare()
+            begin = self._rows if is_complete else self._count() // ROWS * ROWS  # rows come in order
+            self._fill(begin, progress)
+            self._finish(is_complete)
+            was = self._point(alias)
+        return Pushed(self._uri, self._name, alias, was, self._kind, self._rows, self._rows - begin)
+
+    def drop(self) -> None:
+        """Drop the collection, if it is there; raises as `run`."""
+        with _as_away():
+            if self._client.has_collection(self._name, timeout=PUSH_S):
+                for alias in self._client.list_aliases(self._name, timeout=PUSH_S)["aliases"]:
+                    self._client.drop_alias(alias, timeout=PUSH_S)  # what an alias stands for cannot be dropped
+                self._client.drop_collection(self._name, timeout=PUSH_S)
+
+    def _prepare(self) -> bool:
+        """Make the collection where there is none; return whether it is complete."""
+        if not self._client.has_collection(self._name, timeout=PUSH_S):
+            self._create()
+        self._client.load_collection(self._name, timeout=PUSH_S)
+        said = self._client.describe_collection(self._name, timeout=PUSH_S)["properties"]
+        if differing := [mark for mark, value in self._marks.items() if said.get(mark) != value]:
+            raise BadCollection(f"{self._name} is there with another {', '.join(differing)}")
+        return bool(said.get(_IS_COMPLETE) == "true")
+
+    def _create(self) -> None:
+        from pymilvus import DataType
+
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("row", DataType.INT64, is_primary=True)
+        params = self._client.prepare_index_params()
+        for field, index in self._indexes.items():
+            dim = index.vectors_at(np.zeros(1, np.int64)).shape[1]
+            schema.add_field(field, DataType.FLOAT_VECTOR, dim=dim)
+            built = HNSW if self._kind == "hnsw" else {}
+            params.add_index(field, index_type=self._kind.upper(), metric_type="IP", index_name=field, params=built)
+        self._client.create_collection(
+            self._name, schema=schema, index_params=params, properties=self._marks, timeout=PUSH_S
+        )
+
+    def _count(self) -> int:
+        told = self._client.query(
+            self._name, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=PUSH_S
+        )
+        return int(told[0]["count(*)"])
+
+    def _fill(self, begin: int, progress: Progress) -> None:
+        for first in range(begin, self._rows, ROWS):
+            rows = np.arange(first, min(first + ROWS, self._rows))
+            columns = {field: index.vectors_at(rows) for field, index in self._indexes.items()}
+            entities = [
+                {"row": int(row), **{field: vectors[at] for field, vectors in columns.items()}}
+                for at, row in enumerate(rows)
+            ]
+            self._client.upsert(self._name, entities, timeout=PUSH_S)
+            progress(int(rows[-1]) + 1, self._rows)
+
+    def _finish(self, is_complete: bool) -> None:
+        if is_complete:
+            return
+        self._client.flush(self._name, timeout=PUSH_S)
+        if (count := self._count()) != self._rows:
+            raise BadCollection(f"{self._name} has {count} rows, not {self._rows}")
+        self._client.alter_collection_properties(self._name, {_IS_COMPLETE: "true"}, timeout=PUSH_S)
+
+    def _point(self, alias: str) -> str | None:
+        """Have `alias` stand for the collection, at once; return what it stood for."""
+        if alias not in self._client.list_aliases(timeout=PUSH_S)["aliases"]:
+            self._client.create_alias(self._name, alias, timeout=PUSH_S)
+            return None
+        was = str(self._client.describe_alias(alias, timeout=PUSH_S)["collection_name"])
+        self._client.alter_alias(self._name, alias, timeout=PUSH_S)
+        return was

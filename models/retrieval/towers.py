@@ -1,0 +1,75 @@
+"""The towers of a bundle: the query tower, ready to run, and the corpus as the payload tower sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from models.registry import checkpoint as checkpoints
+from models.registry import manifest
+from models.retrieval.index import BadIndex, FlatIndex, VectorIndex
+from models.retrieval.reranker import NEIGHBOURS
+from models.runtimes import Runtime, open_runtime
+from models.vectors import Floats, normalise
+
+PAYLOAD, INDEX = "payload.safetensors", "towers.safetensors"
+
+
+@dataclass(frozen=True)
+class Towers:
+    """`query` maps contexts to queries, `index` searches payload vectors, `neighbours` is `(N, NEIGHBOURS)`.
+
+    `name` and `version` are those of the two-tower that both come from.
+    """
+
+    name: str
+    version: str
+    query: Runtime
+    index: VectorIndex
+    neighbours: Floats
+
+
+def index_file(payload: bytes, vectors: Floats, neighbours: Floats) -> bytes:
+    """Return the index of payload vectors `(N, D)` as a file that names the payload tower which made them."""
+    tower = np.frombuffer(bytes.fromhex(manifest.digest(payload)), np.uint8)
+    parts: dict[str, NDArray[Any]] = {
+        "payload_sha256": tower,
+        "vectors": vectors.astype(np.float16),
+        "neighbours": neighbours,
+    }
+    return bytes(save_tensors(parts))
+
+
+def open_towers(version: str, files: Mapping[str, bytes], rows: int, made_by: str, threads: int) -> Towers:
+    """Return the towers of a bundle of `rows` passages; `made_by` is the id of their version.
+
+    Raises:
+        BadIndex: the index is of another payload tower or another corpus, or cannot be read.
+        BadCheckpoint: the query tower must not be served.
+    """
+    checkpoint = checkpoints.parse(version, files)
+    vectors, neighbours = _read_index(files[INDEX], files[PAYLOAD])
+    if vectors.shape != (rows, checkpoint.card.dim) or neighbours.shape != (rows, NEIGHBOURS):
+        raise BadIndex(f"an index of {vectors.shape} and {neighbours.shape} for {rows} passages")
+    name, _, number = made_by.rpartition("/")
+    return Towers(name, number, open_runtime(checkpoint, "cpu", threads), FlatIndex(normalise(vectors)), neighbours)
+
+
+def _read_index(data: bytes, payload: bytes) -> tuple[Floats, Floats]:
+    try:
+        parts = load_tensors(data)
+        tower, vectors, neighbours = (parts[name] for name in ("payload_sha256", "vectors", "neighbours"))
+    except (SafetensorError, KeyError) as error:
+        raise BadIndex(f"unreadable index: {error}") from error
+    if tower.tobytes().hex() != manifest.digest(payload):
+        raise BadIndex("the index was built by another payload tower than the bundle's")
+    if not (np.isfinite(vectors).all() and np.isfinite(neighbours).all()):
+        raise BadIndex("a vector of the index is not finite")
+    return vectors, neighbours

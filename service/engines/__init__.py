@@ -1,0 +1,1 @@
+"""Engines: batchers around models, and the router that chooses one."""

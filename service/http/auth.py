@@ -1,0 +1,81 @@
+"""Who may call: the clients whose bearer tokens are known (RFC 6750). Without any, everybody may."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from hmac import compare_digest
+from pathlib import Path
+
+from lvm.errors import Unauthorised
+from service.settings import BadSettings, Settings
+
+ENTRY = re.compile(r"(?:([\w.-]+):)?([\w.~+/-]{16,}=*)", re.ASCII)
+PROBES = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
+
+
+class Tokens:
+    """The known tokens, of which only digests are kept, and the clients they belong to."""
+
+    def __init__(self, clients: Mapping[str, str]) -> None:
+        """Take `clients`: token to client name."""
+        self._known = [(sha256(token.encode()).digest(), client) for token, client in clients.items()]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def client_of(self, headers: Mapping[bytes, bytes]) -> str | None:
+        """Return the client whose token `headers` carry, None where no token is wanted.
+
+        Every known token is compared, in constant time, so how long it takes tells nothing about any.
+
+        Raises:
+            Unauthorised: a token is wanted and is not there, or is none of those known.
+        """
+        if not self._known:
+            return None
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        digest, found = sha256(token.strip()).digest(), None
+        for known, client in self._known:
+            if compare_digest(known, digest):
+                found = client
+        if found is None or scheme.lower() != b"bearer":
+            raise Unauthorised("want a known token: Authorization: Bearer ...")
+        return found
+
+
+def read_tokens(settings: Settings) -> Tokens:
+    """Return the tokens of LVM_TOKENS and LVM_TOKENS_FILE: `name:token`, or a token alone, whose name is its place.
+
+    Raises:
+        BadSettings: the file cannot be read or holds none, an entry is malformed, a token stands twice.
+    """
+    entries = _split(settings.tokens.get_secret_value())
+    if settings.tokens_file:
+        entries += _of_file(settings.tokens_file)
+    clients: dict[str, str] = {}
+    for place, entry in enumerate(entries, 1):
+        match = ENTRY.fullmatch(entry)
+        if not match:
+            raise BadSettings(
+                f"LVM_TOKENS: entry {place} is not `token` or `name:token`, a token 16 letters or digits long or more"
+            )
+        if match[2] in clients:
+            raise BadSettings(f"LVM_TOKENS: the token of entry {place} stands twice")
+        clients[match[2]] = match[1] or f"token-{place}"
+    return Tokens(clients)
+
+
+def _split(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _of_file(path: Path) -> list[str]:
+    try:
+        entries = _split(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSettings(f"LVM_TOKENS_FILE: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+    if not entries:
+        raise BadSettings("LVM_TOKENS_FILE: holds no token")
+    return entries

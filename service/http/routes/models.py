@@ -1,0 +1,126 @@
+"""What /models says: versions, aliases, cards, what is live since when, the breakers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lvm.errors import UnknownModel
+from models.registry import card as cards
+from models.registry import disk
+from models.registry.card import BadCard
+from models.registry.registry import Registry, UnknownVersion, Version
+from service.deploy.deployments import Lineup
+from service.deploy.registry_sync import Follower
+from service.engines.router import Router
+
+Stamp = tuple[int, int, int]  # time of the last change in nanoseconds, size in bytes, inode
+
+
+def describe(
+    router: Router, lineup: Lineup, follower: Follower | None, versions: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the body of /models; `versions` are what an `Inventory` says."""
+    return {
+        "aliases": {alias: _alias(alias, router, lineup) for alias in lineup.live},
+        "encoder": {"name": lineup.encoder.name if lineup.encoder else None, "missing": lineup.no_encoder},
+        "store": follower.describe() if follower else None,
+        "versions": versions,
+    }
+
+
+class Inventory:
+    """What the cards of a registry's versions say. A card is read again only if its file has changed."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._ids: list[str] = []
+        self._known: dict[str, tuple[Stamp | None, dict[str, Any]]] = {}
+
+    def refresh(self) -> None:
+        """Read what is new; `summaries` may be asked meanwhile. Raises `OSError` if the registry cannot be read."""
+        versions = self._registry.versions()
+        self._ids = [version.id for version in versions]
+        served = self._registry.aliases().values()
+        for version in sorted(versions, key=lambda version: version.id not in served):
+            stamp = _stamp(version.path / cards.FILE)
+            if self._known.get(version.id, (None,))[0] != stamp or stamp is None:
+                self._known[version.id] = stamp, summary(version)
+        self._known = {identity: self._known[identity] for identity in self._ids}
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return a summary of every version; of those that `refresh` has not come to, the id."""
+        unread = "its card is not read yet: ask again"
+        known = self._known
+        return [known[each][1] if each in known else {"id": each, "error": unread} for each in self._ids]
+
+
+def summary(version: Version) -> dict[str, Any]:
+    """Return what a version's card says, as `/models` and `lvm models` show it."""
+    try:
+        card = cards.outline(version.path)
+    except BadCard as error:
+        return {"id": version.id, "error": str(error)}
+    return {
+        "id": version.id,
+        "model": version.name,
+        "version": version.version,
+        "kind": card.kind,
+        "architecture": card.architecture,
+        "dim": card.dim,
+        "context_length": card.context_length,
+        "encoder": card.encoder,
+        "parameters": card.parameters,
+        "scores": {data: _figures(score) for data, score in card.scores.items()},
+        "limits": list(card.limits),
+        "license": card.license,
+        "attribution": card.attribution,
+    }
+
+
+def ledger(registry: Registry, offset: int, limit: int) -> dict[str, Any]:
+    """Return the body of /ledger: `limit` moves, newest first, after the newest `offset`."""
+    moves, skipped = registry.read_ledger()
+    newest = moves[::-1][offset : offset + limit]
+    return {"total": len(moves), "skipped": skipped, "moves": [asdict(move) for move in newest]}
+
+
+def card_text(registry: Registry, name: str, version: str) -> bytes:
+    """Return the card of a version as it was written; raises `UnknownModel`."""
+    try:
+        found = registry.find(f"{name}/{version}")
+    except UnknownVersion as error:
+        raise UnknownModel("no such version") from error
+    try:
+        return disk.read(found.path / cards.FILE, cards.LARGEST)
+    except OSError as error:
+        raise UnknownModel(f"no card of that version can be read: {error.strerror}") from error
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Return what changes if a file does, None if it cannot be found out."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _figures(score: dict[str, Any]) -> dict[str, Any]:
+    baselines = {name: figures["cosine"] for name, figures in score["baselines"].items()}
+    return {"cosine": score["cosine"], "margin": score["margin"], "baselines": baselines}
+
+
+def _alias(alias: str, router: Router, lineup: Lineup) -> dict[str, Any]:
+    live, breaker = lineup.live[alias], router.breakers.get(alias) or lineup.breaker(alias)
+    served = lineup.identity(alias)
+    return {
+        "id": live.version,
+        **({"sha256": served[2], "runtime": served[3]} if served else {}),
+        "since": live.since,
+        "breaker": breaker.state if breaker else None,
+        "warning": lineup.warning(alias),
+        "refused": {"id": live.refused, "reason": live.reason} if live.refused else None,
+    }

@@ -1,0 +1,1 @@
+"""Overload: how much may be in flight, and whose turn it is."""

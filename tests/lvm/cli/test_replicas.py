@@ -1,0 +1,80 @@
+"""Replicas side by side: who serves what, and where they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import typer
+
+from lvm.cli import replicas, versions
+from lvm.cli.exit_codes import FAILED
+from models.registry.registry import Registry
+from service.app import create_app
+from service.settings import Settings
+from tests.conftest import Running, running, until
+from tests.fakes import FakeLoaders, add_version, mean_of, registry_of
+
+Start = Callable[..., Running]
+TOKEN = "a-token-of-16-characters-and-more"
+NOBODY = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that serves fakes from a registry of their own."""
+    with ExitStack() as stack:
+
+        def start(name: str) -> Running:
+            root = registry_of(tmp_path / name, primary="amn").root
+            settings = Settings(registry=root, reload_s=0.05, tokens=TOKEN)  # type: ignore[arg-type]
+            app = create_app(settings, FakeLoaders(amn=mean_of, gru=mean_of))
+            return stack.enter_context(running(app, settings))
+
+        yield start
+
+
+def test_replicas_that_differ_are_told_apart_and_so_is_one_that_is_away(replica: Start) -> None:
+    one, other = replica("one"), replica("other")
+    found = replicas.ask([one.url, other.url], TOKEN)
+    assert [each.error for each in found] == [None, None]
+    assert replicas.differing(found) == {}
+    registry = Registry(other.app.state.lineup.registry.root)
+    amn, gru = registry.resolve("primary"), add_version(registry, "gru")
+    registry.point("primary", gru)
+    until(lambda: replicas.ask([other.url], TOKEN)[0].served("primary") == gru.id, "the promotion")
+    found = replicas.ask([one.url, other.url, NOBODY], TOKEN)
+    assert replicas.differing(found) == {"primary": {one.url: amn.id, other.url: gru.id}}
+    *served, away = replicas.rows(found)
+    assert [(row[0], row[1], row[2], row[-1]) for row in served] == [
+        ("primary", one.url, amn.id, "differs"),
+        ("primary", other.url, gru.id, "differs"),
+    ]
+    assert away[1:3] == (NOBODY, "")
+    assert away[-1].startswith("no answer: ConnectError")
+
+
+def test_the_command_shows_replicas_and_checks_them(replica: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = replica("one")
+    urls = [server.url, f"{server.url}/"]
+    capsys.readouterr()  # what the server said in starting
+    versions.models(urls, check=True, token=TOKEN, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [each["error"] for each in found["replicas"]] == [None, None]
+    versions.models(urls, token=TOKEN)
+    assert server.app.state.lineup.live["primary"].version in capsys.readouterr().out
+    with pytest.raises(typer.Exit) as end:
+        versions.models(urls, check=True)
+    assert end.value.exit_code == FAILED
+    assert "no answer: HTTPStatusError" in capsys.readouterr().out
+    with pytest.raises(typer.BadParameter):
+        versions.models(check=True)
+
+
+def test_a_stranger_is_no_replica(replica: Start) -> None:
+    server = replica("one")
+    (found,) = replicas.ask([f"{server.url}/readyz?"], TOKEN)
+    assert found.error is not None

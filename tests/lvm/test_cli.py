@@ -1,0 +1,450 @@
+"""The command line: help everywhere, data on stdout, exit codes that scripts can rely on."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import importlib
+import json
+import os
+import pkgutil
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+import models
+import service
+from lvm.cli import app
+from lvm.cli.exit_codes import ENDS, end_of
+from models.registry.card import Card
+from models.registry.card import read as read_card
+from models.registry.registry import Registry
+from models.retrieval.corpus import (
+    write,
+)
+from models.vectors import normalise
+from tests.conftest import LVM, SHIPPED
+from tests.fakes import add_version, card, registry_of
+
+
+def lvm(*words: str, registry: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "LVM_REGISTRY": str(registry), **environment}
+    return subprocess.run([LVM, *words], capture_output=True, text=True, env=env, check=False, timeout=120)
+
+
+def commands() -> dict[str, Any]:
+    """Return the commands that people call, by name."""
+    found = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    groups = {name: command for name, command in found.items() if hasattr(command, "commands")}
+    plain = {name: command for name, command in found.items() if name not in groups and not command.hidden}
+    return plain | {f"{at} {name}": each for at, group in groups.items() for name, each in group.commands.items()}
+
+
+def test_help_is_a_table_of_contents_of_a_line_a_command(tmp_path: Path) -> None:
+    text = lvm("--help", registry=tmp_path, TERMINAL_WIDTH="80").stdout
+    for name, command in commands().items():
+        if " " not in name:
+            first = command.help.splitlines()[0]
+            assert re.search(rf"^. {name} +{re.escape(first)} +.$", text, re.MULTILINE), name
+
+
+def test_every_command_has_examples_that_it_understands() -> None:
+    for name, command in commands().items():
+        known = {option for parameter in command.params for option in parameter.opts}
+        examples = [line.strip() for line in command.epilog.splitlines() if "lvm" in line]
+        assert examples, name
+        for example in examples:
+            words = shlex.split(example)
+            at = words.index("lvm") + 1
+            assert " ".join(words[at:]).startswith(name)
+            assert {word for word in words[at:] if word.startswith("--")} <= known, example
+
+
+def test_every_command_that_ends_prints_json_where_asked() -> None:
+    without = {name for name, each in commands().items() if not any("--json" in option.opts for option in each.params)}
+    assert without == {"serve"}
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("lvm promote ", {"primary", "fallback", "candidate", "retriever"}),
+        ("lvm promote primary g", {"gmn/20261123-38ef76a6fd72", "gru/20261123-738331498444"}),
+        ("lvm evaluate fall", {"fallback"}),
+        ("lvm evaluate cand", set()),
+        ("lvm corpus x --towers wiki", {"wiki-val/20261123-ef8f512233ff"}),
+    ],
+)
+def test_shells_complete_aliases_and_versions(words: str, offered: set[str]) -> None:
+    at = str(len(words.split(" ")) - 1)
+    asked = {"_LVM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": at}
+    assert set(lvm(registry=SHIPPED, **asked).stdout.split()) == offered
+
+
+def test_training_stopped_by_ctrl_c_says_how_to_go_on_and_comes_to_the_same_version(tmp_path: Path) -> None:
+    vectors = normalise(np.random.default_rng(0).standard_normal((40, 8)))
+    texts = [f"chunk {number}" for number in range(10)]
+    write(tmp_path / "data", vectors, [{"article_id": n, "title": str(n), "chunks": texts} for n in range(4)])
+    state = tmp_path / "amn.pt"
+    sizes = '{"key_dim": 4, "hidden_dim": 8}'
+    words = [
+        "train",
+        "amn",
+        "--data",
+        str(tmp_path / "data"),
+        "--run",
+        str(state),
+        "--config",
+        sizes,
+        "--epochs",
+        "300",
+    ]
+    whole = lvm(*words, registry=tmp_path / "one").stdout
+    state.unlink()
+    assert _stopped_in_training(words, tmp_path / "other") == (
+        f"lvm: stopped: the last whole epoch is in {state}; --resume goes on after it"
+    )
+    resumed = lvm(*words, "--resume", registry=tmp_path / "other")
+    assert resumed.stdout == whole  # a version's name is the digest of its bytes
+    assert "epoch 1:" not in resumed.stderr
+
+
+def _stopped_in_training(words: list[str], registry: Path) -> str:
+    """Press Ctrl-C after the first epoch; return the last thing said."""
+    env = {**os.environ, "LVM_REGISTRY": str(registry)}
+    with subprocess.Popen([LVM, *words], stderr=subprocess.PIPE, text=True, env=env) as training:
+        assert training.stderr
+        fcntl.fcntl(training.stderr, fcntl.F_SETPIPE_SZ, 4096)  # what is not read yet holds the training up
+        next(line for line in training.stderr if line.startswith("epoch"))
+        training.send_signal(signal.SIGINT)
+        *_, last = training.stderr
+    assert training.returncode == 130
+    return last.strip()
+
+
+def _stopped_midway(words: list[str], parts: Path, registry: Path) -> str | None:
+    """Press Ctrl-C once the first part is kept; return the last thing said, None where the work was done by then."""
+    env = {**os.environ, "LVM_REGISTRY": str(registry)}
+    with subprocess.Popen([LVM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as work:
+        while work.poll() is None and all(path.suffix for path in parts.glob("*")):
+            time.sleep(0.001)
+        work.send_signal(signal.SIGINT)
+        _, said = work.communicate()
+    assert work.returncode in (0, 130)
+    return said.splitlines()[-1] if work.returncode else None
+
+
+def test_encoding_stopped_by_ctrl_c_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    parts = tmp_path / ".made.parts"
+    for count in (300, 3000, 30_000):  # as many as are not done before the signal comes
+        source = tmp_path / f"{count}.jsonl"
+        source.write_text(json.dumps({"title": "A", "chunks": [f"This is sentence {n}." for n in range(count)]}))
+        said = _stopped_midway(["data", str(source), str(tmp_path / "made")], parts, tmp_path)
+        if said:
+            break
+        shutil.rmtree(tmp_path / "made")
+    assert said == f"lvm: stopped: what is done is in {parts}; the same command goes on after it"
+    assert not (tmp_path / "made").exists()
+    for out in ("whole", "made"):
+        assert lvm("data", str(source), str(tmp_path / out), registry=tmp_path).returncode == 0
+    for file in ("vectors.f16.npy", "index.npy", "articles.jsonl.gz"):
+        assert (tmp_path / "made" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert not parts.exists()
+
+
+def test_articles_come_through_the_standard_input(tmp_path: Path) -> None:
+    line = json.dumps({"title": "A", "chunks": ["Hares live alone.", "word " * 300, "\u200b"]})
+    command = [LVM, "data", "-", str(tmp_path / "made"), "--json"]
+    done = subprocess.run(command, input=gzip.compress(line.encode()), capture_output=True, check=False, timeout=120)
+    summary = json.loads(done.stdout)
+    assert {key: summary[key] for key in ("chunks", "truncated", "unread", "unreadable")} == {
+        "chunks": 2,
+        "truncated": 1,
+        "unread": 0,
+        "unreadable": 1,
+    }
+    assert b"1 of 2 chunks are longer" in done.stderr
+    assert b"1 chunks were left out" in done.stderr
+
+
+@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_words_of_any_bytes_go_on_the_card_as_utf8(shipped: Path, tmp_path: Path, locale: dict[str, str]) -> None:
+    data = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xfc\xc3\xbc"))
+    write(data, np.eye(8, dtype=np.float32), [{"article_id": 0, "title": "A", "chunks": ["a"] * 8}])
+    command = [LVM, "corpus", "odd", "--data", os.fsencode(data), "--attribution", "Füchse".encode(), "--json"]
+    env = {**os.environ, "LVM_REGISTRY": str(shipped), **locale}
+    done = subprocess.run(command, capture_output=True, env=env, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    made = read_card(Registry(shipped).find(json.loads(done.stdout)["id"]).path)
+    assert (made.data["source"], made.attribution) == ("d\N{REPLACEMENT CHARACTER}ü", "Füchse")
+    assert "Füchse" in made.command
+
+
+def test_an_index_stopped_by_ctrl_c_is_made_on_to_the_same_version(tmp_path: Path) -> None:
+    words = ["corpus", "wiki", "--data", str(SHIPPED / "retriever"), "--index", "ivf"]
+    whole = lvm(*words, registry=tmp_path / "one").stdout
+    parts = tmp_path / "other" / ".wiki.parts"
+    said = _stopped_midway(words, parts, tmp_path / "other")
+    assert said in (None, f"lvm: stopped: what is done is in {parts}; the same command goes on after it")
+    assert lvm(*words, registry=tmp_path / "other").stdout == whole
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["models"]
+
+
+def test_every_error_of_the_models_has_an_end_and_every_end_an_error() -> None:
+    for package in (models, service):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name not in ("lvm.cli.__main__", "models.runtimes.openvino") and ".ray." not in module.name:
+                importlib.import_module(module.name)
+    for name in ("bench.leaderboard", "bench.capacity.sizing"):
+        importlib.import_module(name)
+    errors = set(_below(Exception))
+    inside = ("Objection", "BadReranker")  # others are raised of them
+    for error in errors:
+        if error.__module__.startswith("models.") and not any(kind.__name__ in inside for kind in error.__mro__):
+            assert end_of(error.__new__(error)), error
+    assert set(ENDS) <= {error.__name__ for error in errors}
+
+
+def _below(kind: type[Exception]) -> Iterator[type[Exception]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _below(child)
+
+
+def test_a_corpus_has_the_name_of_its_data_on_its_card(shipped: Path) -> None:
+    data = f"wiki/val={shipped / 'retriever'}"
+    made = json.loads(lvm("corpus", "wiki", "--data", data, "--json", registry=shipped).stdout)
+    assert Card.from_markdown((Path(made["path"]) / "README.md").read_text()).data["source"] == "wiki/val"
+
+
+def test_a_name_that_no_model_may_have_is_refused_before_the_work(tmp_path: Path) -> None:
+    done = lvm("train", "amn", "--data", "/nowhere", "--name", "My Net", registry=tmp_path)
+    assert (done.returncode, "'My Net' is no name for a model" in done.stderr) == (2, True)
+
+
+def test_a_port_that_is_taken_is_said_with_a_way_out(shipped: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = lvm("serve", "--port", str(taken.getsockname()[1]), registry=shipped)
+    said, hint = done.stderr.splitlines()
+    assert (done.returncode, "cannot listen on 127.0.0.1:" in said, "--port 0" in hint) == (78, True, True)
+
+
+def test_promote_and_rollback_move_the_alias_and_tell(shipped: Path) -> None:
+    registry = Registry(shipped)
+    amn, gmn = registry.resolve("primary"), next(v for v in registry.versions() if v.name == "gmn")
+    done = lvm("promote", "primary", gmn.version, "--why", "test", registry=shipped)
+    assert (done.returncode, done.stdout) == (0, f"primary: {amn.id} -> {gmn.id}\n")
+    back = lvm("rollback", "primary", registry=shipped)
+    assert (back.returncode, back.stdout) == (0, f"primary: {gmn.id} -> {amn.id}\n")
+    assert [move.why for move in registry.ledger()][-2:] == ["test", ""]
+
+
+def test_models_prints_a_table_or_json(shipped: Path) -> None:
+    report = json.loads(lvm("models", "--json", registry=shipped).stdout)
+    assert report["aliases"]["primary"].startswith("amn/")
+    assert {version["kind"] for version in report["versions"]} == {"net", "corpus"}
+    assert report["aliases"]["primary"] in lvm("models", registry=shipped).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("promote", "primary", "nothing"), 1),
+        (("promote", "nothing", "primary"), 2),
+        (("train", "nothing", "--data", "artifacts/lvm/retriever"), 2),
+        (("train", "amn", "--data", "artifacts/lvm/retriever", "--config", '{"hiden": 3}'), 2),
+        (("train", "amn", "--data", "artifacts/lvm/retriever", "--teacher", "nothing"), 1),
+        (("train", "amn", "--data", "artifacts/lvm/retriever", "--context-length", "4", "--teacher", "primary"), 2),
+        (("evaluate", "primary", "--data", "artifacts/lvm/retriever", "--device", "banana"), 78),
+        (("evaluate", "primary", "--data", "artifacts/lvm/retriever", "--precision", "fp4"), 78),
+        (("train", "reranker", "--data", "artifacts/lvm/retriever"), 2),
+        (("train", "amn", "--data", "artifacts/lvm/retriever", "--towers", "primary"), 2),
+        (("train", "reranker", "--data", "artifacts/lvm/retriever", "--towers", "primary"), 65),
+        (("corpus", "x", "--data", "artifacts/lvm/retriever", "--reranker", "primary"), 2),
+        (("corpus", "x", "--data", "artifacts/lvm/retriever", "--towers", "primary"), 65),
+        (("rollback", "candidate"), 1),
+        (("plan", "--rate", "10", "--p99", "100", "--net", "lstm"), 1),
+        (("plan", "--rate", "10", "--p99", "0.01"), 1),
+        (("plan", "--rate", "0", "--p99", "100"), 2),
+        (("promote", "retriever", "primary"), 65),
+        (("promote", "primary", "retriever"), 65),
+        (("promote", "primary", "fallback", "--force"), 2),
+        (("promote", "primary", "fallback", "--data", "/nowhere"), 65),
+        (("train", "amn", "--data", "artifacts/lvm/retriever", "--device", "banana"), 78),
+        (("train", "amn", "--data", "artifacts/lvm/retriever", "--resume", "--run", "nowhere.pt"), 1),
+        (("data", "nowhere.jsonl", "made"), 65),
+        (("bench", "--seconds", "0"), 2),
+        (("bench", "--only", "nothing"), 2),
+        (("bench", "--peers", "/nowhere"), 2),
+        (("promote",), 2),
+        (("nonsense",), 2),
+        (("evaluate", "primary", "--data", "/nowhere"), 65),
+    ],
+)
+def test_what_cannot_be_done_says_so_on_stderr_and_in_its_status(
+    shipped: Path, words: tuple[str, ...], code: int
+) -> None:
+    done = lvm(*words, registry=shipped)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_version_is_not_promoted(shipped: Path) -> None:
+    gru = Registry(shipped).resolve("fallback")
+    weights = gru.path / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    done = lvm("promote", "primary", gru.id, registry=shipped)
+    assert done.returncode == 65
+    assert "weights.safetensors was altered" in done.stderr
+    assert Registry(shipped).resolve("primary").name == "amn"
+
+
+def test_a_setting_that_means_nothing_is_a_configuration_error(shipped: Path) -> None:
+    done = lvm("serve", registry=shipped, LVM_MAX_BATCH="none")
+    assert (done.returncode, "LVM_MAX_BATCH" in done.stderr) == (78, True)
+
+
+def test_serve_refuses_an_address_that_others_reach_without_a_token(shipped: Path) -> None:
+    done = lvm("serve", "--host", "0.0.0.0", "--port", "0", registry=shipped)
+    assert done.returncode == 78
+    assert "will not listen on 0.0.0.0: others reach it, and no token is set. Set LVM_TOKENS" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_without_a_primary_says_what_is_missing(tmp_path: Path) -> None:
+    done = lvm("serve", "--port", "0", registry=tmp_path)
+    assert done.returncode == 1
+    *_, said, hint = done.stderr.splitlines()
+    assert "'primary' is not set" in said
+    assert "`lvm promote ALIAS VERSION` sets an alias" in hint
+    assert "Traceback" not in done.stderr
+
+
+def test_objections_are_overridden_with_a_reason_and_both_stand_in_the_ledger(shipped: Path) -> None:
+    registry = Registry(shipped)
+    amn = registry.resolve("primary")
+    files = {path.name: path.read_bytes() for path in amn.path.iterdir() if path.name != "SHA256SUMS"}
+    card = files["README.md"].decode().replace("encoder: all-MiniLM-L6-v2", "encoder: another")
+    other = registry.add("amn", {**files, "README.md": card.encode()})
+    forced = lvm("promote", "primary", other.id, "--force", "--why", "must be", "--json", registry=shipped)
+    assert forced.returncode == 0
+    assert "overridden" in forced.stderr
+    move = registry.ledger()[-1]
+    assert (move.after, move.why) == (other.id, "must be")
+    assert [objection.partition(":")[0] for objection in move.overrode] == ["OtherSpace"]
+    report = json.loads(forced.stdout)
+    assert report["overrode"] == move.overrode
+    assert report["checked"]["scores"]["wiki/val"]["cosine"] == pytest.approx(0.5862, abs=1e-4)
+
+
+def test_a_registry_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    done = lvm("models", registry=tmp_path / "nowhere")
+    assert (done.returncode, "no registry at" in done.stderr) == (1, True)
+
+
+def test_a_device_that_is_not_here_is_a_configuration_error(shipped: Path) -> None:
+    done = lvm("serve", "--port", "0", registry=shipped, LVM_DEVICE="mps")
+    assert (done.returncode, done.stderr.splitlines()[-2]) == (78, "lvm: torch sees no mps here")
+
+
+def test_scores_come_from_the_runtime_asked_for_and_stand_beside_the_cards(shipped: Path) -> None:
+    words = ("evaluate", "primary", "--data", f"wiki={shipped / 'retriever'}", "--precision", "bf16", "--json")
+    done = lvm(*words, registry=shipped)
+    if done.returncode == 78:
+        assert "bf16" in done.stderr  # neither this processor nor an extra has it
+        return
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["data"], report["runtime"]) == (0, "wiki", "openvino-bf16")
+    assert report["card"]["data"] == "wiki/val"
+    assert abs(report["card"]["difference"]) < report["card"]["tolerance"] == 0.001
+
+
+def test_a_score_worse_than_the_card_promises_fails(shipped: Path) -> None:
+    registry = Registry(shipped)
+    amn = registry.resolve("primary")
+    files = {path.name: path.read_bytes() for path in amn.path.iterdir() if path.name != "SHA256SUMS"}
+    said = Card.from_markdown(files["README.md"].decode()).scores["wiki/val"]["cosine"]
+    card = files["README.md"].replace(b"cosine: %.5f\n" % said, b"cosine: %.5f\n" % (said + 0.002), 1)
+    proud = registry.add("amn", {**files, "README.md": card})
+    done = lvm("evaluate", proud.id, "--data", str(shipped / "retriever"), registry=shipped)
+    assert done.returncode == 1
+    assert f"onnxruntime: cosine -0.00200 beside the card's {said + 0.002:.5f} on wiki/val, worse than" in done.stderr
+    assert "persistence" in done.stdout
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    assert lvm("--version", registry=tmp_path).stdout.startswith("0.")
+
+
+def test_a_corpus_is_stored_with_the_index_asked_for_and_can_be_promoted(shipped: Path) -> None:
+    data = str(shipped / "retriever")
+    made = lvm("corpus", "wiki", "--data", data, "--index", "ivf", "--json", registry=shipped)
+    assert (made.returncode, made.stderr) == (0, "")  # no bar where nobody watches
+    version = json.loads(made.stdout)["version"]
+    assert lvm("promote", "retriever", version, registry=shipped).returncode == 0
+    card = (shipped / "retriever" / "README.md").read_text()
+    assert "index: ivf" in card
+    assert "Search is approximate: recall@10 " in card
+
+
+def test_an_index_that_there_is_not_is_a_usage_error(shipped: Path) -> None:
+    done = lvm("corpus", "wiki", "--data", str(shipped / "retriever"), "--index", "tree", registry=shipped)
+    assert (done.returncode, "'tree' is not one of" in done.stderr) == (2, True)
+
+
+def test_models_lists_what_is_odd_beside_what_is_not_and_escapes_it(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    good = registry.add("good", {"README.md": card("good").to_markdown().encode()})
+    odd = registry.add("odd", {"README.md": b"---\nlvm: {'[/red]\\e[31m': 1}\n---\n"})
+    piped = registry.add("piped", {"README.md": b""})
+    (piped.path / "README.md").unlink()
+    os.mkfifo(piped.path / "README.md")
+    shutil.copytree(good.path, registry.root / "primary")
+    (registry.root / "fallback").write_text(f"models/{good.id}")
+    done = lvm("models", registry=registry.root)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert all(text in done.stdout for text in (good.id, odd.id, piped.id, "[/red]", "is a named pipe"))
+    assert "'primary' in" in done.stderr
+    assert "is a directory, not a symbolic link" in done.stderr
+    told = json.loads(lvm("models", "--json", registry=registry.root).stdout)
+    assert told["broken"].keys() == {"primary", "fallback"}
+    assert [version["id"] for version in told["versions"] if "error" in version] == [odd.id, piped.id]
+
+
+def test_serve_says_that_a_copy_lost_its_links(tmp_path: Path) -> None:
+    (tmp_path / "primary").write_text("models/amn/20260101-000000000000")
+    done = lvm("serve", "--port", "0", registry=tmp_path)
+    assert (done.returncode, "is a file, not a symbolic link" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_rollback_says_how_many_lines_of_the_ledger_it_skipped(tmp_path: Path) -> None:
+    registry = registry_of(tmp_path / "registry", primary="amn")
+    registry.point("primary", add_version(registry, "amn", "second"))
+    with open(registry.root / "ledger.jsonl", "ab") as ledger:
+        ledger.write(b"\x00\x00\nnull\n")
+    done = lvm("rollback", "primary", registry=registry.root)
+    assert (done.returncode, done.stderr) == (0, "lines of the ledger that are no moves: 2\n")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_import_refuses_what_is_no_regular_file(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "x.pt")
+    done = lvm("import", str(tmp_path / "x.pt"), "--name", "amn", registry=tmp_path / "registry")
+    assert (done.returncode, "expected a regular file" in done.stderr) == (65, True)
+    assert not (tmp_path / "registry").exists()

@@ -1,0 +1,180 @@
+"""A version is loaded exactly as it was sealed, or refused with the file or the tensor that is wrong."""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+from torch import nn
+
+from models.registry import card as cards
+from models.registry import checkpoint as checkpoints
+from models.registry import manifest
+from models.registry.checkpoint import (
+    GOLDEN,
+    GRAPH,
+    WEIGHTS,
+    BadCheckpoint,
+)
+from models.registry.registry import Version
+from models.training.publish import GOLDEN as CONTEXTS
+
+FILES = [WEIGHTS, GRAPH, GOLDEN, cards.FILE]
+CopyOf = Callable[[Version], Path]
+Reseal = Callable[[Path], None]
+
+
+def test_a_fresh_version_is_loaded_as_it_was_made(gru_version: Version, gru_net: nn.Module) -> None:
+    checkpoint = checkpoints.load(gru_version.path)
+    assert checkpoint.version == gru_version.version
+    assert checkpoint.sha256 == manifest.digest((gru_version.path / WEIGHTS).read_bytes())
+    state = gru_net.state_dict()
+    assert checkpoint.weights.keys() == state.keys()
+    assert all(np.array_equal(checkpoint.weights[name], state[name].numpy()) for name in state)
+    assert checkpoint.golden_context.shape == (CONTEXTS, 5, 16)
+    assert checkpoint.golden_vector.shape == (CONTEXTS, 16)
+    assert {a.dtype for a in (*checkpoint.weights.values(), checkpoint.golden_vector)} == {np.dtype(np.float32)}
+    assert checkpoint.card.architecture == "gru"
+    assert checkpoint.card.parameters == sum(p.numel() for p in gru_net.parameters())
+
+
+@pytest.mark.parametrize("version", ["amn_version", "gru_version", "corpus_version"])
+def test_sha256sum_accepts_a_fresh_version(request: pytest.FixtureRequest, version: str) -> None:
+    path = request.getfixturevalue(version).path
+    check = subprocess.run(["sha256sum", "--strict", "-c", manifest.SUMS], cwd=path, capture_output=True, text=True)
+    assert check.returncode == 0, check.stderr
+    assert len(check.stdout.splitlines()) == len(list(path.iterdir())) - 1
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_one_flipped_bit_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: str, share: float) -> None:
+    path = copy_of(gru_version) / name
+    data = bytearray(path.read_bytes())
+    data[int(share * len(data))] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(BadCheckpoint, match=f"{name} was altered"):
+        checkpoints.load(path.parent)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("length", [0, 8, -1])
+def test_a_truncated_file_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: str, length: int) -> None:
+    path = copy_of(gru_version) / name
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(BadCheckpoint, match=f"{name} was altered"):
+        checkpoints.load(path.parent)
+
+
+@pytest.mark.parametrize("name", [*FILES, manifest.SUMS])
+def test_a_missing_file_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: str) -> None:
+    path = copy_of(gru_version) / name
+    path.unlink()
+    with pytest.raises(BadCheckpoint, match=name):
+        checkpoints.load(path.parent)
+
+
+@pytest.mark.parametrize("name", [*FILES, manifest.SUMS])
+def test_a_link_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: str) -> None:
+    path = copy_of(gru_version) / name
+    path.unlink()
+    path.symlink_to(gru_version.path / name)
+    with pytest.raises(BadCheckpoint, match=name):
+        checkpoints.load(path.parent)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_left_out_of_the_sums_is_missed_by_name(
+    gru_version: Version, copy_of: CopyOf, reseal: Reseal, name: str
+) -> None:
+    directory = copy_of(gru_version)
+    (directory / name).unlink()
+    reseal(directory)
+    with pytest.raises(BadCheckpoint, match=f"is no net: it lacks '{name}'"):
+        checkpoints.load(directory)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("garbage", [b"", b"\xff" * 100, b"\x00" * 100, b"{}"], ids=["empty", "ff", "00", "json"])
+def test_sealed_garbage_is_refused(
+    gru_version: Version, copy_of: CopyOf, reseal: Reseal, name: str, garbage: bytes
+) -> None:
+    directory = copy_of(gru_version)
+    (directory / name).write_bytes(garbage)
+    reseal(directory)
+    if name == GRAPH:  # which onnxruntime judges: see runtimes/test_runtimes.py
+        assert checkpoints.load(directory).graph == garbage
+        return
+    with pytest.raises(BadCheckpoint):
+        checkpoints.load(directory)
+
+
+def test_an_unlisted_file_is_ignored(gru_version: Version, copy_of: CopyOf) -> None:
+    """Only what the sums name is read; a stray file can do no harm, so it is no reason to refuse."""
+    directory = copy_of(gru_version)
+    (directory / "net.onnx.data").write_bytes(b"stray")
+    assert checkpoints.load(directory).sha256 == checkpoints.load(gru_version.path).sha256
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_refused_by_tensor(
+    gru_version: Version, copy_of: CopyOf, reseal: Reseal, value: float
+) -> None:
+    directory = copy_of(gru_version)
+    weights = load((directory / WEIGHTS).read_bytes())
+    weights["blocks.1.gru.bias_hh_l0"][3] = value
+    weights["output_proj.weight"][0, 0] = value
+    (directory / WEIGHTS).write_bytes(save(weights))
+    reseal(directory)
+    with pytest.raises(BadCheckpoint, match=r"not finite: blocks\.1\.gru\.bias_hh_l0, output_proj\.weight$"):
+        checkpoints.load(directory)
+
+
+@pytest.mark.parametrize(
+    ("context", "vector", "said"),
+    [
+        ((16, 4, 16), (16, 16), r"not \(G, T, D\)"),
+        ((16, 5, 15), (16, 16), r"not \(G, T, D\)"),
+        ((16, 16), (16, 16), r"not \(G, T, D\)"),
+        ((0, 5, 16), (0, 16), r"not \(G, T, D\)"),
+        ((16, 5, 16), (15, 16), r"not \(G, D\)"),
+        ((16, 5, 16), (16, 15), r"not \(G, D\)"),
+        ((16, 5, 16), (16,), r"not \(G, D\)"),
+    ],
+)
+def test_golden_vectors_of_another_shape_are_refused(
+    gru_version: Version, context: tuple[int, ...], vector: tuple[int, ...], said: str
+) -> None:
+    files = manifest.read(gru_version.path)
+    golden = {"context": np.zeros(context, np.float32), "vector": np.zeros(vector, np.float32)}
+    with pytest.raises(BadCheckpoint, match=said):
+        checkpoints.parse("v", {**files, GOLDEN: save(golden)})
+
+
+@pytest.mark.parametrize("name", ["context", "vector"])
+def test_half_the_golden_vectors_are_refused(gru_version: Version, name: str) -> None:
+    files = manifest.read(gru_version.path)
+    golden = load(files[GOLDEN])
+    with pytest.raises(BadCheckpoint, match=f"lacks '{name}'"):
+        checkpoints.parse("v", {**files, GOLDEN: save({k: a for k, a in golden.items() if k != name})})
+
+
+def test_a_card_of_another_dimension_is_refused(gru_version: Version) -> None:
+    files = manifest.read(gru_version.path)
+    card = cards.Card.from_markdown(files[cards.FILE].decode())
+    with pytest.raises(BadCheckpoint, match=r"golden vectors are not \(G, T, D\) of its card"):
+        checkpoints.parse("v", {**files, cards.FILE: replace(card, dim=768).to_markdown().encode()})
+
+
+def test_a_corpus_is_no_net(corpus_version: Version) -> None:
+    with pytest.raises(BadCheckpoint, match="is no net: it lacks"):
+        checkpoints.load(corpus_version.path)
+
+
+def test_what_is_no_version_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(BadCheckpoint, match=manifest.SUMS):
+            checkpoints.load(path)

@@ -1,0 +1,222 @@
+"""The flat index is exact: what numpy finds by sorting everything, in an order that never changes.
+
+The inverted file finds the same where it looks everywhere, says that it may not, and refuses parts that are not its.
+"""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from models.retrieval.index import (
+    BadIndex,
+    FlatIndex,
+    IvfIndex,
+    Lists,
+    Rows,
+    coder,
+    encode,
+)
+from models.vectors import Floats, normalise
+
+
+def unit(count: int, dim: int = 16, seed: int = 0) -> Floats:
+    return normalise(np.random.default_rng(seed).standard_normal((count, dim)))
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 30), st.integers(0, 99))
+def test_the_top_k_is_numpys(count: int, k: int, queries: int, seed: int) -> None:
+    k = min(k, count)
+    vectors, asked = unit(count, seed=seed), unit(queries, seed=seed + 1000)
+    scores, rows = FlatIndex(vectors).search(asked, k)
+    similarity = asked @ vectors.T
+    expected = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    assert np.allclose(scores, np.take_along_axis(similarity, expected, 1), atol=1e-6)
+    assert np.allclose(np.take_along_axis(similarity, rows, 1), scores, atol=1e-6)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert all(len(set(found)) == k for found in rows.tolist())
+
+
+@pytest.mark.parametrize("queries", [1, 30])
+@pytest.mark.parametrize("k", [1, 7, 120])
+def test_equal_scores_come_by_row(queries: int, k: int) -> None:
+    vectors = np.tile(unit(1), (150, 1))
+    _, rows = FlatIndex(vectors).search(np.tile(unit(1), (queries, 1)), k)
+    assert (rows == np.arange(k)).all()
+
+
+def test_equal_scores_come_by_row_among_others() -> None:
+    vectors = unit(60)
+    vectors[[5, 31, 47]] = vectors[20]
+    _, rows = FlatIndex(vectors).search(vectors[20:21], 6)
+    assert rows[0, :4].tolist() == [5, 20, 31, 47]
+
+
+def test_the_whole_index_is_found() -> None:
+    _, rows = FlatIndex(unit(9)).search(unit(2, seed=5), 9)
+    assert [sorted(found) for found in rows.tolist()] == [list(range(9))] * 2
+
+
+def test_it_counts_and_says_that_it_is_exact() -> None:
+    index = FlatIndex(unit(9))
+    assert len(index) == 9
+    assert index.is_exact
+
+
+def test_queries_in_any_memory_order_are_understood() -> None:
+    index, queries = FlatIndex(unit(40)), unit(6)
+    assert (index.search(np.asfortranarray(queries), 5)[1] == index.search(queries, 5)[1]).all()
+    assert (index.search(unit(12)[::2], 5)[1] == index.search(unit(12)[::2].copy(), 5)[1]).all()
+
+
+def clustered(count: int, dim: int, seed: int) -> Floats:
+    """Rows around few centres, along few axes, some repeated and one zero: what bounds are tight and loose on."""
+    random = np.random.default_rng(seed)
+    centres = random.standard_normal((5, dim)) * np.geomspace(1, 0.01, dim)
+    rows = normalise(centres[random.integers(0, 5, count)] + 0.1 * random.standard_normal((count, dim)))
+    rows[count // 2 :: 7] = rows[0]
+    rows[count // 3] = 0
+    return rows
+
+
+@given(st.integers(3, 3000), st.integers(1, 40), st.integers(1, 100), st.integers(0, 99), st.floats(1e-3, 1e3))
+def test_no_row_is_passed_over(count: int, k: int, dim: int, seed: int, length: float) -> None:
+    k = min(k, count)
+    vectors = clustered(count, dim, seed)
+    asked = np.vstack([vectors[:2], unit(1, dim, seed)]) * np.float32(length)
+    scores, rows = FlatIndex(vectors).search(asked, k)
+    similarity = asked @ vectors.T
+    best = -np.sort(-similarity, axis=1)[:, :k]
+    assert np.allclose(scores, best, atol=1e-5 * length)
+    assert np.allclose(np.take_along_axis(similarity, rows, 1), best, atol=1e-5 * length)
+    assert all(len(set(found)) == k for found in rows.tolist())
+
+
+def test_a_query_of_no_length_finds_the_first_rows() -> None:
+    scores, rows = FlatIndex(unit(50)).search(np.zeros((1, 16), np.float32), 4)
+    assert (scores.tolist(), rows.tolist()) == ([[0, 0, 0, 0]], [[0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e30])
+def test_a_query_of_any_length_finds_the_same(length: float) -> None:
+    index, asked = FlatIndex(unit(500)), unit(3, seed=7)
+    assert np.array_equal(index.search(asked * np.float32(length), 9)[1], index.search(asked, 9)[1])
+
+
+# The inverted file
+
+
+def lists_of(vectors: Floats, count: int) -> Lists:
+    """Return lists around the first `count` vectors."""
+    index = coder(vectors[:count])
+    home = np.argmax(vectors @ vectors[:count].T, axis=1)
+    rows = np.argsort(home, kind="stable")
+    return Lists(
+        vectors[:count], np.bincount(home, minlength=count), rows.astype(np.int32), encode(index, vectors, home)[rows]
+    )
+
+
+def ivf(vectors: Floats, nprobe: int, pool: int = 1, count: int = 8) -> IvfIndex:
+    return IvfIndex(lists_of(vectors, count), vectors.__getitem__, nprobe, pool)
+
+
+@given(st.integers(20, 300), st.integers(1, 40), st.integers(0, 99))
+def test_looking_everywhere_finds_what_the_flat_index_finds(count: int, k: int, seed: int) -> None:
+    k = min(k, count)
+    vectors, asked = clustered(count, 24, seed), unit(5, 24, seed + 1)
+    scores, rows = ivf(vectors, nprobe=8, pool=count).search(asked, k)
+    exact, flat = FlatIndex(vectors).search(asked, k)
+    assert np.allclose(scores, exact, atol=1e-6)
+    assert np.array_equal(rows, flat) or np.allclose(np.take_along_axis(asked @ vectors.T, rows, 1), exact, atol=1e-6)
+
+
+def test_scores_are_those_of_the_vectors_best_first() -> None:
+    vectors, asked = unit(400, 32), unit(6, 32, seed=1)
+    scores, rows = ivf(vectors, nprobe=2, pool=3).search(asked, 10)
+    assert np.allclose(scores, np.take_along_axis(asked @ vectors.T, rows, 1), atol=1e-6)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_more_lists_are_scanned_until_k_are_found() -> None:
+    vectors = unit(300, 32)
+    _, rows = ivf(vectors, nprobe=1).search(unit(3, 32, seed=2), 300)
+    assert [sorted(found) for found in rows.tolist()] == [list(range(300))] * 3
+
+
+def test_many_queries_at_once_are_as_many_single_ones() -> None:
+    index, asked = ivf(unit(400, 32), nprobe=3, pool=4), unit(20, 32, seed=3)
+    scores, rows = index.search(asked, 12)
+    single = [index.search(query[None], 12) for query in asked]
+    assert np.array_equal(rows, np.vstack([found for _, found in single]))
+    assert np.array_equal(scores, np.vstack([found for found, _ in single]))
+
+
+def test_equal_vectors_come_by_row() -> None:
+    vectors = unit(200, 32)
+    vectors[[5, 131, 77]] = vectors[20]
+    _, rows = ivf(vectors, nprobe=8, pool=9).search(vectors[20:21], 6)
+    assert rows[0, :4].tolist() == [5, 20, 77, 131]
+
+
+def test_it_counts_and_says_that_it_is_not_exact() -> None:
+    index = ivf(unit(90, 32), nprobe=1)
+    assert len(index) == 90
+    assert not index.is_exact
+
+
+def test_lists_come_back_from_their_bytes() -> None:
+    lists = lists_of(unit(90, 32), 8)
+    again = Lists.from_bytes(lists.to_bytes())
+    assert all(np.array_equal(part, asdict(lists)[name]) for name, part in asdict(again).items())
+
+
+def twice(rows: Rows) -> Rows:
+    return np.where(rows == 3, 4, rows).astype(rows.dtype)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("rows", twice, "every row once"),
+        ("rows", lambda rows: rows - 1, "every row once"),
+        ("rows", lambda rows: rows[:-1], "contradict each other"),
+        ("rows", lambda rows: rows.astype(np.int64), "contradict each other"),
+        ("codes", lambda codes: codes[:-1], "contradict each other"),
+        ("codes", lambda codes: codes.astype(np.float32), "contradict each other"),
+        ("sizes", lambda sizes: sizes + 1, "sizes of the lists"),
+        ("sizes", lambda sizes: np.where(np.arange(8) < 2, 2**62, sizes), "sizes of the lists"),
+        ("sizes", lambda sizes: -sizes, "sizes of the lists"),
+        ("sizes", lambda sizes: sizes[:-1], "contradict each other"),
+        ("centroids", lambda centroids: centroids[:-1], "contradict each other"),
+        ("centroids", lambda centroids: centroids * np.float32(np.nan), "contradict each other"),
+    ],
+)
+def test_lists_that_contradict_themselves_are_refused(part: str, change: Any, said: str) -> None:
+    parts = asdict(lists_of(unit(90, 32), 8))
+    with pytest.raises(BadIndex, match=said):
+        Lists.from_bytes(save({**parts, part: change(parts[part])}))
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage" * 9, save({"rows": np.zeros(3, np.int32)})])
+def test_a_file_that_holds_no_lists_is_refused(data: bytes) -> None:
+    with pytest.raises(BadIndex, match="unreadable index"):
+        Lists.from_bytes(data)
+
+
+def test_lists_of_other_vectors_are_refused() -> None:
+    lists, other = lists_of(unit(90, 32), 8), unit(90, 32, seed=1)
+    with pytest.raises(BadIndex, match="of other vectors"):
+        IvfIndex(lists, other.__getitem__, 1, 1)
+    with pytest.raises(BadIndex, match="codes of"):
+        IvfIndex(replace(lists, codes=lists.codes[:, 1:]), other.__getitem__, 1, 1)
+
+
+@pytest.mark.parametrize("effort", [(0, 1), (1, 0), (-1, 1), ("8", 1), (None, 1), (1.5, 1)])
+def test_an_effort_that_is_no_count_is_refused(effort: tuple[Any, Any]) -> None:
+    vectors = unit(90, 32)
+    with pytest.raises(BadIndex, match="must be counts"):
+        IvfIndex(lists_of(vectors, 8), vectors.__getitem__, *effort)

@@ -1,0 +1,72 @@
+"""An index in a store answers as the one here does: the wire is tests/e2e/test_milvus.py's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.retrieval.index import FlatIndex
+from models.retrieval.milvus import MilvusIndex, alias_of, collection_of
+from models.retrieval.retriever import Retriever, Search
+from tests.fakes import D, FakeBuild, T, bundle, contexts, corpus
+
+LOCAL = FlatIndex(corpus().vectors)
+
+
+def through(build: FakeBuild, known: Retriever) -> Retriever:
+    return known.through({name: MilvusIndex(build, name, index) for name, index in known.indexes.items()})
+
+
+def test_scores_and_order_are_those_of_the_exact_index_to_the_bit() -> None:
+    """Whatever arithmetic the store has, and whatever length the queries."""
+    queries = np.random.default_rng(0).standard_normal((16, D)).astype(np.float32) * 3
+    for ours, theirs in zip(
+        MilvusIndex(FakeBuild(), "encoded", LOCAL).search(queries, 7), LOCAL.search(queries, 7), strict=True
+    ):
+        assert np.array_equal(ours, theirs)
+
+
+def test_equal_scores_come_by_row_though_the_store_orders_them_otherwise() -> None:
+    """Also at the end of the list, where a store would choose which of them to give."""
+    nothing = np.zeros((1, D), np.float32)
+    assert MilvusIndex(FakeBuild(), "encoded", LOCAL).search(nothing, 4)[1].tolist() == [[0, 1, 2, 3]]
+
+
+def test_what_is_excluded_is_left_out_by_the_store_itself() -> None:
+    """Rows that there are not are not named to it, and the index is shorter by those that there are."""
+    build = FakeBuild()
+    index = MilvusIndex(build, "encoded", LOCAL).without([3, 1, 3, -1, 999])
+    assert len(index) == len(LOCAL) - 2
+    assert not {1, 3} & set(index.search(contexts(1)[0][:1], len(index))[1][0].tolist())
+    assert build.asked == [[1, 3]]
+
+
+def test_a_query_that_is_not_finite_never_reaches_the_store() -> None:
+    """It is refused before anything is sent."""
+    build = FakeBuild()
+    with pytest.raises(ValueError, match="finite"):
+        MilvusIndex(build, "encoded", LOCAL).search(np.full((1, D), np.nan, np.float32), 3)
+    assert build.asked == []
+
+
+def test_a_mixed_batch_finds_what_it_finds_here() -> None:
+    """Queries and contexts, with and without exclusions; those that exclude the same are asked together."""
+    known, build, context = bundle(), FakeBuild(), contexts(1)[0]
+    own = corpus().vectors[2 : 2 + T]
+    searches = [
+        Search(context[0], 5),
+        Search(context[1], 3, exclude=[4, 7]),
+        Search(None, 4, context=own, exclude_vectors=own),
+        Search(context[2], 6, exclude=(7, 4)),
+        Search(None, 20, exclude=[0], context=context),
+        Search(context[3], 5, exclude=range(100)),
+    ]
+    found = through(build, known).search_batch(searches)
+    assert found == known.search_batch(searches)
+    assert found[-1] == []
+    assert sorted(build.asked) == [[], [], [0], [4, 7]]
+
+
+def test_names_are_what_milvus_takes() -> None:
+    """A collection is named by the digest, an alias by the corpus."""
+    assert (collection_of("ef8f512233ff" + "0" * 52), alias_of("wiki-val.2")) == ("lvm_ef8f512233ff", "lvm_wiki_val_2")

@@ -1,0 +1,318 @@
+"""A search returns the k best passages that the caller does not have, and fewer only where the corpus ends."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models.registry import card as cards
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint
+from models.registry.registry import Version
+from models.retrieval import corpus as corpora
+from models.retrieval import retriever as retrievers
+from models.retrieval.corpus import Corpus
+from models.retrieval.index import IVF, FlatIndex
+from models.retrieval.retriever import Retriever, Search
+from models.vectors import normalise
+
+MakeCorpus = Callable[..., Corpus]
+
+
+@pytest.fixture(scope="module")
+def retriever(corpus_version: Version) -> Retriever:
+    return retrievers.load(corpus_version.path)
+
+
+@pytest.fixture
+def retriever_of(make_corpus: MakeCorpus, card: Callable[..., Card]) -> Callable[[Any], Retriever]:
+    """Return a function that makes a retriever over the vectors given."""
+
+    def make(vectors: Any) -> Retriever:
+        corpus = make_corpus(vectors)
+        return Retriever("v", "0" * 64, card(kind="corpus", dim=corpus.dim), corpus, FlatIndex(corpus.vectors))
+
+    return make
+
+
+def rows_of(retriever: Retriever, search: Search) -> list[int]:
+    return [hit.row for hit in retriever.search_batch([search])[0]]
+
+
+def best(corpus: Corpus, query: Any, without: Any = ()) -> list[int]:
+    order = np.argsort(-(corpus.vectors @ query), kind="stable").tolist()
+    return [row for row in order if row not in set(without)]
+
+
+def test_it_says_what_it_serves(retriever: Retriever, corpus_version: Version, corpus: Corpus) -> None:
+    assert (retriever.name, retriever.version) == ("passages", corpus_version.version)
+    assert (retriever.dim, retriever.runtime, retriever.is_exact) == (16, "FlatIndex", True)
+    assert len(retriever.sha256) == 64
+    assert (retriever.card.data["chunks"], retriever.card.data["articles"]) == (240, 12)
+    assert np.array_equal(retriever.corpus.vectors, corpus.vectors)
+    retriever.warm_up()
+
+
+def test_hits_carry_row_score_and_passage(retriever: Retriever, corpus: Corpus) -> None:
+    query = corpus.vectors[45]
+    hits = retriever.search_batch([Search(query, 5)])[0]
+    assert [hit.row for hit in hits] == best(corpus, query)[:5]
+    assert hits[0].row == 45
+    assert hits[0].score == pytest.approx(1, abs=1e-6)
+    assert [hit.score for hit in hits] == pytest.approx((corpus.vectors @ query)[[hit.row for hit in hits]], abs=1e-6)
+    assert hits[0].chunk == corpora.Chunk(102, "Article 2", 5, "chunk 5 of 2")
+
+
+def test_excluded_rows_do_not_come_back_and_others_take_their_place(retriever: Retriever, corpus: Corpus) -> None:
+    query = corpus.vectors[45]
+    order = best(corpus, query)
+    assert rows_of(retriever, Search(query, 4, exclude=order[:7])) == order[7:11]
+    assert rows_of(retriever, Search(query, 4, exclude={order[1], -5, 10**9})) == [order[0], *order[2:5]]
+
+
+def test_the_callers_own_context_does_not_come_back(retriever: Retriever, corpus: Corpus) -> None:
+    own = [60, 61, 62, 63, 64]
+    context = corpus.vectors[own]
+    query = normalise(context.mean(axis=0))
+    assert set(best(corpus, query)[:5]) & set(own)  # which would otherwise lead
+    assert rows_of(retriever, Search(query, 10, exclude_vectors=context)) == best(corpus, query, own)[:10]
+    assert rows_of(retriever, Search(query, 10, exclude_vectors=7 * context)) == best(corpus, query, own)[:10]
+
+
+def test_rounding_does_not_hide_the_callers_own_context(retriever: Retriever, corpus: Corpus) -> None:
+    rounded = np.round(corpus.vectors[60:65], 3)
+    query = corpus.vectors[62]
+    assert rows_of(retriever, Search(query, 5, exclude_vectors=rounded)) == best(corpus, query, range(60, 65))[:5]
+
+
+def test_both_exclusions_add_up(retriever: Retriever, corpus: Corpus) -> None:
+    query = corpus.vectors[62]
+    own, others = range(60, 65), best(corpus, query, range(60, 65))
+    search = Search(query, 3, exclude=others[:6], exclude_vectors=corpus.vectors[60:65])
+    assert rows_of(retriever, search) == best(corpus, query, [*own, *others[:6]])[:3]
+
+
+def test_fewer_than_k_come_only_where_the_corpus_ends(retriever: Retriever, corpus: Corpus) -> None:
+    query = corpus.vectors[0]
+    assert rows_of(retriever, Search(query, 1000)) == best(corpus, query)
+    assert rows_of(retriever, Search(query, 10, exclude=range(235))) == best(corpus, query, range(235))
+    assert rows_of(retriever, Search(query, 3, exclude=range(235))) == best(corpus, query, range(235))[:3]
+    assert rows_of(retriever, Search(query, 10, exclude=range(240))) == []
+
+
+def test_a_passage_that_the_corpus_repeats_is_left_out_every_time(retriever_of: Callable[[Any], Retriever]) -> None:
+    """Boilerplate recurs: leaving out fifty copies must not leave the caller with nothing."""
+    vectors = np.random.default_rng(0).standard_normal((120, 16))
+    vectors[20:70] = vectors[0]
+    retriever = retriever_of(vectors)
+    query = retriever.corpus.vectors[0]
+    expected = best(retriever.corpus, query, [0, *range(20, 70)])
+    assert rows_of(retriever, Search(query, 4, exclude_vectors=query[None])) == expected[:4]
+    assert rows_of(retriever, Search(query, 1000, exclude_vectors=query[None])) == expected
+
+
+def test_equal_scores_come_by_row(retriever_of: Callable[[Any], Retriever]) -> None:
+    retriever = retriever_of(np.tile(np.eye(4)[:1], (30, 1)))
+    assert rows_of(retriever, Search(retriever.corpus.vectors[0], 5, exclude=[0, 2])) == [1, 3, 4, 5, 6]
+
+
+searches = st.builds(
+    lambda row, k, exclude, own: (row, k, exclude, own),
+    st.integers(0, 239),
+    st.integers(1, 60),
+    st.lists(st.integers(0, 239), max_size=30),
+    st.none() | st.integers(0, 235),
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(searches, min_size=1, max_size=40))
+def test_many_searches_in_one_batch_are_as_many_single_ones(
+    retriever: Retriever, corpus: Corpus, asked: list[tuple[int, int, list[int], int | None]]
+) -> None:
+    batch = [
+        Search(corpus.vectors[row], k, exclude, None if own is None else corpus.vectors[own : own + 5])
+        for row, k, exclude, own in asked
+    ]
+    together = retriever.search_batch(batch)
+    for search, hits in zip(batch, together, strict=True):
+        alone = retriever.search_batch([search])[0]
+        assert [hit.row for hit in hits] == [hit.row for hit in alone]
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in alone], abs=1e-6)
+
+
+def test_a_net_is_no_corpus(gru_version: Version) -> None:
+    with pytest.raises(BadCheckpoint, match=corpora.VECTORS):
+        retrievers.load(gru_version.path)
+
+
+@pytest.mark.parametrize("name", [*corpora.FILES, cards.FILE])
+def test_an_altered_file_is_refused_by_name(
+    corpus_version: Version, copy_of: Callable[[Version], Path], name: str
+) -> None:
+    path = copy_of(corpus_version) / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BadCheckpoint, match=f"{name} was altered"):
+        retrievers.load(path.parent)
+
+
+def _npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        (cards.FILE, b"\xff\xfe", "decode"),
+        (cards.FILE, b"# no card", "unreadable model card"),
+        (corpora.VECTORS, _npy(np.full((240, 16), np.nan, np.float16)), "vector 0 is not finite"),
+        (corpora.VECTORS, _npy(np.ones((240, 8), np.float16)), "corpus of D = 8, its card says D = 16"),
+        (corpora.INDEX, _npy(np.ones((3, 2), np.int32)), "do not match"),
+        (corpora.ARTICLES, b"\x1f\x8b\x08\x00garbage", "unreadable corpus"),
+    ],
+)
+def test_sealed_contradictions_are_refused(
+    corpus_version: Version,
+    copy_of: Callable[[Version], Path],
+    reseal: Callable[[Path], None],
+    name: str,
+    data: bytes,
+    said: str,
+) -> None:
+    directory = copy_of(corpus_version)
+    (directory / name).write_bytes(data)
+    reseal(directory)
+    with pytest.raises(BadCheckpoint, match=said):
+        retrievers.load(directory)
+
+
+def test_a_corpus_with_the_card_of_a_net_is_refused(
+    corpus_version: Version,
+    copy_of: Callable[[Version], Path],
+    reseal: Callable[[Path], None],
+    card: Callable[..., Card],
+) -> None:
+    directory = copy_of(corpus_version)
+    (directory / cards.FILE).write_text(card(kind="net").to_markdown())
+    reseal(directory)
+    with pytest.raises(BadCheckpoint, match="a net of D = 16"):
+        retrievers.load(directory)
+
+
+# With an index of its own
+
+
+@pytest.fixture(scope="module")
+def indexed(indexed_version: Version) -> Retriever:
+    return retrievers.load(indexed_version.path)
+
+
+@pytest.fixture(scope="module")
+def larger(larger_dir: Path) -> Corpus:
+    return corpora.read(larger_dir)
+
+
+def found(retriever: Retriever, larger: Corpus, excluding: int = 0) -> float:
+    """Return the share of the ten best that come back, own chunks and the `excluding` best left out."""
+    hits = 0
+    for start in range(0, 1180, 20):
+        context = larger.vectors[start : start + 5]
+        query = normalise(context.mean(axis=0))
+        order = best(larger, query, range(start, start + 5))
+        search = Search(query, 10, exclude=order[:excluding], exclude_vectors=context)
+        hits += len(set(rows_of(retriever, search)) & set(order[excluding : excluding + 10]))
+    return hits / 590
+
+
+def test_an_index_of_its_own_is_served_and_says_so(indexed: Retriever, indexed_version: Version) -> None:
+    indexed.warm_up()
+    assert (indexed.runtime, indexed.is_exact, indexed.dim) == ("IvfIndex", False, 16)
+    assert (indexed.name, indexed.version) == ("larger", indexed_version.version)
+
+
+@pytest.mark.parametrize(("excluding", "least"), [(0, 0.99), (5, 0.99), (100, 0.97), (600, 0.99)])
+def test_recall_holds_whatever_is_excluded(indexed: Retriever, larger: Corpus, excluding: int, least: float) -> None:
+    assert found(indexed, larger, excluding) >= least
+
+
+def test_hits_of_an_index_carry_row_score_and_passage(indexed: Retriever, larger: Corpus) -> None:
+    query = larger.vectors[45]
+    hits = indexed.search_batch([Search(query, 5)])[0]
+    assert hits[0].row == 45
+    assert [hit.score for hit in hits] == pytest.approx((larger.vectors @ query)[[hit.row for hit in hits]], abs=1e-6)
+    assert [hit.chunk for hit in hits] == [larger.chunk(hit.row) for hit in hits]
+
+
+def test_an_index_too_gives_fewer_than_k_only_where_the_corpus_ends(indexed: Retriever, larger: Corpus) -> None:
+    query = larger.vectors[0]
+    assert rows_of(indexed, Search(query, 5000)) == best(larger, query)
+    assert rows_of(indexed, Search(query, 10, exclude=range(1195))) == best(larger, query, range(1195))
+
+
+def test_threads_change_no_answer(indexed: Retriever, indexed_version: Version, larger: Corpus) -> None:
+    two = retrievers.load(indexed_version.path, threads=2)
+    searches = [Search(vector, 7) for vector in larger.vectors[::50]]
+    assert two.search_batch(searches) == indexed.search_batch(searches)
+
+
+@pytest.mark.parametrize("name", [*corpora.FILES, cards.FILE, IVF, corpora.PASSAGES, corpora.SPANS])
+def test_an_altered_file_of_an_indexed_version_is_refused_by_name(
+    indexed_version: Version, copy_of: Callable[[Version], Path], name: str
+) -> None:
+    path = copy_of(indexed_version) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BadCheckpoint, match=f"{name} was altered"):
+        retrievers.load(path.parent)
+
+
+def test_the_index_of_another_corpus_is_refused(
+    indexed_version: Version,
+    copy_of: Callable[[Version], Path],
+    reseal: Callable[[Path], None],
+) -> None:
+    directory = copy_of(indexed_version)
+    vectors = np.load(directory / corpora.VECTORS)
+    (directory / corpora.VECTORS).write_bytes(_npy(vectors[::-1].copy()))
+    reseal(directory)
+    with pytest.raises(BadCheckpoint, match="of other vectors"):
+        retrievers.load(directory)
+
+
+def test_the_index_of_a_smaller_corpus_is_refused(
+    indexed_version: Version, larger_dir: Path, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None]
+) -> None:
+    directory = copy_of(indexed_version)
+    for name in (corpora.VECTORS, corpora.INDEX, corpora.SPANS):
+        (directory / name).write_bytes(_npy(np.load(directory / name)[:-1]))
+    reseal(directory)
+    with pytest.raises(BadCheckpoint, match="an index of 1200 rows"):
+        retrievers.load(directory)
+
+
+@pytest.mark.parametrize(("old", "new"), [("nprobe:", "probes:"), ("pool: ", "pool: x"), ("pool: ", "pool: -")])
+def test_a_card_that_does_not_say_how_to_search_is_refused(
+    indexed_version: Version, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None], old: str, new: str
+) -> None:
+    directory = copy_of(indexed_version)
+    text = (directory / cards.FILE).read_text()
+    (directory / cards.FILE).write_text(text.replace(old, new, 1))
+    reseal(directory)
+    with pytest.raises(BadCheckpoint, match=r"nprobe|must be counts"):
+        retrievers.load(directory)
+
+
+def test_a_stray_index_that_is_not_sealed_is_left_alone(
+    corpus_version: Version, copy_of: Callable[[Version], Path]
+) -> None:
+    directory = copy_of(corpus_version)
+    (directory / IVF).write_bytes(b"stray")
+    assert retrievers.load(directory).is_exact

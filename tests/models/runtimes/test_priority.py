@@ -1,0 +1,50 @@
+"""A net is loaded beside one that answers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from models.registry import checkpoint
+from models.registry.registry import Registry
+from models.runtimes.onnx import ROWS, OnnxRuntime
+from models.runtimes.priority import NICE, give_way
+
+SHIPPED = Path(__file__).parents[2] / "artifacts" / "lvm"
+
+
+def priority() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a priority is a process's there")
+def test_what_is_done_aside_gives_way_and_leaves_the_others_as_they_are() -> None:
+    before = priority()
+    with ThreadPoolExecutor(1, initializer=give_way) as aside:
+        assert aside.submit(priority).result() == max(NICE, before)
+    assert priority() == before
+
+
+def test_no_thread_that_will_answer_callers_is_started_by_one_that_gives_way() -> None:
+    known = checkpoint.load(Registry(SHIPPED).resolve("primary").path)
+    contexts = known.golden_context[:1].repeat(2 * ROWS, axis=0)
+
+    def load_and_run() -> OnnxRuntime:
+        runtime = OnnxRuntime(known, threads=2)
+        runtime.run(contexts)
+        return runtime
+
+    with ThreadPoolExecutor(1, initializer=give_way) as aside:
+        runtime = aside.submit(load_and_run).result()
+    assert not helpers()
+    runtime.run(contexts)
+    assert helpers()
+
+
+def helpers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("onnxruntime")]

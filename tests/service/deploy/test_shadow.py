@@ -1,0 +1,158 @@
+"""The shadow learns what a candidate would have said, and no caller ever notices."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from models.vectors import Floats
+from service.deploy.shadow import MOST, Shadow, report
+from service.engines.engine import Prediction
+from service.engines.router import EngineLike, Routed
+from service.engines.search import SearchEngine
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Record, Tracer, current
+from tests.conftest import until
+from tests.fakes import D, T, contexts, mean_of, retriever
+
+
+class Candidate:
+    """An engine that answers by a function, when it is let."""
+
+    alias, name, version, runtime, shape = "candidate", "gmn", "v", "fake", (T, D)
+
+    def __init__(self, answer: Any = mean_of) -> None:
+        self.answer, self.asked = answer, 0
+        self.recorded: Record | None = None
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def predict(self, batch: Floats, deadline: float) -> Prediction:
+        self.asked += len(batch)
+        self.recorded = current.get()
+        await self.go.wait()
+        return Prediction(self.answer(batch), "gmn", "v", 0.0, 0.003, 1)
+
+
+def answered(batch: Floats, batch_rows: int = 1) -> Routed:
+    return Routed(Prediction(mean_of(batch), "amn", "v", 0.0, 0.001, batch_rows), "primary", None)
+
+
+def shadow(
+    candidate: EngineLike | None, metrics: Metrics, search: SearchEngine | None = None, **changes: Any
+) -> Shadow:
+    known = Settings(**{"shadow_share": 1, **changes})
+    return Shadow(lambda: candidate, lambda: search, known, metrics, draw=lambda: 0.5)
+
+
+def told(metrics: Metrics) -> dict[str, Any]:
+    return report(metrics.scrape()[0].decode())
+
+
+def test_answers_are_compared_and_told_of() -> None:
+    async def scenario() -> None:
+        metrics = Metrics()
+        engine = SearchEngine(retriever(), Settings(), metrics)
+        made = shadow(Candidate(), metrics, engine)
+        for seed in range(3):
+            batch = contexts(4, seed)
+            made.consider(batch, answered(batch))
+        await made.settle()
+        found = told(metrics)
+        assert found["requests"] == {"compared": 3, "skipped": 0, "failed": 0}
+        assert found["cosine"] == pytest.approx(1, abs=1e-6)
+        assert found["overlap"] == 1
+        assert found["extra_seconds"] == pytest.approx(0.002)
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_that_differs_shows_by_how_much() -> None:
+    async def scenario() -> None:
+        metrics = Metrics()
+        made = shadow(Candidate(lambda batch: -mean_of(batch)), metrics)
+        made.consider(contexts(), answered(contexts(), batch_rows=7))
+        await made.settle()
+        found = told(metrics)
+        assert found["cosine"] == pytest.approx(-1, abs=1e-6)
+        assert found["cosine_p10"] == 0
+        assert found["overlap"] is None, "there is no corpus"
+        assert found["extra_seconds"] is None, "the answer came in a batch of seven"
+
+    asyncio.run(scenario())
+
+
+def test_what_the_candidate_suffers_is_counted_and_no_more() -> None:
+    def breaks(batch: Floats) -> Floats:
+        raise RuntimeError("no kernel")
+
+    async def scenario() -> None:
+        metrics = Metrics()
+        made = shadow(Candidate(breaks), metrics)
+        made.consider(contexts(), answered(contexts()))
+        await made.settle()
+        assert told(metrics)["requests"] == {"compared": 0, "skipped": 0, "failed": 1}
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_candidate_is_asked_no_more_than_a_few_at_a_time() -> None:
+    async def scenario() -> None:
+        metrics, candidate = Metrics(), Candidate()
+        candidate.go.clear()
+        made = shadow(candidate, metrics)
+        for _ in range(MOST + 5):
+            made.consider(contexts(), answered(contexts()))
+        candidate.go.set()
+        await made.settle()
+        assert candidate.asked == MOST
+        assert told(metrics)["requests"] == {"compared": MOST, "skipped": 5, "failed": 0}
+
+    asyncio.run(scenario())
+
+
+def test_what_the_candidate_does_is_no_part_of_the_callers_trace() -> None:
+    async def scenario() -> None:
+        candidate = Candidate()
+        made = shadow(candidate, Metrics())
+        current.set(Tracer(lambda span: None, share=1).begin(None))
+        made.consider(contexts(), answered(contexts()))
+        await made.settle()
+        assert (candidate.asked, candidate.recorded) == (1, None)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("why", ["nobody", "another shape", "not drawn"])
+def test_nobody_is_asked_who_should_not_be(why: str) -> None:
+    async def scenario() -> None:
+        metrics, candidate = Metrics(), Candidate()
+        if why == "another shape":
+            candidate.shape = (T, D + 1)
+        made = shadow(None if why == "nobody" else candidate, metrics, shadow_share=0.5 if why == "not drawn" else 1)
+        made.consider(contexts(), answered(contexts()))
+        await made.settle()
+        assert candidate.asked == 0
+        assert told(metrics) == {
+            "requests": {"compared": 0, "skipped": 0, "failed": 0},
+            "cosine": None, "overlap": None, "extra_seconds": None, "cosine_p10": None,
+        }  # fmt: skip
+
+    asyncio.run(scenario())
+
+
+def test_a_running_service_shadows_its_candidate_and_lets_it_go(serve: Any, tmp_path: Any) -> None:
+    server = serve(shadow_share=1)
+    registry = server.app.state.lineup.registry
+    registry.point("candidate", registry.resolve("fallback"), why="maybe")
+    until(lambda: "candidate" in server.http.get("/models").json()["aliases"], "the candidate to be loaded")
+    answer = server.http.post("/predict", json={"context": contexts()[0].tolist()})
+    assert answer.json()["served_by"] == "primary"
+    until(lambda: server.metric("lvm_shadow_total", outcome="compared") == 1, "the comparison")
+    (registry.root / "candidate").unlink()
+    until(lambda: "candidate" not in server.http.get("/models").json()["aliases"], "the candidate to be let go")
+    assert server.http.post("/predict", json={"context": contexts()[0].tolist()}).status_code == 200
+    assert server.metric("lvm_shadow_total", outcome="compared") == 1

@@ -1,0 +1,79 @@
+"""The engine keeps its record itself, whoever asks it: a router here, workers of an owner, a deployment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+import numpy as np
+import pytest
+
+from lvm.errors import (
+    Draining,
+    Expired,
+    ModelFailed,
+    ServiceError,
+)
+from models.vectors import Floats
+from service.engines.engine import (
+    Engine,
+    Prediction,
+)
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+from tests.fakes import FakePredictor, Gate, answers_nan, contexts, mean_of, raises
+
+
+def engine(answer: Callable[[Floats], Floats], *, is_quick: bool = False) -> Engine:
+    """Return an engine to which a millisecond is a full wait."""
+    settings = Settings(timeout_ms=2, primary_share=0.5)
+    return Engine(FakePredictor(answer=answer, is_quick=is_quick), "primary", settings, Metrics())
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds", "error", "record"),
+    [
+        (mean_of, 60.0, None, (1, 0)),
+        (raises, 60.0, ModelFailed, (0, 1)),
+        (answers_nan, 60.0, ModelFailed, (0, 1)),
+        (Gate(), 0.2, Expired, (0, 1)),
+        (Gate(), 0.0, Expired, (0, 0)),
+    ],
+    ids=["answers", "raises", "nan", "hangs", "hurried"],
+)
+def test_only_what_the_net_did_is_on_its_record(
+    answer: Callable[[Floats], Floats], seconds: float, error: type[ServiceError] | None, record: tuple[int, int]
+) -> None:
+    async def scenario() -> None:
+        made = engine(answer)
+        asked = made.predict(contexts(), monotonic() + seconds)
+        if error:
+            with pytest.raises(error):
+                await asked
+        else:
+            await asked
+        assert (made.conduct.answered, made.conduct.failed) == record
+        if isinstance(answer, Gate):
+            answer.opened.set()
+        await made.batcher.close(1)
+
+    asyncio.run(scenario())
+
+
+def test_a_refusal_and_a_row_that_fails_alone_are_not_the_nets_doing() -> None:
+    def fails_alone(batch: Floats) -> Floats:
+        return np.where(batch[:, -1, :1] == 0, np.nan, mean_of(batch))
+
+    async def scenario() -> None:
+        made, rows = engine(fails_alone, is_quick=True), contexts(2)
+        rows[1, -1] = 0
+        asked = [made.predict(row[None], monotonic() + 60) for row in rows]
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(end) for end in ends] == [Prediction, ModelFailed]
+        await made.batcher.close(1)
+        with pytest.raises(Draining):
+            await made.predict(rows[:1], monotonic() + 60)
+        assert (made.conduct.answered, made.conduct.failed) == (1, 0)
+
+    asyncio.run(scenario())

@@ -1,0 +1,147 @@
+"""The router: who answers, why, and when to come back where nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+import numpy as np
+import pytest
+
+from lvm.errors import (
+    BreakerOpen,
+    Expired,
+    ModelFailed,
+    Overloaded,
+    ServiceError,
+    Unavailable,
+    UnknownModel,
+)
+from models.vectors import Floats
+from service.engines.breaker import Breaker
+from service.engines.engine import (
+    Prediction,
+)
+from service.engines.router import Router
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+from tests.fakes import contexts
+
+
+class FakeEngine:
+    shape, encoder = (5, 8), "fake"
+
+    def __init__(self, alias: str, name: str, error: ServiceError | None = None) -> None:
+        self.alias, self.name, self.error = alias, name, error
+        self.deadlines: list[float] = []
+
+    async def predict(self, batch: Floats, deadline: float) -> Prediction:
+        self.deadlines.append(deadline)
+        if self.error:
+            raise self.error
+        return Prediction(np.zeros((len(batch), 8), np.float32), self.name, "v", 0, 0, len(batch))
+
+
+class Hanging(FakeEngine):
+    async def predict(self, batch: Floats, deadline: float) -> Prediction:
+        return await asyncio.get_running_loop().create_future()
+
+
+def router(primary: ServiceError | None = None, fallback: ServiceError | None = None) -> Router:
+    engines = {"primary": FakeEngine("primary", "amn", primary), "fallback": FakeEngine("fallback", "gru", fallback)}
+    return Router(engines, Settings(), Metrics())
+
+
+async def ask(made: Router, seconds: float = 2.0) -> tuple[str, str | None]:
+    routed = await made.predict(contexts(), made.chain(None, "realtime"), monotonic() + seconds)
+    return routed.served_by, routed.fallback_reason
+
+
+@pytest.mark.parametrize("error", [ModelFailed("x"), Expired("x"), Overloaded("x"), Unavailable("x")])
+def test_what_is_not_the_callers_fault_falls_back(error: ServiceError) -> None:
+    assert asyncio.run(ask(router(error))) == ("fallback", error.reason)
+
+
+def test_the_last_error_is_told_when_nothing_is_left() -> None:
+    with pytest.raises(Overloaded):
+        asyncio.run(ask(router(ModelFailed("x"), Overloaded("x"))))
+
+
+def test_the_first_engine_may_use_its_share_of_the_time_and_the_last_all_of_it() -> None:
+    made = router(ModelFailed("x"))
+    began = monotonic()
+    asyncio.run(ask(made, 100))
+    first, last = (made.engines[alias].deadlines[0] - began for alias in ("primary", "fallback"))  # type: ignore[attr-defined]
+    assert first == pytest.approx(50, abs=1)
+    assert last == pytest.approx(100, abs=1)
+
+
+def test_chains_follow_profile_and_name() -> None:
+    made = router()
+    assert [engine.alias for engine in made.chain(None, "realtime")] == ["primary", "fallback"]
+    assert [engine.alias for engine in made.chain(None, "batch")] == ["fallback", "primary"]
+    assert [engine.alias for engine in made.chain("gru", "realtime")] == ["fallback"]
+    with pytest.raises(UnknownModel):
+        made.chain("lstm", "realtime")
+    made.engines.clear()  # type: ignore[attr-defined]
+    for model in (None, "fallback", "gru"):  # whoever owns the nets is away: no reason to say there is no such net
+        with pytest.raises(Unavailable):
+            made.chain(model, "realtime")
+
+
+def test_a_hurried_caller_cannot_open_the_breaker() -> None:
+    async def scenario() -> None:
+        made = router(Expired("x"))
+        for _ in range(50):
+            await ask(made, 0.01)
+        assert made.breakers["primary"].state == "closed"
+        for _ in range(Settings().breaker_failures):
+            await ask(made, 2.0)
+        assert made.breakers["primary"].state == "open"
+
+    asyncio.run(scenario())
+
+
+def test_overload_says_nothing_about_the_net() -> None:
+    made = router(Overloaded("x"))
+    for _ in range(50):
+        asyncio.run(ask(made))
+    assert made.breakers["primary"].state == "closed"
+
+
+def test_an_open_breaker_with_nothing_behind_is_unavailable_with_retry_after() -> None:
+    made = router(ModelFailed("x"))
+    del made.engines["fallback"]  # type: ignore[attr-defined]
+    for _ in range(Settings().breaker_failures):
+        with pytest.raises(ModelFailed):
+            asyncio.run(ask(made))
+    with pytest.raises(BreakerOpen) as refusal:
+        asyncio.run(ask(made))
+    assert refusal.value.retry_after == Settings().breaker_hold_s
+
+
+def test_of_two_engines_that_cannot_the_one_back_sooner_says_when_to_come_back() -> None:
+    made = router(ModelFailed("x", retry_after=2), BreakerOpen("x", retry_after=5))
+    with pytest.raises(BreakerOpen) as refusal:
+        asyncio.run(ask(made))
+    assert refusal.value.retry_after == 2
+    with pytest.raises(ModelFailed) as failure:
+        asyncio.run(ask(router(Expired("x"), ModelFailed("x"))))
+    assert failure.value.retry_after == 1
+
+
+def test_a_caller_who_leaves_the_probe_makes_way_for_the_next() -> None:
+    async def scenario() -> None:
+        made = router(ModelFailed("x"))
+        made.breakers["primary"] = Breaker(1, 1, 1e-9)
+        assert await ask(made) == ("fallback", "model_failed")
+        made.engines["primary"] = Hanging("primary", "amn")  # type: ignore[index]
+        probe = asyncio.create_task(ask(made))
+        await asyncio.sleep(0)
+        assert await ask(made) == ("fallback", "breaker_open")
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)
+        made.engines["primary"] = FakeEngine("primary", "amn")  # type: ignore[index]
+        assert await ask(made) == ("primary", None)
+
+    asyncio.run(scenario())

@@ -1,0 +1,342 @@
+"""The wire: two readers of JSON that agree, and binary held to the same rules."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lvm.errors import (
+    Invalid,
+    Malformed,
+    ServiceError,
+    TooLarge,
+    UnsupportedMediaType,
+)
+from service.http import codec
+from service.http.codec import (
+    Decoded,
+    Fields,
+    JsonReader,
+    decode_octets,
+    octet_type,
+)
+
+FIELDS = Fields({"context": 0, "contexts": 1}, {"model": codec.text, "k": codec.whole(1, 9), "own": codec.flag})
+SHAPE = (2, 3)
+
+
+def shape_of(field: str, options: dict[str, Any]) -> tuple[int, ...]:
+    return SHAPE
+
+
+def fast(body: bytes) -> Decoded | None:
+    return JsonReader(FIELDS, 3).read_fast(body, shape_of)
+
+
+def strict(body: bytes) -> Decoded:
+    return JsonReader(FIELDS, 3).read_strictly(body, shape_of)
+
+
+def decode_json(body: bytes) -> Decoded:
+    return JsonReader(FIELDS, 3).read(body, shape_of)
+
+
+floats = st.floats(-(2**29), 2**29, width=32) | st.integers(-(2**29), 2**29)
+context = st.lists(st.lists(floats, min_size=3, max_size=3), min_size=2, max_size=2)
+options = st.fixed_dictionaries({}, optional={"model": st.just("amn"), "k": st.integers(1, 9), "own": st.booleans()})
+
+
+@settings(deadline=None)
+@given(options, st.one_of(context, st.lists(context, min_size=1, max_size=3)))
+def test_the_fast_reader_takes_what_is_right_and_reads_what_the_strict_one_reads(
+    given_options: dict[str, Any], rows: list[Any]
+) -> None:
+    field = "contexts" if isinstance(rows[0][0], list) else "context"
+    body = json.dumps({field: rows, **given_options}).encode()
+    quick, slow = fast(body), strict(body)
+    assert quick is not None
+    np.testing.assert_array_equal(quick.rows, slow.rows)
+    assert quick.rows.dtype == slow.rows.dtype == np.float32
+    assert (quick.field, quick.options) == (slow.field, slow.options)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("[["),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["context", "k", "x"]), inner, max_size=2)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["context", "contexts"]), anything)
+def test_no_body_is_right_to_one_reader_and_wrong_to_the_other(field: str, value: Any) -> None:
+    body = json.dumps({field: value}).encode()
+    try:
+        slow: Decoded | None = strict(body)
+    except ServiceError:
+        slow = None
+    try:
+        quick = fast(body)
+    except (ServiceError, ValueError, TypeError, KeyError, RuntimeError):
+        quick = None
+    if quick is not None:
+        assert slow is not None
+        np.testing.assert_array_equal(quick.rows, slow.rows)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_end_in_an_answer_or_a_service_error(body: bytes) -> None:
+    for call in (lambda: decode_json(body), lambda: decode_octets(body, SHAPE, 3)):
+        with contextlib.suppress(ServiceError):
+            call()
+
+
+def test_a_number_in_brackets_of_its_own_is_not_taken_for_a_number() -> None:
+    body = b'{"context": [[1, 2, [3]], [4, 5, 6]]}'
+    assert fast(body) is None
+    with pytest.raises(Invalid) as refusal:
+        decode_json(body)
+    assert refusal.value.pointer == "/context/0/2"
+
+
+@pytest.mark.parametrize("more", ['"model": null, "contexts": null', '"k": 3.0'])
+def test_the_fast_reader_takes_null_and_whole_numbers_with_a_point(more: str) -> None:
+    quick = fast(f'{{"context": [[1, 2, 3], [4, 5, 6]], {more}}}'.encode())
+    assert quick is not None
+    assert quick.options in ({}, {"k": 3})
+
+
+def test_brackets_in_a_string_do_not_confuse() -> None:
+    body = b'{"context": [[1, 2, 3], [4, 5, 6]], "model": "[["}'
+    assert decode_json(body).options == {"model": "[["}
+
+
+def test_other_encodings_than_utf8_are_malformed() -> None:
+    for encoding in ("utf-16", "utf-32"):
+        with pytest.raises(Malformed):
+            decode_json('{"context": [[1, 2, 3], [4, 5, 6]]}'.encode(encoding))
+
+
+def test_rows_are_counted() -> None:
+    rows = [[[0.0] * 3] * 2] * 4
+    with pytest.raises(TooLarge):
+        decode_json(json.dumps({"contexts": rows}).encode())
+    with pytest.raises(TooLarge):
+        decode_octets(b"\0" * 24 * 4, SHAPE, 3)
+
+
+def test_octets_are_read_in_place() -> None:
+    body = np.arange(12, dtype="<f4").tobytes()
+    rows = decode_octets(body, SHAPE, 3)
+    np.testing.assert_array_equal(rows.ravel(), np.arange(12))
+    assert np.shares_memory(rows, np.frombuffer(body, "<f4"))
+
+
+@pytest.mark.parametrize(
+    ("header", "dtype", "shape"),
+    [
+        (b"application/octet-stream", "float32", None),
+        (b"application/octet-stream; dtype=float16", "float16", None),
+        (b"application/octet-stream;shape=2x5x384", "float32", (2, 5, 384)),
+        (b'Application/Octet-Stream ; Shape="2,5,384" ; DType="Float16"', "float16", (2, 5, 384)),
+        (b'application/octet-stream; shape="2, 5, 384"; dtype=float32', "float32", (2, 5, 384)),
+        (b"application/octet-stream; shape=2,5,384; dtype=float16", "float16", (2, 5, 384)),
+        (b'application/octet-stream; name="a;shape=1;b"; charset=binary', "float32", None),
+        (b'application/octet-stream; name="a\\";shape=1"; shape=384', "float32", (384,)),
+        (b'application/octet-stream; shape="5\\x384"', "float32", (5, 384)),
+    ],
+)
+def test_a_media_type_tells_dtype_and_shape(header: bytes, dtype: str, shape: tuple[int, ...] | None) -> None:
+    assert octet_type(header) == (np.dtype(dtype), shape)
+
+
+@pytest.mark.parametrize(
+    "shape", ["", '""', "x", "2x", "2xx3", "-1x5", "0x5x384", "1.0x2", "1e3", "[2]", "\u00b2", "9" * 5000, "2;shape=2"]
+)
+def test_rejects_a_malformed_shape(shape: str) -> None:
+    with pytest.raises(Invalid, match="shape"):
+        octet_type(f"application/octet-stream; shape={shape}".encode("latin-1"))
+
+
+@pytest.mark.parametrize("dtype", ["", "int4", "float64", ">f4", "float16;dtype=float32"])
+def test_rejects_an_unsupported_dtype(dtype: str) -> None:
+    with pytest.raises(UnsupportedMediaType, match="float32 or float16"):
+        octet_type(f"application/octet-stream; dtype={dtype}".encode())
+
+
+def test_json_of_float32_reads_back_exactly() -> None:
+    vector = np.random.default_rng(0).standard_normal(384).astype(np.float32)
+    text = codec.encode_json({"vector": vector})
+    np.testing.assert_array_equal(np.asarray(json.loads(text)["vector"], np.float32), vector)
+
+
+@pytest.mark.parametrize("body", [b'{"context": [[1, 2, 3], [4, 5, 6]]%s}' % more for more in (b"", b', "k": null')])
+def test_options_of_the_query_string_are_added_to_those_of_the_body(body: bytes) -> None:
+    reader = JsonReader(FIELDS, 3)
+    assert reader.read(body, shape_of, {"k": 3}).options == {"k": 3}
+    with pytest.raises(Invalid) as refusal:
+        reader.read(body.replace(b"null", b"4").replace(b"]]}", b']], "k": 4}'), shape_of, {"k": 3})
+    assert refusal.value.pointer == "/k"
+
+
+@pytest.mark.parametrize(
+    ("given_", "read"), [({"k": "3"}, {"k": 3}), ({"own": "false"}, {"own": False}), ({"model": "a"}, {"model": "a"})]
+)
+def test_query_strings_are_held_to_the_same_checks(given_: dict[str, str], read: dict[str, Any]) -> None:
+    assert codec.query_options(given_, FIELDS) == read
+
+
+@pytest.mark.parametrize("given_", [{"k": "0"}, {"k": "x"}, {"own": "yes"}, {"what": "1"}])
+def test_query_options_that_are_none_are_refused(given_: dict[str, str]) -> None:
+    with pytest.raises(Invalid):
+        codec.query_options(given_, FIELDS)
+
+
+def test_one_reader_reads_on_after_any_fault() -> None:
+    reader = JsonReader(FIELDS, 3)
+    good = b'{"context": [[1, 2, 3], [4, 5, 6]]}'
+    for bad in (b"{", b'{"context": [[true, 2, 3], [4, 5, 6]]}', b'{"context": [[1, 2, 3], [4, 5, 6]], "k": 0}'):
+        refusals = []
+        with pytest.raises(ServiceError) as refusal:
+            reader.read(bad, shape_of)
+        refusals.append(refusal.value)
+        assert reader.read(good, shape_of).rows.shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("value", ["1e20", "-3e38", "1.1e9"])
+def test_what_would_overflow_a_square_is_no_embedding(value: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        decode_json(b'{"context": [[1, 2, 3], [4, %s, 6]]}' % value.encode())
+    assert refusal.value.pointer == "/context/1/1"
+    octets = np.array([1, 2, 3, 4, float(value), 6], "<f4").tobytes()
+    with pytest.raises(Invalid):
+        decode_octets(octets, SHAPE, 3)
+
+
+def test_half_a_character_is_told_of_in_whole_ones() -> None:
+    with pytest.raises(Invalid) as refusal:
+        decode_json(b'{"\\ud800": 1}')
+    assert refusal.value.pointer == "/?"
+    with pytest.raises(Invalid):
+        decode_json(b'{"context": [[1, 2, 3], [4, 5, 6]], "model": "\\ud800"}')
+
+
+WIDE = (4, 64)
+ROWS = 500
+LONG = Fields({"contexts": 1, "context": 0}, {"k": codec.whole(1, 9), "model": codec.text}, {"text": codec.passage(9)})
+
+
+def slices_of(body: bytes) -> tuple[Decoded, int]:
+    """Return what a body says, read as it is where others wait, and in how many slices."""
+    reader, count = JsonReader(LONG, ROWS), 1
+    at_once = reader.read_at_once(body, lambda field, options: WIDE)
+    if at_once is not None:
+        return at_once, count
+    work = reader.read_in_slices(body, lambda field, options: WIDE)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value, count
+        count += 1
+
+
+def numbers(rows: int = ROWS) -> Any:
+    return np.random.default_rng(0).standard_normal((rows, *WIDE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_long_body_is_read_in_slices_as_a_short_one_is_read(indent: int | None, before: bool) -> None:
+    options, rows = {"k": 3, "model": 'a"]],['}, {"contexts": numbers().tolist()}
+    body = json.dumps({**options, **rows} if before else {**rows, **options}, indent=indent).encode()
+    found, count = slices_of(body)
+    np.testing.assert_array_equal(found.rows, numbers())
+    assert (found.field, found.options) == ("contexts", options)
+    assert count >= len(body) / 2**17
+
+
+def test_long_base64_is_read_in_slices() -> None:
+    text = [codec.encode_base64(row) for row in numbers()]
+    found, count = slices_of(json.dumps({"contexts": text, "k": 1}).encode())
+    np.testing.assert_array_equal(found.rows, numbers())
+    assert count > 4
+
+
+@pytest.mark.parametrize("value", [None, True, "1", [1], 1e40])
+@pytest.mark.parametrize("at", [0, ROWS - 2])
+def test_a_fault_far_into_a_long_body_is_found_and_its_place_told(at: int, value: Any) -> None:
+    rows = numbers().tolist()
+    rows[at][3][63] = value
+    with pytest.raises(Invalid) as refusal:
+        slices_of(json.dumps({"contexts": rows}).encode())
+    assert refusal.value.pointer == f"/contexts/{at}/3/63"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [(b"]]]", b"]],]"), (b"]]]", b"]]]]"), (b"[[[", b"[[[["), (b"]],", b"]],,"), (b", ", b" "), (b"]]]}", b"]]]")],
+)
+@pytest.mark.parametrize("last", [True, False])
+def test_a_long_body_that_is_no_json_is_refused(good: bytes, bad: bytes, last: bool) -> None:
+    body = json.dumps({"contexts": numbers().tolist()}).encode()
+    at = body.rindex(good) if last else body.index(good)
+    with pytest.raises((Malformed, Invalid)):
+        slices_of(body[:at] + bad + body[at + len(good) :])
+
+
+def test_a_long_body_with_too_many_rows_is_refused() -> None:
+    with pytest.raises(TooLarge):
+        slices_of(json.dumps({"contexts": numbers(ROWS + 1).tolist()}).encode())
+
+
+HEAVY = {
+    "names": b'{"contexts": [[[1]]]' + b"".join(b',"k%d":0' % n for n in range(60_000)) + b"}",
+    "names of one letter": b"{" + b'"k":0,' * 200_000 + b'"k":0}',
+    "empty lists": b'{"contexts":[' + b"[]," * 400_000 + b"[]]}",
+    "flat numbers": b'{"contexts":[' + b"0," * 400_000 + b"0]}",
+    "short rows": b'{"contexts":[' + b"[[1]]," * 200_000 + b"[[1]]]}",
+    "objects": b'{"context":[' + b'{"a":0},' * 150_000 + b"0]}",
+    "brackets": b'{"contexts":' + b"[" * 1_000_000 + b"}",
+    "closing brackets": b'{"contexts":[[[0' + b"]" * 1_000_000 + b"}",
+    "digits": b'{"contexts":[[[' + b"1" * 1_000_000 + b"]]]}",
+    "white space": b'{"contexts":[[[0' + b" " * 1_000_000 + b"]]]}",
+    "one name": b'{"' + b"a" * 5_000_000 + b'":0}',
+    "one string": b'{"context":"' + b"a" * 5_000_000 + b'"}',
+    "escapes": b'{"context":"' + b"\\u0061" * 500_000 + b'"}',
+    "texts": b'{"text":[' + b'"a",' * 200_000 + b'"a"]}',
+    "another field": b'{"k":{"contexts":[' + b"[[1]]," * 200_000 + b"[[1]]]}}",
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_heavy_body_is_refused_with_little_of_it_read(name: str, made: list[int]) -> None:
+    with pytest.raises((Invalid, Malformed)):
+        slices_of(HEAVY[name])
+    assert sum(made) < 70_000
+
+
+@pytest.fixture
+def made() -> Iterator[list[int]]:
+    """Count the objects that Python makes room for and a collection would have to look at."""
+    before, counts = gc.get_threshold(), [0]
+
+    def look(phase: str, info: dict[str, int]) -> None:
+        counts.append(1000 if phase == "start" else 0)
+
+    gc.callbacks.append(look)
+    gc.set_threshold(1000, 10_000, 10_000)
+    yield counts
+    gc.set_threshold(*before)
+    gc.callbacks.remove(look)

@@ -1,0 +1,308 @@
+"""The socket: limits on what callers may send and how slowly, over raw connections."""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from service.app import create_app
+from service.http.connection import HotCycle
+from service.settings import Settings
+from tests.conftest import Running, running, until
+from tests.fakes import FakeLoaders, Gate, contexts, octets_of, registry_of
+
+Serve = Callable[..., Running]
+
+
+def exchange(server: Running, *parts: bytes) -> bytes:
+    """Send `parts` and read until the server closes."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        for part in parts:
+            connection.sendall(part)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
+
+
+def problem(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["type"].rpartition(":")[2]
+
+
+@pytest.mark.parametrize("header", [b"x: " + b"y" * 20_000, b"\r\n".join(b"h%d: v" % i for i in range(3000))])
+def test_headers_over_16_kib_are_refused(serve: Serve, header: bytes) -> None:
+    server = serve()
+    answer = exchange(server, b"POST /predict HTTP/1.1\r\nhost: x\r\n", header, b"\r\n\r\n")
+    assert problem(answer) == (431, "headers_too_large")
+    assert server.metric("lvm_requests_total", route="other", outcome="headers_too_large") == 1
+
+
+def test_an_endless_header_is_refused_before_it_ends(serve: Serve) -> None:
+    assert problem(exchange(serve(), b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000)) == (431, "headers_too_large")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"POST /predict HTTP/1.1\r\nhost: x\r\n", b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"],
+)
+def test_slow_callers_are_told_and_closed_on(serve: Serve, sent: bytes) -> None:
+    assert problem(exchange(serve(receive_s=0.2), sent)) == (408, "too_slow")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: +3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: -3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 0x3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3, 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: " + b"9" * 30 + b"\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\nx: a\r\n b\r\ncontent-length: 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\nhost: x\ncontent-length: 3\n\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\nx: a\rcontent-length: 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\nx: a\0b\r\ncontent-length: 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\nhost: y\r\ncontent-length: 3\r\n\r\nabc",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3 \r\nabc\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        + b"f" * 17
+        + b"\r\nabc\r\n0\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\nabc\n0\n\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_or_could_smuggle_is_malformed(serve: Serve, sent: bytes) -> None:
+    assert problem(exchange(serve(), sent)) == (400, "malformed")
+
+
+def test_silent_sockets_by_the_hundred_keep_nobody_waiting_and_are_closed(serve: Serve) -> None:
+    server = serve(receive_s=0.5)
+    host, port = server.url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection((host, int(port)), timeout=60)) for _ in range(400)]
+        assert server.http.get("/readyz").status_code == 200
+        assert [connection.recv(1) for connection in silent] == [b""] * 400
+    assert server.app.state.admission.clients == {}
+
+
+def test_a_body_longer_than_the_head_limit_is_fine(serve: Serve) -> None:
+    batch = contexts(400)
+    answer = serve().http.post("/predict", content=batch.tobytes(), headers=octets_of(batch))
+    assert len(answer.json()["vectors"]) == 400
+
+
+def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
+    server = serve()
+    body = contexts()[0].tobytes()
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\nx-request-id: %s\r\n"
+    head += b"content-length: %d\r\n" % len(body)
+    answer = exchange(
+        server,
+        b"".join(head % b"n%d" % n + b"\r\n" + body for n in range(4))
+        + head % b"n4"
+        + b"connection: close\r\n\r\n"
+        + body,
+    )
+    ids = [line for line in answer.split(b"\r\n") if line.startswith(b"x-request-id")]
+    assert ids == [b"x-request-id: n%d" % n for n in range(5)]
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
+
+
+def test_half_a_character_in_a_name_is_answered_and_counted(serve: Serve) -> None:
+    server = serve()
+    got = server.http.post("/predict", content=b'{"\\ud800": 1}', headers={"content-type": "application/json"})
+    assert (got.status_code, got.json()["pointer"]) == (422, "/?")
+    assert server.metric("lvm_requests_total", route="/predict", outcome="invalid") == 1
+
+
+def test_a_request_without_a_host_is_malformed(serve: Serve) -> None:
+    assert problem(exchange(serve(), b"GET /livez HTTP/1.1\r\n\r\n")) == (400, "malformed")
+
+
+def test_endless_trailers_are_refused(serve: Serve) -> None:
+    body = contexts()[0].tobytes()
+    chunked = HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(body) + body + b"\r\n0\r\n"
+    answer = exchange(serve(), chunked, b"t: " + b"x" * 9000 + b"\r\n", b"t: " + b"x" * 9000 + b"\r\n\r\n")
+    assert problem(answer) == (431, "headers_too_large")
+
+
+def test_a_silent_connection_is_closed_and_is_no_request(serve: Serve) -> None:
+    server = serve(receive_s=0.2)
+    assert exchange(server) == b""
+    assert server.metric("lvm_requests_total", route="other", outcome="too_slow") == 0
+
+
+def test_a_slow_body_counts_once_and_on_its_route(serve: Serve) -> None:
+    server = serve(receive_s=0.2)
+    answer = exchange(server, HEAD + b"x-request-id: slow\r\ncontent-length: 9\r\n\r\nabc")
+    assert problem(answer) == (408, "too_slow")
+    assert b"x-request-id: slow" in answer
+    assert server.metric("lvm_requests_total", route="/predict", outcome="too_slow") == 1
+    assert server.metric("lvm_requests_total", route="/predict", outcome="cancelled") == 0
+    assert server.metric("lvm_requests_total", route="other", outcome="too_slow") == 0
+
+
+@pytest.mark.parametrize(
+    ("second", "status", "reason"),
+    [
+        (HEAD + b"content-length: 100000\r\n\r\n", 413, "too_large"),
+        (HEAD + b"transfer-encoding: chunked\r\n\r\n2000\r\n" + b"x" * 0x2000 + b"\r\n", 413, "too_large"),
+        (b"nonsense\r\n\r\n", 400, "malformed"),
+    ],
+)
+def test_a_fault_behind_a_good_request_is_answered_behind_it(
+    serve: Serve, second: bytes, status: int, reason: str
+) -> None:
+    body = contexts()[0].tobytes()
+    first = HEAD + b"x-request-id: first\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    good, bad = exchange(serve(max_body_mb=0.004), first + second).split(b"HTTP/1.1 ")[1:]
+    assert good.startswith(b"200")
+    assert b"x-request-id: first" in good
+    assert problem(b"HTTP/1.1 " + bad) == (status, reason)
+
+
+def test_one_connection_cannot_pile_up_requests_without_end(serve: Serve) -> None:
+    gate = Gate()
+    server = serve(amn=gate, gru=gate)
+    body = contexts()[0].tobytes()
+    request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(request * 100)
+        until(gate.entered.is_set, "the first request to run")
+        gate.opened.set()
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert received.count(b"HTTP/1.1 200 OK") == 65
+    assert received.count(b"HTTP/1.1 503") == 1
+
+
+def test_many_refusals_in_a_row_are_all_told(serve: Serve) -> None:
+    gate = Gate()
+    server = serve(amn=gate, gru=gate)
+    body = contexts()[0].tobytes()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+        until(gate.entered.is_set, "the first request to run")
+        assert server.metric("lvm_in_flight_requests", route="/predict") == 1
+        connection.sendall((HEAD + b"content-length: 1\r\n\r\nx") * 64)
+        gate.opened.set()
+        received = b""
+        while received.count(b"HTTP/1.1 ") < 65:
+            received += connection.recv(65536)
+    assert received.count(b"HTTP/1.1 400") == 64
+    assert server.metric("lvm_in_flight_requests", route="/predict") == 0
+
+
+def test_an_idle_connection_is_closed_and_one_that_is_not_stays(serve: Serve) -> None:
+    server = serve(keep_alive_s=0.5)
+    body = contexts()[0].tobytes()
+    request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    answer = exchange(server, request)
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert b"connection: close" not in answer
+    gate = Gate()
+    busy = serve(keep_alive_s=0.1, timeout_ms=60_000, amn=gate, gru=gate)
+    host, port = busy.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(request)
+        connection.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(60)
+        gate.opened.set()
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_who_is_still_waiting_when_the_grace_is_over_is_told(tmp_path: Path) -> None:
+    gate = Gate()
+    registry = registry_of(tmp_path / "registry", primary="amn", fallback="gru")
+    settings = Settings(registry=registry.root, grace_s=0.2)
+    body = contexts()[0].tobytes()
+    with socket.socket() as connection:
+        with running(create_app(settings, FakeLoaders(amn=gate, gru=gate)), settings) as server:
+            host, port = server.url.removeprefix("http://").split(":")
+            connection.connect((host, int(port)))
+            connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+            until(gate.entered.is_set, "the request to run")
+        assert problem(connection.recv(65536)) == (503, "draining")
+    gate.opened.set()
+
+
+def test_an_idle_connection_holds_nothing_of_its_last_request(serve: Serve) -> None:
+    server = serve()
+    rows = contexts(50)
+    assert server.http.post("/predict", content=rows.tobytes(), headers=octets_of(rows)).status_code == 200
+    gc.collect()
+    cycles = [made for made in gc.get_objects() if isinstance(made, HotCycle)]
+    assert all(cycle.call.body == b"" and cycle._answer is None for cycle in cycles)
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    """Return a body in chunks of `size` bytes."""
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 2, 5_000, 100_000])
+def test_a_body_in_chunks_of_any_size_is_read_whole_and_what_follows_it_is_the_next_request(
+    serve: Serve, size: int
+) -> None:
+    server, batch = serve(), contexts(20)
+    head = HEAD.replace(b"octet-stream", b"octet-stream; shape=20x5x8")
+    first = head + b"accept: application/octet-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    body = batch.tobytes()
+    last = head + b"x-request-id: last\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    answer = exchange(server, (first + chunked(body, size)) * 3 + last)
+    told = server.http.post(
+        "/predict", content=body, headers={**octets_of(batch), "accept": "application/octet-stream"}
+    )
+    assert answer.count(told.content) == 3
+    assert answer.count(b"HTTP/1.1 200 OK") == 4
+    assert server.app.state.admission.size == 0
+
+
+def test_what_is_declared_and_not_sent_keeps_nobody_out(serve: Serve) -> None:
+    server = serve(max_in_flight_mb=1)
+    host, port = server.url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        for _ in range(8):
+            greedy = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            greedy.sendall(HEAD + b"content-length: 300000\r\n\r\nx")
+        until(lambda: len(server.app.state.admission.clients) == 1, "the bodies to begin")
+        until(lambda: server.app.state.admission.clients["127.0.0.1"].requests == 8, "all of them to begin")
+        answer = server.http.post("/predict", content=contexts(9).tobytes(), headers=octets_of(contexts(9)))
+        assert answer.status_code == 200
+    until(lambda: server.app.state.admission.size == 0, "all to be released")
+
+
+def test_a_long_body_for_which_there_is_no_room_is_refused_on_its_head(serve: Serve) -> None:
+    server = serve(max_in_flight_mb=1)
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as other:
+        other.sendall(HEAD + b"content-length: 500000\r\n\r\n" + b"x" * 400_000)
+        until(lambda: server.app.state.admission.size == 400_000, "the first body to come")
+        refused = exchange(server, HEAD + b"content-length: 2000000\r\n\r\n")
+    assert problem(refused) == (503, "overloaded")

@@ -1,0 +1,77 @@
+"""The process: what every server runs under, alone or beside others."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.app import create_app
+from service.processes.server import (
+    SWITCH_S,
+    CannotListen,
+    Server,
+    bind,
+    claim,
+    config_of,
+    run,
+)
+from service.settings import Settings
+from tests.conftest import PATIENCE_S, Running
+from tests.fakes import FakeLoaders, mean_of, registry_of
+
+Serve = Callable[..., Running]
+
+
+def test_an_address_that_another_claims_is_taken_though_nobody_listens_there_yet() -> None:
+    """The kernel would let both bind, and the second fail, or share the port, once it is ready."""
+    with bind("127.0.0.1", 0, shared=True) as first, claim(first):
+        port = first.getsockname()[1]
+        taken = pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{port}: Address already in use")
+        with bind("127.0.0.1", port, shared=True) as second, taken:
+            claim(second)
+    with bind("127.0.0.1", port, shared=True) as third:
+        claim(third).close()
+
+
+def test_a_request_that_came_in_just_before_a_connection_closes_is_answered(serve: Serve) -> None:
+    """At a stop: the connection was idle, and the event loop too busy to read."""
+    server = serve()
+    host, port = server.url.removeprefix("http://").split(":")
+    request = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
+    is_busy, has_sent = threading.Event(), threading.Event()
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as caller:
+        caller.sendall(request)
+        assert caller.recv(4096).startswith(b"HTTP/1.1 200")
+        connection = next(iter(server.server.server_state.connections))
+        connection.loop.call_soon_threadsafe(lambda: (is_busy.set(), has_sent.wait(), connection.shutdown()))
+        is_busy.wait()
+        caller.sendall(request)
+        has_sent.set()
+        assert caller.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+class Unstarted(Server):
+    """A server that only looks at the interpreter it would run in."""
+
+    interval = 0.0
+
+    def run(self, sockets: Any = None) -> None:
+        self.interval = sys.getswitchinterval()
+
+
+def test_a_net_in_a_thread_never_waits_long_for_the_interpreter(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Whoever starts the server, a worker too: Python's own interval would starve the net of a busy process."""
+    before = sys.getswitchinterval()
+    request.addfinalizer(lambda: sys.setswitchinterval(before))
+    settings = Settings(registry=registry_of(tmp_path, primary="amn").root)
+    app = create_app(settings, FakeLoaders(amn=mean_of))
+    server = Unstarted(config_of(app, settings), app, settings)
+    with socket.socket() as listener:
+        assert run(server, app, listener) == 1
+    assert server.interval == pytest.approx(SWITCH_S)

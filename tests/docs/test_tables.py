@@ -132,7 +132,7 @@ def test_every_route_is_documented_and_every_documented_route_exists() -> None:
 
 
 def test_every_event_of_the_log_is_documented() -> None:
-    code = "".join(path.read_text() for path in ROOT.glob("service/*.py"))
+    code = "".join(path.read_text() for path in ROOT.glob("service/**/*.py"))
     events = re.findall(r"logger\(\)\.(\w+)\(\s*\"([^\"]+)\"", code)
     rows = re.findall(r"^\| `([a-z ]+)` \| (info|warning|error) \|", OPERATIONS, re.MULTILINE)
     assert {(event, level) for event, level in rows} == {(event, level) for level, event in events}

@@ -157,7 +157,7 @@ def test_a_read_only_registry_is_served_and_not_changed(
 RACER = """
 import sys
 from pathlib import Path
-from models.registry import LockHeld, Registry
+from models.registry.registry import LockHeld, Registry
 registry, won, lost = Registry(Path(sys.argv[1])), 0, 0
 versions = registry.versions()
 for turn in range(int(sys.argv[2])):

@@ -22,7 +22,8 @@ WITHOUT_TORCH = """
 import sys
 from pathlib import Path
 import numpy as np
-from models import predictor, retriever
+from models import predictor
+from models.retrieval import retriever
 from models.runtimes import find_device
 
 assert find_device("auto") == "cpu"

@@ -31,7 +31,7 @@ from models.registry.registry import (
     Version,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EVIL = [
     "../secret",
     "..",
@@ -357,7 +357,7 @@ def test_members_of_a_group_change_what_others_wrote_and_nobody_else_does(
     registry.point("primary", a)
     registry.point("primary", b)
     become = f"os.setgroups([]); os.setgid({54321 if is_shared else 54322}); os.setuid(12346)"
-    code = f"import os, sys; from models import registry as r; os.chdir({str(registry.root)!r}); {become}"
+    code = f"import os, sys; from models.registry import registry as r; os.chdir({str(registry.root)!r}); {become}"
     answer = subprocess.run(
         [sys.executable, "-S", "-c", f"{code}; sys.exit(r.main(['rollback', 'primary']))"],
         cwd=ROOT,
@@ -732,9 +732,7 @@ def test_a_user_without_a_name_can_roll_back(registry: Registry) -> None:
     nobody = 54321
     for path in (registry.root, *registry.root.rglob("*")):
         os.chown(path, nobody, -1, follow_symlinks=False)
-    become = (
-        f"import os, pwd, sys; from models import registry as r; os.chdir({str(registry.root)!r}); os.setuid({nobody})"
-    )
+    become = f"import os, pwd, sys; from models.registry import registry as r; os.chdir({str(registry.root)!r}); os.setuid({nobody})"
     answer = subprocess.run(
         [sys.executable, "-S", "-c", f"{become}; sys.exit(r.main(['rollback', 'primary']))"],
         cwd=ROOT,

@@ -15,7 +15,7 @@ from models.registry.registry import Registry
 from models.runtimes.onnx import ROWS, OnnxRuntime
 from models.runtimes.priority import NICE, give_way
 
-SHIPPED = Path(__file__).parents[2] / "artifacts" / "lvm"
+SHIPPED = Path(__file__).parents[3] / "artifacts" / "lvm"
 
 
 def priority() -> int:

@@ -11,7 +11,7 @@ from models.retrieval import corpus
 from models.text.chunks import Sizes, chunk, sentences
 from tests.fakes import prose, words
 
-SHIPPED = Path(__file__).parents[2] / "artifacts" / "lvm" / "retriever"
+SHIPPED = Path(__file__).parents[3] / "artifacts" / "lvm" / "retriever"
 CUT_BEFORE = "d102b13b910e17dac4cde9b64960e80538f0e831f7b1efd62ca85789d49abe7a"
 
 

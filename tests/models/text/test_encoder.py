@@ -18,7 +18,7 @@ from models.text.encoder import (
 )
 from models.training.bert import graph_of
 
-SHIPPED = Path(__file__).parents[2] / "artifacts" / "lvm" / "retriever"
+SHIPPED = Path(__file__).parents[3] / "artifacts" / "lvm" / "retriever"
 SAMPLE = 12
 
 
@@ -134,7 +134,7 @@ def test_a_model_is_known_by_the_last_part_of_its_name() -> None:
 
 WITHOUT_THE_EXTRAS = """
 import sys
-from models.encoder import EncoderError, MiniLM, SentenceTransformersEncoder
+from models.text.encoder import EncoderError, MiniLM, SentenceTransformersEncoder
 assert not {"torch", "sentence_transformers", "tokenizers", "onnxruntime"} & set(sys.modules), "imported with it"
 sys.modules.update(sentence_transformers=None, tokenizers=None)  # as if they were not installed
 for make in (lambda: SentenceTransformersEncoder("all-MiniLM-L6-v2"), lambda: MiniLM(1)):
@@ -146,7 +146,7 @@ for make in (lambda: SentenceTransformersEncoder("all-MiniLM-L6-v2"), lambda: Mi
 
 
 def test_without_the_extras_the_module_imports_and_the_encoders_say_what_is_missing() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", WITHOUT_THE_EXTRAS]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert "`data` extra" in ran.stdout

@@ -21,7 +21,7 @@ from tests.conftest import PATIENCE_S, ROOT, Mount
 def test_every_line_is_json_whoever_wrote_it() -> None:
     code = """
 import logging
-from service.log import configure, logger
+from service.telemetry.log import configure, logger
 configure("info")
 logger().info("ours", alias="primary")
 logging.getLogger("some.package").warning("theirs: %s", "two\\nlines")
@@ -146,7 +146,7 @@ def run_in_process(code: str, **streams: object) -> subprocess.CompletedProcess[
 def test_warnings_and_exceptions_that_nobody_caught_are_lines_like_any_other() -> None:
     code = """
 import threading, warnings
-from service.log import configure
+from service.telemetry.log import configure
 configure("info", worker=3)
 warnings.warn("old")
 thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join()

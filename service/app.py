@@ -53,9 +53,9 @@ from service.overload.admission import Admission, Limit
 from service.overload.fairness import Slicer
 from service.overload.limiter import AdaptiveLimit, FixedLimit
 from service.settings import BadSettings, Settings
-from service.telemetry.log import AccessLog, logger, sink
+from service.telemetry.log import AccessLog, log_writer, logger
 from service.telemetry.metrics import Metrics
-from service.telemetry.shared_memory import Cells
+from service.telemetry.shared_memory import MetricValues
 from service.telemetry.tracing import Tracer, parse
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Service(FastAPI):
             await _response(error, identity, scope["path"])(scope, receive, tell)
         finally:
             label = scope["path"] if scope["path"] in self.labels else OTHER
-            self.metrics.requests.add(label, outcome)
+            self.metrics.requests.inc(label, outcome)
             if scope["path"] not in PROBES and self.access.wants(status):
                 ms, trace = round((perf_counter() - began) * 1e3, 3), parse(headers.get(b"traceparent", b""))
                 said = {**marks(identity, trace), "client": client}
@@ -152,17 +152,20 @@ class Service(FastAPI):
 
 
 def create_app(
-    settings: Settings, loaders: Loaders | None = None, cells: Cells | None = None, lender: Lender | None = None
+    settings: Settings,
+    loaders: Loaders | None = None,
+    metric_values: MetricValues | None = None,
+    lender: Lender | None = None,
 ) -> Service:
-    """Return the service for `settings`; `loaders` stands in for the real ones in tests, `cells` are shared by workers.
+    """Return the service for `settings`; `loaders` stands in for the real ones in tests, workers share `metric_values`.
 
     Where there is a `lender`, the nets are its; the corpus, and what reads text, are ours all the same.
 
     Nothing is loaded before the lifespan starts. `app.state.process` tells and decides whether the
     process is draining.
     """
-    metrics, state, tokens = Metrics(settings.slo_ms, cells), State(), read_tokens(settings)
-    sink().count_in(metrics.log_dropped.add)
+    metrics, state, tokens = Metrics(settings.slo_ms, metric_values), State(), read_tokens(settings)
+    log_writer().on_drop(metrics.log_dropped.inc)
     access, exporter = AccessLog(settings.access_log), _exporter(settings)
     aliases = (RETRIEVER,) if lender else (*NETS, RETRIEVER)
     registry = Registry(home(settings.registry, settings.cache))

@@ -16,7 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Guarded:
+class CatchAndLog:
     """A context that an exception does not leave; it is logged, once until the context is left without one."""
 
     def __init__(self, task: str) -> None:
@@ -35,20 +35,20 @@ class Guarded:
 
 async def repeat(task: str, step: Callable[[], Awaitable[object]], pause_s: float) -> NoReturn:
     """Await `step` again and again, `pause_s` seconds before each, whatever it raises."""
-    guarded = Guarded(task)
+    guarded = CatchAndLog(task)
     while True:
         await asyncio.sleep(pause_s)
         with guarded:
             await step()
 
 
-async def guard(task: str, work: Awaitable[object]) -> None:
+async def catch_and_log(task: str, work: Awaitable[object]) -> None:
     """Await `work`, whatever it raises."""
-    with Guarded(task):
+    with CatchAndLog(task):
         await work
 
 
-class Aside:
+class SerialExecutor:
     """Runs one call after the other in a thread of its own, for which nobody waits when the process ends.
 
     `asyncio.to_thread` is for what comes back by itself: the end of a process waits for its threads.
@@ -58,12 +58,12 @@ class Aside:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._is_open = False
 
-    async def __call__(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    async def run(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Return what `function` returns, or raise what it raises."""
         loop = asyncio.get_running_loop()
         end: asyncio.Future[T] = loop.create_future()
 
-        def run() -> None:
+        def call() -> None:
             if end.done():
                 return  # who waited has left
             try:
@@ -74,7 +74,7 @@ class Aside:
                 loop.call_soon_threadsafe(_settle, end, *settle)
 
         self._open()
-        self._calls.put(run)
+        self._calls.put(call)
         return await end
 
     def close(self) -> None:
@@ -83,14 +83,14 @@ class Aside:
             self._is_open = False
             self._calls.put(None)
 
-    async def end(self, timeout: float) -> None:
+    async def shutdown(self, timeout: float) -> None:
         """Let the thread go, and wait `timeout` seconds at most for what runs in it.
 
         A process that ends while a library of C++ loads a net may abort.
         """
         if self._is_open:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self(int), timeout)
+                await asyncio.wait_for(self.run(int), timeout)
         self.close()
 
     def _open(self) -> None:
@@ -103,17 +103,17 @@ class Aside:
             call()
 
 
-class Shared(Generic[T]):
+class SingleFlight(Generic[T]):
     """One reading at a time, beside, that everybody who asks meanwhile shares."""
 
-    def __init__(self, aside: Aside, read: Callable[[], T]) -> None:
-        self._aside, self._read = aside, read
+    def __init__(self, executor: SerialExecutor, read: Callable[[], T]) -> None:
+        self._executor, self._read = executor, read
         self._reading: asyncio.Task[T] | None = None
 
     async def __call__(self) -> T:
         """Return what is read, or raise what that raises; who leaves does not end it."""
         if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._aside(self._read))
+            self._reading = asyncio.create_task(self._executor.run(self._read))
         return await asyncio.shield(self._reading)
 
 

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.registry.registry import Registry
 from service.app import Service, create_app
-from service.processes.server import Server, bind, config_of
+from service.processes.server import Server, bind, uvicorn_config
 from service.settings import Settings
 from tests.fakes import FakeLoaders, mean_of, registry_of
 from tests.fakes import retriever as corpus_of
@@ -60,7 +60,7 @@ class Running:
 @contextmanager
 def running(app: Service, settings: Settings, http: str = "") -> Iterator[Running]:
     """Serve `app` in a thread, as plain ASGI below uvicorn's own protocol if `http` names one."""
-    config = config_of(app, settings)
+    config = uvicorn_config(app, settings)
     config.http = http or config.http
     server = Server(config, app, settings)
     with bind("127.0.0.1", 0) as listener:

@@ -14,7 +14,7 @@ from service.engines.engine import (
 )
 from service.engines.stats import Conduct
 from service.settings import Settings
-from service.telemetry.tracing import current
+from service.telemetry.tracing import current_span
 
 FAILURES, BATCHES, CONTEXTS = 5, 50, 30  # the least that say something
 EVERY_S = 0.05  # seconds between two comparisons: few beside the requests, enough within any window
@@ -98,7 +98,7 @@ class Witness:
         self._running = None
 
     async def _compare(self, context: Floats, vector: Floats) -> None:
-        current.set(None)  # the caller's trace is of what the caller waited for
+        current_span.set(None)  # the caller's trace is of what the caller waited for
         try:
             theirs = (await self._ask(context, self._clock() + PATIENCE_S)).vectors[0]
         except Exception:  # the incumbent's troubles say nothing about the version on probation

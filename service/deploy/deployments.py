@@ -36,7 +36,7 @@ from service.engines.search import Ask as AskSearch
 from service.engines.search import SearchEngine
 from service.engines.text import EncoderEngine
 from service.settings import Settings
-from service.tasks import Aside, guard, repeat
+from service.tasks import SerialExecutor, catch_and_log, repeat
 from service.telemetry.log import logger
 from service.telemetry.metrics import Metrics
 
@@ -76,8 +76,10 @@ class Lineup:
     ) -> None:
         self.registry, self._loaders, self._clock = registry, loaders, clock
         self._settings, self._metrics, self.aliases = settings, metrics, aliases
-        self.aside = Aside()  # where the registry is read while serving: it may be on a share that hangs
-        self.inventory_aside = Aside()  # where the cards are: thousands take seconds, for which no alias may wait
+        self.executor = SerialExecutor()  # where the registry is read while serving: it may be on a share that hangs
+        self.inventory_executor = (
+            SerialExecutor()
+        )  # where the cards are: thousands take seconds, for which no alias may wait
         self.engines: dict[str, Engine | Remote] = {}
         self.candidate: Engine | Remote | None = None
         self.search: SearchEngine | None = None
@@ -90,7 +92,7 @@ class Lineup:
         self._retry: dict[str, float] = {}  # when to try again what could not be loaded
         self._trials: dict[str, Trial] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._loading = Aside()
+        self._loading = SerialExecutor()
 
     async def start(self) -> None:
         """Load what the aliases point at; only the primary must be there and fit to be served.
@@ -100,14 +102,14 @@ class Lineup:
             BadCheckpoint: the primary must not be served.
         """
         if PREDICTORS[0] in self.aliases:
-            first = await self.aside(self.registry.resolve, PREDICTORS[0])
+            first = await self.executor.run(self.registry.resolve, PREDICTORS[0])
             await self._load(PREDICTORS[0], first)
             self._seen[PREDICTORS[0]] = first.id
         for alias in self.aliases:
             await self._look(alias)
         if RETRIEVER in self.aliases:
             await self._open_encoder()
-        await self._loading(give_way)  # from now on there are callers
+        await self._loading.run(give_way)  # from now on there are callers
 
     def borrow(self, loan: Loan) -> None:
         """Have nets that run elsewhere serve, in place of those borrowed before; of an empty loan nobody does."""
@@ -196,7 +198,7 @@ class Lineup:
 
     def _miss(self, alias: str, error: Exception) -> None:
         """Count that an alias could not be looked at, and tell it once until it can."""
-        self._metrics.reloads.add(alias, "failed")
+        self._metrics.reloads.inc(alias, "failed")
         if alias not in self._unseen:
             self._unseen.add(alias)
             logger().error("look at alias failed", alias=alias, exc_info=error)
@@ -210,7 +212,7 @@ class Lineup:
             OSError: the registry cannot be read.
         """
         try:
-            version = await self.aside(self.registry.resolve, alias)
+            version = await self.executor.run(self.registry.resolve, alias)
         except UnknownVersion as error:
             self._dismiss(alias)
             if isinstance(error, BrokenAlias) or (alias != CANDIDATE and self.identity(alias)):
@@ -226,7 +228,7 @@ class Lineup:
         try:
             await self._load(alias, version)
             if known:
-                self._metrics.reloads.add(alias, "ok")
+                self._metrics.reloads.inc(alias, "ok")
         except Exception as error:  # whatever it is, the old version goes on serving
             self._retry[alias] = self._clock() + RETRY_S
             self.refuse(alias, version.id, error)
@@ -237,7 +239,7 @@ class Lineup:
 
     def refuse(self, alias: str, version: str, error: Exception) -> None:
         """Take note that `alias` cannot serve `version`, an id, and why."""
-        self._metrics.reloads.add(alias, "refused")
+        self._metrics.reloads.inc(alias, "refused")
         logger().error("version refused", alias=alias, version=version, reason=f"{type(error).__name__}: {error}")
         serving = self.live.get(alias) or Live("", now())
         self.live[alias] = replace(serving, refused=version, reason=str(error))
@@ -254,17 +256,18 @@ class Lineup:
         for trial in self._trials.values():
             trial.task.cancel()
         batchers = [*self._batchers().values(), *(trial.incumbent.batcher for trial in self._trials.values())]
-        ends: list[Awaitable[object]] = [*(batcher.close(timeout) for batcher in batchers), self._loading.end(timeout)]
+        ends: list[Awaitable[object]] = [batcher.close(timeout) for batcher in batchers]
+        ends.append(self._loading.shutdown(timeout))
         if self._ending:
             ends.append(asyncio.wait([*self._ending], timeout=timeout))  # it empties itself
         await asyncio.gather(*ends)
-        self.aside.close()
-        self.inventory_aside.close()
+        self.executor.close()
+        self.inventory_executor.close()
 
     def observe(self) -> None:
         """Bring the gauges of the process, of queues and versions up to date."""
         self._metrics.observe_process()
-        self._metrics.model.facts = [(alias, *engine.identity) for alias, engine in self._all().items()]
+        self._metrics.model.label_sets = [(alias, *engine.identity) for alias, engine in self._all().items()]
         for alias, batcher in self._batchers().items():
             self._metrics.queue_rows.set(batcher.pending_rows, alias)
         if breaker := self.breaker(RETRIEVER):
@@ -302,11 +305,11 @@ class Lineup:
 
     async def _make(self, alias: str, version: Version) -> Engine | SearchEngine:
         if alias == RETRIEVER:
-            corpus = await self._loading(self._loaders.retriever, version)
+            corpus = await self._loading.run(self._loaders.retriever, version)
             # not where what loads gives way: gRPC's threads take over the priority of the one that starts them
             store = None if self._search else await asyncio.to_thread(self._loaders.index_store, corpus)
             return SearchEngine(corpus, self._settings, self._metrics, store, self._search)
-        net = await self._loading(self._loaders.predictor, version)
+        net = await self._loading.run(self._loaders.predictor, version)
         return Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)
 
     def _put(self, alias: str, engine: Engine | SearchEngine) -> None:
@@ -321,7 +324,7 @@ class Lineup:
         self._see_to(old.batcher.close(self._settings.grace_s))
 
     def _see_to(self, end: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(guard("retire", end))
+        task = asyncio.create_task(catch_and_log("retire", end))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
@@ -334,7 +337,7 @@ class Lineup:
         probation = Probation(incumbent.conduct, engine.conduct, self._settings, self._clock)
         if isinstance(engine, Engine) and isinstance(incumbent, Engine) and engine.reads == incumbent.reads:
             engine.witness = Witness(incumbent.predict, probation.compare, self._clock).consider
-        task = asyncio.create_task(guard("probation", self._judge(alias, probation)))
+        task = asyncio.create_task(catch_and_log("probation", self._judge(alias, probation)))
         self._trials[alias] = Trial(engine, incumbent, live, task)
 
     def _end_trial(self, alias: str) -> Trial | None:
@@ -367,7 +370,7 @@ class Lineup:
         failed = self.live[alias].version
         self._reinstate(alias, trial)
         self.live[alias] = replace(self.live[alias], refused=failed, reason=f"rolled back: {fault}")
-        self._metrics.reloads.add(alias, "rolled_back")
+        self._metrics.reloads.inc(alias, "rolled_back")
         logger().error("version rolled back", alias=alias, version=failed, reason=fault)
         self._see_to(self._record(alias, failed, trial.live.version, fault))
 
@@ -383,13 +386,13 @@ class Lineup:
         except Overtaken:
             return
         except (OSError, RegistryError) as error:  # a registry that cannot be written
-            self._metrics.reloads.add(alias, "unrecorded")
+            self._metrics.reloads.inc(alias, "unrecorded")
             logger().error("alias not moved back", alias=alias, version=failed, reason=str(error))
 
     async def _when_free(self, move: Callable[[], None]) -> None:
         for _ in range(TRIES):
             with suppress(LockHeld):
-                return await self.aside(move)
+                return await self.executor.run(move)
             await asyncio.sleep(self._settings.reload_s)
         raise LockHeld("somebody else holds the registry's lock")
 

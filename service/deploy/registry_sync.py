@@ -27,7 +27,7 @@ from service.deploy.deployments import (
     now,
 )
 from service.settings import Settings
-from service.tasks import Aside, guard, repeat
+from service.tasks import SerialExecutor, catch_and_log, repeat
 from service.telemetry.log import logger
 from service.telemetry.metrics import Metrics
 
@@ -76,8 +76,8 @@ class Follower:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._mirror, self._lineup, self._clock = mirror, lineup, clock
-        self._settings, self._metrics, self._aside = settings, metrics, Aside()
-        metrics.store_looks.expect(("ok", "failed"))
+        self._settings, self._metrics, self._executor = settings, metrics, SerialExecutor()
+        metrics.store_looks.precreate(("ok", "failed"))
         self._asked = math.inf  # when the question was put that is open now
         self._answered = clock()  # when the store last did
         self._since: str | None = None  # the same by the calendar
@@ -100,12 +100,12 @@ class Follower:
 
     async def watch(self) -> None:
         """Look every `store_s` seconds, for ever, and give way to those who answer callers meanwhile."""
-        await guard("give way", self._aside(give_way))
+        await catch_and_log("give way", self._executor.run(give_way))
         await repeat("follow the store", self.look, self._settings.store_s)
 
     async def close(self, timeout: float) -> None:
         """Let go of the store; wait `timeout` seconds at most for a version that is being checked, for no answer."""
-        await self._aside.end(timeout if math.isinf(self._asked) else 0)
+        await self._executor.shutdown(timeout if math.isinf(self._asked) else 0)
 
     async def look(self, patience_s: float | None = None) -> None:
         """Ask the store what the aliases are, and follow those that are the line-up's.
@@ -144,7 +144,7 @@ class Follower:
     async def _ask(self) -> dict[str, bytes | None]:
         self._asked = self._clock()
         try:
-            return await self._aside(self._mirror.ask)
+            return await self._executor.run(self._mirror.ask)
         finally:
             self._asked = math.inf
 
@@ -153,7 +153,7 @@ class Follower:
         if known and known[0] == said and self._clock() < known[2]:
             return
         try:
-            await self._aside(self._mirror.follow, alias, said)
+            await self._executor.run(self._mirror.follow, alias, said)
             self._refused.pop(alias, None)
         except LockHeld:
             return  # the line-up is writing; the next look is soon enough
@@ -164,13 +164,13 @@ class Follower:
             self._lineup.refuse(alias, _named(said), error)
 
     def _miss(self, error: StoreAway) -> None:
-        self._metrics.store_looks.add("failed")
+        self._metrics.store_looks.inc("failed")
         if not self._away:
             logger().warning("registry store away", reason=str(error))
         self._away = error
 
     def _meet(self) -> None:
-        self._metrics.store_looks.add("ok")
+        self._metrics.store_looks.inc("ok")
         if self._away:
             logger().info("registry store back", url=self._mirror.store.name)
         self._away, self._answered, self._since = None, self._clock(), now()

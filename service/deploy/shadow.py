@@ -20,7 +20,7 @@ from service.engines.router import EngineLike, Routed
 from service.engines.search import SearchEngine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.tracing import current
+from service.telemetry.tracing import current_span
 
 TOP = 10  # passages of which the overlap is taken
 MOST = 4  # comparisons at a time; more are skipped, and counted
@@ -48,7 +48,7 @@ class Shadow:
         if engine is None or engine.shape != contexts.shape[1:] or self._draw() >= self._share:
             return
         if len(self._running) >= MOST:
-            self._metrics.shadowed.add("skipped")
+            self._metrics.shadowed.inc("skipped")
             return
         task = asyncio.create_task(self._compare(engine, contexts[:1], routed))
         self._running.add(task)
@@ -59,20 +59,20 @@ class Shadow:
         await asyncio.gather(*self._running)
 
     async def _compare(self, engine: EngineLike, context: Floats, routed: Routed) -> None:
-        current.set(None)  # the caller's trace is of what the caller waited for
+        current_span.set(None)  # the caller's trace is of what the caller waited for
         try:
             theirs, ours = await engine.predict(context, monotonic() + PATIENCE_S), routed.prediction
             cosine = float(np.vecdot(theirs.vectors[0], ours.vectors[0]))
             overlap = await self._overlap(theirs.vectors[0], ours.vectors[0])
         except Exception:  # whatever befalls the candidate is for the counter alone
-            self._metrics.shadowed.add("failed")
+            self._metrics.shadowed.inc("failed")
             return
-        self._metrics.shadowed.add("compared")
-        self._metrics.shadow_cosine.of().observe(cosine)
+        self._metrics.shadowed.inc("compared")
+        self._metrics.shadow_cosine.labels().observe(cosine)
         if overlap is not None:
-            self._metrics.shadow_overlap.of().observe(overlap)
+            self._metrics.shadow_overlap.labels().observe(overlap)
         if ours.batch_rows == theirs.batch_rows == 1:  # the times of larger batches are not of one request
-            self._metrics.shadow_extra_seconds.of().observe(theirs.infer_s - ours.infer_s)
+            self._metrics.shadow_extra_seconds.labels().observe(theirs.infer_s - ours.infer_s)
 
     async def _overlap(self, theirs: Floats, ours: Floats) -> float | None:
         engine = self._search()

@@ -26,11 +26,11 @@ from service.engines.batch_sizer import Sizing
 from service.overload.fairness import FairQueue
 from service.telemetry.tracing import (
     Attributes,
-    Laps,
-    Record,
-    Ride,
-    current,
-    record_batch,
+    BatchedRequest,
+    RequestSpan,
+    StageTimes,
+    current_span,
+    export_batch_spans,
 )
 
 GIVE_UP = 3  # failures in a row
@@ -67,7 +67,7 @@ class Ticket(Generic[Item, Answer]):
         self.batch_rows = 0
         self.answer: Answer
         self.error: Exception | None = None
-        self.recorded: Record | None = current.get()
+        self.recorded: RequestSpan | None = current_span.get()
 
     def abandon(self) -> None:
         """Let go of the item: a ticket may stand in the queue of a hung thread for long."""
@@ -118,7 +118,7 @@ class MicroBatcher(Generic[Item, Answer]):
         inline: bool = False,
         client_of: Callable[[Item], Hashable] | None = None,
         on_batch: Callable[[Batch], None] = lambda batch: None,
-        laps: Callable[[Answer | None, float], Laps] = lambda _, seconds: (("infer", seconds),),
+        laps: Callable[[Answer | None, float], StageTimes] = lambda _, seconds: (("infer", seconds),),
     ) -> None:
         self._run, self._on_batch, self._laps, self._name = run, on_batch, laps, name
         self._sizing, self._max_queue, self._max_wait_s = Sizing(max_rows), max_queue, max_wait_s
@@ -257,12 +257,12 @@ class MicroBatcher(Generic[Item, Answer]):
         rides = [self._ride(ticket, ticket.recorded, batch) for ticket in tickets if ticket.recorded is not None]
         if rides:
             told: Attributes = {"lvm.rows": batch.rows, "lvm.reason": batch.reason}
-            record_batch(self._name, batch.began, batch.seconds, told, rides)
+            export_batch_spans(self._name, batch.began, batch.seconds, told, rides)
 
-    def _ride(self, ticket: Ticket[Item, Answer], recorded: Record, batch: Batch) -> Ride:
+    def _ride(self, ticket: Ticket[Item, Answer], recorded: RequestSpan, batch: Batch) -> BatchedRequest:
         answer = None if ticket.error else ticket.answer
         error = type(ticket.error).__name__ if ticket.error else None
-        return Ride(recorded, ticket.since, self._laps(answer, batch.seconds), error)
+        return BatchedRequest(recorded, ticket.since, self._laps(answer, batch.seconds), error)
 
     # ---- in the thread, where there is one
 

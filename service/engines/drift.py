@@ -18,8 +18,8 @@ class Guard:
 
     def __init__(self, space: Space, alias: str, metrics: Metrics) -> None:
         self._space, self._alias, self._gauge = space, alias, metrics.input_drift
-        self._norms = metrics.input_norm.of(alias)
-        self._neighbours = metrics.input_neighbour_cosine.of(alias)
+        self._norms = metrics.input_norm.labels(alias)
+        self._neighbours = metrics.input_neighbour_cosine.labels(alias)
         self._sum, self._count = np.zeros(len(FIGURES), np.float32), 0
         self.drift: tuple[float, ...] = ()
 

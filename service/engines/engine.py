@@ -129,7 +129,7 @@ class Engine:
         self.reads = (*self.shape, self.encoder)
         self._max_batch = settings.max_batch
         self._metrics = metrics
-        self._rows = metrics.batch_rows.of(alias)
+        self._rows = metrics.batch_rows.labels(alias)
         self.guard = Guard(predictor.space, alias, metrics) if predictor.space else None
         self.conduct, self._patience = Conduct(), full_wait_s(settings)
         self.witness: Callable[[Floats, Floats], None] | None = None  # sees contexts and answers
@@ -192,7 +192,7 @@ class Engine:
     def _observe(self, batch: Batch) -> None:
         self._rows.observe(batch.rows)
         self.conduct.note(batch.rows, batch.seconds)
-        self._metrics.batch_released.add(self.alias, batch.reason)
+        self._metrics.batch_released.inc(self.alias, batch.reason)
 
 
 def _joined(parts: list[Floats]) -> Floats:

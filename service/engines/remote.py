@@ -22,7 +22,7 @@ from service.engines.engine import (
     Prediction,
 )
 from service.engines.search import Ask as AskSearch
-from service.telemetry.tracing import record_elsewhere
+from service.telemetry.tracing import export_remote_spans
 
 Ask = Callable[[Floats, float], Awaitable[Prediction]]
 
@@ -96,7 +96,7 @@ class Remote:
     async def predict(self, contexts: Floats, deadline: float) -> Prediction:
         """Return the next vectors of contexts `(n, T, D)`; raises as `ask` does."""
         made = await self.ask(contexts, deadline)
-        record_elsewhere(self.alias, made.queue_s, (("infer", made.infer_s),))
+        export_remote_spans(self.alias, made.queue_s, (("infer", made.infer_s),))
         return made
 
 

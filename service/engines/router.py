@@ -119,7 +119,7 @@ class Router:
             try:
                 return await self._try(engine, contexts, until, failed[0].reason if failed else None)
             except (Unavailable, Expired) as error:
-                self._metrics.rejections.add(engine.alias, error.reason)
+                self._metrics.rejections.inc(engine.alias, error.reason)
                 failed.append(error)
         raise _with_soonest(failed)
 
@@ -143,7 +143,7 @@ class Router:
             raise
         breaker.record(token, ok=True)
         if reason:
-            self._metrics.fallbacks.add(reason)
+            self._metrics.fallbacks.inc(reason)
         return Routed(prediction, engine.alias, reason)
 
     def observe(self) -> None:

@@ -19,7 +19,7 @@ from service.engines.external_index import IndexStore, RemoteLike
 from service.engines.stats import Conduct, is_telling
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.tracing import Laps, record_elsewhere
+from service.telemetry.tracing import StageTimes, export_remote_spans
 
 
 class RetrieverLike(Versioned, Protocol):
@@ -151,7 +151,7 @@ class SearchEngine:
         self.retriever, self.index_store = retriever, index_store
         self.identity = identity(retriever)
         self._metrics = metrics
-        self._rows = metrics.batch_rows.of(self.alias)
+        self._rows = metrics.batch_rows.labels(self.alias)
         self.shape = (retriever.card.context_length, retriever.dim)
         self.guard = Guard(retriever.space, self.alias, metrics) if retriever.space else None
         self.conduct = Conduct()
@@ -181,7 +181,7 @@ class SearchEngine:
             ticket = (await self.batcher.submit([((search, deadline), 1)], deadline))[0]
             return ticket.answer._replace(queue_s=ticket.queue_s + ticket.answer.queue_s)
         found = await self._ask(search, deadline)
-        record_elsewhere(self.alias, found.queue_s, found.stages)
+        export_remote_spans(self.alias, found.queue_s, found.stages)
         return found
 
     def _run(self, asked: list[Asked]) -> list[Found]:
@@ -211,10 +211,10 @@ class SearchEngine:
 
     def _observe(self, batch: Batch) -> None:
         self._rows.observe(batch.rows)
-        self._metrics.batch_released.add(self.alias, batch.reason)
+        self._metrics.batch_released.inc(self.alias, batch.reason)
 
 
-def _laps(found: Found | None, seconds: float) -> Laps:
+def _laps(found: Found | None, seconds: float) -> StageTimes:
     """Return what the seconds of a batch went into; its searches have not been told yet what they waited before it."""
     if found is None:
         return (("search", seconds),)

@@ -105,7 +105,7 @@ class EncoderEngine:
     def __init__(self, encoder: EncoderLike, settings: Settings, metrics: Metrics) -> None:
         self._encoder, self._metrics = encoder, metrics
         self.name = Path(encoder.name).name  # where a directory lies is nobody else's business
-        self._rows = metrics.batch_rows.of(self.alias)
+        self._rows = metrics.batch_rows.labels(self.alias)
         self._max_queue, self._waiting = min(QUEUE, settings.max_queue), Counter[str]()
         self.batcher: MicroBatcher[Reading, Read | None] = MicroBatcher(
             self._run,
@@ -185,7 +185,7 @@ class EncoderEngine:
 
     def _observe(self, batch: Batch) -> None:
         self._rows.observe(batch.rows)
-        self._metrics.batch_released.add(self.alias, batch.reason)
+        self._metrics.batch_released.inc(self.alias, batch.reason)
 
 
 def weight(words: list[str] | str) -> int:

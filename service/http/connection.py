@@ -647,7 +647,7 @@ class Refusal:
         """Answer, and close."""
         self.response_complete = True
         app, error, identity = self._protocol.app, self._error, request_id(None)
-        app.metrics.requests.add(OTHER, error.reason)
+        app.metrics.requests.inc(OTHER, error.reason)
         if app.access.wants(error.status):
             client = self._protocol.peer
             app.access.write(error.status, route=OTHER, outcome=error.reason, client=client, request_id=identity)

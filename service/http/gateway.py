@@ -30,10 +30,10 @@ from service.telemetry.log import AccessLog, logger
 from service.telemetry.metrics import STAGES, Metrics
 from service.telemetry.tracing import (
     Attributes,
-    Record,
-    Trace,
+    RequestSpan,
+    TraceContext,
     Tracer,
-    current,
+    current_span,
     parse,
 )
 
@@ -100,8 +100,8 @@ class Call:
         self.id = request_id(self.headers.get(b"x-request-id"))
         self.deadline = monotonic() + timeout_ms / 1000
         traceparent = headers.get(b"traceparent")
-        self.trace: Trace | None = None if traceparent is None else parse(traceparent)
-        self.recorded: Record | None = None
+        self.trace: TraceContext | None = None if traceparent is None else parse(traceparent)
+        self.recorded: RequestSpan | None = None
 
     def restart(self) -> None:
         """Start the clock anew: the body is whole, what was before was the caller's time."""
@@ -111,7 +111,7 @@ class Call:
 
     def record(self, tracer: Tracer) -> None:
         """Begin to record it, if it is sampled."""
-        self.recorded = tracer.begin(self.trace, self.headers.get(b"tracestate", b""))
+        self.recorded = tracer.start(self.trace, self.headers.get(b"tracestate", b""))
         if self.recorded is not None:
             self.trace = self.recorded.trace
 
@@ -163,7 +163,7 @@ def request_id(given: bytes | None) -> str:
     return f"{getrandbits(64):016x}"
 
 
-def marks(identity: str, trace: Trace | None) -> dict[str, str]:
+def marks(identity: str, trace: TraceContext | None) -> dict[str, str]:
     """Return what lines in the log about a request are found by."""
     return {"request_id": identity} | ({"trace_id": trace.trace_id} if trace else {})
 
@@ -178,9 +178,9 @@ class HotRoute:
         self._refusals: dict[tuple[str, int | None], list[bytes]] = {}
         self._refused_at: Headers = []
         metrics = door.metrics
-        self._in_flight = metrics.in_flight.expect((path,))
-        self._requests = metrics.requests.expect((path,), ("ok", "fallback"))
-        self._seconds = {stage: metrics.seconds.of(path, stage) for stage in STAGES[path]}
+        self._in_flight = metrics.in_flight.precreate((path,))
+        self._requests = metrics.requests.precreate((path,), ("ok", "fallback"))
+        self._seconds = {stage: metrics.seconds.labels(path, stage) for stage in STAGES[path]}
         self._tracer, self._access = door.tracer, door.access
         self._is_told = self._tracer is not None or self._access.share > 0
 
@@ -232,9 +232,9 @@ class HotRoute:
 
     async def answer(self, call: Call) -> Reply:
         """Return the reply to a call whose body is whole."""
-        self._in_flight.add(self.path)
+        self._in_flight.inc(self.path)
         if self._tracer is not None:
-            current.set(call.recorded)
+            current_span.set(call.recorded)
         try:
             call.take_timeout(self.timeout_ms)
             if b"content-encoding" in call.headers:
@@ -247,11 +247,11 @@ class HotRoute:
             logger().error("unexpected", route=self.path, **call.marks(), exc_info=error)
             return self.problem(ServiceError("an unexpected error; the log has more under this id"), call.id)
         finally:
-            self._in_flight.remove(self.path)
+            self._in_flight.dec(self.path)
 
     def count(self, reply: Reply, call: Call) -> None:
         """Count a reply that is sent now."""
-        self._requests.add(self.path, reply.outcome)
+        self._requests.inc(self.path, reply.outcome)
         if reply.status == 200:  # a quick refusal must not make the service look fast
             taken_s = perf_counter() - call.started
             self._door.admission.serve(self.path, reply.made_by, call.place.rows, taken_s)
@@ -265,19 +265,19 @@ class HotRoute:
 
     def refuse(self, error: ServiceError, call: Call) -> None:
         """Count a refusal that is sent now."""
-        self._requests.add(self.path, error.reason)
+        self._requests.inc(self.path, error.reason)
         if self._is_told or error.status >= 500:
             self._tell(call, error.status, error.reason)
 
     def depart(self, call: Call) -> None:
         """Count a caller who left before the answer."""
-        self._requests.add(self.path, CANCELLED)
+        self._requests.inc(self.path, CANCELLED)
         self._tell(call, DEPARTED, CANCELLED)
 
     def _exemplify(self, stages: Iterable[tuple[str, float]], trace_id: str) -> None:
         now = time()
         for stage, seconds in stages:
-            self._seconds[stage].exemplify(seconds, trace_id, now)
+            self._seconds[stage].add_exemplar(seconds, trace_id, now)
 
     def _tell(self, call: Call, status: int, outcome: str, reply: Reply | None = None) -> None:
         """Tell the log and the trace how a call ended, where they want to know."""
@@ -290,11 +290,11 @@ class HotRoute:
             spent = dict(reply.stages) if reply else {}
             for stage, start in (("decode", call.started), ("encode", ended - spent.get("encode", 0.0))):
                 if stage in spent:
-                    call.recorded.part(stage, start, start + spent[stage], {})
+                    call.recorded.add_child(stage, start, start + spent[stage], {})
             known: Attributes = {"http.response.status_code": status, "lvm.outcome": outcome, "lvm.rows": rows}
             name = {"http.request.method": "POST", "http.route": self.path, "lvm.request_id": call.id}
             failed = outcome if status >= 500 else None
-            call.recorded.end(f"POST {self.path}", call.started, ended, {**name, **known}, failed)
+            call.recorded.finish(f"POST {self.path}", call.started, ended, {**name, **known}, failed)
 
     def refusal(
         self, error: ServiceError, call: Call, dated: Headers, write: Callable[[Reply, Headers], bytes]

@@ -159,7 +159,7 @@ class Admission:
         return others > 0 and 2 * taken * (others + 1) < self._taken.rows + self._before.rows
 
     def _refusal(self, what: str, over_share: bool) -> Overloaded | ClientLimit:
-        self._metrics.refusals.add("client" if over_share else what)
+        self._metrics.refusals.inc("client" if over_share else what)
         retry = self.backlog_s()
         if over_share:
             return ClientLimit("this client has its share in flight, and others want theirs", retry_after=retry)

@@ -36,13 +36,13 @@ from service.processes.frames import (
     Kind,
     write_fault,
 )
-from service.processes.heartbeat import beat, when_lost
-from service.processes.server import SIGNALS, SWITCH_S
+from service.processes.heartbeat import on_supervisor_exit, send_heartbeat
+from service.processes.server import SIGNALS, SWITCH_INTERVAL_S
 from service.settings import Settings, read_settings
-from service.tasks import Guarded
-from service.telemetry.log import configure, logger, sink
+from service.tasks import CatchAndLog
+from service.telemetry.log import configure, log_writer, logger
 from service.telemetry.metrics import Metrics
-from service.telemetry.shared_memory import SharedCells
+from service.telemetry.shared_memory import SharedMetricValues
 
 SOCKET = "owner.sock"  # in the directory of the cells, which is nobody else's
 TICK_S = 0.1  # between two looks at what there is to tell
@@ -161,9 +161,9 @@ def own(slot: int, listener: int, line: int, home: Path) -> int:
     """
     settings = read_settings()
     configure(settings.log_level, worker="owner", pid=os.getpid())
-    sys.setswitchinterval(SWITCH_S)
-    metrics = Metrics(settings.slo_ms, SharedCells(home, slot))
-    sink().count_in(metrics.log_dropped.add)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    metrics = Metrics(settings.slo_ms, SharedMetricValues(home, slot))
+    log_writer().on_drop(metrics.log_dropped.inc)
     with socket.socket(fileno=line) as reports, socket.socket(fileno=listener) as ours:
         uvloop.run(_own(settings, metrics, ours, reports, home))
     return 0
@@ -174,7 +174,7 @@ async def _own(settings: Settings, metrics: Metrics, listener: socket.socket, li
     leaving = asyncio.Event()
     for number in SIGNALS:
         loop.add_signal_handler(number, leaving.set)
-    when_lost(line, place, lambda: loop.call_soon_threadsafe(leaving.set), settings.stop_s)
+    on_supervisor_exit(line, place, lambda: loop.call_soon_threadsafe(leaving.set), settings.stop_s)
     registry = Registry(home(settings.registry, settings.cache))
     lineup = Lineup(registry, RealLoaders(settings), settings, metrics, aliases=NETS)
     follower = follower_of(lineup, settings, metrics)
@@ -205,7 +205,7 @@ async def _watch(
     owner: Owner, lineup: Lineup, follower: Follower | None, line: socket.socket, leaving: asyncio.Event
 ) -> None:
     """Say what there is to say, to the workers and to the supervisor, until it is time to leave."""
-    guarded = Guarded("tell the workers")
+    guarded = CatchAndLog("tell the workers")
     at = 0.0
     while not leaving.is_set():
         with guarded:
@@ -216,7 +216,7 @@ async def _watch(
                     if each:
                         each.observe()
                 if lineup.stuck_s() <= owner.settings.hang_s:
-                    beat(line)
+                    send_heartbeat(line)
         with suppress(TimeoutError):
             await asyncio.wait_for(leaving.wait(), TICK_S)
 

@@ -15,13 +15,13 @@ from time import sleep
 LOOK_S = 1.0  # between two looks at who the parent is
 
 
-def beat(line: socket.socket) -> None:
+def send_heartbeat(line: socket.socket) -> None:
     """Send one byte: the first says that this process is ready, later ones that it is alive. Never blocks."""
     with contextlib.suppress(OSError):
         line.send(b".", socket.MSG_DONTWAIT)
 
 
-def when_lost(line: socket.socket, home: Path, call: Callable[[], object], most_s: float) -> None:
+def on_supervisor_exit(line: socket.socket, home: Path, call: Callable[[], object], most_s: float) -> None:
     """Call `call` once the supervisor is gone, and remove its directory `home`.
 
     End the process if it is still there `most_s` seconds later. A thread waits, so a process whose event loop hangs

@@ -22,13 +22,15 @@ from service.app import Service, create_app
 from service.http.auth import Tokens
 from service.http.connection import LINGER_S, Protocol
 from service.settings import Settings, unknown_settings
-from service.tasks import Guarded
-from service.telemetry.log import configure, logger, sink
+from service.tasks import CatchAndLog
+from service.telemetry.log import configure, log_writer, logger
 
 SIGNALS = signal.SIGTERM, signal.SIGINT
 SO_ATTACH_FILTER = 26  # not in the socket module
 MALLOPT = {-3: 2**20, -1: 2**26}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h, in bytes
-SWITCH_S = 0.0005  # Python's own 5 ms, several times a batch, starve a net while the event loop is busy saying no
+SWITCH_INTERVAL_S = (
+    0.0005  # Python's own 5 ms, several times a batch, starve a net while the event loop is busy saying no
+)
 
 
 class CannotListen(Exception):
@@ -48,7 +50,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: Service, settings: Settings) -> None:
         super().__init__(config)
         self._process, self._settings = app.state.process, settings
-        self._tick = Guarded("tick")
+        self._tick = CatchAndLog("tick")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say where."""
@@ -85,12 +87,12 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self.drain, number.name)
-        loop.add_signal_handler(signal.SIGHUP, self.keep_on)
+        loop.add_signal_handler(signal.SIGHUP, self.ignore_hangup)
         yield
         for number in (*SIGNALS, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
-    def keep_on(self) -> None:
+    def ignore_hangup(self) -> None:
         """Say that SIGHUP changes nothing: one process cannot be renewed without a gap."""
         logger().warning("hangup ignored", detail="restart it; the supervisor of --workers renews without a gap")
 
@@ -100,7 +102,7 @@ class Server(uvicorn.Server):
         Until it has started there is nothing to finish, and what is being loaded may hang: end the process.
         """
         if not self.started:
-            leave(why)
+            exit_before_start(why)
         if self._process.is_draining:
             self.should_exit = True  # asked twice: no more waiting
             return
@@ -108,28 +110,28 @@ class Server(uvicorn.Server):
         logger().info("draining", why=why, seconds=self._settings.drain_s)
         asyncio.get_running_loop().call_later(self._settings.drain_s, self._stop)
 
-    def turn_away(self) -> None:
+    def stop_accepting(self) -> None:
         """Have the kernel turn new callers away."""
         for listener in self._listeners:
             with contextlib.suppress(OSError):  # where the kernel will not, a late caller may meet a reset
-                turn_away(listener)
+                stop_accepting(listener)
 
     def _stop(self) -> None:
-        self.turn_away()
+        self.stop_accepting()
         asyncio.get_running_loop().call_later(LINGER_S, self._exit)
 
     def _exit(self) -> None:
         self.should_exit = True
 
 
-def leave(why: str) -> NoReturn:
+def exit_before_start(why: str) -> NoReturn:
     """End the process, whatever hangs in its threads; status 0, as after any stop that loses nothing."""
     logger().info("told to stop before it was ready", why=why)
-    sink().drain()
+    log_writer().drain()
     os._exit(0)
 
 
-def turn_away(listener: socket.socket) -> None:
+def stop_accepting(listener: socket.socket) -> None:
     """Let the kernel drop what wants to connect, so that closing resets no connection already made.
 
     A socket filter of one instruction, "keep 0 bytes"; Linux only, elsewhere a caller may meet a reset.
@@ -140,7 +142,7 @@ def turn_away(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
-def config_of(app: Service, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(app: Service, settings: Settings) -> uvicorn.Config:
     """Return how uvicorn runs `app`; it logs nothing itself, every event is counted or logged by us."""
     return uvicorn.Config(
         app,
@@ -177,7 +179,7 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return listener
 
 
-def claim(listener: socket.socket) -> socket.socket:
+def lock_address(listener: socket.socket) -> socket.socket:
     """Return what keeps other services from the address of `listener` while it is open, before that listens as well.
 
     The kernel lets a second service bind an address on which nobody listens yet, or on which workers do. A name of
@@ -230,12 +232,12 @@ def serve(settings: Settings) -> int:
     configure(settings.log_level)
     warn_of_unknown_settings()
     app = create_app(settings)
-    with bind(settings.host, settings.port) as listener, claim(listener):
+    with bind(settings.host, settings.port) as listener, lock_address(listener):
         check_exposure(listener.getsockname()[0], app.tokens, insecure=settings.insecure)
-        return run(Server(config_of(app, settings), app, settings), app, listener)
+        return run(Server(uvicorn_config(app, settings), app, settings), app, listener)
 
 
-def give_back_memory() -> None:
+def return_freed_memory() -> None:
     """Have every body of a megabyte or more lie in pages of its own, which go back to the system when it is answered.
 
     glibc moves its threshold for that up to 32 MB; below it, bodies that grow side by side leave holes.
@@ -248,8 +250,8 @@ def give_back_memory() -> None:
 
 def run(server: Server, app: Service, listener: socket.socket) -> int:
     """Run a server to its end; return the exit status, or raise what kept the app from starting."""
-    sys.setswitchinterval(SWITCH_S)
-    give_back_memory()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    return_freed_memory()
     with contextlib.suppress(SystemExit):
         server.run(sockets=[listener])
     if app.state.process.failure:

@@ -25,24 +25,24 @@ from service.app import Service, create_app
 from service.http.auth import read_tokens
 from service.processes.device_client import Link
 from service.processes.device_worker import SOCKET, most_of
-from service.processes.heartbeat import beat, when_lost
+from service.processes.heartbeat import on_supervisor_exit, send_heartbeat
 from service.processes.server import (
     SIGNALS,
     Server,
     bind,
     check_exposure,
-    claim,
-    config_of,
-    leave,
+    exit_before_start,
+    lock_address,
     run,
-    turn_away,
+    stop_accepting,
+    uvicorn_config,
     warn_of_unknown_settings,
 )
 from service.settings import Settings, cores, read_settings
-from service.tasks import Guarded, repeat
-from service.telemetry.log import configure, logger, sink
+from service.tasks import CatchAndLog, repeat
+from service.telemetry.log import configure, log_writer, logger
 from service.telemetry.metrics import OWNER, WORKER, Metrics
-from service.telemetry.shared_memory import SharedCells, home_of_cells
+from service.telemetry.shared_memory import SharedMetricValues, metrics_directory
 
 BACK_OFF_S = 0.1, 5.0  # before a worker that did not start is started again: at first, at most
 OBSERVE_S = 1.0
@@ -65,19 +65,19 @@ class Worker(Server):
 
     def announce(self) -> None:
         """Say that it is ready."""
-        beat(self._line)
+        send_heartbeat(self._line)
 
     def each_second(self) -> None:
         """Say that all is well, if it is, and bring the shared levels up to date."""
         if self._app.state.lineup.stuck_s() <= self._settings.hang_s:
-            beat(self._line)
+            send_heartbeat(self._line)
         self._app.state.observe()
         super().each_second()
 
     def abandon(self) -> None:
         """Drain, for the supervisor is gone; called by another thread."""
         if self._loop is None:
-            leave(GONE)
+            exit_before_start(GONE)
         with contextlib.suppress(RuntimeError):  # the loop is closed: it is on its way out
             self._loop.call_soon_threadsafe(self._drain_once)
 
@@ -85,7 +85,7 @@ class Worker(Server):
         if not self._process.is_draining:
             self.drain(GONE)
 
-    def turn_away(self) -> None:
+    def stop_accepting(self) -> None:
         """Leave it to the supervisor, who knows whether somebody else listens."""
 
 
@@ -155,7 +155,7 @@ class Supervisor:
         self._settings, self._listeners, self._home, self._owner = settings, listeners, home, owner
         posts = [*([owner] if owner else []), *listeners]
         *self._free, own = range(rows(len(posts)))
-        self._metrics = Metrics(settings.slo_ms, SharedCells(home, own))
+        self._metrics = Metrics(settings.slo_ms, SharedMetricValues(home, own))
         self._lives: set[Life] = set()
         self._renewals = {listener: asyncio.Event() for listener in posts}
         self._one_at_a_time = asyncio.Semaphore()
@@ -164,7 +164,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Keep the workers until told to stop; return the exit status: 0 where every worker drained cleanly."""
-        sink().count_in(self._metrics.log_dropped.add)
+        log_writer().on_drop(self._metrics.log_dropped.inc)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._renew)
         for number in SIGNALS:
@@ -219,11 +219,11 @@ class Supervisor:
     def _turn_away(self) -> None:
         for listener in self._listeners:
             with contextlib.suppress(OSError):
-                turn_away(listener)
+                stop_accepting(listener)
 
     async def _keep(self, listener: socket.socket, life: Life) -> None:
         """Keep one worker running for a listener until shutdown, whatever goes wrong meanwhile."""
-        guarded = Guarded("keep a worker")
+        guarded = CatchAndLog("keep a worker")
         pause, most = BACK_OFF_S
         while not self._stopping.is_set():
             renewal = asyncio.create_task(self._renewals[listener].wait())
@@ -317,11 +317,11 @@ class Supervisor:
                 logger().error("owner died", **life.marks(), status=status)
             else:
                 logger().error("worker died", **life.marks(), status=status)
-        with Guarded("close the books"):
-            metrics = Metrics(self._settings.slo_ms, SharedCells(self._home, life.slot))
-            metrics.close_books()
+        with CatchAndLog("close the books"):
+            metrics = Metrics(self._settings.slo_ms, SharedMetricValues(self._home, life.slot))
+            metrics.finalize()
             if is_death:
-                metrics.worker_deaths.add(life.role)
+                metrics.worker_deaths.inc(life.role)
 
     def _environment(self) -> dict[str, str]:
         """Return the environment of a worker: the cores are divided where nobody said how many each has."""
@@ -346,11 +346,11 @@ def supervise(settings: Settings) -> int:
     with ExitStack() as stack:
         with bind(settings.host, settings.port) as lone:  # refused where somebody listens, workers of others too
             host, port = lone.getsockname()[:2]
-            stack.enter_context(claim(lone))
+            stack.enter_context(lock_address(lone))
         check_exposure(host, read_tokens(settings), insecure=settings.insecure)
         listeners = [stack.enter_context(bind(settings.host, port, shared=True)) for _ in range(settings.workers)]
         is_owned = has_owner(settings)
-        home = stack.enter_context(home_of_cells(rows(settings.workers + is_owned)))
+        home = stack.enter_context(metrics_directory(rows(settings.workers + is_owned)))
         owner = stack.enter_context(_owner_at(home / SOCKET)) if is_owned else None
         return asyncio.run(_supervise(settings, listeners, home, owner))
 
@@ -388,9 +388,9 @@ def work(slot: int, listener: int, line: int, home: Path) -> int:
     settings = read_settings()
     configure(settings.log_level, worker=slot, pid=os.getpid())
     lender = Link(home / SOCKET, most_of(settings)) if (home / SOCKET).exists() else None
-    app = create_app(settings, cells=SharedCells(home, slot), lender=lender)
+    app = create_app(settings, metric_values=SharedMetricValues(home, slot), lender=lender)
     app.state.process.headers = [(b"x-worker", b"%d" % slot)]
     with socket.socket(fileno=line) as reports, socket.socket(fileno=listener) as ours:
-        worker = Worker(config_of(app, settings), app, settings, reports)
-        when_lost(reports, home, worker.abandon, settings.stop_s)
+        worker = Worker(uvicorn_config(app, settings), app, settings, reports)
+        on_supervisor_exit(reports, home, worker.abandon, settings.stop_s)
         return run(worker, app, ours)

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from service.telemetry.metrics import Metrics
-from service.telemetry.shared_memory import SUFFIX, Key, SharedCells
+from service.telemetry.shared_memory import SUFFIX, Key, SharedMetricValues
 
 SHM = Path("/dev/shm")
 _PREFIX = f"lvm-{os.getuid()}-"
@@ -27,7 +27,7 @@ class Books:
         self._home.mkdir(mode=0o700, exist_ok=True)
         self._clear_away()
 
-    def row(self) -> SharedCells:
+    def row(self) -> SharedMetricValues:
         """Return the row of this process: where one is gone, that row, so that there are no more than ever lived."""
         with _locked(self._home):
             self._close_dead()
@@ -44,7 +44,7 @@ class Books:
     def _close_dead(self) -> None:
         dead = {path for path in self._home.glob(f"*{SUFFIX}") if not _lives(path.stem)}
         for path in dead - self._closed:
-            Metrics(self._slo_ms, SharedCells(self._home, int(path.stem))).close_books()
+            Metrics(self._slo_ms, SharedMetricValues(self._home, int(path.stem))).finalize()
         self._closed = dead
 
     def _clear_away(self) -> None:
@@ -54,7 +54,7 @@ class Books:
                 shutil.rmtree(home, ignore_errors=True)
 
 
-class _Row(SharedCells):
+class _Row(SharedMetricValues):
     """A row that reads the others' while none of them changes hands: else one would be counted twice, or not at all."""
 
     def elsewhere(self) -> Iterator[tuple[Key, Sequence[float]]]:

@@ -37,7 +37,7 @@ class Ingress:
         configure(known.log_level)
         lender = Lines({alias: Line(handle) for alias, handle in self._graph.items()}, known.reload_s)
         self._books = Books(known.slo_ms, home_of_books())
-        self._app = create_app(known, cells=self._books.row(), lender=lender)
+        self._app = create_app(known, metric_values=self._books.row(), lender=lender)
         where = serve.get_replica_context().replica_id.unique_id
         self._app.state.process.headers = [(b"x-worker", where.encode())]
         return _without_request_id(self._app)

@@ -21,7 +21,7 @@ from service.http.routes.hot import check_live
 from service.ray.books import Books, home_of_books
 from service.ray.scaling import Load
 from service.settings import Settings
-from service.telemetry.log import configure, sink
+from service.telemetry.log import configure, log_writer
 from service.telemetry.metrics import Metrics
 
 
@@ -43,7 +43,7 @@ class Replica:
         self.together.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
         own = settings.model_copy(update={"max_wait_ms": 0.0})  # Serve has waited already
         metrics = Metrics(settings.slo_ms, Books(settings.slo_ms, home_of_books()).row())
-        sink().count_in(metrics.log_dropped.add)
+        log_writer().on_drop(metrics.log_dropped.inc)
         self._lineup = Lineup(Registry(Path(settings.registry)), RealLoaders(own), own, metrics, aliases=(alias,))
         await self._lineup.start()
         if self._lineup.identity(alias) is None:

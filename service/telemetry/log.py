@@ -28,7 +28,7 @@ FLUSH_S = 1.0  # at the end, for what is queued; a reader that stalls must not h
 STDERR = 2
 
 
-class Sink(io.RawIOBase):
+class LogWriter(io.RawIOBase):
     """Writes lines to the descriptor `fd` in a thread of its own, each by one write.
 
     A line that cannot be written, or that does not fit behind those that wait, is dropped and counted.
@@ -61,7 +61,7 @@ class Sink(io.RawIOBase):
     def close(self) -> None:
         """Stay open: the stream over it may be replaced by another."""
 
-    def count_in(self, count: Callable[[], object]) -> None:
+    def on_drop(self, count: Callable[[], object]) -> None:
         """Call `count` for each line that is dropped, and at once for those that were before anybody counted."""
         with self._lock:
             self._count = count
@@ -117,7 +117,7 @@ class Sink(io.RawIOBase):
 class Lines:
     """What structlog writes to: a line an event."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: LogWriter) -> None:
         self._sink = sink
 
     def msg(self, line: str) -> None:
@@ -128,9 +128,9 @@ class Lines:
 
 
 @cache
-def sink() -> Sink:
+def log_writer() -> LogWriter:
     """Return what writes the log of this process."""
-    made = Sink(STDERR)
+    made = LogWriter(STDERR)
     atexit.register(made.drain)
     return made
 
@@ -140,7 +140,7 @@ def configure(level: str, **who: str | int) -> None:
 
     Each line has the fields `who`: which of several processes speaks.
     """
-    sys.stderr = io.TextIOWrapper(sink(), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    sys.stderr = io.TextIOWrapper(log_writer(), encoding="utf-8", errors="backslashreplace", line_buffering=True)
     marks: list[structlog.typing.Processor] = [
         _naming(who),
         structlog.processors.add_log_level,
@@ -149,7 +149,7 @@ def configure(level: str, **who: str | int) -> None:
     ]
     is_watched = os.isatty(STDERR)
     render = structlog.dev.ConsoleRenderer() if is_watched else structlog.processors.JSONRenderer()
-    lines = Lines(sink())
+    lines = Lines(log_writer())
     structlog.configure(
         processors=[*marks, render],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),

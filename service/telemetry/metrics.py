@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from service.telemetry.shared_memory import Cells, Key
+from service.telemetry.shared_memory import Key, MetricValues
 
 FASTEST, SLOWEST, STEPS = 50e-6, 10.0, 40  # seconds, seconds, edges
 ENGINES = ("primary", "fallback")
@@ -68,8 +68,8 @@ class Instrument:
 
     kind: ClassVar[str]
 
-    def __init__(self, cells: Cells, name: str, text: str, labels: Labels) -> None:
-        self.cells, self.name, self.text, self.labels = cells, name, text, labels
+    def __init__(self, cells: MetricValues, name: str, text: str, labels: Labels) -> None:
+        self.cells, self.name, self.text, self.label_names = cells, name, text, labels
 
     def head(self, name: str) -> Iterator[str]:
         """Yield the lines that say what `name` is."""
@@ -83,7 +83,7 @@ class Series:
     __slots__ = ("_at", "_examples", "_heads", "_size", "_sum", "_tails", "_values", "edges")
 
     def __init__(self, histogram: Histogram, values: Labels) -> None:
-        name, labels, cells = histogram.name, histogram.labels, histogram.cells
+        name, labels, cells = histogram.name, histogram.label_names, histogram.cells
         self.edges, self._size = histogram.edges, len(histogram.edges) + 2  # every edge, infinity, the sum
         self._at, self._values = cells.take((name, *values), self._size), cells.values
         self._sum = self._at + self._size - 1
@@ -97,7 +97,7 @@ class Series:
         self._values[self._at + bisect_left(self.edges, value)] += 1
         self._values[self._sum] += value
 
-    def exemplify(self, value: float, trace_id: str, now: float) -> None:
+    def add_exemplar(self, value: float, trace_id: str, now: float) -> None:
         """Remember which trace had `value`, at `now` (seconds since 1970), for its bucket; only this process knows."""
         self._examples[bisect_left(self.edges, value)] = trace_id, value, now
 
@@ -122,17 +122,21 @@ class Histogram(Instrument):
 
     kind = "histogram"
 
-    def __init__(self, cells: Cells, name: str, text: str, labels: Labels, edges: Sequence[float]) -> None:
+    def __init__(self, cells: MetricValues, name: str, text: str, labels: Labels, edges: Sequence[float]) -> None:
         super().__init__(cells, name, text, labels)
         self.edges = edges
         self._series: dict[Labels, Series] = {}
 
-    def of(self, *values: str) -> Series:
+    def labels(self, *values: str) -> Series:
         """Return the histogram of these label values."""
         series = self._series.get(values)
         if series is None:
             series = self._series[values] = Series(self, values)
         return series
+
+    def show(self, *values: str) -> None:
+        """Show these label values, also if they count nothing."""
+        self.labels(*values)
 
     def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the scrape of this family; exemplars in OpenMetrics only."""
@@ -147,34 +151,38 @@ class Counter(Instrument):
     kind = "counter"
 
     def __init__(
-        self, cells: Cells, name: str, text: str, labels: Labels, join: Callable[[Iterable[float]], float] = sum
+        self, cells: MetricValues, name: str, text: str, labels: Labels, join: Callable[[Iterable[float]], float] = sum
     ) -> None:
         super().__init__(cells, name, text, labels)
         self._join = join
         self._values = cells.values
         self._places: dict[Labels, int] = {}
 
-    def expect(self, *label_values: Iterable[str]) -> Self:
+    def precreate(self, *label_values: Iterable[str]) -> Self:
         """Show every combination of these values from the start, so that its first count is a rise."""
         for values in product(*label_values):
-            self.of(*values)
+            self.index(*values)
         return self
 
-    def of(self, *values: str) -> int:
+    def show(self, *values: str) -> None:
+        """Show these label values, also if they count nothing."""
+        self.index(*values)
+
+    def index(self, *values: str) -> int:
         """Return where in the cells these label values count."""
         at = self._places.get(values)
         if at is None:
             at = self._places[values] = self.cells.take((self.name, *values), 1)
         return at
 
-    def add(self, *values: str) -> None:
+    def inc(self, *values: str) -> None:
         """Count one."""
         at = self._places.get(values)
-        self._values[self.of(*values) if at is None else at] += 1
+        self._values[self.index(*values) if at is None else at] += 1
 
     def value(self, *values: str) -> float:
         """Return what this process counts there."""
-        return self._values[self.of(*values)]
+        return self._values[self.index(*values)]
 
     def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the scrape of this family; OpenMetrics names the family without `_total`."""
@@ -182,7 +190,7 @@ class Counter(Instrument):
         yield from self.head(self.name if openmetrics else sample)
         for values, at in self._places.items():
             theirs = [numbers[0] for numbers in others.get((self.name, *values), ())]
-            yield f"{sample}{_braces(self.labels, values)} {self._join([self._values[at], *theirs])!r}"
+            yield f"{sample}{_braces(self.label_names, values)} {self._join([self._values[at], *theirs])!r}"
 
 
 class Gauge(Counter):
@@ -192,11 +200,11 @@ class Gauge(Counter):
 
     def set(self, value: float, *values: str) -> None:
         """Set the level."""
-        self._values[self.of(*values)] = value
+        self._values[self.index(*values)] = value
 
-    def remove(self, *values: str) -> None:
+    def dec(self, *values: str) -> None:
         """Count one less."""
-        self._values[self.of(*values)] -= 1
+        self._values[self.index(*values)] -= 1
 
     def empty(self) -> dict[Labels, float]:
         """Set every level to what changes no join; return those that were not 0."""
@@ -212,14 +220,14 @@ class Info(Instrument):
     kind = "gauge"
 
     def __init__(self, name: str, text: str, labels: Labels) -> None:
-        super().__init__(Cells(), name, text, labels)
-        self.facts: list[Labels] = []
+        super().__init__(MetricValues(), name, text, labels)
+        self.label_sets: list[Labels] = []
 
     def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the scrape of this family; the same in both formats."""
         yield from self.head(self.name)
-        for values in self.facts:
-            yield f"{self.name}{_braces(self.labels, values)} 1.0"
+        for values in self.label_sets:
+            yield f"{self.name}{_braces(self.label_names, values)} 1.0"
 
 
 class ProcessMetrics:
@@ -228,7 +236,7 @@ class ProcessMetrics:
     What a process counted outlives it; its successor in the row counts on.
     """
 
-    def __init__(self, cells: Cells) -> None:
+    def __init__(self, cells: MetricValues) -> None:
         self._cells, self._registry = cells, CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
@@ -248,7 +256,7 @@ class ProcessMetrics:
                 self._set(made, tuple(sample.labels.values()), sample.value)
 
     def _set(self, made: Counter, values: Labels, value: float) -> None:
-        at = made.of(*values)
+        at = made.index(*values)
         before = 0.0
         if not isinstance(made, Gauge):
             before = self._before.setdefault((made, values), self._cells.values[at])
@@ -258,8 +266,8 @@ class ProcessMetrics:
 class Metrics:
     """The instruments of one process, and the text of a scrape, which counts the workers beside it in."""
 
-    def __init__(self, slo_ms: Iterable[float] = (), cells: Cells | None = None) -> None:
-        self._cells = cells or Cells()
+    def __init__(self, slo_ms: Iterable[float] = (), cells: MetricValues | None = None) -> None:
+        self._cells = cells or MetricValues()
         counter, gauge = partial(Counter, self._cells), partial(Gauge, self._cells)
         histogram = partial(Histogram, self._cells)
         self.requests = counter("lvm_requests", "Requests by route and how they ended.", ("route", "outcome"))
@@ -274,24 +282,24 @@ class Metrics:
         )
         self.batch_released = counter("lvm_batches", "Micro-batches by why they ran.", ("engine", "reason"))
         self.in_flight = gauge("lvm_in_flight_requests", "Requests being answered.", ("route",))
-        self.in_flight_rows = gauge("lvm_in_flight_rows", "Rows let in and not answered.", ()).expect()
-        self.in_flight_bytes = gauge("lvm_in_flight_bytes", "Bytes of bodies let in and not answered.", ()).expect()
+        self.in_flight_rows = gauge("lvm_in_flight_rows", "Rows let in and not answered.", ()).precreate()
+        self.in_flight_bytes = gauge("lvm_in_flight_bytes", "Bytes of bodies let in and not answered.", ()).precreate()
         self.limit_rows = gauge("lvm_limit_rows", "Rows that may be in flight.", ())
         self.refusals = counter("lvm_refusals", "Requests refused at the door.", ("reason",))
-        self.refusals.expect(("rows", "bytes", "client"))
+        self.refusals.precreate(("rows", "bytes", "client"))
         self.rejections = counter("lvm_rejections", "Requests refused by an engine.", ("engine", "reason"))
-        self.rejections.expect(ENGINES, REASONS)
+        self.rejections.precreate(ENGINES, REASONS)
         self.fallbacks = counter(
             "lvm_fallbacks", "Requests that another engine, or a search here, answered.", ("reason",)
         )
-        self.fallbacks.expect((*REASONS, *AWAY))
+        self.fallbacks.precreate((*REASONS, *AWAY))
         self.reloads = counter("lvm_reloads", "Alias changes picked up.", ("alias", "outcome"))
-        self.reloads.expect((*ENGINES, "candidate", "retriever"), RELOADS)
+        self.reloads.precreate((*ENGINES, "candidate", "retriever"), RELOADS)
         self.store_looks = counter("lvm_store_looks", "Looks at the object store of the registry.", ("outcome",))
         self.store_age = gauge("lvm_store_age_seconds", "Seconds since that store last answered in full.", (), max)
         self.worker_deaths = counter("lvm_worker_deaths", "Workers, or their owner, that ended unasked.", ("role",))
-        self.worker_deaths.expect(ROLES)
-        self.log_dropped = counter("lvm_log_dropped", "Lines of the log that could not be written.", ()).expect()
+        self.worker_deaths.precreate(ROLES)
+        self.log_dropped = counter("lvm_log_dropped", "Lines of the log that could not be written.", ()).precreate()
         self.queue_rows = gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
         self.breaker = gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",), max)
         self.input_norm = histogram(
@@ -310,7 +318,7 @@ class Metrics:
             max,
         )
         self.shadowed = counter("lvm_shadow", "Requests put to the candidate as well.", ("outcome",))
-        self.shadowed.expect(("compared", "skipped", "failed"))
+        self.shadowed.precreate(("compared", "skipped", "failed"))
         self.shadow_cosine = histogram(
             "lvm_shadow_cosine", "Cosine of the candidate's answer to the one given.", (), COSINES
         )
@@ -330,7 +338,7 @@ class Metrics:
         counted = *self.instruments(), *self._process.instruments.values()
         self._by_name = {made.name: made for made in counted if not isinstance(made, Info)}
         for name, *values in self._cells.taken():
-            self._by_name[name].of(*values)
+            self._by_name[name].show(*values)
 
     def instruments(self) -> Iterator[Histogram | Counter | Info]:
         """Yield every instrument of ours."""
@@ -354,12 +362,12 @@ class Metrics:
         """Bring up to date what the process uses: memory, time of processor, descriptors."""
         self._process.observe()
 
-    def close_books(self) -> None:
+    def finalize(self) -> None:
         """Bring the numbers of a process that is gone to their end: no levels, what it was answering is lost."""
         lost = self.in_flight.empty()
         for (route,), count in lost.items():
             for _ in range(int(count)):
-                self.requests.add(route, LOST)
+                self.requests.inc(route, LOST)
         for made in self._by_name.values():
             if isinstance(made, Gauge):
                 made.empty()
@@ -368,6 +376,6 @@ class Metrics:
         """Return the numbers of the workers beside this one; what only they count is shown from now on."""
         found: defaultdict[Key, list[Sequence[float]]] = defaultdict(list)
         for key, numbers in self._cells.elsewhere():
-            self._by_name[key[0]].of(*key[1:])
+            self._by_name[key[0]].show(*key[1:])
             found[key].append(numbers)
         return found

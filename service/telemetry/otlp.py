@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from service.telemetry.tracing import SAMPLED, Span, Trace
+from service.telemetry.tracing import SAMPLED, Span, TraceContext
 
 FLUSH_S = 2.0  # at the end, for what is left; a collector that is away must not hold up a stop
 FINE, FLAGS, NO_STATE = Status(StatusCode.UNSET), TraceFlags(SAMPLED), TraceState()
@@ -64,7 +64,7 @@ class Exporter:
         flush.join(FLUSH_S)
 
 
-def _context(trace: Trace, *, is_remote: bool) -> SpanContext:
+def _context(trace: TraceContext, *, is_remote: bool) -> SpanContext:
     state = _state(trace.state) if trace.state else NO_STATE
     return SpanContext(int(trace.trace_id, 16), int(trace.span_id, 16), is_remote, FLAGS, state)
 

@@ -23,7 +23,7 @@ KEYS, CELLS = 1 << 18, 1 << 15  # bytes, numbers
 Key = tuple[str, ...]  # the name of an instrument and label values
 
 
-class Cells:
+class MetricValues:
     """A row of float64 numbers, handed out in pieces."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Cells:
         yield from ()
 
 
-class SharedCells(Cells):
+class SharedMetricValues(MetricValues):
     """The row of worker `slot` among those in the directory `home`; goes on where an earlier holder stopped.
 
     Raises:
@@ -108,7 +108,7 @@ def _places(there: mmap.mmap) -> dict[Key, tuple[int, int]]:
 
 
 @contextmanager
-def home_of_cells(rows: int, places: Sequence[Path] = ()) -> Iterator[Path]:
+def metrics_directory(rows: int, places: Sequence[Path] = ()) -> Iterator[Path]:
     """Make a directory of `rows` rows in the first of `places` with room, and remove it in the end.
 
     Unless they are named, the places are memory and the directory of temporary files.
@@ -132,7 +132,7 @@ def _first_with_room(stack: ExitStack, places: Sequence[Path], rows: int) -> Pat
             home = Path(attempt.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX, dir=first)))
             attempt.enter_context(_locked(home))
             for row in range(rows):
-                SharedCells(home, row)
+                SharedMetricValues(home, row)
             stack.enter_context(attempt.pop_all())
             return home
     except OSError:

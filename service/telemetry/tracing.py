@@ -18,10 +18,10 @@ TRACEPARENT = re.compile(
 )
 SAMPLED = 1  # the flag of version 00
 Attributes = Mapping[str, str | int | float]
-Laps = Iterable[tuple[str, float]]  # stages and their seconds, one after another
+StageTimes = Iterable[tuple[str, float]]  # stages and their seconds, one after another
 
 
-class Trace(NamedTuple):
+class TraceContext(NamedTuple):
     """A place in a trace: the ids of the trace and of a span in it, in hex, and whether these are recorded."""
 
     trace_id: str
@@ -34,22 +34,22 @@ class Span(NamedTuple):
     """A span that is over; times in nanoseconds since 1970, `error` says why it failed."""
 
     name: str
-    trace: Trace
-    parent: Trace | None
+    trace: TraceContext
+    parent: TraceContext | None
     start_ns: int
     end_ns: int
     attributes: Attributes
-    links: Sequence[Trace] = ()
+    links: Sequence[TraceContext] = ()
     is_server: bool = False
     error: str | None = None
 
 
-def parse(traceparent: bytes) -> Trace | None:
+def parse(traceparent: bytes) -> TraceContext | None:
     """Return what a `traceparent` header says, None where it is not one; a later version may say more than we read."""
     match = TRACEPARENT.fullmatch(traceparent)
     if match is None or (match[1] == b"00" and match[5] is not None):
         return None
-    return Trace(match[2].decode(), match[3].decode(), bool(int(match[4], 16) & SAMPLED))
+    return TraceContext(match[2].decode(), match[3].decode(), bool(int(match[4], 16) & SAMPLED))
 
 
 class Tracer:
@@ -64,49 +64,53 @@ class Tracer:
     def __init__(self, export: Callable[[Span], None], share: float, draw: Callable[[], float] = random) -> None:
         self.export, self._share, self._draw = export, share, draw
 
-    def begin(self, parent: Trace | None, state: bytes = b"") -> Record | None:
+    def start(self, parent: TraceContext | None, state: bytes = b"") -> RequestSpan | None:
         """Return the record of a request that is sampled, whose caller's place is `parent`."""
         if parent is None:
-            return Record(self, None) if self._draw() < self._share else None
-        return Record(self, parent._replace(state=state.decode("latin-1"))) if parent.is_sampled else None
+            return RequestSpan(self, None) if self._draw() < self._share else None
+        return RequestSpan(self, parent._replace(state=state.decode("latin-1"))) if parent.is_sampled else None
 
 
-class Record:
+class RequestSpan:
     """What is recorded of a sampled request under way; seconds are `perf_counter`'s."""
 
     __slots__ = ("_epoch_ns", "_links", "_parent", "trace", "tracer")
 
-    def __init__(self, tracer: Tracer, parent: Trace | None) -> None:
+    def __init__(self, tracer: Tracer, parent: TraceContext | None) -> None:
         self.tracer, self._parent = tracer, parent
         self.trace = _below(parent)
-        self._links: list[Trace] = []
+        self._links: list[TraceContext] = []
         self._epoch_ns = time_ns() - perf_counter_ns()
 
-    def part(self, name: str, start_s: float, end_s: float, attributes: Attributes, error: str | None = None) -> None:
+    def add_child(
+        self, name: str, start_s: float, end_s: float, attributes: Attributes, error: str | None = None
+    ) -> None:
         """Tell a part of it."""
         self._tell(
             Span(name, _below(self.trace), self.trace, self._ns(start_s), self._ns(end_s), attributes, error=error)
         )
 
-    def ride(self, batch: Trace, engine: str, ride: Ride, began_s: float) -> None:
+    def ride(self, batch: TraceContext, engine: str, ride: BatchedRequest, began_s: float) -> None:
         """Tell what it did in a batch: wait for it, and run."""
         self._links.append(batch)
         self.run(engine, ride.since_s, began_s, ride.laps, ride.error)
 
-    def run(self, engine: str, since_s: float, began_s: float, laps: Laps, error: str | None = None) -> None:
+    def run(self, engine: str, since_s: float, began_s: float, laps: StageTimes, error: str | None = None) -> None:
         """Tell a wait for an engine, and the stages of its run."""
         of = {"lvm.engine": engine}
-        self.part("queue", since_s, began_s, of)
+        self.add_child("queue", since_s, began_s, of)
         for stage, seconds in laps:
-            self.part(stage, began_s, began_s + seconds, of, error)
+            self.add_child(stage, began_s, began_s + seconds, of, error)
             began_s += seconds
 
-    def end(self, name: str, start_s: float, end_s: float, attributes: Attributes, error: str | None) -> None:
+    def finish(self, name: str, start_s: float, end_s: float, attributes: Attributes, error: str | None) -> None:
         """Tell the whole of it."""
         times = self._ns(start_s), self._ns(end_s)
         self._tell(Span(name, self.trace, self._parent, *times, attributes, self._links, is_server=True, error=error))
 
-    def batch(self, engine: str, start_s: float, end_s: float, attributes: Attributes, links: Sequence[Trace]) -> Trace:
+    def batch(
+        self, engine: str, start_s: float, end_s: float, attributes: Attributes, links: Sequence[TraceContext]
+    ) -> TraceContext:
         """Tell a batch that it was in, which is a trace of its own; return that one's place."""
         trace = _below(None)
         self._tell(Span(f"batch {engine}", trace, None, self._ns(start_s), self._ns(end_s), attributes, links))
@@ -119,16 +123,18 @@ class Record:
         return round(seconds * 1e9) + self._epoch_ns
 
 
-class Ride(NamedTuple):
+class BatchedRequest(NamedTuple):
     """A sampled request's part in a batch: since when it waited, and what the run consisted of."""
 
-    record: Record
+    record: RequestSpan
     since_s: float
-    laps: Laps
+    laps: StageTimes
     error: str | None
 
 
-def record_batch(engine: str, began_s: float, seconds: float, attributes: Attributes, rides: Sequence[Ride]) -> None:
+def export_batch_spans(
+    engine: str, began_s: float, seconds: float, attributes: Attributes, rides: Sequence[BatchedRequest]
+) -> None:
     """Tell a batch, and the part in it of each of its sampled requests; they link to each other."""
     links = [ride.record.trace for ride in rides]
     attributes = {"lvm.engine": engine, **attributes}
@@ -137,18 +143,20 @@ def record_batch(engine: str, began_s: float, seconds: float, attributes: Attrib
         ride.record.ride(batch, engine, ride, began_s)
 
 
-def record_elsewhere(engine: str, queue_s: float, laps: Sequence[tuple[str, float]]) -> None:
+def export_remote_spans(engine: str, queue_s: float, laps: Sequence[tuple[str, float]]) -> None:
     """Tell what the request at hand did in an engine of another process, which answered just now."""
-    record = current.get()
+    record = current_span.get()
     if record is not None:
         began_s = perf_counter() - sum(seconds for _, seconds in laps)
         record.run(engine, began_s - queue_s, began_s, laps)
 
 
-def _below(parent: Trace | None) -> Trace:
+def _below(parent: TraceContext | None) -> TraceContext:
     """Return a new place below `parent`, or in a new trace."""
     span_id = f"{getrandbits(64) or 1:016x}"
-    return parent._replace(span_id=span_id) if parent else Trace(f"{getrandbits(128) or 1:032x}", span_id, True)
+    return parent._replace(span_id=span_id) if parent else TraceContext(f"{getrandbits(128) or 1:032x}", span_id, True)
 
 
-current: ContextVar[Record | None] = ContextVar("current", default=None)  # whom the code at hand works for
+current_span: ContextVar[RequestSpan | None] = ContextVar(
+    "current_span", default=None
+)  # whom the code at hand works for

@@ -54,7 +54,7 @@ def family_names(family: Metric) -> set[str]:
 def scraped_labels() -> dict[str, set[str]]:
     """Return the labels of every name in the service's scrape."""
     metrics = Metrics()
-    own = {made.name: {*made.labels} for made in metrics.instruments()}
+    own = {made.name: {*made.label_names} for made in metrics.instruments()}
     labels: dict[str, set[str]] = {}
     text = metrics.scrape("application/openmetrics-text; version=1.0.0")[0].decode()
     for family in text_string_to_metric_families(text):

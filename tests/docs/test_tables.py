@@ -95,7 +95,7 @@ def test_the_metrics_table_is_the_code() -> None:
         (
             made.name + ("_total" if type(made) is Counter else ""),
             made.kind,
-            ", ".join(f"`{label}`" for label in made.labels),
+            ", ".join(f"`{label}`" for label in made.label_names),
             made.text,
         )
         for made in Metrics().instruments()

@@ -17,7 +17,7 @@ from typing import Any
 
 from models.vectors import Floats
 from service.app import create_app
-from service.processes.server import Server, bind, config_of
+from service.processes.server import Server, bind, uvicorn_config
 from service.settings import read_settings
 from service.telemetry.log import configure
 from tests import fakes
@@ -73,7 +73,7 @@ def main(plan: dict[str, Any]) -> int:
     configure(settings.log_level)
     answers = {name: answer_of(fake) for name, fake in plan.get("answers", {}).items()}
     app = create_app(settings, fakes.FakeLoaders(**answers) if answers else None)
-    server = Server(config_of(app, settings), app, settings)
+    server = Server(uvicorn_config(app, settings), app, settings)
     listen_in(plan["audit"])
     with bind(settings.host, settings.port) as listener:
         for name, limit in plan.get("limits", {}).items():

@@ -13,7 +13,7 @@ pytest.importorskip("ray", reason="the ray extra; make ray-check")
 
 from service.ray.books import Books
 from service.telemetry.metrics import Metrics
-from service.telemetry.shared_memory import SUFFIX, SharedCells
+from service.telemetry.shared_memory import SUFFIX, SharedMetricValues
 
 pytestmark = pytest.mark.ray
 
@@ -22,9 +22,9 @@ def count_and_die(home: Path) -> int:
     """Count a request answered and one being answered for a process that has ended; return its id."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    metrics = Metrics((), SharedCells(home, child.pid))
-    metrics.requests.add("/predict", "ok")
-    metrics.in_flight.add("/predict")
+    metrics = Metrics((), SharedMetricValues(home, child.pid))
+    metrics.requests.inc("/predict", "ok")
+    metrics.in_flight.inc("/predict")
     return child.pid
 
 
@@ -34,7 +34,7 @@ def test_a_row_of_the_dead_is_taken_over_with_what_it_counted(tmp_path: Path) ->
     dead = {count_and_die(home) for _ in range(3)}
     books = Books((), home)
     metrics = Metrics((), books.row())
-    metrics.requests.add("/predict", "ok")
+    metrics.requests.inc("/predict", "ok")
     books.close_dead()
     rows = {int(path.stem) for path in home.glob(f"*{SUFFIX}")}
     text = metrics.scrape()[0].decode().splitlines()

@@ -65,7 +65,7 @@ from service.http.routes.models import (
 )
 from service.overload.fairness import Slicer
 from service.settings import Settings
-from service.tasks import Shared
+from service.tasks import SingleFlight
 from service.telemetry.metrics import TOTAL_TEXT
 
 T = TypeVar("T")
@@ -239,7 +239,7 @@ class Retrieve:
         query = None if by_towers else routed.prediction.vectors[0] if routed else asked.rows[0]
         found = await engine.search(_search(asked, query), call.deadline)
         if found.degraded:
-            self._metrics.fallbacks.add(found.degraded)
+            self._metrics.fallbacks.inc(found.degraded)
         queue_s = found.queue_s + (routed.prediction.queue_s if routed else 0.0)
         infer: Stages = (("infer", routed.prediction.infer_s),) if routed else ()
         stages = (*stages, ("queue", queue_s), *infer, *found.stages)
@@ -512,7 +512,7 @@ def add_routes(
 
 def _add_registry_routes(app: FastAPI, router: Router, lineup: Lineup, follower: Follower | None) -> None:
     inventory = Inventory(lineup.registry)
-    refresh = Shared(lineup.inventory_aside, inventory.refresh)
+    refresh = SingleFlight(lineup.inventory_executor, inventory.refresh)
 
     @app.get("/models", response_model=schemas.Models, responses=schemas.UNAUTHORISED)
     async def models() -> Response:
@@ -525,11 +525,11 @@ def _add_registry_routes(app: FastAPI, router: Router, lineup: Lineup, follower:
     @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)
     async def card(name: str, version: str) -> Response:
         """The model card of a version, in Markdown."""
-        text = await _in_time(lineup.aside(card_text, lineup.registry, name, version))
+        text = await _in_time(lineup.executor.run(card_text, lineup.registry, name, version))
         return Response(text, media_type="text/markdown; charset=utf-8")
 
     @app.get("/ledger", response_model=schemas.Ledger, responses=schemas.PAGED)
     async def moves(offset: articles.Offset = 0, limit: articles.Limit = 100) -> Response:
         """Who moved which alias, when and why, newest first."""
-        body = await _in_time(lineup.aside(ledger, lineup.registry, offset, limit))
+        body = await _in_time(lineup.executor.run(ledger, lineup.registry, offset, limit))
         return Response(codec.encode_json(body), media_type="application/json")

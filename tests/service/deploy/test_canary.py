@@ -22,7 +22,7 @@ from service.deploy.canary import (
 from service.engines.engine import Prediction
 from service.engines.stats import Conduct
 from service.settings import Settings
-from service.telemetry.tracing import Record, Tracer, current
+from service.telemetry.tracing import RequestSpan, Tracer, current_span
 from tests.fakes import contexts, mean_of
 
 BATCH = st.tuples(st.integers(1, 128), st.floats(1e-5, 1))
@@ -120,11 +120,11 @@ class Incumbent:
 
     def __init__(self, error: Exception | None = None) -> None:
         self.error, self.asked, self.go = error, 0, asyncio.Event()
-        self.recorded: Record | None = None
+        self.recorded: RequestSpan | None = None
 
     async def predict(self, batch: Floats, deadline: float) -> Prediction:
         self.asked += len(batch)
-        self.recorded = current.get()
+        self.recorded = current_span.get()
         await self.go.wait()
         if self.error:
             raise self.error
@@ -155,7 +155,7 @@ def test_the_incumbent_is_asked_one_context_at_a_time_and_not_too_often() -> Non
 def test_what_the_incumbent_does_is_no_part_of_the_callers_trace() -> None:
     async def scenario() -> None:
         incumbent = Incumbent()
-        current.set(Tracer(lambda span: None, share=1).begin(None))
+        current_span.set(Tracer(lambda span: None, share=1).start(None))
         Witness(incumbent.predict, lambda cosine: None, Clock()).consider(contexts(), mean_of(contexts()))
         await asyncio.sleep(0)
         assert (incumbent.asked, incumbent.recorded) == (1, None)

@@ -14,7 +14,7 @@ from service.engines.router import EngineLike, Routed
 from service.engines.search import SearchEngine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.tracing import Record, Tracer, current
+from service.telemetry.tracing import RequestSpan, Tracer, current_span
 from tests.conftest import until
 from tests.fakes import D, T, contexts, mean_of, retriever
 
@@ -26,13 +26,13 @@ class Candidate:
 
     def __init__(self, answer: Any = mean_of) -> None:
         self.answer, self.asked = answer, 0
-        self.recorded: Record | None = None
+        self.recorded: RequestSpan | None = None
         self.go = asyncio.Event()
         self.go.set()
 
     async def predict(self, batch: Floats, deadline: float) -> Prediction:
         self.asked += len(batch)
-        self.recorded = current.get()
+        self.recorded = current_span.get()
         await self.go.wait()
         return Prediction(self.answer(batch), "gmn", "v", 0.0, 0.003, 1)
 
@@ -118,7 +118,7 @@ def test_what_the_candidate_does_is_no_part_of_the_callers_trace() -> None:
     async def scenario() -> None:
         candidate = Candidate()
         made = shadow(candidate, Metrics())
-        current.set(Tracer(lambda span: None, share=1).begin(None))
+        current_span.set(Tracer(lambda span: None, share=1).start(None))
         made.consider(contexts(), answered(contexts()))
         await made.settle()
         assert (candidate.asked, candidate.recorded) == (1, None)

@@ -25,7 +25,7 @@ from service.engines.remote import (
 from service.engines.search import Found, Searched, SearchEngine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.tracing import Span, Tracer, current
+from service.telemetry.tracing import Span, Tracer, current_span
 from tests.conftest import running
 from tests.fakes import D, FakeLoaders, T, contexts, corpus, mean_of, registry_of, retriever
 
@@ -89,7 +89,7 @@ def test_what_is_done_elsewhere_shows_in_the_trace_by_its_wait_and_its_run() -> 
         told, library = list[Span](), Library()
         engine = SearchEngine(retriever(), Settings(), Metrics(), ask=library.search)
         await Remote(FACTS, library.predict).predict(contexts(), monotonic() + 9)
-        current.set(Tracer(told.append, share=1).begin(None))
+        current_span.set(Tracer(told.append, share=1).start(None))
         await Remote(FACTS, library.predict).predict(contexts(), monotonic() + 9)
         await engine.search(Search(contexts()[0, 0], 1), monotonic() + 9)
         assert [(span.name, span.attributes["lvm.engine"]) for span in told] == [

@@ -13,13 +13,13 @@ import pytest
 
 from service.app import create_app
 from service.processes.server import (
-    SWITCH_S,
+    SWITCH_INTERVAL_S,
     CannotListen,
     Server,
     bind,
-    claim,
-    config_of,
+    lock_address,
     run,
+    uvicorn_config,
 )
 from service.settings import Settings
 from tests.conftest import PATIENCE_S, Running
@@ -30,13 +30,13 @@ Serve = Callable[..., Running]
 
 def test_an_address_that_another_claims_is_taken_though_nobody_listens_there_yet() -> None:
     """The kernel would let both bind, and the second fail, or share the port, once it is ready."""
-    with bind("127.0.0.1", 0, shared=True) as first, claim(first):
+    with bind("127.0.0.1", 0, shared=True) as first, lock_address(first):
         port = first.getsockname()[1]
         taken = pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{port}: Address already in use")
         with bind("127.0.0.1", port, shared=True) as second, taken:
-            claim(second)
+            lock_address(second)
     with bind("127.0.0.1", port, shared=True) as third:
-        claim(third).close()
+        lock_address(third).close()
 
 
 def test_a_request_that_came_in_just_before_a_connection_closes_is_answered(serve: Serve) -> None:
@@ -71,7 +71,7 @@ def test_a_net_in_a_thread_never_waits_long_for_the_interpreter(tmp_path: Path, 
     request.addfinalizer(lambda: sys.setswitchinterval(before))
     settings = Settings(registry=registry_of(tmp_path, primary="amn").root)
     app = create_app(settings, FakeLoaders(amn=mean_of))
-    server = Unstarted(config_of(app, settings), app, settings)
+    server = Unstarted(uvicorn_config(app, settings), app, settings)
     with socket.socket() as listener:
         assert run(server, app, listener) == 1
-    assert server.interval == pytest.approx(SWITCH_S)
+    assert server.interval == pytest.approx(SWITCH_INTERVAL_S)

@@ -14,7 +14,7 @@ from contextlib import suppress
 import pytest
 import structlog
 
-from service.telemetry.log import MOST_FAILURES, AccessLog, Sink
+from service.telemetry.log import MOST_FAILURES, AccessLog, LogWriter
 from tests.conftest import PATIENCE_S, ROOT, Mount
 
 
@@ -54,14 +54,14 @@ SMALL = 4096  # bytes that a pipe holds at least
 
 
 class Pipe:
-    """A pipe as small as may be, and a sink that writes into it and counts what it drops."""
+    """A pipe as small as may be, and a log writer that counts what it drops."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
         fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, SMALL)
-        self.sink = Sink(self.writer, most_bytes=2 * SMALL)
+        self.log = LogWriter(self.writer, most_bytes=2 * SMALL)
         self.dropped = 0
-        self.sink.count_in(self.count)
+        self.log.on_drop(self.count)
 
     def count(self) -> None:
         self.dropped += 1
@@ -79,21 +79,21 @@ def pipe() -> Iterator[Pipe]:
 def test_counts_lines_that_nobody_reads_and_writes_again_if_somebody_does(pipe: Pipe) -> None:
     lines = [b"%03d" % number + b"x" * 1020 + b"\n" for number in range(100)]
     for line in lines:
-        pipe.sink.write(line)  # none waits, or the test would
-    pipe.sink.drain(0.01)  # nor does a stop
+        pipe.log.write(line)  # none waits, or the test would
+    pipe.log.drain(0.01)  # nor does a stop
     read = b""
     while len(read) < (100 - pipe.dropped) * len(lines[0]):
         read += os.read(pipe.reader, SMALL)
     assert pipe.dropped >= 80
     assert read == b"".join(lines[: 100 - pipe.dropped])
-    pipe.sink.write(b"once more\n")
+    pipe.log.write(b"once more\n")
     assert os.read(pipe.reader, SMALL) == b"once more\n"
 
 
 def test_writes_to_a_descriptor_that_does_not_block_as_to_another(pipe: Pipe) -> None:
     os.set_blocking(pipe.writer, False)
     for number in range(6):
-        pipe.sink.write(b"%d" % number + b"x" * 1022 + b"\n")
+        pipe.log.write(b"%d" % number + b"x" * 1022 + b"\n")
     read = b""
     while len(read) < 6 * 1024:
         read += os.read(pipe.reader, SMALL)
@@ -105,17 +105,17 @@ def test_writes_to_a_descriptor_that_does_not_block_as_to_another(pipe: Pipe) ->
 def test_counts_lines_if_stderr_or_its_reader_is_gone(pipe: Pipe, end: str) -> None:
     os.close(getattr(pipe, end))
     for _ in range(3):
-        pipe.sink.write(b"to nobody\n")
-    pipe.sink.drain(PATIENCE_S)
+        pipe.log.write(b"to nobody\n")
+    pipe.log.drain(PATIENCE_S)
     assert pipe.dropped == 3
 
 
 def test_counts_what_was_dropped_before_anybody_counted() -> None:
-    sink = Sink(-1)
-    sink.write(b"to nobody\n")
-    sink.drain(PATIENCE_S)
+    writer = LogWriter(-1)
+    writer.write(b"to nobody\n")
+    writer.drain(PATIENCE_S)
     counted: list[int] = []
-    sink.count_in(lambda: counted.append(1))
+    writer.on_drop(lambda: counted.append(1))
     assert counted == [1]
 
 
@@ -123,16 +123,16 @@ def test_begins_a_line_anew_if_the_last_was_cut_short_by_a_full_disk(mount: Moun
     disk = mount("size=64k")
     log, rest = disk / "log", disk / "rest"
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    sink, dropped = Sink(descriptor), []
-    sink.count_in(lambda: dropped.append(1))
+    writer, dropped = LogWriter(descriptor), []
+    writer.on_drop(lambda: dropped.append(1))
     rest.write_bytes(b"x" * (64 * 1024 - 8192))
     for number in range(12):
-        sink.write(b"%02d" % number + b"x" * 1000 + b"\n")
-    sink.drain(PATIENCE_S)
+        writer.write(b"%02d" % number + b"x" * 1000 + b"\n")
+    writer.drain(PATIENCE_S)
     assert dropped
     rest.unlink()
-    sink.write(b"room again\n")
-    sink.drain(PATIENCE_S)
+    writer.write(b"room again\n")
+    writer.drain(PATIENCE_S)
     os.close(descriptor)
     *whole, last = log.read_bytes().splitlines()
     assert last == b"room again"

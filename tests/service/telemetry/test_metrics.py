@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.telemetry.metrics import Histogram, Metrics, latency_edges
-from service.telemetry.shared_memory import Cells
+from service.telemetry.shared_memory import MetricValues
 
 SLOS = (5.0, 10.0, 25.0, 50.0, 100.0)
 
@@ -40,10 +40,10 @@ def samples(text: str, parse: Any) -> dict[tuple[str, tuple[tuple[str, str], ...
 
 @given(st.lists(st.floats(0, 20)))
 def test_a_histogram_counts_every_value_once_at_or_below_its_edge(values: list[float]) -> None:
-    histogram = Histogram(Cells(), "h", "h", ("l",), latency_edges(SLOS))
+    histogram = Histogram(MetricValues(), "h", "h", ("l",), latency_edges(SLOS))
     for value in values:
-        histogram.of("x").observe(value)
-    histogram.of("x")
+        histogram.labels("x").observe(value)
+    histogram.labels("x")
     found = samples("\n".join(histogram.lines({})), text_string_to_metric_families)
     ordered = sorted(values)
     for edge in histogram.edges:
@@ -54,9 +54,9 @@ def test_a_histogram_counts_every_value_once_at_or_below_its_edge(values: list[f
 
 def test_both_formats_say_the_same_and_parse_strictly() -> None:
     metrics = Metrics(SLOS)
-    metrics.requests.add('odd "label"\nwith\\all', "ok")
-    metrics.seconds.of("/predict", "total").observe(0.01)
-    metrics.model.facts = [("primary", "amn", "v", "s", "r")]
+    metrics.requests.inc('odd "label"\nwith\\all', "ok")
+    metrics.seconds.labels("/predict", "total").observe(0.01)
+    metrics.model.label_sets = [("primary", "amn", "v", "s", "r")]
     classic, classic_type = metrics.scrape()
     modern, modern_type = metrics.scrape("application/openmetrics-text; version=1.0.0")
     assert classic_type.startswith("text/plain")
@@ -70,10 +70,10 @@ def test_both_formats_say_the_same_and_parse_strictly() -> None:
 
 
 def test_exemplars_are_of_their_buckets_the_latest_in_openmetrics_only() -> None:
-    histogram = Histogram(Cells(), "h", "h.", ("l",), (0.1, 1.0))
+    histogram = Histogram(MetricValues(), "h", "h.", ("l",), (0.1, 1.0))
     for value, trace in ((0.05, "aa"), (0.07, "bb"), (1.0, "cc"), (7.0, "dd")):
-        histogram.of("x").observe(value)
-        histogram.of("x").exemplify(value, trace, 1700000000.1234)
+        histogram.labels("x").observe(value)
+        histogram.labels("x").add_exemplar(value, trace, 1700000000.1234)
     [family] = parse_openmetrics("\n".join([*histogram.lines({}, openmetrics=True), "# EOF\n"]))
     shown = {s.labels["le"]: s.exemplar for s in family.samples if s.name == "h_bucket"}
     assert {le: (e.labels, e.value, float(e.timestamp)) for le, e in shown.items()} == {
@@ -86,7 +86,7 @@ def test_exemplars_are_of_their_buckets_the_latest_in_openmetrics_only() -> None
 
 def test_edges_below_zero_parse_strictly_in_both_formats() -> None:
     metrics = Metrics(SLOS)
-    metrics.shadow_extra_seconds.of().observe(-0.01)
+    metrics.shadow_extra_seconds.labels().observe(-0.01)
     classic, modern = (metrics.scrape(accept)[0].decode() for accept in ("", "application/openmetrics-text"))
     assert samples(classic, text_string_to_metric_families)["lvm_shadow_extra_seconds_sum", ()] == -0.01
     assert samples(modern, parse_openmetrics)["lvm_shadow_extra_seconds_bucket", (("le", "+Inf"),)] == 1
@@ -100,4 +100,4 @@ def test_every_family_has_help_and_the_lvm_prefix() -> None:
 
 def test_a_label_set_is_one_series_however_often_it_is_asked_for() -> None:
     metrics = Metrics(SLOS)
-    assert metrics.seconds.of("/predict", "total") is metrics.seconds.of("/predict", "total")
+    assert metrics.seconds.labels("/predict", "total") is metrics.seconds.labels("/predict", "total")

@@ -19,7 +19,7 @@ from service.app import create_app
 from service.settings import Settings
 from service.telemetry.tracing import (
     Span,
-    Trace,
+    TraceContext,
     Tracer,
     parse,
 )
@@ -37,12 +37,12 @@ SAMPLED, UNSAMPLED = (f"00-{TRACE_ID}-{SPAN_ID}-{flags}" for flags in ("01", "00
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        (SAMPLED, Trace(TRACE_ID, SPAN_ID, True)),
-        (UNSAMPLED, Trace(TRACE_ID, SPAN_ID, False)),
-        (f"00-{TRACE_ID}-{SPAN_ID}-ff", Trace(TRACE_ID, SPAN_ID, True)),
-        (f"00-{TRACE_ID}-{SPAN_ID}-02", Trace(TRACE_ID, SPAN_ID, False)),
-        (f"cc-{TRACE_ID}-{SPAN_ID}-01", Trace(TRACE_ID, SPAN_ID, True)),
-        (f"cc-{TRACE_ID}-{SPAN_ID}-01-what the future holds", Trace(TRACE_ID, SPAN_ID, True)),
+        (SAMPLED, TraceContext(TRACE_ID, SPAN_ID, True)),
+        (UNSAMPLED, TraceContext(TRACE_ID, SPAN_ID, False)),
+        (f"00-{TRACE_ID}-{SPAN_ID}-ff", TraceContext(TRACE_ID, SPAN_ID, True)),
+        (f"00-{TRACE_ID}-{SPAN_ID}-02", TraceContext(TRACE_ID, SPAN_ID, False)),
+        (f"cc-{TRACE_ID}-{SPAN_ID}-01", TraceContext(TRACE_ID, SPAN_ID, True)),
+        (f"cc-{TRACE_ID}-{SPAN_ID}-01-what the future holds", TraceContext(TRACE_ID, SPAN_ID, True)),
         (f"cc-{TRACE_ID}-{SPAN_ID}-01.what", None),
         (f"ff-{TRACE_ID}-{SPAN_ID}-01", None),
         (f"00-{TRACE_ID}-{SPAN_ID}-01-more", None),
@@ -59,7 +59,7 @@ SAMPLED, UNSAMPLED = (f"00-{TRACE_ID}-{SPAN_ID}-{flags}" for flags in ("01", "00
         ("", None),
     ],
 )
-def test_a_traceparent_is_read_strictly(header: str, expected: Trace | None) -> None:
+def test_a_traceparent_is_read_strictly(header: str, expected: TraceContext | None) -> None:
     assert parse(header.encode()) == expected
 
 
@@ -67,9 +67,9 @@ def test_the_caller_decides_and_else_the_lot() -> None:
     spans: list[Span] = []
     lots = iter([0.1, 0.3])
     tracer = Tracer(spans.append, 0.2, lambda: next(lots))
-    assert tracer.begin(Trace(TRACE_ID, SPAN_ID, False)) is None
-    assert tracer.begin(Trace(TRACE_ID, SPAN_ID, True)) is not None
-    drawn, left = tracer.begin(None), tracer.begin(None)
+    assert tracer.start(TraceContext(TRACE_ID, SPAN_ID, False)) is None
+    assert tracer.start(TraceContext(TRACE_ID, SPAN_ID, True)) is not None
+    drawn, left = tracer.start(None), tracer.start(None)
     assert drawn is not None
     assert left is None
     assert drawn.trace.trace_id not in (TRACE_ID, "0" * 32)

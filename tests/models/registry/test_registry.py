@@ -32,6 +32,8 @@ from models.registry.registry import (
 )
 
 ROOT = Path(__file__).parents[3]
+IMPORT = "import os, pwd, sys; from models.registry.registry import main"
+ROLL_BACK = "sys.exit(main(['rollback', 'primary']))"
 EVIL = [
     "../secret",
     "..",
@@ -357,9 +359,9 @@ def test_members_of_a_group_change_what_others_wrote_and_nobody_else_does(
     registry.point("primary", a)
     registry.point("primary", b)
     become = f"os.setgroups([]); os.setgid({54321 if is_shared else 54322}); os.setuid(12346)"
-    code = f"import os, sys; from models.registry import registry as r; os.chdir({str(registry.root)!r}); {become}"
+    code = f"{IMPORT}; os.chdir({str(registry.root)!r}); {become}"
     answer = subprocess.run(
-        [sys.executable, "-S", "-c", f"{code}; sys.exit(r.main(['rollback', 'primary']))"],
+        [sys.executable, "-S", "-c", f"{code}; {ROLL_BACK}"],
         cwd=ROOT,
         env={"LVM_REGISTRY": ".", "PATH": os.defpath},
         capture_output=True,
@@ -732,9 +734,9 @@ def test_a_user_without_a_name_can_roll_back(registry: Registry) -> None:
     nobody = 54321
     for path in (registry.root, *registry.root.rglob("*")):
         os.chown(path, nobody, -1, follow_symlinks=False)
-    become = f"import os, pwd, sys; from models.registry import registry as r; os.chdir({str(registry.root)!r}); os.setuid({nobody})"
+    become = f"{IMPORT}; os.chdir({str(registry.root)!r}); os.setuid({nobody})"
     answer = subprocess.run(
-        [sys.executable, "-S", "-c", f"{become}; sys.exit(r.main(['rollback', 'primary']))"],
+        [sys.executable, "-S", "-c", f"{become}; {ROLL_BACK}"],
         cwd=ROOT,
         env={"LVM_REGISTRY": ".", "PATH": os.defpath},
         capture_output=True,

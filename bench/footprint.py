@@ -14,7 +14,7 @@ import torch
 
 from bench.nets import How
 from bench.servers import rss_mb
-from models.registry import checkpoint as checkpoints
+from models.registry.checkpoint import load_checkpoint
 
 REPEATS = 3
 
@@ -28,7 +28,7 @@ def main(directory: Path, how: How) -> dict[str, float]:
         torch.zeros(1, device=how.device)
     before = rss_mb(os.getpid())
     began = perf_counter()
-    checkpoint = checkpoints.load(directory)
+    checkpoint = load_checkpoint(directory)
     runtime = how.open(checkpoint)
     load_s = perf_counter() - began
     for _ in range(REPEATS):

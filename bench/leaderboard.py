@@ -14,10 +14,8 @@ from bench import machine, nets
 from bench.bootstrap import interval
 from bench.nets import How
 from models.evaluate import COUNTS, Outcomes, baselines, counts, outcomes, retrieval
-from models.registry import card as cards
-from models.registry import checkpoint as checkpoints
-from models.registry.card import Card
-from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.registry.card import Card, read_card
+from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import (
     Corpus,
@@ -57,7 +55,7 @@ def measure(
         NothingToLearnFrom: no article of a data set is longer than T chunks.
     """
     versions = _nets(registry, next(iter(data.values())).dim)
-    loaded = {name: checkpoints.load(version.path) for name, version in versions.items()}
+    loaded = {name: load_checkpoint(version.path) for name, version in versions.items()}
     length = next(iter(loaded.values())).card.context_length
     sets = {name: some_windows(corpus, length) for name, corpus in data.items()}
     how = How("onnxruntime", "cpu", os.cpu_count() or 1)
@@ -85,7 +83,7 @@ def measure(
 
 def _nets(registry: Registry, dim: int) -> dict[str, Version]:
     """Return every net that reads vectors of `dim`, by its name, or by name and version where it has several."""
-    found = [version for version in registry.versions() if _is_net(cards.read(version.path), dim)]
+    found = [version for version in registry.versions() if _is_net(read_card(version.path), dim)]
     names = Counter(version.name for version in found)
     if not found:
         raise NothingToRank(f"no version in {registry.root} is a net of D = {dim}")
@@ -141,7 +139,7 @@ def _retrieved(
     """Return the retrieval figures of every version with towers, alone and reranked, over the chunks of `corpus`."""
     found: dict[str, Any] = {}
     for version in registry.versions():
-        card = cards.read(version.path)
+        card = read_card(version.path)
         if card.kind == "net" or card.dim != corpus.dim:
             continue
         try:

@@ -25,8 +25,7 @@ from bench.figures import times_ms, typical
 from bench.load import WrongAnswers
 from bench.plan import ROOT, Plan
 from bench.versions import NETS, by_name, draw
-from models.registry import checkpoint as checkpoints
-from models.registry.checkpoint import Checkpoint
+from models.registry.checkpoint import Checkpoint, load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes import PARITY, Runtime, UnfitRuntime, open_runtime
 from models.runtimes.torch import TorchRuntime, answer_of, build_net
@@ -106,7 +105,7 @@ def opened(loaded: Mapping[str, Checkpoint], hows: Sequence[How]) -> dict[tuple[
 def tables(plan: Plan, registry: Registry) -> dict[str, Any]:
     """Return the three tables as rows; raises `WrongAnswers` where a runtime does not answer as torch does."""
     versions = by_name(registry)
-    loaded = {net: checkpoints.load(versions[net].path) for net in NETS}
+    loaded = {net: load_checkpoint(versions[net].path) for net in NETS}
     runs = opened(loaded, ways())
     contexts = draw(max(BATCHES), plan.dim)
     distances = {

@@ -17,7 +17,7 @@ from bench.servers import Server, launched, rss_mb, service
 from bench.traffic import Traffic, exchange_of, prepare
 from loadtest import contexts
 from loadtest.plan import Route, Wire
-from models.registry import checkpoint
+from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes.torch import answer_of, build_net
 
@@ -81,5 +81,5 @@ def _traffic(plan: Plan, server: Server, route: Route, wire: Wire) -> Traffic:
     exchange = exchange_of(wire, sent.shape[2], route=route)
     if route == "retrieve":
         return prepare(plan.out / "traffic", server, exchange, sent)
-    net = build_net(checkpoint.load(Registry(SHIPPED).resolve("primary").path))
+    net = build_net(load_checkpoint(Registry(SHIPPED).resolve("primary").path))
     return prepare(plan.out / "traffic", server, exchange, sent, answer_of(net, sent))

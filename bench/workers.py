@@ -20,7 +20,7 @@ from bench.plan import SHIPPED
 from bench.servers import Launch, Server, launched, service
 from bench.traffic import Traffic, exchange_of, prepare
 from bench.versions import draw
-from models.registry import checkpoint
+from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes.torch import answer_of, build_net
 from models.vectors import Floats
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def compare(options: argparse.Namespace) -> list[Round]:
     """Return the rounds, each of every case in turn; raises `WrongAnswers`."""
-    version = checkpoint.load(Registry(SHIPPED).resolve("primary").path)
+    version = load_checkpoint(Registry(SHIPPED).resolve("primary").path)
     contexts = draw(CONTEXTS, version.card.dim)
     right = answer_of(build_net(version), contexts)
     with ExitStack() as stack:

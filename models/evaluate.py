@@ -17,7 +17,7 @@ from models.registry.card import Card
 from models.retrieval.corpus import (
     Corpus,
 )
-from models.retrieval.reranker import DEPTH
+from models.retrieval.reranker import RERANK_DEPTH
 from models.retrieval.retriever import Retriever, Search
 from models.vectors import Floats, normalise
 from models.windows import Windows, some_windows, windows
@@ -202,7 +202,7 @@ def retrieval(retriever: Retriever, data: Windows) -> dict[str, dict[str, float]
 def found_ranks(retriever: Retriever, data: Windows, exclude_context: bool) -> Floats:
     """Return the rank of every window's true next chunk `(W,)`, infinite where it was not found."""
     places = np.full(len(data), np.inf, np.float32)
-    for number, search in enumerate(searches(data, exclude_context, DEPTH)):
+    for number, search in enumerate(searches(data, exclude_context, RERANK_DEPTH)):
         rows = [hit.row for hit in retriever.search_batch([search])[0]]
         if data.target[number] in rows:
             places[number] = 1 + rows.index(data.target[number])

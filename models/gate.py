@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from models import predictor
 from models.evaluate import COUNTS, TOLERANCE, counts, found_ranks, mean_cosine, name_on_card, ranking
-from models.registry import card as cards
-from models.registry.card import BadCard, Card
+from models.predictor import load_predictor
+from models.registry.card import BadCard, Card, read_card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import (
     ALIASES,
@@ -26,13 +25,12 @@ from models.registry.registry import (
     UnknownVersion,
     Version,
 )
-from models.retrieval import corpus as corpora
-from models.retrieval import retriever
 from models.retrieval.corpus import (
     BadCorpus,
     Corpus,
+    read_corpus,
 )
-from models.retrieval.retriever import Search
+from models.retrieval.retriever import Search, load_retriever
 from models.vectors import Floats, normalise
 from models.windows import Windows, some_windows
 
@@ -170,7 +168,7 @@ def _load(alias: str, version: Version) -> Contender:
 
 def _net(version: Version) -> Contender:
     """Return a net, measured by the mean cosine to the true next vector."""
-    net = predictor.load(version.path, "cpu", os.cpu_count() or 1)
+    net = load_predictor(version.path, "cpu", os.cpu_count() or 1)
     return Contender(
         version.id, net.card, "cosine", net.predict_batch, lambda data: mean_cosine(net.predict_batch, data)
     )
@@ -178,7 +176,7 @@ def _net(version: Version) -> Contender:
 
 def _passages(version: Version) -> Contender:
     """Return a corpus, measured, if it has towers, by how often the true next passage is among the first five."""
-    loaded = retriever.load(version.path, os.cpu_count() or 1)
+    loaded = load_retriever(version.path, os.cpu_count() or 1)
 
     def search(contexts: Floats) -> object:
         return loaded.search_batch([Search(None, 10, context=context) for context in contexts])
@@ -187,7 +185,7 @@ def _passages(version: Version) -> Contender:
         return ranking(found_ranks(loaded, data, exclude_context=True))["R@5"]
 
     towers = loaded.towers is not None
-    home = corpora.read(version.path) if towers else None
+    home = read_corpus(version.path) if towers else None
     return Contender(version.id, loaded.card, "R@5", search if towers else None, recall, home)
 
 
@@ -215,7 +213,7 @@ def _cards(registry: Registry, aliases: Mapping[str, str]) -> dict[str, Card]:
     found = {}
     for alias, identity in aliases.items():
         try:
-            found[alias] = cards.read(registry.find(identity).path)
+            found[alias] = read_card(registry.find(identity).path)
         except (UnknownVersion, BadCard):
             continue  # it serves nothing that anything could clash with
     return found
@@ -229,7 +227,7 @@ def _at_hand(contender: Contender, registry: Registry, passages: Card | None) ->
     if not any(size.items() <= score.items() for score in contender.card.scores.values()):
         return {}
     try:
-        return {"retriever": corpora.read(registry.resolve("retriever").path)}
+        return {"retriever": read_corpus(registry.resolve("retriever").path)}
     except (UnknownVersion, BadCorpus):
         return {}
 

@@ -6,9 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 from models.drift import Space
-from models.registry import checkpoint as checkpoints
 from models.registry.card import Card
-from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint
 from models.runtimes import Runtime, find_device, open_runtime
 from models.runtimes.quick import is_quick
 from models.vectors import Floats
@@ -51,20 +50,22 @@ class Predictor:
         self.is_quick = self._runtime.on_cpu and is_quick(lambda: self.predict_batch(self._golden[:1]))
 
 
-def load(directory: Path, device: str = "auto", threads: int = 1, precision: str = "float32") -> Predictor:
+def load_predictor(directory: Path, device: str = "auto", threads: int = 1, precision: str = "float32") -> Predictor:
     """Load the version in `directory`, verified and checked against its golden vectors.
 
     Raises:
         NoSuchDevice: the device, or the precision on it, is not to be had here.
         BadCheckpoint: it must not be served; the message says why.
     """
-    checkpoint = checkpoints.load(directory)
+    checkpoint = load_checkpoint(directory)
     if checkpoint.card.kind != "net":
         raise BadCheckpoint(f"{directory}: a {checkpoint.card.kind}, not a net that predicts")
-    return make(checkpoint, device, threads, precision)
+    return build_predictor(checkpoint, device, threads, precision)
 
 
-def make(checkpoint: Checkpoint, device: str = "auto", threads: int = 1, precision: str = "float32") -> Predictor:
+def build_predictor(
+    checkpoint: Checkpoint, device: str = "auto", threads: int = 1, precision: str = "float32"
+) -> Predictor:
     """Return the predictor of a checkpoint in memory; raises as `load` does."""
     runtime = open_runtime(checkpoint, find_device(device), threads, precision)
     return Predictor(checkpoint.version, checkpoint.sha256, checkpoint.card, runtime, checkpoint.golden_context)

@@ -19,7 +19,7 @@ from models.retrieval.corpus import (
 )
 from models.retrieval.index import FlatIndex
 from models.retrieval.milvus import MilvusIndex
-from models.retrieval.reranker import NEIGHBOURS, Reranker, features_of
+from models.retrieval.reranker import NEIGHBOUR_COUNT, Reranker, feature_count
 from models.retrieval.retriever import Retriever
 from models.retrieval.towers import Towers
 from models.text.encoder import (
@@ -147,9 +147,9 @@ class MeanQuery:
 def bundle(version: str = "20260101-000000000000") -> Retriever:
     """Return the fake corpus with towers, and a reranker that puts the nearest to the last vector first."""
     known = corpus()
-    neighbours = np.zeros((len(known), NEIGHBOURS), np.float32)
+    neighbours = np.zeros((len(known), NEIGHBOUR_COUNT), np.float32)
     towers = Towers("towers", "20260202-000000000000", MeanQuery(), FlatIndex(known.vectors), neighbours)
-    hidden = np.zeros((1, features_of(T)), np.float32)
+    hidden = np.zeros((1, feature_count(T)), np.float32)
     hidden[0, T - 1] = 1
     last = Reranker(hidden, np.ones(1, np.float32), np.ones(1, np.float32))
     return Retriever(version, "1" * 64, card("corpus", kind="corpus"), known, FlatIndex(known.vectors), towers, last)

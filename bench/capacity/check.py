@@ -21,7 +21,7 @@ from bench.servers import Server, launched
 from loadtest import contexts
 from loadtest.plan import Wire
 from loadtest.report import LAG_LIMIT_MS
-from models import predictor
+from models.predictor import load_predictor
 
 WIRE: Wire = "octet"  # the driver says whether each answer is its net's
 PROBES = 12  # of a machine, after those that find where to look
@@ -79,7 +79,7 @@ def _measure(out: Path, case: Case, start: float) -> tuple[float, float]:
     registry, version = measure.registry_of(out, case.net)
     given = contexts.load()
     answers = out / f"answers-{case.net}.npz"
-    np.savez(answers, allow_pickle=False, **{version.version: predictor.load(version.path, "cpu").predict_batch(given)})
+    np.savez(answers, allow_pickle=False, **{version.version: load_predictor(version.path, "cpu").predict_batch(given)})
     with launched(rig.launch(registry.root), out / "logs") as server:
         site = Rig(Plan(out, case.p99_ms, case.rows, 0), server, registry, (version, version), answers)
         shares: list[float] = []

@@ -31,8 +31,7 @@ from bench.service import WIRES
 from bench.traffic import exchange_of, prepare
 from loadtest import contexts
 from loadtest.plan import Wire
-from models import predictor
-from models.predictor import Predictor
+from models.predictor import Predictor, load_predictor
 from models.registry.registry import Registry, Version
 
 NETS = ("amn", "gru", "gmn")
@@ -74,7 +73,7 @@ def costs(
     nets, rest_mb = {}, []
     for name in names:
         registry, version = registry_of(out, name)
-        net = predictor.load(version.path, "cpu", threads=1)
+        net = load_predictor(version.path, "cpu", threads=1)
         net.warm_up(BATCHES[-1])
         weight_mb = weight(version)
         with launched(launch(registry), out / "logs") as server:

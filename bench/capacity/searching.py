@@ -18,9 +18,9 @@ from bench.servers import launched
 from bench.traffic import exchange_of, prepare
 from loadtest import contexts
 from models.registry.card import Card
-from models.retrieval import corpus as corpora
 from models.retrieval.corpus import (
     MappedCorpus,
+    read_corpus,
 )
 from models.retrieval.index import FlatIndex, IvfIndex, VectorIndex
 from models.training import indexing
@@ -35,7 +35,7 @@ CONNECTIONS = 16
 
 def search(out: Path, seconds: float) -> Search:
     """Return the costs of retrieval on this machine."""
-    vectors = corpora.read(SHIPPED / "retriever").vectors
+    vectors = read_corpus(SHIPPED / "retriever").vectors
     exact = Line.through({rows: _query_s(FlatIndex(vectors[:rows]), vectors) for rows in EXACT})
     found = {rows: _approximate(vectors, rows) for rows in APPROXIMATE}
     dim = vectors.shape[1]

@@ -24,8 +24,8 @@ from bench.contract.samples import Samples, read
 from bench.plan import ROOT, SHIPPED
 from bench.servers import Launch, Server, launched, service
 from loadtest import contexts
-from models import predictor
-from models.registry import checkpoint
+from models.predictor import load_predictor
+from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry, Version
 from models.runtimes.torch import build_net
 from models.training import publish
@@ -138,13 +138,13 @@ def make_stock(out: Path) -> Stock:
     one = registry.resolve(ALIAS)
     versions = (one, _other(registry, one))
     asked = contexts.load()
-    known = {version.version: predictor.load(version.path, "cpu").predict_batch(asked) for version in versions}
+    known = {version.version: load_predictor(version.path, "cpu").predict_batch(asked) for version in versions}
     np.savez(out / "answers.npz", allow_pickle=False, **known)
     return registry, versions, out / "answers.npz"
 
 
 def _other(registry: Registry, version: Version) -> Version:
-    known = checkpoint.load(version.path)
+    known = load_checkpoint(version.path)
     net = build_net(known)
     torch.manual_seed(0)
     with torch.no_grad():

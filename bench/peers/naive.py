@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from torch import nn
 
-from models.registry import checkpoint
+from models.registry.checkpoint import load_checkpoint
 from models.runtimes.torch import build_net
 
 OCTETS = "application/octet-stream"
@@ -71,7 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.tuned:
         torch.set_num_threads(1)
-    loaded = checkpoint.load(options.version)
+    loaded = load_checkpoint(options.version)
     uvicorn.run(
         create_app(build_net(loaded), loaded.card.context_length, loaded.card.dim, is_tuned=options.tuned),
         port=options.port,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from models.registry import checkpoint
+from models.registry.checkpoint import load_checkpoint
 from models.runtimes import open_runtime
 from models.vectors import Floats
 
@@ -21,7 +21,7 @@ class Net:
     """The net of the version whose directory the environment names, in one session of one thread."""
 
     def __init__(self) -> None:
-        loaded = checkpoint.load(Path(os.environ[VERSION]))
+        loaded = load_checkpoint(Path(os.environ[VERSION]))
         self._runtime = open_runtime(loaded, "cpu", THREADS)
         self._shape = (-1, loaded.card.context_length, loaded.card.dim)
 

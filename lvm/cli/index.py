@@ -28,14 +28,14 @@ def push(
 
     The collection is named by the version's digest; stopped, the same command goes on, and done, it does nothing.
     """
-    from models.retrieval import retriever
     from models.retrieval.milvus import Push, alias_of
+    from models.retrieval.retriever import load_retriever
     from service.settings import BadSettings, read_settings
 
     settings = read_settings(**({"milvus_uri": uri} if uri else {}))
     if not settings.milvus_uri:
         raise BadSettings("LVM_MILVUS_URI: which Milvus? --uri says so too")
-    corpus = retriever.load(existing_registry().find(version).path)
+    corpus = load_retriever(existing_registry().find(version).path)
     token = settings.milvus_token.get_secret_value()
     with long_work("pushing vectors", lambda: GOES_ON) as progress:
         order = Push(settings.milvus_uri, token, corpus.sha256, corpus.indexes, index)

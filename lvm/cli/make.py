@@ -275,23 +275,23 @@ def evaluate(
 
     Towers are scored with DIR as their corpus. Fails where the card says more.
     """
-    from models import predictor
     from models.evaluate import beside_card
     from models.evaluate import evaluate as score
-    from models.registry import card as cards
-    from models.retrieval import corpus as corpora
+    from models.predictor import load_predictor
+    from models.registry.card import read_card
+    from models.retrieval.corpus import read_corpus
 
     target, (name, directory) = existing_registry().find(version), named_dir(data)
     with long_work("scoring", lambda: NOTHING_KEPT):
-        fit = corpora.read(train_data) if train_data else None
-        if cards.read(target.path).kind in ("corpus", "two_tower"):
+        fit = read_corpus(train_data) if train_data else None
+        if read_card(target.path).kind in ("corpus", "two_tower"):
             from models.training import bundle
 
             net: Any = bundle.read(target)
-            scores = net.score(corpora.read(directory), fit)
+            scores = net.score(read_corpus(directory), fit)
         else:
-            net = predictor.load(target.path, device, os.cpu_count() or 1, precision)
-            scores = score(net, corpora.read(directory), net.card.context_length, fit)
+            net = load_predictor(target.path, device, os.cpu_count() or 1, precision)
+            scores = score(net, read_corpus(directory), net.card.context_length, fit)
     card = beside_card(scores, net.card)
     if as_json:
         print_json({"version": target.id, "data": name, "runtime": net.runtime, "card": card, **scores})
@@ -317,12 +317,12 @@ def leaderboard(
     """
     from bench import leaderboard as board
     from bench import plot, standings
-    from models.retrieval import corpus as corpora
+    from models.retrieval.corpus import read_corpus
     from models.training.parts import beside
 
     found = existing_registry()
-    sets = {name: corpora.read(directory) for name, directory in (named_dir(data), named_dir(ood))}
-    fit = corpora.read(train_data) if train_data else None
+    sets = {name: read_corpus(directory) for name, directory in (named_dir(data), named_dir(ood))}
+    fit = read_corpus(train_data) if train_data else None
     target = out or found.root / "LEADERBOARD.md"
     with long_work("timing and scoring", lambda: _how_to_go_on(target)), beside(target) as parts:
         figures = {"command": command_line(), **board.measure(found, sets, fit, rounds, say, parts)}

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.registry import checkpoint
+from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry, UnknownVersion
 from models.runtimes import PARITY
 from models.vectors import Floats
@@ -205,7 +205,7 @@ def golden_of(registry: Registry) -> Callable[[str], Pairs | None]:
 
     def find(served: str) -> Pairs | None:
         try:
-            known = checkpoint.load(registry.find(served).path)
+            known = load_checkpoint(registry.find(served).path)
         except UnknownVersion:
             return None
         return known.golden_context, known.golden_vector

@@ -114,11 +114,11 @@ def promote(
         raise typer.BadParameter("say --why: the ledger keeps what was overridden, and why", param_hint="--force")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as it is served
     from models import gate
-    from models.retrieval import corpus as corpora
+    from models.retrieval.corpus import read_corpus
 
     found = existing_registry()
     target = found.find(version)
-    sets = {name: corpora.read(directory) for name, directory in map(named_dir, data or ())}
+    sets = {name: read_corpus(directory) for name, directory in map(named_dir, data or ())}
     verdict = gate.judge(found, alias, target, sets)
     if verdict.objections and not force:
         raise gate.Refused(verdict.objections)
@@ -205,11 +205,11 @@ def import_(
     """
     from models.nets import architecture_of, config_dict
     from models.registry.card import Card
-    from models.retrieval import corpus as corpora
+    from models.retrieval.corpus import read_corpus
     from models.training import foreign, publish
 
     net = foreign.read_net(file, name, context_length, say)
-    scored = {said: corpora.read(directory) for said, directory in map(named_dir, [data] if data else [])}
+    scored = {said: read_corpus(directory) for said, directory in map(named_dir, [data] if data else [])}
     corpus = next(iter(scored.values()), None)
     config = config_dict(net)
     golden = publish.golden_contexts(corpus, config["dim"], config["context_length"])

@@ -13,9 +13,9 @@ import yaml
 
 from models.registry import disk
 
-FILE = "README.md"
+CARD_FILE = "README.md"
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if it is installed: ten times as fast
-LARGEST = 1 << 17  # bytes of a card; values and characters of it with YAML's aliases written out
+MAX_CARD_BYTES = 1 << 17  # bytes of a card; values and characters of it with YAML's aliases written out
 _DEEPEST = 100  # collections in one another
 _MARKS, _MANY_MARKS = "[{-?", 1000  # what begins a collection; fewer cannot be deep enough to do harm
 _LONGEST_REASON = 500  # characters
@@ -173,12 +173,12 @@ class Card:
         return f"## Origin\n\n{made}Licence: {self.license}. {self.attribution}"
 
 
-def read(directory: Path) -> Card:
+def read_card(directory: Path) -> Card:
     """Return the card of the version in `directory`; raises `BadCard`."""
     return Card.from_markdown(_text(directory))
 
 
-def outline(directory: Path) -> Card:
+def read_card_summary(directory: Path) -> Card:
     """Return the card as `read` does, but without figures of retrieval: most of a card, and of the time to read it."""
     return _read_outline(_RETRIEVAL.sub("", _text(directory)))
 
@@ -190,11 +190,11 @@ def _read_outline(text: str) -> Card:
 
 def _text(directory: Path) -> str:
     try:
-        return disk.read(directory / FILE, LARGEST).decode()
+        return disk.read(directory / CARD_FILE, MAX_CARD_BYTES).decode()
     except UnicodeDecodeError as error:
-        raise BadCard(f"{FILE}: {error}") from error
+        raise BadCard(f"{CARD_FILE}: {error}") from error
     except OSError as error:
-        raise BadCard(f"{FILE}: {error.strerror}") from error
+        raise BadCard(f"{CARD_FILE}: {error.strerror}") from error
 
 
 class _Loader(_SAFE):  # type: ignore[misc]
@@ -221,8 +221,8 @@ def _block(text: str) -> dict[str, Any]:
 
 def _check_depth(front: str) -> None:
     """Raise `ValueError` if collections lie too deep in one another: libyaml's loader would overflow the stack."""
-    if len(front) > LARGEST:
-        raise ValueError(f"{len(front)} characters, expected at most {LARGEST}")
+    if len(front) > MAX_CARD_BYTES:
+        raise ValueError(f"{len(front)} characters, expected at most {MAX_CARD_BYTES}")
     if sum(map(front.count, _MARKS)) < _MANY_MARKS:
         return
     depth = 0
@@ -243,8 +243,8 @@ def _check_size(block: Mapping[str, Any]) -> None:
         if isinstance(value, list | tuple | set):
             pending += value
         size += len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, list) else 1
-        if size > LARGEST:
-            raise ValueError(f"more than {LARGEST} values and bytes, aliases written out")
+        if size > MAX_CARD_BYTES:
+            raise ValueError(f"more than {MAX_CARD_BYTES} values and bytes, aliases written out")
 
 
 def _texts(name: str, value: Any) -> list[str]:

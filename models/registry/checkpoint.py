@@ -10,12 +10,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from models.registry import card as cards
 from models.registry import manifest
-from models.registry.card import Card
+from models.registry.card import CARD_FILE, BadCard, Card
 from models.vectors import Floats
 
-WEIGHTS, GRAPH, GOLDEN = "weights.safetensors", "net.onnx", "golden.safetensors"
+WEIGHTS_FILE, GRAPH_FILE, GOLDEN_FILE = "weights.safetensors", "net.onnx", "golden.safetensors"
 
 
 class BadCheckpoint(ValueError):
@@ -39,7 +38,7 @@ class Checkpoint:
     golden_vector: Floats
 
 
-def load(directory: Path) -> Checkpoint:
+def load_checkpoint(directory: Path) -> Checkpoint:
     """Load the version in `directory`; what is used is exactly what was hashed.
 
     Raises:
@@ -47,27 +46,27 @@ def load(directory: Path) -> Checkpoint:
             vectors do not have the card's T and D.
     """
     try:
-        return parse(directory.name, manifest.read(directory))
+        return parse_checkpoint(directory.name, manifest.read(directory))
     except manifest.Corrupt as error:
         raise BadCheckpoint(str(error)) from error
 
 
-def parse(version: str, files: Mapping[str, bytes]) -> Checkpoint:
+def parse_checkpoint(version: str, files: Mapping[str, bytes]) -> Checkpoint:
     """Make a checkpoint of the bytes of a version's files; raises `BadCheckpoint` as `load` does."""
     try:
-        golden = load_tensors(files[GOLDEN])
+        golden = load_tensors(files[GOLDEN_FILE])
         checkpoint = Checkpoint(
             version,
-            manifest.digest(files[WEIGHTS]),
-            Card.from_markdown(files[cards.FILE].decode()),
-            load_tensors(files[WEIGHTS]),
-            files[GRAPH],
+            manifest.digest(files[WEIGHTS_FILE]),
+            Card.from_markdown(files[CARD_FILE].decode()),
+            load_tensors(files[WEIGHTS_FILE]),
+            files[GRAPH_FILE],
             golden["context"],
             golden["vector"],
         )
     except KeyError as error:
         raise BadCheckpoint(f"{version} is no net: it lacks {error}") from error
-    except (cards.BadCard, SafetensorError, UnicodeDecodeError) as error:
+    except (BadCard, SafetensorError, UnicodeDecodeError) as error:
         raise BadCheckpoint(f"{version}: {error}") from error
     return _checked(checkpoint)
 

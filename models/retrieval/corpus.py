@@ -27,10 +27,10 @@ from models.registry import disk, manifest
 from models.registry.manifest import Buffer
 from models.vectors import Floats, normalise
 
-VECTORS, INDEX, ARTICLES = "vectors.f16.npy", "index.npy", "articles.jsonl.gz"
-FILES = (VECTORS, INDEX, ARTICLES)
-PASSAGES, SPANS = "passages.txt", "spans.npy"
-BLOCK = 16_384  # rows that work on a large corpus takes at a time
+VECTORS_FILE, INDEX_FILE, ARTICLES_FILE = "vectors.f16.npy", "index.npy", "articles.jsonl.gz"
+CORPUS_FILES = (VECTORS_FILE, INDEX_FILE, ARTICLES_FILE)
+PASSAGES_FILE, SPANS_FILE = "passages.txt", "spans.npy"
+BLOCK_ROWS = 16_384  # rows that work on a large corpus takes at a time
 _HEADER = 4096  # bytes in which the header of a .npy file ends
 
 
@@ -138,8 +138,8 @@ class MappedCorpus:
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """Yield the unit vectors of the rows from 0, from BLOCK, ..., each with its first row."""
-        for row in range(0, len(self), BLOCK):
-            yield row, normalise(self.halves[row : row + BLOCK])
+        for row in range(0, len(self), BLOCK_ROWS):
+            yield row, normalise(self.halves[row : row + BLOCK_ROWS])
 
     def chunk(self, row: int) -> Chunk:
         """Return the passage behind row `row`; its text is None where the corpus carries none."""
@@ -149,7 +149,7 @@ class MappedCorpus:
         return Chunk(article, self.passages[begin:end].decode(), position, text or None)
 
 
-def read(directory: Path) -> Corpus:
+def read_corpus(directory: Path) -> Corpus:
     """Read the corpus in `directory`.
 
     Raises:
@@ -157,34 +157,34 @@ def read(directory: Path) -> Corpus:
     """
     _refuse_pipes(directory)
     try:
-        return parse({name: disk.read(directory / name) for name in FILES})
+        return parse_corpus({name: disk.read(directory / name) for name in CORPUS_FILES})
     except OSError as error:
         raise BadCorpus(f"{directory}: {error.strerror}: {error.filename}") from error
 
 
 def _refuse_pipes(directory: Path) -> None:
     """Raise `BadCorpus` for a file that is a pipe or a device, which need not end."""
-    for path in (directory / name for name in FILES):
+    for path in (directory / name for name in CORPUS_FILES):
         if path.exists() and not path.is_file():
             raise BadCorpus(f"{path}: expected a regular file")
 
 
-def rows_in(directory: Path) -> int:
+def count_chunks(directory: Path) -> int:
     """Return the number of chunks of the corpus in `directory`; raises `BadCorpus` as `read` does."""
     _refuse_pipes(directory)
     try:
-        with open(disk.open_regular(directory / INDEX), "rb") as file:
+        with open(disk.open_regular(directory / INDEX_FILE), "rb") as file:
             return len(np.load(file, allow_pickle=False))
     except Exception as error:  # a damaged header raises anything from EOFError to TokenError
         raise BadCorpus(f"unreadable corpus: {error}") from error
 
 
-def parse(files: Mapping[str, bytes]) -> Corpus:
+def parse_corpus(files: Mapping[str, bytes]) -> Corpus:
     """Make a corpus of the bytes of its three files; raises `BadCorpus` as `read` does."""
     try:
-        raw = np.load(io.BytesIO(files[VECTORS]), allow_pickle=False)
-        index = np.load(io.BytesIO(files[INDEX]), allow_pickle=False)
-        articles = {int(line["article_id"]): line for line in read_articles(files[ARTICLES])}
+        raw = np.load(io.BytesIO(files[VECTORS_FILE]), allow_pickle=False)
+        index = np.load(io.BytesIO(files[INDEX_FILE]), allow_pickle=False)
+        articles = {int(line["article_id"]): line for line in read_articles(files[ARTICLES_FILE])}
     except Exception as error:  # a damaged file raises anything from EOFError to TokenError
         raise BadCorpus(f"unreadable corpus: {error}") from error
     if raw.ndim != 2 or not len(raw) or index.shape != (len(raw), 2):
@@ -209,29 +209,29 @@ def _articles(file: BinaryIO) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def mapped(files: Mapping[str, Buffer]) -> MappedCorpus:
+def map_corpus(files: Mapping[str, Buffer]) -> MappedCorpus:
     """Make a corpus of the mapped files of a version without holding them in memory.
 
     Raises:
         BadCorpus: files are unreadable, contradict each other or point outside the text, or a vector is not finite.
     """
-    halves, index, spans = (_array(files[name]) for name in (VECTORS, INDEX, SPANS))
+    halves, index, spans = (_array(files[name]) for name in (VECTORS_FILE, INDEX_FILE, SPANS_FILE))
     if halves.ndim != 2 or not len(halves) or index.shape != (len(halves), 2) or spans.shape != (len(halves), 4):
         raise BadCorpus(f"vectors {halves.shape}, index {index.shape} and spans {spans.shape} do not match")
     types = [array.dtype.name for array in (halves, index, spans)]
     if types != ["float16", "int32", "int64"]:
         raise BadCorpus(f"vectors, index and spans are {', '.join(types)}")
-    if spans.min() < 0 or spans.max() > len(files[PASSAGES]):
+    if spans.min() < 0 or spans.max() > len(files[PASSAGES_FILE]):
         raise BadCorpus("a span points outside the text")
     _check_finite(halves)
     _forget(files)
-    return MappedCorpus(halves, index, spans, files[PASSAGES])
+    return MappedCorpus(halves, index, spans, files[PASSAGES_FILE])
 
 
-def map_files(paths: Mapping[str, Path]) -> MappedCorpus:
+def map_unverified_corpus(paths: Mapping[str, Path]) -> MappedCorpus:
     """Make a corpus of files on trust, which nobody has sealed yet; raises `BadCorpus` as `mapped` does."""
     try:
-        return mapped({name: manifest.map_file(path) for name, path in paths.items()})
+        return map_corpus({name: manifest.map_file(path) for name, path in paths.items()})
     except OSError as error:
         raise BadCorpus(f"{error.strerror}: {error.filename}") from error
 
@@ -249,8 +249,8 @@ def _array(data: Buffer) -> NDArray[Any]:
 
 
 def _check_finite(halves: NDArray[np.float16]) -> None:
-    for row in range(0, len(halves), BLOCK):
-        finite = np.isfinite(halves[row : row + BLOCK]).all(axis=1)
+    for row in range(0, len(halves), BLOCK_ROWS):
+        finite = np.isfinite(halves[row : row + BLOCK_ROWS]).all(axis=1)
         if not finite.all():
             raise BadCorpus(f"vector {row + int(np.argmin(finite))} is not finite")
 
@@ -270,14 +270,14 @@ def write_passages(source: Path, target: Path) -> int:
         BadCorpus: a file is missing or unreadable, or a row belongs to an article that is not among the articles.
     """
     try:
-        index = np.load(io.BytesIO(disk.read(source / INDEX)), allow_pickle=False)
+        index = np.load(io.BytesIO(disk.read(source / INDEX_FILE)), allow_pickle=False)
         spans = np.full((len(index), 4), -1, np.int64)
-        count = _write_articles(source / ARTICLES, target / PASSAGES, index, spans)
+        count = _write_articles(source / ARTICLES_FILE, target / PASSAGES_FILE, index, spans)
     except Exception as error:  # a damaged file raises anything from EOFError to TokenError
         raise BadCorpus(f"unreadable corpus: {error}") from error
     if spans.min(initial=0) < 0:
         raise BadCorpus("a row belongs to an article that is not among the articles")
-    np.save(target / SPANS, spans)
+    np.save(target / SPANS_FILE, spans)
     return count
 
 
@@ -300,11 +300,11 @@ def _append(file: BinaryIO, text: str) -> tuple[int, int]:
     return begin, begin + file.write(text.encode())
 
 
-def write(directory: Path, vectors: Floats, articles: list[dict[str, Any]]) -> None:
+def write_corpus(directory: Path, vectors: Floats, articles: list[dict[str, Any]]) -> None:
     """Write `vectors` `(N, D)` and the articles whose `chunks` they are, in the same order."""
     directory.mkdir(parents=True, exist_ok=True)
     index = [(a["article_id"], p) for a in articles for p in range(len(a["chunks"]))]
-    np.save(directory / VECTORS, vectors.astype(np.float16))
-    np.save(directory / INDEX, np.asarray(index, dtype=np.int32).reshape(-1, 2))
+    np.save(directory / VECTORS_FILE, vectors.astype(np.float16))
+    np.save(directory / INDEX_FILE, np.asarray(index, dtype=np.int32).reshape(-1, 2))
     text = "".join(json.dumps(article, ensure_ascii=False) + "\n" for article in articles)
-    (directory / ARTICLES).write_bytes(gzip.compress(text.encode(), mtime=0))
+    (directory / ARTICLES_FILE).write_bytes(gzip.compress(text.encode(), mtime=0))

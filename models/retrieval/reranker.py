@@ -12,9 +12,9 @@ from safetensors.numpy import save as save_tensors
 
 from models.vectors import Floats
 
-FILE = "reranker.safetensors"
-DEPTH = 100  # candidates that are ordered anew; a service returns 50 at most of what matters
-NEIGHBOURS = 16  # cosines of each passage to its nearest in the corpus
+RERANKER_FILE = "reranker.safetensors"
+RERANK_DEPTH = 100  # candidates that are ordered anew; a service returns 50 at most of what matters
+NEIGHBOUR_COUNT = 16  # cosines of each passage to its nearest in the corpus
 _SHOWN = (0, 1, 3, 7, 15)  # of these, as features
 _ROUNDING = 1e-5  # by which a context's own cosine among the neighbours may differ from the one computed here
 
@@ -23,7 +23,7 @@ class BadReranker(ValueError):
     """A file that holds no reranker."""
 
 
-def features(context: Floats, scores: Floats, candidates: Floats, neighbours: Floats) -> Floats:
+def candidate_features(context: Floats, scores: Floats, candidates: Floats, neighbours: Floats) -> Floats:
     """Return figures `(C, features_of(T))` of candidates in the order found; where nothing is known of article or text.
 
     `context` `(T, D)` and `candidates` `(C, D)` are unit, `scores` `(C,)` those of the search, and `neighbours`
@@ -43,7 +43,7 @@ def features(context: Floats, scores: Floats, candidates: Floats, neighbours: Fl
     return np.hstack([cosines, np.log1p(closer, dtype=np.float32), neighbours[:, _SHOWN], np.stack(columns, axis=1)])
 
 
-def features_of(length: int) -> int:
+def feature_count(length: int) -> int:
     """Return how many figures a candidate has for a context of `length` vectors."""
     return 2 * length + len(_SHOWN) + 5
 
@@ -78,8 +78,8 @@ class Reranker:
             raise BadReranker(f"unreadable reranker: {error}") from error
         rows = len(reranker.output)
         shapes = reranker.hidden.shape, reranker.bias.shape, reranker.output.shape
-        if shapes != ((rows, features_of(length)), (rows,), (rows,)):
-            raise BadReranker(f"a reranker of shapes {shapes}, want {features_of(length)} figures")
+        if shapes != ((rows, feature_count(length)), (rows,), (rows,)):
+            raise BadReranker(f"a reranker of shapes {shapes}, want {feature_count(length)} figures")
         if not all(np.isfinite(part).all() for part in (reranker.hidden, reranker.bias, reranker.output)):
             raise BadReranker("a weight of the reranker is not finite")
         return reranker

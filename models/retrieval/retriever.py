@@ -17,17 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.drift import Space
-from models.registry import card as cards
 from models.registry import manifest
-from models.registry.card import Card
+from models.registry.card import CARD_FILE, BadCard, Card
 from models.registry.checkpoint import BadCheckpoint
-from models.retrieval import corpus as corpora
-from models.retrieval import reranker as rerankers
-from models.retrieval import towers as two_tower
 from models.retrieval.article_index import Contents
 from models.retrieval.corpus import (
+    BadCorpus,
     Chunk,
     Passages,
+    map_corpus,
+    parse_corpus,
 )
 from models.retrieval.index import (
     IVF,
@@ -39,12 +38,12 @@ from models.retrieval.index import (
     Rows,
     VectorIndex,
 )
-from models.retrieval.reranker import BadReranker, Reranker
-from models.retrieval.towers import Towers
+from models.retrieval.reranker import RERANK_DEPTH, RERANKER_FILE, BadReranker, Reranker, candidate_features
+from models.retrieval.towers import TOWER_INDEX_FILE, Towers, open_towers
 from models.runtimes.quick import is_quick
 from models.vectors import Floats, normalise
 
-_FAULTS = manifest.Corrupt, cards.BadCard, corpora.BadCorpus, BadIndex, BadReranker
+_FAULTS = manifest.Corrupt, BadCard, BadCorpus, BadIndex, BadReranker
 Lap = Callable[[str], None]
 SPACED = 64  # stretches of the corpus that tell of its space
 ENCODED, PAYLOAD = "encoded", "payload"  # names of indexes: whose vectors they search
@@ -180,7 +179,7 @@ class Retriever:
         """Return what the reranker goes by `(C, F)`, for candidates `(C,)` found for `context` `(T, D)`."""
         assert self.towers
         seen = self.corpus.vectors_at(rows), self.towers.neighbours[rows]
-        return rerankers.features(normalise(context), scores, *seen)
+        return candidate_features(normalise(context), scores, *seen)
 
     def _queries(self, searches: list[Search], lap: Lap) -> list[Floats]:
         contexts = [search.context for search in searches if search.query is None and search.context is not None]
@@ -227,7 +226,7 @@ class Retriever:
             reach *= 4  # the corpus repeats the caller's own chunks more often than was spared for
 
     def _wanted(self, search: Search) -> int:
-        return max(search.k, rerankers.DEPTH) if self._is_reranked(search) else search.k
+        return max(search.k, RERANK_DEPTH) if self._is_reranked(search) else search.k
 
     def _is_reranked(self, search: Search) -> bool:
         return search.rerank and search.query is None and self.reranks
@@ -249,7 +248,7 @@ class Retriever:
         """Order the best anew, what the caller has already behind them, and behind that what the search found later."""
         assert self.reranker
         assert search.context is not None
-        best, later = np.split(np.arange(len(rows)), [rerankers.DEPTH])
+        best, later = np.split(np.arange(len(rows)), [RERANK_DEPTH])
         is_own = self._is_own(rows[best], search.context)
         new, own = best[~is_own], best[is_own]
         figures = self.figures(search.context, scores[new], rows[new])
@@ -269,7 +268,7 @@ class Retriever:
         return same
 
 
-def load(directory: Path, threads: int = 1) -> Retriever:
+def load_retriever(directory: Path, threads: int = 1) -> Retriever:
     """Load the corpus version in `directory` with its index, or an exact one where it has none.
 
     With an index of its own the vectors and the text stay on disk (`sealed.mapped` says what guards them). A batch
@@ -282,8 +281,8 @@ def load(directory: Path, threads: int = 1) -> Retriever:
         return _mapped(directory, threads) if IVF in manifest.names(directory) else _in_memory(directory, threads)
     except (
         manifest.Corrupt,
-        cards.BadCard,
-        corpora.BadCorpus,
+        BadCard,
+        BadCorpus,
         BadIndex,
         BadReranker,
         KeyError,
@@ -294,28 +293,28 @@ def load(directory: Path, threads: int = 1) -> Retriever:
 
 def _in_memory(directory: Path, threads: int) -> Retriever:
     files = manifest.read(directory)
-    return assemble(directory.name, manifest.seal_of(directory), files, threads)
+    return build_retriever(directory.name, manifest.seal_of(directory), files, threads)
 
 
-def assemble(version: str, sha256: str, files: Mapping[str, bytes], threads: int = 1) -> Retriever:
+def build_retriever(version: str, sha256: str, files: Mapping[str, bytes], threads: int = 1) -> Retriever:
     """Return the retriever that the bytes of a version's files make, all of it in memory.
 
     Raises:
         BadCorpus, BadCard, BadIndex, BadReranker, BadCheckpoint: what is wrong with them.
     """
-    corpus = corpora.parse(files)
+    corpus = parse_corpus(files)
     card = _card(files, corpus)
     towers = reranker = None
-    if two_tower.INDEX in files:
-        towers = two_tower.open_towers(version, files, len(corpus), card.config["towers"], threads)
-    if rerankers.FILE in files:
-        reranker = Reranker.from_bytes(files[rerankers.FILE], card.context_length)
+    if TOWER_INDEX_FILE in files:
+        towers = open_towers(version, files, len(corpus), card.config["towers"], threads)
+    if RERANKER_FILE in files:
+        reranker = Reranker.from_bytes(files[RERANKER_FILE], card.context_length)
     return Retriever(version, sha256, card, corpus, FlatIndex(corpus.vectors), towers, reranker)
 
 
 def _mapped(directory: Path, threads: int) -> Retriever:
     files = manifest.mapped(directory)
-    corpus = corpora.mapped(files)
+    corpus = map_corpus(files)
     card = _card(files, corpus)
     lists = Lists.from_bytes(files[IVF][:])
     if lists.centroids.shape[1] != corpus.dim or len(lists.rows) != len(corpus):
@@ -325,7 +324,7 @@ def _mapped(directory: Path, threads: int) -> Retriever:
 
 
 def _card(files: Mapping[str, manifest.Buffer], corpus: Passages) -> Card:
-    card = Card.from_markdown(files[cards.FILE][:].decode())
+    card = Card.from_markdown(files[CARD_FILE][:].decode())
     if card.kind != "corpus" or corpus.dim != card.dim:
-        raise cards.BadCard(f"a {card.kind} of D = {corpus.dim}, its card says D = {card.dim}")
+        raise BadCard(f"a {card.kind} of D = {corpus.dim}, its card says D = {card.dim}")
     return card

@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from models.registry import checkpoint as checkpoints
 from models.registry import manifest
+from models.registry.checkpoint import parse_checkpoint
 from models.retrieval.index import BadIndex, FlatIndex, VectorIndex
-from models.retrieval.reranker import NEIGHBOURS
+from models.retrieval.reranker import NEIGHBOUR_COUNT
 from models.runtimes import Runtime, open_runtime
 from models.vectors import Floats, normalise
 
-PAYLOAD, INDEX = "payload.safetensors", "towers.safetensors"
+PAYLOAD_FILE, TOWER_INDEX_FILE = "payload.safetensors", "towers.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Towers:
     neighbours: Floats
 
 
-def index_file(payload: bytes, vectors: Floats, neighbours: Floats) -> bytes:
+def tower_index_bytes(payload: bytes, vectors: Floats, neighbours: Floats) -> bytes:
     """Return the index of payload vectors `(N, D)` as a file that names the payload tower which made them."""
     tower = np.frombuffer(bytes.fromhex(manifest.digest(payload)), np.uint8)
     parts: dict[str, NDArray[Any]] = {
@@ -54,9 +54,9 @@ def open_towers(version: str, files: Mapping[str, bytes], rows: int, made_by: st
         BadIndex: the index is of another payload tower or another corpus, or cannot be read.
         BadCheckpoint: the query tower must not be served.
     """
-    checkpoint = checkpoints.parse(version, files)
-    vectors, neighbours = _read_index(files[INDEX], files[PAYLOAD])
-    if vectors.shape != (rows, checkpoint.card.dim) or neighbours.shape != (rows, NEIGHBOURS):
+    checkpoint = parse_checkpoint(version, files)
+    vectors, neighbours = _read_index(files[TOWER_INDEX_FILE], files[PAYLOAD_FILE])
+    if vectors.shape != (rows, checkpoint.card.dim) or neighbours.shape != (rows, NEIGHBOUR_COUNT):
         raise BadIndex(f"an index of {vectors.shape} and {neighbours.shape} for {rows} passages")
     name, _, number = made_by.rpartition("/")
     return Towers(name, number, open_runtime(checkpoint, "cpu", threads), FlatIndex(normalise(vectors)), neighbours)

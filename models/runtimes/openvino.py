@@ -12,12 +12,7 @@ from openvino import opset13 as ops
 from openvino.passes import ConstantFolding, Manager
 from safetensors.numpy import save
 
-from models.registry.checkpoint import (
-    GRAPH,
-    WEIGHTS,
-    BadCheckpoint,
-    Checkpoint,
-)
+from models.registry.checkpoint import GRAPH_FILE, WEIGHTS_FILE, BadCheckpoint, Checkpoint
 from models.vectors import Floats
 
 GROUP = 32  # activations that share a scale in int8: the finest there is, and of one row, so rows do not mix
@@ -58,10 +53,10 @@ def has(precision: str) -> bool:
 def _read(core: Any, checkpoint: Checkpoint) -> Any:
     """Return the graph with the verified tensors, which OpenVINO takes from a file only."""
     with TemporaryDirectory() as directory:
-        (Path(directory) / GRAPH).write_bytes(checkpoint.graph)
-        (Path(directory) / WEIGHTS).write_bytes(save(dict(checkpoint.weights)))
+        (Path(directory) / GRAPH_FILE).write_bytes(checkpoint.graph)
+        (Path(directory) / WEIGHTS_FILE).write_bytes(save(dict(checkpoint.weights)))
         try:
-            return core.read_model(Path(directory) / GRAPH)
+            return core.read_model(Path(directory) / GRAPH_FILE)
         except RuntimeError as error:
             raise BadCheckpoint(f"{checkpoint.version}: openvino refuses the graph: {error}") from error
 

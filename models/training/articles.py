@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from models.retrieval import corpus
+from models.retrieval.corpus import write_corpus
 from models.text.chunks import chunk
 from models.text.encoder import (
     Encoder,
@@ -97,7 +97,7 @@ def build(source: Path, out: Path, encoder: Encoder, progress: Progress, parts: 
         readable = [info for info in infos if not info.fault]
         if not kept:
             raise BadArticles(f"{shown(source)}: no article yields a chunk that {encoder.name} can read")
-        corpus.write(directory, _vectors(encoder, kept, progress, parts), kept)
+        write_corpus(directory, _vectors(encoder, kept, progress, parts), kept)
     return Summary(
         encoder.name,
         encoder.dim,

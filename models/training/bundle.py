@@ -15,29 +15,33 @@ from torch import nn
 
 from models.evaluate import evaluate, outcomes, retrieval
 from models.nets.two_tower import Payload, TwoTower
-from models.registry import card as cards
-from models.registry import checkpoint as checkpoints
 from models.registry import manifest
-from models.registry.card import Card
-from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.registry.card import CARD_FILE, BadCard, Card
+from models.registry.checkpoint import (
+    GOLDEN_FILE,
+    GRAPH_FILE,
+    WEIGHTS_FILE,
+    BadCheckpoint,
+    Checkpoint,
+    parse_checkpoint,
+)
 from models.registry.registry import Registry, Version
-from models.retrieval import corpus as corpora
-from models.retrieval import reranker as rerankers
-from models.retrieval import retriever as retrievers
-from models.retrieval import towers
 from models.retrieval.corpus import (
+    CORPUS_FILES,
     Corpus,
+    parse_corpus,
 )
 from models.retrieval.index import FlatIndex
-from models.retrieval.reranker import Reranker
-from models.retrieval.retriever import Retriever
+from models.retrieval.reranker import NEIGHBOUR_COUNT, RERANKER_FILE, BadReranker, Reranker
+from models.retrieval.retriever import Retriever, build_retriever
+from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE, Towers, tower_index_bytes
 from models.runtimes import open_runtime
 from models.runtimes.torch import answer_of, arrays_of
 from models.training.publish import compare, facts, net_files, rounded
 from models.vectors import Floats, normalise
 from models.windows import Windows, alone, some_windows
 
-TOWERS = (checkpoints.WEIGHTS, checkpoints.GRAPH, checkpoints.GOLDEN, towers.PAYLOAD)
+TOWERS = (WEIGHTS_FILE, GRAPH_FILE, GOLDEN_FILE, PAYLOAD_FILE)
 LIMITS = (
     "Goes by how passages lie to the context and to each other, learned in corpora of some 6,000 chunks: with many "
     "more, or much less alike, measure it first.",
@@ -63,14 +67,14 @@ def publish_towers(
         NotAsTrained: its MRR on `held_out`, as it will be served, is not what training found.
     """
     assert isinstance(net, TwoTower)
-    files = {**net_files(net.query, golden), towers.PAYLOAD: bytes(save_tensors(arrays_of(net.payload.state_dict())))}
+    files = {**net_files(net.query, golden), PAYLOAD_FILE: bytes(save_tensors(arrays_of(net.payload.state_dict())))}
     parameters = sum(parameter.numel() for parameter in net.parameters())
     card = replace(card, **{**facts(net.query), "kind": "two_tower", "parameters": parameters})
-    made = Made("draft", {**files, cards.FILE: card.to_markdown().encode()})
+    made = Made("draft", {**files, CARD_FILE: card.to_markdown().encode()})
     if held_out:
         compare(made.mrr(alone(held_out[0])), held_out[1])
     scores = {name: rounded(made.score(corpus, train)) for name, corpus in data.items()}
-    return registry.add(card.name, {**files, cards.FILE: replace(card, scores=scores).to_markdown().encode()})
+    return registry.add(card.name, {**files, CARD_FILE: replace(card, scores=scores).to_markdown().encode()})
 
 
 class Made:
@@ -84,15 +88,15 @@ class Made:
         missing = [name for name in TOWERS if name not in files]
         if missing:
             raise BadCheckpoint(f"{identity} holds no towers: it lacks {', '.join(missing)}")
-        self.files = {name: files[name] for name in (*TOWERS, rerankers.FILE) if name in files}
-        self.checkpoint: Checkpoint = checkpoints.parse(identity, files)
+        self.files = {name: files[name] for name in (*TOWERS, RERANKER_FILE) if name in files}
+        self.checkpoint: Checkpoint = parse_checkpoint(identity, files)
         self.card = self.checkpoint.card
         self.parts = dict(self.card.config) if self.card.kind == "corpus" else {"towers": identity}
         self.id = str(self.parts["towers"])
         self.query = open_runtime(self.checkpoint, "cpu", torch.get_num_threads())
         self.reranker: Reranker | None = None
-        if rerankers.FILE in files:
-            self.reranker = Reranker.from_bytes(files[rerankers.FILE], self.card.context_length)
+        if RERANKER_FILE in files:
+            self.reranker = Reranker.from_bytes(files[RERANKER_FILE], self.card.context_length)
 
     @property
     def runtime(self) -> str:
@@ -102,14 +106,14 @@ class Made:
     def payload(self, vectors: Floats) -> Floats:
         """Return what the payload tower makes of unit vectors `(N, D)`, rounded as an index keeps it."""
         tower = Payload(self.card.dim)
-        tower.load_state_dict(load_torch(self.files[towers.PAYLOAD]))
+        tower.load_state_dict(load_torch(self.files[PAYLOAD_FILE]))
         return normalise(answer_of(tower, vectors).astype(np.float16))
 
     def over(self, corpus: Corpus) -> Retriever:
         """Return the retriever of `corpus` in memory."""
         index = FlatIndex(self.payload(corpus.vectors))
         name, _, version = self.id.rpartition("/")
-        seen = towers.Towers(name, version, self.query, index, neighbours_of(corpus.vectors))
+        seen = Towers(name, version, self.query, index, neighbours_of(corpus.vectors))
         return Retriever("", "", self.card, corpus, FlatIndex(corpus.vectors), seen, self.reranker)
 
     def mrr(self, data: Windows) -> float:
@@ -143,7 +147,7 @@ def read(version: Version) -> Made:
     """Return the towers of a version; raises `BadCheckpoint`."""
     try:
         return Made(version.id, manifest.read(version.path))
-    except (manifest.Corrupt, rerankers.BadReranker) as error:
+    except (manifest.Corrupt, BadReranker) as error:
         raise BadCheckpoint(f"{version.id}: {error}") from error
 
 
@@ -156,42 +160,42 @@ def publish_bundle(registry: Registry, directory: Path, card: Card, made: Made, 
         BadCorpus: the corpus cannot be read.
         BadCheckpoint: the corpus is of another space than the towers, or the reranker is none, or of other towers.
     """
-    files = {name: (directory / name).read_bytes() for name in corpora.FILES} | made.files
+    files = {name: (directory / name).read_bytes() for name in CORPUS_FILES} | made.files
     config = dict(made.parts)
     if reranker:
-        files[rerankers.FILE] = _reranker_file(reranker, made.id)
+        files[RERANKER_FILE] = _reranker_file(reranker, made.id)
         config["reranker"] = reranker.id
-    corpus = corpora.parse(files)
+    corpus = parse_corpus(files)
     if (corpus.dim, card.encoder) != (made.card.dim, made.card.encoder):
         theirs = f"D = {made.card.dim}, {made.card.encoder}"
         raise BadCheckpoint(f"a corpus of D = {corpus.dim}, {card.encoder}, for towers of {theirs}")
-    index = towers.index_file(files[towers.PAYLOAD], made.payload(corpus.vectors), neighbours_of(corpus.vectors))
-    files[towers.INDEX] = index
+    index = tower_index_bytes(files[PAYLOAD_FILE], made.payload(corpus.vectors), neighbours_of(corpus.vectors))
+    files[TOWER_INDEX_FILE] = index
     counts = {"chunks": len(corpus), "articles": len(corpus.articles)}
     sizes: dict[str, Any] = {"dim": corpus.dim, "context_length": made.card.context_length}
     limits = LIMITS if "reranker" in config else ()
     card = replace(card, **sizes, config=config, data={**card.data, **counts}, limits=limits)
-    draft = {**files, cards.FILE: card.to_markdown().encode()}
-    retrievers.assemble("draft", "", draft)
+    draft = {**files, CARD_FILE: card.to_markdown().encode()}
+    build_retriever("draft", "", draft)
     card = replace(card, scores={card.name: rounded(Made(made.id, draft).score(corpus))})
-    return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
+    return registry.add(card.name, {**files, CARD_FILE: card.to_markdown().encode()})
 
 
 def _reranker_file(version: Version, made_by: str) -> bytes:
     try:
         files = manifest.read(version.path)
-        card = Card.from_markdown(files[cards.FILE].decode())
+        card = Card.from_markdown(files[CARD_FILE].decode())
         if card.config["towers"] != made_by:
             raise BadCheckpoint(f"{version.id} was trained on what {card.config['towers']} finds, not {made_by}")
-        return files[rerankers.FILE]
-    except (manifest.Corrupt, cards.BadCard, KeyError) as error:
+        return files[RERANKER_FILE]
+    except (manifest.Corrupt, BadCard, KeyError) as error:
         raise BadCheckpoint(f"{version.id} is no reranker: {error}") from error
 
 
 def neighbours_of(vectors: Floats) -> Floats:
     """Return each row's largest cosines to other rows, falling, `(N, NEIGHBOURS)`; -1 where there are no more."""
-    count = min(rerankers.NEIGHBOURS, len(vectors) - 1)
-    found = np.full((len(vectors), rerankers.NEIGHBOURS), -1, np.float32)
+    count = min(NEIGHBOUR_COUNT, len(vectors) - 1)
+    found = np.full((len(vectors), NEIGHBOUR_COUNT), -1, np.float32)
     for first in range(0, len(vectors), _BLOCK):
         cosines = vectors[first : first + _BLOCK] @ vectors.T
         np.fill_diagonal(cosines[:, first:], -1)

@@ -12,10 +12,7 @@ import faiss
 import numpy as np
 
 from models.registry.card import Card
-from models.retrieval.corpus import (
-    BLOCK,
-    MappedCorpus,
-)
+from models.retrieval.corpus import BLOCK_ROWS, MappedCorpus
 from models.retrieval.index import (
     BadIndex,
     IvfIndex,
@@ -105,7 +102,7 @@ def build(corpus: MappedCorpus, card: Card, progress: Progress, parts: Parts) ->
     """
     if len(corpus) < ROWS:
         raise BadIndex(f"{len(corpus)} chunks are too few for an index of lists: store them with a flat one")
-    blocks = -(-len(corpus) // BLOCK)
+    blocks = -(-len(corpus) // BLOCK_ROWS)
     inputs = digest(corpus.halves, sources())
     kept = Kept(parts, inputs, ITERATIONS + 2 * blocks, progress)
     lists = _lists(corpus, kept, np.random.default_rng(0))

@@ -10,8 +10,7 @@ from typing import Any
 from models.evaluate import baseline_scores
 from models.registry.card import Card
 from models.registry.registry import Registry, Version
-from models.retrieval import corpus as corpora
-from models.retrieval.corpus import Corpus
+from models.retrieval.corpus import Corpus, read_corpus
 from models.training.bundle import publish_towers
 from models.training.publish import golden_contexts, publish, reference_of
 from models.training.teachers import Ensemble, load_teachers
@@ -60,7 +59,7 @@ def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], 
         UnfitTeacher: a teacher reads vectors of another shape.
         NotAsTrained: the served net scores otherwise than the trained one.
     """
-    corpus = corpora.read(job.data[1])
+    corpus = read_corpus(job.data[1])
     train, held_out = hold_out(some_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
     kind, store = (TowerTrainer, publish_towers) if job.two_tower else (Trainer, publish)
     trainer = kind(job.net, _config(job, corpus), job.recipe, train, job.device, _teacher(job, registry, corpus.dim))
@@ -74,7 +73,7 @@ def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], 
     progress(len(trainer.history), job.recipe.epochs)
     net = trainer.run(held_out, job.state, report)
     golden = golden_contexts(corpus, corpus.dim, job.context_length)
-    data = {name: corpora.read(path) for name, path in job.validate}
+    data = {name: read_corpus(path) for name, path in job.validate}
     card = _card(job, corpus, train, held_out, trainer.best_score)
     return store(registry, net, card, golden, data, corpus, (held_out, trainer.best_score))
 

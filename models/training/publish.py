@@ -24,18 +24,22 @@ from onnx.shape_inference import infer_shapes
 from safetensors.numpy import save as save_tensors
 from torch import nn
 
-from models import predictor
 from models.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.nets import architecture_of, config_dict
-from models.registry import card as cards
-from models.registry import checkpoint as checkpoints
-from models.registry.card import Card, Reference
-from models.registry.checkpoint import BadCheckpoint
+from models.predictor import build_predictor
+from models.registry.card import CARD_FILE, Card, Reference
+from models.registry.checkpoint import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE, BadCheckpoint, parse_checkpoint
 from models.registry.registry import Registry, Version
-from models.retrieval import corpus as corpora
 from models.retrieval.corpus import (
+    CORPUS_FILES,
+    PASSAGES_FILE,
+    SPANS_FILE,
     Corpus,
     Passages,
+    count_chunks,
+    map_unverified_corpus,
+    read_corpus,
+    write_passages,
 )
 from models.retrieval.index import IVF
 from models.runtimes.torch import answer_of, arrays_of
@@ -76,13 +80,13 @@ def publish(
     """
     card = replace(card, **facts(net))
     files = net_files(net, golden)
-    draft = checkpoints.parse("draft", {**files, cards.FILE: card.to_markdown().encode()})
-    served = predictor.make(draft, device="cpu", threads=torch.get_num_threads())
+    draft = parse_checkpoint("draft", {**files, CARD_FILE: card.to_markdown().encode()})
+    served = build_predictor(draft, device="cpu", threads=torch.get_num_threads())
     if held_out:
         compare(mean_cosine(served.predict_batch, held_out[0]), held_out[1])
     scores = {name: rounded(evaluate(served, corpus, card.context_length, train)) for name, corpus in data.items()}
     card = replace(card, scores=scores, limits=(*card.limits, *_beaten_by(scores)))
-    return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
+    return registry.add(card.name, {**files, CARD_FILE: card.to_markdown().encode()})
 
 
 def publish_corpus(
@@ -101,20 +105,20 @@ def publish_corpus(
         BadCorpus: a file is missing or unreadable, they contradict each other, or a vector is not finite.
         BadIndex: the approximate index does not find enough.
     """
-    if index == "ivf" or (index == "auto" and corpora.rows_in(directory) > FLAT_ROWS):
+    if index == "ivf" or (index == "auto" and count_chunks(directory) > FLAT_ROWS):
         return _publish_indexed(registry, directory, card, progress)
-    corpus = corpora.read(directory)
-    files = {name: (directory / name).read_bytes() for name in corpora.FILES}
+    corpus = read_corpus(directory)
+    files = {name: (directory / name).read_bytes() for name in CORPUS_FILES}
     return _add_corpus(registry, card, corpus, len(corpus.articles), files)
 
 
 def _publish_indexed(registry: Registry, directory: Path, card: Card, progress: Progress) -> Version:
     registry.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".passages-", dir=registry.root) as text:
-        articles = corpora.write_passages(directory, Path(text))
-        files = {name: directory / name for name in corpora.FILES}
-        files |= {name: Path(text) / name for name in (corpora.PASSAGES, corpora.SPANS)}
-        corpus = corpora.map_files(files)
+        articles = write_passages(directory, Path(text))
+        files = {name: directory / name for name in CORPUS_FILES}
+        files |= {name: Path(text) / name for name in (PASSAGES_FILE, SPANS_FILE)}
+        corpus = map_unverified_corpus(files)
         with beside(registry.root / card.name) as parts:
             lists, card = indexing.build(corpus, card, progress, parts)
             return _add_corpus(registry, card, corpus, articles, {**files, IVF: lists.to_bytes()})
@@ -125,7 +129,7 @@ def _add_corpus(
 ) -> Version:
     counts = {"chunks": len(corpus), "articles": articles}
     card = replace(card, dim=corpus.dim, data={**card.data, **counts})
-    return registry.add(card.name, {**files, cards.FILE: card.to_markdown().encode()})
+    return registry.add(card.name, {**files, CARD_FILE: card.to_markdown().encode()})
 
 
 def net_files(net: nn.Module, golden: Floats) -> dict[str, bytes]:
@@ -133,9 +137,9 @@ def net_files(net: nn.Module, golden: Floats) -> dict[str, bytes]:
     weights = save_tensors(arrays_of(net.state_dict()))
     vectors = {"context": golden, "vector": answer_of(net, golden)}
     return {
-        checkpoints.WEIGHTS: weights,
-        checkpoints.GRAPH: export_graph(net, golden.shape[1:], weights),
-        checkpoints.GOLDEN: save_tensors(vectors),
+        WEIGHTS_FILE: weights,
+        GRAPH_FILE: export_graph(net, golden.shape[1:], weights),
+        GOLDEN_FILE: save_tensors(vectors),
     }
 
 
@@ -195,7 +199,7 @@ def _point_at(model: onnx.ModelProto, weights: bytes) -> None:
         if tensor.name in header:
             begin, end = header[tensor.name]["data_offsets"]
             place = {"offset": 8 + size + begin, "length": end - begin}
-            set_external_data(tensor, checkpoints.WEIGHTS, **place)
+            set_external_data(tensor, WEIGHTS_FILE, **place)
             tensor.ClearField("raw_data")
 
 

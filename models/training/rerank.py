@@ -15,16 +15,14 @@ from torch.nn.functional import cross_entropy
 from models.evaluate import searches
 from models.nets import BadConfig
 from models.nets.reranker import RerankerNet
-from models.registry import card as cards
-from models.registry.card import Card
+from models.registry.card import CARD_FILE, Card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry, Version
-from models.retrieval import corpus as corpora
-from models.retrieval import reranker as rerankers
 from models.retrieval.corpus import (
     Corpus,
+    read_corpus,
 )
-from models.retrieval.reranker import Reranker
+from models.retrieval.reranker import RERANK_DEPTH, RERANKER_FILE, Reranker
 from models.training import bundle
 from models.training.parts import Arrays, Parts, beside, identity, sources
 from models.training.train import Epoch, Recipe, Trainer
@@ -106,7 +104,7 @@ def run_rerank_job(
         BadConfig: the reranker takes no such sizes.
     """
     made = bundle.read(job.towers)
-    banks = held_out_banks(made.card, corpora.read(job.data[1]))
+    banks = held_out_banks(made.card, read_corpus(job.data[1]))
     say(f"{len(banks)} banks of about {ARTICLES} articles that the towers have not seen")
     parts, lists = beside(job.state), list[Lists]()
     for number, bank in enumerate(banks):
@@ -114,7 +112,7 @@ def run_rerank_job(
         progress(number + 1, len(banks) + job.recipe.epochs)
     trainer = _trained(job, lists, say, lambda epochs: progress(len(banks) + epochs, len(banks) + job.recipe.epochs))
     card = _card(job, made, len(trainer.lists), trainer)
-    files = {rerankers.FILE: served(trainer.net).to_bytes(), cards.FILE: card.to_markdown().encode()}
+    files = {RERANKER_FILE: served(trainer.net).to_bytes(), CARD_FILE: card.to_markdown().encode()}
     with parts:  # only now: the lists take longest, and serve the same command without its typing error
         return registry.add(job.name, files)
 
@@ -169,7 +167,7 @@ def finds(made: bundle.Made, bank: Windows) -> Arrays:
         data.vectors, np.zeros(len(data.vectors), np.int32), np.arange(len(data.vectors), dtype=np.int32), {}
     )
     retriever = made.over(corpus)
-    asked = searches(data, exclude_context=True, k=rerankers.DEPTH)
+    asked = searches(data, exclude_context=True, k=RERANK_DEPTH)
     found = [retriever.candidates([search])[0] for search in asked]
     width = min(len(rows) for _, rows in found)
     rows = np.array([rows[:width] for _, rows in found])
@@ -205,7 +203,7 @@ def served(net: RerankerNet) -> Reranker:
 
 
 def _card(job: RerankJob, made: bundle.Made, count: int, trainer: RerankTrainer) -> Card:
-    config = {"towers": made.id, "hidden_dim": trainer.net.hidden.out_features, "depth": rerankers.DEPTH}
+    config = {"towers": made.id, "hidden_dim": trainer.net.hidden.out_features, "depth": RERANK_DEPTH}
     return Card(
         name=job.name,
         kind="reranker",

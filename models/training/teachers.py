@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.nets.unit import unit
-from models.registry import checkpoint as checkpoints
+from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes.torch import build_net
 
@@ -38,7 +38,7 @@ def load_teachers(registry: Registry, versions: Sequence[str], dim: int, length:
         BadCheckpoint: one must not be used; the message says why.
         UnfitTeacher: one reads other dimensions or another context length.
     """
-    found = [checkpoints.load(registry.find(version).path) for version in versions]
+    found = [load_checkpoint(registry.find(version).path) for version in versions]
     for version, checkpoint in zip(versions, found, strict=True):
         sizes = (checkpoint.card.dim, checkpoint.card.context_length)
         if sizes != (dim, length):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Protocol
 
-from models import predictor
+from models.predictor import load_predictor
 from models.registry.registry import Version
-from models.retrieval import retriever
 from models.retrieval.milvus import Build, IndexAway, MilvusIndex
+from models.retrieval.retriever import load_retriever
 from models.text.encoder import open_encoder
 from service.engines.engine import PredictorLike
 from service.engines.external_index import IndexStore
@@ -46,13 +46,13 @@ class RealLoaders:
     def predictor(self, version: Version) -> PredictorLike:
         """Load and warm a net; raises `BadCheckpoint`."""
         known = self._settings
-        loaded = predictor.load(version.path, known.device, known.threads, known.precision)
+        loaded = load_predictor(version.path, known.device, known.threads, known.precision)
         loaded.warm_up(known.max_batch)
         return loaded
 
     def retriever(self, version: Version) -> RetrieverLike:
         """Load and warm a corpus; raises `BadCheckpoint`."""
-        loaded = retriever.load(version.path, self._settings.threads)
+        loaded = load_retriever(version.path, self._settings.threads)
         loaded.warm_up()
         return loaded
 

@@ -10,8 +10,7 @@ import pytest
 from bench import leaderboard, standings
 from models.evaluate import evaluate
 from models.registry.registry import Registry
-from models.retrieval import corpus as corpora
-from models.retrieval.corpus import Corpus
+from models.retrieval.corpus import Corpus, read_corpus
 from models.training.parts import Parts
 from tests.conftest import SHIPPED
 
@@ -26,7 +25,7 @@ def part_of(shipped: Corpus, first: int, last: int) -> Corpus:
 
 @pytest.fixture(scope="module")
 def data() -> dict[str, Corpus]:
-    shipped = corpora.read(SHIPPED / "retriever")
+    shipped = read_corpus(SHIPPED / "retriever")
     return {"home": part_of(shipped, 0, 12), "away": part_of(shipped, 12, 24)}
 
 
@@ -54,10 +53,10 @@ def figures(registry: Registry, data: dict[str, Corpus], parts: Parts) -> dict[s
 def test_scores_are_those_of_evaluate_and_certain_to_a_degree(
     figures: dict[str, Any], registry: Registry, data: dict[str, Corpus]
 ) -> None:
-    from models import predictor
+    from models.predictor import load_predictor
 
     (name,) = figures["nets"]
-    net = predictor.load(registry.versions()[0].path)
+    net = load_predictor(registry.versions()[0].path)
     for where, corpus in data.items():
         right, found = evaluate(net, corpus, 5), figures["scores"][where]
         assert found[name]["cosine"] == pytest.approx(right["cosine"], abs=1e-6)

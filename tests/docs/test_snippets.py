@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.retrieval import corpus
+from models.retrieval.corpus import read_corpus, write_corpus
 from tests.conftest import ROOT, SHIPPED, Process
 from tests.docs import blocks
 from tests.docs.blocks import Block
@@ -75,10 +75,10 @@ class Site:
 
     def _add_data(self, shipped: Path) -> None:
         """Make what a person brings: articles, two data sets that the documents call DIR and my-val, a checkpoint."""
-        whole = corpus.read(shipped)
+        whole = read_corpus(shipped)
         articles = [dict(whole.articles[article]) for article, _ in groupby(whole.article.tolist())][:8]
         for name in ("DIR", "my-val"):
-            corpus.write(self.root / name, whole.vectors[: sum(len(each["chunks"]) for each in articles)], articles)
+            write_corpus(self.root / name, whole.vectors[: sum(len(each["chunks"]) for each in articles)], articles)
         lines = [{"title": each["title"], "chunks": each["chunks"][:7]} for each in articles[:4]]
         (self.root / "articles.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         weights = load_file(SHIPPED / "primary/weights.safetensors")

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 
 from models.nets import build, config_dict
-from models.registry import card as cards
-from models.registry import checkpoint as checkpoints
-from models.registry.card import Card
+from models.registry.card import CARD_FILE, Card, read_card
+from models.registry.checkpoint import WEIGHTS_FILE, load_checkpoint
 from models.registry.registry import Registry, Version
-from models.retrieval import corpus as corpora
+from models.retrieval.corpus import read_corpus, write_corpus
 from models.runtimes.torch import build_net
 from models.training import publish
 from models.vectors import normalise
@@ -38,16 +37,16 @@ def files_of(version: Version) -> dict[str, bytes]:
 def proud(registry: Registry) -> Version:
     """The primary, but its card claims 0.02 more."""
     files = files_of(registry.resolve("primary"))
-    card = Card.from_markdown(files[cards.FILE].decode())
+    card = Card.from_markdown(files[CARD_FILE].decode())
     score = card.scores["wiki/val"]
     scores = {**card.scores, "wiki/val": {**score, "cosine": score["cosine"] + 0.02}}
-    return registry.add("amn", {**files, cards.FILE: replace(card, scores=scores).to_markdown().encode()})
+    return registry.add("amn", {**files, CARD_FILE: replace(card, scores=scores).to_markdown().encode()})
 
 
 def flipped(registry: Registry) -> Version:
     """GMN, one bit of whose weights is another."""
     version = next(version for version in registry.versions() if version.name == "gmn")
-    weights = version.path / checkpoints.WEIGHTS
+    weights = version.path / WEIGHTS_FILE
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
@@ -57,10 +56,10 @@ def flipped(registry: Registry) -> Version:
 def small(registry: Registry, data: Path) -> Version:
     """A sound net of D = 16, scored on the corpus that is made in `data`."""
     vectors = normalise(np.random.default_rng(0).standard_normal((24, 16)))
-    corpora.write(data, vectors, [{"article_id": 1, "title": "One", "chunks": ["text"] * 24}])
-    corpus = corpora.read(data)
+    write_corpus(data, vectors, [{"article_id": 1, "title": "One", "chunks": ["text"] * 24}])
+    corpus = read_corpus(data)
     card = replace(
-        cards.read(registry.resolve("primary").path), name="small", scores={}, reference=publish.reference_of(corpus)
+        read_card(registry.resolve("primary").path), name="small", scores={}, reference=publish.reference_of(corpus)
     )
     net = build("amn", {"dim": 16, "key_dim": 8, "hidden_dim": 16}).eval()
     return publish.publish(registry, net, card, publish.golden_contexts(corpus, 16, 5), {"small": corpus})
@@ -68,7 +67,7 @@ def small(registry: Registry, data: Path) -> Version:
 
 def slow(registry: Registry) -> Version:
     """A net that answers as the primary does, with many keys that say nothing."""
-    known = checkpoints.load(registry.resolve("primary").path)
+    known = load_checkpoint(registry.resolve("primary").path)
     narrow = build_net(known)
     config = config_dict(narrow)
     net = build("amn", {**config, "key_dim": WIDER * config["key_dim"]}).eval()
@@ -78,7 +77,7 @@ def slow(registry: Registry) -> Version:
     net.load_state_dict(state)
     card = replace(known.card, **publish.facts(net))
     files = publish.net_files(net, known.golden_context)
-    return registry.add("amn", {**files, cards.FILE: card.to_markdown().encode()})
+    return registry.add("amn", {**files, CARD_FILE: card.to_markdown().encode()})
 
 
 def padded(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -124,7 +123,7 @@ def test_an_alias_that_moves_while_a_version_is_judged_is_left_where_it_is(shipp
     registry = Registry(shipped)
     version = next(version for version in registry.versions() if version.name == "gmn")
     env = {**os.environ, "LVM_REGISTRY": str(shipped)}
-    with leased(version.path / checkpoints.WEIGHTS) as is_wanted:
+    with leased(version.path / WEIGHTS_FILE) as is_wanted:
         judge = subprocess.Popen([LVM, "promote", "primary", version.id], env=env, stderr=subprocess.PIPE, text=True)
         until(lambda: judge.poll() is not None or is_wanted.is_set(), "the judge to ask for weights")
         quicker = registry.point("primary", registry.resolve("fallback"))
@@ -150,7 +149,7 @@ def leased(path: Path) -> Iterator[threading.Event]:
 
 def answers(server: Process) -> list[tuple[str, bytes]]:
     """Return who answers the golden contexts of the primary, and what."""
-    golden = checkpoints.load(server.registry.resolve("primary").path).golden_context
+    golden = load_checkpoint(server.registry.resolve("primary").path).golden_context
     headers = {**octets_of(golden), "accept": "application/octet-stream"}
     found = []
     for alias in ("primary", "fallback"):

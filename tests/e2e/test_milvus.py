@@ -21,8 +21,7 @@ import numpy as np
 import pytest
 
 from models.registry.registry import Registry
-from models.retrieval import corpus as corpora
-from models.retrieval import retriever
+from models.retrieval.corpus import write_corpus
 from models.retrieval.index import FlatIndex
 from models.retrieval.milvus import (
     BadCollection,
@@ -34,7 +33,7 @@ from models.retrieval.milvus import (
     alias_of,
     connect,
 )
-from models.retrieval.retriever import Retriever, Search
+from models.retrieval.retriever import Retriever, Search, load_retriever
 from models.vectors import normalise
 from tests.conftest import LVM, SHIPPED, Process, until
 
@@ -88,7 +87,7 @@ def milvus(tmp_path: Path) -> Iterator[Milvus]:
 
 @pytest.fixture(scope="module")
 def shipped_corpus() -> Retriever:
-    return retriever.load(Registry(SHIPPED).resolve("retriever").path)
+    return load_retriever(Registry(SHIPPED).resolve("retriever").path)
 
 
 def push(milvus: Milvus, corpus: Retriever, kind: Any = "flat", progress: Any = lambda done, total: None) -> Any:
@@ -320,7 +319,7 @@ def test_a_version_that_was_not_pushed_is_searched_here_until_it_is(
         return answer.json()["fallback_reason"]
 
     assert reason() == "index_stale"
-    corpora.write(
+    write_corpus(
         tmp_path / "other",
         shipped_corpus.corpus.vectors_at(np.arange(50)),
         [{"article_id": 1, "title": "", "chunks": [""] * 50}],

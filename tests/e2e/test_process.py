@@ -19,8 +19,9 @@ import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from models.registry import checkpoint, manifest
-from models.retrieval import corpus
+from models.registry import manifest
+from models.registry.checkpoint import load_checkpoint
+from models.retrieval.corpus import read_corpus
 from service.processes.server import bind
 from tests.conftest import LVM, PATIENCE_S, ROOT, Process, until
 from tests.fakes import octets_of
@@ -50,7 +51,7 @@ class Load:
 def test_the_golden_vectors_come_out_as_they_went_in(process: Start) -> None:
     server = process()
     for alias in ("primary", "fallback"):
-        known = checkpoint.load(server.registry.resolve(alias).path)
+        known = load_checkpoint(server.registry.resolve(alias).path)
         answer = httpx.post(
             f"{server.url}/predict",
             content=known.golden_context.tobytes(),
@@ -70,7 +71,7 @@ def test_the_shipped_example_gets_a_unit_vector_and_passages_of_its_article(proc
     assert np.linalg.norm(predicted["vector"]) == np.float32(1) or abs(np.linalg.norm(predicted["vector"]) - 1) < 1e-5
     hits = httpx.post(f"{server.url}/retrieve", json=body).json()["results"]
     context = np.asarray(body["context"], np.float32)
-    known = corpus.read(server.registry.resolve("retriever").path)
+    known = read_corpus(server.registry.resolve("retriever").path)
     home = known.article[int(np.argmax(known.vectors @ context[-1]))]
     assert sum(hit["article"] == home for hit in hits) >= 5
     assert all(hit["title"] and hit["text"] for hit in hits)
@@ -91,7 +92,8 @@ def test_serving_on_cpu_imports_no_torch(shipped: Path) -> None:
     code = (
         "import sys, lvm.cli, service.processes.server, models.predictor, models.retrieval.retriever\n"
         f"from pathlib import Path; root = Path({str(shipped)!r})\n"
-        "models.predictor.load(root / 'primary'); models.retrieval.retriever.load(root / 'retriever')\n"
+        "models.predictor.load_predictor(root / 'primary')\n"
+        "models.retrieval.retriever.load_retriever(root / 'retriever')\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from models import predictor
+from models.predictor import load_predictor
 from models.registry import manifest
 from models.registry.checkpoint import BadCheckpoint
-from models.retrieval import retriever
+from models.retrieval.retriever import Search, load_retriever
 from models.runtimes import PARITY
 from tests.faults.versions import seal, spoiled
 
@@ -29,7 +29,7 @@ RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen",
 
 def read_net(directory: Path) -> None:
     """Load a net and hold its answers to what it must have been held to already."""
-    net = predictor.load(directory, device="cpu")
+    net = load_predictor(directory, device="cpu")
     answers = net.predict_batch(net._golden)
     assert answers.shape == (len(net._golden), net.card.dim)
     assert (np.abs(np.linalg.norm(answers, axis=1) - 1) < 2 - 2 * PARITY).all()
@@ -37,10 +37,10 @@ def read_net(directory: Path) -> None:
 
 def read_corpus(directory: Path) -> None:
     """Load a corpus and search it."""
-    corpus = retriever.load(directory)
+    corpus = load_retriever(directory)
     corpus.warm_up()
     query = np.zeros((corpus.dim,), np.float32)
-    hits = corpus.search_batch([retriever.Search(query + 1, 5)])[0]
+    hits = corpus.search_batch([Search(query + 1, 5)])[0]
     assert all(np.isfinite(hit.score) for hit in hits)
 
 

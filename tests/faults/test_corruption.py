@@ -17,17 +17,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from models import predictor
-from models.registry import card as cards
+from models.predictor import load_predictor
 from models.registry import manifest
-from models.registry.checkpoint import (
-    GOLDEN,
-    GRAPH,
-    WEIGHTS,
-    BadCheckpoint,
-)
+from models.registry.card import CARD_FILE
+from models.registry.checkpoint import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE, BadCheckpoint
 from models.registry.registry import Registry
-from models.retrieval import retriever
+from models.retrieval.retriever import load_retriever
 from tests.conftest import ROOT, until
 from tests.fakes import D, T, card, contexts, octets_of
 from tests.faults.conftest import Injected, Target, lvm, sizes
@@ -35,8 +30,8 @@ from tests.faults.versions import corpus_files, files, graph, seal, spoiled
 
 OCTETS = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
 LOADERS: dict[str, tuple[Callable[[], dict[str, bytes]], Callable[[Path], Any]]] = {
-    "net": (files, lambda path: predictor.load(path, device="cpu")),
-    "corpus": (corpus_files, retriever.load),
+    "net": (files, lambda path: load_predictor(path, device="cpu")),
+    "corpus": (corpus_files, load_retriever),
 }
 
 
@@ -107,10 +102,10 @@ def wrong_versions() -> dict[str, dict[str, bytes]]:
     answer = golden.mean(axis=1)
 
     def weights(**tensors: Any) -> dict[str, bytes]:
-        return {WEIGHTS: save({name: np.asarray(tensor) for name, tensor in tensors.items()})}
+        return {WEIGHTS_FILE: save({name: np.asarray(tensor) for name, tensor in tensors.items()})}
 
     def goldens(context: Any, vector: Any) -> dict[str, bytes]:
-        return {GOLDEN: save({"context": np.asarray(context), "vector": np.asarray(vector)})}
+        return {GOLDEN_FILE: save({"context": np.asarray(context), "vector": np.asarray(vector)})}
 
     changes = {
         "a NaN weight": weights(scale=np.full(D, np.nan, np.float32)),
@@ -121,21 +116,21 @@ def wrong_versions() -> dict[str, dict[str, bytes]]:
         "a weight's name missing": weights(other=scale),
         "no weights": weights(),
         "other weights": weights(scale=np.arange(D, dtype=np.float32) - 4),
-        "weights elsewhere": {GRAPH: graph(0, "/etc/passwd"), **weights(other=scale)},
-        "weights up there": {GRAPH: graph(0, "../../weights"), **weights(other=scale)},
+        "weights elsewhere": {GRAPH_FILE: graph(0, "/etc/passwd"), **weights(other=scale)},
+        "weights up there": {GRAPH_FILE: graph(0, "../../weights"), **weights(other=scale)},
         "golden vectors of NaN": goldens(golden, answer * np.float32(np.nan)),
         "golden vectors of another T": goldens(golden[:, 1:], answer),
         "golden vectors of another D": goldens(golden[..., 1:], answer[:, 1:]),
         "golden vectors of another type": goldens(golden.astype(np.float64), answer),
         "no golden vectors": goldens(golden[:0], answer[:0]),
         "fewer golden answers": goldens(golden, answer[:-1]),
-        "a graph of nothing": {GRAPH: b""},
-        "a graph of text": {GRAPH: b"import os; os.system('true')"},
-        "a card of another D": {cards.FILE: card(dim=D + 1).to_markdown().encode()},
-        "a card of another T": {cards.FILE: card(context_length=T + 1).to_markdown().encode()},
-        "a card that would run": {cards.FILE: b"---\nlvm: !!python/object/apply:os.system ['true']\n---\n"},
-        "a card of nothing": {cards.FILE: b""},
-        "a card of bombs": {cards.FILE: b"---\nlvm: &a [&b [*a, *a], *b]\n---\n"},
+        "a graph of nothing": {GRAPH_FILE: b""},
+        "a graph of text": {GRAPH_FILE: b"import os; os.system('true')"},
+        "a card of another D": {CARD_FILE: card(dim=D + 1).to_markdown().encode()},
+        "a card of another T": {CARD_FILE: card(context_length=T + 1).to_markdown().encode()},
+        "a card that would run": {CARD_FILE: b"---\nlvm: !!python/object/apply:os.system ['true']\n---\n"},
+        "a card of nothing": {CARD_FILE: b""},
+        "a card of bombs": {CARD_FILE: b"---\nlvm: &a [&b [*a, *a], *b]\n---\n"},
     }
     gone = {f"{name} missing": {n: data for n, data in good.items() if n != name} for name in good}
     return {**{what: {**good, **change} for what, change in changes.items()}, **gone}
@@ -151,7 +146,7 @@ def test_what_is_wrong_with_a_version_is_refused_by_the_server_too_and_the_old_o
         name = random.choice(sorted(files()))
         way, data = spoiled(random, files()[name])
         wrong[f"{way} in {name} ({number})"] = {**files(2), name: data}
-    golden = predictor.load(old.path, device="cpu")
+    golden = load_predictor(old.path, device="cpu")
     before = len(server.opened())
     for number, (what, given) in enumerate(wrong.items()):
         spoil = server.registry.root / "models" / "amn" / f"20270101-{number:012d}"

@@ -18,7 +18,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.registry import checkpoint, manifest
+from models.registry import manifest
+from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Move, Registry, Version
 from tests.conftest import ROOT, Process, until
 from tests.faults.conftest import Injected
@@ -126,7 +127,7 @@ def test_a_move_that_dies_leaves_a_whole_alias_and_a_server_that_lost_no_request
     versions = [version for version in registry.versions() if version.name in ("amn", "gmn")]
     registry.point("primary", versions[1])
     server, crasher = process(LVM_RELOAD_S="0.1", LVM_MAX_BATCH="8"), Crasher(registry, versions)
-    client = Client(server.url, checkpoint.load(versions[0].path).golden_context[:1].tobytes())
+    client = Client(server.url, load_checkpoint(versions[0].path).golden_context[:1].tobytes())
     died: Counter[str] = Counter()
     read = (registry.root / "ledger.jsonl").stat().st_size
     with crasher.popen, client.calling(), httpx.Client(base_url=server.url) as probe:

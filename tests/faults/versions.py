@@ -12,11 +12,11 @@ from onnx import TensorProto, helper
 from onnx.external_data_helper import set_external_data
 from safetensors.numpy import save
 
-from models.registry import card as cards
 from models.registry import manifest
-from models.registry.checkpoint import GOLDEN, GRAPH, WEIGHTS
+from models.registry.card import CARD_FILE
+from models.registry.checkpoint import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE
 from models.registry.registry import Registry
-from models.retrieval import corpus as corpora
+from models.retrieval.corpus import CORPUS_FILES, write_corpus
 from models.vectors import normalise
 from tests.fakes import D, T, card, contexts, corpus
 
@@ -31,14 +31,14 @@ def files(seed: int = 0, name: str = "amn", **changes: object) -> dict[str, byte
     answers = {"context": golden, "vector": normalise(golden.mean(axis=1) * scale)}
     text = card(name, architecture="amn", **changes).to_markdown()
     return {
-        WEIGHTS: weights,
-        GRAPH: graph(len(weights) - scale.nbytes),
-        GOLDEN: save(answers),
-        cards.FILE: text.encode(),
+        WEIGHTS_FILE: weights,
+        GRAPH_FILE: graph(len(weights) - scale.nbytes),
+        GOLDEN_FILE: save(answers),
+        CARD_FILE: text.encode(),
     }
 
 
-def graph(offset: int, location: str = WEIGHTS) -> bytes:
+def graph(offset: int, location: str = WEIGHTS_FILE) -> bytes:
     """Return the net's ONNX graph; its one weight lies `offset` bytes into `location`."""
     scale = TensorProto(name=SCALE, data_type=TensorProto.FLOAT, dims=[D], raw_data=b"-")
     set_external_data(scale, location, offset=offset, length=4 * D)
@@ -92,7 +92,7 @@ def corpus_files(rows: int = 40) -> dict[str, bytes]:
     """Return the files of a corpus of two articles, as `lvm corpus` stores them."""
     known = corpus(rows)
     with TemporaryDirectory() as made:
-        corpora.write(Path(made), known.vectors, list(known.articles.values()))
-        files = {name: (Path(made) / name).read_bytes() for name in corpora.FILES}
+        write_corpus(Path(made), known.vectors, list(known.articles.values()))
+        files = {name: (Path(made) / name).read_bytes() for name in CORPUS_FILES}
     said = card("corpus", kind="corpus", data={"chunks": rows, "articles": 2})
-    return {**files, cards.FILE: said.to_markdown().encode()}
+    return {**files, CARD_FILE: said.to_markdown().encode()}

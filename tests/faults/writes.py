@@ -19,8 +19,7 @@ from itertools import count, product
 from pathlib import Path
 
 from models.registry import manifest
-from models.registry import registry as registries
-from models.registry.registry import Registry
+from models.registry.registry import Registry, main
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS)
 OLD, NEW = {"a": b"old", "b": bytes(5000)}, {"a": b"new", "b": bytes(100_000), "c": b""}
@@ -41,7 +40,7 @@ def rollback(registry: Registry) -> None:
     """Roll back, by the command that needs nothing installed."""
     os.environ["LVM_REGISTRY"] = str(registry.root)
     with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
-        status = registries.main(["rollback", "primary"])
+        status = main(["rollback", "primary"])
     if status == FAILED:
         raise OSError("told by the status")
 
@@ -103,7 +102,7 @@ def trial(change: Callable[[Registry], None], registry: Registry, at: int, error
     return status is not None
 
 
-def main(home: Path, errors: int) -> dict[str, int]:
+def fail_writes(home: Path, errors: int) -> dict[str, int]:
     """Return how many faults each change met, of the first `errors` kinds."""
     template, found = make(home / "template"), Counter[str]()
     for change, error, stays in product(CHANGES, ERRORS[:errors], (False, True)):
@@ -118,4 +117,4 @@ def main(home: Path, errors: int) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(fail_writes(Path(sys.argv[1]), int(sys.argv[2]))))

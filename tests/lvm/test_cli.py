@@ -27,12 +27,9 @@ import models
 import service
 from lvm.cli import app
 from lvm.cli.exit_codes import ENDS, end_of
-from models.registry.card import Card
-from models.registry.card import read as read_card
+from models.registry.card import Card, read_card
 from models.registry.registry import Registry
-from models.retrieval.corpus import (
-    write,
-)
+from models.retrieval.corpus import write_corpus
 from models.vectors import normalise
 from tests.conftest import LVM, SHIPPED
 from tests.fakes import add_version, card, registry_of
@@ -95,7 +92,7 @@ def test_shells_complete_aliases_and_versions(words: str, offered: set[str]) -> 
 def test_training_stopped_by_ctrl_c_says_how_to_go_on_and_comes_to_the_same_version(tmp_path: Path) -> None:
     vectors = normalise(np.random.default_rng(0).standard_normal((40, 8)))
     texts = [f"chunk {number}" for number in range(10)]
-    write(tmp_path / "data", vectors, [{"article_id": n, "title": str(n), "chunks": texts} for n in range(4)])
+    write_corpus(tmp_path / "data", vectors, [{"article_id": n, "title": str(n), "chunks": texts} for n in range(4)])
     state = tmp_path / "amn.pt"
     sizes = '{"key_dim": 4, "hidden_dim": 8}'
     words = [
@@ -181,7 +178,7 @@ def test_articles_come_through_the_standard_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
 def test_words_of_any_bytes_go_on_the_card_as_utf8(shipped: Path, tmp_path: Path, locale: dict[str, str]) -> None:
     data = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xfc\xc3\xbc"))
-    write(data, np.eye(8, dtype=np.float32), [{"article_id": 0, "title": "A", "chunks": ["a"] * 8}])
+    write_corpus(data, np.eye(8, dtype=np.float32), [{"article_id": 0, "title": "A", "chunks": ["a"] * 8}])
     command = [LVM, "corpus", "odd", "--data", os.fsencode(data), "--attribution", "Füchse".encode(), "--json"]
     env = {**os.environ, "LVM_REGISTRY": str(shipped), **locale}
     done = subprocess.run(command, capture_output=True, env=env, check=False, timeout=120)

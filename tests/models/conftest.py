@@ -15,9 +15,10 @@ from torch import nn
 from models.nets import build
 from models.registry.card import Card
 from models.registry.registry import Registry, Version
-from models.retrieval import corpus as corpora
 from models.retrieval.corpus import (
     Corpus,
+    read_corpus,
+    write_corpus,
 )
 from models.training import bundle, publish
 from models.training.job import Job, run_job
@@ -62,7 +63,7 @@ def write_articles(directory: Path, seed: int = 0, articles: int = ARTICLES, chu
         {"article_id": 100 + a, "title": f"Article {a}", "chunks": [f"chunk {c} of {a}" for c in range(chunks)]}
         for a in range(articles)
     ]
-    corpora.write(directory, article_vectors(seed, articles, chunks, DIM), lines)
+    write_corpus(directory, article_vectors(seed, articles, chunks, DIM), lines)
     return directory
 
 
@@ -80,12 +81,12 @@ def other_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(corpus_dir: Path) -> Corpus:
-    return corpora.read(corpus_dir)
+    return read_corpus(corpus_dir)
 
 
 @pytest.fixture(scope="session")
 def other(other_dir: Path) -> Corpus:
-    return corpora.read(other_dir)
+    return read_corpus(other_dir)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.drift import FIGURES, Space
-from models.retrieval import corpus as corpora
+from models.retrieval.corpus import read_corpus
 from models.training.publish import GOLDEN
 from models.vectors import Floats, normalise
 from models.windows import windows
@@ -14,7 +14,7 @@ from tests.conftest import SHIPPED
 
 @pytest.fixture(scope="module")
 def shipped() -> Floats:
-    return windows(corpora.read(SHIPPED / "retriever"), 5).contexts()
+    return windows(read_corpus(SHIPPED / "retriever"), 5).contexts()
 
 
 @pytest.fixture(scope="module")

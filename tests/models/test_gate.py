@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models import gate, predictor
+from models import gate
 from models.evaluate import evaluate
 from models.gate import (
     Case,
@@ -23,10 +23,10 @@ from models.gate import (
     TooSlow,
     WorseThanIncumbent,
 )
-from models.registry import card as cards
+from models.predictor import load_predictor
 from models.registry import manifest
-from models.registry.card import Card
-from models.registry.checkpoint import GOLDEN, BadCheckpoint
+from models.registry.card import CARD_FILE, Card, read_card
+from models.registry.checkpoint import GOLDEN_FILE, BadCheckpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import (
     Corpus,
@@ -40,8 +40,8 @@ Made = Callable[..., Card]
 def adopt(registry: Registry, version: Version, **changes: Any) -> Version:
     """Store a version with another card."""
     files = manifest.read(version.path)
-    card = replace(Card.from_markdown(files[cards.FILE].decode()), **changes)
-    return registry.add(version.name, {**files, cards.FILE: card.to_markdown().encode()})
+    card = replace(Card.from_markdown(files[CARD_FILE].decode()), **changes)
+    return registry.add(version.name, {**files, CARD_FILE: card.to_markdown().encode()})
 
 
 def objections(registry: Registry, alias: str, version: Version, **data: Corpus) -> set[type[Objection]]:
@@ -51,7 +51,7 @@ def objections(registry: Registry, alias: str, version: Version, **data: Corpus)
 
 def scored(version: Version, by: float) -> dict[str, Any]:
     """Return the card's scores, each higher by `by`."""
-    scores = cards.read(version.path).scores
+    scores = read_card(version.path).scores
     return {name: {**score, "cosine": score["cosine"] + by} for name, score in scores.items()}
 
 
@@ -150,8 +150,8 @@ def test_what_serves_is_scored_anew_on_the_same_data(
     registry: Registry, amn_version: Version, gru_version: Version, other: Corpus
 ) -> None:
     registry.point("primary", adopt(registry, amn_version))
-    known = cards.read(amn_version.path)
-    net = predictor.load(gru_version.path, "cpu")
+    known = read_card(amn_version.path)
+    net = load_predictor(gru_version.path, "cpu")
     scores = {"other": evaluate(net, other, 5)}
     stated = {name: getattr(known, name) for name in ("command", "reference", "limits")}
     worse = adopt(registry, gru_version, scores=scores, **stated)
@@ -186,14 +186,14 @@ def test_anything_sound_follows_an_incumbent_that_is_damaged(
 ) -> None:
     broken = adopt(registry, amn_version, attribution="broken")
     registry.point("primary", broken)
-    path = broken.path if lost == "version" else broken.path / GOLDEN
+    path = broken.path if lost == "version" else broken.path / GOLDEN_FILE
     path.rename(registry.root / "lost")
     assert objections(registry, "primary", adopt(registry, amn_version), other=other) == set()
 
 
 def test_damage_is_raised_and_no_matter_of_judgement(registry: Registry, amn_version: Version) -> None:
     broken = adopt(registry, amn_version)
-    (broken.path / GOLDEN).unlink()
+    (broken.path / GOLDEN_FILE).unlink()
     with pytest.raises(BadCheckpoint):
         gate.judge(registry, "primary", broken, {})
     with pytest.raises(BadCheckpoint, match="unreadable corpus"):
@@ -202,7 +202,7 @@ def test_damage_is_raised_and_no_matter_of_judgement(registry: Registry, amn_ver
 
 def test_a_bundle_is_scored_as_it_retrieves(registry: Registry, bundle_version: Version) -> None:
     command = {"command": "lvm corpus"}
-    card = cards.read(bundle_version.path)
+    card = read_card(bundle_version.path)
     registry.point("retriever", adopt(registry, bundle_version, **command))
     verdict = gate.judge(registry, "retriever", adopt(registry, bundle_version, command="again"), {})
     assert {type(each) for each in verdict.objections} <= {TooSlow}

@@ -10,18 +10,11 @@ import torch
 from safetensors.numpy import save
 from torch import nn
 
-from models import predictor
 from models.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.nets import BadConfig, LSTMStack, LSTMStackConfig, build, config_dict
-from models.registry import card as cards
-from models.registry import checkpoint as checkpoints
-from models.registry.card import Card
-from models.registry.checkpoint import (
-    GOLDEN,
-    GRAPH,
-    WEIGHTS,
-    BadCheckpoint,
-)
+from models.predictor import load_predictor
+from models.registry.card import CARD_FILE, Card
+from models.registry.checkpoint import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE, BadCheckpoint, load_checkpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
 from models.runtimes import UnfitRuntime
@@ -67,16 +60,16 @@ def forged(
     """A version as the bug would leave it: weights and golden vectors of one net, architecture of the other."""
     weights, golden = save(arrays_of(trained_net.state_dict())), golden_contexts(corpus, 16, 5)
     files = {
-        WEIGHTS: weights,
-        GRAPH: export_graph(served_net, (5, 16), weights),  # what the weights lack stays as random as it was
-        GOLDEN: save({"context": golden, "vector": answer_of(trained_net, golden)}),
+        WEIGHTS_FILE: weights,
+        GRAPH_FILE: export_graph(served_net, (5, 16), weights),  # what the weights lack stays as random as it was
+        GOLDEN_FILE: save({"context": golden, "vector": answer_of(trained_net, golden)}),
     }
     return Registry(tmp_path_factory.mktemp("forged")).add("lstm", {**files, **_card_of(card, served_net)})
 
 
 def _card_of(card: Made, net: nn.Module, scores: Mapping[str, Any] | None = None) -> dict[str, bytes]:
     made = card(name="lstm", architecture="lstm", config=config_dict(net), scores=scores or {})
-    return {cards.FILE: made.to_markdown().encode()}
+    return {CARD_FILE: made.to_markdown().encode()}
 
 
 def cosine_of(net: nn.Module, data: Windows) -> float:
@@ -114,9 +107,9 @@ def test_save_refuses_a_second_class_of_a_known_name(registry: Registry, card: M
 
 def test_load_refuses_the_weights_of_another_net(forged: Version) -> None:
     with pytest.raises(UnfitRuntime, match="to the golden vectors"):
-        predictor.load(forged.path, device="cpu")
+        load_predictor(forged.path, device="cpu")
     with pytest.raises(BadCheckpoint, match=r"(?s)Missing key.*lstm\.weight_ih_l0.*Unexpected key.*blocks\.0\.lstm"):
-        build_net(checkpoints.load(forged.path))
+        build_net(load_checkpoint(forged.path))
 
 
 def test_evaluate_and_promote_refuse_the_weights_of_another_net(forged: Version, corpus_dir: os.PathLike[str]) -> None:
@@ -151,7 +144,7 @@ def test_evaluate_refuses_a_forgery_without_a_seam(
 
 def test_the_served_score_is_the_trained_score(registry: Registry, job_of: Callable[..., Job], corpus: Corpus) -> None:
     version = run_job(job_of("lstm"), registry, lambda done, total: None, lambda said: None)
-    served = predictor.load(version.path, device="cpu")
+    served = load_predictor(version.path, device="cpu")
     _, held_out = hold_out(windows(corpus, 5), 0.2, 0)
     trained = served.card.data["held_out_cosine"]
     assert mean_cosine(served.predict_batch, held_out) == pytest.approx(trained, abs=TOLERANCE)

@@ -10,10 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import predictor as predictors
-from models.predictor import Predictor
-from models.registry import checkpoint as checkpoints
-from models.registry.checkpoint import BadCheckpoint
+from models.predictor import Predictor, load_predictor
+from models.registry.checkpoint import WEIGHTS_FILE, BadCheckpoint, load_checkpoint
 from models.registry.registry import Version
 from models.vectors import Floats
 
@@ -22,12 +20,12 @@ WITHOUT_TORCH = """
 import sys
 from pathlib import Path
 import numpy as np
-from models import predictor
+from models.predictor import load_predictor
 from models.retrieval import retriever
 from models.runtimes import find_device
 
 assert find_device("auto") == "cpu"
-net = predictor.load(Path(sys.argv[1]))
+net = load_predictor(Path(sys.argv[1]))
 answer = net.predict_batch(np.load(sys.argv[2]))
 np.save(sys.argv[3], answer)
 heavy = {name for name in sys.modules if name.split(".")[0] in ("torch", "onnx", "openvino", "fastapi", "hypothesis")}
@@ -37,11 +35,11 @@ assert not heavy, heavy
 
 @pytest.fixture(scope="module")
 def predictor(gru_version: Version) -> Predictor:
-    return predictors.load(gru_version.path, device="cpu")
+    return load_predictor(gru_version.path, device="cpu")
 
 
 def test_it_says_what_it_serves(predictor: Predictor, gru_version: Version) -> None:
-    checkpoint = checkpoints.load(gru_version.path)
+    checkpoint = load_checkpoint(gru_version.path)
     assert (predictor.name, predictor.version, predictor.runtime) == ("gru", gru_version.version, "onnxruntime")
     assert predictor.sha256 == checkpoint.sha256
     assert predictor.card == checkpoint.card
@@ -90,7 +88,7 @@ def test_warming_up_runs_every_power_of_two_and_the_largest_batch(
             self.shapes.append(contexts.shape)
             return contexts[:, -1]
 
-    checkpoint = checkpoints.load(gru_version.path)
+    checkpoint = load_checkpoint(gru_version.path)
     recorder = Recorder()
     Predictor("v", "0", checkpoint.card, recorder, checkpoint.golden_context).warm_up(largest)
     assert recorder.shapes == [(size, 5, 16) for size in sizes]
@@ -111,11 +109,11 @@ def test_no_part_of_serving_imports_torch(
 
 def test_a_damaged_version_is_refused(gru_version: Version, copy_of: Callable[[Version], Path]) -> None:
     directory = copy_of(gru_version)
-    (directory / checkpoints.WEIGHTS).write_bytes(b"")
+    (directory / WEIGHTS_FILE).write_bytes(b"")
     with pytest.raises(BadCheckpoint, match=r"weights\.safetensors was altered"):
-        predictors.load(directory)
+        load_predictor(directory)
 
 
 def test_a_corpus_is_no_predictor(corpus_version: Version) -> None:
     with pytest.raises(BadCheckpoint, match="is no net"):
-        predictors.load(corpus_version.path)
+        load_predictor(corpus_version.path)

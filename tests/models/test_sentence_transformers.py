@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.retrieval import corpus
+from models.retrieval.corpus import VECTORS_FILE, Corpus, read_corpus
 from models.text.encoder import (
     EncoderError,
     MiniLM,
@@ -28,15 +28,15 @@ def encoder() -> SentenceTransformersEncoder:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> corpus.Corpus:
-    found = [path.parent for path in sorted(ROOT.glob(LINES)) if (path.parent / corpus.VECTORS).is_file()]
+def shipped() -> Corpus:
+    found = [path.parent for path in sorted(ROOT.glob(LINES)) if (path.parent / VECTORS_FILE).is_file()]
     if not found:
         pytest.skip("no corpus with its text under artifacts/lvm")
-    return corpus.read(found[0])
+    return read_corpus(found[0])
 
 
 def test_chunks_of_the_shipped_corpus_encode_to_its_vectors(
-    encoder: SentenceTransformersEncoder, shipped: corpus.Corpus
+    encoder: SentenceTransformersEncoder, shipped: Corpus
 ) -> None:
     rows = np.linspace(0, len(shipped) - 1, SAMPLE).astype(int)
     texts = [str(shipped.chunk(row).text) for row in rows]
@@ -46,7 +46,7 @@ def test_chunks_of_the_shipped_corpus_encode_to_its_vectors(
 
 
 def test_word_pieces_are_counted_as_the_shipped_corpus_counts_them(
-    encoder: SentenceTransformersEncoder, shipped: corpus.Corpus
+    encoder: SentenceTransformersEncoder, shipped: Corpus
 ) -> None:
     article = next(iter(shipped.articles.values()))
     assert [encoder.count_tokens(text) for text in article["chunks"]] == article["ntok"]

@@ -23,9 +23,11 @@ import numpy as np
 import pytest
 
 from models.registry.registry import Registry
-from models.retrieval import corpus as corpora
 from models.retrieval.corpus import (
+    VECTORS_FILE,
     Corpus,
+    read_corpus,
+    write_corpus,
 )
 from models.vectors import Floats, normalise
 from tests.conftest import LVM, SHIPPED, Process
@@ -65,7 +67,7 @@ def lines(corpus: Corpus) -> Iterator[dict[str, Any]]:
 
 def write_million(source: Path, target: Path) -> None:
     """Write a corpus of `ROWS` chunks made of the one in `source`."""
-    corpus = corpora.read(source)
+    corpus = read_corpus(source)
     articles, left = [], ROWS
     for article in lines(corpus):
         articles.append({**article, "chunks": article["chunks"][:left]})
@@ -73,7 +75,7 @@ def write_million(source: Path, target: Path) -> None:
         if not left:
             break
     halves = np.vstack([vectors.astype(np.float16) for vectors in variants(corpus.vectors, ROWS)])
-    corpora.write(target, halves, articles)  # type: ignore[arg-type]  # float32 would take twice the memory
+    write_corpus(target, halves, articles)  # type: ignore[arg-type]  # float32 would take twice the memory
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_a_million_passages_are_stored_promoted_and_served(
     idle = memory(server.popen.pid)
     corpus = Registry(shipped).resolve("retriever").path
     assert corpus.name == version
-    halves = np.load(corpus / corpora.VECTORS, mmap_mode="r")
+    halves = np.load(corpus / VECTORS_FILE, mmap_mode="r")
     contexts = [normalise(halves[row : row + 5]) for row in np.random.default_rng(1).choice(ROWS - 5, QUERIES, False)]
     with closing(Connection(server.url)) as connection:
         answers = connection.ask(contexts)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lvm.errors import UnknownModel
-from models.registry import card as cards
 from models.registry import disk
-from models.registry.card import BadCard
+from models.registry.card import CARD_FILE, MAX_CARD_BYTES, BadCard, read_card_summary
 from models.registry.registry import Registry, UnknownVersion, Version
 from service.deploy.deployments import Lineup
 from service.deploy.registry_sync import Follower
@@ -45,7 +44,7 @@ class Inventory:
         self._ids = [version.id for version in versions]
         served = self._registry.aliases().values()
         for version in sorted(versions, key=lambda version: version.id not in served):
-            stamp = _stamp(version.path / cards.FILE)
+            stamp = _stamp(version.path / CARD_FILE)
             if self._known.get(version.id, (None,))[0] != stamp or stamp is None:
                 self._known[version.id] = stamp, summary(version)
         self._known = {identity: self._known[identity] for identity in self._ids}
@@ -60,7 +59,7 @@ class Inventory:
 def summary(version: Version) -> dict[str, Any]:
     """Return what a version's card says, as `/models` and `lvm models` show it."""
     try:
-        card = cards.outline(version.path)
+        card = read_card_summary(version.path)
     except BadCard as error:
         return {"id": version.id, "error": str(error)}
     return {
@@ -94,7 +93,7 @@ def card_text(registry: Registry, name: str, version: str) -> bytes:
     except UnknownVersion as error:
         raise UnknownModel("no such version") from error
     try:
-        return disk.read(found.path / cards.FILE, cards.LARGEST)
+        return disk.read(found.path / CARD_FILE, MAX_CARD_BYTES)
     except OSError as error:
         raise UnknownModel(f"no card of that version can be read: {error.strerror}") from error
 

@@ -11,13 +11,7 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.registry.card import (
-    BadCard,
-    Card,
-    Reference,
-    outline,
-    read,
-)
+from models.registry.card import BadCard, Card, Reference, read_card, read_card_summary
 
 PLAIN = Card("toy", "net", 16, "tiny-encoder", "cc-by-sa-3.0", "The authors.")
 FOUND = {"R@1": 0.5, "R@3": 0.6, "R@5": 0.7, "R@10": 0.8, "R@20": 0.9, "R@50": 1.0, "Contain@50": 1.0, "MRR": 0.6}
@@ -216,7 +210,7 @@ def test_what_is_no_card_is_refused_and_never_waited_for(
 ) -> None:
     make(tmp_path / "README.md")
     with pytest.raises(BadCard, match=rf"README\.md: .*{reason}"):
-        read(tmp_path)
+        read_card(tmp_path)
 
 
 @given(st.text(max_size=200), st.integers(0, 2000))
@@ -232,7 +226,7 @@ def test_no_text_raises_anything_else(noise: str, place: int) -> None:
 @pytest.mark.parametrize("card", [PLAIN, FULL])
 def test_an_outline_is_a_card_without_figures_of_retrieval(tmp_path: Path, card: Card) -> None:
     (tmp_path / "README.md").write_text(card.to_markdown(), encoding="utf-8")
-    found = outline(tmp_path)
+    found = read_card_summary(tmp_path)
     assert replace(found, scores={}) == replace(card, scores={})
     for name, score in card.scores.items():
         assert found.scores[name]["cosine"] == score["cosine"]

@@ -10,27 +10,28 @@ import pytest
 from safetensors.numpy import load, save
 from torch import nn
 
-from models.registry import card as cards
-from models.registry import checkpoint as checkpoints
 from models.registry import manifest
+from models.registry.card import CARD_FILE, Card
 from models.registry.checkpoint import (
-    GOLDEN,
-    GRAPH,
-    WEIGHTS,
+    GOLDEN_FILE,
+    GRAPH_FILE,
+    WEIGHTS_FILE,
     BadCheckpoint,
+    load_checkpoint,
+    parse_checkpoint,
 )
 from models.registry.registry import Version
 from models.training.publish import GOLDEN as CONTEXTS
 
-FILES = [WEIGHTS, GRAPH, GOLDEN, cards.FILE]
+FILES = [WEIGHTS_FILE, GRAPH_FILE, GOLDEN_FILE, CARD_FILE]
 CopyOf = Callable[[Version], Path]
 Reseal = Callable[[Path], None]
 
 
 def test_a_fresh_version_is_loaded_as_it_was_made(gru_version: Version, gru_net: nn.Module) -> None:
-    checkpoint = checkpoints.load(gru_version.path)
+    checkpoint = load_checkpoint(gru_version.path)
     assert checkpoint.version == gru_version.version
-    assert checkpoint.sha256 == manifest.digest((gru_version.path / WEIGHTS).read_bytes())
+    assert checkpoint.sha256 == manifest.digest((gru_version.path / WEIGHTS_FILE).read_bytes())
     state = gru_net.state_dict()
     assert checkpoint.weights.keys() == state.keys()
     assert all(np.array_equal(checkpoint.weights[name], state[name].numpy()) for name in state)
@@ -57,7 +58,7 @@ def test_one_flipped_bit_is_refused_by_name(gru_version: Version, copy_of: CopyO
     data[int(share * len(data))] ^= 0x10
     path.write_bytes(data)
     with pytest.raises(BadCheckpoint, match=f"{name} was altered"):
-        checkpoints.load(path.parent)
+        load_checkpoint(path.parent)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -66,7 +67,7 @@ def test_a_truncated_file_is_refused_by_name(gru_version: Version, copy_of: Copy
     path = copy_of(gru_version) / name
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(BadCheckpoint, match=f"{name} was altered"):
-        checkpoints.load(path.parent)
+        load_checkpoint(path.parent)
 
 
 @pytest.mark.parametrize("name", [*FILES, manifest.SUMS])
@@ -74,7 +75,7 @@ def test_a_missing_file_is_refused_by_name(gru_version: Version, copy_of: CopyOf
     path = copy_of(gru_version) / name
     path.unlink()
     with pytest.raises(BadCheckpoint, match=name):
-        checkpoints.load(path.parent)
+        load_checkpoint(path.parent)
 
 
 @pytest.mark.parametrize("name", [*FILES, manifest.SUMS])
@@ -83,7 +84,7 @@ def test_a_link_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: 
     path.unlink()
     path.symlink_to(gru_version.path / name)
     with pytest.raises(BadCheckpoint, match=name):
-        checkpoints.load(path.parent)
+        load_checkpoint(path.parent)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -94,7 +95,7 @@ def test_a_file_left_out_of_the_sums_is_missed_by_name(
     (directory / name).unlink()
     reseal(directory)
     with pytest.raises(BadCheckpoint, match=f"is no net: it lacks '{name}'"):
-        checkpoints.load(directory)
+        load_checkpoint(directory)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -105,18 +106,18 @@ def test_sealed_garbage_is_refused(
     directory = copy_of(gru_version)
     (directory / name).write_bytes(garbage)
     reseal(directory)
-    if name == GRAPH:  # which onnxruntime judges: see runtimes/test_runtimes.py
-        assert checkpoints.load(directory).graph == garbage
+    if name == GRAPH_FILE:  # which onnxruntime judges: see runtimes/test_runtimes.py
+        assert load_checkpoint(directory).graph == garbage
         return
     with pytest.raises(BadCheckpoint):
-        checkpoints.load(directory)
+        load_checkpoint(directory)
 
 
 def test_an_unlisted_file_is_ignored(gru_version: Version, copy_of: CopyOf) -> None:
     """Only what the sums name is read; a stray file can do no harm, so it is no reason to refuse."""
     directory = copy_of(gru_version)
     (directory / "net.onnx.data").write_bytes(b"stray")
-    assert checkpoints.load(directory).sha256 == checkpoints.load(gru_version.path).sha256
+    assert load_checkpoint(directory).sha256 == load_checkpoint(gru_version.path).sha256
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -124,13 +125,13 @@ def test_a_weight_that_is_not_finite_is_refused_by_tensor(
     gru_version: Version, copy_of: CopyOf, reseal: Reseal, value: float
 ) -> None:
     directory = copy_of(gru_version)
-    weights = load((directory / WEIGHTS).read_bytes())
+    weights = load((directory / WEIGHTS_FILE).read_bytes())
     weights["blocks.1.gru.bias_hh_l0"][3] = value
     weights["output_proj.weight"][0, 0] = value
-    (directory / WEIGHTS).write_bytes(save(weights))
+    (directory / WEIGHTS_FILE).write_bytes(save(weights))
     reseal(directory)
     with pytest.raises(BadCheckpoint, match=r"not finite: blocks\.1\.gru\.bias_hh_l0, output_proj\.weight$"):
-        checkpoints.load(directory)
+        load_checkpoint(directory)
 
 
 @pytest.mark.parametrize(
@@ -151,30 +152,30 @@ def test_golden_vectors_of_another_shape_are_refused(
     files = manifest.read(gru_version.path)
     golden = {"context": np.zeros(context, np.float32), "vector": np.zeros(vector, np.float32)}
     with pytest.raises(BadCheckpoint, match=said):
-        checkpoints.parse("v", {**files, GOLDEN: save(golden)})
+        parse_checkpoint("v", {**files, GOLDEN_FILE: save(golden)})
 
 
 @pytest.mark.parametrize("name", ["context", "vector"])
 def test_half_the_golden_vectors_are_refused(gru_version: Version, name: str) -> None:
     files = manifest.read(gru_version.path)
-    golden = load(files[GOLDEN])
+    golden = load(files[GOLDEN_FILE])
     with pytest.raises(BadCheckpoint, match=f"lacks '{name}'"):
-        checkpoints.parse("v", {**files, GOLDEN: save({k: a for k, a in golden.items() if k != name})})
+        parse_checkpoint("v", {**files, GOLDEN_FILE: save({k: a for k, a in golden.items() if k != name})})
 
 
 def test_a_card_of_another_dimension_is_refused(gru_version: Version) -> None:
     files = manifest.read(gru_version.path)
-    card = cards.Card.from_markdown(files[cards.FILE].decode())
+    card = Card.from_markdown(files[CARD_FILE].decode())
     with pytest.raises(BadCheckpoint, match=r"golden vectors are not \(G, T, D\) of its card"):
-        checkpoints.parse("v", {**files, cards.FILE: replace(card, dim=768).to_markdown().encode()})
+        parse_checkpoint("v", {**files, CARD_FILE: replace(card, dim=768).to_markdown().encode()})
 
 
 def test_a_corpus_is_no_net(corpus_version: Version) -> None:
     with pytest.raises(BadCheckpoint, match="is no net: it lacks"):
-        checkpoints.load(corpus_version.path)
+        load_checkpoint(corpus_version.path)
 
 
 def test_what_is_no_version_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(BadCheckpoint, match=manifest.SUMS):
-            checkpoints.load(path)
+            load_checkpoint(path)

@@ -14,18 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models.retrieval import corpus as corpora
 from models.retrieval.corpus import (
-    ARTICLES,
-    FILES,
-    INDEX,
-    PASSAGES,
-    SPANS,
-    VECTORS,
+    ARTICLES_FILE,
+    CORPUS_FILES,
+    INDEX_FILE,
+    PASSAGES_FILE,
+    SPANS_FILE,
+    VECTORS_FILE,
     BadCorpus,
     Chunk,
     Corpus,
     MappedCorpus,
+    count_chunks,
+    map_unverified_corpus,
+    parse_corpus,
+    read_articles,
+    read_corpus,
+    write_corpus,
+    write_passages,
 )
 from models.vectors import normalise
 
@@ -38,7 +44,7 @@ def npy(array: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def files(corpus_dir: Path) -> dict[str, bytes]:
-    return {name: (corpus_dir / name).read_bytes() for name in FILES}
+    return {name: (corpus_dir / name).read_bytes() for name in CORPUS_FILES}
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -47,8 +53,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         {"article_id": 7, "title": "Ä", "chunks": ["one", "two 🙂"]},
         {"article_id": 3, "title": "B", "chunks": ["three", "four\n", "five"], "url": "https://example.org"},
     ]
-    corpora.write(tmp_path / "deep" / "c", vectors, articles)
-    corpus = corpora.read(tmp_path / "deep" / "c")
+    write_corpus(tmp_path / "deep" / "c", vectors, articles)
+    corpus = read_corpus(tmp_path / "deep" / "c")
     assert (len(corpus), corpus.dim) == (5, 8)
     assert np.abs(corpus.vectors - vectors).max() < 1e-3  # float16 on disk
     assert np.allclose(np.linalg.norm(corpus.vectors, axis=1), 1, atol=1e-6)
@@ -60,10 +66,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_equal_corpora_are_equal_bytes(tmp_path: Path, corpus: Corpus, files: dict[str, bytes]) -> None:
-    corpora.write(tmp_path, corpus.vectors, [dict(line) for line in corpus.articles.values()])
-    again = {name: (tmp_path / name).read_bytes() for name in FILES}
-    assert again[INDEX] == files[INDEX]
-    assert again[ARTICLES] == files[ARTICLES]
+    write_corpus(tmp_path, corpus.vectors, [dict(line) for line in corpus.articles.values()])
+    again = {name: (tmp_path / name).read_bytes() for name in CORPUS_FILES}
+    assert again[INDEX_FILE] == files[INDEX_FILE]
+    assert again[ARTICLES_FILE] == files[ARTICLES_FILE]
 
 
 def test_a_chunk_without_text_or_article_has_none(make_corpus: Callable[..., Corpus]) -> None:
@@ -84,37 +90,37 @@ def test_normalise_gives_unit_rows_and_leaves_zeros(rows: Any) -> None:
     assert (unit[zero] == 0).all()
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", CORPUS_FILES)
 def test_a_missing_file_is_named(tmp_path: Path, files: dict[str, bytes], name: str) -> None:
-    for file in FILES:
+    for file in CORPUS_FILES:
         (tmp_path / file).write_bytes(files[file])
     (tmp_path / name).unlink()
     with pytest.raises(BadCorpus, match=f"No such file or directory: .*{name}"):
-        corpora.read(tmp_path)
+        read_corpus(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        (VECTORS, npy(np.ones((239, 16), np.float16))),
-        (VECTORS, npy(np.ones((240,), np.float16))),
-        (VECTORS, npy(np.ones((240, 4, 4), np.float16))),
-        (INDEX, npy(np.zeros((241, 2), np.int32))),
-        (INDEX, npy(np.zeros((240, 3), np.int32))),
-        (INDEX, npy(np.zeros((240,), np.int32))),
+        (VECTORS_FILE, npy(np.ones((239, 16), np.float16))),
+        (VECTORS_FILE, npy(np.ones((240,), np.float16))),
+        (VECTORS_FILE, npy(np.ones((240, 4, 4), np.float16))),
+        (INDEX_FILE, npy(np.zeros((241, 2), np.int32))),
+        (INDEX_FILE, npy(np.zeros((240, 3), np.int32))),
+        (INDEX_FILE, npy(np.zeros((240,), np.int32))),
     ],
 )
 def test_files_that_contradict_each_other_are_refused(files: dict[str, bytes], name: str, data: bytes) -> None:
     with pytest.raises(BadCorpus, match="do not match"):
-        corpora.parse({**files, name: data})
+        parse_corpus({**files, name: data})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_row_that_is_not_finite_is_named(files: dict[str, bytes], value: float) -> None:
-    vectors = np.load(io.BytesIO(files[VECTORS]))
+    vectors = np.load(io.BytesIO(files[VECTORS_FILE]))
     vectors[17, 3] = value
     with pytest.raises(BadCorpus, match="vector 17 is not finite"):
-        corpora.parse({**files, VECTORS: npy(vectors)})
+        parse_corpus({**files, VECTORS_FILE: npy(vectors)})
 
 
 class Bomb:
@@ -128,9 +134,9 @@ def test_a_pickle_in_an_array_is_refused_and_not_run(
     files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in (VECTORS, INDEX):
+    for name in (VECTORS_FILE, INDEX_FILE):
         with pytest.raises(BadCorpus, match="allow_pickle=False"):
-            corpora.parse({**files, name: npy(np.array([Bomb()], dtype=object))})
+            parse_corpus({**files, name: npy(np.array([Bomb()], dtype=object))})
     assert not list(tmp_path.iterdir())
 
 
@@ -140,18 +146,23 @@ def test_a_pickle_in_an_array_is_refused_and_not_run(
 )
 def test_articles_that_are_none_are_refused(files: dict[str, bytes], text: str) -> None:
     with pytest.raises(BadCorpus, match="unreadable corpus"):
-        corpora.parse({**files, ARTICLES: gzip.compress(text.encode())})
+        parse_corpus({**files, ARTICLES_FILE: gzip.compress(text.encode())})
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", CORPUS_FILES)
 @pytest.mark.parametrize("data", [b"\n", b"garbage" * 20, b"\x93NUMPY\x01\x00", b"\x1f\x8b\x08\x00"])
 def test_garbage_is_refused(files: dict[str, bytes], name: str, data: bytes) -> None:
     with pytest.raises(BadCorpus):
-        corpora.parse({**files, name: data})
+        parse_corpus({**files, name: data})
 
 
 @settings(max_examples=150)
-@given(name=st.sampled_from(FILES), share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+@given(
+    name=st.sampled_from(CORPUS_FILES),
+    share=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+    cut=st.booleans(),
+)
 def test_damage_raises_nothing_but_bad_corpus(
     files: dict[str, bytes], name: str, share: float, bit: int, cut: bool
 ) -> None:
@@ -159,7 +170,7 @@ def test_damage_raises_nothing_but_bad_corpus(
     place = int(share * len(data))
     data[place] ^= 1 << bit
     try:
-        corpora.parse({**files, name: bytes(data[:place] if cut else data)})
+        parse_corpus({**files, name: bytes(data[:place] if cut else data)})
     except BadCorpus:
         return
 
@@ -168,13 +179,13 @@ def test_a_damaged_header_is_refused(files: dict[str, bytes]) -> None:
     """On which numpy raises what its tokenizer does, and asks for the memory that a header claims."""
     for old, new in ((b"}", b" "), (b"(240, 16)", b"(240, 9**9)"), (b"(240, 16)", b"(99999999999999, 16)")):
         with pytest.raises(BadCorpus, match="unreadable corpus"):
-            corpora.parse({**files, VECTORS: files[VECTORS].replace(old, new, 1)})
+            parse_corpus({**files, VECTORS_FILE: files[VECTORS_FILE].replace(old, new, 1)})
 
 
 def test_articles_are_read_line_by_line() -> None:
     lines = [{"article_id": i} for i in range(3)]
     data = gzip.compress("\n".join(map(json.dumps, lines)).encode())
-    assert list(corpora.read_articles(data)) == lines
+    assert list(read_articles(data)) == lines
 
 
 # On disk
@@ -183,13 +194,15 @@ def test_articles_are_read_line_by_line() -> None:
 @pytest.fixture
 def paths(corpus_dir: Path, tmp_path: Path) -> dict[str, Path]:
     """Every file of the tiny corpus and of its text."""
-    corpora.write_passages(corpus_dir, tmp_path)
-    return {name: corpus_dir / name for name in FILES} | {name: tmp_path / name for name in (PASSAGES, SPANS)}
+    write_passages(corpus_dir, tmp_path)
+    return {name: corpus_dir / name for name in CORPUS_FILES} | {
+        name: tmp_path / name for name in (PASSAGES_FILE, SPANS_FILE)
+    }
 
 
 @pytest.fixture
 def mapped(paths: dict[str, Path]) -> MappedCorpus:
-    return corpora.map_files(paths)
+    return map_unverified_corpus(paths)
 
 
 def test_a_corpus_on_disk_is_the_one_in_memory(mapped: MappedCorpus, corpus: Corpus) -> None:
@@ -205,10 +218,10 @@ def test_text_is_found_whatever_the_order_of_articles(tmp_path: Path) -> None:
         {"article_id": 7, "title": "Ä", "chunks": ["one", "two 🙂"]},
         {"article_id": 3, "chunks": ["three", "four"]},
     ]
-    corpora.write(tmp_path, normalise(np.eye(4)), articles)
-    np.save(tmp_path / INDEX, np.array([[3, 1], [7, 1], [3, 0], [7, 5]], np.int32))
-    assert corpora.write_passages(tmp_path, tmp_path) == 2
-    mapped = corpora.map_files({name: tmp_path / name for name in (*FILES, PASSAGES, SPANS)})
+    write_corpus(tmp_path, normalise(np.eye(4)), articles)
+    np.save(tmp_path / INDEX_FILE, np.array([[3, 1], [7, 1], [3, 0], [7, 5]], np.int32))
+    assert write_passages(tmp_path, tmp_path) == 2
+    mapped = map_unverified_corpus({name: tmp_path / name for name in (*CORPUS_FILES, PASSAGES_FILE, SPANS_FILE)})
     assert [mapped.chunk(row) for row in range(4)] == [
         Chunk(3, "", 1, "four"),
         Chunk(7, "Ä", 1, "two 🙂"),
@@ -217,41 +230,41 @@ def test_text_is_found_whatever_the_order_of_articles(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize("name", CORPUS_FILES[1:])
 @pytest.mark.parametrize(
     "data", [None, b"", b"garbage" * 20, gzip.compress(b"[]", mtime=0), gzip.compress(b"{}", mtime=0)]
 )
 def test_text_that_cannot_be_read_is_refused(corpus_dir: Path, tmp_path: Path, name: str, data: bytes | None) -> None:
-    for file in FILES:
+    for file in CORPUS_FILES:
         (tmp_path / file).write_bytes((corpus_dir / file).read_bytes())
     (tmp_path / name).write_bytes(data) if data is not None else (tmp_path / name).unlink()
     with pytest.raises(BadCorpus):
-        corpora.write_passages(tmp_path, tmp_path)
+        write_passages(tmp_path, tmp_path)
 
 
 def test_a_row_of_an_article_that_is_not_there_is_refused(corpus_dir: Path, tmp_path: Path) -> None:
-    for file in FILES:
+    for file in CORPUS_FILES:
         (tmp_path / file).write_bytes((corpus_dir / file).read_bytes())
-    np.save(tmp_path / INDEX, np.full((240, 2), 999, np.int32))
+    np.save(tmp_path / INDEX_FILE, np.full((240, 2), 999, np.int32))
     with pytest.raises(BadCorpus, match="not among the articles"):
-        corpora.write_passages(tmp_path, tmp_path)
+        write_passages(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        (VECTORS, npy(np.ones((239, 16), np.float16)), "do not match"),
-        (VECTORS, npy(np.ones((240, 16), np.float32)), "float32, int32, int64"),
-        (VECTORS, npy(np.full((240, 16), np.nan, np.float16)), "vector 0 is not finite"),
-        (VECTORS, npy(np.ones((240, 16), np.float16))[:-1], "unreadable corpus"),
-        (VECTORS, npy(np.array([{}], dtype=object)), "unreadable corpus"),
-        (VECTORS, b"", "unreadable corpus"),
-        (INDEX, npy(np.zeros((240, 3), np.int32)), "do not match"),
-        (SPANS, npy(np.zeros((240, 2), np.int64)), "do not match"),
-        (SPANS, npy(np.full((240, 4), -1)), "outside the text"),
-        (SPANS, npy(np.full((240, 4), 2**40)), "outside the text"),
-        (PASSAGES, b"short", "outside the text"),
-        (PASSAGES, None, "No such file"),
+        (VECTORS_FILE, npy(np.ones((239, 16), np.float16)), "do not match"),
+        (VECTORS_FILE, npy(np.ones((240, 16), np.float32)), "float32, int32, int64"),
+        (VECTORS_FILE, npy(np.full((240, 16), np.nan, np.float16)), "vector 0 is not finite"),
+        (VECTORS_FILE, npy(np.ones((240, 16), np.float16))[:-1], "unreadable corpus"),
+        (VECTORS_FILE, npy(np.array([{}], dtype=object)), "unreadable corpus"),
+        (VECTORS_FILE, b"", "unreadable corpus"),
+        (INDEX_FILE, npy(np.zeros((240, 3), np.int32)), "do not match"),
+        (SPANS_FILE, npy(np.zeros((240, 2), np.int64)), "do not match"),
+        (SPANS_FILE, npy(np.full((240, 4), -1)), "outside the text"),
+        (SPANS_FILE, npy(np.full((240, 4), 2**40)), "outside the text"),
+        (PASSAGES_FILE, b"short", "outside the text"),
+        (PASSAGES_FILE, None, "No such file"),
     ],
 )
 def test_files_on_disk_that_contradict_each_other_are_refused(
@@ -261,18 +274,18 @@ def test_files_on_disk_that_contradict_each_other_are_refused(
     if data is not None:
         broken.write_bytes(data)
     with pytest.raises(BadCorpus, match=said):
-        corpora.map_files({**paths, name: broken})
+        map_unverified_corpus({**paths, name: broken})
 
 
 def test_rows_are_counted_without_reading_the_corpus(corpus_dir: Path, tmp_path: Path) -> None:
-    assert corpora.rows_in(corpus_dir) == 240
+    assert count_chunks(corpus_dir) == 240
     with pytest.raises(BadCorpus, match="No such file"):
-        corpora.rows_in(tmp_path)
+        count_chunks(tmp_path)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", CORPUS_FILES)
 def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
-    for ask in (corpora.read, corpora.rows_in):
+    for ask in (read_corpus, count_chunks):
         with pytest.raises(BadCorpus, match="expected a regular file"):
             ask(tmp_path)

@@ -6,25 +6,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from models.retrieval.reranker import (
-    NEIGHBOURS,
-    BadReranker,
-    Reranker,
-    features,
-    features_of,
-)
+from models.retrieval.reranker import NEIGHBOUR_COUNT, BadReranker, Reranker, candidate_features, feature_count
 from models.vectors import Floats
 
 
 @pytest.fixture
 def reranker() -> Reranker:
     draw = np.random.default_rng(0).standard_normal
-    hidden, bias, output = (draw(shape).astype(np.float32) for shape in ((8, features_of(5)), (8,), (8,)))
+    hidden, bias, output = (draw(shape).astype(np.float32) for shape in ((8, feature_count(5)), (8,), (8,)))
     return Reranker(hidden, bias, output)
 
 
 def neighbours(count: int, *largest: float) -> Floats:
-    rows = np.full((count, NEIGHBOURS), -1, np.float32)
+    rows = np.full((count, NEIGHBOUR_COUNT), -1, np.float32)
     rows[:, : len(largest)] = largest
     return rows
 
@@ -32,8 +26,8 @@ def neighbours(count: int, *largest: float) -> Floats:
 def test_there_are_as_many_figures_as_said(contexts: Callable[..., Floats]) -> None:
     for length in (1, 5, 9):
         context, candidates = contexts(1, length=length)[0], contexts(1, length=7)[0]
-        figures = features(context, np.linspace(1, 0, 7, dtype=np.float32), candidates, neighbours(7))
-        assert figures.shape == (7, features_of(length))
+        figures = candidate_features(context, np.linspace(1, 0, 7, dtype=np.float32), candidates, neighbours(7))
+        assert figures.shape == (7, feature_count(length))
         assert figures.dtype == np.float32
         assert np.isfinite(figures).all()
 
@@ -41,7 +35,7 @@ def test_there_are_as_many_figures_as_said(contexts: Callable[..., Floats]) -> N
 def test_a_passage_knows_how_many_are_closer_to_it_than_the_context_is() -> None:
     """The third of four neighbours is the context itself: two are closer, and it does not count itself."""
     context, candidate = np.eye(4, dtype=np.float32)[:1], np.array([[0.6, 0.8, 0, 0]], np.float32)
-    figures = features(context, np.ones(1, np.float32), candidate, neighbours(1, 0.9, 0.7, 0.6, 0.5))
+    figures = candidate_features(context, np.ones(1, np.float32), candidate, neighbours(1, 0.9, 0.7, 0.6, 0.5))
     assert figures[0, 0] == pytest.approx(0.6)
     assert figures[0, 1] == pytest.approx(np.log1p(2))
 
@@ -52,13 +46,13 @@ def test_turning_the_space_turns_nothing_in_the_figures(contexts: Callable[..., 
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((16, 16)))[0].astype(np.float32)
     scores, known = np.linspace(1, 0, 7, dtype=np.float32), neighbours(7, 0.5)
     before, after = (
-        features(context @ by, scores, candidates @ by, known) for by in (np.eye(16, dtype=np.float32), turn)
+        candidate_features(context @ by, scores, candidates @ by, known) for by in (np.eye(16, dtype=np.float32), turn)
     )
     assert np.allclose(before, after, atol=1e-5)
 
 
 def test_it_is_read_as_it_was_written(reranker: Reranker) -> None:
-    figures = np.random.default_rng(1).standard_normal((6, features_of(5))).astype(np.float32)
+    figures = np.random.default_rng(1).standard_normal((6, feature_count(5))).astype(np.float32)
     again = Reranker.from_bytes(reranker.to_bytes(), 5)
     assert np.array_equal(again.score(figures), reranker.score(figures))
     assert again.score(figures).shape == (6,)

@@ -10,15 +10,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.registry import card as cards
-from models.registry.card import Card
+from models.registry.card import CARD_FILE, Card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Version
-from models.retrieval import corpus as corpora
-from models.retrieval import retriever as retrievers
-from models.retrieval.corpus import Corpus
+from models.retrieval.corpus import (
+    ARTICLES_FILE,
+    CORPUS_FILES,
+    INDEX_FILE,
+    PASSAGES_FILE,
+    SPANS_FILE,
+    VECTORS_FILE,
+    Chunk,
+    Corpus,
+    read_corpus,
+)
 from models.retrieval.index import IVF, FlatIndex
-from models.retrieval.retriever import Retriever, Search
+from models.retrieval.retriever import Retriever, Search, load_retriever
 from models.vectors import normalise
 
 MakeCorpus = Callable[..., Corpus]
@@ -26,7 +33,7 @@ MakeCorpus = Callable[..., Corpus]
 
 @pytest.fixture(scope="module")
 def retriever(corpus_version: Version) -> Retriever:
-    return retrievers.load(corpus_version.path)
+    return load_retriever(corpus_version.path)
 
 
 @pytest.fixture
@@ -65,7 +72,7 @@ def test_hits_carry_row_score_and_passage(retriever: Retriever, corpus: Corpus) 
     assert hits[0].row == 45
     assert hits[0].score == pytest.approx(1, abs=1e-6)
     assert [hit.score for hit in hits] == pytest.approx((corpus.vectors @ query)[[hit.row for hit in hits]], abs=1e-6)
-    assert hits[0].chunk == corpora.Chunk(102, "Article 2", 5, "chunk 5 of 2")
+    assert hits[0].chunk == Chunk(102, "Article 2", 5, "chunk 5 of 2")
 
 
 def test_excluded_rows_do_not_come_back_and_others_take_their_place(retriever: Retriever, corpus: Corpus) -> None:
@@ -147,18 +154,18 @@ def test_many_searches_in_one_batch_are_as_many_single_ones(
 
 
 def test_a_net_is_no_corpus(gru_version: Version) -> None:
-    with pytest.raises(BadCheckpoint, match=corpora.VECTORS):
-        retrievers.load(gru_version.path)
+    with pytest.raises(BadCheckpoint, match=VECTORS_FILE):
+        load_retriever(gru_version.path)
 
 
-@pytest.mark.parametrize("name", [*corpora.FILES, cards.FILE])
+@pytest.mark.parametrize("name", [*CORPUS_FILES, CARD_FILE])
 def test_an_altered_file_is_refused_by_name(
     corpus_version: Version, copy_of: Callable[[Version], Path], name: str
 ) -> None:
     path = copy_of(corpus_version) / name
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BadCheckpoint, match=f"{name} was altered"):
-        retrievers.load(path.parent)
+        load_retriever(path.parent)
 
 
 def _npy(array: Any) -> bytes:
@@ -170,12 +177,12 @@ def _npy(array: Any) -> bytes:
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        (cards.FILE, b"\xff\xfe", "decode"),
-        (cards.FILE, b"# no card", "unreadable model card"),
-        (corpora.VECTORS, _npy(np.full((240, 16), np.nan, np.float16)), "vector 0 is not finite"),
-        (corpora.VECTORS, _npy(np.ones((240, 8), np.float16)), "corpus of D = 8, its card says D = 16"),
-        (corpora.INDEX, _npy(np.ones((3, 2), np.int32)), "do not match"),
-        (corpora.ARTICLES, b"\x1f\x8b\x08\x00garbage", "unreadable corpus"),
+        (CARD_FILE, b"\xff\xfe", "decode"),
+        (CARD_FILE, b"# no card", "unreadable model card"),
+        (VECTORS_FILE, _npy(np.full((240, 16), np.nan, np.float16)), "vector 0 is not finite"),
+        (VECTORS_FILE, _npy(np.ones((240, 8), np.float16)), "corpus of D = 8, its card says D = 16"),
+        (INDEX_FILE, _npy(np.ones((3, 2), np.int32)), "do not match"),
+        (ARTICLES_FILE, b"\x1f\x8b\x08\x00garbage", "unreadable corpus"),
     ],
 )
 def test_sealed_contradictions_are_refused(
@@ -190,7 +197,7 @@ def test_sealed_contradictions_are_refused(
     (directory / name).write_bytes(data)
     reseal(directory)
     with pytest.raises(BadCheckpoint, match=said):
-        retrievers.load(directory)
+        load_retriever(directory)
 
 
 def test_a_corpus_with_the_card_of_a_net_is_refused(
@@ -200,10 +207,10 @@ def test_a_corpus_with_the_card_of_a_net_is_refused(
     card: Callable[..., Card],
 ) -> None:
     directory = copy_of(corpus_version)
-    (directory / cards.FILE).write_text(card(kind="net").to_markdown())
+    (directory / CARD_FILE).write_text(card(kind="net").to_markdown())
     reseal(directory)
     with pytest.raises(BadCheckpoint, match="a net of D = 16"):
-        retrievers.load(directory)
+        load_retriever(directory)
 
 
 # With an index of its own
@@ -211,12 +218,12 @@ def test_a_corpus_with_the_card_of_a_net_is_refused(
 
 @pytest.fixture(scope="module")
 def indexed(indexed_version: Version) -> Retriever:
-    return retrievers.load(indexed_version.path)
+    return load_retriever(indexed_version.path)
 
 
 @pytest.fixture(scope="module")
 def larger(larger_dir: Path) -> Corpus:
-    return corpora.read(larger_dir)
+    return read_corpus(larger_dir)
 
 
 def found(retriever: Retriever, larger: Corpus, excluding: int = 0) -> float:
@@ -257,12 +264,12 @@ def test_an_index_too_gives_fewer_than_k_only_where_the_corpus_ends(indexed: Ret
 
 
 def test_threads_change_no_answer(indexed: Retriever, indexed_version: Version, larger: Corpus) -> None:
-    two = retrievers.load(indexed_version.path, threads=2)
+    two = load_retriever(indexed_version.path, threads=2)
     searches = [Search(vector, 7) for vector in larger.vectors[::50]]
     assert two.search_batch(searches) == indexed.search_batch(searches)
 
 
-@pytest.mark.parametrize("name", [*corpora.FILES, cards.FILE, IVF, corpora.PASSAGES, corpora.SPANS])
+@pytest.mark.parametrize("name", [*CORPUS_FILES, CARD_FILE, IVF, PASSAGES_FILE, SPANS_FILE])
 def test_an_altered_file_of_an_indexed_version_is_refused_by_name(
     indexed_version: Version, copy_of: Callable[[Version], Path], name: str
 ) -> None:
@@ -271,7 +278,7 @@ def test_an_altered_file_of_an_indexed_version_is_refused_by_name(
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(BadCheckpoint, match=f"{name} was altered"):
-        retrievers.load(path.parent)
+        load_retriever(path.parent)
 
 
 def test_the_index_of_another_corpus_is_refused(
@@ -280,22 +287,22 @@ def test_the_index_of_another_corpus_is_refused(
     reseal: Callable[[Path], None],
 ) -> None:
     directory = copy_of(indexed_version)
-    vectors = np.load(directory / corpora.VECTORS)
-    (directory / corpora.VECTORS).write_bytes(_npy(vectors[::-1].copy()))
+    vectors = np.load(directory / VECTORS_FILE)
+    (directory / VECTORS_FILE).write_bytes(_npy(vectors[::-1].copy()))
     reseal(directory)
     with pytest.raises(BadCheckpoint, match="of other vectors"):
-        retrievers.load(directory)
+        load_retriever(directory)
 
 
 def test_the_index_of_a_smaller_corpus_is_refused(
     indexed_version: Version, larger_dir: Path, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None]
 ) -> None:
     directory = copy_of(indexed_version)
-    for name in (corpora.VECTORS, corpora.INDEX, corpora.SPANS):
+    for name in (VECTORS_FILE, INDEX_FILE, SPANS_FILE):
         (directory / name).write_bytes(_npy(np.load(directory / name)[:-1]))
     reseal(directory)
     with pytest.raises(BadCheckpoint, match="an index of 1200 rows"):
-        retrievers.load(directory)
+        load_retriever(directory)
 
 
 @pytest.mark.parametrize(("old", "new"), [("nprobe:", "probes:"), ("pool: ", "pool: x"), ("pool: ", "pool: -")])
@@ -303,11 +310,11 @@ def test_a_card_that_does_not_say_how_to_search_is_refused(
     indexed_version: Version, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None], old: str, new: str
 ) -> None:
     directory = copy_of(indexed_version)
-    text = (directory / cards.FILE).read_text()
-    (directory / cards.FILE).write_text(text.replace(old, new, 1))
+    text = (directory / CARD_FILE).read_text()
+    (directory / CARD_FILE).write_text(text.replace(old, new, 1))
     reseal(directory)
     with pytest.raises(BadCheckpoint, match=r"nprobe|must be counts"):
-        retrievers.load(directory)
+        load_retriever(directory)
 
 
 def test_a_stray_index_that_is_not_sealed_is_left_alone(
@@ -315,4 +322,4 @@ def test_a_stray_index_that_is_not_sealed_is_left_alone(
 ) -> None:
     directory = copy_of(corpus_version)
     (directory / IVF).write_bytes(b"stray")
-    assert retrievers.load(directory).is_exact
+    assert load_retriever(directory).is_exact

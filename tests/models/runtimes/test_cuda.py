@@ -73,14 +73,14 @@ def test_answers_of_one_batch_outlive_the_next(capture: Capture) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_captured_graphs_answer_as_the_net_does(precision: str) -> None:
-    from models.registry import checkpoint as checkpoints
+    from models.registry.checkpoint import load_checkpoint
     from models.registry.registry import Registry
     from models.runtimes import open_runtime
     from models.runtimes.torch import answer_of, build_net
     from tests.conftest import SHIPPED
 
     for alias in ("primary", "fallback"):
-        checkpoint = checkpoints.load(Registry(SHIPPED).resolve(alias).path)
+        checkpoint = load_checkpoint(Registry(SHIPPED).resolve(alias).path)
         runtime = open_runtime(checkpoint, "cuda", 1, precision)
         contexts = checkpoint.golden_context
         right = answer_of(build_net(checkpoint), contexts)

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.registry import checkpoint as checkpoints
-from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes import PARITY, NoSuchPrecision, Runtime, UnfitRuntime, check_parity, open_runtime
 from models.vectors import Floats
@@ -19,7 +18,7 @@ openvino = pytest.importorskip("models.runtimes.openvino", exc_type=ImportError)
 @pytest.fixture(scope="module", params=["primary", "fallback"])
 def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
     """A net that ships."""
-    return checkpoints.load(Registry(SHIPPED).resolve(request.param).path)
+    return load_checkpoint(Registry(SHIPPED).resolve(request.param).path)
 
 
 @pytest.fixture(scope="module", params=["bf16", "int8"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.registry import checkpoint
+from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes.onnx import ROWS, OnnxRuntime
 from models.runtimes.priority import NICE, give_way
@@ -31,7 +31,7 @@ def test_what_is_done_aside_gives_way_and_leaves_the_others_as_they_are() -> Non
 
 
 def test_no_thread_that_will_answer_callers_is_started_by_one_that_gives_way() -> None:
-    known = checkpoint.load(Registry(SHIPPED).resolve("primary").path)
+    known = load_checkpoint(Registry(SHIPPED).resolve("primary").path)
     contexts = known.golden_context[:1].repeat(2 * ROWS, axis=0)
 
     def load_and_run() -> OnnxRuntime:

@@ -10,12 +10,10 @@ import torch
 from safetensors.numpy import load, save
 from torch import nn
 
-from models import predictor
 from models.nets import architecture_of, config_dict
-from models.registry import card as cards
-from models.registry import checkpoint as checkpoints
-from models.registry.card import Card
-from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.predictor import build_predictor
+from models.registry.card import CARD_FILE, Card
+from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint, parse_checkpoint
 from models.registry.registry import Version
 from models.runtimes import (
     PARITY,
@@ -38,18 +36,18 @@ Contexts = Callable[..., Floats]
 def pair(request: pytest.FixtureRequest, tiny_net: Callable[..., nn.Module]) -> tuple[nn.Module, Checkpoint]:
     """A net and the checkpoint exported of it."""
     if request.param in ("amn", "gru"):  # already exported
-        stored = checkpoints.load(request.getfixturevalue(f"{request.param}_version").path)
+        stored = load_checkpoint(request.getfixturevalue(f"{request.param}_version").path)
         return build_net(stored), stored
     net = tiny_net(request.param, **({"decay": 0.7} if request.param == "lstm_stack" else {}))
     config: Mapping[str, Any] = config_dict(net)
     card = Card("toy", "net", 16, "e", "l", "a", architecture=architecture_of(net), config=config)
     files = net_files(net, golden_contexts(None, 16, 5))
-    return net, checkpoints.parse("v", {**files, cards.FILE: card.to_markdown().encode()})
+    return net, parse_checkpoint("v", {**files, CARD_FILE: card.to_markdown().encode()})
 
 
 @pytest.fixture(scope="module")
 def checkpoint(gru_version: Version) -> Checkpoint:
-    return checkpoints.load(gru_version.path)
+    return load_checkpoint(gru_version.path)
 
 
 def test_onnxruntime_answers_as_torch_does(pair: tuple[nn.Module, Checkpoint], contexts: Contexts) -> None:
@@ -178,7 +176,7 @@ def test_an_answer_of_another_shape_is_refused(checkpoint: Checkpoint, shape: tu
 
 
 @pytest.mark.parametrize(
-    "serve", [predictor.make, lambda wrong: check_parity(TorchRuntime(wrong, "cpu"), wrong)], ids=["onnx", "torch"]
+    "serve", [build_predictor, lambda wrong: check_parity(TorchRuntime(wrong, "cpu"), wrong)], ids=["onnx", "torch"]
 )
 def test_weights_that_did_not_make_the_golden_vectors_are_refused(
     checkpoint: Checkpoint, serve: Callable[[Checkpoint], object]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.retrieval import corpus
+from models.retrieval.corpus import read_corpus
 from models.text.chunks import Sizes, chunk, sentences
 from tests.fakes import prose, words
 
@@ -88,7 +88,7 @@ def test_a_text_is_counted_a_few_times_over_however_it_is_made() -> None:
 
 
 def test_english_is_cut_as_when_the_corpora_that_ship_were_made() -> None:
-    articles = corpus.read(SHIPPED.resolve()).articles.values()
+    articles = read_corpus(SHIPPED.resolve()).articles.values()
     made = [piece for article in articles for piece in chunk("\n\n".join(article["chunks"]), words)]
     assert hashlib.sha256("\0".join(made).encode()).hexdigest() == CUT_BEFORE
 

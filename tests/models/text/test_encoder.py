@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.retrieval import corpus
+from models.retrieval.corpus import Corpus, read_corpus
 from models.text import encoder
 from models.text.encoder import (
     EncoderError,
@@ -28,18 +28,18 @@ def minilm() -> MiniLM:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> corpus.Corpus:
-    return corpus.read(SHIPPED.resolve())
+def shipped() -> Corpus:
+    return read_corpus(SHIPPED.resolve())
 
 
-def test_chunks_of_the_shipped_corpus_encode_to_its_vectors(minilm: MiniLM, shipped: corpus.Corpus) -> None:
+def test_chunks_of_the_shipped_corpus_encode_to_its_vectors(minilm: MiniLM, shipped: Corpus) -> None:
     rows = np.linspace(0, len(shipped) - 1, SAMPLE).astype(int)
     vectors = minilm.encode([str(shipped.chunk(row).text) for row in rows])
     assert vectors.dtype == np.float32
     assert (vectors * shipped.vectors[rows]).sum(axis=1).min() >= 0.9999
 
 
-def test_word_pieces_are_counted_as_the_shipped_corpus_counts_them(minilm: MiniLM, shipped: corpus.Corpus) -> None:
+def test_word_pieces_are_counted_as_the_shipped_corpus_counts_them(minilm: MiniLM, shipped: Corpus) -> None:
     article = next(iter(shipped.articles.values()))
     assert [minilm.count_tokens(text) for text in article["chunks"]] == article["ntok"]
 

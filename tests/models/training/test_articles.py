@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.retrieval import corpus
+from models.retrieval.corpus import CORPUS_FILES, read_corpus
 from models.text.encoder import EncoderError, Progress
 from models.training.articles import BadArticles, Summary, build, read, warnings
 from models.training.parts import beside
@@ -56,13 +56,13 @@ def test_ready_chunks_and_further_fields_are_taken_as_they_are(tmp_path: Path) -
         "chunks": [" two  words", "x " * 500],
     }
     make(write_lines(tmp_path / "in.jsonl.gz", article), tmp_path / "out")
-    line = corpus.read(tmp_path / "out").articles[7]
+    line = read_corpus(tmp_path / "out").articles[7]
     assert line == {**article, "ntok": [2, 500]}
 
 
 def test_text_is_cut_and_leaves_the_line(tmp_path: Path) -> None:
     make(write_lines(tmp_path / "in.jsonl", {"title": "A", "text": prose([60, 60])}), tmp_path / "out")
-    line = corpus.read(tmp_path / "out").articles[0]
+    line = read_corpus(tmp_path / "out").articles[0]
     assert line["ntok"] == [60, 60]
     assert list(line) == ["article_id", "source", "title", "chunks", "ntok"]
     assert line["source"] == "in.jsonl"
@@ -174,7 +174,7 @@ def fed(path: Path, data: bytes) -> Path:
 def test_a_pipe_is_read_once_packed_or_not(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
     summary = make(fed(tmp_path / name, pack(GOOD * 3)), tmp_path / "out")
     assert summary.articles == 3
-    sources = {line["source"] for line in corpus.read(tmp_path / "out").articles.values()}
+    sources = {line["source"] for line in read_corpus(tmp_path / "out").articles.values()}
     assert sources == {"stdin" if name == "pipe" else name}
 
 
@@ -220,7 +220,7 @@ def test_a_file_name_of_any_bytes_becomes_a_title_that_can_be_written(tmp_path: 
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     path.write_text(prose([40]))
     make(tmp_path, out := tmp_path / "out")
-    line = corpus.read(out).articles[0]
+    line = read_corpus(out).articles[0]
     assert (line["title"], line["source"]) == (title, f"{title}.txt")
 
 
@@ -237,7 +237,7 @@ def test_a_corpus_reads_back_with_the_vectors_of_its_chunks(tmp_path: Path) -> N
     long = {"title": "Long", "text": prose([60] * 9)}
     source = write_lines(tmp_path / "in.jsonl", long, {"title": "Few", "chunks": ["a", "b"]})
     summary = make(source, tmp_path / "new" / "out")
-    made = corpus.read(tmp_path / "new" / "out")
+    made = read_corpus(tmp_path / "new" / "out")
     assert summary == Summary(
         "fake", 8, articles=2, chunks=11, windows=4, dropped=0, truncated=0, unread=0, unreadable=0
     )
@@ -246,14 +246,14 @@ def test_a_corpus_reads_back_with_the_vectors_of_its_chunks(tmp_path: Path) -> N
     np.testing.assert_allclose(made.vectors, [HashEncoder().vector(text) for text in texts], atol=1e-3)
     assert made.chunk(9).title == "Few"
     assert made.position[9:].tolist() == [0, 1]
-    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == set(corpus.FILES)
+    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == set(CORPUS_FILES)
 
 
 def test_an_article_too_short_for_a_chunk_is_left_out_and_counted(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", {"title": "Stub", "text": "Few words."}, json.loads(GOOD))
     summary = make(source, tmp_path / "out")
     assert (summary.articles, summary.dropped) == (1, 1)
-    assert list(corpus.read(tmp_path / "out").articles) == [1]
+    assert list(read_corpus(tmp_path / "out").articles) == [1]
 
 
 def test_chunks_that_cannot_be_read_are_left_out_and_told(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_chunks_that_cannot_be_read_are_left_out_and_told(tmp_path: Path) -> Non
     summary = make(source, tmp_path / "out")
     assert (summary.chunks, summary.dropped) == (3, 1)
     assert (summary.truncated, summary.unread, summary.unreadable) == (1, 1, 2)
-    line = corpus.read(tmp_path / "out").articles[0]
+    line = read_corpus(tmp_path / "out").articles[0]
     assert (line["chunks"], line["ntok"]) == ([texts[0], *texts[2:]], [1, 300, 3])
     assert [warning.split(" ", 1)[0] for warning in warnings(summary)] == ["1", "2"]
 
@@ -336,7 +336,7 @@ def test_what_was_stopped_goes_on_after_the_chunks_that_are_encoded(tmp_path: Pa
             build(source, out, encoder, lambda done, total: None, parts)
     assert encoder.asked == [1, 44]
     make(source, tmp_path / "whole")
-    for file in corpus.FILES:
+    for file in CORPUS_FILES:
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out", "whole"}
 

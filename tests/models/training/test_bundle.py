@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from models import predictor
 from models.evaluate import found_ranks
+from models.predictor import load_predictor
 from models.registry.card import Card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry, Version
-from models.retrieval import retriever as retrievers
-from models.retrieval import towers
 from models.retrieval.corpus import (
     Corpus,
 )
-from models.retrieval.reranker import DEPTH, FILE, NEIGHBOURS
-from models.retrieval.retriever import Retriever, Search
+from models.retrieval.reranker import NEIGHBOUR_COUNT, RERANK_DEPTH, RERANKER_FILE
+from models.retrieval.retriever import Retriever, Search, load_retriever
+from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE
 from models.training import bundle
 from models.vectors import Floats
 from models.windows import windows
@@ -27,7 +26,7 @@ from models.windows import windows
 
 @pytest.fixture(scope="module")
 def retriever(bundle_version: Version) -> Retriever:
-    return retrievers.load(bundle_version.path)
+    return load_retriever(bundle_version.path)
 
 
 def rows_of(retriever: Retriever, search: Search) -> list[int]:
@@ -70,7 +69,7 @@ def test_reranking_changes_the_order_and_nothing_else(retriever: Retriever, othe
 def test_what_the_caller_has_already_is_put_behind_what_is_new(retriever: Retriever, other: Corpus) -> None:
     context = other.vectors[40:45]
     everything = rows_of(retriever, Search(None, 120, context=context))
-    assert set(everything[DEPTH - 5 : DEPTH]) == set(range(40, 45))
+    assert set(everything[RERANK_DEPTH - 5 : RERANK_DEPTH]) == set(range(40, 45))
     assert sorted(everything) == list(range(120))
 
 
@@ -124,11 +123,11 @@ def test_a_bundle_makes_a_bundle_of_another_corpus(
 ) -> None:
     made = bundle.read(bundle_version)
     version = bundle.publish_bundle(registry, corpus_dir, card(name="more", kind="corpus", dim=0), made, None)
-    again = retrievers.load(version.path)
+    again = load_retriever(version.path)
     assert (len(again.corpus), again.reranks, again.query_maker) == (
         240,
         True,
-        retrievers.load(bundle_version.path).query_maker,
+        load_retriever(bundle_version.path).query_maker,
     )
 
 
@@ -137,11 +136,11 @@ def test_an_index_of_another_payload_tower_is_refused(
 ) -> None:
     """Sealed anew, as one would who swaps the tower: the index still names the one that made it."""
     directory = copy_of(bundle_version)
-    payload = load((directory / towers.PAYLOAD).read_bytes())
-    (directory / towers.PAYLOAD).write_bytes(save({name: 2 * tensor for name, tensor in payload.items()}))
+    payload = load((directory / PAYLOAD_FILE).read_bytes())
+    (directory / PAYLOAD_FILE).write_bytes(save({name: 2 * tensor for name, tensor in payload.items()}))
     reseal(directory)
     with pytest.raises(BadCheckpoint, match="another payload tower"):
-        retrievers.load(directory)
+        load_retriever(directory)
 
 
 @pytest.mark.parametrize("part", ["vectors", "neighbours", "payload_sha256"])
@@ -150,25 +149,25 @@ def test_a_broken_index_is_refused(
 ) -> None:
     def broken(**changes: object) -> Path:
         directory = copy_of(bundle_version)
-        parts = {**load((directory / towers.INDEX).read_bytes()), **changes}
+        parts = {**load((directory / TOWER_INDEX_FILE).read_bytes()), **changes}
         kept = {name: array for name, array in parts.items() if isinstance(array, np.ndarray)}
-        (directory / towers.INDEX).write_bytes(save(kept))
+        (directory / TOWER_INDEX_FILE).write_bytes(save(kept))
         reseal(directory)
         return directory
 
     with pytest.raises(BadCheckpoint, match="unreadable index"):
-        retrievers.load(broken(**{part: None}))
+        load_retriever(broken(**{part: None}))
 
 
 def test_an_index_of_another_corpus_is_refused(
     bundle_version: Version, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None]
 ) -> None:
     directory = copy_of(bundle_version)
-    parts = load((directory / towers.INDEX).read_bytes())
-    (directory / towers.INDEX).write_bytes(save({**parts, "vectors": parts["vectors"][1:]}))
+    parts = load((directory / TOWER_INDEX_FILE).read_bytes())
+    (directory / TOWER_INDEX_FILE).write_bytes(save({**parts, "vectors": parts["vectors"][1:]}))
     reseal(directory)
     with pytest.raises(BadCheckpoint, match="for 120 passages"):
-        retrievers.load(directory)
+        load_retriever(directory)
 
 
 def test_a_reranker_of_other_towers_is_refused(
@@ -194,17 +193,17 @@ def test_a_net_holds_no_towers_and_towers_are_no_net(amn_version: Version, tower
     with pytest.raises(BadCheckpoint, match=r"holds no towers: it lacks payload.safetensors"):
         bundle.read(amn_version)
     with pytest.raises(BadCheckpoint, match="not a net that predicts"):
-        predictor.load(towers_version.path, device="cpu")
+        load_predictor(towers_version.path, device="cpu")
 
 
 def test_neighbours_are_the_largest_cosines_to_others() -> None:
     vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((20, 20)))[0].astype(np.float32)
     vectors[7] = vectors[3]
     found = bundle.neighbours_of(vectors)
-    assert found.shape == (20, NEIGHBOURS)
+    assert found.shape == (20, NEIGHBOUR_COUNT)
     assert found[3, 0] == pytest.approx(1)
     assert found[4, 0] == pytest.approx(0, abs=1e-6)
-    assert bundle.neighbours_of(vectors[:4])[0, 3:].tolist() == [-1] * (NEIGHBOURS - 3)
+    assert bundle.neighbours_of(vectors[:4])[0, 3:].tolist() == [-1] * (NEIGHBOUR_COUNT - 3)
 
 
 def test_without_a_reranker_the_towers_serve_alone(
@@ -212,7 +211,7 @@ def test_without_a_reranker_the_towers_serve_alone(
 ) -> None:
     made = bundle.read(towers_version)
     plain = bundle.publish_bundle(registry, other_dir, card(name="plain", kind="corpus", dim=0), made, None)
-    retriever = retrievers.load(plain.path)
+    retriever = load_retriever(plain.path)
     assert not retriever.reranks
-    assert FILE not in {path.name for path in plain.path.iterdir()}
+    assert RERANKER_FILE not in {path.name for path in plain.path.iterdir()}
     assert replace(retriever.card, name="plain").config == {"towers": towers_version.id}

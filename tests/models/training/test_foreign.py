@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import predictor
 from models.nets import architecture_of, config_dict
+from models.predictor import load_predictor
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry
 from models.training.foreign import NameMismatch, read_net
@@ -435,7 +435,7 @@ def test_the_command_prints_the_version_it_made(
     told = json.loads(done.stdout)
     (version,) = registry.versions()
     assert told == {"version": version.version, "id": version.id, "path": str(version.path)}
-    served = predictor.load(version.path, device="cpu")
+    served = load_predictor(version.path, device="cpu")
     assert (served.card.encoder, served.card.name, served.card.parameters) == (
         "tiny-encoder",
         "lstm",

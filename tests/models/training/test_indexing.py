@@ -8,9 +8,9 @@ import pytest
 
 from models.registry.card import Card
 from models.registry.registry import Version
-from models.retrieval import retriever as retrievers
 from models.retrieval.corpus import Corpus, MappedCorpus
 from models.retrieval.index import BadIndex, FlatIndex, Lists
+from models.retrieval.retriever import load_retriever
 from models.training import indexing
 from models.training.parts import Parts
 
@@ -41,7 +41,7 @@ def quiet(done: int, total: int) -> None:
 
 
 def test_the_card_tells_kind_effort_and_recall(indexed_version: Version, larger_dir: Path) -> None:
-    card = retrievers.load(indexed_version.path).card
+    card = load_retriever(indexed_version.path).card
     assert set(card.config) == {"index", "lists", "nprobe", "pool", "recall@10", "queries"}
     assert (card.config["index"], card.config["lists"], card.config["queries"]) == ("ivf", 64, 400)
     assert 1 <= card.config["nprobe"] <= 64

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from models import predictor
 from models.evaluate import mean_cosine
+from models.predictor import load_predictor
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
 from models.windows import hold_out, windows
@@ -16,7 +16,7 @@ Trained = tuple[Version, list[str], list[tuple[int, int]]]
 def test_the_version_is_in_the_registry_and_can_be_served(trained: Trained, published: Registry) -> None:
     version = trained[0]
     assert published.find(version.id) == version
-    assert predictor.load(version.path, device="cpu").name == "amn"
+    assert load_predictor(version.path, device="cpu").name == "amn"
 
 
 def test_the_baselines_are_said_before_the_first_epoch(trained: Trained) -> None:
@@ -36,7 +36,7 @@ def test_progress_starts_at_nothing_and_ends_at_the_last_epoch(trained: Trained)
 
 
 def test_the_card_tells_what_it_was_made_of(trained: Trained, corpus: Corpus) -> None:
-    served = predictor.load(trained[0].path, device="cpu")
+    served = load_predictor(trained[0].path, device="cpu")
     card = served.card
     rest, held_out = hold_out(windows(corpus, 5), 0.2, 0)
     assert card.data == {
@@ -59,7 +59,7 @@ def test_the_card_tells_what_it_was_made_of(trained: Trained, corpus: Corpus) ->
 
 
 def test_the_net_learned_more_than_the_mean(trained: Trained) -> None:
-    scores = predictor.load(trained[0].path, device="cpu").card.scores["tiny"]
+    scores = load_predictor(trained[0].path, device="cpu").card.scores["tiny"]
     assert scores["cosine"] > scores["baselines"]["mean"]["cosine"]
 
 

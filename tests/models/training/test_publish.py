@@ -13,16 +13,23 @@ import torch
 from safetensors.numpy import load
 from torch import nn
 
-from models import predictor
 from models.evaluate import evaluate
 from models.nets import config_dict
-from models.registry import checkpoint as checkpoints
+from models.predictor import load_predictor
 from models.registry import manifest
 from models.registry.card import Card
-from models.registry.checkpoint import BadCheckpoint
+from models.registry.checkpoint import BadCheckpoint, load_checkpoint
 from models.registry.registry import Registry, Version
-from models.retrieval import corpus as corpora
-from models.retrieval.corpus import BadCorpus, Corpus
+from models.retrieval.corpus import (
+    CORPUS_FILES,
+    PASSAGES_FILE,
+    SPANS_FILE,
+    VECTORS_FILE,
+    BadCorpus,
+    Corpus,
+    read_corpus,
+    write_corpus,
+)
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import answer_of, build_net
 from models.training.publish import FLAT_ROWS, GOLDEN, golden_contexts, publish, publish_corpus, reference_of, rounded
@@ -37,7 +44,7 @@ def leaves(scores: Any, path: str = "") -> dict[str, float]:
 
 
 def test_the_cards_scores_are_those_of_the_stored_version(amn_version: Version, corpus: Corpus, other: Corpus) -> None:
-    served = predictor.load(amn_version.path, device="cpu")
+    served = load_predictor(amn_version.path, device="cpu")
     assert list(served.card.scores) == ["other", "tiny"]
     for name, data in {"other": other, "tiny": corpus}.items():
         fresh = leaves(evaluate(served, data, 5, corpus))
@@ -48,15 +55,15 @@ def test_the_cards_scores_are_those_of_the_stored_version(amn_version: Version, 
 
 
 def test_the_golden_vectors_are_the_torch_nets_answers(gru_version: Version, gru_net: nn.Module) -> None:
-    checkpoint = checkpoints.load(gru_version.path)
+    checkpoint = load_checkpoint(gru_version.path)
     assert np.array_equal(checkpoint.golden_vector, answer_of(gru_net, checkpoint.golden_context))
     assert np.array_equal(answer_of(build_net(checkpoint), checkpoint.golden_context), checkpoint.golden_vector)
-    served = predictor.load(gru_version.path, device="cpu")
+    served = load_predictor(gru_version.path, device="cpu")
     assert np.allclose(served.predict_batch(checkpoint.golden_context), checkpoint.golden_vector, atol=1e-5)
 
 
 def test_the_cards_sizes_are_read_off_the_net(gru_version: Version, gru_net: nn.Module) -> None:
-    card = checkpoints.load(gru_version.path).card
+    card = load_checkpoint(gru_version.path).card
     assert (card.architecture, card.dim, card.context_length) == ("gru", 16, 5)
     assert card.config == config_dict(gru_net)
     assert card.parameters == sum(p.numel() for p in gru_net.parameters())
@@ -150,7 +157,7 @@ def test_rounding_reaches_every_float() -> None:
 
 def test_a_corpus_is_stored_byte_for_byte_with_its_counts(corpus_version: Version, corpus_dir: Path) -> None:
     files = manifest.read(corpus_version.path)
-    assert all(files[name] == (corpus_dir / name).read_bytes() for name in corpora.FILES)
+    assert all(files[name] == (corpus_dir / name).read_bytes() for name in CORPUS_FILES)
     card = Card.from_markdown(files["README.md"].decode())
     assert (card.kind, card.dim, card.data) == ("corpus", 16, {"chunks": 240, "articles": 12})
 
@@ -158,11 +165,11 @@ def test_a_corpus_is_stored_byte_for_byte_with_its_counts(corpus_version: Versio
 def test_a_corpus_that_cannot_be_read_is_not_stored(
     registry: Registry, corpus_dir: Path, tmp_path: Path, card: Callable[..., Card]
 ) -> None:
-    for name in corpora.FILES:
+    for name in CORPUS_FILES:
         (tmp_path / name).write_bytes((corpus_dir / name).read_bytes())
     buffer = io.BytesIO()
     np.save(buffer, np.full((240, 16), np.nan, np.float16))
-    (tmp_path / corpora.VECTORS).write_bytes(buffer.getvalue())
+    (tmp_path / VECTORS_FILE).write_bytes(buffer.getvalue())
     with pytest.raises(BadCorpus, match="vector 0 is not finite"):
         publish_corpus(registry, tmp_path, card(name="broken", kind="corpus"))
     assert registry.versions() == []
@@ -170,9 +177,9 @@ def test_a_corpus_that_cannot_be_read_is_not_stored(
 
 def test_an_indexed_corpus_is_stored_with_its_text_to_be_mapped(indexed_version: Version, larger_dir: Path) -> None:
     files = manifest.read(indexed_version.path)
-    assert set(files) == {*corpora.FILES, corpora.PASSAGES, corpora.SPANS, "ivf.safetensors", "README.md"}
-    assert all(files[name] == (larger_dir / name).read_bytes() for name in corpora.FILES)
-    assert np.array_equal(corpora.read(indexed_version.path).vectors, corpora.read(larger_dir).vectors)
+    assert set(files) == {*CORPUS_FILES, PASSAGES_FILE, SPANS_FILE, "ivf.safetensors", "README.md"}
+    assert all(files[name] == (larger_dir / name).read_bytes() for name in CORPUS_FILES)
+    assert np.array_equal(read_corpus(indexed_version.path).vectors, read_corpus(larger_dir).vectors)
 
 
 def test_a_small_corpus_gets_no_index_unless_asked(indexed_version: Version, corpus_version: Version) -> None:
@@ -186,7 +193,7 @@ def test_a_large_corpus_gets_an_index_unless_told_otherwise(
     rows = FLAT_ROWS + 1
     lines = [{"article_id": 0, "title": "", "chunks": [""] * rows}]
     vectors = np.random.default_rng(0).standard_normal((rows, 8)).astype(np.float32)
-    corpora.write(tmp_path / "data", normalise(vectors), lines)
+    write_corpus(tmp_path / "data", normalise(vectors), lines)
     made = {
         index: publish_corpus(registry, tmp_path / "data", card(kind="corpus"), index) for index in ("auto", "flat")
     }
@@ -198,7 +205,7 @@ def test_an_index_that_cannot_be_made_leaves_nothing_behind(
     registry: Registry, larger_dir: Path, tmp_path: Path, card: Callable[..., Card]
 ) -> None:
     shutil.copytree(larger_dir, tmp_path / "data")
-    (tmp_path / "data" / corpora.VECTORS).write_bytes(b"none")
+    (tmp_path / "data" / VECTORS_FILE).write_bytes(b"none")
     with pytest.raises(BadCorpus, match="unreadable corpus"):
         publish_corpus(registry, tmp_path / "data", card(kind="corpus"), "ivf")
     assert list(registry.root.iterdir()) == []

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from models.registry import checkpoint as checkpoints
+from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry, RegistryError, Version
 from models.runtimes.torch import build_net
 from models.training.job import Job, run_job
@@ -22,7 +22,7 @@ def test_an_ensemble_answers_with_the_direction_of_the_mean(
     ensemble = load_teachers(published, [amn_version.id, gru_version.id], 16, 5)
     context = torch.from_numpy(contexts(7))
     with torch.inference_mode():
-        answers = [build_net(checkpoints.load(version.path))(context) for version in (amn_version, gru_version)]
+        answers = [build_net(load_checkpoint(version.path))(context) for version in (amn_version, gru_version)]
         assert torch.allclose(ensemble(context), normalize(answers[0] + answers[1], dim=1), atol=1e-6)
     assert not any(module.training for module in ensemble.modules())
 
@@ -53,6 +53,6 @@ def test_a_distilled_net_learns_and_its_card_names_the_teachers(
     plain = job_of("amn", name="distilled")
     recipe = replace(plain.recipe, teachers=(gru_version.id,), distil=1.0)
     version = run_job(replace(plain, recipe=recipe), published, lambda done, total: None, lambda said: None)
-    card = checkpoints.load(version.path).card
+    card = load_checkpoint(version.path).card
     assert card.data["teachers"] == [gru_version.id]
     assert card.architecture == "amn"

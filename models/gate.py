@@ -17,10 +17,10 @@ import numpy as np
 
 from models.evaluate import COUNTS, TOLERANCE, counts, found_ranks, mean_cosine, name_on_card, ranking
 from models.predictor import load_predictor
+from models.registry.alias import ALIASES, Alias
 from models.registry.card import BadCard, Card, read_card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import (
-    ALIASES,
     Registry,
     UnknownVersion,
     Version,
@@ -150,7 +150,7 @@ def judge(registry: Registry, alias: str, version: Version, data: Mapping[str, C
     contender = _load(alias, version)
     known = _cards(registry, since)
     others = {other: card for other, card in known.items() if other != alias}
-    at_hand = {**_at_hand(contender, registry, known.get("retriever")), **data}
+    at_hand = {**_at_hand(contender, registry, known.get(Alias.RETRIEVER)), **data}
     case = Case(contender, _incumbent(registry, alias, contender), others, at_hand)
     figures: dict[str, Any] = {"incumbent": since.get(alias)}
     objections = []
@@ -163,7 +163,7 @@ def judge(registry: Registry, alias: str, version: Version, data: Mapping[str, C
 
 
 def _load(alias: str, version: Version) -> Contender:
-    return _passages(version) if alias == "retriever" else _net(version)
+    return _passages(version) if alias == Alias.RETRIEVER else _net(version)
 
 
 def _net(version: Version) -> Contender:
@@ -193,7 +193,7 @@ def _incumbent(registry: Registry, alias: str, contender: Contender) -> Contende
     """Return what the contender is measured by: another version that serves, is sound, and answers alike."""
     try:
         version = registry.resolve(alias)
-        if alias == "candidate" or version.id == contender.id:
+        if alias == Alias.CANDIDATE or version.id == contender.id:
             return None
         serves = _load(alias, version)
     except (UnknownVersion, BadCheckpoint):
@@ -227,7 +227,7 @@ def _at_hand(contender: Contender, registry: Registry, passages: Card | None) ->
     if not any(size.items() <= score.items() for score in contender.card.scores.values()):
         return {}
     try:
-        return {"retriever": read_corpus(registry.resolve("retriever").path)}
+        return {"retriever": read_corpus(registry.resolve(Alias.RETRIEVER).path)}
     except (UnknownVersion, BadCorpus):
         return {}
 

@@ -20,9 +20,10 @@ from lvm.errors import (
     Unauthorised,
     Unavailable,
 )
+from models.registry.alias import ALIASES, Alias
 from models.registry.registry import Registry
 from models.registry.remote import home
-from service.deploy.deployments import NETS, RETRIEVER, Lineup
+from service.deploy.deployments import Lineup
 from service.deploy.loading import Loaders, RealLoaders
 from service.deploy.registry_sync import follower_of, following
 from service.engines.remote import Lender
@@ -167,7 +168,7 @@ def create_app(
     metrics, state, tokens = Metrics(settings.slo_ms, metric_values), State(), read_tokens(settings)
     log_writer().on_drop(metrics.log_dropped.inc)
     access, exporter = AccessLog(settings.access_log), _exporter(settings)
-    aliases = (RETRIEVER,) if lender else (*NETS, RETRIEVER)
+    aliases = (Alias.RETRIEVER,) if lender else ALIASES
     registry = Registry(home(settings.registry, settings.cache))
     lineup = Lineup(registry, loaders or RealLoaders(settings), settings, metrics, aliases=aliases)
     follower = follower_of(lineup, settings, metrics)

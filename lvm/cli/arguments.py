@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from models.registry.alias import ALIASES
 from models.registry.registry import (
-    ALIASES,
     Registry,
     RegistryError,
     check_name,

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
+from models.registry.alias import PREDICTORS, Alias
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry, UnknownVersion
 from models.runtimes import PARITY
@@ -19,7 +20,6 @@ Pairs = tuple[Floats, Floats]  # contexts (G, T, D), next vectors (G, D)
 Outcome = Literal["ok", "failed", "skipped"]
 
 PROBES = ("/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready")
-NETS = ("primary", "fallback")
 OCTETS, PROBLEM = "application/octet-stream", "application/problem+json"
 SAME = 1e-5  # between the encodings of one answer
 ROWS = 8  # contexts put to a net
@@ -72,7 +72,7 @@ class Smoke:
     def _checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         yield "probes", self._probes
         yield "models", self._models
-        for alias in NETS:
+        for alias in PREDICTORS:
             yield f"predict: {alias}", lambda alias=alias: self._predict(alias)  # type: ignore[misc]
         yield "retrieve", self._retrieve
         for name in ERRORS:
@@ -89,7 +89,7 @@ class Smoke:
     def _models(self) -> str:
         body = self._ask("GET", "/models").json()
         self._aliases, self._cards = body["aliases"], {version["id"]: version for version in body["versions"]}
-        served: str = self._aliases["primary"]["id"]
+        served: str = self._aliases[Alias.PRIMARY]["id"]
         if self._wanted not in (None, served, served.partition("/")[2]):
             raise Failed(f"primary is {served}, not {self._wanted}")
         return f"primary is {served}"
@@ -110,8 +110,8 @@ class Smoke:
         return f"{served}, cosine {worst:.6f} to its golden vectors"
 
     def _retrieve(self) -> str:
-        served = self._served("retriever")
-        context = self._contexts(self._served("primary"))[0]
+        served = self._served(Alias.RETRIEVER)
+        context = self._contexts(self._served(Alias.PRIMARY))[0]
         body = self._ask("POST", "/retrieve", json={"context": context.tolist(), "k": 3}).json()
         ids = [hit["id"] for hit in body["results"]]
         if not ids or len(set(ids)) < len(ids) or not np.isfinite([hit["score"] for hit in body["results"]]).all():
@@ -133,9 +133,9 @@ class Smoke:
         return f"{status} {problem['detail']}"
 
     def _metrics(self) -> str:
-        contexts, before = self._contexts(self._served("primary")), self._counted()
+        contexts, before = self._contexts(self._served(Alias.PRIMARY)), self._counted()
         for _ in range(3):
-            self._by_octets("primary", contexts)
+            self._by_octets(Alias.PRIMARY, contexts)
         for _ in range(TRIES):
             if (more := self._counted() - before) >= 3:
                 return f"{more:.0f} requests counted since 3 were sent"
@@ -230,4 +230,4 @@ def _same(what: str, found: object, wanted: object) -> None:
 
 
 def _named(alias: str) -> dict[str, str]:
-    return {} if alias == NETS[0] else {"model": alias}
+    return {} if alias == Alias.PRIMARY else {"model": alias}

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from models.registry import disk, manifest
+from models.registry.alias import ALIASES
 
-ALIASES = ("primary", "fallback", "candidate", "retriever")
 ACTIONS = ("promote", "rollback")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LEDGER, _LOCK, _PART = "ledger.jsonl", ".lock", ".part-"

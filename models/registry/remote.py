@@ -20,9 +20,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from models.registry import disk, manifest
+from models.registry.alias import ALIASES, Alias
 from models.registry.manifest import Corrupt
 from models.registry.registry import (
-    ALIASES,
     Move,
     Overtaken,
     Registry,
@@ -30,7 +30,6 @@ from models.registry.registry import (
 )
 
 CACHE = Path("~/.cache/lvm")
-CANDIDATE = "candidate"  # answers nobody, so it may be taken away
 _LARGEST = 1 << 20  # bytes of what says where an alias points, and of sums
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SECRET = re.compile(r"(?<=//)[^/\s]*@|\?\S*")  # of whoever puts a password or a signature into a URL
@@ -146,16 +145,16 @@ class Store:
         pointers = {alias: _pointer(registry, alias) for alias in registry.aliases()}
         for pointer in pointers.values():
             self._put_version(registry.find(pointer.move.after), pointer.sha256)
-        told = {alias: self.read(alias) for alias in {**pointers, CANDIDATE: None}}
+        told = {alias: self.read(alias) for alias in {**pointers, Alias.CANDIDATE: None}}
         changed = {alias: pointer for alias, pointer in pointers.items() if told[alias] != pointer.to_json()}
-        is_dismissed = CANDIDATE not in pointers and told[CANDIDATE] is not None
+        is_dismissed = Alias.CANDIDATE not in pointers and told[Alias.CANDIDATE] is not None
         if not force:
-            self._check_known(registry, [told[alias] for alias in (*changed, *[CANDIDATE] * is_dismissed)])
+            self._check_known(registry, [told[alias] for alias in (*changed, *[Alias.CANDIDATE] * is_dismissed)])
         for alias, pointer in changed.items():
             self._put_alias(alias, pointer.to_json())
         if is_dismissed:
             with self._asked() as (files, root):
-                files.rm_file(f"{root}/{_SAID}/{CANDIDATE}.json")
+                files.rm_file(f"{root}/{_SAID}/{Alias.CANDIDATE}.json")
         return changed
 
     def _check_known(self, registry: Registry, told: Iterable[bytes | None]) -> None:
@@ -217,7 +216,7 @@ class Mirror:
 
     def ask(self) -> dict[str, bytes | None]:
         """Return what the store says of every alias; raises `StoreAway`, also where it says nothing at all."""
-        said = {alias: self.store.read(alias) for alias in ALIASES}
+        said: dict[str, bytes | None] = {alias: self.store.read(alias) for alias in ALIASES}
         if not any(said.values()):
             raise StoreAway(f"{self.store.name}: no alias is there: `lvm push` publishes them")
         return said
@@ -255,7 +254,7 @@ class Mirror:
 
     def _is_done(self, alias: str, said: bytes | None) -> bool:
         if said is None:
-            return alias != CANDIDATE or not self._said(alias).exists()
+            return alias != Alias.CANDIDATE or not self._said(alias).exists()
         try:
             return disk.read(self._said(alias), _LARGEST) == said and alias in self.registry.aliases()
         except FileNotFoundError:

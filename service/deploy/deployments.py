@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from lvm.errors import NoEncoder, Unavailable
+from models.registry.alias import ALIASES, PREDICTORS, Alias
 from models.registry.registry import (
     BrokenAlias,
     LockHeld,
@@ -40,10 +41,6 @@ from service.tasks import SerialExecutor, catch_and_log, repeat
 from service.telemetry.log import logger
 from service.telemetry.metrics import Metrics
 
-PREDICTORS = ("primary", "fallback")
-CANDIDATE = "candidate"  # answers nobody: the shadow asks it
-RETRIEVER = "retriever"
-NETS = (*PREDICTORS, CANDIDATE)
 RETRY_S = 60.0  # between two tries to load what was refused: it may have been the machine
 TRIES = 20  # looks at a lock that somebody else holds, one every `reload_s`
 
@@ -72,7 +69,7 @@ class Lineup:
         metrics: Metrics,
         clock: Callable[[], float] = monotonic,
         *,
-        aliases: Sequence[str] = (*NETS, RETRIEVER),
+        aliases: Sequence[str] = ALIASES,
     ) -> None:
         self.registry, self._loaders, self._clock = registry, loaders, clock
         self._settings, self._metrics, self.aliases = settings, metrics, aliases
@@ -101,19 +98,19 @@ class Lineup:
             UnknownVersion: `primary` is not set.
             BadCheckpoint: the primary must not be served.
         """
-        if PREDICTORS[0] in self.aliases:
-            first = await self.executor.run(self.registry.resolve, PREDICTORS[0])
-            await self._load(PREDICTORS[0], first)
-            self._seen[PREDICTORS[0]] = first.id
+        if Alias.PRIMARY in self.aliases:
+            first = await self.executor.run(self.registry.resolve, Alias.PRIMARY)
+            await self._load(Alias.PRIMARY, first)
+            self._seen[Alias.PRIMARY] = first.id
         for alias in self.aliases:
             await self._look(alias)
-        if RETRIEVER in self.aliases:
+        if Alias.RETRIEVER in self.aliases:
             await self._open_encoder()
         await self._loading.run(give_way)  # from now on there are callers
 
     def borrow(self, loan: Loan) -> None:
         """Have nets that run elsewhere serve, in place of those borrowed before; of an empty loan nobody does."""
-        self.candidate = loan.engines.get(CANDIDATE)
+        self.candidate = loan.engines.get(Alias.CANDIDATE)
         self.engines.clear()
         self.engines.update({alias: loan.engines[alias] for alias in PREDICTORS if alias in loan.engines})
         ours = {alias: live for alias, live in self.live.items() if alias in self.aliases}
@@ -171,7 +168,7 @@ class Lineup:
 
     def breaker(self, alias: str) -> Breaker | None:
         """Return the breaker before the store that `alias` is searched in, or None."""
-        store = self.search.index_store if alias == RETRIEVER and self.search else None
+        store = self.search.index_store if alias == Alias.RETRIEVER and self.search else None
         return store.breaker if store else None
 
     def warning(self, alias: str) -> str | None:
@@ -215,7 +212,7 @@ class Lineup:
             version = await self.executor.run(self.registry.resolve, alias)
         except UnknownVersion as error:
             self._dismiss(alias)
-            if isinstance(error, BrokenAlias) or (alias != CANDIDATE and self.identity(alias)):
+            if isinstance(error, BrokenAlias) or (alias != Alias.CANDIDATE and self.identity(alias)):
                 raise
             return
         known = self.live.get(alias)
@@ -235,7 +232,7 @@ class Lineup:
 
     def check(self, alias: str, version: Version) -> None:
         """Load a version as `alias` would serve it, and let it go; raises `BadCheckpoint`."""
-        (self._loaders.retriever if alias == RETRIEVER else self._loaders.predictor)(version)
+        (self._loaders.retriever if alias == Alias.RETRIEVER else self._loaders.predictor)(version)
 
     def refuse(self, alias: str, version: str, error: Exception) -> None:
         """Take note that `alias` cannot serve `version`, an id, and why."""
@@ -246,7 +243,7 @@ class Lineup:
 
     def _dismiss(self, alias: str) -> None:
         """Let go of a candidate whose alias is gone; what answers callers stays, whatever became of its alias."""
-        if alias == CANDIDATE and isinstance(self.candidate, Engine):
+        if alias == Alias.CANDIDATE and isinstance(self.candidate, Engine):
             self._retire(self.candidate)
             self.candidate = None
             del self.live[alias], self._seen[alias]
@@ -270,14 +267,14 @@ class Lineup:
         self._metrics.model.label_sets = [(alias, *engine.identity) for alias, engine in self._all().items()]
         for alias, batcher in self._batchers().items():
             self._metrics.queue_rows.set(batcher.pending_rows, alias)
-        if breaker := self.breaker(RETRIEVER):
-            self._metrics.breaker.set(STATES[breaker.state], RETRIEVER)
+        if breaker := self.breaker(Alias.RETRIEVER):
+            self._metrics.breaker.set(STATES[breaker.state], Alias.RETRIEVER)
         for engine in self._ours().values():
             if engine.guard:
                 engine.guard.observe()
 
     def _all(self) -> dict[str, Engine | SearchEngine | Remote]:
-        others = {CANDIDATE: self.candidate, RETRIEVER: self.search}
+        others = {Alias.CANDIDATE: self.candidate, Alias.RETRIEVER: self.search}
         return {**self.engines, **{alias: engine for alias, engine in others.items() if engine}}
 
     def _ours(self) -> dict[str, Engine | SearchEngine]:
@@ -304,18 +301,18 @@ class Lineup:
             self._try_out(alias, engine, old, known)
 
     async def _make(self, alias: str, version: Version) -> Engine | SearchEngine:
-        if alias == RETRIEVER:
+        if alias == Alias.RETRIEVER:
             corpus = await self._loading.run(self._loaders.retriever, version)
             # not where what loads gives way: gRPC's threads take over the priority of the one that starts them
             store = None if self._search else await asyncio.to_thread(self._loaders.index_store, corpus)
             return SearchEngine(corpus, self._settings, self._metrics, store, self._search)
         net = await self._loading.run(self._loaders.predictor, version)
-        return Engine(net, alias, self._settings, self._metrics, on_loop=alias != CANDIDATE)
+        return Engine(net, alias, self._settings, self._metrics, on_loop=alias != Alias.CANDIDATE)
 
     def _put(self, alias: str, engine: Engine | SearchEngine) -> None:
         if isinstance(engine, SearchEngine):
             self.search = engine
-        elif alias == CANDIDATE:
+        elif alias == Alias.CANDIDATE:
             self.candidate = engine
         else:
             self.engines[alias] = engine
@@ -331,7 +328,7 @@ class Lineup:
     # ---- trials
 
     def _try_out(self, alias: str, engine: Engine | SearchEngine, incumbent: Engine | SearchEngine, live: Live) -> None:
-        if alias == CANDIDATE:
+        if alias == Alias.CANDIDATE:
             self._retire(incumbent)
             return
         probation = Probation(incumbent.conduct, engine.conduct, self._settings, self._clock)

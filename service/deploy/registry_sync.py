@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any
 
+from models.registry.alias import Alias
 from models.registry.registry import LockHeld
 from models.registry.remote import (
     BadPointer,
@@ -21,7 +22,6 @@ from models.registry.remote import (
 )
 from models.runtimes.priority import give_way
 from service.deploy.deployments import (
-    PREDICTORS,
     RETRY_S,
     Lineup,
     now,
@@ -94,9 +94,9 @@ class Follower:
         await self.look(HANG_S)
         if self._may_start():
             return
-        if PREDICTORS[0] in self._refused:
-            raise self._refused[PREDICTORS[0]][1]
-        raise self._away or StoreAway(f"{self._mirror.store.name}: no {PREDICTORS[0]} is there")
+        if Alias.PRIMARY in self._refused:
+            raise self._refused[Alias.PRIMARY][1]
+        raise self._away or StoreAway(f"{self._mirror.store.name}: no {Alias.PRIMARY} is there")
 
     async def watch(self) -> None:
         """Look every `store_s` seconds, for ever, and give way to those who answer callers meanwhile."""
@@ -129,7 +129,7 @@ class Follower:
 
     def _may_start(self) -> bool:
         """Whether a primary is here, or is another's to mirror."""
-        return PREDICTORS[0] not in self._lineup.aliases or PREDICTORS[0] in self._mirror.registry.aliases()
+        return Alias.PRIMARY not in self._lineup.aliases or Alias.PRIMARY in self._mirror.registry.aliases()
 
     def observe(self) -> None:
         """Bring the gauge of the store up to date."""

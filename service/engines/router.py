@@ -13,6 +13,7 @@ from lvm.errors import (
     Unavailable,
     UnknownModel,
 )
+from models.registry.alias import PREDICTORS, Alias
 from models.vectors import Floats
 from service.engines.breaker import STATES, Breaker
 from service.engines.engine import (
@@ -23,9 +24,10 @@ from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
 Profile = Literal["realtime", "batch"]
-ORDER: Mapping[Profile, tuple[str, ...]] = {
-    "realtime": ("primary", "fallback"),
-    "batch": ("fallback", "primary"),  # the customer's advice: GRU first for batch work
+ORDER: Mapping[Profile, tuple[Alias, ...]] = {
+    "realtime": (Alias.PRIMARY, Alias.FALLBACK),
+    # the customer's advice: GRU first for batch work
+    "batch": (Alias.FALLBACK, Alias.PRIMARY),
 }
 
 
@@ -83,9 +85,9 @@ class Router:
         self._share = settings.primary_share
         self._patience = full_wait_s(settings)
         self._metrics = metrics
-        self.breakers = {
+        self.breakers: dict[str, Breaker] = {
             alias: Breaker(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s)
-            for alias in ORDER["realtime"]
+            for alias in PREDICTORS
         }
 
     def chain(self, model: str | None, profile: Profile) -> list[EngineLike]:
@@ -97,7 +99,7 @@ class Router:
         """
         if not self.engines:
             raise Unavailable("no model is loaded")
-        if model is None or model == ORDER["realtime"][0]:
+        if model is None or model == Alias.PRIMARY:
             return [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
         for alias, engine in self.engines.items():
             if model in (alias, engine.name):

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import NamedTuple, Protocol, Self
 
 from models.drift import Space
+from models.registry.alias import Alias
 from models.retrieval.article_index import Contents
 from models.retrieval.corpus import Passages
 from models.retrieval.index import VectorIndex
@@ -138,7 +139,7 @@ class SearchEngine:
     Where there is an `ask`, that searches, elsewhere.
     """
 
-    alias = "retriever"
+    alias = Alias.RETRIEVER
 
     def __init__(
         self,

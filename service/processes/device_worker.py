@@ -20,10 +20,11 @@ import orjson
 import uvloop
 
 from lvm.errors import Draining, ServiceError, Unavailable
+from models.registry.alias import NET_ALIASES, Alias
 from models.registry.registry import Registry
 from models.registry.remote import home
 from models.vectors import Floats
-from service.deploy.deployments import CANDIDATE, NETS, Lineup
+from service.deploy.deployments import Lineup
 from service.deploy.loading import RealLoaders
 from service.deploy.registry_sync import Follower, follower_of, following
 from service.engines.engine import Engine, Prediction
@@ -64,7 +65,8 @@ class Owner:
         engines = self._engines()
         self._names = {engine: name_of(Facts.of(engine)) for engine in engines.values()}
         self._reads |= {name: engine.reads for engine, name in self._names.items()}
-        told = orjson.dumps({"engines": [*map(Facts.of, engines.values())], "live": self._lineup.live})
+        live = {str(alias): live for alias, live in self._lineup.live.items()}
+        told = orjson.dumps({"engines": [*map(Facts.of, engines.values())], "live": live})
         if told != self._told:
             self._told = told
             for desk in self.desks:
@@ -90,7 +92,7 @@ class Owner:
         return author, await engine.predict(contexts, deadline)
 
     def _engines(self) -> dict[str, Engine]:
-        known = {**self._lineup.engines, CANDIDATE: self._lineup.candidate}
+        known = {**self._lineup.engines, Alias.CANDIDATE: self._lineup.candidate}
         return {alias: engine for alias, engine in known.items() if isinstance(engine, Engine)}
 
 
@@ -176,7 +178,7 @@ async def _own(settings: Settings, metrics: Metrics, listener: socket.socket, li
         loop.add_signal_handler(number, leaving.set)
     on_supervisor_exit(line, place, lambda: loop.call_soon_threadsafe(leaving.set), settings.stop_s)
     registry = Registry(home(settings.registry, settings.cache))
-    lineup = Lineup(registry, RealLoaders(settings), settings, metrics, aliases=NETS)
+    lineup = Lineup(registry, RealLoaders(settings), settings, metrics, aliases=NET_ALIASES)
     follower = follower_of(lineup, settings, metrics)
     async with AsyncExitStack() as stack:
         if await unless(leaving, stack.enter_async_context(following(lineup, follower, settings.grace_s))):

@@ -14,9 +14,9 @@ import ray
 from pydantic import SecretStr
 from ray import serve
 
+from models.registry.alias import PREDICTORS, Alias
 from models.registry.registry import Registry, UnknownVersion
 from models.registry.remote import is_url
-from service.deploy.deployments import PREDICTORS, RETRIEVER
 from service.http.auth import read_tokens
 from service.processes.server import bind, check_exposure
 from service.ray.books import home_of_books
@@ -46,7 +46,7 @@ def build(settings: Settings, least: int = 1, target_s: float = 0.02, per_node: 
     share = {} if "threads" in settings.model_fields_set else {"threads": 1}
     theirs = settings.model_copy(update={**secretless, **share})
     registry = Registry(root)
-    aliases = [alias for alias in (*PREDICTORS, RETRIEVER) if _is_set(registry, alias)]
+    aliases = [alias for alias in (*PREDICTORS, Alias.RETRIEVER) if _is_set(registry, alias)]
     scaled = {"min_replicas": least, "max_replicas": max(least, settings.workers), "upscale_delay_s": 5}
     by_wait = scaled | {"policy": {"policy_function": BY_WAIT, "policy_kwargs": {"target_s": target_s}}}
     placed = {"max_replicas_per_node": per_node, "ray_actor_options": {"num_cpus": 0.25}}

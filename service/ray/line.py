@@ -20,9 +20,9 @@ from lvm.errors import (
     ServiceError,
     Unavailable,
 )
+from models.registry.alias import PREDICTORS, Alias
 from models.retrieval.retriever import Search
 from models.vectors import Floats
-from service.deploy.deployments import PREDICTORS, RETRIEVER
 from service.engines.engine import (
     Live,
     Prediction,
@@ -116,8 +116,8 @@ class Lines:
     async def open(self, borrow: Borrow) -> None:
         """Borrow what serves, and again whenever that changes; raises `Unavailable` where there is no primary."""
         await self._look(borrow)
-        if PREDICTORS[0] not in self._known:
-            raise Unavailable(f"no replica of `{PREDICTORS[0]}` answers")
+        if Alias.PRIMARY not in self._known:
+            raise Unavailable(f"no replica of `{Alias.PRIMARY}` answers")
         self._watch = asyncio.create_task(repeat("ask the replicas", lambda: self._look(borrow), self._reload_s))
 
     async def close(self) -> None:
@@ -131,7 +131,7 @@ class Lines:
         if known != self._known:
             self._known = known
             engines = {alias: Remote(facts, self._lines[alias].predict) for alias, (facts, _) in known.items()}
-            searcher = self._lines.get(RETRIEVER)
+            searcher = self._lines.get(Alias.RETRIEVER)
             borrow(Loan(engines, {a: live for a, (_, live) in known.items()}, searcher.search if searcher else None))
 
     def _steady(self, facts: Facts, live: Live) -> tuple[Facts, Live]:

@@ -13,10 +13,10 @@ from typing import ClassVar, Self
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from models.registry.alias import ALIASES, PREDICTORS
 from service.telemetry.shared_memory import Key, MetricValues
 
 FASTEST, SLOWEST, STEPS = 50e-6, 10.0, 40  # seconds, seconds, edges
-ENGINES = ("primary", "fallback")
 COSINES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 EXTRA_S = tuple(
     sign * ms / 1e3 for sign, row in ((-1, (50, 5, 1, 0.2, 0.05)), (1, (0, 0.05, 0.2, 1, 5, 50))) for ms in row
@@ -288,13 +288,13 @@ class Metrics:
         self.refusals = counter("lvm_refusals", "Requests refused at the door.", ("reason",))
         self.refusals.precreate(("rows", "bytes", "client"))
         self.rejections = counter("lvm_rejections", "Requests refused by an engine.", ("engine", "reason"))
-        self.rejections.precreate(ENGINES, REASONS)
+        self.rejections.precreate(PREDICTORS, REASONS)
         self.fallbacks = counter(
             "lvm_fallbacks", "Requests that another engine, or a search here, answered.", ("reason",)
         )
         self.fallbacks.precreate((*REASONS, *AWAY))
         self.reloads = counter("lvm_reloads", "Alias changes picked up.", ("alias", "outcome"))
-        self.reloads.precreate((*ENGINES, "candidate", "retriever"), RELOADS)
+        self.reloads.precreate(ALIASES, RELOADS)
         self.store_looks = counter("lvm_store_looks", "Looks at the object store of the registry.", ("outcome",))
         self.store_age = gauge("lvm_store_age_seconds", "Seconds since that store last answered in full.", (), max)
         self.worker_deaths = counter("lvm_worker_deaths", "Workers, or their owner, that ended unasked.", ("role",))

@@ -17,8 +17,6 @@ from models.registry.registry import Registry
 from tests.conftest import LVM, Mount, Process, until
 from tests.faults.versions import files, tiny_registry
 
-ALIASES = ("primary", "fallback", "candidate", "retriever")
-
 
 def lvm(registry: Path, *words: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "LVM_REGISTRY": str(registry)}

@@ -23,7 +23,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return the body of /models; `versions` are what an `Inventory` says."""
     return {
-        "aliases": {alias: _alias(alias, router, lineup) for alias in lineup.live},
+        "aliases": {str(alias): _alias(alias, router, lineup) for alias in lineup.live},
         "encoder": {"name": lineup.encoder.name if lineup.encoder else None, "missing": lineup.no_encoder},
         "store": follower.describe() if follower else None,
         "versions": versions,

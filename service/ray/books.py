@@ -57,10 +57,10 @@ class Books:
 class _Row(SharedMetricValues):
     """A row that reads the others' while none of them changes hands: else one would be counted twice, or not at all."""
 
-    def elsewhere(self) -> Iterator[tuple[Key, Sequence[float]]]:
-        """Yield the numbers of every key of the other processes."""
+    def other_processes(self) -> Iterator[tuple[Key, Sequence[float]]]:
+        """Yield each key of each other process, with its numbers."""
         with _locked(self._path.parent):
-            yield from super().elsewhere()
+            yield from super().other_processes()
 
 
 @contextmanager

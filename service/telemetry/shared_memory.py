@@ -1,7 +1,7 @@
-"""Cells: the numbers that instruments count in; of this process alone, or shared with the workers beside it.
+"""The memory that metrics are counted in: private to a process, or a file that several processes map.
 
-A shared row is a file that several processes map: a worker writes its own and reads the others' at a scrape,
-and what it counted outlives it. One writer a file, numbers of eight aligned bytes: no locks.
+Each worker writes its own file and reads the files of the others when it is scraped. Its counts outlive it.
+A file has one writer, and a number is eight aligned bytes, so no locks are needed.
 """
 
 from __future__ import annotations
@@ -16,142 +16,157 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-SHM = Path("/dev/shm")  # memory, if there is such a place
-PREFIX = "lvm-workers-"  # of directories of rows; a lock tells whether their supervisor lives
+SHM = Path("/dev/shm")
+# Directories of metric files. Their supervisor holds a lock on them while it lives.
+PREFIX = "lvm-workers-"
 SUFFIX = ".cells"
-KEYS, CELLS = 1 << 18, 1 << 15  # bytes, numbers
-Key = tuple[str, ...]  # the name of an instrument and label values
+# A file begins with KEY_BYTES for the keys, one JSON line each, behind their length in eight bytes.
+KEY_BYTES = 1 << 18
+MAX_VALUES = 1 << 15
+# The name of an instrument, then its label values.
+Key = tuple[str, ...]
 
 
 class MetricValues:
-    """A row of float64 numbers, handed out in pieces."""
+    """An array of float64 numbers that instruments allocate parts of."""
 
     def __init__(self) -> None:
         self._own: list[float] = []
         self.values: list[float] | memoryview[float] = self._own
 
-    def take(self, key: Key, size: int) -> int:
-        """Return where the `size` numbers of `key` begin, zeros at first."""
-        at = len(self._own)
+    def allocate(self, key: Key, size: int) -> int:
+        """Return the offset of the `size` numbers of `key`. They start at zero."""
+        offset = len(self._own)
         self._own.extend([0.0] * size)
-        return at
+        return offset
 
-    def taken(self) -> Sequence[Key]:
-        """Return the keys that an earlier holder of the row took."""
+    def allocated(self) -> Sequence[Key]:
+        """Return the keys that an earlier process has allocated in this memory."""
         return ()
 
-    def elsewhere(self) -> Iterator[tuple[Key, Sequence[float]]]:
-        """Yield the numbers of every key of the other processes."""
+    def other_processes(self) -> Iterator[tuple[Key, Sequence[float]]]:
+        """Yield each key of each other process, with its numbers."""
         yield from ()
 
 
 class SharedMetricValues(MetricValues):
-    """The row of worker `slot` among those in the directory `home`; goes on where an earlier holder stopped.
+    """The file of process `slot` in `directory`. A process continues the counts of the last one in its slot.
 
     Raises:
-        OSError: the row does not fit on the file system.
+        OSError: The file system has no room for the file.
     """
 
-    def __init__(self, home: Path, slot: int) -> None:
-        self._path = home / f"{slot}{SUFFIX}"
+    def __init__(self, directory: Path, slot: int) -> None:
+        self._path = directory / f"{slot}{SUFFIX}"
         with open(self._path, "a+b") as file:
-            _reserve(file.fileno(), KEYS + 8 * CELLS)
+            _reserve(file.fileno(), KEY_BYTES + 8 * MAX_VALUES)
             self._map = mmap.mmap(file.fileno(), 0)
-        self.values = memoryview(self._map)[KEYS:].cast("d")
-        self._places = _places(self._map)
+        self.values = memoryview(self._map)[KEY_BYTES:].cast("d")
+        self._places = _read_keys(self._map)
 
-    def take(self, key: Key, size: int) -> int:
-        """Return where the `size` numbers of `key` begin; raises `OverflowError` where there is no more room."""
+    def allocate(self, key: Key, size: int) -> int:
+        """Return the offset of the `size` numbers of `key`.
+
+        Raises:
+            OverflowError: The file is full.
+        """
         if key not in self._places:
-            at = sum(count for _, count in self._places.values())
-            self._write_key([*key], at, size)
-            self._places[key] = at, size
+            offset = sum(count for _, count in self._places.values())
+            self._append_key(key, offset, size)
+            self._places[key] = offset, size
         return self._places[key][0]
 
-    def taken(self) -> Sequence[Key]:
-        """Return the keys that an earlier holder of the row took."""
+    def allocated(self) -> Sequence[Key]:
+        """Return the keys that are in the file."""
         return tuple(self._places)
 
-    def elsewhere(self) -> Iterator[tuple[Key, Sequence[float]]]:
-        """Yield the numbers of every key in the files beside this one."""
+    def other_processes(self) -> Iterator[tuple[Key, Sequence[float]]]:
+        """Yield each key of each other file in the directory, with its numbers."""
         for path in sorted(self._path.parent.glob(f"*{SUFFIX}")):
-            with suppress(FileNotFoundError):  # removed just now: the supervisor is gone
-                yield from self._rows_of(path)
+            # The supervisor may exit and remove the files at any time.
+            with suppress(FileNotFoundError):
+                yield from self._read_other(path)
 
-    def _rows_of(self, path: Path) -> Iterator[tuple[Key, Sequence[float]]]:
+    def _read_other(self, path: Path) -> Iterator[tuple[Key, Sequence[float]]]:
         if path == self._path or not path.stat().st_size:
             return
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as there:
-            values = memoryview(there[KEYS:]).cast("d")
-            yield from ((key, values[at : at + size]) for key, (at, size) in _places(there).items())
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            values = memoryview(mapped[KEY_BYTES:]).cast("d")
+            yield from ((key, values[at : at + size]) for key, (at, size) in _read_keys(mapped).items())
 
-    def _write_key(self, key: list[str], at: int, size: int) -> None:
-        begin = 8 + int.from_bytes(self._map[:8], "little")
-        line = json.dumps([key, at, size]).encode() + b"\n"
-        if begin + len(line) > KEYS or at + size > CELLS:
-            raise OverflowError(f"no room for {key} in {self._path}")
-        self._map[begin : begin + len(line)] = line
-        self._map[:8] = (begin - 8 + len(line)).to_bytes(8, "little")  # last: a reader sees whole lines only
+    def _append_key(self, key: Key, offset: int, size: int) -> None:
+        start = 8 + int.from_bytes(self._map[:8], "little")
+        line = json.dumps([key, offset, size]).encode() + b"\n"
+        if start + len(line) > KEY_BYTES or offset + size > MAX_VALUES:
+            raise OverflowError(f"no room for {[*key]} in {self._path}")
+        self._map[start : start + len(line)] = line
+        # The length is written last, so a reader never sees part of a line.
+        self._map[:8] = (start - 8 + len(line)).to_bytes(8, "little")
 
 
 def _reserve(file: int, size: int) -> None:
-    """Give a file its blocks: a process that writes to a map of a full file system is killed."""
+    """Allocate the blocks of a file. The kernel kills a process that writes to a map if the file system is full."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:
         os.truncate(file, size)
 
 
-def _places(there: mmap.mmap) -> dict[Key, tuple[int, int]]:
-    text = there[8 : 8 + int.from_bytes(there[:8], "little")]
-    return {tuple(key): (at, size) for key, at, size in map(json.loads, text.splitlines())}
+def _read_keys(mapped: mmap.mmap) -> dict[Key, tuple[int, int]]:
+    """Return the offset and the size of each key."""
+    lines = mapped[8 : 8 + int.from_bytes(mapped[:8], "little")].splitlines()
+    return {tuple(key): (offset, size) for key, offset, size in map(json.loads, lines)}
 
 
 @contextmanager
-def metrics_directory(rows: int, places: Sequence[Path] = ()) -> Iterator[Path]:
-    """Make a directory of `rows` rows in the first of `places` with room, and remove it in the end.
+def metrics_directory(slots: int, parents: Sequence[Path] = ()) -> Iterator[Path]:
+    """Make a directory with `slots` metric files, and remove it at the end.
 
-    Unless they are named, the places are memory and the directory of temporary files.
-
-    What supervisors that were killed left behind is removed first.
+    It lies in the first of `parents` that has room; by default these are /dev/shm and the directory of temporary
+    files. Directories of supervisors that were killed are removed first.
 
     Raises:
-        OSError: there is room nowhere.
+        OSError: No parent has room.
     """
-    places = places or [place for place in (SHM, Path(tempfile.gettempdir())) if place.is_dir()]
-    for place in places:
-        _clear_away(place)
+    parents = parents or [parent for parent in (SHM, Path(tempfile.gettempdir())) if parent.is_dir()]
+    for parent in parents:
+        _remove_stale(parent)
     with ExitStack() as stack:
-        yield _first_with_room(stack, places, rows)
+        yield _make_directory(stack, slots, parents)
 
 
-def _first_with_room(stack: ExitStack, places: Sequence[Path], rows: int) -> Path:
-    first, *others = places
+def _make_directory(stack: ExitStack, slots: int, parents: Sequence[Path]) -> Path:
+    first, *others = parents
     try:
         with ExitStack() as attempt:
-            home = Path(attempt.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX, dir=first)))
-            attempt.enter_context(_locked(home))
-            for row in range(rows):
-                SharedMetricValues(home, row)
+            directory = Path(attempt.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX, dir=first)))
+            attempt.enter_context(_locked(directory))
+            for slot in range(slots):
+                SharedMetricValues(directory, slot)
             stack.enter_context(attempt.pop_all())
-            return home
+            return directory
     except OSError:
         if not others:
             raise
-        return _first_with_room(stack, others, rows)
+        return _make_directory(stack, slots, others)
 
 
-def _clear_away(place: Path) -> None:
-    """Remove the directories below `place` whose supervisors are gone."""
-    for home in place.glob(f"{PREFIX}*"):
-        with suppress(OSError), _locked(home):  # else its supervisor lives, or it is another user's
-            shutil.rmtree(home, ignore_errors=True)
+def _remove_stale(parent: Path) -> None:
+    """Remove the directories in `parent` whose supervisor is gone."""
+    for directory in parent.glob(f"{PREFIX}*"):
+        # OSError: its supervisor is alive, or it belongs to another user.
+        with suppress(OSError), _locked(directory):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Hold the lock of a directory; raises `OSError` if another process does."""
-    directory = os.open(home, os.O_RDONLY | os.O_NOFOLLOW)
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a directory.
+
+    Raises:
+        OSError: Another process holds the lock.
+    """
+    directory = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -18,7 +18,6 @@ from service.telemetry.metrics import (
     REASONS,
     RELOADS,
     STAGES,
-    Counter,
     Metrics,
 )
 from tests.conftest import ROOT, SHIPPED
@@ -93,10 +92,10 @@ def test_the_metrics_table_is_the_code() -> None:
     rows = re.findall(r"^\| `(lvm_\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", METRICS, re.MULTILINE)
     assert rows == [
         (
-            made.name + ("_total" if type(made) is Counter else ""),
+            made.name + ("_total" if made.kind == "counter" else ""),
             made.kind,
             ", ".join(f"`{label}`" for label in made.label_names),
-            made.text,
+            made.help_text,
         )
         for made in Metrics().instruments()
     ]

@@ -1,4 +1,4 @@
-"""The instruments: exact counts, edges where the objectives are, names that promtool likes."""
+"""Instruments: exact counts, an edge at each objective, and text that strict parsers accept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.telemetry.shared_memory import MetricValues
 SLOS = (5.0, 10.0, 25.0, 50.0, 100.0)
 
 
-def test_edges_are_log_spaced_from_50_us_and_hit_every_objective() -> None:
+def test_edges_are_log_spaced_from_50_us_and_include_every_objective() -> None:
     edges = latency_edges(SLOS)
     assert edges[0] == 50e-6
     assert edges[-1] == 10
@@ -39,7 +39,7 @@ def samples(text: str, parse: Any) -> dict[tuple[str, tuple[tuple[str, str], ...
 
 
 @given(st.lists(st.floats(0, 20)))
-def test_a_histogram_counts_every_value_once_at_or_below_its_edge(values: list[float]) -> None:
+def test_a_histogram_counts_each_value_at_or_below_its_edge(values: list[float]) -> None:
     histogram = Histogram(MetricValues(), "h", "h", ("l",), latency_edges(SLOS))
     for value in values:
         histogram.labels("x").observe(value)
@@ -52,7 +52,7 @@ def test_a_histogram_counts_every_value_once_at_or_below_its_edge(values: list[f
     assert found["h_sum", (("l", "x"),)] == pytest.approx(sum(values))
 
 
-def test_both_formats_say_the_same_and_parse_strictly() -> None:
+def test_both_formats_parse_strictly_to_the_same_samples() -> None:
     metrics = Metrics(SLOS)
     metrics.requests.inc('odd "label"\nwith\\all', "ok")
     metrics.seconds.labels("/predict", "total").observe(0.01)
@@ -69,7 +69,7 @@ def test_both_formats_say_the_same_and_parse_strictly() -> None:
     assert ours[0]["lvm_requests_total", (("outcome", "ok"), ("route", 'odd "label"\nwith\\all'))] == 1
 
 
-def test_exemplars_are_of_their_buckets_the_latest_in_openmetrics_only() -> None:
+def test_openmetrics_alone_shows_the_latest_exemplar_of_each_bucket() -> None:
     histogram = Histogram(MetricValues(), "h", "h.", ("l",), (0.1, 1.0))
     for value, trace in ((0.05, "aa"), (0.07, "bb"), (1.0, "cc"), (7.0, "dd")):
         histogram.labels("x").observe(value)
@@ -95,9 +95,9 @@ def test_edges_below_zero_parse_strictly_in_both_formats() -> None:
 def test_every_family_has_help_and_the_lvm_prefix() -> None:
     instruments = list(Metrics(SLOS).instruments())
     assert instruments
-    assert all(made.name.startswith("lvm_") and made.text.endswith(".") for made in instruments)
+    assert all(made.name.startswith("lvm_") and made.help_text.endswith(".") for made in instruments)
 
 
-def test_a_label_set_is_one_series_however_often_it_is_asked_for() -> None:
+def test_the_same_labels_return_the_same_series() -> None:
     metrics = Metrics(SLOS)
     assert metrics.seconds.labels("/predict", "total") is metrics.seconds.labels("/predict", "total")

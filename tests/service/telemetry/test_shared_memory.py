@@ -1,4 +1,4 @@
-"""Cells: what several processes count is one sum, whoever is asked and whoever has died."""
+"""Shared memory: a scrape of any process shows the sum of all, including processes that have exited."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from service.telemetry.metrics import Metrics
 from service.telemetry.shared_memory import (
-    CELLS,
-    KEYS,
+    KEY_BYTES,
+    MAX_VALUES,
     SHM,
     MetricValues,
     SharedMetricValues,
@@ -21,50 +21,50 @@ from service.telemetry.shared_memory import (
 from tests.conftest import Mount
 
 
-def test_a_row_hands_out_zeros_without_overlap() -> None:
-    cells = MetricValues()
-    assert [cells.take((name,), 3) for name in "abc"] == [0, 3, 6]
-    assert cells.values == [0.0] * 9
+def test_allocates_zeros_without_overlap() -> None:
+    memory = MetricValues()
+    assert [memory.allocate((name,), 3) for name in "abc"] == [0, 3, 6]
+    assert memory.values == [0.0] * 9
 
 
-def test_a_row_goes_on_where_its_last_holder_stopped(tmp_path: Path) -> None:
+def test_a_process_continues_the_counts_of_the_last_one_in_its_slot(tmp_path: Path) -> None:
     first = SharedMetricValues(tmp_path, 0)
-    first.values[first.take(("a", "x"), 2) + 1] = 7.5
-    first.take(("b",), 1)
+    first.values[first.allocate(("a", "x"), 2) + 1] = 7.5
+    first.allocate(("b",), 1)
     second = SharedMetricValues(tmp_path, 0)
-    assert second.values[second.take(("a", "x"), 2) + 1] == 7.5
-    assert second.take(("c",), 1) == 3
+    assert second.values[second.allocate(("a", "x"), 2) + 1] == 7.5
+    assert second.allocate(("c",), 1) == 3
 
 
-def test_a_reader_sees_what_another_process_counts(tmp_path: Path) -> None:
+def test_reads_the_counts_of_a_process_that_was_killed(tmp_path: Path) -> None:
     code = (
         "import sys, os; from pathlib import Path; from service.telemetry.shared_memory import SharedMetricValues\n"
-        f"cells = SharedMetricValues(Path({str(tmp_path)!r}), 1); cells.values[cells.take(('a', 'x'), 1)] = 41\n"
+        f"memory = SharedMetricValues(Path({str(tmp_path)!r}), 1); memory.values[memory.allocate(('a', 'x'), 1)] = 41\n"
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    assert [(key, list(numbers)) for key, numbers in SharedMetricValues(tmp_path, 0).elsewhere()] == [
+    assert [(key, list(numbers)) for key, numbers in SharedMetricValues(tmp_path, 0).other_processes()] == [
         (("a", "x"), [41.0])
     ]
 
 
-def test_a_row_that_is_full_says_so(tmp_path: Path) -> None:
-    cells = SharedMetricValues(tmp_path, 0)
-    cells.take(("a",), CELLS)
+def test_rejects_an_allocation_if_the_file_is_full(tmp_path: Path) -> None:
+    memory = SharedMetricValues(tmp_path, 0)
+    memory.allocate(("a",), MAX_VALUES)
     with pytest.raises(OverflowError, match="no room"):
-        cells.take(("b",), 1)
+        memory.allocate(("b",), 1)
 
 
-def test_the_rows_are_in_memory_and_gone_afterwards() -> None:
+def test_the_directory_is_in_memory_and_is_removed_at_the_end() -> None:
     with metrics_directory(2) as home:
         assert home.parent == (SHM if SHM.is_dir() else Path(tempfile.gettempdir()))
         assert sorted(path.name for path in home.iterdir()) == ["0.cells", "1.cells"]
         blocks = [path.stat().st_blocks * 512 for path in home.iterdir()]
-        assert min(blocks) >= KEYS + 8 * CELLS  # a process that writes to a file of holes may be killed for it
+        assert min(blocks) >= KEY_BYTES + 8 * MAX_VALUES  # else a write may kill the process
     assert not home.exists()
 
 
-def test_the_rows_are_elsewhere_if_memory_has_no_room_for_them(mount: Mount, tmp_path: Path) -> None:
+def test_the_directory_is_in_the_next_parent_if_the_first_has_no_room(mount: Mount, tmp_path: Path) -> None:
     small = mount("size=64k")
     with metrics_directory(2, [small, tmp_path]) as home:
         assert home.parent == tmp_path
@@ -74,14 +74,14 @@ def test_the_rows_are_elsewhere_if_memory_has_no_room_for_them(mount: Mount, tmp
     assert not list(small.iterdir())
 
 
-def test_what_a_killed_supervisor_left_is_removed_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+def test_removes_directories_of_killed_supervisors_only(tmp_path: Path) -> None:
     code = (
         "import os; from pathlib import Path; from service.telemetry.shared_memory import metrics_directory\n"
         f"with metrics_directory(1, [Path({str(tmp_path)!r})]) as home:\n"
         "    print(home, flush=True); os.kill(os.getpid(), 9)"
     )
     dead = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout[:-1])
-    other = tmp_path / "somebody-else"
+    other = tmp_path / "unrelated"
     other.mkdir()
     assert dead.parent == tmp_path
     assert dead.exists()
@@ -92,8 +92,8 @@ def test_what_a_killed_supervisor_left_is_removed_and_what_a_living_one_has_is_n
     assert [*tmp_path.iterdir()] == [other]
 
 
-def test_what_processes_use_is_a_sum_that_no_death_lowers(tmp_path: Path) -> None:
-    """Each of several shows the same, whoever is asked; a successor counts on from what the dead one used."""
+def test_process_counters_are_a_sum_that_no_exit_lowers(tmp_path: Path) -> None:
+    """Every worker shows the same sum. A successor continues the counters of the worker that has exited."""
 
     def used(metrics: Metrics) -> dict[str, float]:
         lines = metrics.scrape()[0].decode().splitlines()
@@ -116,7 +116,7 @@ def test_what_processes_use_is_a_sum_that_no_death_lowers(tmp_path: Path) -> Non
     assert added >= one["process_cpu_seconds_total"] * 0.99
 
 
-def test_a_scrape_adds_what_the_other_workers_counted(tmp_path: Path) -> None:
+def test_a_scrape_of_any_worker_shows_the_sum_of_all(tmp_path: Path) -> None:
     workers = [Metrics((5, 10), SharedMetricValues(tmp_path, slot)) for slot in range(3)]
     for count, metrics in enumerate(workers, 1):
         for _ in range(count):
@@ -135,7 +135,7 @@ def test_a_scrape_adds_what_the_other_workers_counted(tmp_path: Path) -> None:
         assert "lvm_ready 0.0" in text
 
 
-def test_what_a_dead_worker_was_answering_is_lost_and_its_levels_are_nothing(tmp_path: Path) -> None:
+def test_finalize_counts_unanswered_requests_as_lost_and_resets_gauges(tmp_path: Path) -> None:
     dead = Metrics((), SharedMetricValues(tmp_path, 0))
     for _ in range(3):
         dead.in_flight.inc("/predict")

@@ -1,0 +1,258 @@
+"""Counters, gauges and histograms, and their text in a scrape.
+
+Each number has one writer, so no locks are needed. `prometheus_client` offers the same, but its histograms search
+their buckets one by one under a lock, and it formats every line again in each scrape.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, product
+from typing import ClassVar, Self
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from service.telemetry.shared_memory import Key, MetricValues
+
+Labels = tuple[str, ...]
+# The numbers of the other processes.
+Others = Mapping[Key, list[Sequence[float]]]
+# Makes one value of the values of several processes.
+Join = Callable[[Iterable[float]], float]
+PROCESS_JOINS: Mapping[str, Join] = {"process_start_time_seconds": min, "python_info": max}
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _braces(names: Labels, values: Labels, *more: str) -> str:
+    """Return the labels of a sample as text, `more` at the end."""
+    pairs = [f'{name}="{_escape(value)}"' for name, value in zip(names, values, strict=True)]
+    return "{" + ",".join([*pairs, *more]) + "}" if pairs or more else ""
+
+
+def _exemplar(trace_id: str, value: float, now: float) -> str:
+    return f' # {{trace_id="{trace_id}"}} {value!r} {now:.3f}'
+
+
+class Family(ABC):
+    """A name with its help text and its samples."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, name: str, help_text: str, label_names: Labels) -> None:
+        self.name = name
+        self.help_text = help_text
+        self.label_names = label_names
+
+    @abstractmethod
+    def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
+        """Yield the lines of a scrape, with the numbers of `others` joined in."""
+
+    def _header(self, name: str) -> Iterator[str]:
+        yield f"# HELP {name} {self.help_text}"
+        yield f"# TYPE {name} {self.kind}"
+
+
+class Info(Family):
+    """Facts about this process: a sample of value 1 for each of `label_sets`."""
+
+    kind = "gauge"
+
+    def __init__(self, name: str, help_text: str, label_names: Labels) -> None:
+        super().__init__(name, help_text, label_names)
+        self.label_sets: list[Labels] = []
+
+    def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
+        """Yield the lines of a scrape, the same in both formats."""
+        yield from self._header(self.name)
+        for values in self.label_sets:
+            yield f"{self.name}{_braces(self.label_names, values)} 1.0"
+
+
+class Instrument(Family):
+    """A family whose numbers are in `memory`."""
+
+    def __init__(self, memory: MetricValues, name: str, help_text: str, label_names: Labels) -> None:
+        super().__init__(name, help_text, label_names)
+        self.memory = memory
+
+    @abstractmethod
+    def show(self, *values: str) -> None:
+        """Show these label values from now on, even if they count nothing."""
+
+    def precreate(self, *label_values: Iterable[str]) -> Self:
+        """Show every combination of label values from the start, so that the first count is an increase."""
+        for values in product(*label_values):
+            self.show(*values)
+        return self
+
+
+class Counter(Instrument):
+    """Counts by label values. `join` makes one count of the counts of several processes."""
+
+    kind = "counter"
+
+    def __init__(self, memory: MetricValues, name: str, help_text: str, label_names: Labels, join: Join = sum) -> None:
+        super().__init__(memory, name, help_text, label_names)
+        self._join = join
+        self._numbers = memory.values
+        self._offsets: dict[Labels, int] = {}
+
+    def show(self, *values: str) -> None:
+        """Show these label values from now on, even if they count nothing."""
+        self._offset(values)
+
+    def inc(self, *values: str) -> None:
+        """Count one."""
+        offset = self._offsets.get(values)
+        self._numbers[self._offset(values) if offset is None else offset] += 1
+
+    def set(self, value: float, *values: str) -> None:
+        """Overwrite the number."""
+        self._numbers[self._offset(values)] = value
+
+    def value(self, *values: str) -> float:
+        """Return the number of this process."""
+        return self._numbers[self._offset(values)]
+
+    def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
+        """Yield the lines of a scrape. In OpenMetrics the name of a counter's family lacks `_total`."""
+        sample = self.name + ("_total" if self.kind == "counter" else "")
+        yield from self._header(self.name if openmetrics else sample)
+        for values, offset in self._offsets.items():
+            theirs = [numbers[0] for numbers in others.get((self.name, *values), ())]
+            yield f"{sample}{_braces(self.label_names, values)} {self._join([self._numbers[offset], *theirs])!r}"
+
+    def _offset(self, values: Labels) -> int:
+        offset = self._offsets.get(values)
+        if offset is None:
+            offset = self._offsets[values] = self.memory.allocate((self.name, *values), 1)
+        return offset
+
+
+class Gauge(Counter):
+    """Levels by label values."""
+
+    kind = "gauge"
+
+    def dec(self, *values: str) -> None:
+        """Count one less."""
+        self._numbers[self._offset(values)] -= 1
+
+    def reset(self) -> dict[Labels, float]:
+        """Set every level to the neutral element of `join`; return the levels that were not 0."""
+        levels = {values: self._numbers[offset] for values, offset in self._offsets.items()}
+        for values in levels:
+            self.set(math.inf if self._join is min else 0.0, *values)
+        return {values: level for values, level in levels.items() if level}
+
+
+class Histogram(Instrument):
+    """Histograms by label values."""
+
+    kind = "histogram"
+
+    def __init__(
+        self, memory: MetricValues, name: str, help_text: str, label_names: Labels, edges: Sequence[float]
+    ) -> None:
+        super().__init__(memory, name, help_text, label_names)
+        self.edges = edges
+        self._series: dict[Labels, Series] = {}
+
+    def show(self, *values: str) -> None:
+        """Show these label values from now on, even if they count nothing."""
+        self.labels(*values)
+
+    def labels(self, *values: str) -> Series:
+        """Return the histogram of these label values, always the same object."""
+        series = self._series.get(values)
+        if series is None:
+            series = self._series[values] = Series(self, values)
+        return series
+
+    def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
+        """Yield the lines of a scrape. Only OpenMetrics has exemplars."""
+        yield from self._header(self.name)
+        for values, series in self._series.items():
+            yield from series.lines(others.get((self.name, *values), ()), openmetrics=openmetrics)
+
+
+class Series:
+    """The histogram of one set of label values: a count for each bucket, then the sum of all values."""
+
+    __slots__ = ("_edges", "_exemplars", "_numbers", "_offset", "_prefixes", "_size", "_sum", "_totals")
+
+    def __init__(self, histogram: Histogram, values: Labels) -> None:
+        name, names, memory = histogram.name, histogram.label_names, histogram.memory
+        self._edges = histogram.edges
+        # A bucket for each edge, one for what is greater, and the sum.
+        self._size = len(self._edges) + 2
+        self._numbers = memory.values
+        self._offset = memory.allocate((name, *values), self._size)
+        self._sum = self._offset + self._size - 1
+        self._exemplars: dict[int, tuple[str, float, float]] = {}
+        # The beginnings of the lines, made once because a scrape holds up the event loop.
+        limits = [f'le="{limit}"' for limit in (*map(repr, self._edges), "+Inf")]
+        self._prefixes = [f"{name}_bucket{_braces(names, values, limit)}" for limit in limits]
+        self._totals = [f"{name}_{total}{_braces(names, values)}" for total in ("count", "sum")]
+
+    def observe(self, value: float) -> None:
+        """Count `value` in its bucket. A bucket includes its upper edge."""
+        self._numbers[self._offset + bisect_left(self._edges, value)] += 1
+        self._numbers[self._sum] += value
+
+    def add_exemplar(self, value: float, trace_id: str, now: float) -> None:
+        """Remember a trace that had `value` at `now` (seconds since 1970). A bucket keeps its latest."""
+        self._exemplars[bisect_left(self._edges, value)] = trace_id, value, now
+
+    def lines(self, others: Sequence[Sequence[float]], *, openmetrics: bool = False) -> Iterator[str]:
+        """Yield the cumulative buckets, the count and the sum, with the numbers of `others` added."""
+        ours = self._numbers[self._offset : self._offset + self._size]
+        *counts, total = map(sum, zip(ours, *others, strict=True)) if others else ours
+        exemplars = self._exemplars if openmetrics else {}
+        count = 0.0
+        for place, (prefix, count) in enumerate(zip(self._prefixes, accumulate(counts), strict=True)):
+            yield f"{prefix} {count:.0f}{_exemplar(*exemplars[place]) if place in exemplars else ''}"
+        # OpenMetrics allows neither count nor sum if an edge is below 0.
+        if not openmetrics or self._edges[0] >= 0:
+            yield f"{self._totals[0]} {count:.0f}"
+            yield f"{self._totals[1]} {total!r}"
+
+
+class ProcessInstruments:
+    """Memory, processor time and descriptors of a process, as `prometheus_client` measures them.
+
+    The numbers are in `memory`, so a scrape shows the sum of several workers. A process continues the counts of the
+    last one in its slot.
+    """
+
+    def __init__(self, memory: MetricValues) -> None:
+        self._registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+        self._inherited: dict[tuple[str, Labels], float] = {}
+        self.families: dict[str, Counter] = {}
+        for family in self._registry.collect():
+            labels = tuple(family.samples[0].labels) if family.samples else ()
+            kind = Counter if family.type == "counter" else Gauge
+            join = PROCESS_JOINS.get(family.name, sum)
+            self.families[family.name] = kind(memory, family.name, family.documentation, labels, join)
+
+    def update(self) -> None:
+        """Measure the process."""
+        for family in self._registry.collect():
+            instrument = self.families[family.name]
+            for sample in family.samples:
+                values = tuple(sample.labels.values())
+                instrument.set(self._inherited_value(instrument, values) + sample.value, *values)
+
+    def _inherited_value(self, instrument: Counter, values: Labels) -> float:
+        """Return the count that the last process in this slot has left."""
+        if isinstance(instrument, Gauge):
+            return 0.0
+        return self._inherited.setdefault((instrument.name, values), instrument.value(*values))

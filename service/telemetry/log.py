@@ -1,4 +1,4 @@
-"""One event a line on stderr, never a vector or token: JSON, or columns where a person looks on.
+"""The log: one event a line on stderr, as JSON, or in columns on a terminal. It never has a vector or a token.
 
 One thread of each process writes the lines. A caller that logs never waits and never fails, whatever happens to stderr.
 """
@@ -22,60 +22,66 @@ from typing import Any
 import structlog
 
 Logger = structlog.typing.FilteringBoundLogger
-MOST_FAILURES = 10  # lines a second: a log shall not be what a busy service is busy with
-MOST_BYTES = 2**18  # of lines that wait to be written: some eight hundred
-FLUSH_S = 1.0  # at the end, for what is queued; a reader that stalls must not hold up a stop
+# Lines for failed requests, per second. The log must not be what keeps a busy service busy.
+MAX_FAILURES = 10
+# Bytes of lines that wait to be written, about eight hundred lines.
+MAX_BYTES = 2**18
+# Seconds at exit for queued lines. A reader that stalls must not delay the exit further.
+FLUSH_S = 1.0
 STDERR = 2
 
 
 class LogWriter(io.RawIOBase):
-    """Writes lines to the descriptor `fd` in a thread of its own, each by one write.
+    """Writes lines to the descriptor `fd` in a thread, each with one write.
 
-    A line that cannot be written, or that does not fit behind those that wait, is dropped and counted.
+    A line is dropped and counted if it cannot be written, or if more than `max_bytes` wait already.
     """
 
-    def __init__(self, fd: int, most_bytes: int = MOST_BYTES) -> None:
-        self._fd, self._most = fd, most_bytes
+    def __init__(self, fd: int, max_bytes: int = MAX_BYTES) -> None:
+        self._fd = fd
+        self._max_bytes = max_bytes
         self._queue: SimpleQueue[bytes | threading.Event] = SimpleQueue()
-        self._lock = threading.RLock()  # a finalizer may log at any point, also in a thread that holds it
-        self._waiting = self._dropped = 0
-        self._count: Callable[[], object] = self._remember
+        # Reentrant: a finalizer may log at any time, also in a thread that holds the lock.
+        self._lock = threading.RLock()
+        self._waiting = 0
+        self._dropped = 0
+        self._count_drop: Callable[[], object] = self._remember_drop
         self._is_torn = False
         threading.Thread(target=self._work, name="log", daemon=True).start()
 
     def writable(self) -> bool:
-        """Return True: text streams ask."""
+        """Return True. `io.TextIOWrapper` asks."""
         return True
 
     def write(self, data: Any) -> int:
-        """Have a line written later; return its bytes."""
+        """Queue a line; return its length in bytes."""
         line = bytes(data)
         with self._lock:
-            if self._waiting + len(line) > self._most:
-                self._count()
+            if self._waiting + len(line) > self._max_bytes:
+                self._count_drop()
             else:
                 self._waiting += len(line)
                 self._queue.put(line)
         return len(line)
 
     def close(self) -> None:
-        """Stay open: the stream over it may be replaced by another."""
+        """Stay open: a replaced `sys.stderr` closes its stream."""
 
     def on_drop(self, count: Callable[[], object]) -> None:
-        """Call `count` for each line that is dropped, and at once for those that were before anybody counted."""
+        """Call `count` for each dropped line, at once for the lines that are dropped already."""
         with self._lock:
-            self._count = count
+            self._count_drop = count
             for _ in range(self._dropped):
                 count()
             self._dropped = 0
 
     def drain(self, timeout: float = FLUSH_S) -> None:
-        """Wait until what is queued is written, `timeout` seconds at most."""
+        """Wait until the queued lines are written, `timeout` seconds at most."""
         written = threading.Event()
         self._queue.put(written)
         written.wait(timeout)
 
-    def _remember(self) -> None:
+    def _remember_drop(self) -> None:
         self._dropped += 1
 
     def _work(self) -> None:
@@ -84,14 +90,14 @@ class LogWriter(io.RawIOBase):
             if isinstance(item, threading.Event):
                 item.set()
                 continue
-            is_written = self._put(item)
+            is_written = self._write_line(item)
             with self._lock:
                 self._waiting -= len(item)
                 if not is_written:
-                    self._count()
+                    self._count_drop()
 
-    def _put(self, line: bytes) -> bool:
-        """Write a line, on a line of its own if the last one was cut short; return whether all of it was written."""
+    def _write_line(self, line: bytes) -> bool:
+        """Write a line, after a line break if the last line was cut short; return whether it was written in full."""
         rest = b"\n" + line if self._is_torn else line
         size = len(rest)
         try:
@@ -104,7 +110,7 @@ class LogWriter(io.RawIOBase):
         return True
 
     def _write_some(self, data: bytes) -> int:
-        """Write as much as fits; wait if the descriptor does not block and is full."""
+        """Write as much as fits. If the descriptor does not block and is full, wait for room."""
         try:
             return os.write(self._fd, data)
         except BlockingIOError:
@@ -114,69 +120,73 @@ class LogWriter(io.RawIOBase):
             return 0
 
 
-class Lines:
-    """What structlog writes to: a line an event."""
+class LineLogger:
+    """The logger below structlog's: writes an event that is rendered."""
 
-    def __init__(self, sink: LogWriter) -> None:
-        self._sink = sink
+    def __init__(self, writer: LogWriter) -> None:
+        self._writer = writer
 
     def msg(self, line: str) -> None:
-        """Have a line written."""
-        self._sink.write(f"{line}\n".encode(errors="backslashreplace"))
+        """Write a line."""
+        self._writer.write(f"{line}\n".encode(errors="backslashreplace"))
 
     debug = info = warning = warn = error = err = exception = critical = fatal = msg
 
 
 @cache
 def log_writer() -> LogWriter:
-    """Return what writes the log of this process."""
-    made = LogWriter(STDERR)
-    atexit.register(made.drain)
-    return made
+    """Return the writer of this process's log."""
+    writer = LogWriter(STDERR)
+    atexit.register(writer.drain)
+    return writer
 
 
-def configure(level: str, **who: str | int) -> None:
+def configure(level: str, **process: str | int) -> None:
     """Send events of at least `level`, and the warnings and uncaught exceptions of all code, to stderr.
 
-    Each line has the fields `who`: which of several processes speaks.
+    Each line has the fields `process`, which tell one of several processes from another.
     """
     sys.stderr = io.TextIOWrapper(log_writer(), encoding="utf-8", errors="backslashreplace", line_buffering=True)
-    marks: list[structlog.typing.Processor] = [
-        _naming(who),
+    fields: list[structlog.typing.Processor] = [
+        _add_fields(process),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    is_watched = os.isatty(STDERR)
-    render = structlog.dev.ConsoleRenderer() if is_watched else structlog.processors.JSONRenderer()
-    lines = Lines(log_writer())
+    is_terminal = os.isatty(STDERR)
+    render = structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer()
+    lines = LineLogger(log_writer())
     structlog.configure(
-        processors=[*marks, render],
+        processors=[*fields, render],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=False,
     )
-    others = logging.StreamHandler(sys.stderr)
-    theirs = [structlog.stdlib.add_logger_name, *marks]
-    others.setFormatter(structlog.stdlib.ProcessorFormatter(processor=render, foreign_pre_chain=theirs))
-    logging.basicConfig(handlers=[others], level=logging.WARNING, force=True)
-    _log_what_nobody_caught()
+    _log_libraries([structlog.stdlib.add_logger_name, *fields], render)
+    _log_uncaught()
 
 
-def _naming(who: Mapping[str, str | int]) -> structlog.typing.Processor:
-    """Return what adds `who` to an event; what the event says itself stays."""
-    return lambda _, __, event: {**who, **event}
+def _add_fields(fields: Mapping[str, str | int]) -> structlog.typing.Processor:
+    """Return a processor that adds `fields` to an event. A field of the event itself takes precedence."""
+    return lambda _, __, event: {**fields, **event}
 
 
-def _log_what_nobody_caught() -> None:
-    """Make an event of a warning, and of an exception that ends a thread, a finalizer or the process."""
+def _log_libraries(processors: list[structlog.typing.Processor], render: structlog.typing.Processor) -> None:
+    """Write the warnings of libraries, which use the standard library's logging, in the same format."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=render, foreign_pre_chain=processors))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
 
-    def tell(args: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+
+def _log_uncaught() -> None:
+    """Log an exception that ends a thread, a finalizer or the process."""
+
+    def log(args: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
         if args.exc_type is not SystemExit:
             logger().error("unexpected", exc_info=args.exc_value)
 
-    threading.excepthook = sys.unraisablehook = tell
+    threading.excepthook = sys.unraisablehook = log
     sys.excepthook = lambda _, error, __: logger().error("unexpected", exc_info=error)
 
 
@@ -187,34 +197,40 @@ def logger() -> Logger:
 
 
 class AccessLog:
-    """A line a request: for `share` of them, and for what failed here (5xx), as far as `MOST_FAILURES` a second go."""
+    """Lines for requests: for a share of all, and for requests that failed here (5xx), `MAX_FAILURES` a second."""
 
     def __init__(
         self, share: float, draw: Callable[[], float] = random, clock: Callable[[], float] = monotonic
     ) -> None:
-        self.share, self._draw, self._clock = share, draw, clock
-        self._second = self._failures = self._left_out = 0
+        self.share = share
+        self._draw = draw
+        self._clock = clock
+        self._second = 0
+        self._failures = 0
+        self._left_out = 0
 
     def wants(self, status: int) -> bool:
-        """Say whether a request that ended with `status` gets a line."""
+        """Return whether a request that ended with `status` gets a line."""
         if self.share and self._draw() < self.share:
             return True
         return status >= 500 and self._has_room()
 
     def write(self, status: int, **fields: str | float) -> None:
-        """Write a line, without fields that are empty; `left_out` counts the failures before it that have none."""
-        said = {name: value for name, value in fields.items() if value != ""}
+        """Write a line without empty fields. `left_out` counts the failures before it that got no line."""
+        shown = {name: value for name, value in fields.items() if value != ""}
         if self._left_out:
-            said["left_out"], self._left_out = self._left_out, 0
+            shown["left_out"] = self._left_out
+            self._left_out = 0
         if status >= 500:
-            logger().error("request failed", status=status, **said)
+            logger().error("request failed", status=status, **shown)
         else:
-            logger().info("request", status=status, **said)
+            logger().info("request", status=status, **shown)
 
     def _has_room(self) -> bool:
         second = int(self._clock())
         if second != self._second:
-            self._second, self._failures = second, 0
+            self._second = second
+            self._failures = 0
         self._failures += 1
-        self._left_out += self._failures > MOST_FAILURES
-        return self._failures <= MOST_FAILURES
+        self._left_out += self._failures > MAX_FAILURES
+        return self._failures <= MAX_FAILURES

@@ -1,7 +1,7 @@
-"""Tracing: the trace that a request belongs to (W3C Trace Context) and, where spans are exported, its spans.
+"""Tracing: the W3C trace context of a request and, if spans are exported, its spans.
 
-A span is told once it is over, from times that are known anyway, so a request that is not sampled pays for a look at
-its headers. What is told goes to a function that must not wait (`otlp.Exporter`).
+A span is made when it has ended, from times that the service measures anyway. So an unsampled request costs one look
+at its headers. Spans go to a function that must not wait (`otlp.Exporter`).
 """
 
 from __future__ import annotations
@@ -16,22 +16,27 @@ from typing import NamedTuple
 TRACEPARENT = re.compile(
     rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.S
 )
-SAMPLED = 1  # the flag of version 00
+# The flag of version 00.
+SAMPLED = 1
 Attributes = Mapping[str, str | int | float]
-StageTimes = Iterable[tuple[str, float]]  # stages and their seconds, one after another
+# Consecutive stages of a run, each with its seconds.
+StageTimes = Iterable[tuple[str, float]]
 
 
 class TraceContext(NamedTuple):
-    """A place in a trace: the ids of the trace and of a span in it, in hex, and whether these are recorded."""
+    """The ids of a trace and of a span in it, in hex, and whether the trace is recorded.
+
+    `state` is the caller's `tracestate` header. It is passed on and not read.
+    """
 
     trace_id: str
     span_id: str
     is_sampled: bool
-    state: str = ""  # what vendors add: passed on, not read
+    state: str = ""
 
 
 class Span(NamedTuple):
-    """A span that is over; times in nanoseconds since 1970, `error` says why it failed."""
+    """A span that has ended. Times are in nanoseconds since 1970; `error` says why it failed."""
 
     name: str
     trace: TraceContext
@@ -45,7 +50,10 @@ class Span(NamedTuple):
 
 
 def parse(traceparent: bytes) -> TraceContext | None:
-    """Return what a `traceparent` header says, None where it is not one; a later version may say more than we read."""
+    """Return the context in a `traceparent` header, None if the header is malformed.
+
+    A later version may have further fields; they are ignored.
+    """
     match = TRACEPARENT.fullmatch(traceparent)
     if match is None or (match[1] == b"00" and match[5] is not None):
         return None
@@ -53,110 +61,110 @@ def parse(traceparent: bytes) -> TraceContext | None:
 
 
 class Tracer:
-    """Decides which requests are traced, and tells their spans to `export`.
+    """Decides which requests are traced, and gives their spans to `export`.
 
     Args:
-        export: takes a span; must neither wait nor raise.
-        share: of the requests whose caller did not decide; what a caller decided holds.
-        draw: random numbers in [0, 1).
+        export: Takes a span. It must neither wait nor raise.
+        share: Share of the requests without a caller's decision that are traced.
+        draw: Random numbers in [0, 1).
     """
 
     def __init__(self, export: Callable[[Span], None], share: float, draw: Callable[[], float] = random) -> None:
-        self.export, self._share, self._draw = export, share, draw
+        self.export = export
+        self._share = share
+        self._draw = draw
 
     def start(self, parent: TraceContext | None, state: bytes = b"") -> RequestSpan | None:
-        """Return the record of a request that is sampled, whose caller's place is `parent`."""
+        """Return the span of a request if it is sampled. `parent` and `state` come from the caller's headers."""
         if parent is None:
-            return RequestSpan(self, None) if self._draw() < self._share else None
-        return RequestSpan(self, parent._replace(state=state.decode("latin-1"))) if parent.is_sampled else None
+            return RequestSpan(self.export, None) if self._draw() < self._share else None
+        return RequestSpan(self.export, parent._replace(state=state.decode("latin-1"))) if parent.is_sampled else None
 
 
 class RequestSpan:
-    """What is recorded of a sampled request under way; seconds are `perf_counter`'s."""
+    """The span of a sampled request that is being answered. Seconds are those of `perf_counter`."""
 
-    __slots__ = ("_epoch_ns", "_links", "_parent", "trace", "tracer")
+    __slots__ = ("_epoch_ns", "_export", "_links", "_parent", "trace")
 
-    def __init__(self, tracer: Tracer, parent: TraceContext | None) -> None:
-        self.tracer, self._parent = tracer, parent
-        self.trace = _below(parent)
+    def __init__(self, export: Callable[[Span], None], parent: TraceContext | None) -> None:
+        self._export = export
+        self._parent = parent
+        self.trace = _new_span(parent)
         self._links: list[TraceContext] = []
         self._epoch_ns = time_ns() - perf_counter_ns()
 
     def add_child(
         self, name: str, start_s: float, end_s: float, attributes: Attributes, error: str | None = None
     ) -> None:
-        """Tell a part of it."""
-        self._tell(
-            Span(name, _below(self.trace), self.trace, self._ns(start_s), self._ns(end_s), attributes, error=error)
-        )
+        """Export a part of the request."""
+        times = self._ns(start_s), self._ns(end_s)
+        self._export(Span(name, _new_span(self.trace), self.trace, *times, attributes, error=error))
 
-    def ride(self, batch: TraceContext, engine: str, ride: BatchedRequest, began_s: float) -> None:
-        """Tell what it did in a batch: wait for it, and run."""
+    def add_run(
+        self, engine: str, queued_s: float, started_s: float, stages: StageTimes, error: str | None = None
+    ) -> None:
+        """Export the wait for an engine, from `queued_s` to `started_s`, and the stages of the run that followed."""
+        attributes = {"lvm.engine": engine}
+        self.add_child("queue", queued_s, started_s, attributes)
+        for stage, seconds in stages:
+            self.add_child(stage, started_s, started_s + seconds, attributes, error)
+            started_s += seconds
+
+    def add_batch(
+        self, name: str, start_s: float, end_s: float, attributes: Attributes, links: Sequence[TraceContext]
+    ) -> TraceContext:
+        """Export a batch with this request in it, in a trace of its own; return its context."""
+        batch = _new_span(None)
+        self._export(Span(name, batch, None, self._ns(start_s), self._ns(end_s), attributes, links))
+        return batch
+
+    def link(self, batch: TraceContext) -> None:
+        """Link this span to a batch."""
         self._links.append(batch)
-        self.run(engine, ride.since_s, began_s, ride.laps, ride.error)
-
-    def run(self, engine: str, since_s: float, began_s: float, laps: StageTimes, error: str | None = None) -> None:
-        """Tell a wait for an engine, and the stages of its run."""
-        of = {"lvm.engine": engine}
-        self.add_child("queue", since_s, began_s, of)
-        for stage, seconds in laps:
-            self.add_child(stage, began_s, began_s + seconds, of, error)
-            began_s += seconds
 
     def finish(self, name: str, start_s: float, end_s: float, attributes: Attributes, error: str | None) -> None:
-        """Tell the whole of it."""
+        """Export the whole request."""
         times = self._ns(start_s), self._ns(end_s)
-        self._tell(Span(name, self.trace, self._parent, *times, attributes, self._links, is_server=True, error=error))
-
-    def batch(
-        self, engine: str, start_s: float, end_s: float, attributes: Attributes, links: Sequence[TraceContext]
-    ) -> TraceContext:
-        """Tell a batch that it was in, which is a trace of its own; return that one's place."""
-        trace = _below(None)
-        self._tell(Span(f"batch {engine}", trace, None, self._ns(start_s), self._ns(end_s), attributes, links))
-        return trace
-
-    def _tell(self, span: Span) -> None:
-        self.tracer.export(span)
+        self._export(Span(name, self.trace, self._parent, *times, attributes, self._links, is_server=True, error=error))
 
     def _ns(self, seconds: float) -> int:
         return round(seconds * 1e9) + self._epoch_ns
 
 
 class BatchedRequest(NamedTuple):
-    """A sampled request's part in a batch: since when it waited, and what the run consisted of."""
+    """A sampled request in a batch: when it was queued, and the stages of its run."""
 
-    record: RequestSpan
-    since_s: float
-    laps: StageTimes
+    span: RequestSpan
+    queued_s: float
+    stages: StageTimes
     error: str | None
 
 
 def export_batch_spans(
-    engine: str, began_s: float, seconds: float, attributes: Attributes, rides: Sequence[BatchedRequest]
+    engine: str, started_s: float, seconds: float, attributes: Attributes, requests: Sequence[BatchedRequest]
 ) -> None:
-    """Tell a batch, and the part in it of each of its sampled requests; they link to each other."""
-    links = [ride.record.trace for ride in rides]
+    """Export a batch and the runs of its sampled requests. Batch and requests link to each other."""
+    contexts = [request.span.trace for request in requests]
     attributes = {"lvm.engine": engine, **attributes}
-    batch = rides[0].record.batch(engine, began_s, began_s + seconds, attributes, links)
-    for ride in rides:
-        ride.record.ride(batch, engine, ride, began_s)
+    batch = requests[0].span.add_batch(f"batch {engine}", started_s, started_s + seconds, attributes, contexts)
+    for span, queued_s, stages, error in requests:
+        span.link(batch)
+        span.add_run(engine, queued_s, started_s, stages, error)
 
 
-def export_remote_spans(engine: str, queue_s: float, laps: Sequence[tuple[str, float]]) -> None:
-    """Tell what the request at hand did in an engine of another process, which answered just now."""
-    record = current_span.get()
-    if record is not None:
-        began_s = perf_counter() - sum(seconds for _, seconds in laps)
-        record.run(engine, began_s - queue_s, began_s, laps)
+def export_remote_spans(engine: str, queue_s: float, stages: Sequence[tuple[str, float]]) -> None:
+    """Export the run of the current request in an engine of another process, which has answered just now."""
+    span = current_span.get()
+    if span is not None:
+        started_s = perf_counter() - sum(seconds for _, seconds in stages)
+        span.add_run(engine, started_s - queue_s, started_s, stages)
 
 
-def _below(parent: TraceContext | None) -> TraceContext:
-    """Return a new place below `parent`, or in a new trace."""
+def _new_span(parent: TraceContext | None) -> TraceContext:
+    """Return the context of a new span below `parent`, or in a new trace."""
     span_id = f"{getrandbits(64) or 1:016x}"
     return parent._replace(span_id=span_id) if parent else TraceContext(f"{getrandbits(128) or 1:032x}", span_id, True)
 
 
-current_span: ContextVar[RequestSpan | None] = ContextVar(
-    "current_span", default=None
-)  # whom the code at hand works for
+# The request that the running code works for.
+current_span: ContextVar[RequestSpan | None] = ContextVar("current_span", default=None)

@@ -1,4 +1,4 @@
-"""The log: one JSON object a line whoever speaks, lines of requests by lot, and failures that cannot flood it."""
+"""The log: one JSON object a line, lines for a share of requests, and a limit for failures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from contextlib import suppress
 import pytest
 import structlog
 
-from service.telemetry.log import MOST_FAILURES, AccessLog, LogWriter
+from service.telemetry.log import MAX_FAILURES, AccessLog, LogWriter
 from tests.conftest import PATIENCE_S, ROOT, Mount
 
 
-def test_every_line_is_json_whoever_wrote_it() -> None:
+def test_lines_of_the_service_and_of_libraries_are_json() -> None:
     code = """
 import logging
 from service.telemetry.log import configure, logger
@@ -29,7 +29,7 @@ try:
     raise ValueError("why")
 except ValueError:
     logging.getLogger("some.package").exception("failed")
-logging.getLogger("some.package").info("nobody asked")
+logging.getLogger("some.package").info("below the level")
 """
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, check=True).stderr
     ours, theirs, failed = map(json.loads, said.splitlines())
@@ -39,8 +39,8 @@ logging.getLogger("some.package").info("nobody asked")
     assert ours.keys() & theirs.keys() & failed.keys() >= {"event", "level", "timestamp"}
 
 
-def test_a_line_is_one_write_so_that_workers_do_not_mix_theirs() -> None:
-    """Also unbuffered, as in the image; a datagram is what one write wrote."""
+def test_writes_each_line_at_once_so_that_lines_of_workers_do_not_mix() -> None:
+    """Also if stderr is unbuffered, as in the image. A datagram is what one call wrote."""
     code = "from service.telemetry import log as l; l.configure('info'); l.logger().info('one'); l.logger().info('two')"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
@@ -50,16 +50,16 @@ def test_a_line_is_one_write_so_that_workers_do_not_mix_theirs() -> None:
     assert all(line.endswith(b"\n") for line in written)
 
 
-SMALL = 4096  # bytes that a pipe holds at least
+SMALL = 4096  # the least size of a pipe in bytes
 
 
 class Pipe:
-    """A pipe as small as may be, and a log writer that counts what it drops."""
+    """A pipe of the least size, and a log writer that counts the lines it drops."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
         fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, SMALL)
-        self.log = LogWriter(self.writer, most_bytes=2 * SMALL)
+        self.log = LogWriter(self.writer, max_bytes=2 * SMALL)
         self.dropped = 0
         self.log.on_drop(self.count)
 
@@ -76,11 +76,11 @@ def pipe() -> Iterator[Pipe]:
             os.close(end)
 
 
-def test_counts_lines_that_nobody_reads_and_writes_again_if_somebody_does(pipe: Pipe) -> None:
+def test_counts_lines_while_the_pipe_is_full_and_writes_again_when_it_is_read(pipe: Pipe) -> None:
     lines = [b"%03d" % number + b"x" * 1020 + b"\n" for number in range(100)]
     for line in lines:
-        pipe.log.write(line)  # none waits, or the test would
-    pipe.log.drain(0.01)  # nor does a stop
+        pipe.log.write(line)  # would block if the writer waited
+    pipe.log.drain(0.01)  # returns although the pipe is full
     read = b""
     while len(read) < (100 - pipe.dropped) * len(lines[0]):
         read += os.read(pipe.reader, SMALL)
@@ -90,7 +90,7 @@ def test_counts_lines_that_nobody_reads_and_writes_again_if_somebody_does(pipe: 
     assert os.read(pipe.reader, SMALL) == b"once more\n"
 
 
-def test_writes_to_a_descriptor_that_does_not_block_as_to_another(pipe: Pipe) -> None:
+def test_writes_every_line_to_a_descriptor_that_does_not_block(pipe: Pipe) -> None:
     os.set_blocking(pipe.writer, False)
     for number in range(6):
         pipe.log.write(b"%d" % number + b"x" * 1022 + b"\n")
@@ -102,24 +102,24 @@ def test_writes_to_a_descriptor_that_does_not_block_as_to_another(pipe: Pipe) ->
 
 
 @pytest.mark.parametrize("end", ["reader", "writer"])
-def test_counts_lines_if_stderr_or_its_reader_is_gone(pipe: Pipe, end: str) -> None:
+def test_counts_lines_if_stderr_or_its_reader_is_closed(pipe: Pipe, end: str) -> None:
     os.close(getattr(pipe, end))
     for _ in range(3):
-        pipe.log.write(b"to nobody\n")
+        pipe.log.write(b"unread\n")
     pipe.log.drain(PATIENCE_S)
     assert pipe.dropped == 3
 
 
-def test_counts_what_was_dropped_before_anybody_counted() -> None:
+def test_counts_lines_that_were_dropped_before_on_drop() -> None:
     writer = LogWriter(-1)
-    writer.write(b"to nobody\n")
+    writer.write(b"unread\n")
     writer.drain(PATIENCE_S)
     counted: list[int] = []
     writer.on_drop(lambda: counted.append(1))
     assert counted == [1]
 
 
-def test_begins_a_line_anew_if_the_last_was_cut_short_by_a_full_disk(mount: Mount) -> None:
+def test_starts_a_new_line_if_a_full_disk_cut_the_last_one_short(mount: Mount) -> None:
     disk = mount("size=64k")
     log, rest = disk / "log", disk / "rest"
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -143,7 +143,7 @@ def run_in_process(code: str, **streams: object) -> subprocess.CompletedProcess[
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, **streams)  # type: ignore[call-overload, no-any-return]
 
 
-def test_warnings_and_exceptions_that_nobody_caught_are_lines_like_any_other() -> None:
+def test_logs_warnings_and_uncaught_exceptions() -> None:
     code = """
 import threading, warnings
 from service.telemetry.log import configure
@@ -164,8 +164,8 @@ print("printed", 1, file=__import__("sys").stderr)
     assert printed == b"printed 1"
 
 
-def test_a_process_ends_though_nobody_reads_what_it_logged() -> None:
-    """The end waits for what is queued, but not for ever."""
+def test_a_process_exits_although_its_log_is_not_read() -> None:
+    """The exit waits for queued lines, but not for ever."""
     reader, writer = os.pipe()
     code = (
         "from service.telemetry import log as l; l.configure('info')\nfor _ in range(1000): l.logger().info('x' * 1000)"
@@ -177,18 +177,18 @@ def test_a_process_ends_though_nobody_reads_what_it_logged() -> None:
         os.close(writer)
 
 
-def test_requests_have_a_line_by_lot_and_failures_always() -> None:
-    lots = iter([0.1, 0.3, 0.3])
-    access = AccessLog(0.2, lambda: next(lots), lambda: 0.0)
+def test_logs_a_share_of_requests_and_every_failure() -> None:
+    draws = iter([0.1, 0.3, 0.3])
+    access = AccessLog(0.2, lambda: next(draws), lambda: 0.0)
     assert [access.wants(status) for status in (200, 200, 500)] == [True, False, True]
-    nobody = AccessLog(0, clock=lambda: 0.0)
-    assert [nobody.wants(status) for status in (200, 422, 429, 499, 503)] == [False] * 4 + [True]
+    none = AccessLog(0, clock=lambda: 0.0)
+    assert [none.wants(status) for status in (200, 422, 429, 499, 503)] == [False] * 4 + [True]
 
 
-def test_a_flood_of_failures_is_cut_off_and_counted() -> None:
+def test_limits_lines_for_failures_and_counts_the_rest() -> None:
     now = 0.0
     access = AccessLog(0, clock=lambda: now)
-    assert sum(access.wants(503) for _ in range(1000)) == MOST_FAILURES
+    assert sum(access.wants(503) for _ in range(1000)) == MAX_FAILURES
     now = 1.0
     assert access.wants(503)
     with structlog.testing.capture_logs() as lines:
@@ -196,12 +196,12 @@ def test_a_flood_of_failures_is_cut_off_and_counted() -> None:
         access.write(200, outcome="ok")
     failed = {"event": "request failed", "log_level": "error", "status": 503, "outcome": "overloaded"}
     assert lines == [
-        {**failed, "left_out": 1000 - MOST_FAILURES},
+        {**failed, "left_out": 1000 - MAX_FAILURES},
         {"event": "request", "log_level": "info", "status": 200, "outcome": "ok"},
     ]
 
 
 @pytest.mark.parametrize("status", [200, 503])
-def test_all_means_all(status: int) -> None:
+def test_a_share_of_1_logs_every_request(status: int) -> None:
     access = AccessLog(1, clock=lambda: 0.0)
     assert all(access.wants(status) for _ in range(100))

@@ -1,4 +1,4 @@
-"""Traces: the caller's decision kept, spans where they belong, batches linked, and a collector that cannot hurt."""
+"""Tracing: the caller's decision, the tree of spans, links to batches, and a collector that cannot delay requests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SAMPLED, UNSAMPLED = (f"00-{TRACE_ID}-{SPAN_ID}-{flags}" for flags in ("01", "00
         (f"00-{TRACE_ID}-{SPAN_ID}-ff", TraceContext(TRACE_ID, SPAN_ID, True)),
         (f"00-{TRACE_ID}-{SPAN_ID}-02", TraceContext(TRACE_ID, SPAN_ID, False)),
         (f"cc-{TRACE_ID}-{SPAN_ID}-01", TraceContext(TRACE_ID, SPAN_ID, True)),
-        (f"cc-{TRACE_ID}-{SPAN_ID}-01-what the future holds", TraceContext(TRACE_ID, SPAN_ID, True)),
+        (f"cc-{TRACE_ID}-{SPAN_ID}-01-fields of a later version", TraceContext(TRACE_ID, SPAN_ID, True)),
         (f"cc-{TRACE_ID}-{SPAN_ID}-01.what", None),
         (f"ff-{TRACE_ID}-{SPAN_ID}-01", None),
         (f"00-{TRACE_ID}-{SPAN_ID}-01-more", None),
@@ -59,14 +59,14 @@ SAMPLED, UNSAMPLED = (f"00-{TRACE_ID}-{SPAN_ID}-{flags}" for flags in ("01", "00
         ("", None),
     ],
 )
-def test_a_traceparent_is_read_strictly(header: str, expected: TraceContext | None) -> None:
+def test_parses_traceparent_strictly(header: str, expected: TraceContext | None) -> None:
     assert parse(header.encode()) == expected
 
 
-def test_the_caller_decides_and_else_the_lot() -> None:
+def test_follows_the_callers_decision_and_else_samples_a_share() -> None:
     spans: list[Span] = []
-    lots = iter([0.1, 0.3])
-    tracer = Tracer(spans.append, 0.2, lambda: next(lots))
+    draws = iter([0.1, 0.3])
+    tracer = Tracer(spans.append, 0.2, lambda: next(draws))
     assert tracer.start(TraceContext(TRACE_ID, SPAN_ID, False)) is None
     assert tracer.start(TraceContext(TRACE_ID, SPAN_ID, True)) is not None
     drawn, left = tracer.start(None), tracer.start(None)
@@ -78,7 +78,7 @@ def test_the_caller_decides_and_else_the_lot() -> None:
 
 @contextmanager
 def traced(root: Path, collector: str, *, text: Any = None, corpus: Any = None, **settings: Any) -> Iterator[Running]:
-    """Serve fakes that send spans; all are sent once it has stopped."""
+    """Serve fakes that send spans. All spans are sent when the server has stopped."""
     nets = {name: settings.pop(name, mean_of) for name in ("amn", "gru")}
     registry = registry_of(root / "registry", primary="amn", fallback="gru", retriever="corpus")
     known = Settings(registry=registry.root, otlp_endpoint=collector, **settings)
@@ -88,12 +88,12 @@ def traced(root: Path, collector: str, *, text: Any = None, corpus: Any = None, 
 
 
 def ask(server: Running, traceparent: str | None = SAMPLED, path: str = "/predict", **more: str) -> Any:
-    """Ask for one prediction as part of a trace."""
+    """Send one request as part of a trace."""
     given = {"traceparent": traceparent} if traceparent else {}
     return server.http.post(path, content=ONE, headers={**OCTETS, **given, **more})
 
 
-def lasts(span: Any) -> tuple[int, int]:
+def times_of(span: Any) -> tuple[int, int]:
     return span.start_time_unix_nano, span.end_time_unix_nano
 
 
@@ -102,7 +102,7 @@ def only(collector: Collector, name: str) -> Any:
     return found
 
 
-def test_a_sampled_request_is_a_span_with_its_stages_below_and_its_batch_beside(tmp_path: Path) -> None:
+def test_a_sampled_request_has_a_span_for_each_stage_and_a_link_to_its_batch(tmp_path: Path) -> None:
     with collecting() as collector:
         with traced(tmp_path, collector.url) as server:
             answer = ask(server, tracestate="vendor=1,other=2")
@@ -116,16 +116,16 @@ def test_a_sampled_request_is_a_span_with_its_stages_below_and_its_batch_beside(
     assert {name: len(spans) for name, spans in below.items()} == {"decode": 1, "queue": 1, "infer": 1, "encode": 1}
     stages = [below[name][0] for name in ("decode", "queue", "infer", "encode")]
     assert all(stage.trace_id == span.trace_id for stage in stages)
-    times = [time for stage in stages for time in lasts(stage)]
-    assert [lasts(span)[0], *times, lasts(span)[1]] == sorted([*times, *lasts(span)])
+    times = [time for stage in stages for time in times_of(stage)]
+    assert [times_of(span)[0], *times, times_of(span)[1]] == sorted([*times, *times_of(span)])
     assert batch.trace_id != span.trace_id
     assert [(link.trace_id, link.span_id) for link in batch.links] == [(span.trace_id, span.span_id)]
     assert [(link.trace_id, link.span_id) for link in span.links] == [(batch.trace_id, batch.span_id)]
-    assert lasts(batch)[0] <= lasts(below["infer"][0])[0] < lasts(batch)[1]
+    assert times_of(batch)[0] <= times_of(below["infer"][0])[0] < times_of(batch)[1]
     assert collector.services[0]["service.name"] == "lvm-serve"
 
 
-def test_requests_that_ran_together_link_to_one_batch_and_it_to_them(tmp_path: Path) -> None:
+def test_requests_in_one_batch_and_the_batch_link_to_each_other(tmp_path: Path) -> None:
     gate = Gate()
     with collecting() as collector:
         with traced(tmp_path, collector.url, amn=gate, timeout_ms=60_000, primary_share=1) as server:
@@ -146,7 +146,7 @@ def test_requests_that_ran_together_link_to_one_batch_and_it_to_them(tmp_path: P
     assert not together.parent_span_id
 
 
-def test_unsampled_requests_leave_no_span_and_their_lot_is_the_callers(tmp_path: Path) -> None:
+def test_unsampled_requests_have_no_span_whatever_the_share(tmp_path: Path) -> None:
     with collecting() as collector:
         with traced(tmp_path, collector.url, trace_share=1) as server:
             assert ask(server, UNSAMPLED).status_code == 200
@@ -160,7 +160,7 @@ def test_unsampled_requests_leave_no_span_and_their_lot_is_the_callers(tmp_path:
         assert collector.spans == []
 
 
-def test_a_malformed_tracestate_is_dropped_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_drops_a_malformed_tracestate_without_a_log_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with collecting() as collector:
         with traced(tmp_path, collector.url) as server:
             assert ask(server, tracestate="vendor=1,no pair").status_code == 200
@@ -168,7 +168,7 @@ def test_a_malformed_tracestate_is_dropped_without_a_word(tmp_path: Path, caplog
     assert [record.message for record in caplog.records if record.name.startswith("opentelemetry")] == []
 
 
-def test_strangers_leave_no_span(tmp_path: Path) -> None:
+def test_unauthenticated_callers_have_no_span(tmp_path: Path) -> None:
     token = "a" * 32
     with collecting() as collector:
         with traced(tmp_path, collector.url, tokens=token) as server:
@@ -177,19 +177,19 @@ def test_strangers_leave_no_span(tmp_path: Path) -> None:
         assert said(only(collector, "POST /predict"))["http.response.status_code"] == 200
 
 
-def test_a_net_that_fails_is_seen_in_the_trace_beside_the_one_that_answered(tmp_path: Path) -> None:
+def test_a_trace_shows_the_net_that_failed_and_the_fallback_that_answered(tmp_path: Path) -> None:
     with collecting() as collector:
         with traced(tmp_path, collector.url, amn=raises) as server:
             assert ask(server).headers["x-fallback-reason"] == "model_failed"
         span = only(collector, "POST /predict")
-        first, second = sorted(collector.children(span)["infer"], key=lasts)
+        first, second = sorted(collector.children(span)["infer"], key=times_of)
     failed = first.status.STATUS_CODE_ERROR
     assert (said(first)["lvm.engine"], first.status.code, first.status.message) == ("primary", failed, "ModelFailed")
     assert (said(second)["lvm.engine"], second.status.code) == ("fallback", 0)
     assert (said(span)["lvm.outcome"], span.status.code, len(span.links)) == ("fallback", 0, 2)
 
 
-def test_what_ended_badly_says_so(tmp_path: Path) -> None:
+def test_a_server_error_fails_the_span_and_a_client_error_does_not(tmp_path: Path) -> None:
     with collecting() as collector:
         with traced(tmp_path, collector.url, amn=raises, gru=raises) as server:
             assert ask(server).status_code == 503
@@ -200,19 +200,19 @@ def test_what_ended_badly_says_so(tmp_path: Path) -> None:
     assert collector.children(malformed) == {}
 
 
-def test_a_search_in_words_shows_encoder_and_reranker(tmp_path: Path) -> None:
+def test_a_search_by_text_has_spans_for_encoder_and_reranker(tmp_path: Path) -> None:
     with collecting() as collector:
         with traced(tmp_path, collector.url, text=HashEncoder()) as server:
             body = {"text": prose([60] * 6)}
             assert server.http.post("/retrieve", json=body, headers={"traceparent": SAMPLED}).status_code == 200
         below = collector.children(only(collector, "POST /retrieve"))
         assert set(below) == {"decode", "queue", "embed", "infer", "search", "rerank", "encode"}
-        assert [said(span)["lvm.engine"] for span in sorted(below["queue"], key=lasts)] == ["encoder", "retriever"]
-        assert lasts(below["rerank"][0])[0] >= lasts(below["search"][0])[1] - 1
+        assert [said(span)["lvm.engine"] for span in sorted(below["queue"], key=times_of)] == ["encoder", "retriever"]
+        assert times_of(below["rerank"][0])[0] >= times_of(below["search"][0])[1] - 1
 
 
-@pytest.mark.parametrize("is_silent", [True, False], ids=["takes and never answers", "is not there"])
-def test_a_collector_that_is_away_costs_no_caller_anything(tmp_path: Path, is_silent: bool) -> None:
+@pytest.mark.parametrize("is_silent", [True, False], ids=["never answers", "refuses connections"])
+def test_a_collector_that_does_not_answer_affects_no_request(tmp_path: Path, is_silent: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = "http://{}:{}".format(*listener.getsockname())
         if not is_silent:
@@ -222,7 +222,7 @@ def test_a_collector_that_is_away_costs_no_caller_anything(tmp_path: Path, is_si
                 assert ask(server).status_code == 200
 
 
-def test_without_the_extra_a_collector_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_rejects_a_collector_without_the_extra_and_names_the_command_to_install_it(tmp_path: Path) -> None:
     code = "import sys; sys.modules['opentelemetry.sdk'] = None; from lvm.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0"]
     env = {"LVM_OTLP_ENDPOINT": "http://127.0.0.1:1", "LVM_REGISTRY": str(tmp_path)}
@@ -243,7 +243,7 @@ def exemplars(server: Running) -> dict[str, set[str]]:
     return found
 
 
-def test_sampled_requests_are_exemplars_with_nothing_installed_or_set(serve: Serve) -> None:
+def test_sampled_requests_are_exemplars_without_a_collector(serve: Serve) -> None:
     server = serve()
     ask(server, UNSAMPLED)
     ask(server, None)
@@ -253,7 +253,7 @@ def test_sampled_requests_are_exemplars_with_nothing_installed_or_set(serve: Ser
     assert TRACE_ID not in server.http.get("/metrics").text
 
 
-def test_the_client_carries_a_trace_on(serve: Serve) -> None:
+def test_the_client_passes_the_trace_on(serve: Serve) -> None:
     from opentelemetry import trace
 
     server = serve()

@@ -230,7 +230,7 @@ def _exporter(settings: Settings) -> Exporter | None:
     try:
         from service.telemetry.otlp import Exporter
     except ImportError as error:
-        raise BadSettings("LVM_OTLP_ENDPOINT wants what sends spans: pip install 'lvm-serve[otlp]'") from error
+        raise BadSettings("LVM_OTLP_ENDPOINT requires OpenTelemetry: pip install 'lvm-serve[otlp]'") from error
     return Exporter(settings.otlp_endpoint)
 
 

@@ -1,4 +1,4 @@
-"""Every knob, with unit, default and reason; read from the environment, prefix LVM_."""
+"""Every setting with its unit, default and reason, read from environment variables with the prefix LVM_."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.registry.remote import CACHE
 
-OTHERS = {"LVM_TOKEN", "LVM_URL", "LVM_TEXT", "LVM_RUNTIME"}  # the command line's, the load tests', compose.yaml's
-BY_KUBERNETES = re.compile(r"LVM_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")  # set where a Service is named lvm
+# Variables of the command line, the load tests and compose.yaml.
+OTHERS = {"LVM_TOKEN", "LVM_URL", "LVM_TEXT", "LVM_RUNTIME"}
+# Kubernetes sets these if a Service is named lvm.
+BY_KUBERNETES = re.compile(r"LVM_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def cores() -> int:
@@ -27,144 +30,165 @@ def cores() -> int:
 
 
 class BadSettings(Exception):
-    """An environment variable that does not mean anything; the message names it."""
+    """An environment variable has an invalid value; the message names the variable."""
 
 
 NormPolicy = Literal["accept", "normalise", "refuse"]
 
 
 class Settings(BaseSettings):
-    """The configuration of one process; frozen once read."""
+    """The configuration of one process; immutable."""
 
     model_config = SettingsConfigDict(env_prefix="LVM_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     registry: Annotated[str, BeforeValidator(str)] = Field(
-        "artifacts/lvm", description="Directory of versions and aliases, or the URL of an object store of them."
+        "artifacts/lvm", description="Registry of versions and aliases: a directory, or the URL of an object store."
     )
-    cache: Path = Field(CACHE, description="Directory in which a store is mirrored, each in one below it.")
-    store_s: Positive = Field(5, description="Seconds between two looks at a store; each asks for four small objects.")
-    host: str = Field("127.0.0.1", description="Address to listen on; loopback unless told otherwise.")
+    cache: Path = Field(CACHE, description="Directory for local copies of object stores, one subdirectory per store.")
+    store_s: Positive = Field(
+        5, description="Seconds between two polls of an object store; a poll requests four small objects."
+    )
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. The default can be reached from this machine only."
+    )
     insecure: bool = Field(
-        False, description="Listen beyond loopback without a token: anybody who gets there may call."
+        False, description="Allow an address that other machines reach although no token is set: anyone may then call."
     )
     tokens: SecretStr = Field(
-        SecretStr(""), description="Bearer tokens that callers need, `name:token` or `token` each, commas between."
+        SecretStr(""), description="Bearer tokens that callers need: `name:token` or `token`, separated by commas."
     )
-    tokens_file: Path | None = Field(None, description="File of more such tokens, commas or white space between.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
-    workers: PositiveInt = Field(1, description="Serving processes behind the port; they share the cores.")
+    tokens_file: Path | None = Field(
+        None, description="File with more such tokens, separated by commas or white space."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    workers: PositiveInt = Field(1, description="Number of serving processes on the port; they share the cores.")
     owner: Literal["auto", "on", "off"] = Field(
-        "auto", description="Whether one process runs the nets for all workers; auto does so on an accelerator."
+        "auto",
+        description="Whether one process, the device worker, runs the nets for all; auto: on an accelerator only.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="Where nets run; auto takes cuda or mps where torch sees one, else cpu."
+        "auto", description="Device that runs the nets; auto: cuda or mps if torch finds one, else cpu."
     )
     precision: Literal["float32", "bf16", "int8"] = Field(
-        "float32", description="Arithmetic of the nets; bf16 and int8 are less exact, and held to the golden vectors."
+        "float32",
+        description="Number format of the nets; bf16 and int8 are less exact, and checked by the golden vectors.",
     )
     threads: PositiveInt = Field(
-        default_factory=cores,
-        description="Cores one net uses at a time, at most one per 8 rows of a batch; all of them.",
+        default_factory=cores, description="Cores that one net may use, at most one per 8 rows of a batch."
     )
     max_batch: PositiveInt = Field(
-        128, description="Rows in one micro-batch at most; fewer where more save no time: all in it wait for all of it."
+        128, description="Most rows in a micro-batch; fewer run together if more save no time, as all wait for all."
     )
     max_wait_ms: NonNegative = Field(
-        0, description="Milliseconds a batch waits for company; 0 because waiting rows gather by themselves."
+        0, description="Longest wait for a fuller batch, ms. 0: rows that arrive while the net runs form the next."
     )
-    max_queue: PositiveInt = Field(2048, description="Rows waiting per engine; one more is refused with 503.")
+    max_queue: PositiveInt = Field(2048, description="Most rows that wait for one engine; further requests get 503.")
     concurrency: Literal["adaptive"] | PositiveInt = Field(
-        "adaptive",
-        description="Rows in flight, one more is refused; adaptive measures how many, at most 4 batches.",
+        "adaptive", description="Most rows in flight; further requests get 503. adaptive: measured, at most 4 batches."
     )
-    max_in_flight_mb: Positive = Field(256, description="Megabytes (10^6 bytes) of request bodies in flight.")
-    max_rows: PositiveInt = Field(1024, description="Contexts in one request.")
-    max_k: PositiveInt = Field(1000, description="Results of one /retrieve.")
-    max_body_mb: Positive = Field(64, description="Megabytes (10^6 bytes) of a request body, as sent and decoded.")
+    max_in_flight_mb: Positive = Field(
+        256, description="Most megabytes (10^6 bytes) of request bodies in flight, which bounds memory; then 503."
+    )
+    max_rows: PositiveInt = Field(1024, description="Most contexts in a request.")
+    max_k: PositiveInt = Field(1000, description="Most results of a /retrieve request.")
+    max_body_mb: Positive = Field(
+        64, description="Most megabytes (10^6 bytes) in a request body, before and after decompression."
+    )
     norm_policy: NormPolicy = Field(
-        "accept", description="Vectors that are not of unit length: accept, normalise or refuse (422)."
+        "accept", description="What to do with vectors that are not of unit length: accept, normalise or refuse (422)."
     )
     encoder: str = Field(
         "auto",
-        description="What encodes text: auto (the package of the `text` extra, where that is installed), none, or the "
-        "name or directory of a sentence-transformers model on this machine.",
+        description="Encoder of text: auto (the package of the `text` extra if it is installed), none, "
+        "or the name or directory of a sentence-transformers model on this machine.",
     )
     milvus_uri: str = Field(
         "",
         pattern=r"^$|^(https?|tcp)://",
-        description="Milvus where `lvm index push` puts what `retriever` searches; none, it is searched here.",
+        description="Milvus that `lvm index push` fills and `retriever` searches; empty: search in this process.",
     )
-    milvus_token: SecretStr = Field(SecretStr(""), description="Token, or `user:password`, for that Milvus.")
+    milvus_token: SecretStr = Field(SecretStr(""), description="Token, or `user:password`, for Milvus.")
     milvus_timeout_ms: Positive = Field(
-        250, description="Milliseconds a batch waits for that Milvus before it is searched here; at most its share."
+        250, description="Longest wait for Milvus before a batch is searched here, ms; LVM_PRIMARY_SHARE holds too."
     )
     max_text: PositiveInt = Field(
-        50_000, description="Characters of text in one request; a longer one would hold up the others' too long."
+        50_000, description="Most characters of text in a request; longer texts would delay other requests too much."
     )
-    timeout_ms: Positive = Field(2000, description="Milliseconds to answer where X-Request-Timeout-Ms says nothing.")
+    timeout_ms: Positive = Field(
+        2000, description="Time limit for an answer, ms, if the request has no X-Request-Timeout-Ms header."
+    )
     primary_share: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="Share of the time left that the first engine may use before the next is tried.",
+        description="Share of the remaining time that the primary may use before the fallback is tried.",
     )
-    shadow_share: float = Field(
-        0.05, ge=0, le=1, description="Share of /predict requests also put to `candidate`, where that alias is set."
+    shadow_share: Share = Field(
+        0.05,
+        description="Share of /predict requests that are also sent to `candidate`, if that alias is set.",
     )
-    breaker_failures: PositiveInt = Field(5, description="Failures among the last calls that open the breaker.")
-    breaker_window: PositiveInt = Field(20, description="Calls the breaker remembers.")
-    breaker_hold_s: Positive = Field(5, description="Seconds between two changes of the breaker.")
-    hang_s: Positive = Field(30, description="Seconds after which a running batch makes /livez fail.")
-    receive_s: Positive = Field(10, description="Seconds for a request's headers and body to arrive.")
+    breaker_failures: PositiveInt = Field(
+        5, description="Number of failed calls in the window that opens the circuit breaker."
+    )
+    breaker_window: PositiveInt = Field(20, description="Number of last calls that the circuit breaker counts.")
+    breaker_hold_s: Positive = Field(
+        5, description="Least seconds between opening and closing the circuit breaker, so that it does not flap."
+    )
+    hang_s: Positive = Field(
+        30, description="Seconds until a batch counts as hung: /livez fails, a supervisor replaces the worker."
+    )
+    receive_s: Positive = Field(
+        10, description="Seconds in which a request's headers and body must arrive; slower connections are closed."
+    )
     keep_alive_s: Positive = Field(
-        75, description="Seconds an idle connection is kept; more than a load balancer in front keeps its own."
+        75, description="Seconds until an idle connection is closed; set it above your load balancer's idle timeout."
     )
-    reload_s: Positive = Field(0.5, description="Seconds between two looks at the aliases.")
+    reload_s: Positive = Field(0.5, description="Seconds between two reads of the aliases.")
     watch_s: NonNegative = Field(
-        60, description="Seconds in which a net promoted while serving may be rolled back by itself; 0 for never."
+        60, description="Seconds in which a newly promoted net may be rolled back automatically; 0: never."
     )
-    watch_errors: float = Field(
-        0.05, ge=0, le=1, description="Share of its calls that it may fail meanwhile; at least 5 failures tell."
-    )
+    watch_errors: Share = Field(0.05, description="Share of failed calls that is too much, from 5 failures on.")
     watch_slower: Positive = Field(
-        4, description="Times as long as the old one's, or the least LVM_SLO_MS, that its batches may take (p95)."
+        4, description="Ratio of its batch times (p95) to the old net's, or to the least LVM_SLO_MS, that is too much."
     )
     watch_agreement: float = Field(
-        0.7, ge=-1, le=1, description="Least mean cosine to the old one's answers; nets that ship: 0.94, on noise 0.73."
+        0.7,
+        ge=-1,
+        le=1,
+        description="Least mean cosine to the old net's answers; shipped nets have 0.94, on noise 0.73.",
     )
     drain_s: NonNegative = Field(
-        1, description="Seconds after SIGTERM in which /readyz says 503 and requests are still answered."
+        1, description="Seconds after SIGTERM in which requests are answered and /readyz is 503, for balancers."
     )
-    grace_s: Positive = Field(20, description="Seconds after the drain to finish what was accepted.")
+    grace_s: Positive = Field(20, description="Seconds after that to finish the requests in flight.")
     slo_ms: Annotated[tuple[float, ...], NoDecode] = Field(
-        (5, 10, 25, 50, 100), description="Latency objectives in milliseconds: exact histogram edges."
+        (5, 10, 25, 50, 100),
+        description="Latency objectives, ms, separated by commas; each becomes an edge of the histogram.",
     )
     otlp_endpoint: str | None = Field(
         None,
         pattern=r"^https?://\S+$",
-        description="Where spans go, OTLP over HTTP, as http://collector:4318; wants the extra `otlp`.",
+        description="Collector of traces, OTLP over HTTP, as http://collector:4318; requires the `otlp` extra.",
     )
-    trace_share: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="Share of requests to trace where the caller did not decide; recording takes time.",
+    trace_share: Share = Field(
+        0.01, description="Share of requests to trace if the caller did not decide; each trace costs time."
     )
-    access_log: float = Field(
-        0, ge=0, le=1, description="Share of requests with a line in the log; what fails here (5xx) has one anyway."
+    access_log: Share = Field(
+        0,
+        description="Share of requests that get a log line; those that fail in the service (5xx) always do.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level of log lines.")
 
     @property
     def stop_s(self) -> float:
-        """Seconds after which a process that was told to stop hangs: it may wait for requests, then for nets."""
+        """Seconds after which a process that is stopping counts as hung. It may wait for requests, then for nets."""
         return self.drain_s + 2 * self.grace_s + 10
 
     @field_validator("milvus_uri")
     @classmethod
     def _has_client(cls, value: str) -> str:
         if value and find_spec("pymilvus") is None:
-            raise ValueError("wants the `milvus` extra: pip install -c constraints.txt -e '.[milvus]'")
+            raise ValueError("requires pymilvus: pip install 'lvm-serve[milvus]'")
         return value
 
     @field_validator("slo_ms", mode="before")
@@ -174,7 +198,7 @@ class Settings(BaseSettings):
 
 
 def unknown_settings(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield each variable of `environment` that begins with LVM_ and is no setting, and the setting nearest to it."""
+    """Yield each variable in `environment` that begins with LVM_ and is not a setting, with the closest setting."""
     known = [f"LVM_{name.upper()}" for name in Settings.model_fields]
     for name in sorted(environment):
         is_known = name.upper() in {*known, *OTHERS} or BY_KUBERNETES.fullmatch(name.upper())
@@ -183,13 +207,13 @@ def unknown_settings(environment: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def read_settings(**overrides: object) -> Settings:
-    """Return the settings of the environment, `overrides` on top.
+    """Return the settings of the environment. `overrides` take precedence.
 
     Raises:
-        BadSettings: a value is out of range or of the wrong kind.
+        BadSettings: A value has the wrong type or is out of range.
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
-        said = "; ".join(f"LVM_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
-        raise BadSettings(said) from error
+        problems = [f"LVM_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        raise BadSettings("; ".join(problems)) from error

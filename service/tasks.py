@@ -1,4 +1,4 @@
-"""Background tasks that no exception ends, and threads for calls that may hang."""
+"""Background tasks that survive exceptions, and calls in threads that may hang."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class CatchAndLog:
-    """A context that an exception does not leave; it is logged, once until the context is left without one."""
+    """A context that catches exceptions. It logs the first one in a row of failures."""
 
     def __init__(self, task: str) -> None:
         self._task = task
@@ -34,24 +34,24 @@ class CatchAndLog:
 
 
 async def repeat(task: str, step: Callable[[], Awaitable[object]], pause_s: float) -> NoReturn:
-    """Await `step` again and again, `pause_s` seconds before each, whatever it raises."""
-    guarded = CatchAndLog(task)
+    """Await `step` for ever, `pause_s` seconds before each time; log its exceptions."""
+    catch = CatchAndLog(task)
     while True:
         await asyncio.sleep(pause_s)
-        with guarded:
+        with catch:
             await step()
 
 
 async def catch_and_log(task: str, work: Awaitable[object]) -> None:
-    """Await `work`, whatever it raises."""
+    """Await `work`; log its exception."""
     with CatchAndLog(task):
         await work
 
 
 class SerialExecutor:
-    """Runs one call after the other in a thread of its own, for which nobody waits when the process ends.
+    """Runs calls one after another in a daemon thread, which does not delay the exit of the process.
 
-    `asyncio.to_thread` is for what comes back by itself: the end of a process waits for its threads.
+    `asyncio.to_thread` is for calls that cannot hang: the exit waits for its threads.
     """
 
     def __init__(self) -> None:
@@ -59,34 +59,35 @@ class SerialExecutor:
         self._is_open = False
 
     async def run(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Return what `function` returns, or raise what it raises."""
+        """Return the result of `function`, or raise its exception. A call that is cancelled in time does not run."""
         loop = asyncio.get_running_loop()
-        end: asyncio.Future[T] = loop.create_future()
+        result: asyncio.Future[T] = loop.create_future()
 
         def call() -> None:
-            if end.done():
-                return  # who waited has left
+            if result.done():
+                return
             try:
-                settle: tuple[Callable[..., None], Any] = end.set_result, function(*arguments, **options)
+                settle: tuple[Callable[..., None], Any] = result.set_result, function(*arguments, **options)
             except Exception as error:
-                settle = end.set_exception, error
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(_settle, end, *settle)
+                settle = result.set_exception, error
+            # RuntimeError: the loop is closed.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, result, *settle)
 
         self._open()
         self._calls.put(call)
-        return await end
+        return await result
 
     def close(self) -> None:
-        """Let the thread go, once it comes back."""
+        """End the thread after the calls that are queued."""
         if self._is_open:
             self._is_open = False
             self._calls.put(None)
 
     async def shutdown(self, timeout: float) -> None:
-        """Let the thread go, and wait `timeout` seconds at most for what runs in it.
+        """Close, and wait up to `timeout` seconds for the queued calls.
 
-        A process that ends while a library of C++ loads a net may abort.
+        A process may abort if it exits while a C++ library loads a net.
         """
         if self._is_open:
             with suppress(TimeoutError):
@@ -104,19 +105,21 @@ class SerialExecutor:
 
 
 class SingleFlight(Generic[T]):
-    """One reading at a time, beside, that everybody who asks meanwhile shares."""
+    """Makes one call at a time in an executor. Callers that come while it runs share its result."""
 
-    def __init__(self, executor: SerialExecutor, read: Callable[[], T]) -> None:
-        self._executor, self._read = executor, read
-        self._reading: asyncio.Task[T] | None = None
+    def __init__(self, executor: SerialExecutor, function: Callable[[], T]) -> None:
+        self._executor = executor
+        self._function = function
+        self._running: asyncio.Task[T] | None = None
 
     async def __call__(self) -> T:
-        """Return what is read, or raise what that raises; who leaves does not end it."""
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._executor.run(self._read))
-        return await asyncio.shield(self._reading)
+        """Return the result of the function, or raise its exception. A cancelled caller does not cancel the call."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._executor.run(self._function))
+        return await asyncio.shield(self._running)
 
 
-def _settle(end: asyncio.Future[Any], settle: Callable[[Any], None], outcome: Any) -> None:
-    if not end.done():  # else who waited was cancelled
+def _settle(result: asyncio.Future[Any], settle: Callable[[Any], None], outcome: Any) -> None:
+    # The caller may have been cancelled meanwhile.
+    if not result.done():
         settle(outcome)

@@ -1,4 +1,4 @@
-"""Settings: from the environment, checked, frozen."""
+"""Settings: read from the environment, validated, immutable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from service.settings import BadSettings, Settings, read_settings, unknown_settings
 
 
-def test_the_environment_decides_and_arguments_outrank_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_take_precedence_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LVM_MAX_BATCH", "7")
     monkeypatch.setenv("LVM_SLO_MS", "1,2.5")
     monkeypatch.setenv("LVM_PORT", "9000")
@@ -20,20 +20,22 @@ def test_the_environment_decides_and_arguments_outrank_it(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "value"), [("LVM_MAX_BATCH", "0"), ("LVM_PORT", "many"), ("LVM_DEVICE", "tpu"), ("LVM_MILVUS_URI", "a.db")]
 )
-def test_a_value_that_means_nothing_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_rejects_an_invalid_value_and_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(BadSettings, match=name):
         read_settings()
 
 
-def test_an_empty_variable_is_as_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     unset = read_settings()
     for name in Settings.model_fields:
         monkeypatch.setenv(f"LVM_{name.upper()}", "")
     assert read_settings() == unset
 
 
-def test_an_unknown_variable_is_told_with_the_nearest_setting() -> None:
+def test_finds_unknown_variables_with_the_closest_setting() -> None:
     known = [f"LVM_{name.upper()}" for name in Settings.model_fields]
     by_kubernetes = ["LVM_SERVICE_HOST", "LVM_SERVICE_PORT_HTTP", "LVM_PORT_8000_TCP_ADDR"]
     environment = [*known, *by_kubernetes, "LVM_TOKEN", "HOME", "LVM_WORKER", "LVM_TOKEN_FILE"]
@@ -41,10 +43,10 @@ def test_an_unknown_variable_is_told_with_the_nearest_setting() -> None:
 
 
 @pytest.mark.skipif(find_spec("pymilvus") is not None, reason="the extra is installed")
-def test_a_milvus_without_its_extra_says_what_to_install() -> None:
+def test_rejects_milvus_without_its_extra_and_names_the_command_to_install_it() -> None:
     with pytest.raises(BadSettings, match=r"LVM_MILVUS_URI: .*\[milvus\]"):
         read_settings(milvus_uri="http://milvus:19530")
 
 
-def test_every_setting_has_a_default_and_a_reason() -> None:
+def test_every_setting_has_a_default_and_a_description() -> None:
     assert all(field.description and not field.is_required() for field in Settings.model_fields.values())

@@ -1,4 +1,4 @@
-"""Background tasks survive exceptions; a call that hangs in its thread does not delay the end of the process."""
+"""Background tasks survive exceptions. A call that hangs in a thread does not delay the exit of the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import pytest
 import structlog
 
-from service.tasks import CatchAndLog, SerialExecutor, catch_and_log, repeat
+from service.tasks import CatchAndLog, SerialExecutor, SingleFlight, catch_and_log, repeat
 from tests.conftest import PATIENCE_S, ROOT
 
 HANGS = """
@@ -26,7 +26,7 @@ asyncio.run(main())
 """
 
 
-def test_a_step_that_raises_is_repeated_and_logged_once_until_one_succeeds() -> None:
+def test_repeats_a_step_that_raises_and_logs_the_first_failure_in_a_row() -> None:
     outcomes: list[Exception | None] = [ValueError("a"), ValueError("b"), None, KeyError("c"), None]
 
     async def step() -> None:
@@ -43,7 +43,7 @@ def test_a_step_that_raises_is_repeated_and_logged_once_until_one_succeeds() -> 
     ]
 
 
-def test_work_that_raises_ends_no_task_but_a_cancellation_does() -> None:
+def test_catches_exceptions_of_work_and_lets_a_cancellation_through() -> None:
     async def run() -> None:
         async def fails() -> None:
             raise OSError("disk full")
@@ -60,12 +60,12 @@ def test_work_that_raises_ends_no_task_but_a_cancellation_does() -> None:
     assert [line["task"] for line in lines] == ["retire"]
 
 
-def test_what_ends_the_process_is_let_through() -> None:
+def test_lets_a_system_exit_through() -> None:
     with pytest.raises(SystemExit), CatchAndLog("tick"):
         raise SystemExit
 
 
-def test_calls_come_back_in_turn_in_one_thread_that_goes_when_it_is_closed() -> None:
+def test_runs_calls_in_one_thread_that_ends_when_the_executor_closes() -> None:
     async def scenario() -> None:
         executor, before = SerialExecutor(), threading.active_count()
         names = await asyncio.gather(*(executor.run(lambda: threading.current_thread().name) for _ in range(5)))
@@ -81,7 +81,7 @@ def test_calls_come_back_in_turn_in_one_thread_that_goes_when_it_is_closed() -> 
     asyncio.run(scenario())
 
 
-def test_who_was_cancelled_gets_nothing_and_the_next_call_its_own() -> None:
+def test_a_cancelled_call_does_not_affect_the_next() -> None:
     async def scenario() -> None:
         executor, gate = SerialExecutor(), threading.Event()
         first = asyncio.create_task(executor.run(gate.wait))
@@ -94,7 +94,7 @@ def test_who_was_cancelled_gets_nothing_and_the_next_call_its_own() -> None:
     asyncio.run(scenario())
 
 
-def test_a_call_that_nobody_waits_for_any_more_is_not_made() -> None:
+def test_does_not_run_a_call_that_was_cancelled_while_queued() -> None:
     async def scenario() -> None:
         executor, gate, made = SerialExecutor(), threading.Event(), list[str]()
         first, second = (asyncio.create_task(executor.run(call)) for call in (gate.wait, lambda: made.append("second")))
@@ -110,7 +110,7 @@ def test_a_call_that_nobody_waits_for_any_more_is_not_made() -> None:
     asyncio.run(scenario())
 
 
-def test_an_end_waits_for_the_call_that_runs_and_for_no_longer_than_it_may() -> None:
+def test_shutdown_waits_for_the_running_call_up_to_its_timeout() -> None:
     async def scenario() -> None:
         executor, gate, made = SerialExecutor(), threading.Event(), list[str]()
         running = asyncio.create_task(executor.run(lambda: gate.wait(PATIENCE_S) and made.append("net")))
@@ -131,5 +131,26 @@ def test_an_end_waits_for_the_call_that_runs_and_for_no_longer_than_it_may() -> 
     asyncio.run(scenario())
 
 
-def test_the_end_of_the_process_does_not_wait_for_a_call_that_hangs() -> None:
+def test_callers_of_a_single_flight_share_one_call_and_a_cancelled_one_does_not_end_it() -> None:
+    async def scenario() -> None:
+        executor, gate, calls = SerialExecutor(), threading.Event(), list[int]()
+
+        def read() -> int:
+            gate.wait(PATIENCE_S)
+            calls.append(len(calls))
+            return calls[-1]
+
+        flight = SingleFlight(executor, read)
+        first, second, third = (asyncio.create_task(flight()) for _ in range(3))
+        await asyncio.sleep(0)
+        first.cancel()
+        gate.set()
+        assert [await second, await third] == [0, 0]
+        assert await flight() == 1
+        executor.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_hangs_does_not_delay_the_exit_of_the_process() -> None:
     subprocess.run([sys.executable, "-c", HANGS], cwd=ROOT, timeout=PATIENCE_S, check=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bench import machine, nets
 from bench.bootstrap import interval
 from bench.nets import How
-from models.evaluate import COUNTS, Outcomes, baselines, counts, outcomes, retrieval
+from models.evaluate import COUNTS, WindowScores, baselines, evaluate_retrieval, evaluate_windows, window_counts
 from models.registry.card import Card, read_card
 from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint
 from models.registry.registry import Registry, Version
@@ -24,7 +24,7 @@ from models.runtimes import Runtime
 from models.training import bundle
 from models.training.parts import Arrays, Parts, identity, sources
 from models.vectors import Floats
-from models.windows import Windows, some_windows
+from models.windows import Windows, require_windows
 
 STANDARD = "weighted_mean"  # what a net has to beat
 CONTEXTS = 128  # the largest batch that is timed
@@ -52,12 +52,12 @@ def measure(
     Raises:
         NothingToRank: no version is a net of the data's D.
         BadCheckpoint: a version must not be served.
-        NothingToLearnFrom: no article of a data set is longer than T chunks.
+        NoWindows: no article of a data set is longer than T chunks.
     """
     versions = _nets(registry, next(iter(data.values())).dim)
     loaded = {name: load_checkpoint(version.path) for name, version in versions.items()}
     length = next(iter(loaded.values())).card.context_length
-    sets = {name: some_windows(corpus, length) for name, corpus in data.items()}
+    sets = {name: require_windows(corpus, length) for name, corpus in data.items()}
     how = How("onnxruntime", "cpu", os.cpu_count() or 1)
     runs = {name: how.open(checkpoint) for name, checkpoint in loaded.items()}
     predictors = {**baselines(length, train), **{name: run.run for name, run in runs.items()}}
@@ -73,7 +73,7 @@ def measure(
         "machine": machine.describe(),
         "runtime": how.label,
         "rounds": rounds,
-        "data": {name: counts(windows) for name, windows in sets.items()},
+        "data": {name: window_counts(windows) for name, windows in sets.items()},
         "nets": {name: _facts(versions[name], checkpoint) for name, checkpoint in loaded.items()},
         "speed": _speed(rounds, how, runs, contexts),
         "size": {name: nets.weigh(how, checkpoint, versions[name].path) for name, checkpoint in loaded.items()},
@@ -98,20 +98,20 @@ def _scores(
     parts: Parts,
 ) -> dict[str, Any]:
     """Return the scores of each predictor, which its name and what is `known` of it tell from every other."""
-    found: dict[str, Outcomes] = {}
+    found: dict[str, WindowScores] = {}
     for name, predict in predictors.items():
         tell(f"scoring {name}")
         inputs = name, known.get(name, ""), identity(data), sources()
-        found[name] = Outcomes(**parts.arrays(partial(_outcomes, predict, data), *inputs))
+        found[name] = WindowScores(**parts.arrays(partial(_outcomes, predict, data), *inputs))
     standard = found[STANDARD].cosine
     return {name: {**one.summary(), **_certainty(one, standard)} for name, one in found.items()}
 
 
 def _outcomes(predict: Predict, data: Windows) -> Arrays:
-    return vars(outcomes(predict, data))
+    return vars(evaluate_windows(predict, data))
 
 
-def _certainty(one: Outcomes, standard: NDArray[Any]) -> dict[str, Any]:
+def _certainty(one: WindowScores, standard: NDArray[Any]) -> dict[str, Any]:
     """Return 95 % intervals: of the cosine, and of how far it is above that of `STANDARD` on the same articles."""
     beyond = one.cosine - standard
     return {
@@ -126,7 +126,7 @@ def _add_carded(
     """Add what a card says of `baseline` on the same data, which is known by its counts."""
     carded = [each for checkpoint in loaded for each in checkpoint.card.scores.values()]
     for name, windows in sets.items():
-        known = counts(windows)
+        known = window_counts(windows)
         same = (each["baselines"] for each in carded if all(each.get(count) == known[count] for count in COUNTS))
         found = next((beside[baseline] for beside in same if baseline in beside), None)
         if found:
@@ -153,10 +153,10 @@ def _retrieved(
 
 
 def _by_towers(name: str, made: bundle.Made, corpus: Corpus, data: Windows) -> dict[str, Any]:
-    alone = outcomes(made.query.run, data, made.payload(corpus.vectors)).summary()
+    alone = evaluate_windows(made.query.run, data, made.payload(corpus.vectors)).summary()
     found = {f"{name}, towers alone": {"retrieval": alone["retrieval"]}}
     if made.reranker:
-        found[f"{name}, reranked"] = {"retrieval": retrieval(made.over(corpus), data)}
+        found[f"{name}, reranked"] = {"retrieval": evaluate_retrieval(made.over(corpus), data)}
     return found
 
 

@@ -27,15 +27,15 @@ from bench.plan import ROOT, Plan
 from bench.versions import NETS, by_name, draw
 from models.registry.checkpoint import Checkpoint, load_checkpoint
 from models.registry.registry import Registry
-from models.runtimes import PARITY, Runtime, UnfitRuntime, open_runtime
-from models.runtimes.torch import TorchRuntime, answer_of, build_net
+from models.runtimes import MIN_PARITY, Runtime, UnfitRuntime, open_runtime
+from models.runtimes.torch import TorchRuntime, build_net, run_net
 from models.vectors import Floats
 
 QUERIES, WARM_UP = 200, 20
 BATCHES = (1, 8, 32, 128)
 BATCH_S, LEAST, MOST = 0.1, 5, 1000  # seconds and repetitions of one batch size in one round
 WRONG = 1e-3  # beyond it a float32 answer is wrong on any device, TOLERANCE is the target for the CPU
-REDUCED = (2 * (1 - PARITY)) ** 0.5  # as far as an answer at the least cosine can be in one component
+REDUCED = (2 * (1 - MIN_PARITY)) ** 0.5  # as far as an answer at the least cosine can be in one component
 
 Figures = dict[str, float]
 Key = TypeVar("Key")
@@ -79,9 +79,14 @@ def ways() -> list[How]:
     found = [How("onnxruntime", "cpu", n) for n in threads]
     found.append(How("torch", "cpu"))
     if find_spec("openvino"):
-        from models.runtimes.openvino import has
+        from models.runtimes.openvino import supports_precision
 
-        found += [How("openvino", "cpu", n, reduced) for reduced in ("bf16", "int8") if has(reduced) for n in threads]
+        found += [
+            How("openvino", "cpu", n, reduced)
+            for reduced in ("bf16", "int8")
+            if supports_precision(reduced)
+            for n in threads
+        ]
     if torch.cuda.is_available():
         found += [How("torch", "cuda"), How("cuda-graphs", "cuda"), How("cuda-graphs", "cuda", precision="bf16")]
     if torch.backends.mps.is_available():
@@ -156,7 +161,7 @@ def _seconds(runtime: Runtime, contexts: Floats) -> float:
 
 
 def _distance(runtime: Runtime, checkpoint: Checkpoint, contexts: Floats, limit: float = WRONG) -> float:
-    right = answer_of(build_net(checkpoint), contexts)
+    right = run_net(build_net(checkpoint), contexts)
     singles = np.concatenate([runtime.run(context[None]) for context in contexts[:16]])
     worst = max(apart(runtime.run(contexts), right), apart(singles, right[:16]))
     if not worst <= limit:

@@ -20,7 +20,7 @@ from bench.versions import draw
 from loadtest.plan import Wire
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
-from models.runtimes.torch import answer_of, build_net
+from models.runtimes.torch import build_net, run_net
 from models.vectors import Floats
 
 CONNECTIONS = (1, 8, 32, 64)
@@ -47,7 +47,7 @@ def many_rows(plan: Plan, registry: Registry, servers: Sequence[Server]) -> dict
 
 def _interleaved(plan: Plan, registry: Registry, servers: Sequence[Server], cells: Sequence[Cell]) -> list[Measurement]:
     contexts = draw(CONTEXTS, plan.dim)
-    right = answer_of(build_net(load_checkpoint(registry.resolve("primary").path)), contexts)
+    right = run_net(build_net(load_checkpoint(registry.resolve("primary").path)), contexts)
     sent = {
         (server.name, wire, rows): _traffic(plan.out / "traffic", server, wire, rows, contexts, right)
         for server in servers

@@ -19,7 +19,7 @@ from loadtest import contexts
 from loadtest.plan import Route, Wire
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
-from models.runtimes.torch import answer_of, build_net
+from models.runtimes.torch import build_net, run_net
 
 STARTS = 3
 IDLE_S = 2.0
@@ -82,4 +82,4 @@ def _traffic(plan: Plan, server: Server, route: Route, wire: Wire) -> Traffic:
     if route == "retrieve":
         return prepare(plan.out / "traffic", server, exchange, sent)
     net = build_net(load_checkpoint(Registry(SHIPPED).resolve("primary").path))
-    return prepare(plan.out / "traffic", server, exchange, sent, answer_of(net, sent))
+    return prepare(plan.out / "traffic", server, exchange, sent, run_net(net, sent))

@@ -22,7 +22,7 @@ from bench.traffic import Traffic, exchange_of, prepare
 from bench.versions import draw
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
-from models.runtimes.torch import answer_of, build_net
+from models.runtimes.torch import build_net, run_net
 from models.vectors import Floats
 
 CASES = {"1 worker": (1, "off"), "2 workers": (2, "off"), "1 + owner": (1, "on"), "2 + owner": (2, "on")}
@@ -53,7 +53,7 @@ def compare(options: argparse.Namespace) -> list[Round]:
     """Return the rounds, each of every case in turn; raises `WrongAnswers`."""
     version = load_checkpoint(Registry(SHIPPED).resolve("primary").path)
     contexts = draw(CONTEXTS, version.card.dim)
-    right = answer_of(build_net(version), contexts)
+    right = run_net(build_net(version), contexts)
     with ExitStack() as stack:
         servers = [stack.enter_context(launched(launch(case), options.out / "logs")) for case in CASES]
         if is_pinned():

@@ -9,12 +9,12 @@ import numpy as np
 
 from models.vectors import Floats, normalise
 
-FIGURES = ("norm", "neighbour_cosine", "alignment")
-_LEAST = np.array([0.01, 0.05, 0.05], np.float32)  # deviations: less is rounding, or a small sample's luck
+STATISTICS = ("norm", "neighbour_cosine", "alignment")
+_MIN_DEVIATION = np.array([0.01, 0.05, 0.05], np.float32)  # deviations: less is rounding, or a small sample's luck
 
 
 @dataclass(frozen=True)
-class Space:
+class ReferenceStats:
     """What the figures of contexts `(3,)` are there, and the direction `(D,)` that most of its vectors share."""
 
     direction: Floats
@@ -22,29 +22,29 @@ class Space:
     deviation: Floats
 
     @classmethod
-    def of(cls, contexts: Floats) -> Self:
+    def from_contexts(cls, contexts: Floats) -> Self:
         """Return the space of some contexts `(B, T, D)`, each held to the direction of the others; B > 1."""
         units = normalise(contexts)
         total = units.sum(axis=(0, 1))
         others = normalise(total - units.sum(axis=1))  # (B, D)
-        taken = np.vstack([_taken(one[None], direction) for one, direction in zip(contexts, others, strict=True)])
-        return cls(normalise(total), taken.mean(axis=0), np.maximum(taken.std(axis=0), _LEAST))
+        taken = np.vstack([_measure(one[None], direction) for one, direction in zip(contexts, others, strict=True)])
+        return cls(normalise(total), taken.mean(axis=0), np.maximum(taken.std(axis=0), _MIN_DEVIATION))
 
-    def figures(self, contexts: Floats) -> Floats:
+    def measure(self, contexts: Floats) -> Floats:
         """Return length, cosine of neighbours and cosine to the direction, means over each context, `(B, 3)`.
 
         A context of one vector, which has no neighbours, says nothing of them: it counts as usual there.
         """
-        figures = _taken(contexts, self.direction)
+        figures = _measure(contexts, self.direction)
         return np.where(np.isnan(figures), self.mean, figures)
 
-    def drift(self, figures: Floats) -> Floats:
+    def deviations(self, figures: Floats) -> Floats:
         """Return by how many deviations `figures` `(3,)`, best a mean over many contexts, are off."""
         off: Floats = (figures - self.mean) / self.deviation
         return off
 
 
-def _taken(contexts: Floats, direction: Floats) -> Floats:
+def _measure(contexts: Floats, direction: Floats) -> Floats:
     lengths = np.sqrt(np.vecdot(contexts, contexts))  # (B, T)
     safe = np.maximum(lengths, 1e-12)
     neighbours = np.vecdot(contexts[:, 1:], contexts[:, :-1]) / (safe[:, 1:] * safe[:, :-1])

@@ -20,7 +20,7 @@ from models.retrieval.corpus import (
 from models.retrieval.reranker import RERANK_DEPTH
 from models.retrieval.retriever import Retriever, Search
 from models.vectors import Floats, normalise
-from models.windows import Windows, some_windows, windows
+from models.windows import Windows, require_windows, windows
 
 COUNTS = ("windows", "articles", "chunks")
 RANKS = (1, 3, 5, 10, 20, 50)
@@ -30,7 +30,7 @@ TOLERANCE = 0.001  # cosine by which a score may fall below the card's
 _BLOCK = 512  # windows scored at a time
 
 
-class Predicts(Protocol):
+class BatchPredictor(Protocol):
     """What can be evaluated."""
 
     def predict_batch(self, contexts: Floats) -> Floats:
@@ -39,7 +39,7 @@ class Predicts(Protocol):
 
 
 def evaluate(
-    predictor: Predicts, corpus: Corpus, length: int, train: Corpus | None = None, bank: Floats | None = None
+    predictor: BatchPredictor, corpus: Corpus, length: int, train: Corpus | None = None, bank: Floats | None = None
 ) -> dict[str, Any]:
     """Return the scores of `predictor` on `corpus` and of every baseline, ready for JSON.
 
@@ -47,26 +47,26 @@ def evaluate(
     queries for other vectors than the corpus's, these are the `bank` `(N, D)`.
 
     Raises:
-        NothingToLearnFrom: no article of the corpus is longer than T chunks.
+        NoWindows: no article of the corpus is longer than T chunks.
         ValueError: an answer is not finite.
     """
-    data = some_windows(corpus, length)
-    scores = outcomes(predictor.predict_batch, data, bank).summary()
-    beside = {name: outcomes(predict, data).summary() for name, predict in baselines(length, train).items()}
-    return {**scores, "baselines": beside, **counts(data)}
+    data = require_windows(corpus, length)
+    scores = evaluate_windows(predictor.predict_batch, data, bank).summary()
+    beside = {name: evaluate_windows(predict, data).summary() for name, predict in baselines(length, train).items()}
+    return {**scores, "baselines": beside, **window_counts(data)}
 
 
-def counts(data: Windows) -> dict[str, int]:
+def window_counts(data: Windows) -> dict[str, int]:
     """Return the numbers by which a data set is known again."""
     return {"windows": len(data), "articles": len(np.unique(data.article)), "chunks": len(data.vectors)}
 
 
-def beside_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
+def compare_with_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
     """Return the card's cosine on the corpus of `scores`, known by its counts, and how far `scores` are from it.
 
     `is_worse` where they fall below it by more than `TOLERANCE`; None where the card tells of no such corpus.
     """
-    name = name_on_card(card, scores)
+    name = find_on_card(card, scores)
     if name is None:
         return None
     carded = card.scores[name]["cosine"]
@@ -75,7 +75,7 @@ def beside_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
     return {**known, "tolerance": TOLERANCE, "is_worse": difference < -TOLERANCE}
 
 
-def name_on_card(card: Card, found: Mapping[str, Any]) -> str | None:
+def find_on_card(card: Card, found: Mapping[str, Any]) -> str | None:
     """Return the name under which the card has the data set of these `counts`, None where it has none."""
     names = (name for name, score in card.scores.items() if all(score.get(count) == found[count] for count in COUNTS))
     return next(names, None)
@@ -118,7 +118,7 @@ def ridge(train: Windows) -> Callable[[Floats], Floats]:
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class WindowScores:
     """What came of every window, `(W,)` each: its article, cosine, margin, and rank of the true next chunk."""
 
     article: NDArray[np.int32]
@@ -132,18 +132,21 @@ class Outcomes:
         return {
             "cosine": float(self.cosine.mean()),
             "margin": float(self.margin.mean()),
-            "retrieval": {"with_context": ranking(self.ranks), "without_context": ranking(self.ranks_without)},
+            "retrieval": {
+                "with_context": rank_metrics(self.ranks),
+                "without_context": rank_metrics(self.ranks_without),
+            },
         }
 
 
-def outcomes(predict: Callable[[Floats], Floats], data: Windows, bank: Floats | None = None) -> Outcomes:
+def evaluate_windows(predict: Callable[[Floats], Floats], data: Windows, bank: Floats | None = None) -> WindowScores:
     """Return what comes of `predict` on every window, searching a `bank` where that is other than their own chunks.
 
     Raises:
         ValueError: an answer is not finite.
     """
-    parts = [_of_block(predict, data, rows, data.vectors if bank is None else bank) for rows in _blocks(len(data))]
-    found = Outcomes(data.article, *(np.concatenate(part) for part in zip(*parts, strict=True)))
+    parts = [_score_block(predict, data, rows, data.vectors if bank is None else bank) for rows in _blocks(len(data))]
+    found = WindowScores(data.article, *(np.concatenate(part) for part in zip(*parts, strict=True)))
     if not np.isfinite(found.cosine).all():
         raise ValueError("an answer is not finite")
     return found
@@ -153,7 +156,7 @@ def _blocks(count: int) -> list[NDArray[np.int64]]:
     return np.array_split(np.arange(count), count // _BLOCK + 1)
 
 
-def _of_block(
+def _score_block(
     predict: Callable[[Floats], Floats], data: Windows, rows: NDArray[np.int64], bank: Floats
 ) -> tuple[NDArray[Any], ...]:
     context_rows, target = data.rows()[rows], data.target[rows]
@@ -176,33 +179,33 @@ def ranks(
     return place, place - np.take_along_axis(better, context, 1).sum(axis=1)
 
 
-def ranking(found: NDArray[Any]) -> dict[str, float]:
+def rank_metrics(found: NDArray[Any]) -> dict[str, float]:
     """Return recall and mean reciprocal rank of ranks `(W,)`, infinite where the truth was not found."""
     recall = {f"R@{k}": float(np.mean(found <= k)) for k in RANKS}
     return {**recall, "Contain@50": recall["R@50"], "MRR": float(np.mean(1.0 / found))}
 
 
-def searches(data: Windows, exclude_context: bool, k: int) -> list[Search]:
+def window_searches(data: Windows, exclude_context: bool, k: int) -> list[Search]:
     """Return the search of every window for its next chunk."""
     contexts = data.contexts()
     return [Search(None, k, (), context if exclude_context else None, context) for context in contexts]
 
 
-def retrieval(retriever: Retriever, data: Windows) -> dict[str, dict[str, float]]:
+def evaluate_retrieval(retriever: Retriever, data: Windows) -> dict[str, dict[str, float]]:
     """Return the retrieval figures of a retriever over the chunks of `data`, in both protocols.
 
     Ranks beyond the reranker's depth count as infinite.
     """
     return {
-        "with_context": ranking(found_ranks(retriever, data, exclude_context=False)),
-        "without_context": ranking(found_ranks(retriever, data, exclude_context=True)),
+        "with_context": rank_metrics(retrieval_ranks(retriever, data, exclude_context=False)),
+        "without_context": rank_metrics(retrieval_ranks(retriever, data, exclude_context=True)),
     }
 
 
-def found_ranks(retriever: Retriever, data: Windows, exclude_context: bool) -> Floats:
+def retrieval_ranks(retriever: Retriever, data: Windows, exclude_context: bool) -> Floats:
     """Return the rank of every window's true next chunk `(W,)`, infinite where it was not found."""
     places = np.full(len(data), np.inf, np.float32)
-    for number, search in enumerate(searches(data, exclude_context, RERANK_DEPTH)):
+    for number, search in enumerate(window_searches(data, exclude_context, RERANK_DEPTH)):
         rows = [hit.row for hit in retriever.search_batch([search])[0]]
         if data.target[number] in rows:
             places[number] = 1 + rows.index(data.target[number])

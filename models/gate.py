@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from models.evaluate import COUNTS, TOLERANCE, counts, found_ranks, mean_cosine, name_on_card, ranking
+from models.evaluate import COUNTS, TOLERANCE, find_on_card, mean_cosine, rank_metrics, retrieval_ranks, window_counts
 from models.predictor import load_predictor
 from models.registry.alias import ALIASES, Alias
 from models.registry.card import BadCard, Card, read_card
@@ -32,17 +32,17 @@ from models.retrieval.corpus import (
 )
 from models.retrieval.retriever import Search, load_retriever
 from models.vectors import Floats, normalise
-from models.windows import Windows, some_windows
+from models.windows import Windows, require_windows
 
-MAY_WORSEN = 0.005  # cosine, or R@5, below the incumbent's: a third of what the best net gains on a weighted mean
-MAY_SLOW = 2.0  # times as much time of processor as the incumbent
+MAX_SCORE_LOSS = 0.005  # cosine, or R@5, below the incumbent's: a third of what the best net gains on a weighted mean
+MAX_SLOWDOWN = 2.0  # times as much time of processor as the incumbent
 ROUNDS = {1: 100, 128: 10}  # by rows of a batch: how often it is timed, in turns with the incumbent's; the best counts
 UNSPECIFIED = "unspecified"  # the encoder of a card whose maker did not say
-_CARD = ("encoder", "license", "command")
-NEEDED = {
-    "net": (*_CARD, "architecture", "parameters", "scores", "reference", "limits"),
-    "corpus": (*_CARD, "data"),
-    "bundle": (*_CARD, "data", "scores"),
+_ALWAYS_REQUIRED = ("encoder", "license", "command")
+REQUIRED_FIELDS = {
+    "net": (*_ALWAYS_REQUIRED, "architecture", "parameters", "scores", "reference", "limits"),
+    "corpus": (*_ALWAYS_REQUIRED, "data"),
+    "bundle": (*_ALWAYS_REQUIRED, "data", "scores"),
 }
 
 
@@ -74,7 +74,7 @@ class TooSlow(Objection):
     """It takes much longer than the version that serves."""
 
 
-class Refused(ValueError):
+class PromotionRejected(ValueError):
     """Some objections that nobody overrode."""
 
     def __init__(self, objections: tuple[Objection, ...]) -> None:
@@ -87,7 +87,7 @@ class Verdict:
 
     figures: dict[str, Any]
     objections: tuple[Objection, ...]
-    since: Mapping[str, str | None]
+    aliases_before: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ class Contender:
     measure: str
     run: Callable[[Floats], object] | None
     score: Callable[[Windows], float]
-    home: Corpus | None = None
+    corpus: Corpus | None = None
 
-    def promised(self, name: str) -> float | None:
+    def card_score(self, name: str) -> float | None:
         """Return what its card says that it scores on a data set, None where that is no figure."""
         score = self.card.scores[name]
         found = score if self.measure == "cosine" else score.get("retrieval", {}).get("without_context", {})
@@ -121,20 +121,20 @@ class Case:
     data: Mapping[str, Corpus]
 
     @cached_property
-    def known(self) -> dict[str, Windows]:
+    def windows(self) -> dict[str, Windows]:
         """The windows of the data at hand that the contender's card has scores on, by their name there."""
         card, found = self.contender.card, {}
         for corpus in self.data.values():
-            data = some_windows(corpus, card.context_length)
-            name = name_on_card(card, counts(data)) if corpus.dim == card.dim else None
-            if name and self.contender.promised(name) is not None:
+            data = require_windows(corpus, card.context_length)
+            name = find_on_card(card, window_counts(data)) if corpus.dim == card.dim else None
+            if name and self.contender.card_score(name) is not None:
                 found[name] = data
         return found
 
     @cached_property
     def scores(self) -> dict[str, float]:
         """What the contender scores on them."""
-        return {name: self.contender.score(data) for name, data in self.known.items()}
+        return {name: self.contender.score(data) for name, data in self.windows.items()}
 
 
 def judge(registry: Registry, alias: str, version: Version, data: Mapping[str, Corpus]) -> Verdict:
@@ -144,13 +144,13 @@ def judge(registry: Registry, alias: str, version: Version, data: Mapping[str, C
 
     Raises:
         BadCheckpoint: it is damaged, or cannot be served under that alias.
-        NothingToLearnFrom: a data set has no window.
+        NoWindows: a data set has no window.
     """
     since = registry.aliases()
     contender = _load(alias, version)
-    known = _cards(registry, since)
+    known = _read_cards(registry, since)
     others = {other: card for other, card in known.items() if other != alias}
-    at_hand = {**_at_hand(contender, registry, known.get(Alias.RETRIEVER)), **data}
+    at_hand = {**_known_data(contender, registry, known.get(Alias.RETRIEVER)), **data}
     case = Case(contender, _incumbent(registry, alias, contender), others, at_hand)
     figures: dict[str, Any] = {"incumbent": since.get(alias)}
     objections = []
@@ -163,10 +163,10 @@ def judge(registry: Registry, alias: str, version: Version, data: Mapping[str, C
 
 
 def _load(alias: str, version: Version) -> Contender:
-    return _passages(version) if alias == Alias.RETRIEVER else _net(version)
+    return _load_corpus(version) if alias == Alias.RETRIEVER else _load_net(version)
 
 
-def _net(version: Version) -> Contender:
+def _load_net(version: Version) -> Contender:
     """Return a net, measured by the mean cosine to the true next vector."""
     net = load_predictor(version.path, "cpu", os.cpu_count() or 1)
     return Contender(
@@ -174,7 +174,7 @@ def _net(version: Version) -> Contender:
     )
 
 
-def _passages(version: Version) -> Contender:
+def _load_corpus(version: Version) -> Contender:
     """Return a corpus, measured, if it has towers, by how often the true next passage is among the first five."""
     loaded = load_retriever(version.path, os.cpu_count() or 1)
 
@@ -182,7 +182,7 @@ def _passages(version: Version) -> Contender:
         return loaded.search_batch([Search(None, 10, context=context) for context in contexts])
 
     def recall(data: Windows) -> float:
-        return ranking(found_ranks(loaded, data, exclude_context=True))["R@5"]
+        return rank_metrics(retrieval_ranks(loaded, data, exclude_context=True))["R@5"]
 
     towers = loaded.towers is not None
     home = read_corpus(version.path) if towers else None
@@ -204,12 +204,12 @@ def _incumbent(registry: Registry, alias: str, contender: Contender) -> Contende
 def _are_alike(one: Contender, other: Contender) -> bool:
     """Say whether both answer contexts of the same T and D, with passages of the same corpus where with any."""
     shapes = {(each.card.context_length, each.card.dim) for each in (one, other) if each.run}
-    if one.home and other.home:
-        return len(shapes) == 1 and np.array_equal(one.home.vectors, other.home.vectors)
+    if one.corpus and other.corpus:
+        return len(shapes) == 1 and np.array_equal(one.corpus.vectors, other.corpus.vectors)
     return bool(one.run and other.run) and len(shapes) == 1
 
 
-def _cards(registry: Registry, aliases: Mapping[str, str]) -> dict[str, Card]:
+def _read_cards(registry: Registry, aliases: Mapping[str, str]) -> dict[str, Card]:
     found = {}
     for alias, identity in aliases.items():
         try:
@@ -219,10 +219,10 @@ def _cards(registry: Registry, aliases: Mapping[str, str]) -> dict[str, Card]:
     return found
 
 
-def _at_hand(contender: Contender, registry: Registry, passages: Card | None) -> dict[str, Corpus]:
+def _known_data(contender: Contender, registry: Registry, passages: Card | None) -> dict[str, Corpus]:
     """Return a bundle's own corpus; for a net the retriever's, where its size is on the net's card."""
-    if contender.home:
-        return {contender.id: contender.home}
+    if contender.corpus:
+        return {contender.id: contender.corpus}
     size = {count: passages.data.get(count) for count in ("chunks", "articles")} if passages else {"chunks": None}
     if not any(size.items() <= score.items() for score in contender.card.scores.values()):
         return {}
@@ -235,7 +235,7 @@ def _at_hand(contender: Contender, registry: Registry, passages: Card | None) ->
 def check_card(case: Case) -> list[str]:
     """Return what the card says of all that it must say; raises `IncompleteCard`."""
     card = case.contender.card
-    needed = NEEDED["bundle" if case.contender.home else card.kind]
+    needed = REQUIRED_FIELDS["bundle" if case.contender.corpus else card.kind]
     lacks = [name for name in needed if not getattr(card, name) or getattr(card, name) == UNSPECIFIED]
     lacks += [f"counts of {name}" for name, score in card.scores.items() if not {*COUNTS, "cosine"} <= score.keys()]
     if lacks:
@@ -248,24 +248,24 @@ def check_card(case: Case) -> list[str]:
 
 def check_space(case: Case) -> dict[str, Any]:
     """Return D, T and encoder; raises `OtherSpace` where another alias is of others."""
-    ours = _space(case.contender.card)
+    ours = _vector_space(case.contender.card)
     for alias, card in case.others.items():
-        theirs = _space(card)
+        theirs = _vector_space(card)
         if any(ours[axis] != theirs[axis] for axis in ours.keys() & theirs.keys()):
             raise OtherSpace(
-                f"{case.contender.id} is of {_in_words(ours)}; {alias} of {_in_words(theirs)}: callers of one would "
-                "get errors from the other; promote a version of the same space"
+                f"{case.contender.id} has {_describe_space(ours)}; {alias} has {_describe_space(theirs)}. "
+                "A caller of one would get errors from the other: promote a version with the same values"
             )
     return ours
 
 
-def _space(card: Card) -> dict[str, Any]:
+def _vector_space(card: Card) -> dict[str, Any]:
     """Return what vectors a version is about; a corpus without towers takes contexts of any length."""
     is_plain = card.kind == "corpus" and "towers" not in card.config
     return {"D": card.dim, **({} if is_plain else {"T": card.context_length}), "encoder": card.encoder}
 
 
-def _in_words(space: Mapping[str, Any]) -> str:
+def _describe_space(space: Mapping[str, Any]) -> str:
     return ", ".join(f"{axis} = {value}" for axis, value in space.items())
 
 
@@ -277,13 +277,13 @@ def check_scores(case: Case) -> dict[str, Any]:
         NotAsCarded: they differ by more than `TOLERANCE`.
     """
     us, found = case.contender, {}
-    if us.card.scores and not case.known:
+    if us.card.scores and not case.windows:
         raise NoData(
             f"no data set on the card of {us.id} ({', '.join(us.card.scores)}) is at hand, nor is "
             f"{', '.join(case.data) or 'any other'} on it: --data DIR names where one lies"
         )
     for name, score in case.scores.items():
-        promised = us.promised(name)
+        promised = us.card_score(name)
         assert promised is not None
         if not abs(score - promised) <= TOLERANCE:
             raise NotAsCarded(
@@ -297,13 +297,13 @@ def check_scores(case: Case) -> dict[str, Any]:
 def check_incumbent(case: Case) -> dict[str, Any]:
     """Return the incumbent's scores on the same data; raises `WorseThanIncumbent` beyond `MAY_WORSEN`."""
     us, found = case.contender, {}
-    for name, data in case.known.items() if case.incumbent else ():
+    for name, data in case.windows.items() if case.incumbent else ():
         assert case.incumbent
         score, theirs = case.scores[name], case.incumbent.score(data)
-        if not theirs - score <= MAY_WORSEN:
+        if not theirs - score <= MAX_SCORE_LOSS:
             raise WorseThanIncumbent(
                 f"{us.id} scores {us.measure} {score:.4f} on {name}, {case.incumbent.id} {theirs:.4f}: "
-                f"{theirs - score:.4f} less, tolerated is {MAY_WORSEN}; {theirs - MAY_WORSEN:.4f} would do"
+                f"{theirs - score:.4f} less, tolerated is {MAX_SCORE_LOSS}; {theirs - MAX_SCORE_LOSS:.4f} would do"
             )
         found[name] = {us.measure: theirs}
     return found
@@ -314,18 +314,18 @@ def check_latency(case: Case) -> dict[str, Any]:
     found = {}
     for rows in ROUNDS if case.incumbent else ():
         assert case.incumbent
-        ours, theirs = _least_times(case.contender, case.incumbent, rows)
-        if ours > MAY_SLOW * theirs:
+        ours, theirs = _best_times(case.contender, case.incumbent, rows)
+        if ours > MAX_SLOWDOWN * theirs:
             raise TooSlow(
                 f"{case.contender.id} takes {1e3 * ours:.3f} ms of processor for a batch of {rows}, "
                 f"{case.incumbent.id} {1e3 * theirs:.3f} ms: {ours / theirs:.1f} times as long, "
-                f"tolerated is {MAY_SLOW:g}; {1e3 * MAY_SLOW * theirs:.3f} ms would do"
+                f"tolerated is {MAX_SLOWDOWN:g}; {1e3 * MAX_SLOWDOWN * theirs:.3f} ms would do"
             )
         found[str(rows)] = {"ms": 1e3 * ours, "incumbent_ms": 1e3 * theirs, "ratio": ours / theirs}
     return found
 
 
-def _least_times(one: Contender, other: Contender, rows: int) -> tuple[float, float]:
+def _best_times(one: Contender, other: Contender, rows: int) -> tuple[float, float]:
     """Return the least seconds of processor that each takes for a batch of `rows`, measured in turns.
 
     Of processor, not by the clock: what else the machine does, which two threads would wait for, is no fault of a net.
@@ -333,12 +333,12 @@ def _least_times(one: Contender, other: Contender, rows: int) -> tuple[float, fl
     shape = rows, one.card.context_length, one.card.dim
     contexts = normalise(np.random.default_rng(0).standard_normal(shape))
     runs = [each.run for each in (one, other) if each.run]
-    times = [[_processor_seconds(run, contexts) for run in runs] for _ in range(ROUNDS[rows])]
+    times = [[_cpu_seconds(run, contexts) for run in runs] for _ in range(ROUNDS[rows])]
     ours, theirs = np.min(times, axis=0).tolist()
     return ours, theirs
 
 
-def _processor_seconds(run: Callable[[Floats], object], contexts: Floats) -> float:
+def _cpu_seconds(run: Callable[[Floats], object], contexts: Floats) -> float:
     began = process_time()
     run(contexts)
     return process_time() - began

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from models.drift import Space
+from models.drift import ReferenceStats
 from models.registry.card import Card
 from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint
 from models.runtimes import Runtime, find_device, open_runtime
@@ -27,9 +27,9 @@ class Predictor:
         return self.card.name
 
     @cached_property
-    def space(self) -> Space | None:
+    def reference_stats(self) -> ReferenceStats | None:
         """The space of its inputs, where its card says that golden contexts are of one."""
-        return Space.of(self._golden) if self.card.reference and len(self._golden) > 1 else None
+        return ReferenceStats.from_contexts(self._golden) if self.card.reference and len(self._golden) > 1 else None
 
     @property
     def runtime(self) -> str:

@@ -13,7 +13,7 @@ from models.retrieval.corpus import (
 from models.vectors import Floats
 
 
-class NothingToLearnFrom(ValueError):
+class NoWindows(ValueError):
     """A corpus without a single window."""
 
 
@@ -64,15 +64,15 @@ def windows(corpus: Corpus, length: int) -> Windows:
     return Windows(corpus.vectors, start, corpus.article[start], length)
 
 
-def some_windows(corpus: Corpus, length: int) -> Windows:
+def require_windows(corpus: Corpus, length: int) -> Windows:
     """Return `windows`, of which there is at least one.
 
     Raises:
-        NothingToLearnFrom: no article has more than `length` chunks.
+        NoWindows: no article has more than `length` chunks.
     """
     data = windows(corpus, length)
     if not len(data):
-        raise NothingToLearnFrom(f"no article has more than {length} chunks")
+        raise NoWindows(f"no article has more than {length} chunks")
     return data
 
 
@@ -84,7 +84,7 @@ def hold_out(data: Windows, share: float, seed: int) -> tuple[Windows, Windows]:
     return data.take(~held), data.take(held)
 
 
-def alone(data: Windows) -> Windows:
+def compact_windows(data: Windows) -> Windows:
     """Return the same windows over a bank of nothing but their own chunks."""
     span = np.arange(data.length + 1)
     own = np.unique(data.start[:, None] + span)

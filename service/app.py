@@ -22,7 +22,7 @@ from lvm.errors import (
 )
 from models.registry.alias import ALIASES, Alias
 from models.registry.registry import Registry
-from models.registry.remote import home
+from models.registry.remote import local_directory
 from service.deploy.deployments import Lineup
 from service.deploy.loading import Loaders, RealLoaders
 from service.deploy.registry_sync import follower_of, following
@@ -169,7 +169,7 @@ def create_app(
     log_writer().on_drop(metrics.log_dropped.inc)
     access, exporter = AccessLog(settings.access_log), _exporter(settings)
     aliases = (Alias.RETRIEVER,) if lender else ALIASES
-    registry = Registry(home(settings.registry, settings.cache))
+    registry = Registry(local_directory(settings.registry, settings.cache))
     lineup = Lineup(registry, loaders or RealLoaders(settings), settings, metrics, aliases=aliases)
     follower = follower_of(lineup, settings, metrics)
     router = Router(lineup.engines, settings, metrics)

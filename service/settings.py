@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.registry.remote import CACHE
+from models.registry.remote import CACHE_DIRECTORY
 
 # Variables of the command line, the load tests and compose.yaml.
 OTHERS = {"LVM_TOKEN", "LVM_URL", "LVM_TEXT", "LVM_RUNTIME"}
@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     registry: Annotated[str, BeforeValidator(str)] = Field(
         "artifacts/lvm", description="Registry of versions and aliases: a directory, or the URL of an object store."
     )
-    cache: Path = Field(CACHE, description="Directory for local copies of object stores, one subdirectory per store.")
+    cache: Path = Field(
+        CACHE_DIRECTORY, description="Directory for local copies of object stores, one subdirectory per store."
+    )
     store_s: Positive = Field(
         5, description="Seconds between two polls of an object store; a poll requests four small objects."
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from models.drift import Space
+from models.drift import ReferenceStats
 from models.registry.card import Card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry, Version
@@ -22,12 +22,7 @@ from models.retrieval.milvus import MilvusIndex
 from models.retrieval.reranker import NEIGHBOUR_COUNT, Reranker, feature_count
 from models.retrieval.retriever import Retriever
 from models.retrieval.towers import Towers
-from models.text.encoder import (
-    LONGEST,
-    EncoderError,
-    Progress,
-    TextInfo,
-)
+from models.text.encoder import MAX_WORD_PIECES, EncoderError, Progress, TextInfo
 from models.vectors import Floats, normalise
 from service.engines.external_index import IndexStore
 from service.engines.search import RetrieverLike
@@ -92,7 +87,7 @@ class FakePredictor:
     sha256: str = "0" * 64
     runtime: str = "fake"
     is_quick: bool = False
-    space: Space | None = None
+    reference_stats: ReferenceStats | None = None
     card: Card = field(default_factory=card)
     batches: list[int] = field(default_factory=list)
 
@@ -165,7 +160,7 @@ class FakeBuild:
         self.asked: list[list[int]] = []  # what was to be left out
         self.seconds: list[float] = []
 
-    def within(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """Note how long it may take."""
         self.seconds.append(seconds)
 
@@ -181,7 +176,7 @@ class FakeBuild:
     def within_reach_of(self, corpus: RetrieverLike, settings: Settings, **more: Any) -> IndexStore:
         """Return the store in which `corpus` is searched."""
         indexes = {name: MilvusIndex(self, name, index) for name, index in corpus.indexes.items()}
-        return IndexStore(corpus.through(indexes), self, settings, **more)
+        return IndexStore(corpus.with_indexes(indexes), self, settings, **more)
 
 
 class HashEncoder:
@@ -195,7 +190,7 @@ class HashEncoder:
 
     def text_info(self, text: str) -> TextInfo:
         """Say that words are read up to the longest, but for those that begin with `?`."""
-        read = text.split()[: LONGEST - 2]
+        read = text.split()[: MAX_WORD_PIECES - 2]
         return TextInfo(words(text), len(read), sum(word.startswith("?") for word in read) / max(1, len(read)))
 
     def encode(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> Floats:

@@ -16,12 +16,7 @@ from models.registry.registry import (
     RegistryError,
     check_name,
 )
-from models.registry.remote import (
-    CACHE,
-    home,
-    is_url,
-    without_secret,
-)
+from models.registry.remote import CACHE_DIRECTORY, is_url, local_directory, without_secret
 
 
 def registry() -> Registry:
@@ -34,8 +29,8 @@ def registry() -> Registry:
 
 def registry_to_read() -> Registry:
     """Return the registry, or the mirror here of an object store."""
-    cache = Path(os.environ.get("LVM_CACHE") or CACHE)
-    return Registry(home(os.environ.get("LVM_REGISTRY") or "artifacts/lvm", cache))
+    cache = Path(os.environ.get("LVM_CACHE") or CACHE_DIRECTORY)
+    return Registry(local_directory(os.environ.get("LVM_REGISTRY") or "artifacts/lvm", cache))
 
 
 def existing_registry() -> Registry:

@@ -15,19 +15,22 @@ _LINE = 'a line of .jsonl is {"title": ..., "text": ...} or {"title": ..., "chun
 _DEVICE = "say cpu, which is always there, or install what it needs: `make dev`"
 _GROUP = "`ls -ld` shows whose it is; a group shares a registry that it may write: chmod -R g+rwX, g+s for directories"
 ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for most are not imported: status, what next
-    "LockHeld": (LOCKED, "somebody else is moving an alias; try again in a moment"),
-    "Overtaken": (LOCKED, "look at `lvm models`, then promote again if you still want to"),
+    "RegistryLocked": (LOCKED, "somebody else is moving an alias; try again in a moment"),
+    "AliasMoved": (LOCKED, "look at `lvm models`, then promote again if you still want to"),
     "BrokenAlias": (FAILED, "`lvm models` lists versions, and the aliases that lost their links"),
     "UnknownVersion": (FAILED, "`lvm models` lists versions and aliases; `lvm promote ALIAS VERSION` sets an alias"),
     "NothingToRollBack": (FAILED, "`lvm promote ALIAS VERSION` moves it instead; `lvm models` lists what there is"),
     "BadName": (USAGE, "lower-case letters, digits, `-`, `_` and `.`, at most 64, name a model"),
     "RegistryError": (FAILED, "set LVM_REGISTRY to the directory of versions and aliases"),
-    "Refused": (BAD_DATA, "mend what it objects to; or, knowing better, --force --why TEXT, which the ledger keeps"),
+    "PromotionRejected": (
+        BAD_DATA,
+        "mend what it objects to; or, knowing better, --force --why TEXT, which the ledger keeps",
+    ),
     "BadCheckpoint": (BAD_DATA, _REMAKE),
     "Corrupt": (BAD_DATA, _REMAKE),
     "BadCard": (BAD_DATA, _REMAKE),
     "BadCorpus": (BAD_DATA, _DATA),
-    "NothingToLearnFrom": (BAD_DATA, "articles need more chunks than a context has; --context-length shortens it"),
+    "NoWindows": (BAD_DATA, "articles need more chunks than a context has; --context-length shortens it"),
     "BadIndex": (BAD_DATA, "--index flat searches exactly"),
     "BadArticles": (BAD_DATA, f"name a .jsonl, .jsonl.gz or .txt file, a directory of .txt, or - for a pipe; {_LINE}"),
     "NothingToRank": (FAILED, "`lvm train` or `lvm import` makes nets; `lvm models` lists those there are"),
@@ -41,7 +44,7 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
         BAD_CONFIG,
         "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders, '.[ray]' for --ray",
     ),
-    "IndexAway": (FAILED, "see that the Milvus of --uri or LVM_MILVUS_URI runs; the same command then goes on"),
+    "IndexUnavailable": (FAILED, "see that the Milvus of --uri or LVM_MILVUS_URI runs; the same command then goes on"),
     "BadCollection": (FAILED, "--anew drops that collection and makes another; searches are done here meanwhile"),
     "BadCosts": (
         FAILED,
@@ -51,12 +54,15 @@ ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for 
     "BadConfig": (USAGE, "`lvm train --help` names the nets; --config takes their sizes as JSON"),
     "UnfitTeacher": (USAGE, "`lvm models` says which T and D versions have"),
     "FileExistsError": (CANNOT_CREATE, "name another place, or remove what is there"),
-    "NoSuchStore": (BAD_CONFIG, "`pip install -c constraints.txt -e '.[fsspec]'`, and s3fs for s3://, gcsfs for gs://"),
-    "StoreAway": (
+    "UnsupportedRemote": (
+        BAD_CONFIG,
+        "`pip install -c constraints.txt -e '.[fsspec]'`, and s3fs for s3://, gcsfs for gs://",
+    ),
+    "RemoteUnavailable": (
         LOCKED,
         "look at the network, the credentials and the URL; what was mirrored before serves without",
     ),
-    "BadPointer": (BAD_DATA, "`lvm push URL` publishes the aliases anew"),
+    "BadAliasRecord": (BAD_DATA, "`lvm push URL` publishes the aliases anew"),
     "PermissionError": (CANNOT_WRITE, _GROUP),
     "OSError": (CANNOT_WRITE, "look at the path, its rights and the disk; what was there is as it was"),
 }

@@ -28,7 +28,7 @@ def push(
 
     The collection is named by the version's digest; stopped, the same command goes on, and done, it does nothing.
     """
-    from models.retrieval.milvus import Push, alias_of
+    from models.retrieval.milvus import MilvusPush, alias_of
     from models.retrieval.retriever import load_retriever
     from service.settings import BadSettings, read_settings
 
@@ -38,7 +38,7 @@ def push(
     corpus = load_retriever(existing_registry().find(version).path)
     token = settings.milvus_token.get_secret_value()
     with long_work("pushing vectors", lambda: GOES_ON) as progress:
-        order = Push(settings.milvus_uri, token, corpus.sha256, corpus.indexes, index)
+        order = MilvusPush(settings.milvus_uri, token, corpus.sha256, corpus.indexes, index)
         if anew:
             order.drop()
         pushed = order.run(alias_of(corpus.name), progress)

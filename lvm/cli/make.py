@@ -275,7 +275,7 @@ def evaluate(
 
     Towers are scored with DIR as their corpus. Fails where the card says more.
     """
-    from models.evaluate import beside_card
+    from models.evaluate import compare_with_card
     from models.evaluate import evaluate as score
     from models.predictor import load_predictor
     from models.registry.card import read_card
@@ -292,7 +292,7 @@ def evaluate(
         else:
             net = load_predictor(target.path, device, os.cpu_count() or 1, precision)
             scores = score(net, read_corpus(directory), net.card.context_length, fit)
-    card = beside_card(scores, net.card)
+    card = compare_with_card(scores, net.card)
     if as_json:
         print_json({"version": target.id, "data": name, "runtime": net.runtime, "card": card, **scores})
     else:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from models.registry.alias import PREDICTORS, Alias
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry, UnknownVersion
-from models.runtimes import PARITY
+from models.runtimes import MIN_PARITY
 from models.vectors import Floats
 
 Pairs = tuple[Floats, Floats]  # contexts (G, T, D), next vectors (G, D)
@@ -105,8 +105,8 @@ class Smoke:
         if golden is None:
             return f"{served}; its golden vectors are not in the registry here"
         worst = float(np.vecdot(answers[0], golden[:ROWS]).min())
-        if not worst >= PARITY:
-            raise Failed(f"cosine {worst:.6f} to the golden vectors of {served}, want {PARITY}")
+        if not worst >= MIN_PARITY:
+            raise Failed(f"cosine {worst:.6f} to the golden vectors of {served}, want {MIN_PARITY}")
         return f"{served}, cosine {worst:.6f} to its golden vectors"
 
     def _retrieve(self) -> str:

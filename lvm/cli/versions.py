@@ -55,7 +55,7 @@ def models(
 
     found = existing_registry()
     aliases = found.aliases()
-    broken = found.faults()
+    broken = found.alias_faults()
     versions = [summary(version) for version in found.versions()]
     if as_json:
         print_json({"registry": str(found.root), "aliases": aliases, "broken": broken, "versions": versions})
@@ -121,11 +121,11 @@ def promote(
     sets = {name: read_corpus(directory) for name, directory in map(named_dir, data or ())}
     verdict = gate.judge(found, alias, target, sets)
     if verdict.objections and not force:
-        raise gate.Refused(verdict.objections)
+        raise gate.PromotionRejected(verdict.objections)
     for objection in verdict.objections:
         say(f"overridden: {objection}")
     overrode = [f"{type(objection).__name__}: {objection}" for objection in verdict.objections]
-    move = found.point(alias, target, why=why, overrode=overrode, since=verdict.since)
+    move = found.point(alias, target, why=why, overrode=overrode, expected=verdict.aliases_before)
     _print_move(move, as_json, verdict.figures)
 
 
@@ -149,10 +149,10 @@ def push(
 
     Services whose LVM_REGISTRY is that URL follow within LVM_STORE_S.
     """
-    from models.registry.remote import Store
+    from models.registry.remote import RemoteRegistry
 
     found = existing_registry()
-    changed = Store(url).push(found, force=force)
+    changed = RemoteRegistry(url).push(found, force=force)
     if as_json:
         print_json({"aliases": found.aliases(), "changed": sorted(changed)})
         return

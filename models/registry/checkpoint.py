@@ -46,7 +46,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             vectors do not have the card's T and D.
     """
     try:
-        return parse_checkpoint(directory.name, manifest.read(directory))
+        return parse_checkpoint(directory.name, manifest.read_files(directory))
     except manifest.Corrupt as error:
         raise BadCheckpoint(str(error)) from error
 

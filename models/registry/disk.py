@@ -19,8 +19,8 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_NEVER_WAIT = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_FILE, _DIRECTORY = (
+_NONBLOCKING = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_FILE_MODE, _DIRECTORY_MODE = (
     0o664,
     0o2775,
 )  # the permissions that a file and a directory may take over; always writable by the owner
@@ -33,11 +33,11 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         OSError: nothing can be opened there, or what is there is not a regular file; the message says what it is.
     """
     try:
-        handle = os.open(path, flags | _NEVER_WAIT)
+        handle = os.open(path, flags | _NONBLOCKING)
     except (
         BlockingIOError
     ):  # a file server has a lease on it, which only a regular file can have, and gives it back soon
-        handle = os.open(path, (flags | _NEVER_WAIT) & ~os.O_NONBLOCK)
+        handle = os.open(path, (flags | _NONBLOCKING) & ~os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
             raise _not_regular(path, os.lstat(path).st_mode) from error
@@ -58,10 +58,10 @@ def open_or_create(path: Path, flags: int) -> int:
     with suppress(FileNotFoundError):
         return open_regular(path, flags)  # a sticky directory may refuse O_CREAT for the file of another user
     try:
-        handle = os.open(path, flags | os.O_CREAT | os.O_EXCL | _NEVER_WAIT)
+        handle = os.open(path, flags | os.O_CREAT | os.O_EXCL | _NONBLOCKING)
     except FileExistsError:  # another process was quicker
         return open_regular(path, flags)
-    share(handle, path.parent)
+    inherit_permissions(handle, path.parent)
     return handle
 
 
@@ -82,17 +82,17 @@ def make_directory(path: Path) -> None:
     """Make a directory, unless it is there, with the permissions of the one that it lies in."""
     with suppress(FileExistsError):
         path.mkdir()
-        share(path, path.parent)
+        inherit_permissions(path, path.parent)
 
 
-def share(made: Path | int, directory: Path) -> None:
+def inherit_permissions(made: Path | int, directory: Path) -> None:
     """Give a path, or a descriptor, that was just made the group and the permissions of the directory it lies in.
 
     So whoever may change a shared directory may also change what others wrote there, whatever their umask.
     """
     like = os.stat(directory)
     is_directory = stat.S_ISDIR(os.stat(made).st_mode)
-    mode = like.st_mode & _DIRECTORY | 0o700 if is_directory else like.st_mode & _FILE | 0o600
+    mode = like.st_mode & _DIRECTORY_MODE | 0o700 if is_directory else like.st_mode & _FILE_MODE | 0o600
     with suppress(OSError):  # only a member of that group may
         os.chown(made, -1, like.st_gid)
     with suppress(OSError):  # not every file system has permissions

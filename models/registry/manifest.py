@@ -20,11 +20,11 @@ from pathlib import Path
 
 from models.registry import disk
 
-SUMS = "SHA256SUMS"
+CHECKSUMS_FILE = "SHA256SUMS"
 Buffer = bytes | mmap.mmap
 Fetch = Callable[[str, Path], None]  # puts the file of a name at a path
-_BLOCK = 1 << 20  # bytes
-_MOST_SUMS = 1 << 20  # bytes
+_BLOCK_BYTES = 1 << 20  # bytes
+_MAX_MANIFEST_BYTES = 1 << 20  # bytes
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
@@ -37,51 +37,51 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def write(directory: Path, files: Mapping[str, bytes | Path]) -> str:
+def write_files(directory: Path, files: Mapping[str, bytes | Path]) -> str:
     """Write `files` and their sums into the new `directory`, durably; return the digest of the sums.
 
     A file is given as its bytes, or as the path of a file to copy.
     """
-    _make(directory)
+    _make_directory(directory)
     sums = {name: _write_file(directory / name, data) for name, data in files.items()}
-    seal = _write_file(directory / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
-    sync(directory)
+    seal = _write_file(directory / CHECKSUMS_FILE, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
+    sync_directory(directory)
     return seal
 
 
-def receive(directory: Path, seal: str, fetch: Fetch) -> None:
+def download(directory: Path, seal: str, fetch: Fetch) -> None:
     """Have `fetch` fill the new `directory`, durably: the sums, which must have the digest `seal`, then what they name.
 
     Raises:
         Corrupt: a file is not what its sum says, or the sums are not those of `seal`; no other name was asked for.
     """
-    _make(directory)
-    _receive_file(directory / SUMS, seal, fetch)
-    for name, expected in _sums(directory).items():
-        _receive_file(directory / name, expected, fetch)
-    sync(directory)
+    _make_directory(directory)
+    _download_file(directory / CHECKSUMS_FILE, seal, fetch)
+    for name, expected in _read_checksums(directory).items():
+        _download_file(directory / name, expected, fetch)
+    sync_directory(directory)
 
 
-def is_whole(directory: Path, seal: str) -> bool:
+def is_intact(directory: Path, seal: str) -> bool:
     """Whether every file of a directory is there and as the sums of the digest `seal` say."""
     try:
-        return seal_of(directory) == seal and bool(mapped(directory))
+        return read_digest(directory) == seal and bool(map_files(directory))
     except Corrupt:
         return False
 
 
-def read(directory: Path) -> dict[str, bytes]:
+def read_files(directory: Path) -> dict[str, bytes]:
     """Return the bytes of every file that the sums name, each checked against its sum.
 
     Raises:
         Corrupt: the sums are missing or malformed, or a file is missing, a link, or altered.
     """
-    return {name: _read_file(directory / name, expected) for name, expected in _sums(directory).items()}
+    return {name: _read_file(directory / name, expected) for name, expected in _read_checksums(directory).items()}
 
 
-def mapped(directory: Path) -> dict[str, Buffer]:
+def map_files(directory: Path) -> dict[str, Buffer]:
     """Return every file that the sums name, hashed and then mapped into memory, read only; raises as `read` does."""
-    return {name: _map_checked(directory / name, expected) for name, expected in _sums(directory).items()}
+    return {name: _map_checked(directory / name, expected) for name, expected in _read_checksums(directory).items()}
 
 
 def map_file(path: Path) -> Buffer:
@@ -90,17 +90,17 @@ def map_file(path: Path) -> Buffer:
         return _map(file)
 
 
-def names(directory: Path) -> Set[str]:
+def file_names(directory: Path) -> Set[str]:
     """Return the names of the files that the sums name; raises `Corrupt` where these are not to be read."""
-    return _sums(directory).keys()
+    return _read_checksums(directory).keys()
 
 
-def seal_of(directory: Path) -> str:
+def read_digest(directory: Path) -> str:
     """Return the digest of the sums: the identity of everything in the directory."""
-    return digest(_read_sums(directory))
+    return digest(_read_manifest(directory))
 
 
-def sync(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make a directory's entries durable."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -109,21 +109,21 @@ def sync(directory: Path) -> None:
         os.close(handle)
 
 
-def _sums(directory: Path) -> dict[str, str]:
-    *lines, end = _read_sums(directory).decode("ascii", "replace").split("\n")
+def _read_checksums(directory: Path) -> dict[str, str]:
+    *lines, end = _read_manifest(directory).decode("ascii", "replace").split("\n")
     matches = [_LINE.fullmatch(line) for line in lines]
     if None in matches or end or not lines:
         cause = (
             "; its lines end in CRLF, as git with core.autocrlf leaves them" if lines[:1] and "\r" in lines[0] else ""
         )
-        raise Corrupt(f"{directory / SUMS} is not a list of sums{cause}")
+        raise Corrupt(f"{directory / CHECKSUMS_FILE} is not a list of sums{cause}")
     return {match[2]: match[1] for match in matches if match}
 
 
 def _write_file(path: Path, data: bytes | Path) -> str:
     sha256 = hashlib.sha256()
     with open(path, "xb") as file:
-        disk.share(file.fileno(), path.parent)
+        disk.inherit_permissions(file.fileno(), path.parent)
         for block in _blocks(data):
             sha256.update(block)
             file.write(block)
@@ -132,9 +132,9 @@ def _write_file(path: Path, data: bytes | Path) -> str:
     return sha256.hexdigest()
 
 
-def _receive_file(path: Path, expected: str, fetch: Fetch) -> None:
+def _download_file(path: Path, expected: str, fetch: Fetch) -> None:
     fetch(path.name, path)
-    disk.share(path, path.parent)
+    disk.inherit_permissions(path, path.parent)
     with _open(path) as file:
         _check(Path(path.name), hashlib.file_digest(file, "sha256").hexdigest(), expected)
         os.fsync(file.fileno())
@@ -145,7 +145,7 @@ def _blocks(data: bytes | Path) -> Iterator[bytes]:
         yield data
         return
     with open(disk.open_regular(data), "rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_BLOCK_BYTES):
             yield block
 
 
@@ -182,14 +182,14 @@ def _read_bytes(path: Path, limit: int = -1) -> bytes:
         raise Corrupt(f"{path}: {error.strerror}") from error
 
 
-def _read_sums(directory: Path) -> bytes:
-    return _read_bytes(directory / SUMS, _MOST_SUMS)
+def _read_manifest(directory: Path) -> bytes:
+    return _read_bytes(directory / CHECKSUMS_FILE, _MAX_MANIFEST_BYTES)
 
 
 def _open(path: Path) -> BufferedReader:
     return open(disk.open_regular(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
 
 
-def _make(directory: Path) -> None:
+def _make_directory(directory: Path) -> None:
     directory.mkdir()
-    disk.share(directory, directory.parent)
+    disk.inherit_permissions(directory, directory.parent)

@@ -32,7 +32,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LEDGER, _LOCK, _PART = "ledger.jsonl", ".lock", ".part-"
 _NO_LINK = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)  # there is none; anything else may be a share that is away
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-_LONGEST_LINE, _LARGEST_LEDGER = 1 << 20, 1 << 28  # bytes
+_MAX_LINE_BYTES, _MAX_LEDGER_BYTES = 1 << 20, 1 << 28  # bytes
 
 
 class RegistryError(Exception):
@@ -55,11 +55,11 @@ class NothingToRollBack(RegistryError):
     """The ledger knows no earlier version of the alias."""
 
 
-class LockHeld(RegistryError):
+class RegistryLocked(RegistryError):
     """Somebody else is changing the registry right now."""
 
 
-class Overtaken(RegistryError):
+class AliasMoved(RegistryError):
     """Somebody else has moved an alias since it was looked at."""
 
 
@@ -77,18 +77,18 @@ class Move:
     overrode: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, value: Any) -> Move:
+    def from_dict(cls, value: Any) -> Move:
         """Read a move from JSON; members that a later release added are passed over.
 
         Raises:
             TypeError, ValueError: a member is missing or of the wrong kind.
         """
         known = {each.name: value[each.name] for each in fields(cls) if each.name in value}
-        move = cls(**{name: _well_formed(member) for name, member in known.items()})
+        move = cls(**{name: _replace_surrogates(member) for name, member in known.items()})
         texts = (move.time, move.who, move.alias, move.action, move.after, move.why, *move.overrode)
         if not all(isinstance(text, str) for text in texts) or move.action not in ACTIONS:
             raise ValueError("a move has time, who, alias, an action, after and why")
-        if not all(_is_id(identity) for identity in (move.after, move.before) if identity is not None):
+        if not all(_is_version_id(identity) for identity in (move.after, move.before) if identity is not None):
             raise ValueError("a move goes from one version to another")
         return move
 
@@ -150,12 +150,12 @@ class Registry:
         target = self._target(alias)
         version = self._version(*target.split("/")) if target else None
         if version is None:
-            if fault := self.fault(alias):
+            if fault := self.alias_fault(alias):
                 raise BrokenAlias(fault)
             raise UnknownVersion(f"alias {alias!r} is not set in {self.root}")
         return version
 
-    def fault(self, alias: str) -> str | None:
+    def alias_fault(self, alias: str) -> str | None:
         """Return why an entry with the name of an alias is invalid, and the remedy; None if it is valid or absent.
 
         Raises:
@@ -164,12 +164,12 @@ class Registry:
         path = self.root / alias
         if alias not in ALIASES or not os.path.lexists(path):
             return None
-        found = self._wrong_link(path) if path.is_symlink() else _not_a_link(path)
+        found = self._why_bad_link(path) if path.is_symlink() else _why_not_a_link(path)
         return found and f"alias {alias!r} in {self.root} {found}"
 
-    def faults(self) -> dict[str, str]:
+    def alias_faults(self) -> dict[str, str]:
         """Return what `fault` says of every alias that has one."""
-        found = {alias: self.fault(alias) for alias in ALIASES}
+        found = {alias: self.alias_fault(alias) for alias in ALIASES}
         return {alias: fault for alias, fault in found.items() if fault}
 
     def aliases(self) -> dict[str, str]:
@@ -186,18 +186,18 @@ class Registry:
             BadName: `name` is not a plain lower-case name.
         """
         check_name(name)
-        part = self._part(name)
+        part = self._make_part(name)
         try:
-            return self._rename(part / "files", name, manifest.write(part / "files", files))
+            return self._publish(part / "files", name, manifest.write_files(part / "files", files))
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def sweep(self) -> None:
+    def remove_partial_versions(self) -> None:
         """Remove what a crash left of versions that were on their way; to be called where nobody adds one."""
         for residue in self.root.glob(f"models/*/{_PART}*"):
             shutil.rmtree(residue, ignore_errors=True)
 
-    def adopt(self, identity: str, seal: str, fetch: manifest.Fetch) -> Version:
+    def download(self, identity: str, seal: str, fetch: manifest.Fetch) -> Version:
         """Store the version `identity`, made elsewhere, whose files `fetch` gets; what is here and whole is kept.
 
         `seal` is the digest of its sums. Callers see to it that two do not adopt the same version at a time.
@@ -210,15 +210,15 @@ class Registry:
         if not version.endswith(f"-{seal[:12]}"):
             raise BadName(f"{identity!r} is not the id of a version sealed as {seal[:12]}...")
         path = self.root / "models" / name / version
-        if manifest.is_whole(path, seal):
+        if manifest.is_intact(path, seal):
             return Version(name, version, path)
-        part = self._part(name)
+        part = self._make_part(name)
         try:
-            manifest.receive(part / "files", seal, fetch)
+            manifest.download(part / "files", seal, fetch)
             if path.exists():
                 os.rename(path, part / "spoiled")
             os.rename(part / "files", path)
-            manifest.sync(path.parent)
+            manifest.sync_directory(path.parent)
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return Version(name, version, path)
@@ -231,7 +231,7 @@ class Registry:
         why: str = "",
         action: str = "promote",
         overrode: Sequence[str] = (),
-        since: Mapping[str, str | None] | None = None,
+        expected: Mapping[str, str | None] | None = None,
     ) -> Move:
         """Swap `alias` to `version` atomically and write the move, with the objections it `overrode`, to the ledger.
 
@@ -239,16 +239,16 @@ class Registry:
 
         Raises:
             ValueError: no alias has that name.
-            LockHeld: another promotion is under way.
-            Overtaken: an alias has moved since it was judged.
+            RegistryLocked: another promotion is under way.
+            AliasMoved: an alias has moved since it was judged.
             BrokenAlias: a directory has the name of the alias.
         """
         if alias not in ALIASES:
             raise ValueError(f"{alias!r} is no alias: choose from {', '.join(ALIASES)}")
         with self._lock():
-            for known, target in (since or {}).items():
+            for known, target in (expected or {}).items():
                 if self._target(known) != target:
-                    raise Overtaken(f"{known} points at {self._target(known)}, not at {target} any more: judge again")
+                    raise AliasMoved(f"{known} points at {self._target(known)}, not at {target} any more: judge again")
             return self._swap(alias, version, why, action, overrode)
 
     def rollback(self, alias: str, *, why: str = "") -> Move:
@@ -258,7 +258,7 @@ class Registry:
             NothingToRollBack: the ledger names no earlier version.
             BrokenAlias: a directory has the name of the alias.
             UnknownVersion: the earlier version is no longer there.
-            LockHeld: another promotion is under way.
+            RegistryLocked: another promotion is under way.
         """
         with self._lock():
             return self._swap(alias, self.find(self._previous(alias)), why, "rollback")
@@ -273,7 +273,7 @@ class Registry:
         Raises:
             OSError: the ledger cannot be read, is not a regular file, or is too large.
         """
-        found = [_move_of(line) for line in self._lines() if line.strip()]
+        found = [_parse_move(line) for line in self._lines() if line.strip()]
         moves = [move for move in found if move]
         return Ledger(moves, len(found) - len(moves))
 
@@ -281,12 +281,12 @@ class Registry:
         """Yield the lines of the ledger, the start alone of one that is too long for a move."""
         path = self.root / _LEDGER
         with suppress(FileNotFoundError), open(disk.open_regular(path), "rb") as ledger:
-            if os.fstat(ledger.fileno()).st_size > _LARGEST_LEDGER:
-                raise OSError(errno.EFBIG, f"is larger than {_LARGEST_LEDGER} bytes", str(path))
-            while line := ledger.readline(_LONGEST_LINE):
+            if os.fstat(ledger.fileno()).st_size > _MAX_LEDGER_BYTES:
+                raise OSError(errno.EFBIG, f"is larger than {_MAX_LEDGER_BYTES} bytes", str(path))
+            while line := ledger.readline(_MAX_LINE_BYTES):
                 yield line
-                while len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
-                    line = ledger.readline(_LONGEST_LINE)
+                while len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    line = ledger.readline(_MAX_LINE_BYTES)
 
     def _previous(self, alias: str) -> str:
         history: list[str] = []
@@ -308,7 +308,7 @@ class Registry:
 
     def _swap(self, alias: str, version: Version, why: str, action: str, overrode: Sequence[str] = ()) -> Move:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        move = Move(now, _who(), alias, action, self._target(alias), version.id, why, list(overrode))
+        move = Move(now, _current_user(), alias, action, self._target(alias), version.id, why, list(overrode))
         self._check_replaceable(alias)
         with self._ledger_to_append() as ledger:  # before anything moves: who may not write it moves nothing
             self._replace(alias, version, move, ledger)
@@ -318,41 +318,41 @@ class Registry:
         """Raise `BrokenAlias` if a directory has the name of the alias: no link can take its place."""
         path = self.root / alias
         if path.is_dir() and not path.is_symlink():
-            raise BrokenAlias(str(self.fault(alias)))
+            raise BrokenAlias(str(self.alias_fault(alias)))
 
     def _replace(self, alias: str, version: Version, move: Move, ledger: BufferedRandom) -> None:
         for residue in self.root.glob(f"{_PART}*"):  # of a crash: who swaps now has the lock
-            _remove(residue)
+            _remove_leftover(residue)
         links = self.root / f"{_PART}{alias}", self.root / f"{_PART}{alias}-before"
         links[0].symlink_to(os.path.relpath(version.path, self.root))
         links[1].symlink_to(os.readlink(self.root / alias) if move.before else "nowhere")
         os.replace(links[0], self.root / alias)
-        manifest.sync(self.root)
+        manifest.sync_directory(self.root)
         try:
             _append(ledger, json.dumps(asdict(move)) + "\n")
         except OSError:  # no move without its line; what takes it back is there already
-            self._take_back(alias, links[1], move)
+            self._undo(alias, links[1], move)
             raise
         links[1].unlink()
 
-    def _take_back(self, alias: str, link: Path, move: Move) -> None:
+    def _undo(self, alias: str, link: Path, move: Move) -> None:
         if move.before:
             os.replace(link, self.root / alias)
         else:
             (self.root / alias).unlink()
-        manifest.sync(self.root)
+        manifest.sync_directory(self.root)
 
     def _ledger_to_append(self) -> BufferedRandom:
         return open(disk.open_or_create(self.root / _LEDGER, os.O_RDWR | os.O_APPEND), "ab+")
 
-    def _part(self, name: str) -> Path:
+    def _make_part(self, name: str) -> Path:
         """Make a directory for a version of `name` that is on its way."""
         self.root.mkdir(parents=True, exist_ok=True)
         home = self.root / "models" / name
         disk.make_directory(home.parent)
         disk.make_directory(home)
         part = Path(tempfile.mkdtemp(prefix=_PART, dir=home))
-        disk.share(part, home)
+        disk.inherit_permissions(part, home)
         return part
 
     def _matches(self, wanted: str) -> list[Version]:
@@ -362,12 +362,12 @@ class Registry:
         found = self._version(name, version)
         return [found] if found else []
 
-    def _rename(self, part: Path, name: str, seal: str) -> Version:
+    def _publish(self, part: Path, name: str, seal: str) -> Version:
         version = f"{datetime.now(UTC):%Y%m%d}-{seal[:12]}"
         path = self.root / "models" / name / version
         if not path.exists():
             os.rename(part, path)
-            manifest.sync(path.parent)
+            manifest.sync_directory(path.parent)
         return Version(name, version, path)
 
     def _target(self, alias: str) -> str | None:
@@ -387,11 +387,11 @@ class Registry:
         path = self.root / "models" / name / version
         try:
             inside = not (path.is_symlink() or path.parent.is_symlink())
-            return Version(name, version, path) if inside and (path / manifest.SUMS).is_file() else None
+            return Version(name, version, path) if inside and (path / manifest.CHECKSUMS_FILE).is_file() else None
         except OSError:  # it is there: whoever reads it says why that fails
             return Version(name, version, path)
 
-    def _wrong_link(self, path: Path) -> str | None:
+    def _why_bad_link(self, path: Path) -> str | None:
         """Return why a symbolic link is no alias, None if it is one."""
         target = os.readlink(path)
         mend = "`lvm promote` sets it again"
@@ -407,7 +407,7 @@ class Registry:
             return f"points at {target!r}, which is a symbolic link, expected a directory: put what it points at there"
         if not place.exists():
             return f"points at {target!r}, which is not there: copy that version there, or {mend}"
-        return f"points at {target!r}, which has no {manifest.SUMS}: copy the whole version there, or {mend}"
+        return f"points at {target!r}, which has no {manifest.CHECKSUMS_FILE}: copy the whole version there, or {mend}"
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -415,7 +415,7 @@ class Registry:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise LockHeld(f"another promotion holds {self.root / _LOCK}: try again") from error
+                raise RegistryLocked(f"another promotion holds {self.root / _LOCK}: try again") from error
             yield
 
     def _open_lock(self) -> int:
@@ -449,14 +449,14 @@ def _directories(path: Path) -> list[str]:
         return []
 
 
-def _remove(residue: Path) -> None:
+def _remove_leftover(residue: Path) -> None:
     if residue.is_dir() and not residue.is_symlink():
         shutil.rmtree(residue)
     else:
         residue.unlink()
 
 
-def _not_a_link(path: Path) -> str:
+def _why_not_a_link(path: Path) -> str:
     """Return why what is no symbolic link is no alias: copies often lose them."""
     kind = disk.kind_of(os.lstat(path).st_mode)
     lost = "zip, cp -rL, rsync without -l and git with core.symlinks=false make copies without links"
@@ -466,10 +466,10 @@ def _not_a_link(path: Path) -> str:
     )
 
 
-def _move_of(line: bytes) -> Move | None:
+def _parse_move(line: bytes) -> Move | None:
     """Return the move in a line of the ledger, or None if the line is invalid."""
     try:
-        return Move.of(json.loads(line.decode("utf-8", "replace").removeprefix("\ufeff")))
+        return Move.from_dict(json.loads(line.decode("utf-8", "replace").removeprefix("\ufeff")))
     except (TypeError, ValueError, RecursionError):
         return None
 
@@ -484,19 +484,19 @@ def _append(ledger: BufferedRandom, line: str) -> None:
     os.fsync(ledger.fileno())
 
 
-def _is_id(text: Any) -> bool:
+def _is_version_id(text: Any) -> bool:
     name, _, version = text.partition("/") if isinstance(text, str) else ("", "", "")
     return bool(_NAME.fullmatch(name) and _NAME.fullmatch(version))
 
 
-def _well_formed(member: Any) -> Any:
+def _replace_surrogates(member: Any) -> Any:
     """Return a member of a move with what is no character in its texts replaced, so that it can be told in UTF-8."""
     if isinstance(member, list):
-        return [_well_formed(each) for each in member]
+        return [_replace_surrogates(each) for each in member]
     return member.encode(errors="replace").decode() if isinstance(member, str) else member
 
 
-def _who() -> str:
+def _current_user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
@@ -514,7 +514,7 @@ def main(arguments: list[str]) -> int:
         skipped = registry.read_ledger().skipped
     except RegistryError as error:
         print(error, file=sys.stderr)
-        return 75 if isinstance(error, LockHeld | Overtaken) else 1
+        return 75 if isinstance(error, RegistryLocked | AliasMoved) else 1
     except OSError as error:
         print(error, file=sys.stderr)
         return 74

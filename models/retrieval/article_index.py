@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.retrieval.corpus import Passages
 
 
-class Entry(NamedTuple):
+class ArticleEntry(NamedTuple):
     """One article: its id, its title, and how many passages it has."""
 
     article: int
@@ -19,7 +19,7 @@ class Entry(NamedTuple):
     chunks: int
 
 
-class Contents:
+class ArticleIndex:
     """The articles of `passages`, in the order of their ids."""
 
     def __init__(self, passages: Passages) -> None:
@@ -29,11 +29,11 @@ class Contents:
         self._bounds = np.append(starts, len(self._order))
 
     @cached_property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ArticleEntry]:
         """Every article."""
         counts = np.diff(self._bounds).tolist()
         first = map(self._passages.chunk, self._order[self._bounds[:-1]].tolist())
-        return [Entry(chunk.article, chunk.title, count) for chunk, count in zip(first, counts, strict=True)]
+        return [ArticleEntry(chunk.article, chunk.title, count) for chunk, count in zip(first, counts, strict=True)]
 
     def rows(self, article: int) -> NDArray[np.int64]:
         """Return the rows `(R,)` of one article in reading order, none where there is no such article."""

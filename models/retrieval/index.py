@@ -22,12 +22,12 @@ from models.vectors import Floats
 
 Rows = NDArray[np.int64]
 Codes = NDArray[np.uint8]
-Ranked = tuple[Floats, Rows]  # scores and rows, best first
-IVF = "ivf.safetensors"
-FEW = 64  # results are few where the corpus has so many times as many rows: the bounds leave most out
-_SLACK = 1e-5  # more than float32 errs in a cosine
-_ROUNDING = 4e-6  # more than it errs in a squared length of 1
-_TUNED_FOR = 15  # results that `nprobe` and `pool` are meant for: ten, and five spared for what the caller has
+ScoredRows = tuple[Floats, Rows]  # scores and rows, best first
+IVF_FILE = "ivf.safetensors"
+PRUNING_FACTOR = 64  # results are few where the corpus has so many times as many rows: the bounds leave most out
+_SCORE_ERROR = 1e-5  # more than float32 errs in a cosine
+_LENGTH_ERROR = 4e-6  # more than it errs in a squared length of 1
+_TUNED_K = 15  # results that `nprobe` and `pool` are meant for: ten, and five spared for what the caller has
 
 
 class BadIndex(ValueError):
@@ -70,48 +70,50 @@ class FlatIndex:
     def __init__(self, vectors: Floats) -> None:
         self._vectors = np.ascontiguousarray(vectors)
         self._axes = _principal_axes(self._vectors)[: max(vectors.shape[1] // 6, 1)]
-        self._heads = np.ascontiguousarray(self._headed(self._vectors).T)
+        self._projections = np.ascontiguousarray(self._project(self._vectors).T)
 
     def __len__(self) -> int:
         return len(self._vectors)
 
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
-        units, lengths = parted(queries)
-        few = FEW * k <= len(self)
+        units, lengths = normalise_queries(queries)
+        few = PRUNING_FACTOR * k <= len(self)
         each = (
-            map(self._search, units, self._bounds(units), repeat(k)) if few else map(self._search_all, units, repeat(k))
+            map(self._search, units, self._upper_bounds(units), repeat(k))
+            if few
+            else map(self._search_all, units, repeat(k))
         )
-        scores, rows = stacked(each, len(queries), k)
+        scores, rows = stack_results(each, len(queries), k)
         return scores * lengths, rows
 
     def vectors_at(self, rows: Rows, /) -> Floats:
         """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
         return self._vectors[rows]
 
-    def _bounds(self, units: Floats) -> Floats:
+    def _upper_bounds(self, units: Floats) -> Floats:
         """Return what no score exceeds, `(Q, N)`."""
-        bounds: Floats = self._headed(units) @ self._heads
+        bounds: Floats = self._project(units) @ self._projections
         return bounds
 
-    def _headed(self, units: Floats) -> Floats:
+    def _project(self, units: Floats) -> Floats:
         """Return `units` `(R, D)` along the first axes, and the length of the rest of each."""
         heads = np.empty((len(units), len(self._axes) + 1), np.float32)
         heads[:, :-1] = units @ self._axes.T
-        heads[:, -1] = np.sqrt(np.maximum(1 - np.vecdot(heads[:, :-1], heads[:, :-1]), 0) + _ROUNDING)
+        heads[:, -1] = np.sqrt(np.maximum(1 - np.vecdot(heads[:, :-1], heads[:, :-1]), 0) + _LENGTH_ERROR)
         return heads
 
     def _search(self, unit: Floats, bounds: Floats, k: int) -> tuple[Floats, Rows]:
-        likely = np.flatnonzero(bounds >= _reached(bounds, k))
-        floor = _reached(self._scores(unit, likely), k) - _SLACK
+        likely = np.flatnonzero(bounds >= _threshold(bounds, k))
+        floor = _threshold(self._scores(unit, likely), k) - _SCORE_ERROR
         rows = np.flatnonzero(bounds >= floor)
         scores = self._scores(unit, rows)
-        best = _best(scores, k)
+        best = _top_k(scores, k)
         return scores[best], rows[best]
 
     def _search_all(self, unit: Floats, k: int) -> tuple[Floats, Rows]:
         scores: Floats = np.vecdot(self._vectors, unit)
-        rows = _best(scores, k)
+        rows = _top_k(scores, k)
         return scores[rows], rows
 
     def _scores(self, unit: Floats, rows: Rows) -> Floats:
@@ -120,28 +122,28 @@ class FlatIndex:
         return scores
 
 
-def _best(scores: Floats, k: int) -> Rows:
+def _top_k(scores: Floats, k: int) -> Rows:
     """Return the places of the k best scores, best first, equal ones in their order."""
-    some = np.flatnonzero(scores >= _reached(scores, k))
+    some = np.flatnonzero(scores >= _threshold(scores, k))
     return some[np.argsort(-scores[some], kind="stable")[:k]]
 
 
-def parted(queries: Floats) -> tuple[Floats, Floats]:
+def normalise_queries(queries: Floats) -> tuple[Floats, Floats]:
     """Return `queries` `(Q, D)` at unit length, and their lengths `(Q, 1)`."""
     wide = queries.astype(np.float64)
     lengths = np.sqrt(np.vecdot(wide, wide))[:, None]
     return (wide / np.where(lengths > 0, lengths, 1)).astype(np.float32), lengths.astype(np.float32)
 
 
-def best_of(index: VectorIndex, query: Floats, rows: Rows, k: int) -> Ranked:
+def rescore(index: VectorIndex, query: Floats, rows: Rows, k: int) -> ScoredRows:
     """Return the scores and rows of the k of `rows` `(R,)` that are nearest to `query` `(D,)`."""
     rows = np.sort(rows)
     scores = np.vecdot(index.vectors_at(rows), query)
-    best = _best(scores, k)
+    best = _top_k(scores, k)
     return scores[best], rows[best]
 
 
-def stacked(found: Iterable[Ranked], count: int, k: int) -> tuple[Floats, Rows]:
+def stack_results(found: Iterable[ScoredRows], count: int, k: int) -> tuple[Floats, Rows]:
     """Return the scores and rows `(k,)` of `count` queries as two arrays `(count, k)`."""
     all_scores, all_rows = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
     for place, (scores, rows) in enumerate(found):
@@ -156,16 +158,16 @@ def _principal_axes(vectors: Floats) -> Floats:
     return axes
 
 
-def _reached(scores: Floats, k: int) -> Any:
+def _threshold(scores: Floats, k: int) -> Any:
     """Return a score that at least k of `scores` reach: the k-th best, or little less."""
-    if len(scores) >= FEW * k:  # the best of every 16 are as many different rows, and cheaper to part
+    if len(scores) >= PRUNING_FACTOR * k:  # the best of every 16 are as many different rows, and cheaper to part
         scores = scores[: len(scores) // 16 * 16].reshape(16, -1).max(axis=0)
     place = max(len(scores) - k, 0)
     return np.partition(scores, place)[place]
 
 
 @dataclass(frozen=True)
-class Lists:
+class InvertedLists:
     """An inverted file: rows of the corpus list after list, each list around one centroid.
 
     `centroids` `(L, D)` float32, `sizes` `(L,)` int64, `rows` `(N,)` int32 and `codes` `(N, C)` uint8: the RaBitQ
@@ -225,17 +227,17 @@ class IvfIndex:
     is_exact, without = False, None
 
     def __init__(
-        self, lists: Lists, vectors_at: Callable[[Rows], Floats], nprobe: int, pool: int, threads: int = 1
+        self, lists: InvertedLists, vectors_at: Callable[[Rows], Floats], nprobe: int, pool: int, threads: int = 1
     ) -> None:
         self.vectors_at: Callable[[Rows], Floats] = vectors_at
         self._nprobe, self._pool, self._threads = nprobe, pool, threads
         if not all(isinstance(number, int) and number > 0 for number in (nprobe, pool)):
             raise BadIndex(f"nprobe {nprobe!r} and pool {pool!r} must be counts")
-        self._lists = coder(lists.centroids)
+        self._lists = empty_ivf_index(lists.centroids)
         if lists.codes.shape[1:] != (self._lists.code_size,):
             raise BadIndex(f"codes of {lists.codes.shape[1:]} bytes, this faiss makes {self._lists.code_size}")
         self._check_codes(lists)
-        self._fill(lists)
+        self._add_lists(lists)
 
     def __len__(self) -> int:
         return int(self._lists.ntotal)
@@ -243,11 +245,11 @@ class IvfIndex:
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
         candidates = self._candidates(np.ascontiguousarray(queries), k)
-        return stacked(map(self._best, queries, candidates, repeat(k)), len(queries), k)
+        return stack_results(map(self._rescore, queries, candidates, repeat(k)), len(queries), k)
 
     def _candidates(self, queries: Floats, k: int) -> Rows:
         faiss.omp_set_num_threads(self._threads)  # of this thread's searches
-        depth = -(-k // _TUNED_FOR)
+        depth = -(-k // _TUNED_K)
         nprobe, count = self._nprobe * depth, min(self._pool * min(depth, 4) * k, len(self))
         while True:
             wanted = faiss.SearchParametersIVF()
@@ -257,18 +259,18 @@ class IvfIndex:
                 return rows
             nprobe *= 4
 
-    def _best(self, query: Floats, candidates: Rows, k: int) -> Ranked:
-        return best_of(self, query, candidates[candidates >= 0], k)
+    def _rescore(self, query: Floats, candidates: Rows, k: int) -> ScoredRows:
+        return rescore(self, query, candidates[candidates >= 0], k)
 
-    def _check_codes(self, lists: Lists) -> None:
+    def _check_codes(self, lists: InvertedLists) -> None:
         """Refuse codes that this faiss would not make of these vectors; rounding may turn single bits."""
         some = np.linspace(0, len(lists.rows) - 1, 64).astype(np.int64)
         home = np.repeat(np.arange(len(lists.sizes)), lists.sizes)[some]
-        again = encode(self._lists, self.vectors_at(lists.rows[some].astype(np.int64)), home)
+        again = encode_rows(self._lists, self.vectors_at(lists.rows[some].astype(np.int64)), home)
         if (again != lists.codes[some]).mean() > 0.1:
             raise BadIndex("the index is of other vectors, or of another faiss")
 
-    def _fill(self, lists: Lists) -> None:
+    def _add_lists(self, lists: InvertedLists) -> None:
         ends = np.cumsum(lists.sizes)
         rows = lists.rows.astype(np.int64)
         for number, (begin, end) in enumerate(zip(ends - lists.sizes, ends, strict=True)):
@@ -278,7 +280,7 @@ class IvfIndex:
         self._lists.ntotal = len(rows)
 
 
-def coder(centroids: Floats) -> Any:
+def empty_ivf_index(centroids: Floats) -> Any:
     """Return the empty faiss index that makes and reads the codes of lists around `centroids` `(L, D)`."""
     near = faiss.IndexFlatIP(centroids.shape[1])
     near.add(np.ascontiguousarray(centroids))
@@ -287,7 +289,7 @@ def coder(centroids: Floats) -> Any:
     return made
 
 
-def encode(index: Any, vectors: Floats, home: Rows) -> Codes:
+def encode_rows(index: Any, vectors: Floats, home: Rows) -> Codes:
     """Return the codes `(R, C)` of `vectors` `(R, D)` in the lists `home` `(R,)`."""
     codes = np.empty((len(vectors), index.code_size), np.uint8)
     vectors, home = np.ascontiguousarray(vectors), np.ascontiguousarray(home)

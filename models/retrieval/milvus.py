@@ -16,32 +16,26 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.retrieval.index import (
-    Rows,
-    VectorIndex,
-    best_of,
-    parted,
-    stacked,
-)
+from models.retrieval.index import Rows, VectorIndex, normalise_queries, rescore, stack_results
 from models.vectors import Floats
 
-Kind = Literal["flat", "hnsw"]
+IndexKind = Literal["flat", "hnsw"]
 Progress = Callable[[int, int], None]
-MOST = 16_384  # results that Milvus gives to a query
-TIES = 16  # results beyond k, so that where scores are equal at the end it is the first rows that are given
-ROWS = 1024  # rows of an insert: a message of a few megabytes
-HNSW = {"M": 32, "efConstruction": 360}
-PUSH_S = 60.0  # seconds for each message of a push
+MAX_RESULTS = 16_384  # results that Milvus gives to a query
+EXTRA_FOR_TIES = 16  # results beyond k, so that where scores are equal at the end it is the first rows that are given
+INSERT_ROWS = 1024  # rows of an insert: a message of a few megabytes
+HNSW_PARAMS = {"M": 32, "efConstruction": 360}
+PUSH_TIMEOUT_S = 60.0  # seconds for each message of a push
 _SHA256, _ROWS, _KIND, _IS_COMPLETE = "lvm.sha256", "lvm.rows", "lvm.index", "lvm.complete"
 
 
-class IndexAway(Exception):
+class IndexUnavailable(Exception):
     """The store did not answer as it must, or not in time."""
 
     reason = "index_away"
 
 
-class NotPushed(IndexAway):
+class NotPushed(IndexUnavailable):
     """The store has no complete collection of this version."""
 
     reason = "index_stale"
@@ -65,33 +59,33 @@ def connect(uri: str, token: str, timeout_s: float) -> Any:
     """Return a `pymilvus.MilvusClient` with a channel of its own.
 
     Raises:
-        IndexAway: nobody there answers in time.
+        IndexUnavailable: nobody there answers in time.
     """
     from pymilvus import MilvusClient
 
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of each error that it raises
-    with _as_away():
+    with _wrap_errors():
         return MilvusClient(uri, token=token, timeout=timeout_s, dedicated=True)
 
 
 @contextmanager
-def _as_away() -> Iterator[None]:
+def _wrap_errors() -> Iterator[None]:
     try:
         yield
-    except (IndexAway, BadCollection):
+    except (IndexUnavailable, BadCollection):
         raise
     except Exception as error:  # whatever the client, gRPC or an answer that makes no sense may raise
-        raise IndexAway(_said(error)) from error
+        raise IndexUnavailable(_first_line(error)) from error
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """Return one line of an error; those of gRPC and pymilvus have many."""
     details = getattr(error, "details", None)
     said = details() if callable(details) else getattr(error, "message", str(error))
     return f"{type(error).__name__}: {said}".splitlines()[0]
 
 
-class Build:
+class MilvusCollection:
     """The collection of one version in the Milvus at `uri`: connected when first asked, and anew after any failure.
 
     For one thread at a time.
@@ -103,9 +97,9 @@ class Build:
         self._until = 0.0
         self._client: Any = None
         self._close: Callable[[], object] = lambda: None
-        self.kind: Kind = "flat"
+        self.kind: IndexKind = "flat"
 
-    def within(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """Let all that is asked until the next call of this take so many seconds together."""
         self._until = monotonic() + seconds
 
@@ -113,25 +107,25 @@ class Build:
         """Return the k rows of `field` nearest to each of `queries` `(Q, D)`, none of them in `exclude`.
 
         Raises:
-            IndexAway: the store is gone, slow, gave fewer rows than it was asked for, or others than may be.
+            IndexUnavailable: the store is gone, slow, gave fewer rows than it was asked for, or others than may be.
             NotPushed: it has no complete collection of the version.
         """
-        with self._asking():
+        with self._connection():
             found = self._search(field, queries, k, exclude)
             self._check_rows(found, k, set(exclude))
             return found
 
     def open(self) -> None:
         """Connect where that is not done; raises as `find`."""
-        with self._asking():
+        with self._connection():
             self._open()
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
+    def _connection(self) -> Iterator[None]:
         try:
-            with _as_away():
+            with _wrap_errors():
                 yield
-        except IndexAway:
+        except IndexUnavailable:
             self._client = None
             self._close()
             raise
@@ -148,16 +142,16 @@ class Build:
     def _left_s(self) -> float:
         left = self._until - monotonic()
         if left <= 0:
-            raise IndexAway("no time left")
+            raise IndexUnavailable("no time left")
         return left
 
-    def _check(self, client: Any) -> Kind:
+    def _check(self, client: Any) -> IndexKind:
         if not client.has_collection(self._name, timeout=self._left_s()):
             raise NotPushed(f"no collection {self._name}")
         said = client.describe_collection(self._name, timeout=self._left_s())["properties"]
         if (said.get(_SHA256), said.get(_ROWS), said.get(_IS_COMPLETE)) != (self._sha256, str(self._rows), "true"):
             raise NotPushed(f"{self._name} is not, or not yet, the collection of this version")
-        kind: Kind = said[_KIND]
+        kind: IndexKind = said[_KIND]
         return kind
 
     def _search(self, field: str, queries: Floats, k: int, exclude: Sequence[int]) -> list[list[int]]:
@@ -178,13 +172,13 @@ class Build:
     def _check_rows(self, found: list[list[int]], k: int, excluded: Set[int]) -> None:
         for rows in found:
             if len(set(rows) - excluded) < k or min(rows) < 0 or max(rows) >= self._rows:
-                raise IndexAway(f"{len(rows)} rows where {k} were asked for, or others than may be")
+                raise IndexUnavailable(f"{len(rows)} rows where {k} were asked for, or others than may be")
 
 
 class MilvusIndex:
     """Searches a field of a collection, and scores what it finds by the vectors of `local`: to the bit as that does."""
 
-    def __init__(self, build: Build, field: str, local: VectorIndex, exclude: Sequence[int] = ()) -> None:
+    def __init__(self, build: MilvusCollection, field: str, local: VectorIndex, exclude: Sequence[int] = ()) -> None:
         self._build, self._field, self._local, self._exclude = build, field, local, exclude
 
     @property
@@ -193,7 +187,7 @@ class MilvusIndex:
         return self._build.kind == "flat"
 
     def __len__(self) -> int:
-        return min(len(self._local) - len(self._exclude), MOST)
+        return min(len(self._local) - len(self._exclude), MAX_RESULTS)
 
     def without(self, rows: Collection[int]) -> MilvusIndex:
         """Return the index of all but `rows`, which the store leaves out."""
@@ -205,69 +199,69 @@ class MilvusIndex:
         return self._local.vectors_at(rows)
 
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
-        """Return scores and rows `(Q, k)`, equal scores by row; raises as `Build.find`, ValueError for NaN."""
+        """Return scores and rows `(Q, k)`, equal scores by row; raises as `find`, or `ValueError` for NaN."""
         if not np.isfinite(queries).all():
             raise ValueError("queries must be finite")
         if k == 0:  # every row is excluded
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        found = self._build.find(self._field, queries, min(k + TIES, len(self)), self._exclude)
-        units, lengths = parted(queries)
-        each = (best_of(self._local, unit, np.array(rows), k) for unit, rows in zip(units, found, strict=True))
-        scores, best = stacked(each, len(queries), k)
+        found = self._build.find(self._field, queries, min(k + EXTRA_FOR_TIES, len(self)), self._exclude)
+        units, lengths = normalise_queries(queries)
+        each = (rescore(self._local, unit, np.array(rows), k) for unit, rows in zip(units, found, strict=True))
+        scores, best = stack_results(each, len(queries), k)
         return scores * lengths, best
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """What a push left in the store: `inserted` of `rows` are new, `was` is what the alias stood for before."""
 
     uri: str
     collection: str
     alias: str
     was: str | None
-    index: Kind
+    index: IndexKind
     rows: int
     inserted: int
 
 
-class Push:
+class MilvusPush:
     """Puts the vectors of a version into a Milvus; again, it goes on where it was stopped, or has nothing to do."""
 
-    def __init__(self, uri: str, token: str, sha256: str, indexes: Mapping[str, VectorIndex], kind: Kind) -> None:
-        self._uri, self._client = uri, connect(uri, token, PUSH_S)
+    def __init__(self, uri: str, token: str, sha256: str, indexes: Mapping[str, VectorIndex], kind: IndexKind) -> None:
+        self._uri, self._client = uri, connect(uri, token, PUSH_TIMEOUT_S)
         self._name, self._indexes, self._kind = collection_of(sha256), indexes, kind
         self._rows = len(next(iter(indexes.values())))
         self._marks = {_SHA256: sha256, _ROWS: str(self._rows), _KIND: kind}
 
-    def run(self, alias: str, progress: Progress) -> Pushed:
+    def run(self, alias: str, progress: Progress) -> PushResult:
         """Fill the collection, flag it complete once it has every row, and point `alias` at it.
 
         Raises:
-            IndexAway: the store is gone, slow, or refuses.
+            IndexUnavailable: the store is gone, slow, or refuses.
             BadCollection: its collection of this name is another's, of another index, or miscounts.
         """
-        with _as_away():
-            is_complete = self._prepare()
-            begin = self._rows if is_complete else self._count() // ROWS * ROWS  # rows come in order
+        with _wrap_errors():
+            is_complete = self._open_collection()
+            begin = self._rows if is_complete else self._count() // INSERT_ROWS * INSERT_ROWS  # rows come in order
             self._fill(begin, progress)
             self._finish(is_complete)
-            was = self._point(alias)
-        return Pushed(self._uri, self._name, alias, was, self._kind, self._rows, self._rows - begin)
+            was = self._move_alias(alias)
+        return PushResult(self._uri, self._name, alias, was, self._kind, self._rows, self._rows - begin)
 
     def drop(self) -> None:
         """Drop the collection, if it is there; raises as `run`."""
-        with _as_away():
-            if self._client.has_collection(self._name, timeout=PUSH_S):
-                for alias in self._client.list_aliases(self._name, timeout=PUSH_S)["aliases"]:
-                    self._client.drop_alias(alias, timeout=PUSH_S)  # what an alias stands for cannot be dropped
-                self._client.drop_collection(self._name, timeout=PUSH_S)
+        with _wrap_errors():
+            if self._client.has_collection(self._name, timeout=PUSH_TIMEOUT_S):
+                for alias in self._client.list_aliases(self._name, timeout=PUSH_TIMEOUT_S)["aliases"]:
+                    self._client.drop_alias(alias, timeout=PUSH_TIMEOUT_S)  # what an alias stands for cannot be dropped
+                self._client.drop_collection(self._name, timeout=PUSH_TIMEOUT_S)
 
-    def _prepare(self) -> bool:
+    def _open_collection(self) -> bool:
         """Make the collection where there is none; return whether it is complete."""
-        if not self._client.has_collection(self._name, timeout=PUSH_S):
+        if not self._client.has_collection(self._name, timeout=PUSH_TIMEOUT_S):
             self._create()
-        self._client.load_collection(self._name, timeout=PUSH_S)
-        said = self._client.describe_collection(self._name, timeout=PUSH_S)["properties"]
+        self._client.load_collection(self._name, timeout=PUSH_TIMEOUT_S)
+        said = self._client.describe_collection(self._name, timeout=PUSH_TIMEOUT_S)["properties"]
         if differing := [mark for mark, value in self._marks.items() if said.get(mark) != value]:
             raise BadCollection(f"{self._name} is there with another {', '.join(differing)}")
         return bool(said.get(_IS_COMPLETE) == "true")
@@ -281,42 +275,42 @@ class Push:
         for field, index in self._indexes.items():
             dim = index.vectors_at(np.zeros(1, np.int64)).shape[1]
             schema.add_field(field, DataType.FLOAT_VECTOR, dim=dim)
-            built = HNSW if self._kind == "hnsw" else {}
+            built = HNSW_PARAMS if self._kind == "hnsw" else {}
             params.add_index(field, index_type=self._kind.upper(), metric_type="IP", index_name=field, params=built)
         self._client.create_collection(
-            self._name, schema=schema, index_params=params, properties=self._marks, timeout=PUSH_S
+            self._name, schema=schema, index_params=params, properties=self._marks, timeout=PUSH_TIMEOUT_S
         )
 
     def _count(self) -> int:
         told = self._client.query(
-            self._name, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=PUSH_S
+            self._name, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=PUSH_TIMEOUT_S
         )
         return int(told[0]["count(*)"])
 
     def _fill(self, begin: int, progress: Progress) -> None:
-        for first in range(begin, self._rows, ROWS):
-            rows = np.arange(first, min(first + ROWS, self._rows))
+        for first in range(begin, self._rows, INSERT_ROWS):
+            rows = np.arange(first, min(first + INSERT_ROWS, self._rows))
             columns = {field: index.vectors_at(rows) for field, index in self._indexes.items()}
             entities = [
                 {"row": int(row), **{field: vectors[at] for field, vectors in columns.items()}}
                 for at, row in enumerate(rows)
             ]
-            self._client.upsert(self._name, entities, timeout=PUSH_S)
+            self._client.upsert(self._name, entities, timeout=PUSH_TIMEOUT_S)
             progress(int(rows[-1]) + 1, self._rows)
 
     def _finish(self, is_complete: bool) -> None:
         if is_complete:
             return
-        self._client.flush(self._name, timeout=PUSH_S)
+        self._client.flush(self._name, timeout=PUSH_TIMEOUT_S)
         if (count := self._count()) != self._rows:
             raise BadCollection(f"{self._name} has {count} rows, not {self._rows}")
-        self._client.alter_collection_properties(self._name, {_IS_COMPLETE: "true"}, timeout=PUSH_S)
+        self._client.alter_collection_properties(self._name, {_IS_COMPLETE: "true"}, timeout=PUSH_TIMEOUT_S)
 
-    def _point(self, alias: str) -> str | None:
+    def _move_alias(self, alias: str) -> str | None:
         """Have `alias` stand for the collection, at once; return what it stood for."""
-        if alias not in self._client.list_aliases(timeout=PUSH_S)["aliases"]:
-            self._client.create_alias(self._name, alias, timeout=PUSH_S)
+        if alias not in self._client.list_aliases(timeout=PUSH_TIMEOUT_S)["aliases"]:
+            self._client.create_alias(self._name, alias, timeout=PUSH_TIMEOUT_S)
             return None
-        was = str(self._client.describe_alias(alias, timeout=PUSH_S)["collection_name"])
-        self._client.alter_alias(self._name, alias, timeout=PUSH_S)
+        was = str(self._client.describe_alias(alias, timeout=PUSH_TIMEOUT_S)["collection_name"])
+        self._client.alter_alias(self._name, alias, timeout=PUSH_TIMEOUT_S)
         return was

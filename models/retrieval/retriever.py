@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.drift import Space
+from models.drift import ReferenceStats
 from models.registry import manifest
 from models.registry.card import CARD_FILE, BadCard, Card
 from models.registry.checkpoint import BadCheckpoint
-from models.retrieval.article_index import Contents
+from models.retrieval.article_index import ArticleIndex
 from models.retrieval.corpus import (
     BadCorpus,
     Chunk,
@@ -28,16 +28,7 @@ from models.retrieval.corpus import (
     map_corpus,
     parse_corpus,
 )
-from models.retrieval.index import (
-    IVF,
-    BadIndex,
-    FlatIndex,
-    IvfIndex,
-    Lists,
-    Ranked,
-    Rows,
-    VectorIndex,
-)
+from models.retrieval.index import IVF_FILE, BadIndex, FlatIndex, InvertedLists, IvfIndex, Rows, ScoredRows, VectorIndex
 from models.retrieval.reranker import RERANK_DEPTH, RERANKER_FILE, BadReranker, Reranker, candidate_features
 from models.retrieval.towers import TOWER_INDEX_FILE, Towers, open_towers
 from models.runtimes.quick import is_quick
@@ -45,9 +36,9 @@ from models.vectors import Floats, normalise
 
 _FAULTS = manifest.Corrupt, BadCard, BadCorpus, BadIndex, BadReranker
 Lap = Callable[[str], None]
-SPACED = 64  # stretches of the corpus that tell of its space
-ENCODED, PAYLOAD = "encoded", "payload"  # names of indexes: whose vectors they search
-SAME = 0.999  # cosine from which a candidate counts as one of the caller's own context chunks
+SAMPLED_CONTEXTS = 64  # stretches of the corpus that tell of its space
+ENCODED_INDEX, PAYLOAD_INDEX = "encoded", "payload"  # names of indexes: whose vectors they search
+SAME_COSINE = 0.999  # cosine from which a candidate counts as one of the caller's own context chunks
 
 
 @dataclass(frozen=True)
@@ -124,27 +115,33 @@ class Retriever:
     @property
     def indexes(self) -> dict[str, VectorIndex]:
         """What it searches: the encoder's vectors, of a bundle the payload tower's too."""
-        return {ENCODED: self.index} | ({PAYLOAD: self.towers.index} if self.towers else {})
+        return {ENCODED_INDEX: self.index} | ({PAYLOAD_INDEX: self.towers.index} if self.towers else {})
 
-    def through(self, indexes: Mapping[str, VectorIndex]) -> Retriever:
+    def with_indexes(self, indexes: Mapping[str, VectorIndex]) -> Retriever:
         """Return a retriever of the same passages that searches `indexes` instead of its own of these names."""
-        towers = self.towers and replace(self.towers, index=indexes[PAYLOAD])
-        return Retriever(self.version, self.sha256, self.card, self.corpus, indexes[ENCODED], towers, self.reranker)
+        towers = self.towers and replace(self.towers, index=indexes[PAYLOAD_INDEX])
+        return Retriever(
+            self.version, self.sha256, self.card, self.corpus, indexes[ENCODED_INDEX], towers, self.reranker
+        )
 
     @cached_property
-    def contents(self) -> Contents:
+    def article_index(self) -> ArticleIndex:
         """The articles of its corpus."""
-        return Contents(self.corpus)
+        return ArticleIndex(self.corpus)
 
     @cached_property
-    def space(self) -> Space | None:
+    def reference_stats(self) -> ReferenceStats | None:
         """The space of its passages, None where no article is as long as a context."""
         length = self.card.context_length
-        starts = np.unique(np.linspace(0, max(len(self.corpus) - length, 0), SPACED).astype(np.int64))
-        runs = [start + np.arange(length) for start in starts if self._is_run(start, start + length - 1)]
-        return Space.of(np.stack([self.corpus.vectors_at(rows) for rows in runs])) if len(runs) > 1 else None
+        starts = np.unique(np.linspace(0, max(len(self.corpus) - length, 0), SAMPLED_CONTEXTS).astype(np.int64))
+        runs = [start + np.arange(length) for start in starts if self._is_consecutive(start, start + length - 1)]
+        return (
+            ReferenceStats.from_contexts(np.stack([self.corpus.vectors_at(rows) for rows in runs]))
+            if len(runs) > 1
+            else None
+        )
 
-    def _is_run(self, first: int, last: int) -> bool:
+    def _is_consecutive(self, first: int, last: int) -> bool:
         if last >= len(self.corpus):
             return False
         one, other = self.corpus.chunk(first), self.corpus.chunk(last)
@@ -162,14 +159,14 @@ class Retriever:
 
         `lap` is called with the name of each stage as it ends: infer and rerank where there is any, search.
         """
-        found = self.candidates(searches, lap)
+        found = self.find_candidates(searches, lap)
         if any(map(self._is_reranked, searches)):
             pairs = zip(searches, found, strict=True)
-            found = [self._reranked(search, *best) if self._is_reranked(search) else best for search, best in pairs]
+            found = [self._rerank(search, *best) if self._is_reranked(search) else best for search, best in pairs]
             lap("rerank")
         return [self._hits(search.k, *best) for search, best in zip(searches, found, strict=True)]
 
-    def candidates(self, searches: list[Search], lap: Lap = lambda stage: None) -> list[Ranked]:
+    def find_candidates(self, searches: list[Search], lap: Lap = lambda stage: None) -> list[ScoredRows]:
         """Return the scores and rows that each search finds, before any reranking; `lap` as in `search_batch`."""
         found = self._find_each(searches, self._queries(searches, lap))
         lap("search")
@@ -190,18 +187,18 @@ class Retriever:
         lap("infer")
         return [next(made) if search.query is None else search.query for search in searches]
 
-    def _find_each(self, searches: list[Search], queries: list[Floats]) -> list[Ranked]:
+    def _find_each(self, searches: list[Search], queries: list[Floats]) -> list[ScoredRows]:
         """Search given queries among the encoder's vectors, and queries of the towers among the payload tower's."""
-        found: dict[int, Ranked] = {}
+        found: dict[int, ScoredRows] = {}
         for index, is_given in ((self.index, True), (self.towers.index if self.towers else None, False)):
             places = [place for place, search in enumerate(searches) if (search.query is not None) is is_given]
             if index and places:
-                found.update(self._find_some(index, searches, queries, places))
+                found.update(self._find_without(index, searches, queries, places))
         return [found[place] for place in range(len(searches))]
 
-    def _find_some(
+    def _find_without(
         self, index: VectorIndex, searches: list[Search], queries: list[Floats], places: list[int]
-    ) -> Iterator[tuple[int, Ranked]]:
+    ) -> Iterator[tuple[int, ScoredRows]]:
         """Yield what the searches at `places` find, by place; together where they exclude the same."""
         if index.without is None:
             best = self._find(index, [searches[place] for place in places], [queries[place] for place in places])
@@ -214,42 +211,42 @@ class Retriever:
             left = [replace(searches[place], exclude=()) for place in some]
             yield from zip(some, self._find(index.without(rows), left, [queries[place] for place in some]), strict=True)
 
-    def _find(self, index: VectorIndex, searches: list[Search], queries: list[Floats]) -> list[Ranked]:
-        wanted = list(map(self._wanted, searches))
-        reach = max(count + self._spare(search) for count, search in zip(wanted, searches, strict=True))
+    def _find(self, index: VectorIndex, searches: list[Search], queries: list[Floats]) -> list[ScoredRows]:
+        wanted = list(map(self._depth, searches))
+        reach = max(count + self._excluded_count(search) for count, search in zip(wanted, searches, strict=True))
         while True:
             scores, rows = index.search(np.array(queries), min(reach, len(index)))
-            found = [self._allowed(*item) for item in zip(searches, wanted, scores, rows, strict=True)]
+            found = [self._drop_excluded(*item) for item in zip(searches, wanted, scores, rows, strict=True)]
             short = any(len(rows) < count for (_, rows), count in zip(found, wanted, strict=True))
             if not short or reach >= len(index):
                 return found
             reach *= 4  # the corpus repeats the caller's own chunks more often than was spared for
 
-    def _wanted(self, search: Search) -> int:
+    def _depth(self, search: Search) -> int:
         return max(search.k, RERANK_DEPTH) if self._is_reranked(search) else search.k
 
     def _is_reranked(self, search: Search) -> bool:
         return search.rerank and search.query is None and self.reranks
 
-    def _spare(self, search: Search) -> int:
+    def _excluded_count(self, search: Search) -> int:
         own = 0 if search.exclude_vectors is None else len(search.exclude_vectors)
         return len(search.exclude) + own
 
-    def _allowed(self, search: Search, count: int, scores: Floats, rows: Rows) -> Ranked:
+    def _drop_excluded(self, search: Search, count: int, scores: Floats, rows: Rows) -> ScoredRows:
         if search.exclude_vectors is not None:
-            other = ~self._is_own(rows, search.exclude_vectors)
+            other = ~self._matches_context(rows, search.exclude_vectors)
             scores, rows = scores[other], rows[other]
         if search.exclude:
             other = ~np.isin(rows, list(search.exclude))
             scores, rows = scores[other], rows[other]
         return scores[:count], rows[:count]
 
-    def _reranked(self, search: Search, scores: Floats, rows: Rows) -> Ranked:
+    def _rerank(self, search: Search, scores: Floats, rows: Rows) -> ScoredRows:
         """Order the best anew, what the caller has already behind them, and behind that what the search found later."""
         assert self.reranker
         assert search.context is not None
         best, later = np.split(np.arange(len(rows)), [RERANK_DEPTH])
-        is_own = self._is_own(rows[best], search.context)
+        is_own = self._matches_context(rows[best], search.context)
         new, own = best[~is_own], best[is_own]
         figures = self.figures(search.context, scores[new], rows[new])
         new = new[np.argsort(-self.reranker.score(figures), kind="stable")]
@@ -260,11 +257,11 @@ class Retriever:
         best = rows[:k].tolist()
         return list(map(Hit, best, scores[:k].tolist(), map(self.corpus.chunk, best)))
 
-    def _is_own(self, rows: Rows, context: Floats) -> NDArray[np.bool_]:
+    def _matches_context(self, rows: Rows, context: Floats) -> NDArray[np.bool_]:
         """Say which of `rows` are vectors of `context` `(T, D)`, of whatever length these are."""
         closeness = self.corpus.vectors_at(rows) @ context.T  # (R, T)
         lengths = np.sqrt(np.vecdot(context, context))
-        same: NDArray[np.bool_] = ((closeness >= SAME * lengths) & (lengths > 0)).any(axis=1)
+        same: NDArray[np.bool_] = ((closeness >= SAME_COSINE * lengths) & (lengths > 0)).any(axis=1)
         return same
 
 
@@ -278,7 +275,11 @@ def load_retriever(directory: Path, threads: int = 1) -> Retriever:
         BadCheckpoint: a file is missing, altered or unreadable, or contradicts the card.
     """
     try:
-        return _mapped(directory, threads) if IVF in manifest.names(directory) else _in_memory(directory, threads)
+        return (
+            _mapped(directory, threads)
+            if IVF_FILE in manifest.file_names(directory)
+            else _in_memory(directory, threads)
+        )
     except (
         manifest.Corrupt,
         BadCard,
@@ -292,8 +293,8 @@ def load_retriever(directory: Path, threads: int = 1) -> Retriever:
 
 
 def _in_memory(directory: Path, threads: int) -> Retriever:
-    files = manifest.read(directory)
-    return build_retriever(directory.name, manifest.seal_of(directory), files, threads)
+    files = manifest.read_files(directory)
+    return build_retriever(directory.name, manifest.read_digest(directory), files, threads)
 
 
 def build_retriever(version: str, sha256: str, files: Mapping[str, bytes], threads: int = 1) -> Retriever:
@@ -313,14 +314,14 @@ def build_retriever(version: str, sha256: str, files: Mapping[str, bytes], threa
 
 
 def _mapped(directory: Path, threads: int) -> Retriever:
-    files = manifest.mapped(directory)
+    files = manifest.map_files(directory)
     corpus = map_corpus(files)
     card = _card(files, corpus)
-    lists = Lists.from_bytes(files[IVF][:])
+    lists = InvertedLists.from_bytes(files[IVF_FILE][:])
     if lists.centroids.shape[1] != corpus.dim or len(lists.rows) != len(corpus):
         raise BadIndex(f"an index of {len(lists.rows)} rows, D = {lists.centroids.shape[1]}")
     index = IvfIndex(lists, corpus.vectors_at, card.config["nprobe"], card.config["pool"], threads)
-    return Retriever(directory.name, manifest.seal_of(directory), card, corpus, index)
+    return Retriever(directory.name, manifest.read_digest(directory), card, corpus, index)
 
 
 def _card(files: Mapping[str, manifest.Buffer], corpus: Passages) -> Card:

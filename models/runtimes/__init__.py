@@ -13,7 +13,7 @@ import numpy as np
 from models.registry.checkpoint import BadCheckpoint, Checkpoint
 from models.vectors import Floats
 
-PARITY = 0.9999  # least cosine to the float32 torch net's answer on every golden vector
+MIN_PARITY = 0.9999  # least cosine to the float32 torch net's answer on every golden vector
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("float32", "bf16", "int8")
 
@@ -123,7 +123,7 @@ def _on_cpu(checkpoint: Checkpoint, threads: int, precision: str) -> Runtime:
         from models.runtimes import openvino
     except ImportError as error:
         raise NoSuchPrecision(f"{precision} on cpu needs the extra openvino, which is not installed") from error
-    if not openvino.has(precision):
+    if not openvino.supports_precision(precision):
         raise NoSuchPrecision(f"this processor does not compute in {precision}")
     return openvino.OpenVinoRuntime(checkpoint, precision, threads)
 
@@ -138,5 +138,5 @@ def check_parity(runtime: Runtime, checkpoint: Checkpoint) -> None:
         raise UnfitRuntime(f"{runtime.name}: answers of shape {answer.shape}")
     apart = np.sum((answer - checkpoint.golden_vector) ** 2, axis=1)
     worst = float(1 - np.max(apart) / 2)  # the cosine, where both are unit; less, or NaN, where one is not
-    if not worst >= PARITY:
-        raise UnfitRuntime(f"{runtime.name}: cosine {worst:.6f} to the golden vectors, want >= {PARITY}")
+    if not worst >= MIN_PARITY:
+        raise UnfitRuntime(f"{runtime.name}: cosine {worst:.6f} to the golden vectors, want >= {MIN_PARITY}")

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from models.registry.checkpoint import Checkpoint
-from models.runtimes.torch import net_on, runtime_name
+from models.runtimes.torch import build_net_on, runtime_name
 from models.vectors import Floats
 
-MOST = 1024  # rows of the largest graph; more rows run in several
-WARM_UP = 3  # runs before a capture, in which libraries allocate and choose their kernels
+MAX_GRAPH_ROWS = 1024  # rows of the largest graph; more rows run in several
+WARM_UP_RUNS = 3  # runs before a capture, in which libraries allocate and choose their kernels
 
 Step = Callable[[Floats], Floats]
 
@@ -34,9 +34,9 @@ class GraphRuntime:
 
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
-        if len(contexts) <= MOST:
+        if len(contexts) <= MAX_GRAPH_ROWS:
             return self._step(len(contexts))(contexts)
-        parts = (contexts[at : at + MOST] for at in range(0, len(contexts), MOST))
+        parts = (contexts[at : at + MAX_GRAPH_ROWS] for at in range(0, len(contexts), MAX_GRAPH_ROWS))
         return np.concatenate([self._step(len(part))(part) for part in parts])
 
     def _step(self, rows: int) -> Step:
@@ -49,7 +49,7 @@ class GraphRuntime:
 def open_cuda(checkpoint: Checkpoint, precision: str) -> GraphRuntime:
     """Return the net on the GPU; `precision` is float32 or bf16."""
     torch.backends.cudnn.allow_tf32 = False  # which rounds float32 to 10 bits in recurrent nets
-    net = net_on(checkpoint, "cuda", precision)
+    net = build_net_on(checkpoint, "cuda", precision)
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     shape = checkpoint.golden_context.shape[1:]
     return GraphRuntime(runtime_name("cuda-graphs", precision), lambda size: CapturedNet(net, size, shape, stream))
@@ -64,7 +64,7 @@ class CapturedNet:
         self._given_here = torch.zeros(size, *shape, pin_memory=True)
         with torch.cuda.stream(stream):
             self._given = torch.zeros(size, *shape, device="cuda")
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP_RUNS):
                 net(self._given)
         stream.synchronize()
         # Of this thread's calls only: a version that is being replaced goes on serving in another.

@@ -18,7 +18,7 @@ from models.registry.checkpoint import BadCheckpoint, Checkpoint
 from models.runtimes.priority import gives_way
 from models.vectors import Floats
 
-ROWS = 8  # least rows worth a thread: for fewer, waking it takes longer than it saves
+MIN_ROWS_PER_THREAD = 8  # least rows worth a thread: for fewer, waking it takes longer than it saves
 
 
 def open_session(graph: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
@@ -53,7 +53,7 @@ class OnnxRuntime:
 
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
-        count = min(self._threads, len(contexts) // ROWS)
+        count = min(self._threads, len(contexts) // MIN_ROWS_PER_THREAD)
         if count < 2 or gives_way():
             return self._run(contexts)
         mine, *others = np.array_split(contexts, count)

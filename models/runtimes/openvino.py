@@ -15,11 +15,11 @@ from safetensors.numpy import save
 from models.registry.checkpoint import GRAPH_FILE, WEIGHTS_FILE, BadCheckpoint, Checkpoint
 from models.vectors import Floats
 
-GROUP = 32  # activations that share a scale in int8: the finest there is, and of one row, so rows do not mix
-LEAST = np.finfo(np.float32).tiny  # scale of an output whose weights are all zero
+INT8_GROUP = 32  # activations that share a scale in int8: the finest there is, and of one row, so rows do not mix
+MIN_SCALE = np.finfo(np.float32).tiny  # scale of an output whose weights are all zero
 CONFIG: dict[str, dict[str, str | int]] = {
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
-    "int8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP},
+    "int8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP},
 }
 
 
@@ -45,7 +45,7 @@ class OpenVinoRuntime:
         return answer
 
 
-def has(precision: str) -> bool:
+def supports_precision(precision: str) -> bool:
     """Return whether this processor computes in `precision`; where not, OpenVINO would quietly use float32."""
     return precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
@@ -70,6 +70,6 @@ def _quantise(model: Any) -> None:
         if node.get_type_name() == "MatMul" and node.input_value(1).get_node().get_type_name() == "Constant":
             weights = node.input_value(1).get_node().data
             inputs = 1 if node.get_attributes()["transpose_b"] else 0
-            scale = np.maximum(np.abs(weights).max(axis=inputs, keepdims=True) / 127, LEAST)
+            scale = np.maximum(np.abs(weights).max(axis=inputs, keepdims=True) / 127, MIN_SCALE)
             stored = ops.convert(ops.constant(np.rint(weights / scale).astype(np.int8)), "f32")
             node.input(1).replace_source_output(ops.multiply(stored, ops.constant(scale)).output(0))

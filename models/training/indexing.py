@@ -13,14 +13,7 @@ import numpy as np
 
 from models.registry.card import Card
 from models.retrieval.corpus import BLOCK_ROWS, MappedCorpus
-from models.retrieval.index import (
-    BadIndex,
-    IvfIndex,
-    Lists,
-    Rows,
-    coder,
-    encode,
-)
+from models.retrieval.index import BadIndex, InvertedLists, IvfIndex, Rows, empty_ivf_index, encode_rows
 from models.retrieval.retriever import Hit, Retriever, Search
 from models.training.parts import Arrays, Input, Parts, digest, sources
 from models.vectors import Floats, normalise
@@ -89,7 +82,7 @@ class Kept:
         return made
 
 
-def build(corpus: MappedCorpus, card: Card, progress: Progress, parts: Parts) -> tuple[Lists, Card]:
+def build(corpus: MappedCorpus, card: Card, progress: Progress, parts: Parts) -> tuple[InvertedLists, Card]:
     """Return the lists of an index of `corpus`, and `card` with its parameters and recall.
 
     Queries are what an untrained net predicts, the mean of `card.context_length` consecutive chunks, and the chunks
@@ -134,21 +127,21 @@ def build(corpus: MappedCorpus, card: Card, progress: Progress, parts: Parts) ->
     return lists, replace(card, config=config, limits=(*card.limits, limit))
 
 
-def _lists(corpus: MappedCorpus, kept: Kept, random: np.random.Generator) -> Lists:
+def _lists(corpus: MappedCorpus, kept: Kept, random: np.random.Generator) -> InvertedLists:
     count = min(2 ** round(math.log2(2 * math.sqrt(len(corpus)))), len(corpus))
     some = np.sort(random.choice(len(corpus), min(SAMPLE * count, len(corpus)), replace=False))
     centroids = _centroids(corpus.vectors_at(some), count, kept)
-    index = coder(centroids)
+    index = empty_ivf_index(centroids)
     blocks = [kept(partial(_coded, index, vectors), f"block {row}") for row, vectors in corpus.blocks()]
     home, codes = (np.concatenate([block[part] for block in blocks]) for part in ("home", "codes"))
     rows = np.argsort(home, kind="stable")
-    return Lists(centroids, np.bincount(home, minlength=count), rows.astype(np.int32), codes[rows])
+    return InvertedLists(centroids, np.bincount(home, minlength=count), rows.astype(np.int32), codes[rows])
 
 
 def _coded(index: Any, vectors: Floats) -> Arrays:
     """Return the lists, `home` `(R,)`, and `codes` `(R, C)` of a block of vectors."""
     home = index.quantizer.search(vectors, 1)[1][:, 0]
-    return {"home": home, "codes": encode(index, vectors, home)}
+    return {"home": home, "codes": encode_rows(index, vectors, home)}
 
 
 def _centroids(vectors: Floats, count: int, kept: Kept) -> Floats:

@@ -16,7 +16,7 @@ from models.training.publish import golden_contexts, publish, reference_of
 from models.training.teachers import Ensemble, load_teachers
 from models.training.towers import TowerTrainer
 from models.training.train import Epoch, Recipe, Trainer
-from models.windows import Windows, hold_out, some_windows
+from models.windows import Windows, hold_out, require_windows
 
 LIMITS = (
     "The margin over copying the context is small: sentence embeddings carry topic more than direction, "
@@ -53,14 +53,14 @@ def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], 
 
     Raises:
         BadCorpus: a data set cannot be read.
-        NothingToLearnFrom: a data set has no window.
+        NoWindows: a data set has no window.
         NoSuchDevice: the device is not here.
         AnotherRun: the state to resume belongs to another run.
         UnfitTeacher: a teacher reads vectors of another shape.
         NotAsTrained: the served net scores otherwise than the trained one.
     """
     corpus = read_corpus(job.data[1])
-    train, held_out = hold_out(some_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
+    train, held_out = hold_out(require_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
     kind, store = (TowerTrainer, publish_towers) if job.two_tower else (Trainer, publish)
     trainer = kind(job.net, _config(job, corpus), job.recipe, train, job.device, _teacher(job, registry, corpus.dim))
     _prepare(job, trainer)

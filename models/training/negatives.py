@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.windows import NothingToLearnFrom, Windows
+from models.windows import NoWindows, Windows
 
 
 class Negatives:
@@ -19,13 +19,13 @@ class Negatives:
     any other row of the corpus takes their place, so that every window has as many.
 
     Raises:
-        NothingToLearnFrom: the corpus is a single window.
+        NoWindows: the corpus is a single window.
     """
 
     def __init__(self, data: Windows, same: int) -> None:
         self.same, self._span, rows = same, data.length + 1, len(data.vectors)
         if rows <= self._span:
-            raise NothingToLearnFrom("a corpus of one window has no wrong answers")
+            raise NoWindows("a corpus of one window has no wrong answers")
         begin, end = _bounds(data)
         has_others = end - begin > self._span
         self._begin = torch.from_numpy(np.where(has_others, begin, 0))

@@ -41,8 +41,8 @@ from models.retrieval.corpus import (
     read_corpus,
     write_passages,
 )
-from models.retrieval.index import IVF
-from models.runtimes.torch import answer_of, arrays_of
+from models.retrieval.index import IVF_FILE
+from models.runtimes.torch import run_net, state_arrays
 from models.training import indexing
 from models.training.indexing import Progress
 from models.training.parts import beside
@@ -121,7 +121,7 @@ def _publish_indexed(registry: Registry, directory: Path, card: Card, progress: 
         corpus = map_unverified_corpus(files)
         with beside(registry.root / card.name) as parts:
             lists, card = indexing.build(corpus, card, progress, parts)
-            return _add_corpus(registry, card, corpus, articles, {**files, IVF: lists.to_bytes()})
+            return _add_corpus(registry, card, corpus, articles, {**files, IVF_FILE: lists.to_bytes()})
 
 
 def _add_corpus(
@@ -134,8 +134,8 @@ def _add_corpus(
 
 def net_files(net: nn.Module, golden: Floats) -> dict[str, bytes]:
     """Return the weights, the ONNX graph and the golden vectors of `net` as files."""
-    weights = save_tensors(arrays_of(net.state_dict()))
-    vectors = {"context": golden, "vector": answer_of(net, golden)}
+    weights = save_tensors(state_arrays(net.state_dict()))
+    vectors = {"context": golden, "vector": run_net(net, golden)}
     return {
         WEIGHTS_FILE: weights,
         GRAPH_FILE: export_graph(net, golden.shape[1:], weights),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from models.evaluate import searches
+from models.evaluate import window_searches
 from models.nets import BadConfig
 from models.nets.reranker import RerankerNet
 from models.registry.card import CARD_FILE, Card
@@ -27,7 +27,7 @@ from models.training import bundle
 from models.training.parts import Arrays, Parts, beside, identity, sources
 from models.training.train import Epoch, Recipe, Trainer
 from models.vectors import Floats
-from models.windows import NothingToLearnFrom, Rows, Windows, alone, hold_out, some_windows
+from models.windows import NoWindows, Rows, Windows, compact_windows, hold_out, require_windows
 
 ARTICLES = 118  # in a bank: what the figures are depends on how much there is to choose from
 
@@ -99,7 +99,7 @@ def run_rerank_job(
     Raises:
         BadCorpus: the data set cannot be read.
         BadCheckpoint: the version holds no towers, or does not say what they held out.
-        NothingToLearnFrom: the articles held out make less than two banks.
+        NoWindows: the articles held out make less than two banks.
         AnotherRun: the state to resume belongs to another run.
         BadConfig: the reranker takes no such sizes.
     """
@@ -138,18 +138,18 @@ def held_out_banks(card: Card, corpus: Corpus) -> list[Windows]:
 
     Raises:
         BadCheckpoint: the card does not say what was held out.
-        NothingToLearnFrom: that makes less than two banks.
+        NoWindows: that makes less than two banks.
     """
     try:
         share, seed = float(card.data["held_out"]), int(card.data["seed"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadCheckpoint(f"the card does not say what the towers held out: {error}") from error
-    data = hold_out(some_windows(corpus, card.context_length), share, seed)[1]
+    data = hold_out(require_windows(corpus, card.context_length), share, seed)[1]
     articles = np.unique(data.article)
     np.random.default_rng(seed).shuffle(articles)
     count = min(max(round(len(articles) / ARTICLES), 2), len(articles))
     if count < 2:
-        raise NothingToLearnFrom("the towers held out a single article: a reranker needs banks of them")
+        raise NoWindows("the towers held out a single article: a reranker needs banks of them")
     return [data.take(np.isin(data.article, part)) for part in np.array_split(articles, count)]
 
 
@@ -162,13 +162,13 @@ def listed(made: bundle.Made, bank: Windows, parts: Parts) -> Lists:
 
 def finds(made: bundle.Made, bank: Windows) -> Arrays:
     """Return which windows `(K,)` of a bank are `kept`, and for each `figures` and `truth` as in `Lists`."""
-    data = alone(bank)
+    data = compact_windows(bank)
     corpus = Corpus(
         data.vectors, np.zeros(len(data.vectors), np.int32), np.arange(len(data.vectors), dtype=np.int32), {}
     )
     retriever = made.over(corpus)
-    asked = searches(data, exclude_context=True, k=RERANK_DEPTH)
-    found = [retriever.candidates([search])[0] for search in asked]
+    asked = window_searches(data, exclude_context=True, k=RERANK_DEPTH)
+    found = [retriever.find_candidates([search])[0] for search in asked]
     width = min(len(rows) for _, rows in found)
     rows = np.array([rows[:width] for _, rows in found])
     is_true = rows == data.target[:, None]

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.evaluate import ranking, ranks
+from models.evaluate import rank_metrics, ranks
 from models.nets import build
 from models.nets.two_tower import TwoTower, info_nce
 from models.training.negatives import Negatives, near_misses
 from models.training.train import Recipe, Trainer
 from models.vectors import Floats
-from models.windows import Windows, alone
+from models.windows import Windows, compact_windows
 
 MINED = 4  # near misses kept for each window
 BANK = 4096  # windows whose chunks are searched together for near misses: about a corpus's worth
@@ -36,7 +36,7 @@ class TowerTrainer(Trainer):
         device: str = "cpu",
         teacher: nn.Module | None = None,
     ) -> None:
-        train = alone(train)  # held-out chunks are not even wrong answers
+        train = compact_windows(train)  # held-out chunks are not even wrong answers
         super().__init__(architecture, config, recipe, train, device, teacher)
         self.unit = 1
         self.negatives = Negatives(train, recipe.negatives)
@@ -78,12 +78,12 @@ class TowerTrainer(Trainer):
     def score(self, data: Windows) -> float:
         """Return the MRR of the true next chunks among all chunks of the windows' articles, contexts left out."""
         self.net.eval()
-        bank = alone(data)
+        bank = compact_windows(data)
         passages = self.net.payload(torch.from_numpy(bank.vectors).to(self.device)).cpu().numpy()
         found = [
             self._ranks(bank, passages, rows) for rows in np.array_split(np.arange(len(bank)), len(bank) // 512 + 1)
         ]
-        return ranking(np.concatenate(found))["MRR"]
+        return rank_metrics(np.concatenate(found))["MRR"]
 
     def _ranks(self, bank: Windows, passages: Floats, rows: Any) -> Any:
         context = bank.rows()[rows]

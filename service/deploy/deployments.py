@@ -17,16 +17,16 @@ from typing import Any
 from lvm.errors import NoEncoder, Unavailable
 from models.registry.alias import ALIASES, PREDICTORS, Alias
 from models.registry.registry import (
+    AliasMoved,
     BrokenAlias,
-    LockHeld,
-    Overtaken,
     Registry,
     RegistryError,
+    RegistryLocked,
     UnknownVersion,
     Version,
 )
 from models.runtimes.priority import give_way
-from models.text.encoder import EncoderError, is_same
+from models.text.encoder import EncoderError, is_same_model
 from service.deploy.canary import Probation, Witness
 from service.deploy.loading import Loaders
 from service.engines.batcher import MicroBatcher
@@ -133,7 +133,7 @@ class Lineup:
         """
         if self.encoder is None:
             raise NoEncoder(self.no_encoder or "no encoder", pointer=pointer)
-        if not is_same(self.encoder.name, wanted):
+        if not is_same_model(self.encoder.name, wanted):
             reads = f"the model reads vectors of {wanted}"
             raise NoEncoder(f"{reads}, and this service encodes with {self.encoder.name}", pointer=pointer)
         return self.encoder
@@ -376,11 +376,11 @@ class Lineup:
 
         def move() -> None:
             target = self.registry.find(incumbent)
-            self.registry.point(alias, target, why=f"automatic: {fault}", action="rollback", since={alias: failed})
+            self.registry.point(alias, target, why=f"automatic: {fault}", action="rollback", expected={alias: failed})
 
         try:
             await self._when_free(move)
-        except Overtaken:
+        except AliasMoved:
             return
         except (OSError, RegistryError) as error:  # a registry that cannot be written
             self._metrics.reloads.inc(alias, "unrecorded")
@@ -388,10 +388,10 @@ class Lineup:
 
     async def _when_free(self, move: Callable[[], None]) -> None:
         for _ in range(TRIES):
-            with suppress(LockHeld):
+            with suppress(RegistryLocked):
                 return await self.executor.run(move)
             await asyncio.sleep(self._settings.reload_s)
-        raise LockHeld("somebody else holds the registry's lock")
+        raise RegistryLocked("somebody else holds the registry's lock")
 
 
 def now() -> str:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from models.predictor import load_predictor
 from models.registry.registry import Version
-from models.retrieval.milvus import Build, IndexAway, MilvusIndex
+from models.retrieval.milvus import IndexUnavailable, MilvusCollection, MilvusIndex
 from models.retrieval.retriever import load_retriever
 from models.text.encoder import open_encoder
 from service.engines.engine import PredictorLike
@@ -61,12 +61,14 @@ class RealLoaders:
         known = self._settings
         if not known.milvus_uri:
             return None
-        build = Build(known.milvus_uri, known.milvus_token.get_secret_value(), corpus.sha256, len(corpus.corpus))
+        build = MilvusCollection(
+            known.milvus_uri, known.milvus_token.get_secret_value(), corpus.sha256, len(corpus.corpus)
+        )
         indexes = {name: MilvusIndex(build, name, index) for name, index in corpus.indexes.items()}
-        with suppress(IndexAway):
-            build.within(known.timeout_ms / 1000)
+        with suppress(IndexUnavailable):
+            build.set_timeout(known.timeout_ms / 1000)
             build.open()
-        return IndexStore(corpus.through(indexes), build, known)
+        return IndexStore(corpus.with_indexes(indexes), build, known)
 
     def encoder(self) -> EncoderLike:
         """Find, and load where that was asked for, what turns text into vectors; raises `EncoderError`."""

@@ -11,15 +11,8 @@ from time import monotonic
 from typing import Any
 
 from models.registry.alias import Alias
-from models.registry.registry import LockHeld
-from models.registry.remote import (
-    BadPointer,
-    Mirror,
-    Pointer,
-    Store,
-    StoreAway,
-    is_url,
-)
+from models.registry.registry import RegistryLocked
+from models.registry.remote import AliasRecord, BadAliasRecord, RegistrySync, RemoteRegistry, RemoteUnavailable, is_url
 from models.runtimes.priority import give_way
 from service.deploy.deployments import (
     RETRY_S,
@@ -38,7 +31,7 @@ def follower_of(lineup: Lineup, settings: Settings, metrics: Metrics) -> Followe
     """Return what has the registry of `lineup` follow the store that the settings name, None where they name none."""
     if not is_url(settings.registry):
         return None
-    mirror = Mirror(Store(settings.registry), lineup.registry, lineup.check)
+    mirror = RegistrySync(RemoteRegistry(settings.registry), lineup.registry, lineup.check)
     return Follower(mirror, lineup, settings, metrics)
 
 
@@ -47,7 +40,7 @@ async def following(lineup: Lineup, follower: Follower | None, grace_s: float) -
     """Start a line-up and the mirror that it reads, have both follow meanwhile, and close within `grace_s` seconds.
 
     Raises:
-        StoreAway, UnknownVersion, BadCheckpoint: there is no primary, or it must not be served.
+        RemoteUnavailable, UnknownVersion, BadCheckpoint: there is no primary, or it must not be served.
     """
     watchers: list[asyncio.Task[None]] = []
     try:
@@ -69,7 +62,7 @@ class Follower:
 
     def __init__(
         self,
-        mirror: Mirror,
+        mirror: RegistrySync,
         lineup: Lineup,
         settings: Settings,
         metrics: Metrics,
@@ -81,14 +74,14 @@ class Follower:
         self._asked = math.inf  # when the question was put that is open now
         self._answered = clock()  # when the store last did
         self._since: str | None = None  # the same by the calendar
-        self._away: StoreAway | None = None
+        self._away: RemoteUnavailable | None = None
         self._refused: dict[str, tuple[bytes | None, Exception, float]] = {}  # what was said, why not, when to retry
 
     async def start(self) -> None:
         """Look once; a store that is away does no harm where a primary was mirrored before, or is another's to mirror.
 
         Raises:
-            StoreAway: none was.
+            RemoteUnavailable: none was.
             Exception: the only primary there is must not be served.
         """
         await self.look(HANG_S)
@@ -96,7 +89,7 @@ class Follower:
             return
         if Alias.PRIMARY in self._refused:
             raise self._refused[Alias.PRIMARY][1]
-        raise self._away or StoreAway(f"{self._mirror.store.name}: no {Alias.PRIMARY} is there")
+        raise self._away or RemoteUnavailable(f"{self._mirror.remote.name}: no {Alias.PRIMARY} is there")
 
     async def watch(self) -> None:
         """Look every `store_s` seconds, for ever, and give way to those who answer callers meanwhile."""
@@ -121,8 +114,8 @@ class Follower:
                     if alias in told:
                         await self._follow(alias, told[alias])
         except TimeoutError:
-            self._miss(StoreAway(f"{self._mirror.store.name}: no answer in time"))
-        except StoreAway as error:
+            self._miss(RemoteUnavailable(f"{self._mirror.remote.name}: no answer in time"))
+        except RemoteUnavailable as error:
             self._miss(error)
         else:
             self._meet()
@@ -139,12 +132,12 @@ class Follower:
         """Return what /models says of the store."""
         waited = self._clock() - self._asked
         error = f"no answer for {waited:.0f} s" if waited > HANG_S else str(self._away or "") or None
-        return {"url": self._mirror.store.name, "is_stale": bool(error), "answered": self._since, "error": error}
+        return {"url": self._mirror.remote.name, "is_stale": bool(error), "answered": self._since, "error": error}
 
     async def _ask(self) -> dict[str, bytes | None]:
         self._asked = self._clock()
         try:
-            return await self._executor.run(self._mirror.ask)
+            return await self._executor.run(self._mirror.poll)
         finally:
             self._asked = math.inf
 
@@ -153,17 +146,17 @@ class Follower:
         if known and known[0] == said and self._clock() < known[2]:
             return
         try:
-            await self._executor.run(self._mirror.follow, alias, said)
+            await self._executor.run(self._mirror.apply, alias, said)
             self._refused.pop(alias, None)
-        except LockHeld:
+        except RegistryLocked:
             return  # the line-up is writing; the next look is soon enough
-        except StoreAway:
+        except RemoteUnavailable:
             raise
         except Exception as error:  # whatever it is, what is here goes on serving
             self._refused[alias] = said, error, self._clock() + RETRY_S
             self._lineup.refuse(alias, _named(said), error)
 
-    def _miss(self, error: StoreAway) -> None:
+    def _miss(self, error: RemoteUnavailable) -> None:
         self._metrics.store_looks.inc("failed")
         if not self._away:
             logger().warning("registry store away", reason=str(error))
@@ -172,12 +165,12 @@ class Follower:
     def _meet(self) -> None:
         self._metrics.store_looks.inc("ok")
         if self._away:
-            logger().info("registry store back", url=self._mirror.store.name)
+            logger().info("registry store back", url=self._mirror.remote.name)
         self._away, self._answered, self._since = None, self._clock(), now()
 
 
 def _named(said: bytes | None) -> str:
     try:
-        return Pointer.of(said or b"").move.after
-    except BadPointer:
+        return AliasRecord.from_json(said or b"").move.after
+    except BadAliasRecord:
         return "unreadable"

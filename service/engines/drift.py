@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.drift import FIGURES, Space
+from models.drift import STATISTICS, ReferenceStats
 from service.telemetry.metrics import Metrics
 
 ROWS = 8  # of a batch that are looked at
@@ -16,28 +16,28 @@ OPPOSED = -1.4  # deviations of alignment: another domain makes up to -1.1, a tu
 class Guard:
     """Watches the contexts of one engine; written by what runs its batches, read by the event loop."""
 
-    def __init__(self, space: Space, alias: str, metrics: Metrics) -> None:
-        self._space, self._alias, self._gauge = space, alias, metrics.input_drift
+    def __init__(self, space: ReferenceStats, alias: str, metrics: Metrics) -> None:
+        self._reference, self._alias, self._gauge = space, alias, metrics.input_drift
         self._norms = metrics.input_norm.labels(alias)
         self._neighbours = metrics.input_neighbour_cosine.labels(alias)
-        self._sum, self._count = np.zeros(len(FIGURES), np.float32), 0
+        self._sum, self._count = np.zeros(len(STATISTICS), np.float32), 0
         self.drift: tuple[float, ...] = ()
 
     def watch(self, contexts: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
         """Look at some of a batch `(B, T, D)`."""
-        figures = self._space.figures(contexts[:ROWS])
+        figures = self._reference.measure(contexts[:ROWS])
         for norm, neighbours, _ in figures.tolist():
             self._norms.observe(norm)
             self._neighbours.observe(neighbours)
         self._sum = self._sum + figures.sum(axis=0)
         self._count += len(figures)
         if self._count >= BLOCK:
-            self.drift = tuple(self._space.drift(self._sum / np.float32(self._count)).tolist())
-            self._sum, self._count = np.zeros(len(FIGURES), np.float32), 0
+            self.drift = tuple(self._reference.deviations(self._sum / np.float32(self._count)).tolist())
+            self._sum, self._count = np.zeros(len(STATISTICS), np.float32), 0
 
     def observe(self) -> None:
         """Bring the gauges up to date."""
-        for figure, drift in zip(FIGURES, self.drift, strict=False):
+        for figure, drift in zip(STATISTICS, self.drift, strict=False):
             self._gauge.set(drift, self._alias, figure)
 
     def warning(self) -> str | None:

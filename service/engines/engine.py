@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from lvm.errors import ModelFailed
-from models.drift import Space
+from models.drift import ReferenceStats
 from models.vectors import Floats
 from service.engines.batcher import Batch, MicroBatcher, mark_alone
 from service.engines.drift import Guard
@@ -79,7 +79,7 @@ class PredictorLike(Versioned, Protocol):
         ...
 
     @property
-    def space(self) -> Space | None:
+    def reference_stats(self) -> ReferenceStats | None:
         """The space of its inputs, None where that is not known."""
         ...
 
@@ -130,7 +130,7 @@ class Engine:
         self._max_batch = settings.max_batch
         self._metrics = metrics
         self._rows = metrics.batch_rows.labels(alias)
-        self.guard = Guard(predictor.space, alias, metrics) if predictor.space else None
+        self.guard = Guard(predictor.reference_stats, alias, metrics) if predictor.reference_stats else None
         self.conduct, self._patience = Conduct(), full_wait_s(settings)
         self.witness: Callable[[Floats, Floats], None] | None = None  # sees contexts and answers
         self.batcher: MicroBatcher[Floats, Floats] = MicroBatcher(

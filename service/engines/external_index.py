@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Protocol
 
-from models.retrieval.milvus import IndexAway
+from models.retrieval.milvus import IndexUnavailable
 from models.retrieval.retriever import Hit, Search
 from service.engines.breaker import Breaker
 from service.settings import Settings
@@ -16,9 +16,9 @@ LEAST = 0.4  # share of a full wait, below which a failure would tell nothing, a
 
 
 class BuildLike(Protocol):
-    """A version's vectors in a store: `models.retrieval.milvus.Build`, or a fake of it."""
+    """A version's vectors in a store: `models.retrieval.milvus.MilvusCollection`, or a fake of it."""
 
-    def within(self, seconds: float) -> None:
+    def set_timeout(self, seconds: float) -> None:
         """Let all that is asked until the next call of this take so many seconds together."""
         ...
 
@@ -32,7 +32,7 @@ class RemoteLike(Protocol):
         ...
 
     def search_batch(self, searches: list[Search], lap: Callable[[str], None]) -> Sequence[list[Hit]]:
-        """Return the hits of each search, as `models.retrieval.retriever.Retriever`; raises `IndexAway`."""
+        """Return the hits of each search, as `models.retrieval.retriever.Retriever`; raises `IndexUnavailable`."""
         ...
 
 
@@ -46,25 +46,25 @@ class IndexStore:
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s, clock)
         self._timeout_s, self._share = settings.milvus_timeout_ms / 1000, settings.primary_share
         self._least_s = LEAST * min(self._timeout_s, settings.timeout_ms / 1000 * self._share)
-        self._away: type[IndexAway] | None = None
+        self._away: type[IndexUnavailable] | None = None
 
     def search_batch(self, searches: list[Search], until: float, lap: Callable[[str], None]) -> Sequence[list[Hit]]:
         """Return the hits of each search; `until`, on the clock, the most hurried of them wants its answer.
 
         Raises:
-            IndexAway: there was none in its share of the time, that is too short to ask, or the store failed too often
-                and is left alone.
+            IndexUnavailable: there was none in its share of the time, that is too short to ask, or the store failed
+                too often and is left alone.
         """
         patience = min(self._timeout_s, (until - self._clock()) * self._share)
         if patience < self._least_s:
-            raise IndexAway("no time to ask")
+            raise IndexUnavailable("no time to ask")
         token = self.breaker.allow()
         if token is None:
-            raise (self._away or IndexAway)("left alone for a while")
-        self._build.within(patience)
+            raise (self._away or IndexUnavailable)("left alone for a while")
+        self._build.set_timeout(patience)
         try:
             hits = self.remote.search_batch(searches, lap)
-        except IndexAway as error:
+        except IndexUnavailable as error:
             self._note(error)
             self.breaker.record(token, ok=False)
             raise
@@ -75,7 +75,7 @@ class IndexStore:
         self.breaker.record(token, ok=True)
         return hits
 
-    def _note(self, away: IndexAway | None) -> None:
+    def _note(self, away: IndexUnavailable | None) -> None:
         """Say once that the store is away, and once that it is back."""
         if away and self._away is None:
             logger().warning("index store away", reason=str(away))

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter
 from typing import NamedTuple, Protocol, Self
 
-from models.drift import Space
+from models.drift import ReferenceStats
 from models.registry.alias import Alias
-from models.retrieval.article_index import Contents
+from models.retrieval.article_index import ArticleIndex
 from models.retrieval.corpus import Passages
 from models.retrieval.index import VectorIndex
-from models.retrieval.milvus import IndexAway
+from models.retrieval.milvus import IndexUnavailable
 from models.retrieval.retriever import Hit, Search
 from service.engines.batcher import Batch, MicroBatcher
 from service.engines.drift import ROWS, Guard
@@ -42,7 +42,7 @@ class RetrieverLike(Versioned, Protocol):
         ...
 
     @property
-    def space(self) -> Space | None:
+    def reference_stats(self) -> ReferenceStats | None:
         """The space of its vectors, None where that is not known."""
         ...
 
@@ -52,7 +52,7 @@ class RetrieverLike(Versioned, Protocol):
         ...
 
     @property
-    def contents(self) -> Contents:
+    def article_index(self) -> ArticleIndex:
         """The articles of its corpus."""
         ...
 
@@ -71,7 +71,7 @@ class RetrieverLike(Versioned, Protocol):
         """What it searches, by name."""
         ...
 
-    def through(self, indexes: Mapping[str, VectorIndex]) -> RemoteLike:
+    def with_indexes(self, indexes: Mapping[str, VectorIndex]) -> RemoteLike:
         """Return a retriever of the same passages that searches `indexes` instead of its own."""
         ...
 
@@ -154,7 +154,7 @@ class SearchEngine:
         self._metrics = metrics
         self._rows = metrics.batch_rows.labels(self.alias)
         self.shape = (retriever.card.context_length, retriever.dim)
-        self.guard = Guard(retriever.space, self.alias, metrics) if retriever.space else None
+        self.guard = Guard(retriever.reference_stats, self.alias, metrics) if retriever.reference_stats else None
         self.conduct = Conduct()
         self._searched, self._ask = Searched.of(retriever), ask
         self.batcher: MicroBatcher[Asked, Found] = MicroBatcher(
@@ -194,7 +194,7 @@ class SearchEngine:
         began, watch = perf_counter(), Stopwatch()
         try:
             each = self.index_store.search_batch(searches, min([deadline for _, deadline in asked]), watch.lap)
-        except IndexAway as error:
+        except IndexUnavailable as error:
             return self._run_here(searches, error.reason, perf_counter() - began)
         searched = self._searched._replace(is_exact=self.index_store.remote.is_exact)
         return [Found(hits, watch.stages, searched) for hits in each]

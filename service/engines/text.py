@@ -12,7 +12,7 @@ import numpy as np
 
 from lvm.errors import Invalid, NoEncoder, Overloaded
 from models.text.chunks import Count, chunking
-from models.text.encoder import LONGEST, EncoderError, TextInfo
+from models.text.encoder import MAX_WORD_PIECES, EncoderError, TextInfo
 from models.vectors import Floats
 from service.engines.batcher import Batch, MicroBatcher
 from service.settings import Settings
@@ -170,7 +170,7 @@ class EncoderEngine:
         as_query = self._readable("query", [said.words], ["/text"])
         if isinstance(as_query, Invalid):
             return as_query
-        if said.may_be_query and as_query.infos[0].word_pieces <= LONGEST - 2:
+        if said.may_be_query and as_query.infos[0].word_pieces <= MAX_WORD_PIECES - 2:
             return as_query
         return _too_short(said, len(chunks))
 
@@ -206,7 +206,7 @@ def _dealt(cut: list[Cut | Invalid | None], vectors: Floats) -> list[Read | Exce
 
 
 def _too_short(said: Said, count: int) -> Invalid:
-    query = f", and more than the {LONGEST - 2} word-pieces of a query" if said.may_be_query else ""
+    query = f", and more than the {MAX_WORD_PIECES - 2} word-pieces of a query" if said.may_be_query else ""
     return Invalid(
         f"the text makes {count} chunks, a context has {said.length}{query}: a chunk is some 50 to 100 word-pieces, "
         "ending where a sentence or a paragraph ends",

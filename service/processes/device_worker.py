@@ -22,7 +22,7 @@ import uvloop
 from lvm.errors import Draining, ServiceError, Unavailable
 from models.registry.alias import NET_ALIASES, Alias
 from models.registry.registry import Registry
-from models.registry.remote import home
+from models.registry.remote import local_directory
 from models.vectors import Floats
 from service.deploy.deployments import Lineup
 from service.deploy.loading import RealLoaders
@@ -155,7 +155,7 @@ async def listen(owner: Owner, listener: socket.socket) -> asyncio.AbstractServe
     )
 
 
-def own(slot: int, listener: int, line: int, home: Path) -> int:
+def own(slot: int, listener: int, line: int, local_directory: Path) -> int:
     """Be the owner: count in row `slot` below `home`, serve on the socket `listener`, report on the socket `line`.
 
     Raises:
@@ -164,10 +164,10 @@ def own(slot: int, listener: int, line: int, home: Path) -> int:
     settings = read_settings()
     configure(settings.log_level, worker="owner", pid=os.getpid())
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    metrics = Metrics(settings.slo_ms, SharedMetricValues(home, slot))
+    metrics = Metrics(settings.slo_ms, SharedMetricValues(local_directory, slot))
     log_writer().on_drop(metrics.log_dropped.inc)
     with socket.socket(fileno=line) as reports, socket.socket(fileno=listener) as ours:
-        uvloop.run(_own(settings, metrics, ours, reports, home))
+        uvloop.run(_own(settings, metrics, ours, reports, local_directory))
     return 0
 
 
@@ -177,7 +177,7 @@ async def _own(settings: Settings, metrics: Metrics, listener: socket.socket, li
     for number in SIGNALS:
         loop.add_signal_handler(number, leaving.set)
     on_supervisor_exit(line, place, lambda: loop.call_soon_threadsafe(leaving.set), settings.stop_s)
-    registry = Registry(home(settings.registry, settings.cache))
+    registry = Registry(local_directory(settings.registry, settings.cache))
     lineup = Lineup(registry, RealLoaders(settings), settings, metrics, aliases=NET_ALIASES)
     follower = follower_of(lineup, settings, metrics)
     async with AsyncExitStack() as stack:

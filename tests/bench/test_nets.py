@@ -16,7 +16,7 @@ from models.nets import architecture_of, config_dict
 from models.registry.card import Card
 from models.registry.checkpoint import Checkpoint
 from models.runtimes import UnfitRuntime
-from models.runtimes.torch import TorchRuntime, answer_of, arrays_of
+from models.runtimes.torch import TorchRuntime, run_net, state_arrays
 
 
 class Counting:
@@ -69,8 +69,8 @@ def test_a_runtime_that_answers_otherwise_is_refused(tiny_net: Any) -> None:
         name="amn", kind="net", dim=16, encoder="none", license="other", attribution="", command="",
         architecture=architecture_of(tiny_net), config=config_dict(tiny_net), context_length=5,
     )  # fmt: skip
-    weights = arrays_of(tiny_net.state_dict())
-    known = Checkpoint("v", "", card, weights, b"", golden, answer_of(tiny_net, golden))
+    weights = state_arrays(tiny_net.state_dict())
+    known = Checkpoint("v", "", card, weights, b"", golden, run_net(tiny_net, golden))
     other = replace(known, weights={name: array * np.float32(1.5) for name, array in weights.items()})
     assert nets._distance(How("torch", "cpu").open(known), known, draw(16, 16)) < 1e-5
     with pytest.raises(WrongAnswers, match="from torch's answer"):

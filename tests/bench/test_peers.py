@@ -14,7 +14,7 @@ from bench.peers import echo, naive
 from bench.traffic import exchange_of, prepare, read
 from bench.versions import draw
 from loadtest.plan import Wire
-from models.runtimes.torch import answer_of
+from models.runtimes.torch import run_net
 
 DIM = 16
 
@@ -32,7 +32,7 @@ def errors_of(tmp_path: Path, server: Any, wire: Wire, rows: int, expected: Any)
 @pytest.mark.parametrize("tuned", [False, True])
 def test_naive_answers_as_its_net(tmp_path: Path, peer: Any, tiny_net: Any, wire: Wire, rows: int, tuned: bool) -> None:
     server = peer(naive.create_app(tiny_net, 5, DIM, is_tuned=tuned), "naive", "/octet")
-    assert errors_of(tmp_path, server, wire, rows, answer_of(tiny_net, draw(4, DIM))) == 0
+    assert errors_of(tmp_path, server, wire, rows, run_net(tiny_net, draw(4, DIM))) == 0
 
 
 @pytest.mark.parametrize(("wire", "rows"), [("json", 1), ("octet", 1), ("octet", 3)])
@@ -43,4 +43,4 @@ def test_echo_answers_its_constant(tmp_path: Path, peer: Any, wire: Wire, rows: 
 
 def test_an_answer_of_another_net_is_noticed(tmp_path: Path, peer: Any, tiny_net: Any) -> None:
     server = peer(naive.create_app(tiny_net, 5, DIM), "naive", "/octet")
-    assert errors_of(tmp_path, server, "octet", 1, answer_of(tiny_net, draw(4, DIM)) + np.float32(1e-3)) == 4
+    assert errors_of(tmp_path, server, "octet", 1, run_net(tiny_net, draw(4, DIM)) + np.float32(1e-3)) == 4

@@ -25,11 +25,11 @@ from models.retrieval.corpus import write_corpus
 from models.retrieval.index import FlatIndex
 from models.retrieval.milvus import (
     BadCollection,
-    Build,
-    IndexAway,
+    IndexUnavailable,
+    MilvusCollection,
     MilvusIndex,
+    MilvusPush,
     NotPushed,
-    Push,
     alias_of,
     connect,
 )
@@ -72,7 +72,7 @@ class Milvus:
     def _answers(self) -> bool:
         try:
             self.client().close()
-        except IndexAway:
+        except IndexUnavailable:
             return False
         return True
 
@@ -91,19 +91,19 @@ def shipped_corpus() -> Retriever:
 
 
 def push(milvus: Milvus, corpus: Retriever, kind: Any = "flat", progress: Any = lambda done, total: None) -> Any:
-    order = Push(milvus.uri, "", corpus.sha256, corpus.indexes, kind)
+    order = MilvusPush(milvus.uri, "", corpus.sha256, corpus.indexes, kind)
     return order.run(alias_of(corpus.name), progress)
 
 
-def build_of(milvus: Milvus, corpus: Retriever) -> Build:
-    build = Build(milvus.uri, "", corpus.sha256, len(corpus.corpus))
-    build.within(PATIENCE_S)
+def build_of(milvus: Milvus, corpus: Retriever) -> MilvusCollection:
+    build = MilvusCollection(milvus.uri, "", corpus.sha256, len(corpus.corpus))
+    build.set_timeout(PATIENCE_S)
     return build
 
 
 def through(milvus: Milvus, corpus: Retriever) -> Retriever:
     build = build_of(milvus, corpus)
-    return corpus.through({name: MilvusIndex(build, name, index) for name, index in corpus.indexes.items()})
+    return corpus.with_indexes({name: MilvusIndex(build, name, index) for name, index in corpus.indexes.items()})
 
 
 def lvm(*words: str, registry: Path = SHIPPED) -> subprocess.CompletedProcess[str]:
@@ -115,11 +115,11 @@ def recall(ours: Any, theirs: Any) -> float:
     return sum(len(set(a) & set(b)) for a, b in zip(ours, theirs, strict=True)) / theirs.size
 
 
-def in_parts(index: Any, queries: Any, k: int, build: Build | None = None) -> tuple[Any, Any]:
+def in_parts(index: Any, queries: Any, k: int, build: MilvusCollection | None = None) -> tuple[Any, Any]:
     parts = []
     for first in range(0, len(queries), 50):
         if build:
-            build.within(PATIENCE_S)
+            build.set_timeout(PATIENCE_S)
         parts.append(index.search(queries[first : first + 50], k))
     return np.concatenate([scores for scores, _ in parts]), np.concatenate([rows for _, rows in parts])
 
@@ -163,7 +163,7 @@ def test_a_push_that_was_stopped_goes_on_and_is_not_searched_before(milvus: Milv
         if done > total / 2:
             raise Stopped
 
-    with pytest.raises(IndexAway, match="Stopped"):
+    with pytest.raises(IndexUnavailable, match="Stopped"):
         push(milvus, shipped_corpus, progress=stop)
     with pytest.raises(NotPushed):
         build_of(milvus, shipped_corpus).open()
@@ -182,7 +182,7 @@ def test_the_alias_stands_for_one_collection_or_the_other_at_every_moment(
 ) -> None:
     """A hundred switches while somebody looks; old collections stay, so those who search them lose nothing."""
     few = FlatIndex(shipped_corpus.corpus.vectors_at(np.arange(100)))
-    orders = [Push(milvus.uri, "", digit * 64, {"encoded": few}, "flat") for digit in "ab"]
+    orders = [MilvusPush(milvus.uri, "", digit * 64, {"encoded": few}, "flat") for digit in "ab"]
     names = [order.run("lvm_few", lambda done, total: None).collection for order in orders]
     seen, done = Counter[str](), threading.Event()
 
@@ -199,8 +199,8 @@ def test_the_alias_stands_for_one_collection_or_the_other_at_every_moment(
     print(f"\nalias looked at {sum(seen.values())} times in 100 switches: {dict(seen)}")
     assert set(seen) == set(names)
     assert [told.was for told in switched] == [names[(turn + 1) % 2] for turn in range(100)]
-    build = Build(milvus.uri, "", "a" * 64, 100)
-    build.within(PATIENCE_S)
+    build = MilvusCollection(milvus.uri, "", "a" * 64, 100)
+    build.set_timeout(PATIENCE_S)
     assert build.find("encoded", few.vectors_at(np.arange(3)), 1) == [[0], [1], [2]]
 
 
@@ -221,8 +221,8 @@ def test_a_hundred_thousand_clustered_vectors(milvus: Milvus) -> None:
     rng = np.random.default_rng(1)
     centres = rng.standard_normal((1000, 64))
     vectors = normalise(np.repeat(centres, 100, axis=0) + 0.2 * rng.standard_normal((100_000, 64)))
-    local, build = FlatIndex(vectors), Build(milvus.uri, "", "c" * 64, len(vectors))
-    Push(milvus.uri, "", "c" * 64, {"encoded": local}, "flat").run("lvm_many", lambda done, total: None)
+    local, build = FlatIndex(vectors), MilvusCollection(milvus.uri, "", "c" * 64, len(vectors))
+    MilvusPush(milvus.uri, "", "c" * 64, {"encoded": local}, "flat").run("lvm_many", lambda done, total: None)
     queries = normalise(vectors[::500] + 0.05 * rng.standard_normal((200, 64)))
     rows = in_parts(MilvusIndex(build, "encoded", local), queries, 10, build)[1]
     found = recall(rows, local.search(queries, 10)[1])

@@ -115,7 +115,7 @@ def test_a_promotion_under_load_changes_the_version_without_an_error(process: St
 def test_a_version_that_answers_badly_is_rolled_back_by_the_server_without_an_error(process: Start) -> None:
     server = process()
     amn = server.registry.resolve("primary")
-    files = {path.name: path.read_bytes() for path in amn.path.iterdir() if path.name != manifest.SUMS}
+    files = {path.name: path.read_bytes() for path in amn.path.iterdir() if path.name != manifest.CHECKSUMS_FILE}
     bad = server.registry.add("amn", opposed(files))
     server.registry.point("primary", bad, why="it loads")
     answers: list[tuple[int, str]] = []

@@ -20,7 +20,7 @@ import pytest
 
 from models.registry import manifest
 from models.registry.registry import Registry, Version
-from models.registry.remote import Pointer
+from models.registry.remote import AliasRecord
 from tests.conftest import LVM, PATIENCE_S, SERVE, Process, until
 from tests.faults.versions import files, tiny_registry
 
@@ -122,7 +122,7 @@ class Site:
         """Put a version into the store as somebody would who can write there, and name it."""
         for path in version.path.iterdir():
             self.objects[f"/lvm/models/{version.id}/{path.name}"] = spoiled.get(path.stem, path.read_bytes())
-        pointer = Pointer(self.ours.ledger()[-1], manifest.seal_of(version.path))
+        pointer = AliasRecord(self.ours.ledger()[-1], manifest.read_digest(version.path))
         self.objects["/lvm/aliases/primary.json"] = pointer.to_json()
 
 

@@ -21,7 +21,7 @@ from models.predictor import load_predictor
 from models.registry import manifest
 from models.registry.checkpoint import BadCheckpoint
 from models.retrieval.retriever import Search, load_retriever
-from models.runtimes import PARITY
+from models.runtimes import MIN_PARITY
 from tests.faults.versions import seal, spoiled
 
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.bind", "os.symlink")
@@ -32,7 +32,7 @@ def read_net(directory: Path) -> None:
     net = load_predictor(directory, device="cpu")
     answers = net.predict_batch(net._golden)
     assert answers.shape == (len(net._golden), net.card.dim)
-    assert (np.abs(np.linalg.norm(answers, axis=1) - 1) < 2 - 2 * PARITY).all()
+    assert (np.abs(np.linalg.norm(answers, axis=1) - 1) < 2 - 2 * MIN_PARITY).all()
 
 
 def read_corpus(directory: Path) -> None:
@@ -81,7 +81,7 @@ def main(read: Callable[[Path], None], files: dict[str, bytes], out: Path, rando
 
 if __name__ == "__main__":
     kind, source, target, seed, number = sys.argv[1:]
-    given = {path.name: path.read_bytes() for path in Path(source).iterdir() if path.name != manifest.SUMS}
+    given = {path.name: path.read_bytes() for path in Path(source).iterdir() if path.name != manifest.CHECKSUMS_FILE}
     reader = {"net": read_net, "corpus": read_corpus, "foreign": read_foreign}[kind]
     listen_in()
     print(json.dumps(main(reader, given, Path(target), Random(int(seed)), int(number))))

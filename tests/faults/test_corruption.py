@@ -152,7 +152,7 @@ def test_what_is_wrong_with_a_version_is_refused_by_the_server_too_and_the_old_o
         spoil = server.registry.root / "models" / "amn" / f"20270101-{number:012d}"
         seal(spoil, given)
         if "(" in what:
-            (spoil / manifest.SUMS).write_bytes((old.path / manifest.SUMS).read_bytes())
+            (spoil / manifest.CHECKSUMS_FILE).write_bytes((old.path / manifest.CHECKSUMS_FILE).read_bytes())
         move(server.registry, spoil)
         until(lambda at=spoil: refused(server) == f"amn/{at.name}", f"{what} to be refused")
         rows = golden._golden[:2]

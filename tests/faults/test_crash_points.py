@@ -98,7 +98,7 @@ def check_registry(registry: Registry, versions: list[Version], read: int) -> in
     """
     was = registry.resolve("primary")
     (other,) = [version for version in versions if version != was]
-    manifest.read(was.path)
+    manifest.read_files(was.path)
     registry.point("primary", other, why="after a crash")
     assert registry.rollback("primary").after == was.id
     registry.point("primary", other, why="a step to go back")

@@ -48,7 +48,7 @@ def fill(disk: Path) -> Path:
 def is_whole(registry: Registry) -> bool:
     """Whether every alias and version is complete, and nothing of a failed try is left."""
     for version in (*registry.versions(), *map(registry.resolve, registry.aliases())):
-        manifest.read(version.path)
+        manifest.read_files(version.path)
     return not list(registry.root.rglob(".part-*"))
 
 
@@ -157,14 +157,14 @@ def test_a_read_only_registry_is_served_and_not_changed(
 RACER = """
 import sys
 from pathlib import Path
-from models.registry.registry import LockHeld, Registry
+from models.registry.registry import RegistryLocked, Registry
 registry, won, lost = Registry(Path(sys.argv[1])), 0, 0
 versions = registry.versions()
 for turn in range(int(sys.argv[2])):
     try:
         registry.point("primary", versions[turn % 2])
         won += 1
-    except LockHeld:
+    except RegistryLocked:
         lost += 1
 print(won, lost)
 """

@@ -67,7 +67,7 @@ def seal(directory: Path, files: Mapping[str, bytes]) -> Path:
     """Write `files` with sums that fit, as who spoiled them in bad faith would; nothing is synced, for speed."""
     directory.mkdir()
     sums = "".join(f"{manifest.digest(data)}  {name}\n" for name, data in sorted(files.items()))
-    for name, data in {**files, manifest.SUMS: sums.encode()}.items():
+    for name, data in {**files, manifest.CHECKSUMS_FILE: sums.encode()}.items():
         (directory / name).write_bytes(data)
     return directory
 

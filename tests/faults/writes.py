@@ -84,10 +84,10 @@ def under_fault(change: Callable[[Registry], None], registry: Registry, at: int,
 def check(registry: Registry) -> None:
     """Hold the registry to what must be true of one at any time."""
     for alias in registry.aliases():
-        manifest.read(registry.resolve(alias).path)
+        manifest.read_files(registry.resolve(alias).path)
     for version in registry.versions():
-        assert manifest.seal_of(version.path).startswith(version.version.partition("-")[2])
-        manifest.read(version.path)
+        assert manifest.read_digest(version.path).startswith(version.version.partition("-")[2])
+        manifest.read_files(version.path)
     assert all(move.after for move in registry.ledger())
 
 

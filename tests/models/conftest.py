@@ -297,8 +297,8 @@ def reseal() -> Callable[[Path], None]:
     from models.registry import manifest
 
     def seal(directory: Path) -> None:
-        files = sorted(path for path in directory.iterdir() if path.name != manifest.SUMS)
+        files = sorted(path for path in directory.iterdir() if path.name != manifest.CHECKSUMS_FILE)
         sums = "".join(f"{manifest.digest(path.read_bytes())}  {path.name}\n" for path in files)
-        (directory / manifest.SUMS).write_text(sums)
+        (directory / manifest.CHECKSUMS_FILE).write_text(sums)
 
     return seal

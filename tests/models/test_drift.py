@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.drift import FIGURES, Space
+from models.drift import STATISTICS, ReferenceStats
 from models.retrieval.corpus import read_corpus
 from models.training.publish import GOLDEN
 from models.vectors import Floats, normalise
@@ -18,9 +18,9 @@ def shipped() -> Floats:
 
 
 @pytest.fixture(scope="module")
-def space(shipped: Floats) -> Space:
+def space(shipped: Floats) -> ReferenceStats:
     """Of as many contexts as a version has golden ones, from the first half of the articles."""
-    return Space.of(shipped[np.linspace(0, len(shipped) // 2, GOLDEN).astype(int)])
+    return ReferenceStats.from_contexts(shipped[np.linspace(0, len(shipped) // 2, GOLDEN).astype(int)])
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +28,21 @@ def contexts(shipped: Floats) -> Floats:
     return np.random.default_rng(0).permutation(shipped[len(shipped) // 2 + 60 :])[:100]
 
 
-def drift(space: Space, contexts: Floats) -> dict[str, float]:
-    return dict(zip(FIGURES, space.drift(space.figures(contexts).mean(axis=0)).tolist(), strict=True))
+def drift(space: ReferenceStats, contexts: Floats) -> dict[str, float]:
+    return dict(zip(STATISTICS, space.deviations(space.measure(contexts).mean(axis=0)).tolist(), strict=True))
 
 
-def test_other_articles_of_the_encoder_are_no_drift(space: Space, contexts: Floats) -> None:
+def test_other_articles_of_the_encoder_are_no_drift(space: ReferenceStats, contexts: Floats) -> None:
     assert all(abs(off) < 1 for off in drift(space, contexts).values())
 
 
-def test_length_shows_and_changes_nothing_else(space: Space, contexts: Floats) -> None:
+def test_length_shows_and_changes_nothing_else(space: ReferenceStats, contexts: Floats) -> None:
     usual, long = drift(space, contexts), drift(space, 3 * contexts)
     assert long["norm"] > 100
-    assert [long[name] for name in FIGURES[1:]] == pytest.approx([usual[name] for name in FIGURES[1:]], abs=1e-3)
+    assert [long[name] for name in STATISTICS[1:]] == pytest.approx([usual[name] for name in STATISTICS[1:]], abs=1e-3)
 
 
-def test_a_turned_space_is_out_of_line(space: Space, contexts: Floats) -> None:
+def test_a_turned_space_is_out_of_line(space: ReferenceStats, contexts: Floats) -> None:
     """All inner products stay, as between two encoders of one family; the direction that vectors share does not."""
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((384, 384)))[0].astype(np.float32)
     off = drift(space, contexts @ turn)
@@ -50,10 +50,10 @@ def test_a_turned_space_is_out_of_line(space: Space, contexts: Floats) -> None:
     assert off["neighbour_cosine"] == pytest.approx(drift(space, contexts)["neighbour_cosine"], abs=1e-2)
 
 
-def test_vectors_that_have_nothing_in_common_show(space: Space) -> None:
+def test_vectors_that_have_nothing_in_common_show(space: ReferenceStats) -> None:
     noise = normalise(np.random.default_rng(2).standard_normal((100, 5, 384)).astype(np.float32))
     assert drift(space, noise)["neighbour_cosine"] < -2
 
 
-def test_a_query_alone_has_no_neighbours_to_judge(space: Space, contexts: Floats) -> None:
+def test_a_query_alone_has_no_neighbours_to_judge(space: ReferenceStats, contexts: Floats) -> None:
     assert drift(space, contexts[:, :1])["neighbour_cosine"] == pytest.approx(0, abs=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.evaluate import RANKS, baseline_scores, beside_card, evaluate, ridge
+from models.evaluate import RANKS, baseline_scores, compare_with_card, evaluate, ridge
 from models.registry.card import Card
 from models.retrieval.corpus import (
     Corpus,
@@ -56,11 +56,11 @@ def test_a_score_stands_beside_the_cards_on_the_same_corpus(
 ) -> None:
     counts = {"windows": 3, "articles": 1, "chunks": 5}
     known = card(scores={"other": {**counts, "chunks": 6, "cosine": 0.9}, "ours": {**counts, "cosine": carded}})
-    found = beside_card({**counts, "cosine": 0.5}, known)
+    found = compare_with_card({**counts, "cosine": 0.5}, known)
     assert found
     assert (found["data"], found["cosine"], found["is_worse"]) == ("ours", carded, is_worse)
     assert found["difference"] == pytest.approx(0.5 - carded)
-    assert beside_card({**counts, "windows": 4, "cosine": 0.5}, known) is None
+    assert compare_with_card({**counts, "windows": 4, "cosine": 0.5}, known) is None
 
 
 def test_a_small_example_by_hand(make_corpus: MakeCorpus) -> None:

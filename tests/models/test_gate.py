@@ -32,14 +32,14 @@ from models.retrieval.corpus import (
     Corpus,
 )
 from models.vectors import Floats, normalise
-from models.windows import NothingToLearnFrom
+from models.windows import NoWindows
 
 Made = Callable[..., Card]
 
 
 def adopt(registry: Registry, version: Version, **changes: Any) -> Version:
     """Store a version with another card."""
-    files = manifest.read(version.path)
+    files = manifest.read_files(version.path)
     card = replace(Card.from_markdown(files[CARD_FILE].decode()), **changes)
     return registry.add(version.name, {**files, CARD_FILE: card.to_markdown().encode()})
 
@@ -155,7 +155,7 @@ def test_what_serves_is_scored_anew_on_the_same_data(
     scores = {"other": evaluate(net, other, 5)}
     stated = {name: getattr(known, name) for name in ("command", "reference", "limits")}
     worse = adopt(registry, gru_version, scores=scores, **stated)
-    assert scores["other"]["cosine"] < known.scores["other"]["cosine"] - gate.MAY_WORSEN
+    assert scores["other"]["cosine"] < known.scores["other"]["cosine"] - gate.MAX_SCORE_LOSS
     assert objections(registry, "primary", worse, other=other) == {WorseThanIncumbent}
 
 
@@ -224,7 +224,7 @@ def test_a_data_set_without_a_window_is_told(
     registry: Registry, amn_version: Version, make_corpus: Callable[..., Corpus]
 ) -> None:
     short = make_corpus(np.eye(16)[:3])
-    with pytest.raises(NothingToLearnFrom):
+    with pytest.raises(NoWindows):
         gate.judge(registry, "primary", adopt(registry, amn_version), {"short": short})
 
 

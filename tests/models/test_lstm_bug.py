@@ -18,7 +18,7 @@ from models.registry.checkpoint import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE, Ba
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
 from models.runtimes import UnfitRuntime
-from models.runtimes.torch import answer_of, arrays_of, build_net
+from models.runtimes.torch import build_net, run_net, state_arrays
 from models.training.job import Job, run_job
 from models.training.publish import NotAsTrained, export_graph, golden_contexts, net_files, publish
 from models.windows import Windows, hold_out, windows
@@ -58,11 +58,11 @@ def forged(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Version:
     """A version as the bug would leave it: weights and golden vectors of one net, architecture of the other."""
-    weights, golden = save(arrays_of(trained_net.state_dict())), golden_contexts(corpus, 16, 5)
+    weights, golden = save(state_arrays(trained_net.state_dict())), golden_contexts(corpus, 16, 5)
     files = {
         WEIGHTS_FILE: weights,
         GRAPH_FILE: export_graph(served_net, (5, 16), weights),  # what the weights lack stays as random as it was
-        GOLDEN_FILE: save({"context": golden, "vector": answer_of(trained_net, golden)}),
+        GOLDEN_FILE: save({"context": golden, "vector": run_net(trained_net, golden)}),
     }
     return Registry(tmp_path_factory.mktemp("forged")).add("lstm", {**files, **_card_of(card, served_net)})
 
@@ -73,7 +73,7 @@ def _card_of(card: Made, net: nn.Module, scores: Mapping[str, Any] | None = None
 
 
 def cosine_of(net: nn.Module, data: Windows) -> float:
-    return mean_cosine(lambda contexts: answer_of(net, contexts), data)
+    return mean_cosine(lambda contexts: run_net(net, contexts), data)
 
 
 def lvm(registry: Registry, *words: str) -> subprocess.CompletedProcess[str]:
@@ -132,7 +132,7 @@ def test_evaluate_refuses_a_forgery_without_a_seam(
     """Even where all files are of the net that is served, and only the card's scores of the one that was trained."""
 
     class Trained:
-        predict_batch = staticmethod(lambda contexts: answer_of(trained_net, contexts))
+        predict_batch = staticmethod(lambda contexts: run_net(trained_net, contexts))
 
     scores = {"tiny": evaluate(Trained(), corpus, 5)}
     files = {**net_files(served_net, golden_contexts(corpus, 16, 5)), **_card_of(card, served_net, scores)}

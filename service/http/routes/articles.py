@@ -28,7 +28,7 @@ def add_routes(app: FastAPI, lineup: Lineup) -> None:
     ) -> Response:
         """The articles of the corpus that /retrieve searches, by id."""
         retriever = lineup.search_engine().retriever
-        found = [entry for entry in retriever.contents.entries if search.casefold() in entry.title.casefold()]
+        found = [entry for entry in retriever.article_index.entries if search.casefold() in entry.title.casefold()]
         page = [entry._asdict() for entry in found[offset : offset + limit]]
         return _json({**_corpus(retriever), "total": len(found), "articles": page})
 
@@ -40,7 +40,7 @@ def add_routes(app: FastAPI, lineup: Lineup) -> None:
 
 def _article(retriever: RetrieverLike, article: int) -> dict[str, Any]:
     """Return the body of /articles/{article}; raises `UnknownArticle`."""
-    rows = retriever.contents.rows(article)
+    rows = retriever.article_index.rows(article)
     if not len(rows):
         raise UnknownArticle("the corpus has no such article")
     card = retriever.card

@@ -45,7 +45,9 @@ def test_a_fresh_version_is_loaded_as_it_was_made(gru_version: Version, gru_net:
 @pytest.mark.parametrize("version", ["amn_version", "gru_version", "corpus_version"])
 def test_sha256sum_accepts_a_fresh_version(request: pytest.FixtureRequest, version: str) -> None:
     path = request.getfixturevalue(version).path
-    check = subprocess.run(["sha256sum", "--strict", "-c", manifest.SUMS], cwd=path, capture_output=True, text=True)
+    check = subprocess.run(
+        ["sha256sum", "--strict", "-c", manifest.CHECKSUMS_FILE], cwd=path, capture_output=True, text=True
+    )
     assert check.returncode == 0, check.stderr
     assert len(check.stdout.splitlines()) == len(list(path.iterdir())) - 1
 
@@ -70,7 +72,7 @@ def test_a_truncated_file_is_refused_by_name(gru_version: Version, copy_of: Copy
         load_checkpoint(path.parent)
 
 
-@pytest.mark.parametrize("name", [*FILES, manifest.SUMS])
+@pytest.mark.parametrize("name", [*FILES, manifest.CHECKSUMS_FILE])
 def test_a_missing_file_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: str) -> None:
     path = copy_of(gru_version) / name
     path.unlink()
@@ -78,7 +80,7 @@ def test_a_missing_file_is_refused_by_name(gru_version: Version, copy_of: CopyOf
         load_checkpoint(path.parent)
 
 
-@pytest.mark.parametrize("name", [*FILES, manifest.SUMS])
+@pytest.mark.parametrize("name", [*FILES, manifest.CHECKSUMS_FILE])
 def test_a_link_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: str) -> None:
     path = copy_of(gru_version) / name
     path.unlink()
@@ -149,7 +151,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_tensor(
 def test_golden_vectors_of_another_shape_are_refused(
     gru_version: Version, context: tuple[int, ...], vector: tuple[int, ...], said: str
 ) -> None:
-    files = manifest.read(gru_version.path)
+    files = manifest.read_files(gru_version.path)
     golden = {"context": np.zeros(context, np.float32), "vector": np.zeros(vector, np.float32)}
     with pytest.raises(BadCheckpoint, match=said):
         parse_checkpoint("v", {**files, GOLDEN_FILE: save(golden)})
@@ -157,14 +159,14 @@ def test_golden_vectors_of_another_shape_are_refused(
 
 @pytest.mark.parametrize("name", ["context", "vector"])
 def test_half_the_golden_vectors_are_refused(gru_version: Version, name: str) -> None:
-    files = manifest.read(gru_version.path)
+    files = manifest.read_files(gru_version.path)
     golden = load(files[GOLDEN_FILE])
     with pytest.raises(BadCheckpoint, match=f"lacks '{name}'"):
         parse_checkpoint("v", {**files, GOLDEN_FILE: save({k: a for k, a in golden.items() if k != name})})
 
 
 def test_a_card_of_another_dimension_is_refused(gru_version: Version) -> None:
-    files = manifest.read(gru_version.path)
+    files = manifest.read_files(gru_version.path)
     card = Card.from_markdown(files[CARD_FILE].decode())
     with pytest.raises(BadCheckpoint, match=r"golden vectors are not \(G, T, D\) of its card"):
         parse_checkpoint("v", {**files, CARD_FILE: replace(card, dim=768).to_markdown().encode()})
@@ -177,5 +179,5 @@ def test_a_corpus_is_no_net(corpus_version: Version) -> None:
 
 def test_what_is_no_version_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(BadCheckpoint, match=manifest.SUMS):
+        with pytest.raises(BadCheckpoint, match=manifest.CHECKSUMS_FILE):
             load_checkpoint(path)

@@ -10,17 +10,19 @@ from hypothesis import strategies as st
 from models.registry import manifest
 
 FILES = {"a.bin": b"\x00" * 40, "README.md": b"# hello\n", "z-1.x": b""}
-names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True).filter(lambda name: name != manifest.SUMS)
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True).filter(
+    lambda name: name != manifest.CHECKSUMS_FILE
+)
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    manifest.write(tmp_path / "sealed", FILES)
+    manifest.write_files(tmp_path / "sealed", FILES)
     return tmp_path / "sealed"
 
 
 def test_what_was_written_is_read(directory: Path) -> None:
-    assert manifest.read(directory) == FILES
+    assert manifest.read_files(directory) == FILES
 
 
 @given(st.dictionaries(names, st.binary(max_size=50), min_size=1, max_size=5))
@@ -28,21 +30,21 @@ def test_any_files_come_back(tmp_path_factory: pytest.TempPathFactory, files: di
     if len({name.lower() for name in files}) < len(files):
         return  # a file system may hold them to be one
     directory = tmp_path_factory.mktemp("any") / "sealed"
-    seal = manifest.write(directory, files)
-    assert manifest.read(directory) == files
-    assert manifest.seal_of(directory) == seal
+    seal = manifest.write_files(directory, files)
+    assert manifest.read_files(directory) == files
+    assert manifest.read_digest(directory) == seal
 
 
 def test_the_seal_depends_on_every_name_and_byte_and_on_nothing_else(tmp_path: Path) -> None:
-    first = manifest.write(tmp_path / "1", FILES)
-    assert manifest.write(tmp_path / "2", dict(reversed(FILES.items()))) == first
-    assert manifest.write(tmp_path / "3", {**FILES, "z-1.x": b"1"}) != first
-    assert manifest.write(tmp_path / "4", {"b.bin" if n == "a.bin" else n: d for n, d in FILES.items()}) != first
+    first = manifest.write_files(tmp_path / "1", FILES)
+    assert manifest.write_files(tmp_path / "2", dict(reversed(FILES.items()))) == first
+    assert manifest.write_files(tmp_path / "3", {**FILES, "z-1.x": b"1"}) != first
+    assert manifest.write_files(tmp_path / "4", {"b.bin" if n == "a.bin" else n: d for n, d in FILES.items()}) != first
 
 
 def test_sha256sum_accepts_it(directory: Path) -> None:
     check = subprocess.run(
-        ["sha256sum", "--strict", "-c", manifest.SUMS], cwd=directory, capture_output=True, text=True
+        ["sha256sum", "--strict", "-c", manifest.CHECKSUMS_FILE], cwd=directory, capture_output=True, text=True
     )
     assert check.returncode == 0, check.stderr
     assert check.stdout.count(": OK") == len(FILES)
@@ -50,8 +52,8 @@ def test_sha256sum_accepts_it(directory: Path) -> None:
 
 def test_an_existing_directory_is_never_written_into(directory: Path) -> None:
     with pytest.raises(FileExistsError):
-        manifest.write(directory, {"new": b""})
-    assert manifest.read(directory) == FILES
+        manifest.write_files(directory, {"new": b""})
+    assert manifest.read_files(directory) == FILES
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -60,36 +62,36 @@ def test_one_flipped_bit_is_refused_by_name(directory: Path, name: str) -> None:
     data[len(data) // 2] ^= 1
     (directory / name).write_bytes(data)
     with pytest.raises(manifest.Corrupt, match=f"{name} was altered"):
-        manifest.read(directory)
+        manifest.read_files(directory)
 
 
 @pytest.mark.parametrize("name", ["a.bin", "README.md"])
 def test_a_truncated_file_is_refused_by_name(directory: Path, name: str) -> None:
     (directory / name).write_bytes(FILES[name][:-1])
     with pytest.raises(manifest.Corrupt, match=f"{name} was altered"):
-        manifest.read(directory)
+        manifest.read_files(directory)
 
 
-@pytest.mark.parametrize("name", [*FILES, manifest.SUMS])
+@pytest.mark.parametrize("name", [*FILES, manifest.CHECKSUMS_FILE])
 def test_a_missing_file_is_refused_by_name(directory: Path, name: str) -> None:
     (directory / name).unlink()
     with pytest.raises(manifest.Corrupt, match=f"{name}: No such file"):
-        manifest.read(directory)
+        manifest.read_files(directory)
 
 
-@pytest.mark.parametrize("name", [*FILES, manifest.SUMS])
+@pytest.mark.parametrize("name", [*FILES, manifest.CHECKSUMS_FILE])
 def test_a_link_is_refused_by_name_even_to_the_right_bytes(directory: Path, tmp_path: Path, name: str) -> None:
     (directory / name).rename(tmp_path / name)
     (directory / name).symlink_to(tmp_path / name)
     with pytest.raises(manifest.Corrupt, match=f"{name}: is a symbolic link, expected a regular file"):
-        manifest.read(directory)
+        manifest.read_files(directory)
 
 
 def test_a_directory_in_place_of_a_file_is_refused(directory: Path) -> None:
     (directory / "a.bin").unlink()
     (directory / "a.bin").mkdir()
     with pytest.raises(manifest.Corrupt, match=r"a\.bin: is a directory, expected a regular file"):
-        manifest.read(directory)
+        manifest.read_files(directory)
 
 
 @pytest.mark.parametrize(
@@ -108,58 +110,58 @@ def test_a_directory_in_place_of_a_file_is_refused(directory: Path) -> None:
     ],
 )
 def test_sums_that_are_no_sums_or_name_a_path_are_refused(directory: Path, sums: str) -> None:
-    (directory / manifest.SUMS).write_text(sums, encoding="latin-1")
+    (directory / manifest.CHECKSUMS_FILE).write_text(sums, encoding="latin-1")
     with pytest.raises(manifest.Corrupt, match="is not a list of sums"):
-        manifest.read(directory)
+        manifest.read_files(directory)
 
 
 @pytest.mark.parametrize("position", range(0, 400, 7))
 def test_a_flipped_bit_in_the_sums_is_refused(directory: Path, position: int) -> None:
-    sums = bytearray((directory / manifest.SUMS).read_bytes())
+    sums = bytearray((directory / manifest.CHECKSUMS_FILE).read_bytes())
     sums[position % len(sums)] ^= 1
-    (directory / manifest.SUMS).write_bytes(sums)
+    (directory / manifest.CHECKSUMS_FILE).write_bytes(sums)
     with pytest.raises(manifest.Corrupt):
-        manifest.read(directory)
+        manifest.read_files(directory)
 
 
 def test_a_file_that_the_sums_do_not_name_is_not_read(directory: Path) -> None:
     """Nothing is loaded that was not sealed; a stray file is left alone, not an error."""
     (directory / "stray.py").write_text("raise SystemExit")
-    assert manifest.read(directory) == FILES
+    assert manifest.read_files(directory) == FILES
 
 
 # Mapped
 
 
 def test_what_is_mapped_is_what_is_read(directory: Path) -> None:
-    assert {name: bytes(data) for name, data in manifest.mapped(directory).items()} == FILES
-    assert manifest.names(directory) == FILES.keys()
+    assert {name: bytes(data) for name, data in manifest.map_files(directory).items()} == FILES
+    assert manifest.file_names(directory) == FILES.keys()
 
 
 def test_a_file_given_as_a_path_is_copied(directory: Path, tmp_path: Path) -> None:
     big = tmp_path / "big"
     big.write_bytes(bytes(range(256)) * 9000)
-    seal = manifest.write(tmp_path / "1", {"big": big, "small": b"x"})
-    assert manifest.read(tmp_path / "1") == {"big": big.read_bytes(), "small": b"x"}
-    assert manifest.write(tmp_path / "2", {"small": b"x", "big": big.read_bytes()}) == seal
+    seal = manifest.write_files(tmp_path / "1", {"big": big, "small": b"x"})
+    assert manifest.read_files(tmp_path / "1") == {"big": big.read_bytes(), "small": b"x"}
+    assert manifest.write_files(tmp_path / "2", {"small": b"x", "big": big.read_bytes()}) == seal
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_altered_file_is_not_mapped(directory: Path, name: str) -> None:
     (directory / name).write_bytes(FILES[name] + b"x")
     with pytest.raises(manifest.Corrupt, match=f"{name} was altered"):
-        manifest.mapped(directory)
+        manifest.map_files(directory)
 
 
 def test_a_link_is_not_mapped_even_to_the_right_bytes(directory: Path, tmp_path: Path) -> None:
     (directory / "a.bin").rename(tmp_path / "a.bin")
     (directory / "a.bin").symlink_to(tmp_path / "a.bin")
     with pytest.raises(manifest.Corrupt, match=r"a\.bin: is a symbolic link"):
-        manifest.mapped(directory)
+        manifest.map_files(directory)
 
 
 def test_a_file_replaced_after_it_was_mapped_changes_nothing(directory: Path, tmp_path: Path) -> None:
-    files = manifest.mapped(directory)
+    files = manifest.map_files(directory)
     (tmp_path / "other").write_bytes(b"evil" * 10)
     (tmp_path / "other").rename(directory / "a.bin")
     (directory / "README.md").unlink()
@@ -168,4 +170,4 @@ def test_a_file_replaced_after_it_was_mapped_changes_nothing(directory: Path, tm
 
 def test_a_mapping_cannot_be_written(directory: Path) -> None:
     with pytest.raises(TypeError):
-        manifest.mapped(directory)["a.bin"][0] = 1  # type: ignore[index]
+        manifest.map_files(directory)["a.bin"][0] = 1  # type: ignore[index]

@@ -19,14 +19,14 @@ import pytest
 from models.registry import manifest
 from models.registry.registry import (
     ALIASES,
+    AliasMoved,
     BadName,
     BrokenAlias,
     Ledger,
-    LockHeld,
     NothingToRollBack,
-    Overtaken,
     Registry,
     RegistryError,
+    RegistryLocked,
     UnknownVersion,
     Version,
 )
@@ -89,7 +89,7 @@ def test_a_version_is_found_by_id_by_version_and_by_alias(registry: Registry) ->
     registry.point("primary", version)
     assert registry.find(version.id) == registry.find(version.version) == registry.find("primary") == version
     assert version.id == f"toy/{version.version}"
-    assert manifest.read(version.path) == {"file": b"a"}
+    assert manifest.read_files(version.path) == {"file": b"a"}
 
 
 def test_versions_lists_every_complete_one_by_name(registry: Registry) -> None:
@@ -134,7 +134,7 @@ def test_a_failed_write_leaves_nothing_behind(registry: Registry) -> None:
 def test_the_residue_of_a_crash_is_no_version(registry: Registry) -> None:
     (version,) = add(registry, "a")
     home = version.path.parent
-    manifest.write(home / ".part-crash", {"file": b"half"})
+    manifest.write_files(home / ".part-crash", {"file": b"half"})
     (home / ".part-other" / "files").mkdir(parents=True)
     (home / "20250101-unfinished").mkdir()
     (registry.root / ".part-primary-1").symlink_to("models/toy/gone")
@@ -198,8 +198,8 @@ def test_the_listener_hears_of_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wanted", EVIL)
 def test_an_evil_name_is_unknown_and_no_file_is_opened(registry: Registry, wanted: str) -> None:
     add(registry, "a")
-    manifest.write(registry.root.parent / "secret", {"file": b"secret"})
-    manifest.write(registry.root / "models" / "secret", {"file": b"secret"})
+    manifest.write_files(registry.root.parent / "secret", {"file": b"secret"})
+    manifest.write_files(registry.root / "models" / "secret", {"file": b"secret"})
     with opened() as paths:
         with pytest.raises(UnknownVersion):
             registry.find(wanted)
@@ -225,7 +225,7 @@ def test_resolve_follows_no_link_but_the_aliases(registry: Registry) -> None:
 
 def test_symlinked_versions_and_models_are_unknown(registry: Registry, tmp_path: Path) -> None:
     (version,) = add(registry, "a")
-    manifest.write(tmp_path / "outside", {"file": b"evil"})
+    manifest.write_files(tmp_path / "outside", {"file": b"evil"})
     version.path.with_name("20250101-linked").symlink_to(tmp_path / "outside")
     (registry.root / "models" / "linked").symlink_to(version.path.parent)
     assert registry.versions() == [version]
@@ -254,16 +254,16 @@ def test_symlinked_versions_and_models_are_unknown(registry: Registry, tmp_path:
 )
 def test_says_why_a_link_is_no_alias(registry: Registry, tmp_path: Path, target: str, fault: str) -> None:
     (version,) = add(registry, "a")
-    manifest.write(tmp_path / "outside", {"file": b"evil"})
+    manifest.write_files(tmp_path / "outside", {"file": b"evil"})
     version.path.with_name("linked").symlink_to(version.path)
     version.path.with_name("partial").mkdir()
     (registry.root / "primary").symlink_to(target)
     with pytest.raises(BrokenAlias, match=f"alias 'primary' in .*{re.escape(fault)}"):
         registry.resolve("primary")
-    assert registry.faults().keys() == {"primary"}
+    assert registry.alias_faults().keys() == {"primary"}
     registry.point("primary", version)
     assert registry.resolve("primary") == version
-    assert registry.faults() == {}
+    assert registry.alias_faults() == {}
 
 
 def test_says_why_an_alias_that_lost_its_link_as_a_file_is_none_and_promotion_mends_it(registry: Registry) -> None:
@@ -495,7 +495,7 @@ def test_a_reader_never_sees_a_missing_or_incomplete_version(registry: Registry)
             try:
                 version = registry.resolve("primary")
                 seen.add(version.id)
-                manifest.read(version.path)
+                manifest.read_files(version.path)
             except (RegistryError, ValueError, OSError) as error:
                 failures.append(error)
 
@@ -517,10 +517,10 @@ def test_a_move_judged_by_aliases_that_moved_meanwhile_is_overtaken(registry: Re
     registry.point("primary", a)
     since = {"primary": a.id, "fallback": None}
     registry.point("fallback", b)
-    with pytest.raises(Overtaken, match="fallback points at"):
-        registry.point("primary", b, since=since)
+    with pytest.raises(AliasMoved, match="fallback points at"):
+        registry.point("primary", b, expected=since)
     assert registry.resolve("primary") == a
-    assert registry.point("primary", b, since=registry.aliases()).before == a.id
+    assert registry.point("primary", b, expected=registry.aliases()).before == a.id
 
 
 # The lock
@@ -533,9 +533,9 @@ def test_a_held_lock_is_told_at_once_and_nothing_moves(registry: Registry, kind:
     registry.point("primary", b)
     with open(registry.root / ".lock", "w") as lock:
         fcntl.flock(lock, kind)
-        with pytest.raises(LockHeld, match="try again"):
+        with pytest.raises(RegistryLocked, match="try again"):
             registry.point("primary", a)
-        with pytest.raises(LockHeld):
+        with pytest.raises(RegistryLocked):
             registry.rollback("primary")
         assert run(registry.root, "rollback", "primary").returncode == 75
     assert registry.resolve("primary") == b
@@ -605,11 +605,11 @@ def test_a_promotion_whose_line_was_lost_last_is_rolled_back_to_the_one_before(r
 def test_an_alias_that_moved_on_is_not_moved_by_who_thinks_it_has_not(registry: Registry) -> None:
     a, b, c = add(registry, "a", "b", "c")
     registry.point("primary", c)
-    with pytest.raises(Overtaken, match="not at toy/"):
-        registry.point("primary", a, action="rollback", since={"primary": b.id})
+    with pytest.raises(AliasMoved, match="not at toy/"):
+        registry.point("primary", a, action="rollback", expected={"primary": b.id})
     assert registry.resolve("primary") == c
     assert len(registry.ledger()) == 1
-    assert registry.point("primary", a, action="rollback", since={"primary": c.id}).after == a.id
+    assert registry.point("primary", a, action="rollback", expected={"primary": c.id}).after == a.id
 
 
 def test_what_was_overrode_stands_in_the_ledger_and_lines_of_before_are_read(registry: Registry) -> None:

@@ -12,15 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from models.retrieval.index import (
-    BadIndex,
-    FlatIndex,
-    IvfIndex,
-    Lists,
-    Rows,
-    coder,
-    encode,
-)
+from models.retrieval.index import BadIndex, FlatIndex, InvertedLists, IvfIndex, Rows, empty_ivf_index, encode_rows
 from models.vectors import Floats, normalise
 
 
@@ -110,13 +102,16 @@ def test_a_query_of_any_length_finds_the_same(length: float) -> None:
 # The inverted file
 
 
-def lists_of(vectors: Floats, count: int) -> Lists:
+def lists_of(vectors: Floats, count: int) -> InvertedLists:
     """Return lists around the first `count` vectors."""
-    index = coder(vectors[:count])
+    index = empty_ivf_index(vectors[:count])
     home = np.argmax(vectors @ vectors[:count].T, axis=1)
     rows = np.argsort(home, kind="stable")
-    return Lists(
-        vectors[:count], np.bincount(home, minlength=count), rows.astype(np.int32), encode(index, vectors, home)[rows]
+    return InvertedLists(
+        vectors[:count],
+        np.bincount(home, minlength=count),
+        rows.astype(np.int32),
+        encode_rows(index, vectors, home)[rows],
     )
 
 
@@ -170,7 +165,7 @@ def test_it_counts_and_says_that_it_is_not_exact() -> None:
 
 def test_lists_come_back_from_their_bytes() -> None:
     lists = lists_of(unit(90, 32), 8)
-    again = Lists.from_bytes(lists.to_bytes())
+    again = InvertedLists.from_bytes(lists.to_bytes())
     assert all(np.array_equal(part, asdict(lists)[name]) for name, part in asdict(again).items())
 
 
@@ -198,13 +193,13 @@ def twice(rows: Rows) -> Rows:
 def test_lists_that_contradict_themselves_are_refused(part: str, change: Any, said: str) -> None:
     parts = asdict(lists_of(unit(90, 32), 8))
     with pytest.raises(BadIndex, match=said):
-        Lists.from_bytes(save({**parts, part: change(parts[part])}))
+        InvertedLists.from_bytes(save({**parts, part: change(parts[part])}))
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 9, save({"rows": np.zeros(3, np.int32)})])
 def test_a_file_that_holds_no_lists_is_refused(data: bytes) -> None:
     with pytest.raises(BadIndex, match="unreadable index"):
-        Lists.from_bytes(data)
+        InvertedLists.from_bytes(data)
 
 
 def test_lists_of_other_vectors_are_refused() -> None:

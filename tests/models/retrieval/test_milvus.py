@@ -14,7 +14,7 @@ LOCAL = FlatIndex(corpus().vectors)
 
 
 def through(build: FakeBuild, known: Retriever) -> Retriever:
-    return known.through({name: MilvusIndex(build, name, index) for name, index in known.indexes.items()})
+    return known.with_indexes({name: MilvusIndex(build, name, index) for name, index in known.indexes.items()})
 
 
 def test_scores_and_order_are_those_of_the_exact_index_to_the_bit() -> None:

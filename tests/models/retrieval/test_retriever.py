@@ -24,7 +24,7 @@ from models.retrieval.corpus import (
     Corpus,
     read_corpus,
 )
-from models.retrieval.index import IVF, FlatIndex
+from models.retrieval.index import IVF_FILE, FlatIndex
 from models.retrieval.retriever import Retriever, Search, load_retriever
 from models.vectors import normalise
 
@@ -269,7 +269,7 @@ def test_threads_change_no_answer(indexed: Retriever, indexed_version: Version, 
     assert two.search_batch(searches) == indexed.search_batch(searches)
 
 
-@pytest.mark.parametrize("name", [*CORPUS_FILES, CARD_FILE, IVF, PASSAGES_FILE, SPANS_FILE])
+@pytest.mark.parametrize("name", [*CORPUS_FILES, CARD_FILE, IVF_FILE, PASSAGES_FILE, SPANS_FILE])
 def test_an_altered_file_of_an_indexed_version_is_refused_by_name(
     indexed_version: Version, copy_of: Callable[[Version], Path], name: str
 ) -> None:
@@ -321,5 +321,5 @@ def test_a_stray_index_that_is_not_sealed_is_left_alone(
     corpus_version: Version, copy_of: Callable[[Version], Path]
 ) -> None:
     directory = copy_of(corpus_version)
-    (directory / IVF).write_bytes(b"stray")
+    (directory / IVF_FILE).write_bytes(b"stray")
     assert load_retriever(directory).is_exact

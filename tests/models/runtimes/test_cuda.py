@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.predictor import Predictor
-from models.runtimes.cuda import MOST, GraphRuntime
+from models.runtimes.cuda import MAX_GRAPH_ROWS, GraphRuntime
 from models.vectors import Floats
 
 
@@ -40,7 +40,9 @@ def rows(count: int) -> Floats:
     return np.random.default_rng(count).standard_normal((count, 5, 16)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (100, 128), (MOST, MOST)])
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (100, 128), (MAX_GRAPH_ROWS, MAX_GRAPH_ROWS)]
+)
 def test_a_batch_is_padded_to_the_next_power_of_two_and_cut_again(capture: Capture, count: int, size: int) -> None:
     contexts = rows(count)
     assert np.array_equal(GraphRuntime("fake", capture).run(contexts), contexts[:, -1])
@@ -48,9 +50,9 @@ def test_a_batch_is_padded_to_the_next_power_of_two_and_cut_again(capture: Captu
 
 
 def test_more_rows_than_the_largest_graph_run_in_several(capture: Capture) -> None:
-    contexts = rows(2 * MOST + 3)
+    contexts = rows(2 * MAX_GRAPH_ROWS + 3)
     assert np.array_equal(GraphRuntime("fake", capture).run(contexts), contexts[:, -1])
-    assert capture.ran == [(MOST, MOST), (MOST, MOST), (4, 3)]
+    assert capture.ran == [(MAX_GRAPH_ROWS, MAX_GRAPH_ROWS), (MAX_GRAPH_ROWS, MAX_GRAPH_ROWS), (4, 3)]
 
 
 @pytest.mark.parametrize(("largest", "sizes"), [(1, [1]), (8, [1, 2, 4, 8]), (100, [1, 2, 4, 8, 16, 32, 64, 128])])
@@ -76,14 +78,14 @@ def test_captured_graphs_answer_as_the_net_does(precision: str) -> None:
     from models.registry.checkpoint import load_checkpoint
     from models.registry.registry import Registry
     from models.runtimes import open_runtime
-    from models.runtimes.torch import answer_of, build_net
+    from models.runtimes.torch import build_net, run_net
     from tests.conftest import SHIPPED
 
     for alias in ("primary", "fallback"):
         checkpoint = load_checkpoint(Registry(SHIPPED).resolve(alias).path)
         runtime = open_runtime(checkpoint, "cuda", 1, precision)
         contexts = checkpoint.golden_context
-        right = answer_of(build_net(checkpoint), contexts)
+        right = run_net(build_net(checkpoint), contexts)
         for count in (1, 3, 16, 2):
             assert np.allclose(
                 runtime.run(contexts[:count]), right[:count], atol=1e-5 if precision == "float32" else 1e-2

@@ -8,7 +8,7 @@ import pytest
 
 from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint
 from models.registry.registry import Registry
-from models.runtimes import PARITY, NoSuchPrecision, Runtime, UnfitRuntime, check_parity, open_runtime
+from models.runtimes import MIN_PARITY, NoSuchPrecision, Runtime, UnfitRuntime, check_parity, open_runtime
 from models.vectors import Floats
 from tests.conftest import SHIPPED
 
@@ -38,10 +38,10 @@ def test_a_real_net_is_served_within_the_gate_or_refused_with_the_figure(
     apart = np.sum((runtime.run(checkpoint.golden_context) - checkpoint.golden_vector) ** 2, axis=1)
     worst = float(1 - apart.max() / 2)
     assert 0.999 < worst < 0.9999999  # near, and truly computed in less
-    if worst >= PARITY:
+    if worst >= MIN_PARITY:
         assert open_runtime(checkpoint, "cpu", 2, precision).name == runtime.name
     else:
-        with pytest.raises(UnfitRuntime, match=rf"{runtime.name}: cosine {worst:.6f} .* want >= {PARITY}"):
+        with pytest.raises(UnfitRuntime, match=rf"{runtime.name}: cosine {worst:.6f} .* want >= {MIN_PARITY}"):
             open_runtime(checkpoint, "cpu", 2, precision)
 
 

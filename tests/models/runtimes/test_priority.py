@@ -12,7 +12,7 @@ import pytest
 
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
-from models.runtimes.onnx import ROWS, OnnxRuntime
+from models.runtimes.onnx import MIN_ROWS_PER_THREAD, OnnxRuntime
 from models.runtimes.priority import NICE, give_way
 
 SHIPPED = Path(__file__).parents[3] / "artifacts" / "lvm"
@@ -32,7 +32,7 @@ def test_what_is_done_aside_gives_way_and_leaves_the_others_as_they_are() -> Non
 
 def test_no_thread_that_will_answer_callers_is_started_by_one_that_gives_way() -> None:
     known = load_checkpoint(Registry(SHIPPED).resolve("primary").path)
-    contexts = known.golden_context[:1].repeat(2 * ROWS, axis=0)
+    contexts = known.golden_context[:1].repeat(2 * MIN_ROWS_PER_THREAD, axis=0)
 
     def load_and_run() -> OnnxRuntime:
         runtime = OnnxRuntime(known, threads=2)

@@ -16,7 +16,7 @@ from models.registry.card import CARD_FILE, Card
 from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint, parse_checkpoint
 from models.registry.registry import Version
 from models.runtimes import (
-    PARITY,
+    MIN_PARITY,
     NoSuchDevice,
     NoSuchPrecision,
     UnfitRuntime,
@@ -25,7 +25,7 @@ from models.runtimes import (
     open_runtime,
 )
 from models.runtimes.onnx import OnnxRuntime
-from models.runtimes.torch import TorchRuntime, answer_of, best_device, build_net
+from models.runtimes.torch import TorchRuntime, best_device, build_net, run_net
 from models.training.publish import golden_contexts, net_files
 from models.vectors import Floats
 
@@ -58,7 +58,7 @@ def test_onnxruntime_answers_as_torch_does(pair: tuple[nn.Module, Checkpoint], c
         context = contexts(batch, seed=batch)
         answer = runtime.run(context)
         assert answer.dtype == np.float32
-        assert np.allclose(answer, answer_of(net, context), atol=1e-5)
+        assert np.allclose(answer, run_net(net, context), atol=1e-5)
     assert np.allclose(answer, TorchRuntime(checkpoint, "cpu").run(context), atol=1e-5)
 
 
@@ -150,7 +150,7 @@ def turned(vectors: Floats, row: int, cosine: float) -> Floats:
 @pytest.mark.parametrize("row", [0, 7, 15])
 def test_one_answer_beside_the_golden_one_is_refused_with_the_figure(checkpoint: Checkpoint, row: int) -> None:
     check_parity(Fake(turned(checkpoint.golden_vector, row, 0.99995)), checkpoint)
-    with pytest.raises(UnfitRuntime, match=rf"fake: cosine 0\.9990\d\d to the golden vectors, want >= {PARITY}"):
+    with pytest.raises(UnfitRuntime, match=rf"fake: cosine 0\.9990\d\d to the golden vectors, want >= {MIN_PARITY}"):
         check_parity(Fake(turned(checkpoint.golden_vector, row, 0.999)), checkpoint)
 
 

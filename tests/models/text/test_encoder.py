@@ -10,12 +10,7 @@ import pytest
 
 from models.retrieval.corpus import Corpus, read_corpus
 from models.text import encoder
-from models.text.encoder import (
-    EncoderError,
-    MiniLM,
-    is_same,
-    open_encoder,
-)
+from models.text.encoder import EncoderError, MiniLM, is_same_model, open_encoder
 from models.training.bert import graph_of
 
 SHIPPED = Path(__file__).parents[3] / "artifacts" / "lvm" / "retriever"
@@ -124,9 +119,9 @@ def test_weights_that_are_not_the_known_ones_are_refused(tmp_path: Path) -> None
 
 
 def test_a_model_is_known_by_the_last_part_of_its_name() -> None:
-    assert is_same("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
-    assert is_same("/models/gtr-t5-base/", "sentence-transformers/gtr-t5-base")
-    assert not is_same("all-MiniLM-L12-v2", "all-MiniLM-L6-v2")
+    assert is_same_model("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
+    assert is_same_model("/models/gtr-t5-base/", "sentence-transformers/gtr-t5-base")
+    assert not is_same_model("all-MiniLM-L12-v2", "all-MiniLM-L6-v2")
     assert isinstance(open_encoder("sentence-transformers/all-MiniLM-L6-v2", 1), MiniLM)
     with pytest.raises(EncoderError, match="no text"):
         open_encoder("none", 1)

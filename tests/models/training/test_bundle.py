@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from models.evaluate import found_ranks
+from models.evaluate import retrieval_ranks
 from models.predictor import load_predictor
 from models.registry.card import Card
 from models.registry.checkpoint import BadCheckpoint
@@ -114,7 +114,7 @@ def test_its_card_has_the_scores_of_the_bundle_beside_those_of_the_towers(
     assert again["retrieval"]["without_context"]["MRR"] == pytest.approx(
         scores["retrieval"]["without_context"]["MRR"], abs=1e-4
     )
-    found = found_ranks(retriever, windows(other, 5), exclude_context=True)
+    found = retrieval_ranks(retriever, windows(other, 5), exclude_context=True)
     assert again["retrieval"]["without_context"]["R@5"] == np.mean(found <= 5)
 
 

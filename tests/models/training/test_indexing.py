@@ -9,12 +9,12 @@ import pytest
 from models.registry.card import Card
 from models.registry.registry import Version
 from models.retrieval.corpus import Corpus, MappedCorpus
-from models.retrieval.index import BadIndex, FlatIndex, Lists
+from models.retrieval.index import BadIndex, FlatIndex, InvertedLists
 from models.retrieval.retriever import load_retriever
 from models.training import indexing
 from models.training.parts import Parts
 
-Build = Callable[[Corpus, indexing.Progress, Path], tuple[Lists, Card]]
+Build = Callable[[Corpus, indexing.Progress, Path], tuple[InvertedLists, Card]]
 
 
 @pytest.fixture

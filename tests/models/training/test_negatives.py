@@ -11,7 +11,7 @@ from models.retrieval.corpus import Corpus
 from models.training.negatives import Negatives, near_misses
 from models.training.towers import MINED, TowerTrainer
 from models.training.train import Epoch, Recipe
-from models.windows import NothingToLearnFrom, Windows, alone, hold_out, windows
+from models.windows import NoWindows, Windows, compact_windows, hold_out, windows
 
 K = 3
 
@@ -63,7 +63,7 @@ def test_a_shuffle_loses_no_near_miss(trainer: TowerTrainer) -> None:
 
 
 def test_same_article_negatives_are_of_the_same_article(trainer: TowerTrainer, split: tuple[Windows, Windows]) -> None:
-    own = alone(split[0])
+    own = compact_windows(split[0])
     article = torch.full((len(own.vectors),), -1)
     for start, name in zip(own.start.tolist(), own.article.tolist(), strict=True):
         article[start : start + 6] = name
@@ -80,7 +80,7 @@ def test_an_article_of_one_window_borrows_its_negatives(make_corpus: Callable[..
 
 
 def test_a_corpus_of_one_window_is_refused(make_corpus: Callable[..., Corpus]) -> None:
-    with pytest.raises(NothingToLearnFrom):
+    with pytest.raises(NoWindows):
         Negatives(of_articles(make_corpus, 6), K)
 
 

@@ -31,7 +31,7 @@ from models.retrieval.corpus import (
     write_corpus,
 )
 from models.runtimes import UnfitRuntime
-from models.runtimes.torch import answer_of, build_net
+from models.runtimes.torch import build_net, run_net
 from models.training.publish import FLAT_ROWS, GOLDEN, golden_contexts, publish, publish_corpus, reference_of, rounded
 from models.vectors import normalise
 from models.windows import windows
@@ -56,8 +56,8 @@ def test_the_cards_scores_are_those_of_the_stored_version(amn_version: Version, 
 
 def test_the_golden_vectors_are_the_torch_nets_answers(gru_version: Version, gru_net: nn.Module) -> None:
     checkpoint = load_checkpoint(gru_version.path)
-    assert np.array_equal(checkpoint.golden_vector, answer_of(gru_net, checkpoint.golden_context))
-    assert np.array_equal(answer_of(build_net(checkpoint), checkpoint.golden_context), checkpoint.golden_vector)
+    assert np.array_equal(checkpoint.golden_vector, run_net(gru_net, checkpoint.golden_context))
+    assert np.array_equal(run_net(build_net(checkpoint), checkpoint.golden_context), checkpoint.golden_vector)
     served = load_predictor(gru_version.path, device="cpu")
     assert np.allclose(served.predict_batch(checkpoint.golden_context), checkpoint.golden_vector, atol=1e-5)
 
@@ -72,8 +72,8 @@ def test_the_cards_sizes_are_read_off_the_net(gru_version: Version, gru_net: nn.
 
 def test_a_version_holds_its_files_and_no_more(gru_version: Version) -> None:
     names = {path.name for path in gru_version.path.iterdir()}
-    assert names == {"README.md", "weights.safetensors", "net.onnx", "golden.safetensors", manifest.SUMS}
-    assert gru_version.version.split("-")[1] == manifest.seal_of(gru_version.path)[:12]
+    assert names == {"README.md", "weights.safetensors", "net.onnx", "golden.safetensors", manifest.CHECKSUMS_FILE}
+    assert gru_version.version.split("-")[1] == manifest.read_digest(gru_version.path)[:12]
 
 
 def test_the_graph_is_valid_has_no_weights_and_tells_nothing_of_this_machine(gru_version: Version) -> None:
@@ -156,7 +156,7 @@ def test_rounding_reaches_every_float() -> None:
 
 
 def test_a_corpus_is_stored_byte_for_byte_with_its_counts(corpus_version: Version, corpus_dir: Path) -> None:
-    files = manifest.read(corpus_version.path)
+    files = manifest.read_files(corpus_version.path)
     assert all(files[name] == (corpus_dir / name).read_bytes() for name in CORPUS_FILES)
     card = Card.from_markdown(files["README.md"].decode())
     assert (card.kind, card.dim, card.data) == ("corpus", 16, {"chunks": 240, "articles": 12})
@@ -176,7 +176,7 @@ def test_a_corpus_that_cannot_be_read_is_not_stored(
 
 
 def test_an_indexed_corpus_is_stored_with_its_text_to_be_mapped(indexed_version: Version, larger_dir: Path) -> None:
-    files = manifest.read(indexed_version.path)
+    files = manifest.read_files(indexed_version.path)
     assert set(files) == {*CORPUS_FILES, PASSAGES_FILE, SPANS_FILE, "ivf.safetensors", "README.md"}
     assert all(files[name] == (larger_dir / name).read_bytes() for name in CORPUS_FILES)
     assert np.array_equal(read_corpus(indexed_version.path).vectors, read_corpus(larger_dir).vectors)

@@ -17,7 +17,7 @@ from models.retrieval.corpus import Corpus
 from models.training import bundle, rerank
 from models.training.parts import Parts
 from models.training.train import AnotherRun, Epoch, Recipe
-from models.windows import NothingToLearnFrom, hold_out, windows
+from models.windows import NoWindows, hold_out, windows
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_banks_are_of_the_articles_that_the_towers_held_out(made: bundle.Mad
 def test_towers_that_do_not_say_what_they_held_out_are_refused(made: bundle.Made, corpus: Corpus) -> None:
     with pytest.raises(BadCheckpoint, match="held out"):
         rerank.held_out_banks(replace(made.card, data={}), corpus)
-    with pytest.raises(NothingToLearnFrom):
+    with pytest.raises(NoWindows):
         rerank.held_out_banks(replace(made.card, data={"held_out": 0.01, "seed": 0}), corpus)
 
 

@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 
 from models.registry.manifest import Corrupt
-from models.registry.registry import LockHeld, Registry
-from models.registry.remote import (
-    Mirror,
-    Pointer,
-    Store,
-    StoreAway,
-)
+from models.registry.registry import Registry, RegistryLocked
+from models.registry.remote import AliasRecord, RegistrySync, RemoteRegistry, RemoteUnavailable
 from models.runtimes.priority import gives_way
 from service.app import create_app
 from service.deploy.deployments import RETRY_S, Lineup
@@ -28,11 +23,11 @@ from tests.conftest import PATIENCE_S, running, until
 from tests.fakes import FakeLoaders, add_version, mean_of, registry_of
 
 
-class Told(Mirror):
+class Told(RegistrySync):
     """A mirror whose store says what it is told to, and whose registry does as `trouble` says."""
 
     def __init__(self, registry: Registry) -> None:
-        super().__init__(Store("memory://told"), registry, lambda alias, version: None)
+        super().__init__(RemoteRegistry("memory://told"), registry, lambda alias, version: None)
         self.said: dict[str, bytes | None] = {"primary": b"{}"}
         self.trouble: Exception | None = None
         self.away: Exception | None = None
@@ -40,13 +35,13 @@ class Told(Mirror):
         self.answers = threading.Event()
         self.answers.set()
 
-    def ask(self) -> dict[str, bytes | None]:
+    def poll(self) -> dict[str, bytes | None]:
         self.answers.wait(PATIENCE_S)
         if self.away:
             raise self.away
         return self.said
 
-    def follow(self, alias: str, said: bytes | None) -> None:
+    def apply(self, alias: str, said: bytes | None) -> None:
         self.follows += 1
         self.gave_way.append(gives_way())
         if self.trouble:
@@ -82,7 +77,7 @@ def test_a_store_away_is_counted_told_once_and_stale_until_it_is_back(
         follower = house.follower
         await follower.start()
         answered = follower.describe()["answered"]
-        house.mirror.away, house.now = StoreAway("no route"), 7.0
+        house.mirror.away, house.now = RemoteUnavailable("no route"), 7.0
         for _ in range(3):
             await follower.look()
         follower.observe()
@@ -140,7 +135,7 @@ def test_what_is_refused_shows_and_is_tried_again_later_or_when_the_store_says_s
 
 def test_a_registry_that_the_lineup_is_writing_is_no_trouble(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
-        house.mirror.trouble = LockHeld("held")
+        house.mirror.trouble = RegistryLocked("held")
         for _ in range(2):
             await house.follower.look()
         assert (house.mirror.follows, house.looks("ok"), house.looks("failed")) == (2, 2, 0)
@@ -151,9 +146,9 @@ def test_a_registry_that_the_lineup_is_writing_is_no_trouble(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("trouble", "error"),
     [
-        ({"away": StoreAway("no route")}, StoreAway),
+        ({"away": RemoteUnavailable("no route")}, RemoteUnavailable),
         ({"trouble": Corrupt("altered")}, Corrupt),
-        ({"said": {"primary": None}}, StoreAway),
+        ({"said": {"primary": None}}, RemoteUnavailable),
     ],
 )
 def test_a_cold_start_wants_a_primary_and_says_why_there_is_none(
@@ -209,7 +204,7 @@ def test_a_warm_mirror_is_served_while_its_store_is_away_and_says_so(tmp_path: P
     objects = tmp_path / "objects"
     settings = Settings(registry=f"file://{objects}", cache=tmp_path / "cache", store_s=0.05, reload_s=0.05)
     ours = registry_of(tmp_path / "ours", primary="amn")
-    Store(settings.registry).push(ours)
+    RemoteRegistry(settings.registry).push(ours)
     for is_stale in (False, True):
         app = create_app(settings, FakeLoaders(amn=mean_of, gru=mean_of))
         with running(app, settings) as server:
@@ -225,14 +220,14 @@ def test_a_warm_mirror_is_served_while_its_store_is_away_and_says_so(tmp_path: P
 def test_a_version_that_does_not_load_never_moves_the_alias(tmp_path: Path) -> None:
     settings = Settings(registry=f"file://{tmp_path}/objects", cache=tmp_path / "cache", store_s=0.05, reload_s=0.05)
     ours = registry_of(tmp_path / "ours", primary="amn")
-    Store(settings.registry).push(ours)
+    RemoteRegistry(settings.registry).push(ours)
     good = ours.resolve("primary")
     with running(create_app(settings, FakeLoaders(amn=mean_of)), settings) as server:
         bad = add_version(ours, "broken")
         ours.point("primary", bad)
-        Store(settings.registry).push(ours)
+        RemoteRegistry(settings.registry).push(ours)
         said = lambda: server.http.get("/models").json()["aliases"]["primary"]["refused"]  # noqa: E731
         until(said, "the refusal")
         assert said() == {"id": bad.id, "reason": f"{bad.id} was altered"}
         assert server.app.state.lineup.registry.resolve("primary").id == good.id
-    assert Pointer.of(Store(settings.registry).read("primary") or b"").move.after == bad.id
+    assert AliasRecord.from_json(RemoteRegistry(settings.registry).read("primary") or b"").move.after == bad.id

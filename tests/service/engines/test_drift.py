@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.drift import Space
+from models.drift import ReferenceStats
 from models.vectors import Floats
 from service.engines.drift import BLOCK, Guard
 from service.telemetry.metrics import Metrics
@@ -28,7 +28,7 @@ def around(direction: int, count: int, seed: int) -> Floats:
 
 
 def guard() -> Guard:
-    return Guard(Space.of(around(0, 64, seed=0)), "primary", Metrics())
+    return Guard(ReferenceStats.from_contexts(around(0, 64, seed=0)), "primary", Metrics())
 
 
 def watched(*contexts: Floats) -> Guard:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models.retrieval.milvus import IndexAway, NotPushed
+from models.retrieval.milvus import IndexUnavailable, NotPushed
 from models.retrieval.retriever import Hit, Search
 from service.engines.external_index import IndexStore
 from service.settings import Settings
@@ -39,7 +39,7 @@ def search(store: IndexStore, until: float = 1e9) -> list[Hit]:
 
 
 def fails(store: IndexStore, until: float = 1e9) -> str:
-    with pytest.raises(IndexAway) as caught:
+    with pytest.raises(IndexUnavailable) as caught:
         search(store, until)
     return caught.value.reason
 
@@ -74,7 +74,7 @@ def test_a_caller_in_a_hurry_turns_the_store_off_for_nobody() -> None:
     class Slow(FakeBuild):
         def find(self, *asked: Any) -> list[list[int]]:
             clock.now += self.seconds[-1]
-            raise IndexAway("slow")
+            raise IndexUnavailable("slow")
 
     for milliseconds, left_s, asked in ((250, 0.1, 0), (250, 2.0, 1), (5000, 1.0, 1)):
         build = Slow()
@@ -108,7 +108,7 @@ def test_while_the_store_is_away_answers_are_the_same_and_marked(
 ) -> None:
     """In body, header and metrics; never a 503; and no longer once it is back."""
     well = retrieve(server, **body, k=4)
-    build.fault = IndexAway("gone")
+    build.fault = IndexUnavailable("gone")
     away = [retrieve(server, **body, k=4) for _ in range(6)]
     assert marks(well) == (200, None, None)
     assert {marks(answer) for answer in away} == {(200, "index_away", "index_away")}
@@ -126,7 +126,7 @@ def test_a_wait_for_the_store_in_vain_is_told_as_queue(serve: Serve) -> None:
     class Slow(FakeBuild):
         def find(self, *asked: Any) -> list[list[int]]:
             sleep(0.05)
-            raise IndexAway("slow")
+            raise IndexUnavailable("slow")
 
     server = serve(corpus=bundle, index_store=lambda known: Slow().within_reach_of(known, Settings()))
     assert retrieve(server, context=CONTEXT).json()["timing_ms"]["queue"] > 45
@@ -134,7 +134,7 @@ def test_a_wait_for_the_store_in_vain_is_told_as_queue(serve: Serve) -> None:
 
 def test_a_net_that_fell_back_says_so_first(serve: Serve, build: FakeBuild) -> None:
     """One reason is told, the net's: the answer may differ by it."""
-    build.fault = IndexAway("gone")
+    build.fault = IndexUnavailable("gone")
     server = serve(amn=raises, index_store=lambda known: build.within_reach_of(known, Settings()))
     answer = retrieve(server, context=CONTEXT)
     assert marks(answer) == (200, "model_failed", "model_failed")
@@ -143,7 +143,7 @@ def test_a_net_that_fell_back_says_so_first(serve: Serve, build: FakeBuild) -> N
 
 def test_a_breaker_that_is_open_shows_in_the_metrics(server: Running, build: FakeBuild) -> None:
     """As that of the retriever."""
-    build.fault = IndexAway("gone")
+    build.fault = IndexUnavailable("gone")
     for _ in range(2):
         retrieve(server, query=QUERY)
     server.http.get("/metrics")

@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.registry.registry import Registry
 from service.app import Service, create_app
-from service.processes.server import Server, bind, uvicorn_config
+from service.processes.server import Server, uvicorn_config
+from service.processes.sockets import bind
 from service.settings import Settings
 from tests.fakes import FakeLoaders, mean_of, registry_of
 from tests.fakes import retriever as corpus_of

@@ -52,7 +52,7 @@ def serve(
 def work(slot: int, listener: int, line: int, home: Path) -> None:
     """Be one of several workers; `serve` starts them."""
     _listen_to_signals()
-    from service.processes.supervisor import work as run
+    from service.processes.worker import run_worker as run
 
     _exit(run(slot, listener, line, home))
 

@@ -1,4 +1,7 @@
-"""The line between a process and its supervisor: a byte a second from one that is well; at its end, time to go."""
+"""The channel between a process and its supervisor: the process sends a byte a second while it is well.
+
+If the supervisor exits, its end of the channel closes, and the process drains.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +15,34 @@ from collections.abc import Callable
 from pathlib import Path
 from time import sleep
 
-LOOK_S = 1.0  # between two looks at who the parent is
+# Seconds between two checks of the parent's process id.
+POLL_S = 1.0
 
 
-def send_heartbeat(line: socket.socket) -> None:
-    """Send one byte: the first says that this process is ready, later ones that it is alive. Never blocks."""
+def send_heartbeat(channel: socket.socket) -> None:
+    """Send one byte without blocking. The first says that the process is ready, later ones that it is alive."""
     with contextlib.suppress(OSError):
-        line.send(b".", socket.MSG_DONTWAIT)
+        channel.send(b".", socket.MSG_DONTWAIT)
 
 
-def on_supervisor_exit(line: socket.socket, home: Path, call: Callable[[], object], most_s: float) -> None:
-    """Call `call` once the supervisor is gone, and remove its directory `home`.
+def on_supervisor_exit(
+    channel: socket.socket, directory: Path, callback: Callable[[], object], timeout_s: float
+) -> None:
+    """When the supervisor has exited, remove its `directory` and call `callback` in a thread.
 
-    End the process if it is still there `most_s` seconds later. A thread waits, so a process whose event loop hangs
-    ends as well.
+    The thread ends the process `timeout_s` seconds later, also if the event loop hangs.
     """
-    end = line.dup()
+    channel = channel.dup()
     supervisor = os.getppid()
 
     def wait() -> None:
-        ended = select.poll()
-        ended.register(end, select.POLLIN)
-        while not ended.poll(LOOK_S * 1000) and os.getppid() == supervisor:
+        closed = select.poll()
+        closed.register(channel, select.POLLIN)
+        while not closed.poll(POLL_S * 1000) and os.getppid() == supervisor:
             pass
-        shutil.rmtree(home, ignore_errors=True)
-        call()
-        sleep(most_s)
+        shutil.rmtree(directory, ignore_errors=True)
+        callback()
+        sleep(timeout_s)
         os._exit(1)
 
-    threading.Thread(target=wait, name="line", daemon=True).start()
+    threading.Thread(target=wait, name="supervisor-exit", daemon=True).start()

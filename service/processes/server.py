@@ -1,4 +1,4 @@
-"""The process: a drain at SIGTERM, an exit status that means something."""
+"""The serving process: it drains at SIGTERM, and its exit status says how it ended."""
 
 from __future__ import annotations
 
@@ -8,71 +8,65 @@ import ctypes
 import os
 import signal
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from ipaddress import ip_address
 from time import monotonic
 from typing import NoReturn
 
 import uvicorn
 
 from service.app import Service, create_app
-from service.http.auth import Tokens
 from service.http.connection import LINGER_S, Protocol
+from service.processes.sockets import bind, check_exposure, lock_address, stop_accepting
 from service.settings import Settings, unknown_settings
 from service.tasks import CatchAndLog
 from service.telemetry.log import configure, log_writer, logger
 
 SIGNALS = signal.SIGTERM, signal.SIGINT
-SO_ATTACH_FILTER = 26  # not in the socket module
-MALLOPT = {-3: 2**20, -1: 2**26}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h, in bytes
-SWITCH_INTERVAL_S = (
-    0.0005  # Python's own 5 ms, several times a batch, starve a net while the event loop is busy saying no
-)
-
-
-class CannotListen(Exception):
-    """The address is taken, or is none, or is one that others reach while no token is wanted."""
+# M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h, in bytes.
+MALLOPT = {-3: 2**20, -1: 2**26}
+# A thread that leaves a net waits this long for the interpreter while the event loop is busy. Python's default of 5 ms
+# is several times the run of a batch.
+SWITCH_INTERVAL_S = 0.0005
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that drains: at SIGTERM or SIGINT /readyz says 503 at once, then it stops.
+    """A uvicorn server that drains at SIGTERM or SIGINT: /readyz answers 503 at once, and the server stops later.
 
-    For `drain_s` seconds requests are still answered, with `Connection: close`, so that balancers
-    and keep-alive callers move away. Then new connections are turned away by the kernel while those
-    already made are taken in, the sockets close, and what was accepted is finished.
+    For `drain_s` seconds it still answers requests, with `Connection: close`, so that load balancers and keep-alive
+    clients move away. Then the kernel drops new connections, the sockets close, and requests in flight finish.
     """
 
     _listeners: Sequence[socket.socket] = ()
 
     def __init__(self, config: uvicorn.Config, app: Service, settings: Settings) -> None:
         super().__init__(config)
-        self._process, self._settings = app.state.process, settings
-        self._tick = CatchAndLog("tick")
+        self._process = app.state.process
+        self._settings = settings
+        self._catch = CatchAndLog("tick")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say where."""
+        """Start listening, and announce it."""
         await super().startup(sockets)
         self._listeners = sockets or ()
         if self.started and sockets:
             self.announce()
 
     def announce(self) -> None:
-        """Say where it listens."""
+        """Log the address."""
         host, port = self._listeners[0].getsockname()[:2]
         logger().info("listening", url=f"http://{host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to stop; once a second, what else there is to do."""
+        """Return whether to stop. uvicorn calls this ten times a second."""
         if counter % 10 == 0:
-            with self._tick:
+            with self._catch:
                 self.each_second()
         return await super().on_tick(counter)
 
     def each_second(self) -> None:
-        """Close the connections that are too slow or idle too long."""
+        """Close the connections that are too slow, or idle for too long."""
         now, known = monotonic(), self._settings
         for connection in list(self.server_state.connections):
             if isinstance(connection, Protocol):
@@ -80,9 +74,10 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Drain on a signal; unlike uvicorn's, the signal is not raised again, so a clean stop exits 0."""
+        """Drain on a signal. Unlike uvicorn, do not raise it again, so that a clean stop exits with 0."""
+        # Only the main thread can handle signals.
         if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread can listen to signals
+            yield
             return
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
@@ -93,27 +88,27 @@ class Server(uvicorn.Server):
             loop.remove_signal_handler(number)
 
     def ignore_hangup(self) -> None:
-        """Say that SIGHUP changes nothing: one process cannot be renewed without a gap."""
-        logger().warning("hangup ignored", detail="restart it; the supervisor of --workers renews without a gap")
+        """Log that SIGHUP has no effect."""
+        logger().warning("hangup ignored", detail="only --workers restarts without a gap; stop and start this process")
 
     def drain(self, why: str) -> None:
-        """Answer on while others move away, then stop; asked twice, stop now.
+        """Answer requests for `drain_s` seconds, then stop. A second call stops at once.
 
-        Until it has started there is nothing to finish, and what is being loaded may hang: end the process.
+        Before the server has started there is nothing to finish, and loading may hang: the process exits.
         """
         if not self.started:
             exit_before_start(why)
         if self._process.is_draining:
-            self.should_exit = True  # asked twice: no more waiting
+            self.should_exit = True
             return
         self._process.is_draining = True
         logger().info("draining", why=why, seconds=self._settings.drain_s)
         asyncio.get_running_loop().call_later(self._settings.drain_s, self._stop)
 
     def stop_accepting(self) -> None:
-        """Have the kernel turn new callers away."""
+        """Make the kernel drop new connections, if it can."""
         for listener in self._listeners:
-            with contextlib.suppress(OSError):  # where the kernel will not, a late caller may meet a reset
+            with contextlib.suppress(OSError):
                 stop_accepting(listener)
 
     def _stop(self) -> None:
@@ -125,25 +120,14 @@ class Server(uvicorn.Server):
 
 
 def exit_before_start(why: str) -> NoReturn:
-    """End the process, whatever hangs in its threads; status 0, as after any stop that loses nothing."""
+    """Exit with status 0, even if threads hang. No request is lost."""
     logger().info("told to stop before it was ready", why=why)
     log_writer().drain()
     os._exit(0)
 
 
-def stop_accepting(listener: socket.socket) -> None:
-    """Let the kernel drop what wants to connect, so that closing resets no connection already made.
-
-    A socket filter of one instruction, "keep 0 bytes"; Linux only, elsewhere a caller may meet a reset.
-    """
-    if sys.platform == "linux":
-        instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K, 0
-        program = struct.pack("HL", 1, ctypes.addressof(instruction))
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
-
-
 def uvicorn_config(app: Service, settings: Settings) -> uvicorn.Config:
-    """Return how uvicorn runs `app`; it logs nothing itself, every event is counted or logged by us."""
+    """Return how uvicorn runs `app`. uvicorn logs nothing, because the service counts or logs every event."""
     return uvicorn.Config(
         app,
         http=Protocol,
@@ -160,74 +144,13 @@ def uvicorn_config(app: Service, settings: Settings) -> uvicorn.Config:
     )
 
 
-def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """Return a bound socket that does not listen yet; `shared`, others of ours may be bound there too.
-
-    Raises:
-        CannotListen: the address is taken, or is none.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    return listener
-
-
-def lock_address(listener: socket.socket) -> socket.socket:
-    """Return what keeps other services from the address of `listener` while it is open, before that listens as well.
-
-    The kernel lets a second service bind an address on which nobody listens yet, or on which workers do. A name of
-    Linux's own, which goes with its holder, and which is seen as far as the address is.
-
-    Raises:
-        CannotListen: another holds it.
-    """
-    host, port = listener.getsockname()[:2]
-    holder = socket.socket(socket.AF_UNIX)
-    try:
-        if sys.platform == "linux":
-            holder.bind(f"\0lvm {host} {port}")
-    except OSError as error:
-        holder.close()
-        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
-    return holder
-
-
-def warn_of_unknown_settings() -> None:
-    """Say which variables are no settings: what they were to change is at its default."""
-    for name, nearest in unknown_settings(os.environ):
-        logger().warning("unknown setting", name=name, nearest=nearest)
-
-
-def check_exposure(address: str, tokens: Tokens, *, insecure: bool) -> None:
-    """Refuse an address beyond loopback where callers need no token, unless that is what is wanted.
-
-    Raises:
-        CannotListen: it is not.
-    """
-    if len(tokens) or ip_address(address).is_loopback:
-        return
-    if not insecure:
-        raise CannotListen(
-            f"will not listen on {address}: others reach it, and no token is set. Set LVM_TOKENS or LVM_TOKENS_FILE, "
-            "or listen on 127.0.0.1, or say --insecure (LVM_INSECURE=true) where the network keeps others out"
-        )
-    logger().warning("insecure", address=address, detail="no token is set: whoever reaches this address may call")
-
-
 def serve(settings: Settings) -> int:
-    """Serve until told to stop; return the exit status: 0 after a clean drain, else 1.
+    """Serve until a signal comes; return the exit status: 0 after a clean drain, else 1.
 
     Raises:
-        BadSettings: the tokens cannot be read.
-        CannotListen: the address cannot be bound, or is not to be.
-        UnknownVersion, BadCheckpoint: what the aliases point at cannot be served.
+        BadSettings: The tokens cannot be read.
+        CannotListen: The address is in use, or exposed without a token.
+        UnknownVersion, BadCheckpoint: The version that an alias names cannot be served.
     """
     configure(settings.log_level)
     warn_of_unknown_settings()
@@ -237,19 +160,14 @@ def serve(settings: Settings) -> int:
         return run(Server(uvicorn_config(app, settings), app, settings), app, listener)
 
 
-def return_freed_memory() -> None:
-    """Have every body of a megabyte or more lie in pages of its own, which go back to the system when it is answered.
-
-    glibc moves its threshold for that up to 32 MB; below it, bodies that grow side by side leave holes.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, size in MALLOPT.items():
-            mallopt(option, size)
+def warn_of_unknown_settings() -> None:
+    """Log the variables that are no settings, and so have no effect."""
+    for name, nearest in unknown_settings(os.environ):
+        logger().warning("unknown setting", name=name, nearest=nearest)
 
 
 def run(server: Server, app: Service, listener: socket.socket) -> int:
-    """Run a server to its end; return the exit status, or raise what kept the app from starting."""
+    """Run a server until it stops; return the exit status, or raise the error that kept the app from starting."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     return_freed_memory()
     with contextlib.suppress(SystemExit):
@@ -259,3 +177,15 @@ def run(server: Server, app: Service, listener: socket.socket) -> int:
     if not server.started:
         logger().error("did not start")
     return 0 if server.started and not server.force_exit else 1
+
+
+def return_freed_memory() -> None:
+    """Make malloc give each body of a megabyte or more pages of its own, which it returns when they are freed.
+
+    By default glibc raises this threshold up to 32 MB. Below it, bodies that grow side by side leave holes.
+    """
+    # Another C library may have no mallopt.
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, size in MALLOPT.items():
+            mallopt(option, size)

@@ -18,7 +18,7 @@ from models.registry.alias import PREDICTORS, Alias
 from models.registry.registry import Registry, UnknownVersion
 from models.registry.remote import is_url
 from service.http.auth import read_tokens
-from service.processes.server import bind, check_exposure
+from service.processes.sockets import bind, check_exposure
 from service.ray.books import home_of_books
 from service.ray.ingress import Ingress
 from service.ray.replica import Replica

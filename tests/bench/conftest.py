@@ -15,7 +15,7 @@ import uvicorn
 
 from bench.servers import Server
 from models.nets import build
-from service.processes.server import bind
+from service.processes.sockets import bind
 
 DIM = 16
 

@@ -22,7 +22,7 @@ from safetensors.numpy import save as save_tensors
 from models.registry import manifest
 from models.registry.checkpoint import load_checkpoint
 from models.retrieval.corpus import read_corpus
-from service.processes.server import bind
+from service.processes.sockets import bind
 from tests.conftest import LVM, PATIENCE_S, ROOT, Process, until
 from tests.fakes import octets_of
 

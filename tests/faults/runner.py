@@ -17,7 +17,8 @@ from typing import Any
 
 from models.vectors import Floats
 from service.app import create_app
-from service.processes.server import Server, bind, uvicorn_config
+from service.processes.server import Server, uvicorn_config
+from service.processes.sockets import bind
 from service.settings import read_settings
 from service.telemetry.log import configure
 from tests import fakes

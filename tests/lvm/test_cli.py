@@ -321,7 +321,7 @@ def test_a_setting_that_means_nothing_is_a_configuration_error(shipped: Path) ->
 def test_serve_refuses_an_address_that_others_reach_without_a_token(shipped: Path) -> None:
     done = lvm("serve", "--host", "0.0.0.0", "--port", "0", registry=shipped)
     assert done.returncode == 78
-    assert "will not listen on 0.0.0.0: others reach it, and no token is set. Set LVM_TOKENS" in done.stderr
+    assert "refusing to listen on 0.0.0.0: other machines reach it, and no token is set. Set LVM_TOKENS" in done.stderr
     assert "Traceback" not in done.stderr
 
 

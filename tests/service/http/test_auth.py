@@ -17,7 +17,7 @@ from starlette.routing import Route
 from lvm.errors import Unauthorised
 from service.app import create_app
 from service.http.auth import PROBES, Tokens, read_tokens
-from service.processes.server import CannotListen, check_exposure
+from service.processes.sockets import CannotListen, check_exposure
 from service.settings import BadSettings, Settings
 from tests.conftest import PATIENCE_S, Running, until
 from tests.fakes import FakeLoaders, Gate, contexts, registry_of

@@ -1,4 +1,4 @@
-"""The process: what every server runs under, alone or beside others."""
+"""The serving process, alone or as one of several workers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,8 @@ from typing import Any
 import pytest
 
 from service.app import create_app
-from service.processes.server import (
-    SWITCH_INTERVAL_S,
-    CannotListen,
-    Server,
-    bind,
-    lock_address,
-    run,
-    uvicorn_config,
-)
+from service.processes.server import SWITCH_INTERVAL_S, Server, run, uvicorn_config
+from service.processes.sockets import CannotListen, bind, lock_address
 from service.settings import Settings
 from tests.conftest import PATIENCE_S, Running
 from tests.fakes import FakeLoaders, mean_of, registry_of
@@ -28,8 +21,8 @@ from tests.fakes import FakeLoaders, mean_of, registry_of
 Serve = Callable[..., Running]
 
 
-def test_an_address_that_another_claims_is_taken_though_nobody_listens_there_yet() -> None:
-    """The kernel would let both bind, and the second fail, or share the port, once it is ready."""
+def test_rejects_an_address_that_another_service_has_locked() -> None:
+    """The kernel lets both bind. The second would fail, or share the port, when it is ready."""
     with bind("127.0.0.1", 0, shared=True) as first, lock_address(first):
         port = first.getsockname()[1]
         taken = pytest.raises(CannotListen, match=f"cannot listen on 127.0.0.1:{port}: Address already in use")
@@ -39,8 +32,8 @@ def test_an_address_that_another_claims_is_taken_though_nobody_listens_there_yet
         lock_address(third).close()
 
 
-def test_a_request_that_came_in_just_before_a_connection_closes_is_answered(serve: Serve) -> None:
-    """At a stop: the connection was idle, and the event loop too busy to read."""
+def test_answers_a_request_that_arrives_just_before_the_connection_closes(serve: Serve) -> None:
+    """The server stops while the connection is idle and the event loop is too busy to read."""
     server = serve()
     host, port = server.url.removeprefix("http://").split(":")
     request = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -57,7 +50,7 @@ def test_a_request_that_came_in_just_before_a_connection_closes_is_answered(serv
 
 
 class Unstarted(Server):
-    """A server that only looks at the interpreter it would run in."""
+    """A server that only reads the interval of the interpreter."""
 
     interval = 0.0
 
@@ -65,8 +58,10 @@ class Unstarted(Server):
         self.interval = sys.getswitchinterval()
 
 
-def test_a_net_in_a_thread_never_waits_long_for_the_interpreter(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Whoever starts the server, a worker too: Python's own interval would starve the net of a busy process."""
+def test_shortens_the_interval_after_which_a_thread_gets_the_interpreter(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Holds for every server, also a worker. With Python's interval a net would starve in a busy process."""
     before = sys.getswitchinterval()
     request.addfinalizer(lambda: sys.setswitchinterval(before))
     settings = Settings(registry=registry_of(tmp_path, primary="amn").root)

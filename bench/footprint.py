@@ -1,4 +1,4 @@
-"""What loading one version costs a process: `python -m bench.footprint DIRECTORY LIBRARY DEVICE THREADS PRECISION`."""
+"""What loading a version costs a process: `python -m bench.footprint DIRECTORY LIBRARY DEVICE THREADS PRECISION`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from time import perf_counter
 import onnxruntime
 import torch
 
-from bench.nets import How
-from bench.servers import rss_mb
+from bench.machine import rss_mb
+from bench.nets import RunMode
 from models.registry.checkpoint import load_checkpoint
 
 REPEATS = 3
 
 
-def main(directory: Path, how: How) -> dict[str, float]:
-    """Return seconds to load (read, verify, open; libraries imported before) and megabytes grown after a query."""
-    onnxruntime.get_available_providers()  # the libraries are there before anything is weighed
-    if how.library == "openvino":
+def main(directory: Path, mode: RunMode) -> dict[str, float]:
+    """Return seconds to load (read, verify, open) and the megabytes grown after queries, without the libraries."""
+    # Load the libraries first, so that they do not count.
+    onnxruntime.get_available_providers()
+    if mode.library == "openvino":
         import models.runtimes.openvino  # noqa: F401
-    if how.device != "cpu":
-        torch.zeros(1, device=how.device)
+    if mode.device != "cpu":
+        torch.zeros(1, device=mode.device)
     before = rss_mb(os.getpid())
     began = perf_counter()
     checkpoint = load_checkpoint(directory)
-    runtime = how.open(checkpoint)
+    runtime = mode.open(checkpoint)
     load_s = perf_counter() - began
     for _ in range(REPEATS):
         runtime.run(checkpoint.golden_context[:1])
@@ -39,4 +40,4 @@ def main(directory: Path, how: How) -> dict[str, float]:
 
 if __name__ == "__main__":
     _, path, library, device, threads, precision = sys.argv
-    print(json.dumps(main(Path(path), How(library, device, int(threads), precision))))
+    print(json.dumps(main(Path(path), RunMode(library, device, int(threads), precision))))

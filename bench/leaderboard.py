@@ -11,29 +11,29 @@ from typing import Any
 from numpy.typing import NDArray
 
 from bench import machine, nets
-from bench.bootstrap import interval
-from bench.nets import How
+from bench.nets import RunMode
+from bench.stats import interval
 from models.evaluate import COUNTS, WindowScores, baselines, evaluate_retrieval, evaluate_windows, window_counts
 from models.registry.card import Card, read_card
 from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint
 from models.registry.registry import Registry, Version
-from models.retrieval.corpus import (
-    Corpus,
-)
+from models.retrieval.corpus import Corpus
 from models.runtimes import Runtime
 from models.training import bundle
 from models.training.parts import Arrays, Parts, identity, sources
 from models.vectors import Floats
 from models.windows import Windows, require_windows
 
-STANDARD = "weighted_mean"  # what a net has to beat
-CONTEXTS = 128  # the largest batch that is timed
+# The baseline that a net has to beat.
+STANDARD = "weighted_mean"
+# The largest batch that is timed.
+CONTEXTS = 128
 
 Predict = Callable[[Floats], Floats]
 
 
 class NothingToRank(ValueError):
-    """A registry without a net that reads the vectors of the data."""
+    """The registry has no net that reads vectors of the data's dimension."""
 
 
 def measure(
@@ -41,7 +41,7 @@ def measure(
     data: Mapping[str, Corpus],
     train: Corpus | None,
     rounds: int,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     parts: Parts,
 ) -> dict[str, Any]:
     """Return every figure of the leaderboard, ready for JSON.
@@ -58,31 +58,31 @@ def measure(
     loaded = {name: load_checkpoint(version.path) for name, version in versions.items()}
     length = next(iter(loaded.values())).card.context_length
     sets = {name: require_windows(corpus, length) for name, corpus in data.items()}
-    how = How("onnxruntime", "cpu", os.cpu_count() or 1)
-    runs = {name: how.open(checkpoint) for name, checkpoint in loaded.items()}
+    mode = RunMode("onnxruntime", "cpu", os.cpu_count() or 1)
+    runs = {name: mode.open(checkpoint) for name, checkpoint in loaded.items()}
     predictors = {**baselines(length, train), **{name: run.run for name, run in runs.items()}}
     known = {name: version.id for name, version in versions.items()} | {"ridge": identity(train) if train else ""}
-    scores = {name: _scores(predictors, known, windows, tell, parts) for name, windows in sets.items()}
+    scores = {name: _scores(predictors, known, windows, log, parts) for name, windows in sets.items()}
     if train is None:
         _add_carded(scores, sets, "ridge", loaded.values())
     for name, corpus in data.items():
-        scores[name].update(_retrieved(registry, corpus, sets[name], tell, parts))
-    tell("timing")
+        scores[name].update(_retrieved(registry, corpus, sets[name], log, parts))
+    log("timing")
     contexts = next(iter(sets.values())).contexts()[:CONTEXTS]
     return {
         "machine": machine.describe(),
-        "runtime": how.label,
+        "runtime": mode.label,
         "rounds": rounds,
         "data": {name: window_counts(windows) for name, windows in sets.items()},
         "nets": {name: _facts(versions[name], checkpoint) for name, checkpoint in loaded.items()},
-        "speed": _speed(rounds, how, runs, contexts),
-        "size": {name: nets.weigh(how, checkpoint, versions[name].path) for name, checkpoint in loaded.items()},
+        "speed": _speed(rounds, mode, runs, contexts),
+        "size": {name: nets.footprint(mode, checkpoint, versions[name].path) for name, checkpoint in loaded.items()},
         "scores": scores,
     }
 
 
 def _nets(registry: Registry, dim: int) -> dict[str, Version]:
-    """Return every net that reads vectors of `dim`, by its name, or by name and version where it has several."""
+    """Return every net that reads vectors of `dim`, by its name, or by name and version if there are several."""
     found = [version for version in registry.versions() if _is_net(read_card(version.path), dim)]
     names = Counter(version.name for version in found)
     if not found:
@@ -94,13 +94,13 @@ def _scores(
     predictors: Mapping[str, Predict],
     known: Mapping[str, str],
     data: Windows,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     parts: Parts,
 ) -> dict[str, Any]:
-    """Return the scores of each predictor, which its name and what is `known` of it tell from every other."""
+    """Return the scores of each predictor; its name and what is `known` of it are its identity in `parts`."""
     found: dict[str, WindowScores] = {}
     for name, predict in predictors.items():
-        tell(f"scoring {name}")
+        log(f"scoring {name}")
         inputs = name, known.get(name, ""), identity(data), sources()
         found[name] = WindowScores(**parts.arrays(partial(_outcomes, predict, data), *inputs))
     standard = found[STANDARD].cosine
@@ -112,7 +112,7 @@ def _outcomes(predict: Predict, data: Windows) -> Arrays:
 
 
 def _certainty(one: WindowScores, standard: NDArray[Any]) -> dict[str, Any]:
-    """Return 95 % intervals: of the cosine, and of how far it is above that of `STANDARD` on the same articles."""
+    """Return 95 % intervals: of the cosine, and of its distance to that of `STANDARD` on the same articles."""
     beyond = one.cosine - standard
     return {
         "interval": interval(one.cosine, one.article),
@@ -123,7 +123,7 @@ def _certainty(one: WindowScores, standard: NDArray[Any]) -> dict[str, Any]:
 def _add_carded(
     scores: dict[str, Any], sets: Mapping[str, Windows], baseline: str, loaded: Iterable[Checkpoint]
 ) -> None:
-    """Add what a card says of `baseline` on the same data, which is known by its counts."""
+    """Add the scores of `baseline` that a card has for the same data, recognised by its counts."""
     carded = [each for checkpoint in loaded for each in checkpoint.card.scores.values()]
     for name, windows in sets.items():
         known = window_counts(windows)
@@ -134,7 +134,7 @@ def _add_carded(
 
 
 def _retrieved(
-    registry: Registry, corpus: Corpus, data: Windows, tell: Callable[[str], None], parts: Parts
+    registry: Registry, corpus: Corpus, data: Windows, log: Callable[[str], None], parts: Parts
 ) -> dict[str, Any]:
     """Return the retrieval figures of every version with towers, alone and reranked, over the chunks of `corpus`."""
     found: dict[str, Any] = {}
@@ -145,8 +145,9 @@ def _retrieved(
         try:
             made = bundle.read(version)
         except BadCheckpoint:
-            continue  # a corpus alone
-        tell(f"retrieving by {version.name}")
+            # A corpus without towers.
+            continue
+        log(f"retrieving by {version.name}")
         inputs = version.id, identity(data), sources()
         found.update(parts.figures(partial(_by_towers, version.name, made, corpus, data), *inputs))
     return found
@@ -167,9 +168,9 @@ def _is_net(card: Card, dim: int) -> bool:
 def _facts(version: Version, checkpoint: Checkpoint) -> dict[str, Any]:
     card = checkpoint.card
     known = {"version": version.id, "architecture": card.architecture, "parameters": card.parameters}
-    return {**known, "trained_on": card.data.get("train", "what its card does not say")}
+    return {**known, "trained_on": card.data.get("train", "unknown")}
 
 
-def _speed(rounds: int, how: How, runs: Mapping[str, Runtime], contexts: Floats) -> dict[str, Any]:
+def _speed(rounds: int, mode: RunMode, runs: Mapping[str, Runtime], contexts: Floats) -> dict[str, Any]:
     queries, batches = nets.timed(rounds, runs, contexts)
     return {name: {"query": queries[name], "batch": batches[name]} for name in runs}

@@ -1,4 +1,4 @@
-"""Drives a server in a closed loop from another process: wrk where there is one, else bench.client."""
+"""Puts load on a server from another process: `python -m loadtest`, or wrk for closed loops if it is installed."""
 
 from __future__ import annotations
 
@@ -6,58 +6,152 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from bench.plan import ROOT
-from bench.servers import Server
-from bench.traffic import Traffic
+import numpy as np
 
-SAMPLE = 16  # bench.client reads every so manieth answer while it measures; before that it reads all
+from bench.options import ROOT
+from bench.servers import RunningServer
+from bench.stats import TOLERANCE, named_ms
+from loadtest.payloads import Exchange, encode
+from loadtest.plan import Route, Wire
+from loadtest.samples import Samples
+from models.vectors import Floats
+
 SCRIPT = ROOT / "bench" / "wrk.lua"
-SPARE_S = 90.0
+TIMEOUT_S = 90.0
+# While a closed loop is measured, one of so many responses is checked; the warm-up before it checks all.
+CHECK_EVERY = 16
+WARM_UP_S, SETTLE_S = 0.5, 0.2
+# wrk gets so many different requests, since many rows are long.
+WRK_REQUESTS = 8
 
 
 class WrongAnswers(RuntimeError):
-    """A server answered something else than 200, or something else than it should."""
+    """A server failed to answer, or answered something else than it should."""
+
+
+class LoadTest:
+    """One `python -m loadtest` in a process of its own; it has started when this is made."""
+
+    def __init__(self, url: str, name: str = "run", records: Path | None = None, **options: Any) -> None:
+        """Send load to `url`; `options` are those of the command, `records` is the directory that keeps a record."""
+        self.name = name
+        self._records = records
+        given = {"url": url, "name": name, **({"record": records} if records else {}), **options}
+        flags = [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+        command = [sys.executable, "-m", "loadtest", "--json", *flags]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The load test's JSON summary; waits for the last response.
+
+        Raises:
+            RuntimeError: the load test printed only an error.
+        """
+        output, errors = self._process.communicate()
+        if not output:
+            raise RuntimeError(f"{self.name}: {errors.decode(errors='replace')}")
+        found: dict[str, Any] = json.loads(output)
+        return found
+
+    @property
+    def sent(self) -> int:
+        """The requests that the server may have seen, warm-up included."""
+        return int(self.summary["sent"] + self.summary["warmup_sent"])
+
+    def samples(self) -> Samples:
+        """Wait for the last response; return what happened to every request. It must keep a record."""
+        assert self._records
+        assert self.summary
+        return Samples.read(self._records / f"{self.name}.npz")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The requests for one server: contexts `(N, T, D)` in an .npy file, and the right answers `(N, D)` in another."""
+
+    server: RunningServer
+    wire: Wire
+    contexts: Path
+    answers: Path | None = None
+    rows: int = 1
+    route: Route = "predict"
+
+    def run(self, **options: Any) -> dict[str, Any]:
+        """Return the summary of a load test with these requests; `options` are those of `python -m loadtest`.
+
+        Raises:
+            WrongAnswers: a threshold broke (by default, a response was bad), or there was no response.
+        """
+        requests = {"wire": self.wire, "rows": self.rows, "route": self.route, "contexts": self.contexts}
+        answers = {"answers": self.answers, "tolerance": TOLERANCE} if self.answers else {}
+        given = {"timeout": TIMEOUT_S, "max_error_rate": 0, **requests, **answers, **options}
+        found = LoadTest(self.server.base(self.wire), **given).summary
+        if not found["ok"] or not found["answered"]:
+            raise WrongAnswers(f"{self.server.name}, {self.wire} x {self.rows}: {found}")
+        return found
+
+    def warm_up(self, connections: int) -> float:
+        """Send a few hundred requests, check every response, return the largest difference to an answer.
+
+        Raises:
+            WrongAnswers: as `run`.
+        """
+        found = self.run(arrivals="closed", connections=connections, seconds=WARM_UP_S)
+        return float(found["difference"])
+
+    def measure(self, connections: int, seconds: float) -> dict[str, Any]:
+        """Return requests, seconds, `per_second` and latencies (ms) of one closed loop.
+
+        Raises:
+            WrongAnswers: as `run`.
+        """
+        if shutil.which("wrk"):
+            return self._measure_by_wrk(connections, seconds)
+        loop = {"arrivals": "closed", "connections": connections, "seconds": seconds, "warmup": SETTLE_S}
+        found = self.run(**loop, check_every=CHECK_EVERY)
+        return {
+            "requests": found["answered"],
+            "seconds": found["answered"] / found["achieved_rate"],
+            "per_second": found["achieved_rate"],
+            "statuses": found["statuses"],
+            **named_ms(found["latency_ms"]),
+        }
+
+    def _measure_by_wrk(self, connections: int, seconds: float) -> dict[str, Any]:
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", f"--timeout={TIMEOUT_S:.0f}s"]
+        command += ["-s", str(SCRIPT), self.server.url, "--", str(self.write_requests())]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + TIMEOUT_S)
+        line = next(line for line in done.stdout.splitlines() if line.startswith("BENCH "))
+        figures: dict[str, Any] = json.loads(line.removeprefix("BENCH "))
+        if figures["errors"] or not figures["requests"]:
+            raise WrongAnswers(f"{self.server.name}, {self.wire} x {self.rows}, wrk: {figures}")
+        return {**figures, "per_second": figures["requests"] / figures["seconds"]}
+
+    def write_requests(self) -> Path:
+        """Write whole requests, each behind a line with its length, as wrk.lua reads them; return the file."""
+        path = self.contexts.with_name(f"{self.server.name}-{self.route}-{self.wire}-{self.rows}.http")
+        contexts = np.load(self.contexts)
+        exchange = Exchange(self.route, self.wire, self.rows, contexts.shape[2])
+        requests = encode(exchange, self.server.base(self.wire), (), contexts)
+        chosen = requests if self.rows == 1 else requests[:WRK_REQUESTS]
+        path.write_bytes(b"".join(b"%d\n%b" % (len(request), request) for request in chosen))
+        return path
 
 
 def generator() -> str:
-    """Return what makes the load."""
-    return "wrk, 1 thread" if shutil.which("wrk") else "bench.client (python, uvloop)"
+    """Return what makes the load of closed loops."""
+    return "wrk, 1 thread" if shutil.which("wrk") else "python -m loadtest (uvloop)"
 
 
-def warm_up(server: Server, traffic: Traffic, connections: int) -> dict[str, Any]:
-    """Send a few hundred requests and read every answer; raises `WrongAnswers`."""
-    count = max(200, 8 * connections) if traffic.requests.stat().st_size < 4e6 else 32
-    return _client(server, traffic, connections, "--count", str(count))
-
-
-def measure(server: Server, traffic: Traffic, connections: int, seconds: float) -> dict[str, Any]:
-    """Return requests, seconds, `per_second` and latencies (ms) of one closed loop; raises `WrongAnswers`."""
-    if shutil.which("wrk"):
-        figures = _wrk(server, traffic, connections, seconds)
-    else:
-        figures = _client(server, traffic, connections, "--seconds", str(seconds), "--every", str(SAMPLE))
-    return {**figures, "per_second": figures["requests"] / figures["seconds"]}
-
-
-def _client(server: Server, traffic: Traffic, connections: int, *options: str) -> dict[str, Any]:
-    expected = ("--expected", str(traffic.expected)) if traffic.expected else ()
-    command = [sys.executable, "-m", "bench.client", "--url", server.url, "--traffic", str(traffic.requests)]
-    command += ["--kind", traffic.kind, "--connections", str(connections), *expected, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600)
-    return _checked(server, traffic, connections, json.loads(done.stdout))
-
-
-def _wrk(server: Server, traffic: Traffic, connections: int, seconds: float) -> dict[str, Any]:
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", f"--timeout={SPARE_S:.0f}s"]
-    command += ["-s", str(SCRIPT), server.url, "--", str(traffic.requests)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + SPARE_S)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("BENCH "))
-    return _checked(server, traffic, connections, json.loads(line.removeprefix("BENCH ")))
-
-
-def _checked(server: Server, traffic: Traffic, connections: int, figures: dict[str, Any]) -> dict[str, Any]:
-    if figures["errors"] or not figures["requests"]:
-        raise WrongAnswers(f"{server.name}, {traffic.requests.stem}, {connections} connections: {figures}")
-    return figures
+def keep(directory: Path, name: str, array: Floats) -> Path:
+    """Write contexts or answers as an .npy file and return it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.npy"
+    np.save(path, array)
+    return path

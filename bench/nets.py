@@ -1,4 +1,4 @@
-"""The nets without HTTP: the customer's Tables 1, 2, 4 and 5, every net on every runtime present, in rounds."""
+"""The nets without HTTP: Tables 1, 2, 4 and 5, every net on every runtime of this machine, in rounds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from bench.answers import (
-    TOLERANCE,
-    apart,
-)
-from bench.figures import times_ms, typical
 from bench.load import WrongAnswers
-from bench.plan import ROOT, Plan
-from bench.versions import NETS, by_name, draw
+from bench.options import ROOT, BenchOptions
+from bench.stats import TOLERANCE, apart, times_ms, typical
+from bench.untrained import NETS, by_name, draw
 from models.registry.checkpoint import Checkpoint, load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes import MIN_PARITY, Runtime, UnfitRuntime, open_runtime
@@ -33,17 +29,20 @@ from models.vectors import Floats
 
 QUERIES, WARM_UP = 200, 20
 BATCHES = (1, 8, 32, 128)
-BATCH_S, LEAST, MOST = 0.1, 5, 1000  # seconds and repetitions of one batch size in one round
-WRONG = 1e-3  # beyond it a float32 answer is wrong on any device, TOLERANCE is the target for the CPU
-REDUCED = (2 * (1 - MIN_PARITY)) ** 0.5  # as far as an answer at the least cosine can be in one component
+# Seconds, and least and most repetitions, of one batch size in one round.
+BATCH_S, LEAST, MOST = 0.1, 5, 1000
+# Beyond it a float32 answer is wrong on any device; TOLERANCE is the target for the CPU.
+WRONG = 1e-3
+# The most that one component of an answer can differ if its cosine is the least that is served.
+REDUCED = (2 * (1 - MIN_PARITY)) ** 0.5
 
 Figures = dict[str, float]
 Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
-class How:
-    """A way to run a net: library, device, threads (0: as the library chooses) and precision."""
+class RunMode:
+    """How to run a net: library, device, threads (0: as the library chooses) and precision."""
 
     library: str
     device: str
@@ -52,7 +51,7 @@ class How:
 
     @property
     def label(self) -> str:
-        """Name in tables; on the CPU with the number of threads."""
+        """The name in tables, on the CPU with the number of threads."""
         threads = self.threads or torch.get_num_threads()
         reduced = f" {self.precision}" if self.is_reduced else ""
         return f"{self.library}{reduced} {self.device}" + (f" x{threads}" if self.device == "cpu" else "")
@@ -63,66 +62,75 @@ class How:
         return self.precision != "float32"
 
     def open(self, checkpoint: Checkpoint) -> Runtime:
-        """Return the net, ready to run and held to its golden vectors where the service would hold it.
+        """Return the net, ready to run; its golden vectors are checked if the service would check them.
 
         Raises:
-            UnfitRuntime: it does not answer them well enough to be served.
+            UnfitRuntime: its answers differ too much to be served.
         """
         if self.library == "torch":
             return TorchRuntime(checkpoint, self.device, self.precision)
         return open_runtime(checkpoint, self.device, self.threads or 1, self.precision)
 
 
-def ways() -> list[How]:
-    """Return every way that there is on this machine."""
+def run_modes() -> list[RunMode]:
+    """Return every mode that this machine has."""
     threads = tuple(dict.fromkeys((1, os.cpu_count() or 1)))
-    found = [How("onnxruntime", "cpu", n) for n in threads]
-    found.append(How("torch", "cpu"))
+    found = [RunMode("onnxruntime", "cpu", n) for n in threads]
+    found.append(RunMode("torch", "cpu"))
     if find_spec("openvino"):
         from models.runtimes.openvino import supports_precision
 
         found += [
-            How("openvino", "cpu", n, reduced)
+            RunMode("openvino", "cpu", n, reduced)
             for reduced in ("bf16", "int8")
             if supports_precision(reduced)
             for n in threads
         ]
     if torch.cuda.is_available():
-        found += [How("torch", "cuda"), How("cuda-graphs", "cuda"), How("cuda-graphs", "cuda", precision="bf16")]
+        found += [
+            RunMode("torch", "cuda"),
+            RunMode("cuda-graphs", "cuda"),
+            RunMode("cuda-graphs", "cuda", precision="bf16"),
+        ]
     if torch.backends.mps.is_available():
-        found += [How("torch", "mps"), How("torch", "mps", precision="bf16")]
+        found += [RunMode("torch", "mps"), RunMode("torch", "mps", precision="bf16")]
     return found
 
 
-def opened(loaded: Mapping[str, Checkpoint], hows: Sequence[How]) -> dict[tuple[str, How], Runtime]:
-    """Return every net run in every way, without those whose precision is too low for the net to be served."""
+def opened(loaded: Mapping[str, Checkpoint], modes: Sequence[RunMode]) -> dict[tuple[str, RunMode], Runtime]:
+    """Return every net in every mode, without those whose precision is too low for the net to be served."""
     runs = {}
-    for (net, checkpoint), how in product(loaded.items(), hows):
+    for (net, checkpoint), mode in product(loaded.items(), modes):
         try:
-            runs[net, how] = how.open(checkpoint)
+            runs[net, mode] = mode.open(checkpoint)
         except UnfitRuntime as error:
-            if not how.is_reduced:
+            if not mode.is_reduced:
                 raise
-            print(f"bench: {net} is not served so: {error}", file=sys.stderr, flush=True)
+            print(f"bench: {net} is left out on {mode.label}: {error}", file=sys.stderr, flush=True)
     return runs
 
 
-def tables(plan: Plan, registry: Registry) -> dict[str, Any]:
-    """Return the three tables as rows; raises `WrongAnswers` where a runtime does not answer as torch does."""
+def tables(options: BenchOptions, registry: Registry) -> dict[str, Any]:
+    """Return the three tables as rows.
+
+    Raises:
+        WrongAnswers: a runtime does not answer as torch does.
+    """
     versions = by_name(registry)
     loaded = {net: load_checkpoint(versions[net].path) for net in NETS}
-    runs = opened(loaded, ways())
-    contexts = draw(max(BATCHES), plan.dim)
+    runs = opened(loaded, run_modes())
+    contexts = draw(max(BATCHES), options.dim)
     distances = {
-        (net, how): _distance(runtime, loaded[net], contexts, REDUCED if how.is_reduced else WRONG)
-        for (net, how), runtime in runs.items()
+        (net, mode): distance(runtime, loaded[net], contexts, REDUCED if mode.is_reduced else WRONG)
+        for (net, mode), runtime in runs.items()
     }
-    queries, batches = timed(plan.rounds, runs, contexts)
+    queries, batches = timed(options.rounds, runs, contexts)
     return {
         "query": [_query_row(*key, queries[key], distances[key]) for key in runs],
         "batch": [_batch_row(*key, batches[key]) for key in runs],
         "size": [
-            {"net": net, "runtime": how.label, **weigh(how, loaded[net], versions[net].path)} for net, how in runs
+            {"net": net, "runtime": mode.label, **footprint(mode, loaded[net], versions[net].path)}
+            for net, mode in runs
         ],
     }
 
@@ -160,7 +168,12 @@ def _seconds(runtime: Runtime, contexts: Floats) -> float:
     return perf_counter() - began
 
 
-def _distance(runtime: Runtime, checkpoint: Checkpoint, contexts: Floats, limit: float = WRONG) -> float:
+def distance(runtime: Runtime, checkpoint: Checkpoint, contexts: Floats, limit: float = WRONG) -> float:
+    """Return the largest difference of one component to torch's answers, alone and in a batch.
+
+    Raises:
+        WrongAnswers: it is more than `limit`.
+    """
     right = run_net(build_net(checkpoint), contexts)
     singles = np.concatenate([runtime.run(context[None]) for context in contexts[:16]])
     worst = max(apart(runtime.run(contexts), right), apart(singles, right[:16]))
@@ -169,28 +182,34 @@ def _distance(runtime: Runtime, checkpoint: Checkpoint, contexts: Floats, limit:
     return worst
 
 
-def _query_row(net: str, how: How, figures: Figures, distance: float) -> dict[str, Any]:
-    named = _named(net, how)
-    return {**named, **figures, "per_second": 1e3 / figures["mean_ms"], "apart": distance, "limit": TOLERANCE}
+def _query_row(net: str, mode: RunMode, figures: Figures, difference: float) -> dict[str, Any]:
+    named = _named(net, mode)
+    return {**named, **figures, "per_second": 1e3 / figures["mean_ms"], "apart": difference, "limit": TOLERANCE}
 
 
-def _batch_row(net: str, how: How, figures: Figures) -> dict[str, Any]:
+def _batch_row(net: str, mode: RunMode, figures: Figures) -> dict[str, Any]:
     speed_up = {size: figures["1"] / figures[size] for size in figures}
-    return {**_named(net, how), "ms_per_sample": figures, "speed_up": speed_up}
+    return {**_named(net, mode), "ms_per_sample": figures, "speed_up": speed_up}
 
 
-def _named(net: str, how: How) -> dict[str, Any]:
-    return {"net": net, "runtime": how.label, "device": how.device, "precision": how.precision}
+def _named(net: str, mode: RunMode) -> dict[str, Any]:
+    return {"net": net, "runtime": mode.label, "device": mode.device, "precision": mode.precision}
 
 
-def weigh(how: How, checkpoint: Checkpoint, directory: Path) -> Figures:
-    """Return what loading a version costs, done once more in a process that has nothing else to weigh."""
-    command = [sys.executable, "-m", "bench.footprint", str(directory.absolute())]
-    command += [how.library, how.device, str(how.threads), how.precision]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+def footprint(mode: RunMode, checkpoint: Checkpoint, directory: Path) -> Figures:
+    """Return parameters, megabytes and seconds to load of a version, measured in a process of its own."""
     return {
         "parameters": checkpoint.card.parameters,
         "weights_mb": sum(tensor.nbytes for tensor in checkpoint.weights.values()) / 1e6,
         "disk_mb": sum(path.stat().st_size for path in directory.iterdir()) / 1e6,
-        **json.loads(done.stdout),
+        **loading(directory, mode),
     }
+
+
+def loading(directory: Path, mode: RunMode) -> Figures:
+    """Return the seconds that loading a version takes a new process, `load_s`, and by what it grows, `grown_mb`."""
+    command = [sys.executable, "-m", "bench.footprint", str(directory.absolute())]
+    command += [mode.library, mode.device, str(mode.threads), mode.precision]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
+    figures: Figures = json.loads(done.stdout)
+    return figures

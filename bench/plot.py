@@ -1,35 +1,45 @@
-"""The pictures of the report."""
+"""The pictures of `lvm bench`, of the leaderboard and of the figures F1 to F8."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-Report = Mapping[str, Any]
-PARTS = ("decode", "queue", "infer", "encode", "rest", "outside")
+from loadtest.plot import canvas, save
 
-
-def draw(directory: Path, report: Report) -> list[str]:
-    """Draw what the report has figures for; returns the names of the pictures, without .png."""
-    directory.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    if "closed" in report:
-        _pair(directory / "throughput.png", report["closed"]["cells"], "per_second", "requests/s")
-        _pair(directory / "latency.png", report["closed"]["cells"], "p50_ms", "p50 [ms]")
-        _stages(directory / "stages.png", report["closed"]["stages"])
-        drawn += ["throughput", "latency", "stages"]
-    if "nets" in report:
-        _nets(directory / "nets.png", report["nets"])
-        drawn.append("nets")
-    return drawn
+Figures = Mapping[str, Any]
+Draw = Callable[[Figure, Figures], None]
+STAGES = ("decode", "queue", "infer", "encode", "rest", "outside")
 
 
-def leaderboard(path: Path, figures: Report) -> None:
+def draw(directory: Path, figures: Figures) -> list[str]:
+    """Draw the pictures of `lvm bench` that there are figures for; return their names, without .png."""
+    pictures: dict[str, tuple[str, Draw]] = {
+        "throughput": ("closed", lambda picture, found: _wires(picture, found["cells"], "per_second", "requests/s")),
+        "latency": ("closed", lambda picture, found: _wires(picture, found["cells"], "p50_ms", "p50 [ms]")),
+        "stages": ("closed", lambda picture, found: _stages(picture, found["stages"])),
+        "nets": ("nets", _nets),
+    }
+    return _draw(directory, {name: (what, figures.get(key)) for name, (key, what) in pictures.items()})
+
+
+def draw_contract(directory: Path, figures: Figures) -> list[str]:
+    """Draw the pictures of F1 to F8 that there are figures for; return their names, without .png."""
+    pictures: dict[str, tuple[Draw, Figures | None]] = {
+        "rates": (_rates, figures if "capacity" in figures else None),
+        "2C": (_timeline("0.7C, 2C, 0.7C"), figures.get("2C")),
+        "10C": (_timeline("0.7C, 10C, 0.7C"), figures.get("10C")),
+        "soak": (_soak, figures.get("soak")),
+    }
+    return _draw(directory, pictures)
+
+
+def draw_leaderboard(path: Path, figures: Figures) -> None:
     """Draw cosine against time of a query, and in-distribution against out of it with their intervals."""
     names = list(figures["scores"])
     inside, outside = figures["scores"].values()
@@ -40,16 +50,25 @@ def leaderboard(path: Path, figures: Report) -> None:
     for name in ("weighted_mean", "mean"):
         cost.axhline(inside[name]["cosine"], linestyle=":", color="gray", label=name)
     cost.set(title="Accuracy and time", xlabel="one query [ms]", ylabel=f"cosine, {names[0]}", xscale="log")
-    dress(cost)
     for name in inside:
         if "interval" in inside[name]:
             _crossed(beyond, name, inside[name], outside[name])
     beyond.set(title="Generalisation", xlabel=f"cosine, {names[0]}", ylabel=f"cosine, {names[1]}")
-    dress(beyond)
-    picture.savefig(path, dpi=110)
+    save(picture, path)
 
 
-def _crossed(axes: Axes, name: str, inside: Report, outside: Report) -> None:
+def _draw(directory: Path, pictures: Mapping[str, tuple[Draw, Figures | None]]) -> list[str]:
+    drawn = []
+    for name, (draw_on, figures) in pictures.items():
+        if figures is not None:
+            picture = canvas()
+            draw_on(picture, figures)
+            save(picture, directory / f"{name}.png")
+            drawn.append(name)
+    return drawn
+
+
+def _crossed(axes: Axes, name: str, inside: Figures, outside: Figures) -> None:
     arms = [
         [[score["cosine"] - score["interval"][0]], [score["interval"][1] - score["cosine"]]]
         for score in (inside, outside)
@@ -57,67 +76,94 @@ def _crossed(axes: Axes, name: str, inside: Report, outside: Report) -> None:
     axes.errorbar(inside["cosine"], outside["cosine"], xerr=arms[0], yerr=arms[1], fmt="o", label=name, alpha=0.7)
 
 
-def _pair(path: Path, cells: Sequence[Report], figure: str, label: str) -> None:
+def _wires(picture: Figure, cells: Sequence[Figures], figure: str, label: str) -> None:
     wires = list(dict.fromkeys(cell["wire"] for cell in cells))
-    picture = canvas()
     for axes, wire in zip(picture.subplots(1, len(wires), squeeze=False)[0], wires, strict=True):
         _lines(axes, [cell for cell in cells if cell["wire"] == wire], figure)
         axes.set(title=f"/predict, {wire}", xlabel="connections", ylabel=label)
-        dress(axes)
-    picture.savefig(path, dpi=110)
 
 
-def _lines(axes: Axes, cells: Sequence[Report], figure: str) -> None:
-    at = [cell["connections"] for cell in cells]
+def _lines(axes: Axes, cells: Sequence[Figures], figure: str) -> None:
+    connections = [cell["connections"] for cell in cells]
     for name in cells[0]["servers"]:
         spreads = [cell["servers"][name][figure] for cell in cells]
-        (line,) = axes.plot(at, [spread["median"] for spread in spreads], "o-", label=name)
+        (line,) = axes.plot(connections, [spread["median"] for spread in spreads], "o-", label=name)
         low, high = ([spread[end] for spread in spreads] for end in ("min", "max"))
-        axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15)
+        axes.fill_between(connections, low, high, color=line.get_color(), alpha=0.15)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(at, [str(connections) for connections in at])
+    axes.set_xticks(connections, [str(number) for number in connections])
 
 
-def _stages(path: Path, rows: Sequence[Report]) -> None:
-    picture = canvas()
+def _stages(picture: Figure, rows: Sequence[Figures]) -> None:
     axes = picture.subplots()
     labels = [f"{row['wire']} x{row['connections']}" for row in rows]
     left = [0.0] * len(rows)
-    for part in PARTS:
-        widths = [max(0.0, row[part]) / row["client"] * 100 for row in rows]
-        axes.barh(labels, widths, left=left, label=part)
+    for stage in STAGES:
+        widths = [max(0.0, row[stage]) / row["client"] * 100 for row in rows]
+        axes.barh(labels, widths, left=left, label=stage)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set(title="Where a request's time goes", xlabel="share of the latency the client saw [%]")
-    dress(axes)
-    picture.savefig(path, dpi=110)
 
 
-def _nets(path: Path, nets: Report) -> None:
-    picture = canvas()
+def _nets(picture: Figure, nets: Figures) -> None:
     single, batch = picture.subplots(1, 2)
     labels = [f"{row['net']}, {row['runtime']}" for row in nets["query"]]
     single.barh(labels, [row["p50_ms"] for row in nets["query"]])
     single.invert_yaxis()
     single.set(title="One query", xlabel="p50 [ms]", xscale="log")
-    single.grid(visible=True, alpha=0.3)
     for row in nets["batch"]:
         sizes = [int(size) for size in row["ms_per_sample"]]
         batch.plot(sizes, list(row["ms_per_sample"].values()), "o-", label=f"{row['net']}, {row['runtime']}")
     batch.set(title="By batch", xlabel="batch", ylabel="ms per sample", xscale="log", yscale="log")
-    dress(batch)
-    picture.savefig(path, dpi=110)
 
 
-def canvas() -> Figure:
-    """Return an empty picture."""
-    picture = Figure(figsize=(12, 4.8), layout="constrained")
-    FigureCanvasAgg(picture)
-    return picture
+def _rates(picture: Figure, figures: Figures) -> None:
+    latency, goodput = picture.subplots(1, 2)
+    points = sorted(_points(figures), key=lambda point: point["rate"])
+    rates = [point["rate"] for point in points]
+    for name in ("p50_ms", "p90_ms", "p99_ms"):
+        _line(latency, rates, [point[name] for point in points], "o", name.removesuffix("_ms"))
+    for axes in (latency, goodput):
+        axes.set(xlabel="offered [1/s]", xscale="log", yscale="log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    latency.axhline(figures["plan"]["slo_ms"], linestyle=":", color="gray", label="SLO")
+    latency.set(title="Latency of good answers", ylabel="ms")
+    _line(goodput, rates, [point["goodput"] for point in points], "o", "good answers")
+    goodput.plot(rates, rates, linestyle=":", color="gray", label="all that is offered")
+    goodput.axhline(figures["capacity"]["per_second"], linestyle="--", color="tab:green", label="C")
+    goodput.set(title="Goodput", ylabel="1/s")
 
 
-def dress(axes: Axes) -> None:
-    """Give axes a grid and a legend."""
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend(fontsize="x-small")
+def _points(figures: Figures) -> list[Figures]:
+    loads = [figures[run][part] for run in ("2C", "10C") if run in figures for part in ("before", "during")]
+    return [*figures["capacity"]["probes"], *({**load, "rate": load["offered_rate"]} for load in loads)]
+
+
+def _timeline(title: str) -> Draw:
+    def draw_on(picture: Figure, run: Figures) -> None:
+        counts, latency = picture.subplots(2, 1, sharex=True)
+        known = run["timeline"]
+        at = list(range(len(known["good"])))
+        for name, colour in (("good", "tab:green"), ("refused", "tab:orange"), ("other", "tab:red")):
+            counts.plot(at, known[name], color=colour, label=name)
+        counts.set(title=title, ylabel="1/s", yscale="symlog", ylim=(0, None))
+        for name in ("p50_ms", "p99_ms"):
+            _line(latency, at, known[name], ".-", name.removesuffix("_ms"))
+        latency.set(xlabel="s", ylabel="ms", yscale="log")
+        for axes in (counts, latency):
+            axes.axvspan(*run["at_s"], color="gray", alpha=0.15)
+
+    return draw_on
+
+
+def _soak(picture: Figure, run: Figures) -> None:
+    axes = picture.subplots()
+    axes.plot(run["at_s"], run["rss_mb"], label="resident memory")
+    axes.set(title="Soak", xlabel="s", ylabel="MB")
+
+
+def _line(axes: Axes, at: Sequence[float], values: Sequence[float | None], style: str, label: str) -> None:
+    known = [(x, y) for x, y in zip(at, values, strict=True) if y]
+    axes.plot([x for x, _ in known], [y for _, y in known], style, markersize=3, label=label)

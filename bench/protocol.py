@@ -9,21 +9,19 @@ from typing import Any
 import httpx
 import numpy as np
 
-from bench.answers import (
-    apart,
-)
-from bench.servers import Server
-from bench.versions import draw
+from bench.servers import RunningServer
+from bench.stats import apart
+from bench.untrained import draw
 from models.vectors import Floats
 
 OCTETS = "application/octet-stream"
 INFER = "/v2/models/primary/infer"
 
 
-def same_answers(server: Server, dim: int) -> dict[str, float | None]:
-    """Return how far answers are from /predict's: to a KServe v2 JSON request, and to Triton's HTTP client.
+def same_answers(server: RunningServer, dim: int) -> dict[str, float | None]:
+    """Return the largest difference to /predict of answers to a KServe v2 JSON request and to Triton's HTTP client.
 
-    None where Triton's client is not installed.
+    None if Triton's client is not installed.
     """
     contexts = draw(4, dim, seed=1)
     shape = "x".join(map(str, contexts.shape))
@@ -37,14 +35,14 @@ def same_answers(server: Server, dim: int) -> dict[str, float | None]:
     }
 
 
-def _by_json(server: Server, contexts: Floats) -> Floats:
+def _by_json(server: RunningServer, contexts: Floats) -> Floats:
     tensor = {"name": "context", "datatype": "FP32", "shape": contexts.shape, "data": contexts.ravel().tolist()}
     answer = httpx.post(f"{server.url}{INFER}", json={"inputs": [tensor]}).raise_for_status().json()
     (output,) = answer["outputs"]
     return np.asarray(output["data"], np.float32).reshape(output["shape"])
 
 
-def _by_triton(server: Server, contexts: Floats) -> Floats:
+def _by_triton(server: RunningServer, contexts: Floats) -> Floats:
     triton: Any = importlib.import_module("tritonclient.http")
     with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
         tensor = triton.InferInput("context", list(contexts.shape), "FP32")

@@ -7,9 +7,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGKILL
 from time import perf_counter, sleep
@@ -18,28 +18,29 @@ from typing import Any
 import httpx
 import numpy as np
 
+from bench.options import LENGTH, ROOT
 from bench.peers import LEFT_OUT, PEERS
-from bench.plan import LENGTH, ROOT
 from loadtest.payloads import Exchange
 from models.registry.registry import Registry
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 SERVICE, NAIVE, TUNED, ECHO = "service", "naive", "naive, tuned", "echo"
 
 
 class NotStarted(RuntimeError):
-    """A server ended, or was not ready in time; its log says why."""
+    """A server ended, or was not ready in time; its log has the reason."""
 
 
 @dataclass(frozen=True)
-class Server:
-    """A server that is ready: where it listens and how many seconds it took from its start."""
+class RunningServer:
+    """A server that is ready: its URL and the seconds from its start until then."""
 
     name: str
     url: str
     pid: int
     ready_s: float
-    octets: str = ""  # path before /predict, where octets have a route of their own
+    # Path before /predict, if octets have a route of their own.
+    octets: str = ""
 
     def base(self, wire: str) -> str:
         """Return the URL before /predict."""
@@ -48,7 +49,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a server: its command, without the port, its environment, and what answers 200 when it is ready."""
+    """How to start a server: its command, without the port, its environment, and the path that answers 200 if ready."""
 
     name: str
     command: tuple[str, ...]
@@ -56,9 +57,17 @@ class Launch:
     octets: str = ""
     ready: str = "/readyz"
 
+    def on(self, cores: Sequence[int]) -> Launch:
+        """Return how to start it on these cores."""
+        return replace(self, command=("taskset", "-c", ",".join(map(str, cores)), *self.command))
+
+    def having(self, **settings: str) -> Launch:
+        """Return how to start it with more environment variables."""
+        return replace(self, environment={**self.environment, **settings})
+
 
 def service(registry: Path, name: str = SERVICE) -> Launch:
-    """Return how to start the service on a registry, all else as it ships."""
+    """Return how to start the service on a registry, with the settings that ship."""
     lvm = str(Path(sys.executable).with_name("lvm"))
     settings = {key: value for key, value in os.environ.items() if not key.startswith("LVM_")}
     return Launch(name, (lvm, "serve"), {**settings, "LVM_REGISTRY": str(registry.absolute())})
@@ -76,7 +85,7 @@ def echo(dim: int) -> Launch:
 
 
 def describe(environment: Path) -> dict[str, Any]:
-    """Return every other model server's package, as the virtual environment has it, and command; and the left out."""
+    """Return package and command of every other model server in a virtual environment, and those that are left out."""
     command = [str(environment / "bin" / "python"), "-m", "pip", "list", "--format", "freeze"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     found = {line.partition("==")[0]: line for line in listed}
@@ -88,17 +97,18 @@ def describe(environment: Path) -> dict[str, Any]:
 
 
 def peers(environment: Path, version: Path) -> list[Launch]:
-    """Return how to start every other model server on a version, from the virtual environment that has them."""
+    """Return how to start every other model server on a version, from a virtual environment."""
     python = str(environment.absolute() / "bin" / "python")
     known = {**os.environ, "BENCH_VERSION": str(version.absolute()), "BENTOML_DO_NOT_TRACK": "True"}
     return [Launch(name, (python, "-m", *peer.command), known, "/octet", peer.ready) for name, peer in PEERS.items()]
 
 
 @contextmanager
-def launched(launch: Launch, logs: Path) -> Iterator[Server]:
+def launched(launch: Launch, logs: Path) -> Iterator[RunningServer]:
     """Run a server from its first 200 until SIGTERM; raises `NotStarted`."""
     logs.mkdir(parents=True, exist_ok=True)
-    log, port = logs / f"{launch.name}.log", _free_port()
+    log = logs / f"{launch.name}.log"
+    port = _free_port()
     command = (*launch.command, "--port", str(port))
     with log.open("wb") as output:
         began = perf_counter()
@@ -108,14 +118,14 @@ def launched(launch: Launch, logs: Path) -> Iterator[Server]:
     try:
         _wait(process, port, launch.ready, log)
         ready_s = perf_counter() - began
-        yield Server(launch.name, f"http://127.0.0.1:{port}", process.pid, ready_s, launch.octets)
+        yield RunningServer(launch.name, f"http://127.0.0.1:{port}", process.pid, ready_s, launch.octets)
     finally:
         _stop(process)
 
 
 @contextmanager
-def field(registry: Registry, dim: int, logs: Path) -> Iterator[list[Server]]:
-    """Run what is always compared, side by side: the service, the naive app twice, the echo."""
+def compared(registry: Registry, dim: int, logs: Path) -> Iterator[list[RunningServer]]:
+    """Run the servers that are always compared: the service, the naive app twice, the echo."""
     primary = registry.resolve("primary").path
     launches = (service(registry.root), naive(primary), naive(primary, TUNED), echo(dim))
     with ExitStack() as stack:
@@ -123,21 +133,23 @@ def field(registry: Registry, dim: int, logs: Path) -> Iterator[list[Server]]:
 
 
 @contextmanager
-def joined(launches: Iterable[Launch], dim: int, logs: Path, failures: dict[str, str]) -> Iterator[list[Server]]:
-    """Run those of `launches` that start and answer; why another did not goes into `failures`."""
+def responding(
+    launches: Iterable[Launch], dim: int, logs: Path, failures: dict[str, str]
+) -> Iterator[list[RunningServer]]:
+    """Run those of `launches` that start and respond; `failures` gets the reason of every other one."""
     with ExitStack() as stack:
         servers = []
         for launch in launches:
             try:
-                servers.append(stack.enter_context(_asked(launch, dim, logs)))
+                servers.append(stack.enter_context(_responding(launch, dim, logs)))
             except (NotStarted, OSError) as error:
                 failures[launch.name] = str(error)
         yield servers
 
 
 @contextmanager
-def _asked(launch: Launch, dim: int, logs: Path) -> Iterator[Server]:
-    """Run a server that has answered on each wire: a front end may be ready before what is behind it fails."""
+def _responding(launch: Launch, dim: int, logs: Path) -> Iterator[RunningServer]:
+    """Run a server that has responded on both wires: a front end may be ready before what is behind it fails."""
     with launched(launch, logs) as server:
         try:
             _ask(server, Exchange("predict", "json", 1, dim))
@@ -147,24 +159,14 @@ def _asked(launch: Launch, dim: int, logs: Path) -> Iterator[Server]:
         yield server
 
 
-def _ask(server: Server, exchange: Exchange) -> None:
+def _ask(server: RunningServer, exchange: Exchange) -> None:
     (body,) = exchange.bodies(np.ones((1, LENGTH, exchange.dim), np.float32))
     url = server.base(exchange.wire) + exchange.path
-    httpx.post(url, content=body, headers=exchange.headers, timeout=PATIENCE_S).raise_for_status()
-
-
-def rss_mb(pid: int) -> float:
-    """Return the resident memory of a process in megabytes (10^6 bytes)."""
-    status = Path(f"/proc/{pid}/status")
-    if status.exists():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")]
-        return int(line.split()[1]) * 1024 / 1e6
-    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
-    return int(shown.stdout) * 1024 / 1e6
+    httpx.post(url, content=body, headers=exchange.headers, timeout=TIMEOUT_S).raise_for_status()
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, ready: str, log: Path) -> None:
-    end = perf_counter() + PATIENCE_S
+    end = perf_counter() + TIMEOUT_S
     while not _is_ready(port, ready):
         if process.poll() is not None or perf_counter() > end:
             raise NotStarted(f"{log}: {log.read_text(errors='replace')[-2000:]}")
@@ -182,11 +184,12 @@ def _is_ready(port: int, path: str) -> bool:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(PATIENCE_S)
+        process.wait(TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    with suppress(ProcessLookupError):  # LitServe leaves its workers behind
+    # LitServe leaves its workers behind.
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""What ships, as a stranger starts it: seconds until ready, memory at idle, /retrieve beside /predict."""
+"""What ships, with its own settings: seconds until ready, memory at idle, /retrieve beside /predict."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from bench.figures import ratios, spread
-from bench.load import measure, warm_up
-from bench.plan import ROOT, SHIPPED, Plan
-from bench.servers import Server, launched, rss_mb, service
-from bench.traffic import Traffic, exchange_of, prepare
+import httpx
+
+from bench.compare import WIRES
+from bench.load import Workload, WrongAnswers, keep
+from bench.machine import rss_mb
+from bench.options import ROOT, SHIPPED, BenchOptions
+from bench.servers import RunningServer, launched, service
+from bench.stats import ratios, spread
 from loadtest import contexts
-from loadtest.plan import Route, Wire
+from loadtest.payloads import Exchange, K
+from loadtest.plan import Route
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes.torch import build_net, run_net
@@ -24,31 +28,38 @@ from models.runtimes.torch import build_net, run_net
 STARTS = 3
 IDLE_S = 2.0
 ROUTES: tuple[Route, ...] = ("predict", "retrieve")
-WIRES: tuple[Wire, ...] = ("json", "octet")
-SPARED = ("torch", "nvidia", "sympy", "transformers")  # large, and not the service's
+# Large packages that the service does not load.
+SPARED = ("torch", "nvidia", "sympy", "transformers")
+LAUNCH = service(SHIPPED, "shipped")
 
 
-def start(plan: Plan) -> dict[str, Any]:
+def start(options: BenchOptions) -> dict[str, Any]:
     """Return seconds to the first 200 on /readyz, with files cached and not, and megabytes at idle."""
     found: dict[str, list[float]] = {"cold_s": [], "warm_s": [], "rss_mb": []}
     for _ in range(STARTS):
         evict((Path(sys.prefix), SHIPPED, ROOT / "service", ROOT / "models"))
-        found["cold_s"].append(_started(plan).ready_s)
-        with launched(service(SHIPPED, "shipped"), plan.out / "logs") as server:
-            found["warm_s"].append(server.ready_s)
-            sleep(IDLE_S)
-            found["rss_mb"].append(rss_mb(server.pid))
+        for name in ("cold_s", "warm_s"):
+            with launched(LAUNCH, options.out / "logs") as server:
+                found[name].append(server.ready_s)
+                if name == "warm_s":
+                    sleep(IDLE_S)
+                    found["rss_mb"].append(rss_mb(server.pid))
     return {name: spread(values) for name, values in found.items()}
 
 
-def retrieval(plan: Plan) -> list[dict[str, Any]]:
+def retrieval(options: BenchOptions) -> list[dict[str, Any]]:
     """Return p50 (ms) of /predict and /retrieve at one connection, interleaved; raises `WrongAnswers`."""
-    with launched(service(SHIPPED, "shipped"), plan.out / "logs") as server:
-        sent = {(route, wire): _traffic(plan, server, route, wire) for route, wire in product(ROUTES, WIRES)}
-        p50: dict[tuple[Route, Wire], list[float]] = {key: [] for key in sent}
-        for _, wire, route in product(range(plan.rounds), WIRES, ROUTES):
-            warm_up(server, sent[route, wire], 1)
-            p50[route, wire].append(measure(server, sent[route, wire], 1, plan.seconds)["p50_ms"])
+    given = contexts.load()
+    net = build_net(load_checkpoint(Registry(SHIPPED).resolve("primary").path))
+    right = keep(options.out / "traffic", "answers-shipped", run_net(net, given))
+    answers = {"predict": right, "retrieve": None}
+    p50: dict[tuple[str, str], list[float]] = {}
+    with launched(LAUNCH, options.out / "logs") as server:
+        _check_passages(server)
+        for _, wire, route in product(range(options.rounds), WIRES, ROUTES):
+            workload = Workload(server, wire, contexts.SHIPPED, answers[route], route=route)
+            workload.warm_up(1)
+            p50.setdefault((route, wire), []).append(workload.measure(1, options.seconds)["p50_ms"])
     return [
         {
             "wire": wire,
@@ -60,8 +71,16 @@ def retrieval(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
+def _check_passages(server: RunningServer) -> None:
+    exchange = Exchange("retrieve", "json", 1, contexts.load().shape[2])
+    (body, *_) = exchange.bodies(contexts.load())
+    response = httpx.post(server.url + exchange.path, content=body, headers=exchange.headers).raise_for_status()
+    if len(response.json()["results"]) != K:
+        raise WrongAnswers(f"{server.name}: /retrieve returned other than {K} passages")
+
+
 def evict(roots: Iterable[Path]) -> None:
-    """Ask the kernel to forget the files below `roots`; it keeps what some process has mapped. Linux only."""
+    """Ask the kernel to drop the files below `roots` from its cache; it keeps those that a process maps. Linux only."""
     if sys.platform != "linux":
         return
     for path in (path for root in roots for path in root.rglob("*")):
@@ -69,17 +88,3 @@ def evict(roots: Iterable[Path]) -> None:
             descriptor = os.open(path, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
-
-
-def _started(plan: Plan) -> Server:
-    with launched(service(SHIPPED, "shipped"), plan.out / "logs") as server:
-        return server
-
-
-def _traffic(plan: Plan, server: Server, route: Route, wire: Wire) -> Traffic:
-    sent = contexts.load()
-    exchange = exchange_of(wire, sent.shape[2], route=route)
-    if route == "retrieve":
-        return prepare(plan.out / "traffic", server, exchange, sent)
-    net = build_net(load_checkpoint(Registry(SHIPPED).resolve("primary").path))
-    return prepare(plan.out / "traffic", server, exchange, sent, run_net(net, sent))

@@ -1,4 +1,4 @@
-"""`python -m loadtest`: offer load in an open loop and hold the outcome against thresholds."""
+"""`python -m loadtest`: send load in an open or a closed loop and compare the outcome with thresholds."""
 
 import argparse
 import sys
@@ -41,7 +41,7 @@ def _plans(flags: dict[str, Any], chosen: Mapping[str, Any]) -> list[Plan]:
 def _header(line: str) -> tuple[str, str]:
     name, colon, value = line.partition(":")
     if not colon:
-        raise PlanError(f"a header is written 'Name: value', not {line!r}")
+        raise PlanError(f"header is {line!r}; expected 'Name: value'")
     return name.strip(), value.strip()
 
 
@@ -55,7 +55,8 @@ def _run(plan: Plan, chosen: Mapping[str, Any]) -> Summary:
     if "record" in chosen:
         record.save(Path(chosen["record"]) / f"{plan.name}.npz")
     if "report" in chosen:
-        from loadtest import plot  # matplotlib takes longer to import than a smoke test to run
+        # Importing matplotlib takes longer than a smoke test.
+        from loadtest import plot
 
         plot.draw(Path(chosen["report"]) / f"{plan.name}.png", plan, record)
     return summary
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m loadtest", description=__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False
     )
     _add_load(parser.add_argument_group("load"))
-    _add_limits(parser.add_argument_group("thresholds (exit 1 where one is broken)"))
+    _add_limits(parser.add_argument_group("thresholds (exit 1 if one is broken)"))
     _add_output(parser.add_argument_group("scenario and output"))
     return parser
 
@@ -80,13 +81,20 @@ def _parser() -> argparse.ArgumentParser:
 def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--url", required=True, help="base URL of the service")
     group.add_argument("--name", help="of the step, default run")
-    group.add_argument("--rate", type=float, help="arrivals per second; base rate of a scenario")
-    group.add_argument("--seconds", type=float, help="how long requests arrive, after the warm-up [s]")
+    group.add_argument("--rate", type=float, help="arrivals per second of an open loop; base rate of a scenario")
+    group.add_argument("--seconds", type=float, help="how long requests start, after the warm-up [s]")
     group.add_argument("--wire", choices=get_args(Wire), help="default json")
     group.add_argument("--route", choices=get_args(Route), help="default predict")
-    group.add_argument("--arrivals", choices=get_args(Arrivals), help="spacing of arrivals, default fixed")
+    group.add_argument(
+        "--arrivals", choices=get_args(Arrivals), help="spacing of arrivals, or a closed loop; default fixed"
+    )
     group.add_argument("--rows", type=int, help="contexts per request, default 1")
-    group.add_argument("--connections", type=int, metavar="MAX", help="most connections at a time, default 256")
+    group.add_argument(
+        "--connections",
+        type=int,
+        metavar="MAX",
+        help="most connections; a closed loop keeps one request in flight on each; default 256",
+    )
     group.add_argument("--timeout", type=float, help="from the intended start to the answer [s], default 10")
     group.add_argument("--warmup", type=float, help="same load before it, not counted [s], default 0")
     group.add_argument("--seed", type=int, help="of Poisson arrivals, default 0")
@@ -94,9 +102,13 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--header", dest="headers", action="append", metavar="'K: V'", help="repeatable; a token comes from LVM_TOKEN"
     )
-    group.add_argument("--query", metavar="A=B", help="put into the query string of every request")
-    group.add_argument("--source", metavar="ADDRESS", help="to send from")
-    group.add_argument("--answers", metavar="FILE.npz", help="right answers (N, D) to the contexts, by version; octets")
+    group.add_argument("--query", metavar="A=B", help="added to the query string of every request")
+    group.add_argument("--source", metavar="ADDRESS", help="address to send from")
+    group.add_argument(
+        "--answers", metavar="FILE", help="right answers (N, D) to the contexts: .npz by version, or .npy"
+    )
+    group.add_argument("--tolerance", type=float, help="largest difference of a component to them, default 1e-4")
+    group.add_argument("--check-every", type=int, metavar="N", help="check one of N responses, default 1")
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
@@ -110,7 +122,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--scenario", metavar="NAME", help="run these steps in order; flags fill in what they leave open"
     )
-    group.add_argument("--scenarios", metavar="FILE.toml", help="where scenarios are kept, default the shipped file")
+    group.add_argument("--scenarios", metavar="FILE.toml", help="file of scenarios, default the shipped one")
     group.add_argument("--report", metavar="DIR", help="write report.json, report.md and a PNG per step")
     group.add_argument("--record", metavar="DIR", help="write what became of every arrival, an .npz per step")
     group.add_argument("--json", action="store_true", help="one JSON object to stdout instead of the table")

@@ -1,4 +1,4 @@
-"""An alarm at a time of `time.monotonic()`: never spins, exact to tens of microseconds on Linux."""
+"""An alarm at a time of `time.monotonic()`: it never spins and is exact to tens of microseconds on Linux."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The open loop: arrivals are laid out before the run and fire on time, whatever the server does."""
+"""Runs a plan: an open loop, whose requests start on time whatever the server does, or a closed one."""
 
 import asyncio
 import contextlib
@@ -12,20 +12,19 @@ import numpy.typing as npt
 import uvloop
 
 from loadtest import clock, contexts
-from loadtest.client import Pool
 from loadtest.payloads import Answers, Exchange, encode
-from loadtest.plan import Arrivals, Plan, PlanError
+from loadtest.plan import Arrivals, Plan
+from loadtest.pool import Check, Pool
 from loadtest.record import Record
 
 Progress = Callable[[int, int], None]
-Check = Callable[[int, bytes | None, bytes], bool]
 
 _LEAD_S = 0.02
 _TICK_S = 0.25
 
 
 def schedule(rate: float, seconds: float, arrivals: Arrivals, seed: int) -> npt.NDArray[np.float64]:
-    """Lay out arrival times (seconds from the start) at `rate` per second; Poisson is seeded."""
+    """Return the arrival times of an open loop, seconds from its start, at `rate` per second; Poisson is seeded."""
     if arrivals == "fixed":
         return np.arange(round(rate * seconds)) / rate
     mean = rate * seconds
@@ -34,85 +33,107 @@ def schedule(rate: float, seconds: float, arrivals: Arrivals, seed: int) -> npt.
     return times[times < seconds]
 
 
-class Pacer:
-    """Fires each arrival at its time; after a delay all that are due fire at once, none is skipped."""
+class OpenLoop:
+    """Starts each request at its intended time; after a delay all that are due start at once, none is skipped."""
 
-    def __init__(self, times: Sequence[float], fire: Callable[[int], None]) -> None:
-        """Call `fire(i)` at `times[i]`, seconds of `time.monotonic()` in rising order."""
-        self.times, self.fire, self.next = times, fire, 0
-        self.alarm = clock.alarm(self._ring)
+    def __init__(self, times: Sequence[float], start: Callable[[int], None]) -> None:
+        """Call `start(i)` at `times[i]`, seconds of `time.monotonic()` in rising order."""
+        self.times = times
+        self.total = len(times)
+        self.next = 0
+        self._start = start
+        self._alarm = clock.alarm(self._ring)
 
-    def start(self) -> None:
-        """Arm the alarm for the first arrival."""
+    def begin(self) -> None:
+        """Arm the alarm for the first request."""
         if len(self.times):
-            self.alarm.at(self.times[0])
+            self._alarm.at(self.times[0])
 
     def close(self) -> None:
-        """Fire no more."""
-        self.alarm.close()
+        """Start no more requests."""
+        self._alarm.close()
 
     def _ring(self) -> None:
         now = monotonic()
-        while self.next < len(self.times) and self.times[self.next] <= now:
+        while self.next < self.total and self.times[self.next] <= now:
             self.next += 1
-            self.fire(self.next - 1)
-        if self.next < len(self.times):
-            self.alarm.at(self.times[self.next])
+            self._start(self.next - 1)
+        if self.next < self.total:
+            self._alarm.at(self.times[self.next])
+
+
+class ClosedLoop:
+    """Keeps `connections` requests in flight until `end`: each response starts the next request."""
+
+    def __init__(self, pool: Pool, connections: int, end: float) -> None:
+        self._pool = pool
+        self._connections = connections
+        self._end = end
+        pool.on_finish = self._next
+
+    @property
+    def total(self) -> int:
+        """The requests until now; how many there will be is not known before the end."""
+        return len(self._pool.record)
+
+    def begin(self) -> None:
+        """Start the first request on every connection."""
+        for _ in range(self._connections):
+            self._pool.add()
+
+    def close(self) -> None:
+        """Start no more requests."""
+        self._end = 0.0
+
+    def _next(self) -> None:
+        if monotonic() < self._end:
+            self._pool.add()
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Record:
-    """Run one plan to its last answer, failure or timeout; `progress(finished, total)` as it goes."""
+    """Run one plan to its last response, failure or timeout; `progress(finished, total)` as it goes.
+
+    Raises:
+        PlanError: contexts or answers cannot be read.
+    """
     vectors = contexts.load(Path(plan.contexts) if plan.contexts else contexts.SHIPPED)
     exchange = Exchange(plan.route, plan.wire, plan.rows, vectors.shape[-1], plan.query)
     requests = encode(exchange, plan.url, plan.headers, vectors)
-    offsets = schedule(plan.rate, plan.warmup + plan.seconds, plan.arrivals, plan.seed).tolist()
-    check = _check(exchange, plan.answers)
+    check = Answers.read(exchange, Path(plan.answers)).difference if plan.answers else exchange.difference
     with _no_collector():
-        return uvloop.run(_drive(plan, requests, check, offsets, progress))
+        return uvloop.run(_drive(plan, requests, check, progress))
 
 
-def _check(exchange: Exchange, answers: str | None) -> Check:
-    if answers is None:
-        return lambda index, version, body: exchange.is_whole(body)
+async def _drive(plan: Plan, requests: Sequence[bytes], check: Check, progress: Progress | None) -> Record:
+    seconds = plan.warmup + plan.seconds
+    offsets = () if plan.is_closed else schedule(plan.rate, seconds, plan.arrivals, plan.seed).tolist()
+    record = Record(monotonic() + _LEAD_S * (not plan.is_closed), offsets)
+    pool = Pool(plan, requests, check, record)
+    loop: OpenLoop | ClosedLoop = OpenLoop(record.intended, pool.dispatch)
+    if plan.is_closed:
+        loop = ClosedLoop(pool, plan.connections, record.start + seconds)
+    loop.begin()
     try:
-        with np.load(answers, allow_pickle=False) as file:
-            return Answers(exchange, dict(file)).is_right
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{answers}: {error}") from error
-
-
-async def _drive(
-    plan: Plan,
-    requests: Sequence[bytes],
-    check: Check,
-    offsets: Sequence[float],
-    progress: Progress | None,
-) -> Record:
-    record = Record(offsets, monotonic() + _LEAD_S)
-    pool = Pool(plan.url, requests, check, record, plan.connections, plan.timeout, plan.source)
-    pacer = Pacer(record.intended, pool.dispatch)
-    pacer.start()
-    try:
-        await _watch(pool, len(record), min(_TICK_S, plan.timeout / 20), progress)
+        await _watch(pool, loop, min(_TICK_S, plan.timeout / 20), progress)
     finally:
-        pacer.close()
+        loop.close()
         await pool.close()
     return record
 
 
-async def _watch(pool: Pool, total: int, tick: float, progress: Progress | None) -> None:
-    while pool.remaining:
+async def _watch(pool: Pool, loop: OpenLoop | ClosedLoop, tick: float, progress: Progress | None) -> None:
+    while pool.unfinished:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(tick):
                 await pool.finished.wait()
         pool.expire()
         if progress is not None:
-            progress(total - pool.remaining, total)
+            progress(loop.total - pool.unfinished, loop.total)
 
 
 @contextlib.contextmanager
 def _no_collector() -> Iterator[None]:
-    # A full collection stops the generator for longer than the service takes to answer.
+    # A full collection stops the generator for longer than the service takes to respond.
     gc.collect()
     gc.disable()
     try:

@@ -30,7 +30,7 @@ class LvmUser(FastHttpUser):
     route: Route = "predict"
 
     def on_start(self) -> None:
-        """Take up the exchange and its bodies."""
+        """Build the bodies of this kind of request, once for all its users."""
         self.exchange = Exchange(self.route, self.wire, 1, CONTEXTS.shape[-1])
         self.bodies = bodies(self.exchange)
         self.turn = 0
@@ -43,7 +43,7 @@ class LvmUser(FastHttpUser):
         name = f"/{self.route} {self.wire}"
         with self.client.post(
             exchange.path,
-            data=body,  # type: ignore[arg-type]  # bytes are fine, the annotation forgot them
+            data=body,  # type: ignore[arg-type]  # locust accepts bytes, its annotation does not
             headers=exchange.headers,
             name=name,
             catch_response=True,

@@ -1,26 +1,27 @@
-"""Contexts to request bytes, and the check of an answer: shape and finiteness, or that it is its version's."""
+"""From contexts to the bytes of requests, and the check of a response: by its shape, or against the right answer."""
 
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 import numpy as np
 import orjson
 
 from loadtest.contexts import Vectors
-from loadtest.plan import Route, Wire
+from loadtest.plan import PlanError, Route, Wire
 
 K = 10
 PROBES = ("livez", "readyz")
-TOLERANCE = 1e-4  # between answers of one version in batches of different sizes
 _MEDIA = {"json": "application/json", "octet": "application/octet-stream"}
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One kind of request and the answer it expects: route, wire, contexts per request, dimension D."""
+    """One kind of request and of its response: route, wire, contexts per request, dimension D."""
 
     route: Route
     wire: Wire
@@ -30,7 +31,7 @@ class Exchange:
 
     @property
     def method(self) -> str:
-        """POST, but for a probe."""
+        """POST, but GET for a probe."""
         return "GET" if self.route in PROBES else "POST"
 
     @property
@@ -42,21 +43,21 @@ class Exchange:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Content-Type and Accept, and the token that LVM_TOKEN holds."""
+        """Content-Type and Accept, and the token of LVM_TOKEN."""
         answer = self.wire if self.route == "predict" else "json"
         token = os.environ.get("LVM_TOKEN")
         authorization = {"Authorization": f"Bearer {token}"} if token else {}
         return {"Content-Type": _MEDIA[self.wire], "Accept": _MEDIA[answer], **authorization}
 
     def media_type(self, contexts: Vectors) -> str:
-        """Return the Content-Type of a body of `bodies`: octets of several contexts carry their shape."""
+        """Return the Content-Type of the bodies; octets of several contexts carry their shape."""
         media_type = self.headers["Content-Type"]
         if self.wire == "json" or self.rows == 1:
             return media_type
         return f"{media_type}; shape={self.rows}x{contexts.shape[1]}x{contexts.shape[2]}"
 
     def bodies(self, contexts: Vectors) -> list[bytes]:
-        """Build one body per context (N, T, D); with rows > 1 each carries that one and those after it."""
+        """Return one body per context of `(N, T, D)`; with rows > 1 each carries that context and those after it."""
         if self.route in PROBES:
             return [b""]
         pieces = [_json(one) if self.wire == "json" else one.tobytes() for one in contexts]
@@ -69,7 +70,7 @@ class Exchange:
         return [b'{"contexts": [%b]}' % b", ".join(group) for group in groups]
 
     def is_whole(self, body: bytes) -> bool:
-        """Say whether the body of a 200 has the expected shape and only finite numbers."""
+        """Return whether the body of a 200 has the expected shape and only finite numbers."""
         if self.route in PROBES:
             return True
         if self.route == "predict" and self.wire == "octet":
@@ -79,6 +80,17 @@ class Exchange:
         except ValueError:
             return False
         return isinstance(answer, dict) and self._is_whole_json(answer)
+
+    def difference(self, index: int, version: bytes | None, body: bytes) -> float:
+        """Return 0 if the body of a 200 is whole, else infinity: a check that knows no answers."""
+        return 0.0 if self.is_whole(body) else math.inf
+
+    def vectors(self, body: bytes) -> Vectors:
+        """Return the vectors `(rows, D)` of a whole body of /predict."""
+        if self.wire == "octet":
+            return np.frombuffer(body, "<f4").reshape(self.rows, self.dim)
+        answer = orjson.loads(body)
+        return np.asarray([answer["vector"]] if self.rows == 1 else answer["vectors"], np.float32)
 
     def _is_whole_json(self, answer: dict[str, object]) -> bool:
         if self.route == "retrieve":
@@ -91,30 +103,49 @@ class Exchange:
         if not isinstance(vector, list) or len(vector) != self.dim:
             return False
         try:
-            return math.isfinite(sum(vector))  # one pass in C: it shows any NaN, infinity or non-number
+            # One pass in C: the sum shows any NaN, infinity or non-number.
+            return math.isfinite(sum(vector))
         except TypeError:
             return False
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The right answers, `(N, D)` by version, to requests built of N contexts; octets only."""
+    """The right answers, `(N, D)` by version, to requests made of N contexts; None stands for any other version."""
 
     exchange: Exchange
-    by_version: Mapping[str, Vectors]
+    by_version: Mapping[str | None, Vectors]
 
-    def is_right(self, index: int, version: bytes | None, body: bytes) -> bool:
-        """Say whether every row of the answer to request `index` is what `version` says of its context."""
-        known = self.by_version.get((version or b"").decode("latin-1"))
+    @classmethod
+    def read(cls, exchange: Exchange, path: Path) -> Self:
+        """Read an .npz file with the answers by version, or an .npy file with those of any version.
+
+        Raises:
+            PlanError: the file cannot be read.
+        """
+        try:
+            stored = np.load(path, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                return cls(exchange, {None: stored})
+            with stored:
+                return cls(exchange, dict(stored))
+        except (OSError, ValueError) as error:
+            raise PlanError(f"{path}: {error}") from error
+
+    def difference(self, index: int, version: bytes | None, body: bytes) -> float:
+        """Return the largest difference of one component to the answers of `version` to request `index`.
+
+        Infinity if the body is not whole or the version is unknown.
+        """
+        known = self.by_version.get((version or b"").decode("latin-1"), self.by_version.get(None))
         if known is None or not self.exchange.is_whole(body):
-            return False
+            return math.inf
         rows = (index + np.arange(self.exchange.rows)) % len(known)
-        given = np.frombuffer(body, "<f4").reshape(len(rows), -1)
-        return bool(np.abs(given - known[rows]).max() <= TOLERANCE)
+        return float(np.abs(self.exchange.vectors(body) - known[rows]).max())
 
 
 def encode(exchange: Exchange, url: str, extra: Sequence[tuple[str, str]], contexts: Vectors) -> list[bytes]:
-    """Build whole HTTP/1.1 requests, head and body, for the base `url`; `extra` headers replace ours."""
+    """Return whole HTTP/1.1 requests, head and body, for the base `url`; `extra` headers replace the usual ones."""
     base = urlsplit(url)
     target = base.path.rstrip("/") + exchange.path
     ours = {"Host": base.netloc.rpartition("@")[2], "User-Agent": "lvm-loadtest", **exchange.headers}
@@ -128,7 +159,7 @@ def encode(exchange: Exchange, url: str, extra: Sequence[tuple[str, str]], conte
 
 
 def _json(context: Vectors) -> bytes:
-    # Nine digits carry a float32 exactly; a Python float would send seventeen.
+    # Nine digits represent a float32 exactly; a Python float would send seventeen.
     rows = ("[" + ", ".join([f"{x:.9g}" for x in row]) + "]" for row in context.tolist())
     return ("[" + ", ".join(rows) + "]").encode()
 

@@ -1,4 +1,4 @@
-"""What to run: a Plan is one open-loop step, a scenario a list of them kept in `scenarios.toml`."""
+"""What to run: a Plan is one step of load, a scenario is a list of steps in `scenarios.toml`."""
 
 import re
 import tomllib
@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 
 Wire = Literal["json", "octet"]
 Route = Literal["predict", "retrieve", "livez", "readyz"]
-Arrivals = Literal["fixed", "poisson"]
+Arrivals = Literal["fixed", "poisson", "closed"]
 
-MIN_OFFERED = 0.9  # of the arrivals; below it the load was another than intended
+# Fraction of the intended requests; below it the load was not the intended one.
+MIN_OFFERED = 0.9
 SCENARIOS = Path(__file__).with_name("scenarios.toml")
 _NAME = re.compile(r"[\w.-]+")
 _SECRET = {"authorization", "proxy-authorization", "cookie", "x-api-key"}
@@ -26,11 +27,15 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One step: arrivals per second for some seconds at one route, and the limits it has to hold."""
+    """One step: a load on one route for some seconds, and the limits that it has to hold.
+
+    An open loop has a `rate`, requests per second, evenly spaced ("fixed") or "poisson". A "closed" loop has none: it
+    keeps `connections` requests in flight. Responses are good if they differ by at most `tolerance` from `answers`.
+    """
 
     url: str
-    rate: float
     seconds: float
+    rate: float = 0.0
     name: str = "run"
     wire: Wire = "json"
     route: Route = "predict"
@@ -45,66 +50,84 @@ class Plan:
     query: str = ""
     source: str | None = None
     answers: str | None = None
+    tolerance: float = 1e-4
+    check_every: int = 1
     max_error_rate: float = 0.001
     max_p99_ms: float | None = None
     min_goodput: float | None = None
     min_offered: float = MIN_OFFERED
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run, in words a person can act on."""
+        """Reject what cannot be run, with a message a person can act on."""
         for field, literal in _CHOICES.items():
             _demand(getattr(self, field) in get_args(literal), f"{field} is one of {get_args(literal)}")
         _demand(urlsplit(self.url).scheme in ("http", "https"), f"not an http(s) URL: {self.url}")
         _demand(bool(urlsplit(self.url).hostname), f"no host in the URL: {self.url}")
-        for field in ("rate", "seconds", "timeout", "rows", "connections"):
+        for field in ("seconds", "timeout", "rows", "connections", "check_every"):
             _demand(0 < getattr(self, field) < float("inf"), f"{field} must be above 0 and finite")
         _demand(0 <= self.warmup < float("inf"), "warmup must not be below 0 s")
-        _demand(self.rate * self.seconds >= 1, "rate x seconds comes to less than one request")
-        _demand(self.route == "predict" or self.rows == 1, "only /predict takes more contexts than one")
-        has_octets = (self.route, self.wire) == ("predict", "octet")
-        _demand(self.answers is None or has_octets, "answers are compared where they are octets of /predict")
+        if self.is_closed:
+            _demand(self.rate == 0, "a closed loop has no rate; connections sets its load")
+        else:
+            _demand(0 < self.rate < float("inf"), "rate must be above 0 and finite")
+            _demand(self.rate * self.seconds >= 1, "rate x seconds is less than one request")
+        _demand(self.route == "predict" or self.rows == 1, "only /predict takes more than one context")
+        _demand(self.answers is None or self.route == "predict", "only answers of /predict can be compared")
         _demand(self.query.isprintable() and " " not in self.query, f"not a query: {self.query!r}")
-        _demand(_NAME.fullmatch(self.name) is not None, f"a step is named in letters and digits: {self.name!r}")
+        _demand(_NAME.fullmatch(self.name) is not None, f"a name has only letters, digits, . and -: {self.name!r}")
         for name, value in self.headers:
             _demand(bool(name) and not {"\r", "\n"} & {*name, *value}, f"not a header: {name}: {value!r}")
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the loop is closed: a request starts when another one ends."""
+        return self.arrivals == "closed"
+
     def echo(self) -> dict[str, Any]:
-        """Return the plan for a report, with the values of secret headers left out."""
+        """Return the plan for a report, without the values of secret headers."""
         shown = {key: "***" if key.lower() in _SECRET else value for key, value in self.headers}
         return asdict(self) | {"headers": shown}
 
 
 def read_scenario(name: str, flags: Mapping[str, Any], path: Path = SCENARIOS) -> list[Plan]:
-    """Turn scenario `name` into plans; `flags` fill in what a step leaves open, their `rate` is the base.
+    """Return the plans of scenario `name`; `flags` fill in what a step leaves open, their `rate` is the base.
 
-    A step gives its arrival rate as `rate` (requests/s) or as `times` the base rate of the scenario.
+    A step gives its rate as `rate` (requests/s) or as `times` the base rate of the scenario.
+
+    Raises:
+        PlanError: the file or the scenario cannot be read, or a step cannot be run.
     """
     try:
         scenarios = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise PlanError(f"{path}: {error}") from error
     if name not in scenarios:
-        raise PlanError(f"no scenario {name!r} in {path}; there are: {', '.join(scenarios)}")
+        raise PlanError(f"no scenario {name!r} in {path}; available: {', '.join(scenarios)}")
     scenario = scenarios[name]
     base = flags.get("rate", scenario.get("rate", 0))
     _demand(bool(scenario.get("steps")), f"scenario {name!r} has no steps")
-    return [_step(dict(step), flags, base) for step in scenario["steps"]]
+    rest = {key: value for key, value in flags.items() if key != "rate"}
+    return [_step(dict(step), rest, base) for step in scenario["steps"]]
 
 
-def _step(step: dict[str, Any], flags: Mapping[str, Any], base: float) -> Plan:
+def _step(step: dict[str, Any], flags: dict[str, Any], base: float) -> Plan:
     known = {field.name for field in fields(Plan)} | _MULTIPLES.keys()
     _demand(step.keys() <= known, f"unknown keys in a step: {', '.join(sorted(step.keys() - known))}")
-    if "rate" not in step:
+    if "rate" not in step and (flags | step).get("arrivals") != "closed":
         step.setdefault("times", 1.0)
     for multiple, field in _MULTIPLES.items():
         if multiple in step:
-            _demand(field not in step, f"a step takes {field} or {multiple}, not both")
+            _demand(field not in step, f"a step has {field} or {multiple}, not both")
             step[field] = step.pop(multiple) * base
     return make_plan({**flags, **step})
 
 
 def make_plan(values: Mapping[str, Any]) -> Plan:
-    """Build a Plan from parsed values; a missing or mistyped one is a PlanError."""
+    """Return a Plan of parsed values.
+
+    Raises:
+        PlanError: a value is missing, of the wrong type, or cannot be run.
+    """
     try:
         return Plan(**values)
     except TypeError as error:

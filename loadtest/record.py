@@ -1,30 +1,47 @@
-"""What happened to every arrival, one column per fact; the client writes it, the report reads it."""
+"""What happens to every request, one column per fact: the client writes it, `samples` reads it."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 UNKNOWN = -1
+# The type code and the initial value of every column.
+_COLUMNS: dict[str, tuple[str, int]] = {
+    "intended": ("d", 0),
+    "fired": ("d", 0),
+    "sent": ("d", 0),
+    "done": ("d", 0),
+    "outcome": ("h", 0),
+    "invalid": ("b", 0),
+    "retry_after": ("b", 0),
+    "version": ("i", UNKNOWN),
+    "served_by": ("i", UNKNOWN),
+}
 
 
 class Failure(IntEnum):
-    """Why an arrival got no whole answer; a positive outcome is an HTTP status instead."""
+    """Why a request got no whole response; a positive outcome is an HTTP status instead."""
 
-    REFUSED = -1  # the connection was never made, nothing was sent
+    # The connection was never made, nothing was sent.
+    REFUSED = -1
     TIMEOUT = -2
-    LOST_REUSED = -3  # closed before the first byte on a connection that had answered: maybe never read
-    LOST_FRESH = -4  # closed before the first byte of the answer, on a new connection
-    LOST_PARTIAL = -5  # closed, or not HTTP, in the middle of the answer
+    # Closed before the first byte, on a connection that had been used before: the server may not have read the request.
+    LOST_REUSED = -3
+    # Closed before the first byte, on a new connection.
+    LOST_FRESH = -4
+    # Closed, or not HTTP, in the middle of the response.
+    LOST_PARTIAL = -5
 
 
 class Labels:
     """Small integers for header values, so that a column can hold them."""
 
     def __init__(self) -> None:
-        """Start with none known."""
         self.names: list[str] = []
         self._codes: dict[bytes, int] = {}
 
@@ -39,41 +56,55 @@ class Labels:
 
 
 class Record:
-    """Columns over all arrivals; times are seconds of `time.monotonic()`, 0 where it did not happen."""
+    """Columns over requests; times are seconds of `time.monotonic()`, 0 if it did not happen."""
 
-    def __init__(self, offsets: Sequence[float], start: float) -> None:
-        """Lay out the columns for arrivals scheduled `offsets` seconds after `start`."""
+    intended: "array[float]"
+    fired: "array[float]"
+    sent: "array[float]"
+    done: "array[float]"
+    outcome: "array[int]"
+    invalid: "array[int]"
+    retry_after: "array[int]"
+    version: "array[int]"
+    served_by: "array[int]"
+
+    def __init__(self, start: float, offsets: Iterable[float] = ()) -> None:
+        """Lay out the columns for requests intended `offsets` seconds after `start`."""
         self.start = start
-        self.intended = array("d", (start + offset for offset in offsets))
-        self.fired = array("d", bytes(8 * len(self)))
-        self.sent = array("d", bytes(8 * len(self)))
-        self.done = array("d", bytes(8 * len(self)))
-        self.outcome = array("h", bytes(2 * len(self)))
-        self.invalid = array("b", bytes(len(self)))
-        self.retry_after = array("b", bytes(len(self)))  # whether the answer had one
-        self.version = array("i", [UNKNOWN]) * len(self)
-        self.served_by = array("i", [UNKNOWN]) * len(self)
-        self.versions, self.servers = Labels(), Labels()
+        intended = array("d", (start + offset for offset in offsets))
+        for name, (kind, initial) in _COLUMNS.items():
+            setattr(self, name, array(kind, [initial]) * len(intended))
+        self.intended = intended
+        self.versions = Labels()
+        self.servers = Labels()
         self.causes: dict[str, int] = {}
-        self.opened = self.peak = 0
+        self.opened = 0
+        self.peak = 0
+        self.checked = 0
+        self.difference = 0.0
 
     def __len__(self) -> int:
-        """Count the arrivals."""
+        """Count the requests."""
         return len(self.intended)
 
-    def save(self, path: Path) -> None:
-        """Write every column, and the names of versions and servers, as an .npz file."""
-        columns = {name: np.array(value) for name, value in vars(self).items() if isinstance(value, array)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            path,
-            allow_pickle=False,
-            versions=np.array(self.versions.names, str),
-            servers=np.array(self.servers.names, str),
-            **columns,
-        )
+    def add(self, intended: float) -> int:
+        """Append a request and return its index."""
+        for name, (_, initial) in _COLUMNS.items():
+            getattr(self, name).append(initial)
+        self.intended[-1] = intended
+        return len(self.intended) - 1
 
     def blame(self, error: BaseException) -> None:
-        """Count the operating system's word for a failed or broken connection."""
+        """Count the operating system's error for a failed or broken connection."""
         cause = f"{type(error).__name__}: {error}"
         self.causes[cause] = self.causes.get(cause, 0) + 1
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Return every column as an array, and the names of versions and servers by code."""
+        names = {"versions": np.array(self.versions.names, str), "servers": np.array(self.servers.names, str)}
+        return {name: np.array(getattr(self, name)) for name in _COLUMNS} | names
+
+    def save(self, path: Path) -> None:
+        """Write the columns as an .npz file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, allow_pickle=False, **self.columns())

@@ -1,30 +1,35 @@
 """From a record to figures: counts, rates, percentiles and the verdict; as JSON, as a table, as Markdown."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from loadtest.plan import MIN_OFFERED, Plan
-from loadtest.record import Failure, Labels, Record
+from loadtest.record import Failure, Record
+from loadtest.samples import LAG_LIMIT_MS, PERCENTILES, Samples, Times, tally, times_ms
+from loadtest.tables import Column, tabulate
 
-Floats = npt.NDArray[np.float64]
-Times = dict[str, float | None]
-
-LAG_LIMIT_MS = 10.0
 _EPSILON_S = 1e-7
-PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 _LOST = (Failure.LOST_REUSED, Failure.LOST_FRESH, Failure.LOST_PARTIAL)
+_TIMES_SHOWN = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "max"}
+_COLUMNS: dict[str, Column] = {
+    "step": "config.name",
+    "wire": lambda step: f"{step['config']['wire']} {step['config']['route']} x {step['config']['rows']}",
+    "intended /s": "intended_rate:.1f",
+    "offered /s": "offered_rate:.1f",
+    "goodput /s": "goodput:.1f",
+    "errors": "error_rate:.3%",
+    **{f"{label} ms": f"latency_ms.{name}:.2f" for name, label in _TIMES_SHOWN.items()},
+    "lag p99 ms": "generator_lag_ms.p99:.2f",
+    "thresholds": lambda step: "held" if step["ok"] else "broken: " + ", ".join(_broken(step)),
+}
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A limit and the value held against it; no value, not held."""
+    """A limit and the value compared with it; a missing value does not hold."""
 
     name: str
     limit: float
@@ -36,10 +41,11 @@ class Threshold:
 class Summary:
     """The figures of one step, warm-up left out; rates per second, times in milliseconds.
 
-    arrivals = answered + refused + lost + timeout; intended_rate is of arrivals, offered_rate of those that were
-    written before the window ended; sent counts the requests written to a socket, so
-    warmup_sent + sent is what the server may have seen. Latency runs from the intended start, service time
-    from the write; both over good answers (200 and whole), `rejected_ms` is the latency of all others.
+    arrivals = answered + refused + lost + timeout. `intended_rate` counts arrivals, `offered_rate` those written
+    before the window ended. `sent` counts requests written to a socket: the server has seen at most
+    warmup_sent + sent. Latency runs from the intended start, service time from the write; both are of good responses
+    (200 and valid), `rejected_ms` is the latency of all others. Of `checked` responses, warm-up included, the worst
+    one differs by `difference` from its answer.
     """
 
     config: dict[str, Any]
@@ -54,6 +60,8 @@ class Summary:
     versions: dict[str, int]
     served_by: dict[str, int]
     connections: dict[str, int]
+    checked: int
+    difference: float
     error_rate: float
     intended_rate: float
     offered_rate: float
@@ -68,72 +76,54 @@ class Summary:
     ok: bool = False
 
 
-class Columns:
-    """The measured part of a record as arrays, the warm-up cut off; times in seconds from its start."""
-
-    def __init__(self, plan: Plan, record: Record) -> None:
-        """Cut where the warm-up of `plan` ends."""
-        intended = np.array(record.intended)
-        begin = record.start + plan.warmup
-        self.first = first = int(np.searchsorted(intended, begin - _EPSILON_S))
-        self.intended, self.fired, self.sent, self.done = (
-            np.array(column)[first:] - begin for column in (record.intended, record.fired, record.sent, record.done)
-        )
-        self.was_sent = np.array(record.sent)[first:] > 0
-        self.outcome = np.array(record.outcome)[first:]
-        self.invalid = np.array(record.invalid, dtype=bool)[first:]
-        self.version, self.served_by = np.array(record.version)[first:], np.array(record.served_by)[first:]
-        self.good = (self.outcome == 200) & ~self.invalid
-
-    @property
-    def latency_ms(self) -> Floats:
-        """Milliseconds from the intended start to the end, of every arrival."""
-        return (self.done - self.intended) * 1e3
-
-    @property
-    def service_ms(self) -> Floats:
-        """Milliseconds from the write to the end, of every arrival (meaningless where nothing was sent)."""
-        return (self.done - self.sent) * 1e3
+def measured(plan: Plan, record: Record) -> Samples:
+    """Return the requests of a record after the warm-up."""
+    return Samples.of(record.columns()).between(record.start + plan.warmup - _EPSILON_S, float("inf"))
 
 
 def summarise(plan: Plan, record: Record) -> Summary:
-    """Work out the figures of one step and hold them against its thresholds."""
-    columns = Columns(plan, record)
-    good, answered = columns.good, columns.outcome > 0
-    count = len(columns.outcome)
-    # Answers that trail behind the last arrival are not throughput of the arrival window.
-    elapsed = max(plan.seconds, float(columns.done[answered].max(initial=0.0)))
-    in_time = int((columns.was_sent & (columns.sent <= plan.seconds + LAG_LIMIT_MS / 1e3)).sum())
-    lag = _times((columns.fired - columns.intended) * 1e3)
+    """Return the figures of one step, its thresholds decided."""
+    samples = measured(plan, record)
+    answered = samples.outcome > 0
+    count = len(samples)
+    begin = record.start + plan.warmup
+    # Responses that trail behind the last arrival are not throughput of the arrival window.
+    elapsed = max(plan.seconds, float(samples.done[answered].max(initial=begin)) - begin)
+    in_time = samples.sent_until(begin + plan.seconds)
+    lag = times_ms((samples.fired - samples.intended) * 1e3)
+    good = int(samples.good.sum())
+    sent = int((samples.sent > 0).sum())
     figures = Summary(
         config=plan.echo(),
         arrivals=count,
-        sent=int(columns.was_sent.sum()),
-        warmup_sent=int((np.array(record.sent)[: columns.first] > 0).sum()),
+        sent=sent,
+        warmup_sent=sum(moment > 0 for moment in record.sent) - sent,
         answered=int(answered.sum()),
-        statuses=_counts(columns.outcome[answered]),
-        failures=_failures(columns),
-        lost_kinds={kind.name.removeprefix("LOST_").lower(): _count(columns, kind) for kind in _LOST},
+        statuses=tally(samples.outcome[answered]),
+        failures=_failures(samples),
+        lost_kinds={kind.name.removeprefix("LOST_").lower(): samples.count(kind) for kind in _LOST},
         causes=dict(record.causes),
-        versions=_labelled(columns.version, record.versions),
-        served_by=_labelled(columns.served_by, record.servers),
+        versions=tally(samples.version),
+        served_by=tally(samples.served_by),
         connections={"opened": record.opened, "peak": record.peak},
-        error_rate=1 - int(good.sum()) / count if count else 0.0,
+        checked=record.checked,
+        difference=record.difference,
+        error_rate=1 - good / count if count else 0.0,
         intended_rate=count / plan.seconds,
         offered_rate=in_time / plan.seconds,
         achieved_rate=int(answered.sum()) / elapsed,
-        goodput=int(good.sum()) / elapsed,
-        latency_ms=_times(columns.latency_ms[good]),
-        service_ms=_times(columns.service_ms[good]),
-        rejected_ms=_times(columns.latency_ms[answered & ~good]),
+        goodput=good / elapsed,
+        latency_ms=times_ms(samples.latency_ms[samples.good]),
+        service_ms=times_ms(samples.service_ms[samples.good]),
+        rejected_ms=times_ms(samples.latency_ms[answered & ~samples.good]),
         generator_lag_ms=lag,
         warnings=_warnings(lag, in_time, count),
     )
-    return _judge(plan, figures)
+    return _with_verdict(plan, figures)
 
 
 def to_json(summaries: Sequence[Summary], scenario: str | None = None) -> str:
-    """One JSON object: the summary, or for a scenario its name, its steps and whether all are ok."""
+    """Return one JSON object: the summary, or for a scenario its name, its steps and whether all are ok."""
     if scenario is None:
         return json.dumps(asdict(summaries[0]), indent=2, allow_nan=False)
     steps = [asdict(summary) for summary in summaries]
@@ -143,11 +133,11 @@ def to_json(summaries: Sequence[Summary], scenario: str | None = None) -> str:
 
 
 def to_text(summary: Summary) -> str:
-    """Lay the figures out for a terminal."""
+    """Return the figures for a terminal."""
     config = summary.config
     lines = [
         f"{config['name']}: POST {config['url']} /{config['route']} {config['wire']} x {config['rows']}, "
-        f"{config['rate']:g}/s {config['arrivals']} for {config['seconds']:g} s, open loop",
+        f"{load_of(config)} for {config['seconds']:g} s",
         f"  arrivals {summary.arrivals}   sent {summary.sent}   answered {summary.answered}   "
         f"errors {summary.error_rate:.3%}   connections {summary.connections['peak']}",
         f"  intended {summary.intended_rate:.1f}/s   offered {summary.offered_rate:.1f}/s   "
@@ -163,13 +153,18 @@ def to_text(summary: Summary) -> str:
 
 
 def to_markdown(summaries: Sequence[Summary]) -> str:
-    """One Markdown table, a row per step."""
-    heads = ["step", "wire", "intended /s", "offered /s", "goodput /s", "errors", "p50 ms", "p90 ms", "p99 ms",
-             "p99.9 ms", "max ms", "lag p99 ms", "thresholds"]  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    lines += ["| " + " | ".join(_cells(summary)) + " |" for summary in summaries]
-    lines += ["", "Open loop; latency from the intended start, over whole 200 answers; warm-up left out."]
-    return "\n".join(lines) + "\n"
+    """Return one Markdown table, a row per step."""
+    loops = {summary.config["arrivals"] == "closed" for summary in summaries}
+    loop = " and ".join("Closed loop" if is_closed else "Open loop" for is_closed in sorted(loops))
+    note = f"{loop}; latency from the intended start, over whole 200 answers; warm-up left out.\n"
+    return tabulate(map(asdict, summaries), _COLUMNS) + "\n" + note
+
+
+def load_of(config: dict[str, Any]) -> str:
+    """Return the load of a plan in words."""
+    if config["arrivals"] == "closed":
+        return f"{config['connections']} connections, closed loop"
+    return f"{config['rate']:g}/s {config['arrivals']}, open loop"
 
 
 def write(directory: Path, summaries: Sequence[Summary], scenario: str | None = None) -> None:
@@ -179,7 +174,7 @@ def write(directory: Path, summaries: Sequence[Summary], scenario: str | None = 
     (directory / "report.md").write_text(to_markdown(summaries), encoding="utf-8")
 
 
-def _judge(plan: Plan, summary: Summary) -> Summary:
+def _with_verdict(plan: Plan, summary: Summary) -> Summary:
     p99 = summary.latency_ms["p99"]
     held = [Threshold("error_rate", plan.max_error_rate, summary.error_rate,
                       summary.error_rate <= plan.max_error_rate)]  # fmt: skip
@@ -193,34 +188,13 @@ def _judge(plan: Plan, summary: Summary) -> Summary:
     return replace(summary, thresholds=held, ok=all(threshold.ok for threshold in held))
 
 
-def _times(milliseconds: Floats) -> Times:
-    if not len(milliseconds):
-        return dict.fromkeys(("mean", *PERCENTILES))
-    # Nearest rank: every figure is a latency that really happened.
-    values = np.percentile(milliseconds, list(PERCENTILES.values()), method="inverted_cdf")
-    figures = {"mean": float(milliseconds.mean()), **dict(zip(PERCENTILES, values.tolist(), strict=True))}
-    return {name: round(value, 4) for name, value in figures.items()}
-
-
-def _failures(columns: Columns) -> dict[str, int]:
+def _failures(samples: Samples) -> dict[str, int]:
     return {
-        "refused": _count(columns, Failure.REFUSED),
-        "lost": sum(_count(columns, kind) for kind in _LOST),
-        "timeout": _count(columns, Failure.TIMEOUT),
-        "invalid": int(columns.invalid.sum()),
+        "refused": samples.count(Failure.REFUSED),
+        "lost": sum(map(samples.count, _LOST)),
+        "timeout": samples.count(Failure.TIMEOUT),
+        "invalid": int(samples.invalid.sum()),
     }
-
-
-def _count(columns: Columns, outcome: int) -> int:
-    return int((columns.outcome == outcome).sum())
-
-
-def _counts(values: npt.NDArray[Any]) -> dict[str, int]:
-    return {str(key): count for key, count in sorted(Counter(values.tolist()).items())}
-
-
-def _labelled(codes: npt.NDArray[Any], labels: Labels) -> dict[str, int]:
-    return {labels.names[int(key)]: count for key, count in _counts(codes[codes >= 0]).items()}
 
 
 def _warnings(lag: Times, in_time: int, count: int) -> list[str]:
@@ -250,21 +224,8 @@ def _tallies(summary: Summary) -> list[tuple[str, dict[str, int]]]:
     return [(title, counts) for title, counts in tallies if counts]
 
 
-def _cells(summary: Summary) -> list[str]:
-    latency = summary.latency_ms
-    names = ("p50", "p90", "p99", "p999", "max")
-    config = summary.config
-    return [
-        str(config["name"]),
-        f"{config['wire']} {config['route']} x {config['rows']}",
-        f"{summary.intended_rate:.1f}",
-        f"{summary.offered_rate:.1f}",
-        f"{summary.goodput:.1f}",
-        f"{summary.error_rate:.3%}",
-        *(_number(latency[name]) for name in names),
-        _number(summary.generator_lag_ms["p99"]),
-        "held" if summary.ok else "broken: " + ", ".join(t.name for t in summary.thresholds if not t.ok),
-    ]
+def _broken(step: dict[str, Any]) -> list[str]:
+    return [threshold["name"] for threshold in step["thresholds"] if not threshold["ok"]]
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Measure what this machine spends on requests (`measure`), or whether the knee comes where that says (`check`)."""
+"""Measure what this machine spends on requests (`measure`), or whether the knee is where that predicts (`check`)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from bench.capacity import check, measure, table
 from bench.capacity.costs import SHIPPED
-from bench.contract import rig
+from bench.contract import harness
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if it is done and every prediction was right, 1 if one was not, 2 for a usage error."""
     options = _parser().parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    rig.make_room()
+    harness.leave_service_core()
     if options.what == "measure":
         measure.costs(options.out, options.nets, seconds=options.seconds, with_search=True).write(options.costs)
         print(options.costs)

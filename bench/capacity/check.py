@@ -1,4 +1,4 @@
-"""Is the prediction right? Costs are measured, then the knee of a real service by the open-loop driver, costs again."""
+"""Is the prediction right? Costs are measured, then the knee of a real service by the load tester, then costs again."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ import numpy as np
 from bench.capacity import measure
 from bench.capacity.costs import Costs
 from bench.capacity.knee import ERRORS, PROBE_S, WARM_UP, knee, up_and_down, worker_of
-from bench.capacity.processor import core_s, processor_s
-from bench.contract import rig
-from bench.contract.rig import Plan, Rig
-from bench.servers import Server, launched
-from loadtest import contexts
+from bench.contract import harness
+from bench.contract.harness import ContractOptions, Fixtures, Harness
+from bench.machine import core_s, processor_s
+from bench.servers import RunningServer, launched
 from loadtest.plan import Wire
-from loadtest.report import LAG_LIMIT_MS
-from models.predictor import load_predictor
+from loadtest.samples import LAG_LIMIT_MS
 
-WIRE: Wire = "octet"  # the driver says whether each answer is its net's
-PROBES = 12  # of a machine, after those that find where to look
-SIMULATED = 60  # probes of a simulation
-START = 0.75  # of the prediction, where looking begins; it goes on until a probe does not hold
-ALONE, TRIES = 0.9, 3  # share of the core that others have to leave, or a probe is repeated, so often at most
-WAIT_S = 10  # that others are waited for before a probe
-CLOSE = 1.15  # most that predicted and measured knee may differ by, either way
+WIRE: Wire = "octet"
+# Probes of a machine, after those that find where to begin, and of a simulation.
+PROBES = 12
+SIMULATED = 60
+# The search begins at this fraction of the prediction and goes up until a probe does not hold.
+START = 0.75
+# A probe is repeated if other processes leave less of the core than this, and is tried so often at most.
+ALONE, TRIES = 0.9, 3
+# Longest wait for a quiet machine before a probe.
+WAIT_S = 10
+# Largest ratio of predicted and measured knee, either way.
+CLOSE = 1.15
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Case:
     p99_ms: float = 100.0
 
 
-CASES = (Case("gru", 8), Case("amn", 32))  # as `bench.contract`, in a thread; and on the event loop
+# As `bench.contract`, in a thread; and on the event loop.
+CASES = (Case("gru", 8), Case("amn", 32))
 
 
 def check(out: Path, cases: Sequence[Case] = CASES) -> list[dict[str, Any]]:
@@ -77,16 +81,15 @@ def _predict(costs: Costs, case: Case, cores: float = 1.0) -> float:
 def _measure(out: Path, case: Case, start: float) -> tuple[float, float]:
     """Return the knee of a service on its core, requests per second, and the share of the core that others left it."""
     registry, version = measure.registry_of(out, case.net)
-    given = contexts.load()
-    answers = out / f"answers-{case.net}.npz"
-    np.savez(answers, allow_pickle=False, **{version.version: load_predictor(version.path, "cpu").predict_batch(given)})
-    with launched(rig.launch(registry.root), out / "logs") as server:
-        site = Rig(Plan(out, case.p99_ms, case.rows, 0), server, registry, (version, version), answers)
+    answers = harness.write_answers(out / f"answers-{case.net}.npz", (version,))
+    with launched(harness.launch(registry.root), out / "logs") as server:
+        options = ContractOptions(out, case.p99_ms, case.rows, minutes=0)
+        site = Harness(options, server, Fixtures(registry, (version, version), answers))
         shares: list[float] = []
         return up_and_down(lambda rate: _holds(site, rate, shares), start, PROBES), float(np.mean(shares))
 
 
-def _holds(site: Rig, rate: float, shares: list[float]) -> bool:
+def _holds(site: Harness, rate: float, shares: list[float]) -> bool:
     """Return whether a rate holds, by a probe during which others left the core alone, if there is one in `TRIES`."""
     for _ in range(TRIES):
         _wait_for_quiet()
@@ -98,8 +101,8 @@ def _holds(site: Rig, rate: float, shares: list[float]) -> bool:
 
 
 def _wait_for_quiet() -> None:
-    """Wait until all cores were idle for a second, `WAIT_S` at most; what was refused is forgotten meanwhile."""
-    cores = sorted({core for side in rig.cores() for core in side})
+    """Wait until all cores were idle for a second, `WAIT_S` at most; the limiter forgets its rejections."""
+    cores = sorted({core for side in harness.cores() for core in side})
     for _ in range(WAIT_S):
         before = [core_s(core) for core in cores]
         sleep(1.0)
@@ -107,28 +110,30 @@ def _wait_for_quiet() -> None:
             return
 
 
-def _probe(site: Rig, rate: float) -> tuple[bool, float]:
+def _probe(site: Harness, rate: float) -> tuple[bool, float]:
     limits = {
         "warmup": WARM_UP * PROBE_S,
-        "max_p99_ms": site.plan.slo_ms,
+        "max_p99_ms": site.options.slo_ms,
         "max_error_rate": ERRORS,
         "min_offered": 0.95,
     }
     began = _spent(site.server)
-    said = site.client(f"probe-{len(site.sent)}", rate, PROBE_S, seed=len(site.sent), **limits).finish()
-    free, late_ms = 1 - _share(began, _spent(site.server)), said["generator_lag_ms"]["p99"]
+    number = len(site.loads)
+    found = site.load(f"probe-{number}", rate, PROBE_S, seed=number, **limits).summary
+    free = 1 - _share(began, _spent(site.server))
+    late_ms = found["generator_lag_ms"]["p99"]
     print(
-        f"capacity: {rate:.0f}/s {'holds' if said['ok'] else 'does not hold'}, p99 {said['latency_ms']['p99']} ms, "
-        f"errors {said['error_rate']:.4f}, driver late by {late_ms} ms, core left by others {free:.0%}",
+        f"capacity: {rate:.0f}/s {'holds' if found['ok'] else 'does not hold'}, p99 {found['latency_ms']['p99']} ms, "
+        f"errors {found['error_rate']:.4f}, driver late by {late_ms} ms, core left by others {free:.0%}",
         file=sys.stderr,
         flush=True,
     )
-    return bool(said["ok"]), free if late_ms <= LAG_LIMIT_MS else 0.0
+    return bool(found["ok"]), free if late_ms <= LAG_LIMIT_MS else 0.0
 
 
-def _spent(server: Server) -> tuple[float, float]:
+def _spent(server: RunningServer) -> tuple[float, float]:
     """Return the seconds that the core of the service worked for others, and those that passed."""
-    worked, passed = core_s(rig.cores()[0][0])
+    worked, passed = core_s(harness.cores()[0][0])
     return worked - sum(processor_s(server.pid)), passed
 
 

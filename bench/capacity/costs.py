@@ -17,7 +17,7 @@ SHIPPED = Path(__file__).with_name("costs.json")
 
 
 class BadCosts(ValueError):
-    """A file that is no cost model, or a net or wire that is not in it."""
+    """The file is not a cost model, or has no such net or wire."""
 
 
 class Line(NamedTuple):
@@ -64,11 +64,11 @@ class Curve(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Net:
+class NetCosts:
     """A net in one process on one core.
 
-    `batch` has the seconds of a batch by rows, on the event loop where `is_inline`; `requests` by wire the seconds of
-    the event loop, all told, for a request by its rows; `mb` is what a loaded version weighs.
+    `batch` has the seconds of a batch by rows, on the event loop if `is_inline`; `requests` by wire the seconds of the
+    event loop for a request by its rows; `mb` is the memory of a loaded version.
     """
 
     batch: Curve
@@ -80,13 +80,13 @@ class Net:
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Self:
-        """Return the net of its JSON object; raises `KeyError` or `TypeError` where it is none."""
+        """Return the net of its JSON object; raises `KeyError` or `TypeError` if it is malformed."""
         requests = {wire: Line(*line) for wire, line in found["requests"].items()}
         return cls(**{**found, "batch": Curve(*found["batch"]), "requests": requests})
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchCosts:
     """Retrieval at D = `dim`: seconds on one core, and bytes in memory and on disk for each vector.
 
     `request_s` is a `/retrieve` of a query but for the search; `exact` goes by vectors, `approximate` by their
@@ -104,26 +104,26 @@ class Search:
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> Self:
-        """Return the search of its JSON object; raises as `Net.read`."""
+        """Return the search of its JSON object; raises as `NetCosts.read`."""
         return cls(**{**found, "exact": Line(*found["exact"]), "approximate": Line(*found["approximate"])})
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one machine was measured to spend; `process_mb` is a serving process without nets or vectors."""
+    """What one machine spends; `process_mb` is a serving process without nets or vectors."""
 
     machine: Mapping[str, str]
     command: str
     process_mb: float
-    nets: Mapping[str, Net]
-    search: Search | None = None
+    nets: Mapping[str, NetCosts]
+    search: SearchCosts | None = None
 
-    def net(self, name: str, wire: Wire) -> tuple[Net, Line]:
+    def net(self, name: str, wire: Wire) -> tuple[NetCosts, Line]:
         """Return a net and what its requests cost on a wire; raises `BadCosts`."""
         if name not in self.nets:
-            raise BadCosts(f"{name!r} was not measured: there are {', '.join(self.nets)}")
+            raise BadCosts(f"{name!r} was not measured; available: {', '.join(self.nets)}")
         if wire not in self.nets[name].requests:
-            raise BadCosts(f"{wire!r} was not measured: there are {', '.join(self.nets[name].requests)}")
+            raise BadCosts(f"{wire!r} was not measured; available: {', '.join(self.nets[name].requests)}")
         return self.nets[name], self.nets[name].requests[wire]
 
     def write(self, path: Path) -> None:
@@ -135,12 +135,12 @@ class Costs:
         """Read what `write` wrote.
 
         Raises:
-            BadCosts: it is something else.
+            BadCosts: it is not a cost model.
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            nets = {name: Net.read(net) for name, net in found["nets"].items()}
-            search = Search.read(found["search"]) if found["search"] else None
+            nets = {name: NetCosts.read(net) for name, net in found["nets"].items()}
+            search = SearchCosts.read(found["search"]) if found["search"] else None
             return cls(**{**found, "nets": nets, "search": search})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadCosts(f"{path}: no cost model: {error}") from error
+            raise BadCosts(f"{path}: not a cost model: {error}") from error

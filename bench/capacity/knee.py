@@ -1,8 +1,8 @@
 """The knee of a worker: the highest rate at which p99 keeps the objective and fewer than one in a thousand err.
 
-It is looked for by the up-and-down method (Dixon and Mood, 1948): a probe that holds makes the next rate a step higher,
-one that does not a step lower, and the mean of the rates is the one that holds every other time. Simulation and
-machine are asked in the same way, as the knee depends on how long one looks.
+It is found by the up-and-down method (Dixon and Mood, 1948): after a probe that holds the next rate is a step higher,
+after one that does not a step lower, and the mean of the rates is the one that holds every other time. Simulation and
+machine are probed in the same way, since the knee depends on how long a probe is.
 """
 
 from __future__ import annotations
@@ -12,22 +12,29 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.capacity.costs import Costs
-from bench.capacity.simulation import Outcome, Simulation, Worker
+from bench.capacity.simulation import Simulation, SimulationResult, Worker
 from loadtest.driver import schedule
 from loadtest.plan import Wire
 from service.overload.limiter import AdaptiveLimit
 
-READING = 0.5  # of what the event loop spends on a request, before the net has it
-ERRORS = 0.001  # of all arrivals
-PROBE_S, WARM_UP = 5.0, 0.2  # and share of it that goes before
-PROBES = 30  # of a simulation: its knee is known to 4 %
-LEAST, MOST = 500, 5_000  # arrivals of a probe: fewer say little, more take long to simulate
-LEAP, STEP = 1.25, 1.05  # from probe to probe, until the first that does not hold and from there on
-BATCHES = 4  # may be in flight at most, as `service.app` has it
+# Fraction of the event loop's time for a request that it spends before the net runs.
+READING = 0.5
+# Largest fraction of requests that may fail.
+ERRORS = 0.001
+# Seconds of a probe, and the warm-up before it as a fraction of them.
+PROBE_S, WARM_UP = 5.0, 0.2
+# Probes of a simulation: its knee is known to 4 %.
+PROBES = 30
+# Requests of a probe: fewer show little, more take long to simulate.
+LEAST, MOST = 500, 5_000
+# Ratio of rates from probe to probe, until the first that does not hold and from there on.
+LEAP, STEP = 1.25, 1.05
+# Batches that may be in flight at most, as in `service.app`.
+BATCHES = 4
 
 
 class NoKnee(ValueError):
-    """An objective that is not kept however few requests come."""
+    """No rate of requests is low enough to keep the objective."""
 
 
 def worker_of(costs: Costs, net: str, wire: Wire, rows: int, cores: float = 1.0) -> Worker:
@@ -37,10 +44,11 @@ def worker_of(costs: Costs, net: str, wire: Wire, rows: int, cores: float = 1.0)
     return Worker(rows, READING * spent, (1 - READING) * spent, known.batch, known.is_inline, cores)
 
 
-def offer(worker: Worker, rate: float, seconds: float = PROBE_S, seed: int = 0) -> Outcome:
-    """Return what becomes of Poisson arrivals at `rate` per second, after a warm-up of a fifth of the time more."""
+def simulate(worker: Worker, rate: float, seconds: float = PROBE_S, seed: int = 0) -> SimulationResult:
+    """Simulate Poisson arrivals at `rate` per second for `seconds`, after a warm-up of a fifth of that."""
     seconds = min(max(seconds, LEAST / rate), MOST / rate)
-    arrivals = schedule(rate, (1 + WARM_UP) * seconds, "poisson", seed).tolist()  # as the driver sends them
+    # As the load tester sends them.
+    arrivals = schedule(rate, (1 + WARM_UP) * seconds, "poisson", seed).tolist()
     limit = AdaptiveLimit(BATCHES * worker.max_batch, 0.0)
     return Simulation(worker, limit).run(arrivals).after(WARM_UP * seconds)
 
@@ -52,8 +60,8 @@ def knee(worker: Worker, p99_ms: float, probes: int = PROBES) -> float:
     def holds(rate: float) -> bool:
         nonlocal seed
         seed += 1
-        found = offer(worker, rate, seed=seed)
-        return found.refused < ERRORS and found.p_ms(99) <= p99_ms
+        found = simulate(worker, rate, seed=seed)
+        return found.rejected < ERRORS and found.p_ms(99) <= p99_ms
 
     return up_and_down(holds, worker.most_per_second / 2, probes)
 

@@ -7,28 +7,25 @@ what they take in an open loop, at a share of the rate of the closed one.
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import process_time
-from typing import NamedTuple
 
 import numpy as np
 
-from bench import load, machine, openloop, stages
+from bench import machine, metrics
 from bench.capacity import searching
-from bench.capacity.costs import Costs, Curve, Line, Net
-from bench.capacity.processor import processor_s
-from bench.contract import rig
-from bench.plan import ROOT, SHIPPED
-from bench.servers import Launch, Server, launched, rss_mb
-from bench.service import WIRES
-from bench.traffic import exchange_of, prepare
+from bench.capacity.costs import Costs, Curve, Line, NetCosts
+from bench.compare import WIRES
+from bench.contract import harness
+from bench.load import Workload, keep
+from bench.machine import processor_s, rss_mb
+from bench.nets import RunMode, loading
+from bench.options import SHIPPED
+from bench.servers import Launch, RunningServer, launched
 from loadtest import contexts
 from loadtest.plan import Wire
 from models.predictor import Predictor, load_predictor
@@ -37,9 +34,12 @@ from models.registry.registry import Registry, Version
 NETS = ("amn", "gru", "gmn")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 REPEATS = 15
-ALONE = ((1, 1), (8, 1))  # rows of a request, connections: small batches, of one request
-TOGETHER = ((1, 32), (8, 16), (32, 8))  # large ones, and an event loop that is kept busy
-SHARE = 0.6  # of the rate of that, in an open loop: four fifths of what it holds
+# Rows of a request and connections: small batches, of one request each.
+ALONE = ((1, 1), (8, 1))
+# Large batches, and an event loop that is kept busy.
+TOGETHER = ((1, 32), (8, 16), (32, 8))
+# Of the rate of the latter, in an open loop: four fifths of what it holds.
+SHARE = 0.6
 ALIASES = ("primary", "fallback")
 
 
@@ -57,9 +57,8 @@ def registry_of(out: Path, name: str) -> tuple[Registry, Version]:
 
 
 def launch(registry: Registry) -> Launch:
-    """Return how to start the service on its core; it lets in all that the closed loops offer, and takes its time."""
-    plain = rig.launch(registry.root)
-    return replace(plain, environment={**plain.environment, "LVM_CONCURRENCY": "2048", "LVM_TIMEOUT_MS": "60000"})
+    """Return how to start the service on its core; it admits all that the closed loops send, and has time for it."""
+    return harness.launch(registry.root).having(LVM_CONCURRENCY="2048", LVM_TIMEOUT_MS="60000")
 
 
 def costs(
@@ -75,7 +74,7 @@ def costs(
         registry, version = registry_of(out, name)
         net = load_predictor(version.path, "cpu", threads=1)
         net.warm_up(BATCHES[-1])
-        weight_mb = weight(version)
+        weight_mb = loading(version.path, RunMode("onnxruntime", "cpu", 1))["grown_mb"]
         with launched(launch(registry), out / "logs") as server:
             nets[name] = _net(out, server, net, weight_mb, wires, seconds)
             rest_mb.append(rss_mb(server.pid) - len(ALIASES) * weight_mb)
@@ -84,17 +83,25 @@ def costs(
     return Costs(machine.describe(), command, median(rest_mb), nets, found)
 
 
-def _net(out: Path, server: Server, net: Predictor, weight_mb: float, wires: Sequence[Wire], seconds: float) -> Net:
+def _net(
+    out: Path, server: RunningServer, net: Predictor, weight_mb: float, wires: Sequence[Wire], seconds: float
+) -> NetCosts:
+    answers = keep(out / "traffic", f"answers-{net.name}", net.predict_batch(contexts.load()))
+
     def closed(wire: Wire, rows: int, connections: int) -> Spent:
-        return _closed(out, server, net, Cell(wire, rows, connections), seconds)
+        workload = Workload(server, wire, contexts.SHIPPED, answers, rows)
+        workload.warm_up(connections)
+        return _spend(server, lambda: workload.measure(connections, seconds))
 
     def opened(wire: Wire, rows: int, most_per_second: float) -> Spent:
-        options = ("--rows", str(rows), "--arrivals", "poisson", "--connections", "1000")
-        return _spend(server, lambda: openloop.offer(server, wire, SHARE * most_per_second, seconds, *options))
+        workload = Workload(server, wire, contexts.SHIPPED, rows=rows)
+        load = {"rate": f"{SHARE * most_per_second:.1f}", "arrivals": "poisson", "connections": 1000}
+        return _spend(server, lambda: workload.run(**load, seconds=seconds, timeout=10, max_error_rate=0.001))
 
     together = {wire: {rows: closed(wire, rows, connections) for rows, connections in TOGETHER} for wire in wires}
     batch = curve(net)
-    if not net.is_quick:  # it has a thread of its own, whose time is known as it is spent beside the event loop
+    # A net that is not quick has a thread, whose time is known as it is spent beside the event loop.
+    if not net.is_quick:
         alone = [closed("octet", rows, connections) for rows, connections in ALONE]
         batch = Curve.through([each.batch_s for each in (*alone, *together["octet"].values())])
     requests = {
@@ -106,12 +113,12 @@ def _net(out: Path, server: Server, net: Predictor, weight_mb: float, wires: Seq
         )
         for wire, cells in together.items()
     }
-    return Net(batch, net.is_quick, requests, net.card.dim, net.card.context_length, weight_mb)
+    return NetCosts(batch, net.is_quick, requests, net.card.dim, net.card.context_length, weight_mb)
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What some load came to: requests, batches and their rows, seconds of the event loop and of other threads."""
+    """What a load took: requests, batches and their rows, seconds of the event loop and of other threads."""
 
     requests: float
     batches: float
@@ -121,20 +128,20 @@ class Spent:
 
     @property
     def most_per_second(self) -> float:
-        """Requests a second that a core has time for."""
+        """Requests per second that a core has time for."""
         return self.requests / (self.loop_s + self.aside_s)
 
     @property
     def batch_s(self) -> tuple[float, float]:
-        """Rows of a batch, and the seconds that it took the other threads."""
+        """Rows of a batch, and the seconds that the other threads spent on it."""
         return self.rows / self.batches, self.aside_s / self.batches
 
     def batches_s(self, batch: Curve) -> float:
-        """Return what so many batches would take."""
+        """Return the seconds that so many batches would take."""
         return self.batches * batch.at(self.rows / self.batches)
 
     def request_s(self, batch: Curve, is_inline: bool) -> float:
-        """Return what the event loop spends on a request, but for batches that run there."""
+        """Return the seconds of the event loop for a request, without batches that run there."""
         return (self.loop_s - self.batches_s(batch) * is_inline) / self.requests
 
 
@@ -153,32 +160,11 @@ def _typical_s(net: Predictor, batch: contexts.Vectors) -> float:
     return median(times)
 
 
-def weight(version: Version) -> float:
-    """Return the megabytes that a process grows by when it loads a version."""
-    command = [sys.executable, "-m", "bench.footprint", str(version.path.absolute()), "onnxruntime", "cpu", "1"]
-    done = subprocess.run([*command, "float32"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)["grown_mb"])
-
-
-class Cell(NamedTuple):
-    """One closed loop: wire, rows of a request, connections."""
-
-    wire: Wire
-    rows: int
-    connections: int
-
-
-def _closed(out: Path, server: Server, net: Predictor, cell: Cell, seconds: float) -> Spent:
-    given = contexts.load()
-    exchange = exchange_of(cell.wire, net.card.dim, cell.rows)
-    traffic = prepare(out / "traffic" / net.name, server, exchange, given, net.predict_batch(given))
-    load.warm_up(server, traffic, cell.connections)
-    return _spend(server, lambda: load.measure(server, traffic, cell.connections, seconds))
-
-
-def _spend(server: Server, offer: Callable[[], object]) -> Spent:
-    before, began = stages.scrape(server.url), processor_s(server.pid)
-    offer()
-    after, ended = stages.scrape(server.url), processor_s(server.pid)
-    grown = {name: after[name] - before[name] for name in ("requests", "batches", "rows")}
-    return Spent(**grown, loop_s=ended[0] - began[0], aside_s=ended[1] - began[1])
+def _spend(server: RunningServer, send: Callable[[], object]) -> Spent:
+    before = metrics.costs(server.url)
+    began = processor_s(server.pid)
+    send()
+    grown = metrics.between(before, metrics.costs(server.url))
+    ended = processor_s(server.pid)
+    counts = {name: grown[name] for name in ("requests", "batches", "rows")}
+    return Spent(**counts, loop_s=ended[0] - began[0], aside_s=ended[1] - began[1])

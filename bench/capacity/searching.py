@@ -9,37 +9,36 @@ from time import process_time
 
 import numpy as np
 
-from bench import load, stages
-from bench.capacity.costs import Line, Search
-from bench.capacity.processor import processor_s
-from bench.contract import rig
-from bench.plan import SHIPPED
+from bench import metrics
+from bench.capacity.costs import Line, SearchCosts
+from bench.contract import harness
+from bench.load import Workload, keep
+from bench.machine import processor_s
+from bench.options import SHIPPED
 from bench.servers import launched
-from bench.traffic import exchange_of, prepare
 from loadtest import contexts
 from models.registry.card import Card
-from models.retrieval.corpus import (
-    MappedCorpus,
-    read_corpus,
-)
+from models.retrieval.corpus import MappedCorpus, read_corpus
 from models.retrieval.index import FlatIndex, IvfIndex, VectorIndex
 from models.training import indexing
 from models.training.parts import Parts
 from models.vectors import Floats, normalise
 
-QUERIES, K = 200, 15  # ten results, and five for what the caller has
-EXACT = (1500, 3000, 6000)  # of the vectors that ship
-APPROXIMATE = (25_000, 100_000)  # made of them
+# Ten results, and five for the chunks that the caller has.
+QUERIES, K = 200, 15
+# Vectors of an exact index, of those that ship, and of an approximate one, made of them.
+EXACT = (1500, 3000, 6000)
+APPROXIMATE = (25_000, 100_000)
 CONNECTIONS = 16
 
 
-def search(out: Path, seconds: float) -> Search:
+def search(out: Path, seconds: float) -> SearchCosts:
     """Return the costs of retrieval on this machine."""
     vectors = read_corpus(SHIPPED / "retriever").vectors
     exact = Line.through({rows: _query_s(FlatIndex(vectors[:rows]), vectors) for rows in EXACT})
     found = {rows: _approximate(vectors, rows) for rows in APPROXIMATE}
     dim = vectors.shape[1]
-    return Search(
+    return SearchCosts(
         dim=dim,
         request_s=_request_s(out, seconds) - exact.at(len(vectors)),
         exact=exact,
@@ -83,13 +82,14 @@ def _query_s(index: VectorIndex, vectors: Floats) -> float:
 
 
 def _request_s(out: Path, seconds: float) -> float:
-    """Return what a `/retrieve` of a query costs the service on its core, all told."""
-    given = contexts.load()[:, :1]  # as many octets as a query has
-    with launched(rig.launch(SHIPPED), out / "logs") as server:
-        exchange = exchange_of("octet", given.shape[-1], route="retrieve")
-        traffic = prepare(out / "traffic" / "retrieve", server, exchange, given)
-        load.warm_up(server, traffic, CONNECTIONS)
-        before, began = stages.scrape(server.url, "/retrieve"), sum(processor_s(server.pid))
-        load.measure(server, traffic, CONNECTIONS, seconds)
-        after, ended = stages.scrape(server.url, "/retrieve"), sum(processor_s(server.pid))
-        return (ended - began) / (after["requests"] - before["requests"])
+    """Return what a `/retrieve` of a query costs the service on its core."""
+    # As many octets as a query has.
+    queries = keep(out / "traffic", "queries", contexts.load()[:, :1])
+    with launched(harness.launch(SHIPPED), out / "logs") as server:
+        workload = Workload(server, "octet", queries, route="retrieve")
+        workload.warm_up(CONNECTIONS)
+        before = metrics.costs(server.url, "/retrieve")
+        began = sum(processor_s(server.pid))
+        workload.measure(CONNECTIONS, seconds)
+        grown = metrics.between(before, metrics.costs(server.url, "/retrieve"))
+        return (sum(processor_s(server.pid)) - began) / grown["requests"]

@@ -1,9 +1,9 @@
 """One serving process as a queueing network in discrete events: an event loop, a net, and the cores they share.
 
-The event loop does, turn by turn, what is to be called soon and then what can be read. Where the net is quick enough it
-runs there; any other is a second server, which takes whenever it is free what has queued up to a full batch, as in
-`service.engines.batcher`. Where both have but one core, each works at half speed (processor sharing, Kleinrock 1967).
-Who is let in, and how large a batch is worth it, is decided by the very classes that decide it in the service.
+The event loop does, turn by turn, what is to be called soon and then what can be read. A net that is quick enough runs
+there; any other is a second station: when it is free, it takes what has queued, up to a full batch, as in
+`service.engines.batcher`. If both have only one core, each works at half speed (processor sharing, Kleinrock 1967).
+Admission and the size of batches are decided by the classes that decide them in the service.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """When every arrival came, and seconds until its answer, NaN where it was refused; and what became of the time."""
+class SimulationResult:
+    """Arrival times, seconds until each answer (NaN if it was rejected), and how long the cores worked."""
 
     arrived_s: NDArray[np.float64]
     latency_s: NDArray[np.float64]
@@ -71,16 +71,16 @@ class Outcome:
     began_s: float = 0.0
 
     @property
-    def refused(self) -> float:
-        """The share of arrivals that were refused."""
+    def rejected(self) -> float:
+        """The fraction of requests that were rejected."""
         return float(np.isnan(self.latency_s).mean()) if len(self.latency_s) else 0.0
 
     @property
     def goodput(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return float((~np.isnan(self.latency_s)).sum()) / (self.ended_s - self.began_s)
 
-    def after(self, begin_s: float) -> Outcome:
+    def after(self, begin_s: float) -> SimulationResult:
         """Return the outcome without the arrivals before `begin_s`."""
         kept = self.arrived_s >= begin_s
         return replace(self, arrived_s=self.arrived_s[kept], latency_s=self.latency_s[kept], began_s=begin_s)
@@ -91,8 +91,8 @@ class Outcome:
         return float(np.percentile(answered, percentile, method="inverted_cdf")) * 1e3 if len(answered) else inf
 
 
-class Server:
-    """Does jobs one after the other; what one costs is known when it begins."""
+class Station:
+    """Does jobs one after the other; the cost of a job is known when it begins."""
 
     def __init__(self) -> None:
         self.left = 0.0
@@ -101,34 +101,35 @@ class Server:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it works."""
+        """Whether a job is under way."""
         return self._end is not None
 
     def put(self, begin: Begin, end: End) -> None:
-        """Do a job after those before it."""
+        """Queue a job."""
         self._queue.append((begin, end))
         self.start()
 
     def start(self) -> None:
-        """Begin the next job, where there is one and none is in hand."""
+        """Begin the next job, if there is one and none is under way."""
         if self._end is None and self._queue:
             begin, self._end = self._queue.popleft()
             self.left = begin()
 
     def finish(self) -> None:
-        """End the job in hand and begin the next."""
+        """End the job under way and begin the next."""
         end, self._end = self._end, None
         assert end is not None
         end()
         self.start()
 
 
-class EventLoop(Server):
-    """Turns by turns: all that is to be called soon by now, then all sockets that can be read by now."""
+class EventLoop(Station):
+    """Works in turns: all that is to be called soon by now, then all sockets that can be read by now."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._next: list[deque[tuple[Begin, End]]] = [deque(), deque()]  # soon, sockets
+        # To be called soon, and sockets.
+        self._next: list[deque[tuple[Begin, End]]] = [deque(), deque()]
         self._turn = 0
 
     def put(self, begin: Begin, end: End) -> None:
@@ -149,63 +150,66 @@ class EventLoop(Server):
         super().start()
 
 
-class Request:
-    """One request: when it came, since when it is inside, its rows not yet in the queue, and its parts that are."""
+class SimulatedRequest:
+    """One request: when it arrived and was admitted, its rows not yet in the queue, and its parts that are."""
 
     __slots__ = ("arrived", "index", "parts", "rows", "since")
 
     def __init__(self, index: int, arrived: float, rows: int) -> None:
-        self.index, self.arrived, self.since = index, arrived, arrived
-        self.rows, self.parts = rows, 0
+        self.index = index
+        self.arrived = arrived
+        self.since = arrived
+        self.rows = rows
+        self.parts = 0
 
 
 class Simulation:
-    """One run of one worker; `limit` None lets everybody in."""
+    """One run of one worker; without a `limit` it admits every request."""
 
     def __init__(self, worker: Worker, limit: Limit | None = None) -> None:
         self._worker, self._limit = worker, limit
         self._loop = EventLoop()
-        self._net: Server = self._loop if worker.is_inline else Server()
-        self._servers = [self._loop] if worker.is_inline else [self._loop, self._net]
+        self._net: Station = self._loop if worker.is_inline else Station()
+        self._stations = [self._loop] if worker.is_inline else [self._loop, self._net]
         self._kind = ("/predict", "", worker.rows.bit_length())
         self._now = self._busy = 0.0
         self._in_flight = self._batches = 0
         self._sizing = Sizing(worker.max_batch)
-        self._waiting: deque[tuple[Request, int]] = deque()
+        self._waiting: deque[tuple[SimulatedRequest, int]] = deque()
         self._will_run = False
         self._latency: list[float] = []
 
-    def run(self, arrivals: Iterable[float]) -> Outcome:
-        """Offer requests at `arrivals`, seconds in rising order; return what became of them."""
+    def run(self, arrivals: Iterable[float]) -> SimulationResult:
+        """Simulate requests that arrive at `arrivals`, seconds in rising order."""
         times = list(arrivals)
         for index, at in enumerate(times):
             self._advance(at)
             self._now = at
             self._latency.append(nan)
-            self._arrive(Request(index, at, self._worker.rows))
+            self._arrive(SimulatedRequest(index, at, self._worker.rows))
         self._advance(inf)
-        return Outcome(np.array(times), np.array(self._latency), self._now, self._busy, self._batches)
+        return SimulationResult(np.array(times), np.array(self._latency), self._now, self._busy, self._batches)
 
     def _advance(self, until: float) -> None:
-        """Let the servers work until then, or until nothing is left to do."""
-        while busy := [server for server in self._servers if server.is_busy]:
+        """Let the stations work until then, or until nothing is left to do."""
+        while busy := [station for station in self._stations if station.is_busy]:
             speed = min(1.0, self._worker.cores / len(busy))
-            first = min(busy, key=lambda server: server.left)
+            first = min(busy, key=lambda station: station.left)
             ends = self._now + first.left / speed
             span = min(ends, until) - self._now
             self._busy += span * speed * len(busy)
             self._now += span
-            for server in busy:
-                server.left -= span * speed
+            for station in busy:
+                station.left -= span * speed
             if ends > until:
                 return
             first.left = 0.0
             first.finish()
 
-    def _arrive(self, request: Request) -> None:
+    def _arrive(self, request: SimulatedRequest) -> None:
         self._loop.receive(lambda: self._worker.read_s, lambda: self._enter(request))
 
-    def _enter(self, request: Request) -> None:
+    def _enter(self, request: SimulatedRequest) -> None:
         if self._limit and self._in_flight >= self._limit.rows:
             self._limit.refuse(self._now)
             return
@@ -215,8 +219,8 @@ class Simulation:
             self._queue(request)
         self._run_batch()
 
-    def _queue(self, request: Request) -> None:
-        """Let the next part of a request wait, where there is one: others get their turn between them."""
+    def _queue(self, request: SimulatedRequest) -> None:
+        """Queue the next part of a request, if there is one: parts of other requests run between them."""
         if request.rows:
             rows = min(request.rows, self._worker.max_batch)
             request.rows, request.parts = request.rows - rows, request.parts + 1
@@ -225,11 +229,11 @@ class Simulation:
     def _run_batch(self) -> None:
         if self._waiting and not self._will_run:
             self._will_run = True
-            batch: list[Request] = []
+            batch: list[SimulatedRequest] = []
             self._net.put(lambda: self._gather(batch), lambda: self._deliver(batch))
 
-    def _gather(self, batch: list[Request]) -> float:
-        """Fill `batch` with what waits and fits; return what it costs."""
+    def _gather(self, batch: list[SimulatedRequest]) -> float:
+        """Fill `batch` with what waits and fits; return its cost in seconds."""
         rows = 0
         while self._waiting and (not batch or rows + self._waiting[0][1] <= self._sizing.rows):
             request, part = self._waiting.popleft()
@@ -240,7 +244,7 @@ class Simulation:
         self._sizing.learn(rows, seconds)
         return seconds
 
-    def _deliver(self, batch: list[Request]) -> None:
+    def _deliver(self, batch: list[SimulatedRequest]) -> None:
         self._will_run = False
         for request in batch:
             request.parts -= 1
@@ -249,7 +253,7 @@ class Simulation:
                 self._loop.put(lambda: self._worker.answer_s, partial(self._answer, request))
         self._run_batch()
 
-    def _answer(self, request: Request) -> None:
+    def _answer(self, request: SimulatedRequest) -> None:
         self._latency[request.index] = self._now - request.arrived
         if self._limit:
             self._limit.observe(self._kind, self._now - request.since, self._in_flight, self._now)

@@ -6,25 +6,30 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, NamedTuple
 
-from bench.capacity.costs import BadCosts, Costs, Line, Search
-from bench.capacity.knee import NoKnee, knee, offer, worker_of
+from bench.capacity.costs import BadCosts, Costs, Line, SearchCosts
+from bench.capacity.knee import NoKnee, knee, simulate, worker_of
 from bench.capacity.simulation import Worker
 from loadtest import contexts
 from loadtest.payloads import Exchange
 from loadtest.plan import Wire
 from models.runtimes.quick import QUICK_S
 
-LOAD = 0.7  # of the knee: what is planned for, as docs/operations.md has it
-SPARE = 1  # machines more, so that one may be away
-FALLBACK = "gru"  # loaded beside the net that is asked
-EXACT = 25_000  # vectors; `lvm corpus` makes an approximate index of more
-LOOK_S = 20.0  # of simulated time for the latency at the planned load
+# Fraction of the knee that is planned for, as in docs/operations.md.
+LOAD = 0.7
+# Machines more, so that one may be away.
+SPARE = 1
+# The net that is loaded beside the one that answers.
+FALLBACK = "gru"
+# `lvm corpus` makes an approximate index of more vectors.
+EXACT = 25_000
+# Seconds of simulated time for the latency at the planned load.
+LOOK_S = 20.0
 SHARDS = tuple(2**power for power in range(15))
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What is asked for: requests per second, p99 in milliseconds, contexts of a request, and on which machines."""
+    """The load to plan for: requests per second, p99 in milliseconds, contexts of a request, and the machines."""
 
     rate: float
     p99_ms: float
@@ -57,7 +62,7 @@ def plan(costs: Costs, demand: Demand) -> dict[str, Any]:
     worker = worker_of(costs, demand.net, demand.wire, demand.rows)
     weights = [costs.nets[name].mb for name in {demand.net, FALLBACK} & costs.nets.keys()]
     tier = _tier(worker, demand, demand.p99_ms, costs.process_mb + sum(weights))
-    at_load = offer(worker, demand.rate / tier.workers, LOOK_S)
+    at_load = simulate(worker, demand.rate / tier.workers, LOOK_S)
     return {
         "demand": vars(demand),
         "serving": tier._asdict(),
@@ -79,7 +84,7 @@ def _tier(worker: Worker, demand: Demand, p99_ms: float, worker_mb: float, copie
 
 
 def _limits(costs: Costs, demand: Demand, worker: Worker) -> dict[str, Any]:
-    """Return where a request's time goes, what an accelerator could take away at most, and the traffic."""
+    """Return what limits a worker, what an accelerator could save at most, and the traffic."""
     loop_s = worker.read_s + worker.answer_s
     net_s = 1 / worker.most_per_second - loop_s
     known = costs.nets[demand.net]
@@ -112,14 +117,15 @@ def _index(costs: Costs, demand: Demand) -> dict[str, Any]:
     }
 
 
-def _sharded(costs: Costs, search: Search, demand: Demand) -> tuple[int, Tier]:
-    """Return the shards that want the fewest machines: more are tried as long as that helps."""
+def _sharded(costs: Costs, search: SearchCosts, demand: Demand) -> tuple[int, Tier]:
+    """Return the number of shards that needs the fewest machines: more are tried as long as that helps."""
     best: tuple[int, Tier] | None = None
     for shards in SHARDS:
         try:
             worker, worker_mb = _searcher(costs, search, demand, shards)
             tier = _tier(worker, demand, demand.p99_ms / 2, worker_mb, shards)
-        except (BadCosts, NoKnee):  # too large, or too slow
+        except (BadCosts, NoKnee):
+            # Too large, or too slow.
             continue
         if best and tier.workers / tier.per_machine >= best[1].workers / best[1].per_machine:
             break
@@ -129,12 +135,12 @@ def _sharded(costs: Costs, search: Search, demand: Demand) -> tuple[int, Tier]:
     return best
 
 
-def _searcher(costs: Costs, search: Search, demand: Demand, shards: int) -> tuple[Worker, float]:
+def _searcher(costs: Costs, search: SearchCosts, demand: Demand, shards: int) -> tuple[Worker, float]:
     """Return a worker that searches one of so many shards, and its megabytes.
 
-    Every shard sees every request, and the slowest decides: a request is late once in 100 times where a shard is once
-    in 100 / `shards` (Dean and Barroso, 2013). So far out a short simulation does not see; a shard has half of the
-    request's time instead.
+    Every shard sees every request, and the slowest decides: a request is late once in 100 times if a shard is once
+    in 100 / `shards` (Dean and Barroso, 2013). A short simulation does not see so far; instead, a shard has half of the
+    request's time.
     """
     rows = ceil(demand.vectors / shards)
     each = search.exact_bytes if _kind(rows) == "exact" else search.approximate_bytes
@@ -147,5 +153,5 @@ def _kind(rows: int) -> str:
     return "exact" if rows <= EXACT else "approximate"
 
 
-def _query_s(search: Search, rows: int) -> float:
+def _query_s(search: SearchCosts, rows: int) -> float:
     return search.exact.at(rows) if _kind(rows) == "exact" else search.approximate.at(rows**0.5)

@@ -1,9 +1,8 @@
-"""Measure the contract's figures and write one report; exits 1 where one is not met, or could not be measured."""
+"""Measure the contract's figures and write one report; exit 1 if one is not met or could not be measured."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -11,43 +10,43 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import bench.report
-from bench import machine
-from bench.contract import plot, report, rig, runs, targets
-from bench.contract.capacity import NoCapacity
+from bench import machine, plot, report
+from bench.contract import harness, runs, targets
+from bench.contract.capacity_search import NoCapacity
+from bench.contract.harness import ContractOptions, Harness
 from bench.contract.measures import Figures
-from bench.contract.rig import Plan, Rig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if every figure is met, 1 if one is not or was not measured, 2 for a usage error."""
-    options, began = _parser().parse_args(argv), perf_counter()
-    plan = Plan(options.out, options.slo_ms, options.rows, options.minutes)
-    plan.out.mkdir(parents=True, exist_ok=True)
-    described = {**asdict(plan), "out": str(plan.out), "workload": f"{rig.WORKLOAD}, {plan.rows} rows"}
+    given = _parser().parse_args(argv)
+    began = perf_counter()
+    options = ContractOptions(given.out, given.slo_ms, given.rows, given.minutes)
+    options.out.mkdir(parents=True, exist_ok=True)
+    described = {**asdict(options), "out": str(options.out), "workload": f"{harness.WORKLOAD}, {options.rows} rows"}
     figures: dict[str, Any] = {"machine": machine.describe(), "plan": described}
     stolen, ticks = machine.ticks()
     try:
-        for name, run in _measure(plan, options.only, options.capacity):
+        for name, run in _measure(options, given.only, given.capacity):
             figures[name] = run
             print(f"figures: {name} is done, {perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     except NoCapacity as error:
         print(f"figures: {error}", file=sys.stderr)
     taken, until = machine.ticks()
     figures["machine"]["taken by other guests of the host"] = f"{(taken - stolen) / max(1, until - ticks):.1%}"
-    figures["machine"]["load average at the end"] = ", ".join(f"{load:.2f}" for load in os.getloadavg())
-    figures["targets"] = targets.judge(figures, options.only)
-    figures["plots"] = plot.draw(plan.out, figures)
-    report.write(plan.out, figures)
-    print(bench.report.targets(figures["targets"]), plan.out / "report.md", sep="\n")
+    figures["machine"]["load average at the end"] = machine.load_average()
+    figures["targets"] = targets.results(figures, given.only)
+    figures["plots"] = plot.draw_contract(options.out, figures)
+    report.write(options.out, figures, report.figures_to_markdown)
+    print(report.targets(figures["targets"]), options.out / "report.md", sep="\n")
     return 0 if all(row["is_met"] for row in figures["targets"]) else 1
 
 
-def _measure(plan: Plan, only: Sequence[str], c: float | None) -> Iterator[tuple[str, Figures]]:
-    """Yield every run's name and figures; from here on this process, too, leaves the service's core alone."""
-    stock = rig.make_stock(plan.out)
-    rig.make_room()
-    with rig.running(plan, stock) as site:
+def _measure(options: ContractOptions, only: Sequence[str], c: float | None) -> Iterator[tuple[str, Figures]]:
+    """Yield every run's name and figures; from here on this process, too, stays off the service's core."""
+    fixtures = harness.make_fixtures(options.out)
+    harness.leave_service_core()
+    with harness.running(options, fixtures) as site:
         found: Figures = {"per_second": c, "probes": []} if c else runs.find_capacity(site)
         yield "capacity", found
         c = float(found["per_second"])
@@ -55,10 +54,10 @@ def _measure(plan: Plan, only: Sequence[str], c: float | None) -> Iterator[tuple
             if name in only:
                 yield name, runs.reconciled(site, run)
     if "life" in only:
-        yield "life", runs.life(plan, stock, c)
+        yield "life", runs.life(options, fixtures, c)
 
 
-def _loads(site: Rig, c: float) -> dict[str, Callable[[], Figures]]:
+def _loads(site: Harness, c: float) -> dict[str, Callable[[], Figures]]:
     return {
         "2C": lambda: runs.overload(site, c, 2, 60),
         "10C": lambda: runs.overload(site, c, 10, 60),

@@ -1,25 +1,16 @@
-"""The contract's figures as data: name, limit, and where in the figures of its run each is found."""
+"""The figures F1 to F8 as data: name, limit, and where in the figures of its run each is found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from bench.targets import Read, Report, Target
-
-
-def _at(*path: str) -> Read:
-    def read(report: Report) -> float | None:
-        tree: Any = report
-        for name in path:
-            tree = tree.get(name) if isinstance(tree, Mapping) else None
-        return None if tree is None else float(tree)
-
-    return read
+from bench.targets import Target, number_at
+from loadtest.tables import Figures
 
 
 def _target(name: str, sense: Literal[">=", "<="], limit: float, unit: str, *path: str) -> Target:
-    return Target(name, sense, limit, unit, _at(*path))
+    return Target(name, sense, limit, unit, number_at(*path))
 
 
 def _beyond(times: str, goodput: float) -> tuple[Target, ...]:
@@ -73,7 +64,7 @@ BY_RUN: Mapping[str, tuple[Target, ...]] = {
 }
 
 
-def judge(figures: Mapping[str, Report], runs: Iterable[str]) -> list[dict[str, Any]]:
+def results(figures: Mapping[str, Figures], runs: Iterable[str]) -> list[dict[str, Any]]:
     """Return every target of `runs` as a row, by name; one without a value was not measured."""
     rows = [target.judge(figures.get(run, {})) for run in runs for target in BY_RUN[run]]
     return sorted(rows, key=lambda row: str(row["name"]).split()[0])

@@ -1,4 +1,4 @@
-"""What the service is measured beside; each is a process of its own: `python -m bench.peers.naive`.
+"""The servers that the service is compared with; each is a process of its own: `python -m bench.peers.naive`.
 
 The naive app and the echo run in our environment, other model servers in theirs (`make bench-peers`).
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Peer:
-    """Another model server: its package, what follows `python -m` (a port comes after it), where it is ready."""
+    """Another model server: its package, the arguments of `python -m` before the port, its readiness path."""
 
     package: str
     command: tuple[str, ...]
@@ -20,8 +20,8 @@ class Peer:
 
 MOSEC = ("bench.peers.mosec_app", "--address", "127.0.0.1", "--timeout", "30000")
 
-# A name is a rival's, or, after a comma, a variant's: a rival is the best of its variants in every figure.
-# mosec's batches wait even where nobody else comes, so that no one setting is its best: of 1 to 3 workers with
+# A name is that of a peer or, after a comma, of a variant: in every figure the best variant of a peer counts.
+# mosec's batches wait even if no other request comes, so no one setting is its best: of 1 to 3 workers with
 # batches of 1 to 64 and waits of 1 and 2 ms, the first was the best at 32 and 64 connections, the second at one.
 PEERS: Mapping[str, Peer] = {
     "mosec": Peer("mosec", (*MOSEC, "--workers", "2", "--batch", "16"), "/"),

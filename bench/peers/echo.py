@@ -11,7 +11,7 @@ import orjson
 import uvicorn
 from numpy.typing import NDArray
 
-from bench.plan import LENGTH
+from bench.options import LENGTH
 
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -52,7 +52,7 @@ async def _read(receive: Callable[[], Awaitable[Message]]) -> int:
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until a signal."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers.echo", description=__doc__)
     parser.add_argument("--dim", type=int, required=True)
     parser.add_argument("--port", type=int, required=True)

@@ -47,7 +47,7 @@ class Octets(Amn):
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until a signal."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers.litserve_app", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()

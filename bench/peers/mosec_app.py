@@ -9,7 +9,8 @@ from mosec import Runtime, Server, Worker
 
 from bench.peers.net import Net, from_json, to_json
 
-WAIT_MS = 1  # the least that mosec takes
+# The least that mosec accepts.
+WAIT_MS = 1
 
 
 class Json(Worker):
@@ -24,7 +25,7 @@ class Json(Worker):
         return from_json(data)
 
     def forward(self, data: Any) -> Any:
-        """Answer a batch, or the one request where mosec is told not to batch."""
+        """Answer a batch, or one request if mosec does not batch."""
         return self.net.answer(data) if self.max_batch_size > 1 else self.net.answer([data])[0]
 
     def serialize(self, data: Any) -> bytes:
@@ -47,7 +48,7 @@ class Octets(Json):
 
 
 def main() -> None:
-    """Serve until told to stop; mosec itself reads --port and the like."""
+    """Serve until a signal; mosec itself reads --port and its other options."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers.mosec_app", description=__doc__)
     parser.add_argument("--workers", type=int, required=True, help="processes of each route")
     parser.add_argument("--batch", type=int, required=True, help="most requests in a batch")

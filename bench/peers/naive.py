@@ -18,7 +18,7 @@ from models.runtimes.torch import build_net
 OCTETS = "application/octet-stream"
 
 
-class Asked(BaseModel):
+class PredictRequest(BaseModel):
     """Body of POST /predict: T lists of D floats."""
 
     context: list[list[float]]
@@ -38,13 +38,13 @@ def create_app(net: nn.Module, length: int, dim: int, *, is_tuned: bool = False)
     """
     app = FastAPI()
 
-    def predict(asked: Asked) -> Answer:
+    def predict(request: PredictRequest) -> Answer:
         with torch.inference_mode():
-            vector = net(torch.tensor([asked.context]))[0]
+            vector = net(torch.tensor([request.context]))[0]
         return Answer(vector=vector.tolist())
 
-    async def predict_in_loop(asked: Asked) -> Answer:
-        return predict(asked)
+    async def predict_in_loop(request: PredictRequest) -> Answer:
+        return predict(request)
 
     app.post("/predict")(predict_in_loop if is_tuned else predict)
 
@@ -63,7 +63,7 @@ def create_app(net: nn.Module, length: int, dim: int, *, is_tuned: bool = False)
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until a signal."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers.naive", description=__doc__)
     parser.add_argument("--version", type=Path, required=True, help="directory of a version")
     parser.add_argument("--port", type=int, required=True)

@@ -25,10 +25,10 @@ class Net:
         self._runtime = open_runtime(loaded, "cpu", THREADS)
         self._shape = (-1, loaded.card.context_length, loaded.card.dim)
 
-    def answer(self, asked: Sequence[Floats]) -> list[Floats]:
+    def answer(self, requests: Sequence[Floats]) -> list[Floats]:
         """Map the contexts `(n, T, D)` of each request to its vectors `(n, D)`, all in one run."""
-        vectors = self._runtime.run(np.concatenate(asked))
-        return [vectors[start:end] for start, end in pairwise(accumulate(map(len, asked), initial=0))]
+        vectors = self._runtime.run(np.concatenate(requests))
+        return [vectors[start:end] for start, end in pairwise(accumulate(map(len, requests), initial=0))]
 
     def from_octets(self, body: bytes) -> Floats:
         """Read the contexts of a raw body."""

@@ -316,7 +316,7 @@ def leaderboard(
     Writes tables, a plot and recommendations. Ctrl-C stops it; the same command goes on, but for the timing.
     """
     from bench import leaderboard as board
-    from bench import plot, standings
+    from bench import leaderboard_report, plot
     from models.retrieval.corpus import read_corpus
     from models.training.parts import beside
 
@@ -326,12 +326,14 @@ def leaderboard(
     target = out or found.root / "LEADERBOARD.md"
     with long_work("timing and scoring", lambda: _how_to_go_on(target)), beside(target) as parts:
         figures = {"command": command_line(), **board.measure(found, sets, fit, rounds, say, parts)}
-        target.write_text(standings.to_markdown(figures), encoding="utf-8")
-    plot.leaderboard(target.with_name("leaderboard.png"), figures)
+        target.write_text(leaderboard_report.to_markdown(figures), encoding="utf-8")
+    plot.draw_leaderboard(target.with_name("leaderboard.png"), figures)
     if as_json:
-        print_json({**figures, "recommendations": standings.recommend(figures)})
+        print_json({**figures, "recommendations": leaderboard_report.recommend(figures)})
     else:
-        print_table(("for", "choose", "rule"), [(use, who, rule) for use, rule, who in standings.recommend(figures)])
+        print_table(
+            ("for", "choose", "rule"), [(use, who, rule) for use, rule, who in leaderboard_report.recommend(figures)]
+        )
         say(f"{target}")
 
 
@@ -351,14 +353,14 @@ def bench(
     Ratios are of one run. Ctrl-C stops it; the same command goes on after the last whole section. Fails where an answer
     was wrong or a peer did not start.
     """
-    from bench.plan import Plan
+    from bench.options import BenchOptions
     from bench.run import run
     from models.training.parts import beside
 
-    plan = Plan(seconds, rounds, dim, out)
+    options = BenchOptions(seconds, rounds, dim, out)
     kept = out / "report.md"
     with long_work("measuring", lambda: _how_to_go_on(kept)) as progress, beside(kept) as parts:
-        figures = run(plan, only or list(Section), peers, say, progress, parts)
+        figures = run(options, only or list(Section), peers, say, progress, parts)
     print_json(figures) if as_json else typer.echo(kept)
     if figures["failures"]:
         raise typer.Exit(FAILED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from time import sleep
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 import uvicorn
 
-from bench.servers import Server
+from bench.servers import RunningServer
 from models.nets import build
 from service.processes.sockets import bind
 
@@ -81,11 +80,11 @@ def scripted() -> Iterator[Callable[[Script], Scripted]]:
 
 
 @pytest.fixture
-def peer() -> Iterator[Callable[..., Server]]:
+def peer() -> Iterator[Callable[..., RunningServer]]:
     """Serve an ASGI application as the peers do, in a thread."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def serve(app: Any, name: str, octets: str = "") -> Server:
+    def serve(app: Any, name: str, octets: str = "") -> RunningServer:
         listener = bind("127.0.0.1", 0)
         config = uvicorn.Config(app, loop="uvloop", http="httptools", log_level="critical", lifespan="off")
         server = uvicorn.Server(config)
@@ -94,7 +93,7 @@ def peer() -> Iterator[Callable[..., Server]]:
         running.append((server, thread))
         while not server.started:
             sleep(0.005)
-        return Server(name, f"http://127.0.0.1:{listener.getsockname()[1]}", 0, 0.0, octets)
+        return RunningServer(name, f"http://127.0.0.1:{listener.getsockname()[1]}", 0, 0.0, octets)
 
     yield serve
     for server, thread in running:
@@ -113,16 +112,3 @@ def tiny_net() -> torch.nn.Module:
         for parameter in net.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     return net.eval()
-
-
-@pytest.fixture
-def sent(tmp_path: Path) -> Callable[..., Path]:
-    """Write requests of the given bodies to a file."""
-    from bench.traffic import write
-
-    def requests(*bodies: bytes) -> Path:
-        head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
-        write(tmp_path / "sent.http", [head % len(body) + body for body in bodies])
-        return tmp_path / "sent.http"
-
-    return requests

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import leaderboard, standings
+from bench import leaderboard, leaderboard_report
 from models.evaluate import evaluate
 from models.registry.registry import Registry
 from models.retrieval.corpus import Corpus, read_corpus
@@ -83,7 +83,7 @@ def test_what_was_stopped_goes_on_after_the_scores(
 
 
 def test_every_table_has_every_system(figures: dict[str, Any]) -> None:
-    text = standings.to_markdown(figures)
+    text = leaderboard_report.to_markdown(figures)
     (net,) = figures["nets"]
     for section in text.split("\n## ")[2:]:
         assert f"| {net} |" in section
@@ -110,7 +110,7 @@ def test_recommendations_follow_their_rules() -> None:
             for where in ("home", "away")
         },
     }
-    chosen = {use: name for use, _, name in standings.recommend(figures)}
+    chosen = {use: name for use, _, name in leaderboard_report.recommend(figures)}
     assert chosen == {
         "Real time": "swift", "Accuracy": "slow", "Other domains": "slow", "Batch work": "exact",
         "Efficiency": "lucky", "Retrieval": "slow",

@@ -9,9 +9,9 @@ import pytest
 
 from bench import nets
 from bench.load import WrongAnswers
-from bench.nets import How, time_batch, time_queries
-from bench.servers import rss_mb
-from bench.versions import draw
+from bench.machine import rss_mb
+from bench.nets import RunMode, time_batch, time_queries
+from bench.untrained import draw
 from models.nets import architecture_of, config_dict
 from models.registry.card import Card
 from models.registry.checkpoint import Checkpoint
@@ -45,15 +45,15 @@ def test_a_batch_is_run_whole_and_counted_per_context() -> None:
     assert set(runtime.sizes) == {8}
 
 
-def test_there_is_always_a_way_for_the_cpu() -> None:
-    labels = [how.label for how in nets.ways()]
+def test_cpu_always_has_a_run_mode() -> None:
+    labels = [mode.label for mode in nets.run_modes()]
     assert labels[0] == "onnxruntime cpu x1"
     assert len(labels) == len(set(labels))
     assert rss_mb(os.getpid()) > 10
 
 
 def test_a_precision_too_low_for_a_net_is_left_out_and_float32_never() -> None:
-    class Refused(How):
+    class Refused(RunMode):
         def open(self, checkpoint: Checkpoint) -> Any:
             raise UnfitRuntime("cosine 0.9")
 
@@ -63,7 +63,7 @@ def test_a_precision_too_low_for_a_net_is_left_out_and_float32_never() -> None:
         nets.opened(loaded, [Refused("onnxruntime", "cpu", 1)])
 
 
-def test_a_runtime_that_answers_otherwise_is_refused(tiny_net: Any) -> None:
+def test_rejects_a_runtime_that_answers_otherwise(tiny_net: Any) -> None:
     golden = draw(4, 16)
     card = Card(
         name="amn", kind="net", dim=16, encoder="none", license="other", attribution="", command="",
@@ -72,6 +72,6 @@ def test_a_runtime_that_answers_otherwise_is_refused(tiny_net: Any) -> None:
     weights = state_arrays(tiny_net.state_dict())
     known = Checkpoint("v", "", card, weights, b"", golden, run_net(tiny_net, golden))
     other = replace(known, weights={name: array * np.float32(1.5) for name, array in weights.items()})
-    assert nets._distance(How("torch", "cpu").open(known), known, draw(16, 16)) < 1e-5
+    assert nets.distance(RunMode("torch", "cpu").open(known), known, draw(16, 16)) < 1e-5
     with pytest.raises(WrongAnswers, match="from torch's answer"):
-        nets._distance(TorchRuntime(other, "cpu"), known, draw(16, 16))
+        nets.distance(TorchRuntime(other, "cpu"), known, draw(16, 16))

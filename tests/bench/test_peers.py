@@ -1,46 +1,42 @@
 """The peers answer right, or beating them would mean nothing."""
 
-import asyncio
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.answers import checker
-from bench.client import Tally, run
+from bench.load import Workload, WrongAnswers, keep
 from bench.peers import echo, naive
-from bench.traffic import exchange_of, prepare, read
-from bench.versions import draw
+from bench.servers import RunningServer
+from bench.untrained import draw
 from loadtest.plan import Wire
 from models.runtimes.torch import run_net
 
 DIM = 16
+KINDS = pytest.mark.parametrize(("wire", "rows"), [("json", 1), ("octet", 1), ("octet", 3)])
 
 
-def errors_of(tmp_path: Path, server: Any, wire: Wire, rows: int, expected: Any) -> int:
-    traffic = prepare(tmp_path, server, exchange_of(wire, DIM, rows), draw(len(expected), DIM), expected)
-    assert traffic.expected
-    tally = Tally(read(traffic.requests), checker(traffic.kind, np.load(traffic.expected)), 1, math.inf, 4)
-    figures = asyncio.run(run(server.url, tally, 2))
-    assert figures["checked"] == 4
-    return int(figures["errors"])
+def ask(directory: Path, server: RunningServer, wire: Wire, rows: int, expected: Any) -> int:
+    contexts = keep(directory, "contexts", draw(len(expected), DIM))
+    workload = Workload(server, wire, contexts, keep(directory, "expected", expected), rows)
+    return int(workload.run(rate=100, seconds=0.1, connections=2, min_offered=0)["checked"])
 
 
-@pytest.mark.parametrize(("wire", "rows"), [("json", 1), ("octet", 1), ("octet", 3)])
+@KINDS
 @pytest.mark.parametrize("tuned", [False, True])
 def test_naive_answers_as_its_net(tmp_path: Path, peer: Any, tiny_net: Any, wire: Wire, rows: int, tuned: bool) -> None:
     server = peer(naive.create_app(tiny_net, 5, DIM, is_tuned=tuned), "naive", "/octet")
-    assert errors_of(tmp_path, server, wire, rows, run_net(tiny_net, draw(4, DIM))) == 0
+    assert ask(tmp_path, server, wire, rows, run_net(tiny_net, draw(4, DIM))) == 10
 
 
-@pytest.mark.parametrize(("wire", "rows"), [("json", 1), ("octet", 1), ("octet", 3)])
+@KINDS
 def test_echo_answers_its_constant(tmp_path: Path, peer: Any, wire: Wire, rows: int) -> None:
     server = peer(echo.create_app(DIM), "echo")
-    assert errors_of(tmp_path, server, wire, rows, np.tile(echo.constant(DIM), (4, 1))) == 0
+    assert ask(tmp_path, server, wire, rows, np.tile(echo.constant(DIM), (4, 1))) == 10
 
 
 def test_an_answer_of_another_net_is_noticed(tmp_path: Path, peer: Any, tiny_net: Any) -> None:
     server = peer(naive.create_app(tiny_net, 5, DIM), "naive", "/octet")
-    assert errors_of(tmp_path, server, "octet", 1, run_net(tiny_net, draw(4, DIM)) + np.float32(1e-3)) == 4
+    with pytest.raises(WrongAnswers, match="'invalid': 10"):
+        ask(tmp_path, server, "octet", 1, run_net(tiny_net, draw(4, DIM)) + np.float32(1e-3))

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench import plot, report, service, stages, targets
+from bench import compare, metrics, plot, report, targets
+from bench.metrics import stages
 from bench.servers import ECHO, NAIVE, SERVICE, TUNED
-from bench.stages import between
 
 SPEEDS = {SERVICE: 600.0, NAIVE: 100.0, TUNED: 120.0, ECHO: 6000.0}
 STAGES = {"decode": 0.1, "queue": 0.1, "infer": 0.3, "encode": 0.1, "total": 0.8}
@@ -37,11 +37,11 @@ def figures() -> dict[str, Any]:
     closed = {
         "generator": "a test",
         "apart": 1e-7,
-        "cells": [service.compare(cell, everything) for cell in cells],
-        "stages": stages.table(everything),
+        "cells": [compare.compare(cell, everything) for cell in cells],
+        "stages": metrics.stage_table(everything),
     }
     made: dict[str, Any] = {"machine": {"cores": "2"}, "plan": {"rounds": 2}, "failures": {}, "closed": closed}
-    return {**made, "targets": targets.judge(made)}
+    return {**made, "targets": [target.judge(made) for target in targets.TARGETS]}
 
 
 def test_naive_is_the_better_of_two(figures: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def test_a_failed_section_says_so(figures: dict[str, Any]) -> None:
 
 def test_files_are_written_and_pictures_drawn(figures: dict[str, Any], tmp_path: Path) -> None:
     figures["plots"] = plot.draw(tmp_path, figures)
-    report.write(tmp_path, figures)
+    report.write(tmp_path, figures, report.to_markdown)
     assert json.loads((tmp_path / "report.json").read_text())["closed"]["cells"]
     text = (tmp_path / "report.md").read_text()
     for name in figures["plots"]:
@@ -89,11 +89,11 @@ def test_files_are_written_and_pictures_drawn(figures: dict[str, Any], tmp_path:
 def test_stages_are_per_request_and_what_is_left_is_named() -> None:
     grown = {"decode": 1.0, "queue": 1.0, "infer": 2.0, "encode": 1.0, "total": 8.0}
     after = {**grown, "requests": 1000.0, "cpu": 4.0, "rows": 1000.0, "batches": 100.0}
-    spent = between({}, after, mean_ms=10.0)
+    spent = stages(after, mean_ms=10.0)
     assert spent["infer"] == pytest.approx(2.0)
     assert (spent["rest"], spent["outside"]) == (pytest.approx(3.0), pytest.approx(2.0))
     assert (spent["cpu"], spent["batch_rows"]) == (pytest.approx(4.0), pytest.approx(10.0))
-    assert between(after, after, 1.0) == {}
+    assert stages(metrics.between(after, after), 1.0) == {}
 
 
 @pytest.mark.parametrize(

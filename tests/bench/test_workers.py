@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from bench.workers import processes, table
+from bench.workers import processes, to_markdown
 
 
 def test_ratios_are_within_a_round_and_times_are_medians_by_process() -> None:
@@ -15,7 +15,7 @@ def test_ratios_are_within_a_round_and_times_are_medians_by_process() -> None:
         }
         for rate, slow in ((1000.0, 1), (500.0, 2), (900.0, 1.1))
     ]
-    assert table(rounds).splitlines()[2:] == [
+    assert to_markdown(rounds).splitlines()[2:] == [
         "| 1 worker | 1.00 | 1.00 to 1.00 | 220 | service 220 |",
         "| 2 + owner | 3.00 | 3.00 to 3.00 | 110 | supervisor 0, owner 110 |",
     ]

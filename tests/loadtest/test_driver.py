@@ -1,4 +1,4 @@
-"""The loop is open: arrivals keep their schedule whatever the server does, and waiting counts as latency."""
+"""An open loop keeps its schedule whatever the server does, a closed one waits for each response."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 
 from loadtest import driver
 from loadtest.plan import Plan
-from loadtest.report import Columns
+from loadtest.report import measured
 
 
 def test_fixed_arrivals_are_evenly_spaced() -> None:
@@ -38,11 +38,11 @@ def test_one_stall_is_charged_to_everyone_who_would_have_been_served_in_it(serve
 
 def test_nothing_is_sent_before_its_time_and_times_are_in_order(serve: Any) -> None:
     plan = Plan(url=serve().url, rate=300.0, seconds=0.2, arrivals="poisson", wire="octet")
-    columns = Columns(plan, driver.run(plan))
-    assert (columns.fired >= columns.intended).all()
-    assert (columns.sent >= columns.fired).all()
-    assert (columns.done >= columns.sent).all()
-    assert (columns.latency_ms >= columns.service_ms).all()
+    samples = measured(plan, driver.run(plan))
+    assert (samples.fired >= samples.intended).all()
+    assert (samples.sent >= samples.fired).all()
+    assert (samples.done >= samples.sent).all()
+    assert (samples.latency_ms >= samples.service_ms).all()
 
 
 def test_warm_up_is_sent_but_left_out_of_the_figures(serve: Any, drive: Any) -> None:
@@ -56,3 +56,32 @@ def test_progress_is_told_up_to_the_end(serve: Any) -> None:
     seen: list[tuple[int, int]] = []
     driver.run(Plan(url=serve().url, rate=100.0, seconds=0.1), lambda *counts: seen.append(counts))
     assert seen[-1] == (10, 10)
+
+
+def test_closed_loop_keeps_its_connections_busy_and_no_more(serve: Any, drive: Any) -> None:
+    fake = serve(lambda n: {"hang": 0.01})
+    summary = drive(fake.url, arrivals="closed", rate=0.0, connections=3, seconds=0.2)
+    assert fake.peak == 3
+    assert summary.connections == {"opened": 3, "peak": 3}
+    assert summary.sent == summary.answered == len(fake.requests) > 3
+    assert summary.failures == {"refused": 0, "lost": 0, "timeout": 0, "invalid": 0}
+    assert summary.ok
+
+
+def test_closed_loop_waits_for_a_slow_response_instead_of_sending_more(serve: Any, drive: Any) -> None:
+    fake = serve(lambda n: {"hang": 0.3})
+    summary = drive(fake.url, arrivals="closed", rate=0.0, connections=1, seconds=0.1)
+    assert summary.answered == summary.sent == len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("trouble", [{"cut": 0}, {"hang": 5.0}])
+def test_closed_loop_goes_on_after_a_lost_or_late_response(serve: Any, drive: Any, trouble: dict[str, Any]) -> None:
+    fake = serve(lambda n: trouble if n == 1 else {})
+    summary = drive(fake.url, arrivals="closed", rate=0.0, connections=1, seconds=0.4, timeout=0.1)
+    assert summary.failures["lost"] + summary.failures["timeout"] == 1
+    assert summary.answered == summary.sent - 1 > 1
+
+
+def test_closed_loop_ends_in_time_if_nobody_listens(closed_url: str, drive: Any) -> None:
+    summary = drive(closed_url, arrivals="closed", rate=0.0, connections=2, seconds=0.1)
+    assert summary.failures["refused"] == summary.arrivals > 1

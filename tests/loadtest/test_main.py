@@ -60,6 +60,13 @@ def test_a_command_line_that_makes_no_sense_exits_2(wrong: list[str]) -> None:
     assert leaving.value.code == 2
 
 
+def test_a_closed_loop_says_so(serve: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    closed = ["--arrivals", "closed", "--connections", "2", "--seconds", "0.1", "--report", str(tmp_path)]
+    assert main(["--url", serve().url, *closed]) == 0
+    assert "2 connections, closed loop for 0.1 s" in capsys.readouterr().out
+    assert "Closed loop; latency" in (tmp_path / "report.md").read_text()
+
+
 def test_a_scenario_runs_its_steps_in_order_and_reports_each(serve: Any, tmp_path: Path) -> None:
     fake = serve(lambda n: {} if n < 10 else {"status": 503})
     first, second = '{ name = "first", seconds = 0.1 }', '{ name = "second", times = 2, seconds = 0.1 }'

@@ -53,11 +53,22 @@ def scenarios(tmp_path: Path) -> Path:
         {"warmup": -1.0},
         {"rate": "fast"},
         {"speed": 3},
+        {"arrivals": "closed"},
+        {"check_every": 0},
+        {"route": "retrieve", "answers": "a.npy"},
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(PlanError):
         make_plan({"url": URL, "rate": 1.0, "seconds": 1.0, **wrong})
+
+
+def test_closed_step_has_connections_and_no_rate(tmp_path: Path) -> None:
+    steps = '{ name = "a", arrivals = "closed", connections = 4, seconds = 1 }, { name = "b", seconds = 1 }'
+    (tmp_path / "s.toml").write_text(f"[both]\nrate = 7\nsteps = [{steps}]", encoding="utf-8")
+    closed, opened = read_scenario("both", {"url": URL, "rate": 9.0}, tmp_path / "s.toml")
+    assert (closed.is_closed, closed.rate, closed.connections) == (True, 0.0, 4)
+    assert (opened.is_closed, opened.rate) == (False, 9.0)
 
 
 def test_the_echo_keeps_secrets_to_itself() -> None:
@@ -78,7 +89,7 @@ def test_a_rate_flag_is_the_new_base(scenarios: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("three", "there are: two"), ("typo", "max_p99"), ("empty", "no steps"), ("both", "rate or times")],
+    [("three", "available: two"), ("typo", "max_p99"), ("empty", "no steps"), ("both", "rate or times")],
 )
 def test_a_scenario_with_a_mistake_is_refused(scenarios: Path, name: str, complaint: str) -> None:
     with pytest.raises(PlanError, match=complaint):

@@ -23,7 +23,7 @@ def make_plan(**settings: Any) -> Plan:
 
 def make_record(count: int = 100, start: float = 1000.0, lag: float = 0.0) -> Record:
     """Arrival i is due at i x 10 ms, is sent `lag` seconds late and answered 200 after i + 1 ms."""
-    record = Record([i / 100 for i in range(count)], start)
+    record = Record(start, (i / 100 for i in range(count)))
     for i, due in enumerate(record.intended):
         record.fired[i] = record.sent[i] = due + lag
         record.done[i] = record.sent[i] + (i + 1) / 1000

@@ -9,7 +9,7 @@ import pytest
 from bench.capacity import table
 from bench.capacity.costs import Curve
 from bench.capacity.measure import Spent
-from bench.capacity.processor import core_s, processor_s
+from bench.machine import core_s, processor_s
 
 ROW = {"net": "gru", "rows": 8, "p99_ms": 100.0, "predictions": [150.0, 152.0], "measured": 148.0, "ratio": 1.02}
 

@@ -47,7 +47,7 @@ def test_what_is_no_cost_model_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_is_not_guessed(costs: Costs) -> None:
-    with pytest.raises(BadCosts, match="there are gru, amn"):
+    with pytest.raises(BadCosts, match="available: gru, amn"):
         costs.net("lstm", "octet")
-    with pytest.raises(BadCosts, match="there are octet, json"):
+    with pytest.raises(BadCosts, match="available: octet, json"):
         costs.net("amn", "smoke signals")  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.capacity.costs import Costs, Line
-from bench.capacity.knee import BATCHES, STEP, NoKnee, knee, offer, up_and_down, worker_of
+from bench.capacity.knee import BATCHES, STEP, NoKnee, knee, simulate, up_and_down, worker_of
 from bench.capacity.simulation import Worker
 from service.app import create_app
 from service.settings import Settings
@@ -38,8 +38,8 @@ def test_more_patience_and_more_of_a_core_move_the_knee_up_and_full_batches_boun
 
 
 def test_beyond_the_knee_the_service_goes_on_and_refuses_the_rest() -> None:
-    over = offer(GRU, 2 * GRU.most_per_second, 5.0)
-    assert over.refused == pytest.approx(0.5, abs=0.1)
+    over = simulate(GRU, 2 * GRU.most_per_second, 5.0)
+    assert over.rejected == pytest.approx(0.5, abs=0.1)
     assert over.goodput > 0.8 * GRU.most_per_second
 
 

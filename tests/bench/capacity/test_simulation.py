@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.capacity.costs import Line
-from bench.capacity.simulation import Outcome, Simulation, Worker
+from bench.capacity.simulation import Simulation, SimulationResult, Worker
 from service.overload.limiter import FixedLimit
 
 FREE = Line(0.0)
@@ -21,7 +21,7 @@ def threaded(batch: Line, rows: int = 1, loop_s: float = 0.0, cores: float = 2.0
     return Worker(rows, loop_s / 2, loop_s / 2, batch, is_inline=False, cores=cores)
 
 
-def seen(outcome: Outcome) -> float:
+def seen(outcome: SimulationResult) -> float:
     """Return how many requests an arrival finds inside, on average."""
     leaves = outcome.arrived_s + outcome.latency_s
     found = [np.sum(leaves[:index] > at) for index, at in enumerate(outcome.arrived_s)]
@@ -91,8 +91,8 @@ def test_nobody_is_let_in_beyond_the_limit(arrivals: Sequence[float]) -> None:
     leaves = outcome.arrived_s + outcome.latency_s
     inside = [np.sum((outcome.arrived_s <= at) & (leaves > at)) for at in outcome.arrived_s]
     assert max(inside) == 2
-    assert outcome.refused > 0.5
-    assert np.isnan(outcome.latency_s).sum() == round(outcome.refused * len(arrivals))
+    assert outcome.rejected > 0.5
+    assert np.isnan(outcome.latency_s).sum() == round(outcome.rejected * len(arrivals))
 
 
 def test_what_came_in_the_warm_up_does_not_count() -> None:

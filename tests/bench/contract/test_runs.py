@@ -7,27 +7,24 @@ from typing import Any
 import httpx
 
 from bench.contract import runs
-from bench.contract.rig import Client, Plan, Rig
-from bench.servers import Server
+from bench.contract.harness import ContractOptions, Fixtures, Harness
+from bench.servers import RunningServer
 from models.registry.registry import Registry
 
 
-def _rig(url: str, out: Path) -> Rig:
-    return Rig(Plan(out, 100.0, 1, 1.0), Server("fake", url, 0, 0.0), Registry(out), None, out)  # type: ignore[arg-type]
-
-
-def test_a_request_of_somebody_else_breaks_the_sum(serve: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_request_of_another_client_breaks_the_sum(serve: Callable[..., Any], tmp_path: Path) -> None:
     url = serve().url
-    rig = _rig(url, tmp_path)
+    fixtures = Fixtures(Registry(tmp_path), None, tmp_path)  # type: ignore[arg-type]
+    harness = Harness(ContractOptions(tmp_path, 100.0, 1, 1.0), RunningServer("fake", url, 0, 0.0), fixtures)
 
     def ours() -> dict[str, Any]:
-        clients = [Client(rig, "json", 40, 0.5, {}), rig.probe("readyz", "readyz", 20, 0.5)]
-        return {"statuses": [client.samples().statuses for client in clients]}
+        loads = [harness.start("json", 40, 0.5), harness.probe("readyz", "readyz", 20, 0.5)]
+        return {"statuses": [load.samples().statuses for load in loads]}
 
     def theirs() -> dict[str, Any]:
         return {"status": httpx.get(f"{url}/livez").status_code}
 
-    figures = runs.reconciled(rig, ours)
+    figures = runs.reconciled(harness, ours)
     assert figures["statuses"][1] == {"200": 10}
     assert (figures["sent"], figures["difference"]) == (30, 0)
-    assert runs.reconciled(rig, theirs)["difference"] == 1
+    assert runs.reconciled(harness, theirs)["difference"] == 1

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from bench.contract import measures, plot, report, targets
-from bench.contract.samples import joined
+from bench import plot, report
+from bench.contract import measures, targets
+from loadtest.samples import Samples
+from tests.made_samples import make
 
 
 def test_what_was_not_measured_is_not_met() -> None:
-    rows = targets.judge({"promotions": {"failed": 1, "live": 100, "p99_by_steady": None}}, ["promotions"])
+    rows = targets.results({"promotions": {"failed": 1, "live": 100, "p99_by_steady": None}}, ["promotions"])
     met = {row["name"]: row["is_met"] for row in rows}
     assert met["F4 promotions that went live"] is True
     assert met["F4 failed requests"] is False
@@ -21,12 +23,12 @@ def test_what_was_not_measured_is_not_met() -> None:
 
 @pytest.mark.parametrize("run", [run for run in targets.BY_RUN if run != "life"])
 def test_a_request_that_no_outcome_counts_is_never_met(run: str) -> None:
-    (row,) = [row for row in targets.judge({run: {"difference": 1}}, [run]) if row["name"].startswith("F8")]
+    (row,) = [row for row in targets.results({run: {"difference": 1}}, [run]) if row["name"].startswith("F8")]
     assert row["is_met"] is False
 
 
-def test_a_report_has_a_row_for_every_target_and_its_pictures(make: Any, tmp_path: Path) -> None:
-    load = joined([make(0, 10), make(3, 6, rate=500, outcome=503, retry_after=True)])
+def test_a_report_has_a_row_for_every_target_and_its_pictures(tmp_path: Path) -> None:
+    load = Samples.joined([make(0, 10), make(3, 6, rate=500, outcome=503, retry_after=True)])
     run = {
         "before": measures.steady(load, (0, 3)),
         "during": measures.overload(load, (3, 6), 100, 10, 100),
@@ -40,9 +42,9 @@ def test_a_report_has_a_row_for_every_target_and_its_pictures(make: Any, tmp_pat
     soak = {"at_s": [0.0, 1.0], "rss_mb": [300.0, 301.0]}
     figures: dict[str, Any] = {"machine": {}, "plan": {"slo_ms": 100}, "2C": run, "soak": soak}
     figures["capacity"] = {"per_second": 100.0, "probes": [probe]}
-    figures["targets"] = targets.judge(figures, ["2C"])
-    figures["plots"] = plot.draw(tmp_path, figures)
-    report.write(tmp_path, figures)
+    figures["targets"] = targets.results(figures, ["2C"])
+    figures["plots"] = plot.draw_contract(tmp_path, figures)
+    report.write(tmp_path, figures, report.figures_to_markdown)
     text = (tmp_path / "report.md").read_text()
     assert all(target.name in text for target in targets.BY_RUN["2C"])
     assert "**not met**" not in text

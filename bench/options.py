@@ -1,4 +1,4 @@
-"""How long to measure, how often, at which size, and where the report goes."""
+"""Where things are, and how `lvm bench` measures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "artifacts" / "lvm"
-LENGTH = 5  # T, of every net here
+# T, the context length of every net that is measured.
+LENGTH = 5
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`seconds` of one measurement, `rounds` of each, D of the nets, and the directory to write to."""
+class BenchOptions:
+    """Seconds of one measurement, rounds of each, D of the nets, and the directory to write to."""
 
     seconds: float
     rounds: int

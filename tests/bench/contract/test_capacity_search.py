@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.contract import capacity
+from bench.contract import capacity_search
 
 
 @pytest.mark.parametrize("limit", [3.0, 25.0, 49.0, 170.0, 4321.0])
@@ -13,8 +13,8 @@ def test_the_highest_rate_that_holds_is_found_within_its_tolerance(limit: float)
         asked.append(rate)
         return rate <= limit
 
-    found = capacity.find(holds, lambda rate: True, start=25.0)
-    assert limit / capacity.CLOSE <= found <= limit
+    found = capacity_search.find(holds, lambda rate: True, start=25.0)
+    assert limit / capacity_search.CLOSE <= found <= limit
     assert len(asked) < 16
 
 
@@ -25,13 +25,13 @@ def test_a_rate_that_is_not_confirmed_is_lowered() -> None:
         asked.append(rate)
         return rate <= 90
 
-    found = capacity.find(lambda rate: rate <= 100, confirmed, start=25.0)
-    assert 90 * capacity.STEP_DOWN <= found <= 90
+    found = capacity_search.find(lambda rate: rate <= 100, confirmed, start=25.0)
+    assert 90 * capacity_search.STEP_DOWN <= found <= 90
     assert asked == sorted(asked, reverse=True)
 
 
 def test_a_service_that_holds_nothing_has_no_capacity() -> None:
-    with pytest.raises(capacity.NoCapacity):
-        capacity.find(lambda rate: False, lambda rate: True, start=25.0)
-    with pytest.raises(capacity.NoCapacity):
-        capacity.find(lambda rate: rate <= 100, lambda rate: False, start=25.0)
+    with pytest.raises(capacity_search.NoCapacity):
+        capacity_search.find(lambda rate: False, lambda rate: True, start=25.0)
+    with pytest.raises(capacity_search.NoCapacity):
+        capacity_search.find(lambda rate: rate <= 100, lambda rate: False, start=25.0)

@@ -1,17 +1,17 @@
 """The record that the driver keeps is read back whole, and cut by time."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.contract import samples
 from loadtest.record import Failure, Record
+from loadtest.samples import Samples
+from tests.made_samples import make
 
 
 def _record(directory: Path, count: int) -> Path:
-    record = Record([n / 10 for n in range(count)], 1000.0)
+    record = Record(1000.0, (n / 10 for n in range(count)))
     for n, due in enumerate(record.intended):
         record.sent[n], record.done[n], record.outcome[n] = due + 0.001, due + 0.02, 200
         record.version[n] = record.versions.code(b"one" if n % 2 else b"two")
@@ -24,30 +24,30 @@ def _record(directory: Path, count: int) -> Path:
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    known = samples.read(_record(tmp_path / "new", 10))
+    known = Samples.read(_record(tmp_path / "new", 10))
     assert known.statuses == {str(int(Failure.LOST_FRESH)): 1, "-1": 1, "200": 7, "503": 1}
     assert known.good.tolist() == [False] * 4 + [True] * 6
     assert known.retry_after.tolist() == [True] + [False] * 9
     assert known.version.tolist() == ["", "one", "two", "one", "two", "one", "two", "one", "two", "one"]
-    assert known.wrong == 1
+    assert known.invalid.tolist() == [False] * 3 + [True] + [False] * 6
     assert known.success() == 0.6
     assert known.p_ms(99) == pytest.approx(20)
 
 
-def test_clients_are_joined_in_the_order_of_time(make: Any) -> None:
-    both = samples.joined([make(1, 2, version="b"), make(0, 3)])
+def test_clients_are_joined_in_the_order_of_time() -> None:
+    both = Samples.joined([make(1, 2, version="b"), make(0, 3)])
     assert len(both) == 400
     assert (np.diff(both.intended) >= 0).all()
     assert (both.version == "b").sum() == 100
-    assert [len(slot) for slot in samples.seconds(both, 0, 3)] == [100, 200, 100]
+    assert [len(slot) for slot in both.slots(0, 3)] == [100, 200, 100]
 
 
-def test_only_what_is_written_in_time_is_offered(make: Any) -> None:
+def test_only_what_is_written_in_time_is_offered() -> None:
     late = np.r_[np.zeros(60), np.full(40, 5.0)]
     load = make(0, 1, sent=np.arange(100) / 100 + 0.001 + late)
-    assert samples.offered(load, 0, 1) == (100, 60)
+    assert load.offered(0, 1) == (100, 60)
 
 
-def test_goodput_counts_answers_when_they_come(make: Any) -> None:
-    assert samples.goodput(make(0, 2, latency_ms=1000.0), 0, 2) == 50
-    assert samples.goodput(make(0, 2, outcome=503), 0, 2) == 0
+def test_goodput_counts_answers_when_they_come() -> None:
+    assert make(0, 2, latency_ms=1000.0).goodput(0, 2) == 50
+    assert make(0, 2, outcome=503).goodput(0, 2) == 0

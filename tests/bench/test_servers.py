@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from bench import report, targets
+from bench.compare import FIGURES, compare
 from bench.peers import LEFT_OUT, PEERS
-from bench.servers import ECHO, NAIVE, SERVICE, Launch, describe, echo, joined, launched, peers
-from bench.service import FIGURES, compare
+from bench.servers import ECHO, NAIVE, SERVICE, Launch, describe, echo, launched, peers, responding
 
 DIM = 16
 HERE = Path(sys.prefix)
@@ -49,7 +49,7 @@ def test_who_answers_joins_and_who_does_not_is_named(tmp_path: Path) -> None:
         echo(DIM),
     )
     failures: dict[str, str] = {}
-    with joined(launches, DIM, tmp_path, failures) as servers:
+    with responding(launches, DIM, tmp_path, failures) as servers:
         assert [server.name for server in servers] == [ECHO]
     assert failures.keys() == {"silent", "hollow", "absent"}
     assert "no net" in failures["silent"]
@@ -90,7 +90,7 @@ def test_the_report_has_every_rival_and_who_is_missing(cell: dict[str, Any]) -> 
     closed = {"generator": "a test", "apart": 0.0, "cells": [cell], "stages": []}
     figures: dict[str, Any] = {"machine": {}, "plan": {}, "failures": {"bentoml": "no such module"}, "closed": closed}
     figures["peers"] = {"measured": {"mosec": ("mosec==1", "-m mosec")}, "left_out": {"Ray Serve": "is a cluster"}}
-    judged = targets.judge(figures)
+    judged = [target.judge(figures) for target in targets.TARGETS]
     text = report.to_markdown({**figures, "targets": judged})
     assert "throughput / litserve | throughput / mosec" in text
     assert "**bentoml failed, its figures are left out:** no such module" in text

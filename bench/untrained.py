@@ -1,4 +1,4 @@
-"""The nets that are measured: untrained, seeded, published as versions once and kept."""
+"""The nets of `lvm bench`: untrained and seeded, published as versions once and kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.plan import LENGTH
+from bench.options import LENGTH
 from models.nets import build
 from models.registry.card import Card
 from models.registry.registry import Registry, Version
@@ -23,7 +23,7 @@ NETS = ("amn", "gru", "lstm", "transformer")
 
 
 def registry_of(out: Path, dim: int) -> Registry:
-    """Return the registry with every net at D = `dim`, AMN as primary and GRU as fallback; made where missing."""
+    """Return the registry of every net at D = `dim`, AMN as primary, GRU as fallback; made if it is missing."""
     registry = Registry(out / f"registry-{dim}-{sources()[:8]}")
     for stale in set(out.glob(f"registry-{dim}-*")) - {registry.root}:
         shutil.rmtree(stale)
@@ -44,7 +44,7 @@ def by_name(registry: Registry) -> Mapping[str, Version]:
 
 
 def seeded(name: str, dim: int) -> nn.Module:
-    """Return a net whose every weight says something; fresh ones are zero in places, which costs less."""
+    """Return a net without zero weights; new nets have some, which take less time."""
     torch.manual_seed(0)
     net = build(name, {"dim": dim, "context_length": LENGTH})
     with torch.no_grad():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-CLOSE = 1.08  # the bracket's ends may differ by so much in the end
-STEP_DOWN = 0.85  # of a rate that was not confirmed
-MOST = 1e5  # requests a second; nothing here comes near
+# Largest ratio of the bracket's ends when the search is done.
+CLOSE = 1.08
+# The next rate after one that was not confirmed, as a ratio to it.
+STEP_DOWN = 0.85
+# Requests per second that no service reaches.
+MOST = 1e5
 
 
 class NoCapacity(RuntimeError):
@@ -14,7 +17,7 @@ class NoCapacity(RuntimeError):
 
 
 def find(holds: Callable[[float], bool], confirmed: Callable[[float], bool], start: float) -> float:
-    """Return the highest rate that holds, within 8 %, from `start` up by doubling; both ask for one rate.
+    """Return the highest rate that holds, within 8 %, from `start` up by doubling; both functions try one rate.
 
     Raises:
         NoCapacity: no rate from a sixteenth of `start` on holds, or is confirmed.

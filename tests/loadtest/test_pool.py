@@ -187,6 +187,22 @@ def test_a_row_that_is_not_what_its_version_answers_is_invalid(serve: Any, drive
     assert summary.failures == NOWHERE | {"invalid": 2 + 10}
 
 
+def test_answers_of_any_version_are_compared_on_every_wire(serve: Any, drive: Any, tmp_path: Path) -> None:
+    right = np.full((len(contexts.load()), DIM), 0.25, np.float32)
+    right[3] += 1e-3
+    np.save(tmp_path / "answers.npy", right)
+    for wire, rows in (("json", 1), ("json", 2), ("octet", 1)):
+        summary = drive(serve().url, wire=wire, rows=rows, answers=str(tmp_path / "answers.npy"))
+        assert (summary.checked, summary.failures["invalid"]) == (30, rows)
+        assert summary.difference == pytest.approx(1e-3, rel=1e-3)
+        assert drive(serve().url, wire=wire, rows=rows, answers=str(tmp_path / "answers.npy"), tolerance=0.01).ok
+
+
+def test_only_a_share_of_the_responses_is_checked_if_that_is_asked_for(serve: Any, drive: Any) -> None:
+    summary = drive(serve(lambda n: {"body": b""}).url, check_every=10, connections=1)
+    assert (summary.checked, summary.failures["invalid"]) == (3, 3)
+
+
 def test_the_record_says_which_refusals_said_when_to_come_again(serve: Any, tmp_path: Path) -> None:
     fake = serve(lambda n: {"status": 503, "headers": {"Retry-After": "2"} if n % 2 else {"Retry-After": "soon"}})
     plan = Plan(url=fake.url, rate=100.0, seconds=0.1, wire="octet", connections=1)

@@ -1,6 +1,7 @@
-"""An HTTP/1.1 client for load: a LIFO pool of keep-alive connections, one request on each, no retries."""
+"""An HTTP/1.1 client for load: a LIFO pool of keep-alive connections, one request at a time on each, no retries."""
 
 import asyncio
+import math
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,44 +11,51 @@ from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from loadtest.plan import Plan
 from loadtest.record import Failure, Record
 
 IDLE = -1
 
+# Returns how far the body of response i is from the expected one, given its version; infinity if it is invalid.
+Check = Callable[[int, bytes | None, bytes], float]
 
-class Connection(asyncio.Protocol):
-    """One connection; carries the arrival `index`, or IDLE, and parses the answer to it."""
+
+class ClientConnection(asyncio.Protocol):
+    """One connection; carries the request `index`, or IDLE, and parses the response to it."""
 
     transport: asyncio.Transport
     version: bytes | None = None
     served_by: bytes | None = None
     retry_after = False
     index = IDLE
-    answers = 0
-    heard = False
+    responses = 0
+    has_received = False
 
     def __init__(self, pool: "Pool") -> None:
-        """Belong to `pool`."""
         self.pool = pool
         self.body: list[bytes] = []
         self.on_body = self.body.append
-        self.parser = HttpResponseParser(self)  # last: it looks its callbacks up now
+        # The parser looks up its callbacks now, so it comes last.
+        self.parser = HttpResponseParser(self)
 
     def send(self, index: int, request: bytes) -> None:
-        """Write the request of arrival `index`."""
-        self.index, self.heard, self.retry_after = index, False, False
-        self.version = self.served_by = None
+        """Write request `index`."""
+        self.index = index
+        self.has_received = False
+        self.retry_after = False
+        self.version = None
+        self.served_by = None
         self.body.clear()
         self.transport.write(request)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Tell the pool that the connection stands."""
+        """Add the connection to the pool."""
         self.transport = cast(asyncio.Transport, transport)
         self.pool.ready(self)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came; bytes nobody asked for, or that are not HTTP, end the connection."""
-        self.heard = True
+        """Parse received bytes; unexpected bytes, or bytes that are not HTTP, end the connection."""
+        self.has_received = True
         try:
             self.parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -55,11 +63,11 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the pool that the connection is gone."""
+        """Remove the connection from the pool."""
         self.pool.gone(self, exc)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep the headers that say who answered, and whether to come again."""
+        """Keep the headers that name the version and the server, and Retry-After."""
         name = name.lower()
         if name == b"x-model-version":
             self.version = value
@@ -69,45 +77,47 @@ class Connection(asyncio.Protocol):
             self.retry_after = value.isdigit()
 
     def on_message_complete(self) -> None:
-        """Tell the pool that the answer is whole."""
+        """Hand the whole response to the pool."""
         if self.index != IDLE:
-            self.answers += 1
+            self.responses += 1
             self.pool.answered(self)
 
 
 class Pool:
-    """Sends arrivals and records what became of each; at most `limit` connections, beyond it they queue.
+    """Sends the requests of a plan and records what happens to each.
 
-    The timeout (seconds) runs from the intended start, so waiting for a connection counts.
+    It has at most `plan.connections` connections; beyond them requests wait. The timeout runs from the intended start,
+    so waiting counts. Request i sends `requests[i % n]`. One of `plan.check_every` responses is checked:
+    `check(i % n, version, body)` must be at most `plan.tolerance`.
     """
 
-    def __init__(
-        self,
-        url: str,
-        requests: Sequence[bytes],
-        is_right: Callable[[int, bytes | None, bytes], bool],
-        record: Record,
-        limit: int,
-        timeout: float,
-        source: str | None = None,
-    ) -> None:
-        """Address the host of `url` from `source`; arrival i sends request i % n, `is_right(i % n, version, body)`."""
-        address = urlsplit(url)
+    def __init__(self, plan: Plan, requests: Sequence[bytes], check: Check, record: Record) -> None:
+        address = urlsplit(plan.url)
         secure = address.scheme == "https"
-        self.host, self.port = address.hostname or "", address.port or (443 if secure else 80)
+        self.host = address.hostname or ""
+        self.port = address.port or (443 if secure else 80)
         self.ssl = ssl.create_default_context() if secure else None
-        self.source = (source, 0) if source else None
-        self.requests, self.is_right, self.record = requests, is_right, record
-        self.limit, self.timeout = limit, timeout
-        self.idle: list[Connection] = []
-        self.connections: set[Connection] = set()
+        self.source = (plan.source, 0) if plan.source else None
+        self.plan = plan
+        self.requests = requests
+        self.check = check
+        self.record = record
+        self.idle: list[ClientConnection] = []
+        self.connections: set[ClientConnection] = set()
         self.waiting: deque[int] = deque()
         self.opening: set[asyncio.Task[None]] = set()
-        self.remaining = len(record)
+        self.unfinished = len(record)
         self.finished = asyncio.Event()
+        # Called after every response or failure, before `finished` is set: a closed loop adds its next request.
+        self.on_finish: Callable[[], None] = lambda: None
+
+    def add(self) -> None:
+        """Record a request intended now and start it."""
+        self.unfinished += 1
+        self.dispatch(self.record.add(monotonic()))
 
     def dispatch(self, index: int) -> None:
-        """Start arrival `index`: on the idle connection used last, else on a new one, else in the queue."""
+        """Start request `index` on the idle connection used last, else on a new one; else it waits."""
         self.record.fired[index] = monotonic()
         if self.idle:
             self._send(self.idle.pop(), index)
@@ -115,30 +125,35 @@ class Pool:
             self.waiting.append(index)
             self._grow()
 
-    def ready(self, connection: Connection) -> None:
-        """Take in a new connection."""
+    def ready(self, connection: ClientConnection) -> None:
+        """Add a new connection."""
         self.connections.add(connection)
         self.record.opened += 1
         self.record.peak = max(self.record.peak, len(self.connections))
         self._reuse(connection)
 
-    def answered(self, connection: Connection) -> None:
-        """Record the answer on `connection`, then reuse it unless the server asked to close."""
-        record, index = self.record, connection.index
-        status, body = connection.parser.get_status_code(), b"".join(connection.body)
-        record.version[index] = record.versions.code(connection.version)
+    def answered(self, connection: ClientConnection) -> None:
+        """Record the response on `connection`, then reuse it unless the server asked to close."""
+        record = self.record
+        index = connection.index
+        status = connection.parser.get_status_code()
+        version = connection.version
+        body = b"".join(connection.body)
+        record.version[index] = record.versions.code(version)
         record.served_by[index] = record.servers.code(connection.served_by)
         record.retry_after[index] = connection.retry_after
-        version, connection.index = connection.version, IDLE
+        connection.index = IDLE
         self._finish(index, status)
         if connection.parser.should_keep_alive():
             self._reuse(connection)
         else:
             connection.transport.close()
-        record.invalid[index] = status == 200 and not self.is_right(index % len(self.requests), version, body)
+        # The next request is already on its way, so checking does not delay it.
+        if status == 200 and index % self.plan.check_every == 0:
+            self._check(index, version, body)
 
-    def gone(self, connection: Connection, error: Exception | None) -> None:
-        """Forget a closed connection; the arrival it carried is lost."""
+    def gone(self, connection: ClientConnection, error: Exception | None) -> None:
+        """Forget a closed connection; the request that it carried is lost."""
         self.connections.discard(connection)
         if connection in self.idle:
             self.idle.remove(connection)
@@ -149,8 +164,8 @@ class Pool:
         self._grow()
 
     def expire(self) -> None:
-        """Give up on every arrival whose timeout has passed."""
-        overdue = monotonic() - self.timeout
+        """Give up on every request whose timeout has passed."""
+        overdue = monotonic() - self.plan.timeout
         while self.waiting and self.record.intended[self.waiting[0]] <= overdue:
             self._finish(self.waiting.popleft(), Failure.TIMEOUT)
         for connection in tuple(self.connections):
@@ -160,7 +175,7 @@ class Pool:
                 connection.transport.abort()
 
     async def close(self) -> None:
-        """Close every connection and stop opening more."""
+        """Close every connection and open no more."""
         self.waiting.clear()
         for task in self.opening:
             task.cancel()
@@ -169,18 +184,18 @@ class Pool:
             connection.transport.close()
         await asyncio.sleep(0)
 
-    def _send(self, connection: Connection, index: int) -> None:
+    def _send(self, connection: ClientConnection, index: int) -> None:
         self.record.sent[index] = monotonic()
         connection.send(index, self.requests[index % len(self.requests)])
 
-    def _reuse(self, connection: Connection) -> None:
+    def _reuse(self, connection: ClientConnection) -> None:
         if self.waiting:
             self._send(connection, self.waiting.popleft())
         else:
             self.idle.append(connection)
 
     def _grow(self) -> None:
-        wanted = min(len(self.waiting), self.limit - len(self.connections))
+        wanted = min(len(self.waiting), self.plan.connections - len(self.connections))
         for _ in range(wanted - len(self.opening)):
             task = asyncio.get_running_loop().create_task(self._open())
             self.opening.add(task)
@@ -189,12 +204,13 @@ class Pool:
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout(self.plan.timeout):
                 await loop.create_connection(
-                    lambda: Connection(self), self.host, self.port, ssl=self.ssl, local_addr=self.source
+                    lambda: ClientConnection(self), self.host, self.port, ssl=self.ssl, local_addr=self.source
                 )
         except TimeoutError as error:
-            self.record.blame(error)  # the arrivals that waited for it expire by themselves
+            # The requests that wait for the connection expire by themselves.
+            self.record.blame(error)
         except OSError as error:
             self.record.blame(error)
             if self.waiting:
@@ -207,12 +223,20 @@ class Pool:
     def _finish(self, index: int, outcome: int) -> None:
         self.record.done[index] = monotonic()
         self.record.outcome[index] = outcome
-        self.remaining -= 1
-        if not self.remaining:
+        self.unfinished -= 1
+        self.on_finish()
+        if not self.unfinished:
             self.finished.set()
 
+    def _check(self, index: int, version: bytes | None, body: bytes) -> None:
+        difference = self.check(index % len(self.requests), version, body)
+        self.record.checked += 1
+        self.record.invalid[index] = not difference <= self.plan.tolerance
+        if math.isfinite(difference):
+            self.record.difference = max(self.record.difference, difference)
 
-def _loss(connection: Connection) -> Failure:
-    if connection.heard:
+
+def _loss(connection: ClientConnection) -> Failure:
+    if connection.has_received:
         return Failure.LOST_PARTIAL
-    return Failure.LOST_REUSED if connection.answers else Failure.LOST_FRESH
+    return Failure.LOST_REUSED if connection.responses else Failure.LOST_FRESH

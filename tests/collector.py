@@ -1,4 +1,4 @@
-"""A tiny OpenTelemetry collector: takes OTLP over HTTP on a free port and decodes it with the protocol's classes."""
+"""A small OpenTelemetry collector: receives OTLP over HTTP and decodes it with the classes of the protocol."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector:
-    """What was sent: spans, and the attributes of the services that they are of."""
+    """The spans that were received, and the attributes of the services that sent them."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.spans: list[Span] = []
         self.services: list[dict[str, Any]] = []
 
-    def take(self, body: bytes) -> None:
-        """Take one request of an exporter."""
+    def receive(self, body: bytes) -> None:
+        """Decode one request of an exporter."""
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            self.services.append(said(resource.resource))
+            self.services.append(attributes(resource.resource))
             self.spans += [span for scope in resource.scope_spans for span in scope.spans]
 
     def named(self, name: str) -> list[Span]:
-        """Return the spans of one name, by their beginnings."""
+        """Return the spans of one name, ordered by start."""
         return sorted((span for span in self.spans if span.name == name), key=lambda span: span.start_time_unix_nano)
 
     def children(self, parent: Span) -> dict[str, list[Span]]:
@@ -36,7 +36,7 @@ class Collector:
         return {span.name: [other for other in below if other.name == span.name] for span in below}
 
 
-def said(holder: Any) -> dict[str, Any]:
+def attributes(holder: Any) -> dict[str, Any]:
     """Return the attributes of a span or a resource."""
     return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in holder.attributes}
 
@@ -48,7 +48,7 @@ def collecting() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/traces"
-            collector.take(self.rfile.read(int(self.headers["content-length"])))
+            collector.receive(self.rfile.read(int(self.headers["content-length"])))
             self.send_response(200)
             self.end_headers()
 

@@ -1,4 +1,4 @@
-"""What a real process tells while it is watched: spans that arrive, a line a request, and no vector or token in any."""
+"""A process with tracing and an access log: its spans, a line for each request, and no vector or token in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import httpx
 
-from tests.collector import collecting, said
+from tests.collector import attributes, collecting
 from tests.conftest import ROOT, Process
 
 Start = Callable[..., Process]
@@ -22,7 +22,7 @@ AS_OCTETS = {"content-type": "application/octet-stream"}
 AS_JSON = {"content-type": "application/json"}
 
 
-def test_spans_arrive_lines_are_json_and_neither_tells_vectors_or_tokens(process: Start) -> None:
+def test_spans_and_log_lines_of_a_process_hold_no_vector_or_token(process: Start) -> None:
     with collecting() as collector:
         settings = {"LVM_TOKENS": f"mine:{TOKEN}", "LVM_ACCESS_LOG": "1", "LVM_LOG_LEVEL": "debug"}
         server = process(LVM_OTLP_ENDPOINT=collector.url, OTEL_SERVICE_NAME="vectors", LVM_TRACE_SHARE="0", **settings)
@@ -46,22 +46,22 @@ def test_spans_arrive_lines_are_json_and_neither_tells_vectors_or_tokens(process
     }
     assert set(spans) == {"POST /predict", "POST /retrieve", "batch primary", "batch retriever"}
     assert {span.trace_id.hex() for name, span in spans.items() if name.startswith("POST")} == {TRACE_ID}
-    assert said(spans["POST /predict"])["lvm.request_id"] == answers[0].headers["x-request-id"]
+    assert attributes(spans["POST /predict"])["lvm.request_id"] == answers[0].headers["x-request-id"]
     assert collector.services[0]["service.name"] == "vectors"
 
     lines = [line for line in server.log() if line["event"].startswith("request")]
     assert [(line["request_id"], line["status"]) for line in lines] == [
         (answer.headers["x-request-id"], answer.status_code) for answer in answers[:-1]
-    ], "the probe has none"
+    ], "a probe has no line"
     assert [line["status"] for line in lines] == [200, 200, 200, 400, 422, 422, 401, 404, 401]
     assert [line.get("trace_id") for line in lines] == [TRACE_ID, None, TRACE_ID, *[None] * 5, TRACE_ID]
     assert {line["client"] for line in lines} == {"mine", "127.0.0.1"}
     assert (lines[0]["route"], lines[0]["outcome"], lines[0]["served_by"]) == ("/predict", "ok", "primary")
 
     assert all(json.loads(line) for line in server.text().splitlines())
-    told = server.text() + repr([said(span) for span in collector.spans])
+    written = server.text() + repr([attributes(span) for span in collector.spans])
     vector = answers[0].text.partition('"model"')[0]
-    digits = re.findall(rb"\.\d{7}", JSON + vector.encode())  # of times there are six at most
+    digits = re.findall(rb"\.\d{7}", JSON + vector.encode())  # times have at most six digits
     assert len(digits) > 1000
     for secret in (TOKEN, WRONG, base64.b64encode(OCTETS).decode()[:12], *{each.decode() for each in digits}):
-        assert secret not in told
+        assert secret not in written

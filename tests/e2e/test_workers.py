@@ -1,4 +1,4 @@
-"""Several workers behind one port: one sum, one promotion, and nobody misses a worker that dies or is relieved."""
+"""Several workers behind one port: one sum of metrics, and no lost request when a worker dies or restarts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ask(client: httpx.Client, url: str) -> httpx.Response:
 
 
 def outcomes(url: str) -> dict[str, float]:
-    """Return the requests to /predict by outcome, as whichever worker answers counts them."""
+    """Return the requests to /predict by outcome, from a scrape of any worker."""
     text = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     mine = [s for s in samples if s.name == "lvm_requests_total" and s.labels["route"] == "/predict"]
@@ -35,18 +35,18 @@ def outcomes(url: str) -> dict[str, float]:
 
 
 def worker_of(url: str) -> str:
-    """Return who answers a new connection."""
+    """Return the number of the worker that answers a new connection."""
     return str(httpx.get(f"{url}/readyz", timeout=PATIENCE_S).headers["x-worker"])
 
 
 def pids(server: Process) -> list[int]:
-    """Return the processes that the supervisor has started and that live."""
+    """Return the process ids of the living workers."""
     children = Path(f"/proc/{server.popen.pid}/task/{server.popen.pid}/children")
     return [int(pid) for pid in children.read_text().split()]
 
 
 class Callers:
-    """Threads that ask without pause, each over its own connection, and count what they get."""
+    """Threads that send requests without pause, each on its own connection, and count the statuses."""
 
     def __init__(self, url: str, count: int = 4) -> None:
         self.counts: Counter[str] = Counter()
@@ -72,7 +72,7 @@ class Callers:
         return self.counts
 
 
-def test_every_worker_answers_one_scrape_has_the_sum_and_one_promotion_reaches_all(process: Start) -> None:
+def test_every_worker_answers_shows_the_sum_of_all_and_follows_a_promotion(process: Start) -> None:
     server = process(LVM_WORKERS="2", LVM_RELOAD_S="0.05")
     seen: Counter[str] = Counter()
     while len(seen) < 2:
@@ -95,14 +95,14 @@ def test_every_worker_answers_one_scrape_has_the_sum_and_one_promotion_reaches_a
     assert server.stop() == 0
 
 
-def test_a_killed_worker_is_replaced_and_what_it_counted_stays(process: Start) -> None:
+def test_replaces_a_killed_worker_and_keeps_its_counts(process: Start) -> None:
     server = process(LVM_WORKERS="2")
     callers = Callers(server.url)
     until(lambda: outcomes(server.url).get("ok", 0) > 50, "some requests")
     before, victim = pids(server), pids(server)[0]
     os.kill(victim, signal.SIGKILL)
     until(lambda: len(pids(server)) == 2 and victim not in pids(server), "a new worker")
-    until(lambda: len({worker_of(server.url) for _ in range(8)}) == 2, "it to answer")
+    until(lambda: len({worker_of(server.url) for _ in range(8)}) == 2, "the new worker to answer")
     counts = callers.stop()
     assert set(before) - {victim} <= set(pids(server))
     assert set(counts) <= {"200", "broken"}
@@ -111,7 +111,7 @@ def test_a_killed_worker_is_replaced_and_what_it_counted_stays(process: Start) -
     assert set(counted) <= {"ok", "lost"}
     assert counts["200"] <= counted["ok"]
     assert sum(counted.values()) <= counts.total()
-    assert counts.total() - sum(counted.values()) <= counts["broken"]  # what no worker had read
+    assert counts.total() - sum(counted.values()) <= counts["broken"]  # requests that no worker had read
     with httpx.Client() as client:
         for _ in range(10):
             assert ask(client, server.url).status_code == 200
@@ -120,7 +120,7 @@ def test_a_killed_worker_is_replaced_and_what_it_counted_stays(process: Start) -
     assert 'lvm_worker_deaths_total{role="worker"} 1.0' in httpx.get(f"{server.url}/metrics").text
 
 
-def test_workers_are_relieved_one_by_one_without_a_failed_request(process: Start) -> None:
+def test_a_rolling_restart_fails_no_request(process: Start) -> None:
     server = process(LVM_WORKERS="2", LVM_DRAIN_S="0.3")
     before = set(pids(server))
     callers = Callers(server.url)
@@ -132,17 +132,17 @@ def test_workers_are_relieved_one_by_one_without_a_failed_request(process: Start
     assert not server.events("worker died")
 
 
-def test_a_stop_answers_what_was_accepted_and_exits_cleanly(process: Start) -> None:
+def test_shutdown_answers_accepted_requests_and_exits_with_0(process: Start) -> None:
     server = process(LVM_WORKERS="2", LVM_DRAIN_S="0.3")
     callers = Callers(server.url)
     until(lambda: outcomes(server.url).get("ok", 0) > 20, "some requests")
     server.popen.send_signal(signal.SIGTERM)
     assert server.popen.wait(PATIENCE_S) == 0
-    assert set(callers.stop()) <= {"200", "broken"}  # refused connections once nobody listens
+    assert set(callers.stop()) <= {"200", "broken"}  # connections are refused after the sockets have closed
 
 
-def test_a_stop_ends_a_rolling_restart(process: Start) -> None:
-    """Also a successor that comes when it is time to stop."""
+def test_shutdown_ends_a_rolling_restart(process: Start) -> None:
+    """Also if a successor starts after the shutdown has begun."""
     server = process(LVM_WORKERS="2", LVM_DRAIN_S="0.1")
     os.kill(server.popen.pid, signal.SIGHUP)
     until(lambda: len(pids(server)) == 3, "a successor")
@@ -150,14 +150,14 @@ def test_a_stop_ends_a_rolling_restart(process: Start) -> None:
 
 
 @pytest.mark.faults
-def test_a_stop_kills_a_worker_that_does_not_end(process: Start) -> None:
+def test_shutdown_kills_a_worker_that_does_not_exit(process: Start) -> None:
     server = process(LVM_WORKERS="2", LVM_DRAIN_S="0", LVM_GRACE_S="0.5")
     os.kill(pids(server)[0], signal.SIGSTOP)
     assert server.stop() == 137
     assert server.events("worker hangs")
 
 
-def test_a_second_service_on_the_same_port_says_so(process: Start, shipped: Path) -> None:
+def test_rejects_a_port_that_another_service_uses(process: Start, shipped: Path) -> None:
     server = process(LVM_WORKERS="2")
     port = server.url.rpartition(":")[2]
     for workers in ("1", "2"):
@@ -168,7 +168,7 @@ def test_a_second_service_on_the_same_port_says_so(process: Start, shipped: Path
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in done.stderr
 
 
-def test_lines_of_the_log_name_their_worker(process: Start) -> None:
+def test_log_lines_name_their_worker(process: Start) -> None:
     server = process(LVM_WORKERS="2", LVM_ACCESS_LOG="1")
     with httpx.Client() as client:
         number = ask(client, server.url).headers["x-worker"]
@@ -178,7 +178,7 @@ def test_lines_of_the_log_name_their_worker(process: Start) -> None:
     assert line["pid"] in pids(server)
 
 
-def test_a_primary_that_must_not_be_served_ends_all_with_its_status(shipped: Path) -> None:
+def test_a_corrupt_primary_ends_the_start_with_its_exit_status(shipped: Path) -> None:
     weights = (shipped / "primary").resolve() / "weights.safetensors"
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
@@ -187,11 +187,11 @@ def test_a_primary_that_must_not_be_served_ends_all_with_its_status(shipped: Pat
     assert done.returncode == 65, done.stderr
 
 
-def test_workers_drain_when_their_supervisor_is_gone(process: Start) -> None:
+def test_workers_drain_when_their_supervisor_is_killed(process: Start) -> None:
     server = process(LVM_WORKERS="2", LVM_DRAIN_S="0")
     workers = pids(server)
-    home = Path(Path(f"/proc/{workers[0]}/cmdline").read_bytes().split(b"\0")[-2].decode())
-    assert home.is_dir()
+    directory = Path(Path(f"/proc/{workers[0]}/cmdline").read_bytes().split(b"\0")[-2].decode())
+    assert directory.is_dir()
     server.popen.kill()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the workers to leave")
-    assert not home.exists()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the workers to exit")
+    assert not directory.exists()

@@ -23,7 +23,7 @@ from service.telemetry.tracing import (
     Tracer,
     parse,
 )
-from tests.collector import Collector, collecting, said
+from tests.collector import Collector, attributes, collecting
 from tests.conftest import ROOT, Running, running, until
 from tests.fakes import FakeLoaders, Gate, HashEncoder, bundle, contexts, mean_of, prose, raises, registry_of
 
@@ -109,7 +109,7 @@ def test_a_sampled_request_has_a_span_for_each_stage_and_a_link_to_its_batch(tmp
         span, batch = only(collector, "POST /predict"), only(collector, "batch primary")
     assert (span.trace_id.hex(), span.parent_span_id.hex(), span.kind) == (TRACE_ID, SPAN_ID, span.SPAN_KIND_SERVER)
     assert span.trace_state == "vendor=1,other=2"
-    known = said(span)
+    known = attributes(span)
     assert known["lvm.request_id"] == answer.headers["x-request-id"]
     assert (known["http.route"], known["http.response.status_code"], known["lvm.rows"]) == ("/predict", 200, 1)
     below = collector.children(span)
@@ -140,7 +140,7 @@ def test_requests_in_one_batch_and_the_batch_link_to_each_other(tmp_path: Path) 
                 thread.join()
         alone, together = collector.named("batch primary")
         requests = collector.named("POST /predict")
-    assert ([said(batch)["lvm.rows"] for batch in (alone, together)]) == [1, 3]
+    assert ([attributes(batch)["lvm.rows"] for batch in (alone, together)]) == [1, 3]
     assert {link.span_id for link in together.links} == {span.span_id for span in requests[1:]}
     assert [link.span_id for span in requests for link in span.links] == [alone.span_id] + 3 * [together.span_id]
     assert not together.parent_span_id
@@ -174,7 +174,7 @@ def test_unauthenticated_callers_have_no_span(tmp_path: Path) -> None:
         with traced(tmp_path, collector.url, tokens=token) as server:
             assert ask(server).status_code == 401
             assert ask(server, authorization=f"Bearer {token}").status_code == 200
-        assert said(only(collector, "POST /predict"))["http.response.status_code"] == 200
+        assert attributes(only(collector, "POST /predict"))["http.response.status_code"] == 200
 
 
 def test_a_trace_shows_the_net_that_failed_and_the_fallback_that_answered(tmp_path: Path) -> None:
@@ -184,9 +184,13 @@ def test_a_trace_shows_the_net_that_failed_and_the_fallback_that_answered(tmp_pa
         span = only(collector, "POST /predict")
         first, second = sorted(collector.children(span)["infer"], key=times_of)
     failed = first.status.STATUS_CODE_ERROR
-    assert (said(first)["lvm.engine"], first.status.code, first.status.message) == ("primary", failed, "ModelFailed")
-    assert (said(second)["lvm.engine"], second.status.code) == ("fallback", 0)
-    assert (said(span)["lvm.outcome"], span.status.code, len(span.links)) == ("fallback", 0, 2)
+    assert (attributes(first)["lvm.engine"], first.status.code, first.status.message) == (
+        "primary",
+        failed,
+        "ModelFailed",
+    )
+    assert (attributes(second)["lvm.engine"], second.status.code) == ("fallback", 0)
+    assert (attributes(span)["lvm.outcome"], span.status.code, len(span.links)) == ("fallback", 0, 2)
 
 
 def test_a_server_error_fails_the_span_and_a_client_error_does_not(tmp_path: Path) -> None:
@@ -196,7 +200,7 @@ def test_a_server_error_fails_the_span_and_a_client_error_does_not(tmp_path: Pat
             assert ask(server, path="/v2/models/amn/infer").status_code == 400
         failed, malformed = only(collector, "POST /predict"), only(collector, "POST /v2/models/{model}/infer")
     assert (failed.status.code, failed.status.message) == (failed.status.STATUS_CODE_ERROR, "model_failed")
-    assert (malformed.status.code, said(malformed)["http.response.status_code"]) == (0, 400)
+    assert (malformed.status.code, attributes(malformed)["http.response.status_code"]) == (0, 400)
     assert collector.children(malformed) == {}
 
 
@@ -207,7 +211,10 @@ def test_a_search_by_text_has_spans_for_encoder_and_reranker(tmp_path: Path) -> 
             assert server.http.post("/retrieve", json=body, headers={"traceparent": SAMPLED}).status_code == 200
         below = collector.children(only(collector, "POST /retrieve"))
         assert set(below) == {"decode", "queue", "embed", "infer", "search", "rerank", "encode"}
-        assert [said(span)["lvm.engine"] for span in sorted(below["queue"], key=times_of)] == ["encoder", "retriever"]
+        assert [attributes(span)["lvm.engine"] for span in sorted(below["queue"], key=times_of)] == [
+            "encoder",
+            "retriever",
+        ]
         assert times_of(below["rerank"][0])[0] >= times_of(below["search"][0])[1] - 1
 
 

@@ -20,7 +20,7 @@ POLL_S = 1.0
 
 
 def send_heartbeat(channel: socket.socket) -> None:
-    """Send one byte without blocking. The first says that the process is ready, later ones that it is alive."""
+    """Send one byte without blocking. The first reports that the process is ready, later ones that it is alive."""
     with contextlib.suppress(OSError):
         channel.send(b".", socket.MSG_DONTWAIT)
 

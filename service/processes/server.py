@@ -1,4 +1,4 @@
-"""The serving process: it drains at SIGTERM, and its exit status says how it ended."""
+"""The serving process: it drains at SIGTERM, and its exit status reports how it ended."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def log_writer() -> LogWriter:
 def configure(level: str, **process: str | int) -> None:
     """Send events of at least `level`, and the warnings and uncaught exceptions of all code, to stderr.
 
-    Each line has the fields `process`, which tell one of several processes from another.
+    Each line has the fields `process`, which identify the process.
     """
     sys.stderr = io.TextIOWrapper(log_writer(), encoding="utf-8", errors="backslashreplace", line_buffering=True)
     fields: list[structlog.typing.Processor] = [

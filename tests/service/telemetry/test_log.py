@@ -31,8 +31,8 @@ except ValueError:
     logging.getLogger("some.package").exception("failed")
 logging.getLogger("some.package").info("below the level")
 """
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, check=True).stderr
-    ours, theirs, failed = map(json.loads, said.splitlines())
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, check=True).stderr
+    ours, theirs, failed = map(json.loads, output.splitlines())
     assert (ours["event"], ours["level"], ours["alias"]) == ("ours", "info", "primary")
     assert (theirs["event"], theirs["level"], theirs["logger"]) == ("theirs: two\nlines", "warning", "some.package")
     assert failed["exception"].endswith("ValueError: why")

@@ -26,7 +26,7 @@ from models.registry.remote import local_directory
 from service.deploy.deployments import Lineup
 from service.deploy.loading import Loaders, RealLoaders
 from service.deploy.registry_sync import follower_of, following
-from service.engines.remote import Lender
+from service.engines.remote import EngineProvider
 from service.engines.router import Router
 from service.http import schemas
 from service.http.auth import PROBES, Tokens, read_tokens
@@ -156,11 +156,11 @@ def create_app(
     settings: Settings,
     loaders: Loaders | None = None,
     metric_values: MetricValues | None = None,
-    lender: Lender | None = None,
+    provider: EngineProvider | None = None,
 ) -> Service:
     """Return the service for `settings`; `loaders` stands in for the real ones in tests, workers share `metric_values`.
 
-    Where there is a `lender`, the nets are its; the corpus, and what reads text, are ours all the same.
+    With a `provider`, the nets are its; the corpus and the encoder are loaded here all the same.
 
     Nothing is loaded before the lifespan starts. `app.state.process` tells and decides whether the
     process is draining.
@@ -168,7 +168,7 @@ def create_app(
     metrics, state, tokens = Metrics(settings.slo_ms, metric_values), State(), read_tokens(settings)
     log_writer().on_drop(metrics.log_dropped.inc)
     access, exporter = AccessLog(settings.access_log), _exporter(settings)
-    aliases = (Alias.RETRIEVER,) if lender else ALIASES
+    aliases = (Alias.RETRIEVER,) if provider else ALIASES
     registry = Registry(local_directory(settings.registry, settings.cache))
     lineup = Lineup(registry, loaders or RealLoaders(settings), settings, metrics, aliases=aliases)
     follower = follower_of(lineup, settings, metrics)
@@ -179,9 +179,9 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             try:
-                if lender:
-                    await lender.open(lineup.borrow)
-                    stack.push_async_callback(lender.close)
+                if provider:
+                    await provider.open(lineup.set_engines)
+                    stack.push_async_callback(provider.close)
                 if exporter:
                     stack.callback(exporter.close)
                 await stack.enter_async_context(following(lineup, follower, settings.grace_s))

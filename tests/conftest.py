@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.registry.registry import Registry
 from service.app import Service, create_app
+from service.engines.search import SearchModel
 from service.processes.server import Server, uvicorn_config
 from service.processes.sockets import bind
 from service.settings import Settings
@@ -88,7 +89,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             retriever: bool = True,
             corpus=corpus_of,
             text=None,
-            index_store=lambda corpus: None,
+            search_model=SearchModel,
             amn=mean_of,
             gru=mean_of,
             http="",
@@ -97,7 +98,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             aliases = {"primary": "amn", "fallback": "gru"} | ({"retriever": "corpus"} if retriever else {})
             registry = registry_of(tmp_path / "registry", **aliases)
             known = Settings(registry=registry.root, reload_s=0.05, **settings)
-            app = create_app(known, FakeLoaders(corpus, text, index_store, amn=amn, gru=gru))
+            app = create_app(known, FakeLoaders(corpus, text, search_model, amn=amn, gru=gru))
             return stack.enter_context(running(app, known, http))
 
         yield start

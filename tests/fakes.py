@@ -22,11 +22,16 @@ from models.retrieval.milvus import MilvusIndex
 from models.retrieval.reranker import NEIGHBOUR_COUNT, Reranker, feature_count
 from models.retrieval.retriever import Retriever
 from models.retrieval.towers import Towers
-from models.text.encoder import MAX_WORD_PIECES, EncoderError, Progress, TextInfo
+from models.text.encoder import (
+    MAX_WORD_PIECES,
+    Encoder,
+    EncoderError,
+    Progress,
+    TextInfo,
+)
 from models.vectors import Floats, normalise
-from service.engines.external_index import IndexStore
-from service.engines.search import RetrieverLike
-from service.engines.text import EncoderLike
+from service.engines.external_index import ExternalSearchModel
+from service.engines.search import SearchModel
 from service.settings import Settings
 
 D, T = 8, 5
@@ -173,10 +178,10 @@ class FakeBuild:
         order = len(corpus()) - 1 - np.argsort(-scores, axis=1, kind="stable")
         return [[int(row) for row in rows if row not in exclude][:k] for rows in order]
 
-    def within_reach_of(self, corpus: RetrieverLike, settings: Settings, **more: Any) -> IndexStore:
-        """Return the store in which `corpus` is searched."""
+    def search_model(self, corpus: Retriever, settings: Settings, **more: Any) -> ExternalSearchModel:
+        """Return what searches `corpus` in this store first."""
         indexes = {name: MilvusIndex(self, name, index) for name, index in corpus.indexes.items()}
-        return IndexStore(corpus.with_indexes(indexes), self, settings, **more)
+        return ExternalSearchModel(corpus, corpus.with_indexes(indexes), self, settings, **more)
 
 
 class HashEncoder:
@@ -226,11 +231,11 @@ class FakeLoaders:
     def __init__(
         self,
         corpus: Callable[[str], Retriever] = retriever,
-        text: EncoderLike | None = None,
-        index_store: Callable[[RetrieverLike], IndexStore | None] = lambda corpus: None,
+        text: Encoder | None = None,
+        search_model: Callable[[Retriever], SearchModel] = SearchModel,
         **answers: Callable[[Floats], Floats],
     ) -> None:
-        self.answers, self._corpus, self._text, self.index_store = answers, corpus, text, index_store
+        self.answers, self._corpus, self._text, self.search_model = answers, corpus, text, search_model
         self.loaded: list[FakePredictor] = []
 
     def predictor(self, version: Version) -> FakePredictor:
@@ -245,7 +250,7 @@ class FakeLoaders:
         """Return the fake corpus."""
         return self._corpus(version.version)
 
-    def encoder(self) -> EncoderLike:
+    def encoder(self) -> Encoder:
         """Return the fake encoder; none, it is not installed."""
         if self._text is None:
             raise EncoderError("install what encodes text")

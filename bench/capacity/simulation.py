@@ -18,8 +18,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engines.batch_sizer import Sizing
-from service.engines.batcher import WINDOW
+from service.engines.batch_sizer import BatchSizer
+from service.engines.batcher import MAX_QUEUED_PARTS
 from service.overload.admission import Limit
 
 Begin: TypeAlias = Callable[[], float]
@@ -174,7 +174,7 @@ class Simulation:
         self._kind = ("/predict", "", worker.rows.bit_length())
         self._now = self._busy = 0.0
         self._in_flight = self._batches = 0
-        self._sizing = Sizing(worker.max_batch)
+        self._sizing = BatchSizer(worker.max_batch)
         self._waiting: deque[tuple[SimulatedRequest, int]] = deque()
         self._will_run = False
         self._latency: list[float] = []
@@ -215,7 +215,7 @@ class Simulation:
             return
         self._in_flight += self._worker.rows
         request.since = self._now
-        for _ in range(WINDOW):
+        for _ in range(MAX_QUEUED_PARTS):
             self._queue(request)
         self._run_batch()
 

@@ -43,7 +43,7 @@ def serve(
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
     if on_ray:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
-        from service.ray.graph import serve_until_told as run
+        from service.ray.graph import serve_until_signal as run
     elif settings.workers > 1 or settings.owner == "on":
         from service.processes.supervisor import supervise as run
     _exit(run(settings))
@@ -60,7 +60,7 @@ def work(slot: int, listener: int, line: int, home: Path) -> None:
 def own(slot: int, listener: int, line: int, home: Path) -> None:
     """Own the device for all workers; `serve` starts it."""
     _listen_to_signals()
-    from service.processes.device_worker import own as run
+    from service.processes.device_worker import run_device_worker as run
 
     _exit(run(slot, listener, line, home))
 

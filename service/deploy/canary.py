@@ -9,10 +9,8 @@ from time import monotonic
 import numpy as np
 
 from models.vectors import Floats
-from service.engines.engine import (
-    Prediction,
-)
-from service.engines.stats import Conduct
+from service.engines.predict import Prediction
+from service.engines.stats import EngineStats
 from service.settings import Settings
 from service.telemetry.tracing import current_span
 
@@ -25,9 +23,9 @@ class Probation:
     """The verdict on `conduct`, for `watch_s` seconds from now, beside what `incumbent` did until now."""
 
     def __init__(
-        self, incumbent: Conduct, conduct: Conduct, settings: Settings, clock: Callable[[], float] = monotonic
+        self, incumbent: EngineStats, conduct: EngineStats, settings: Settings, clock: Callable[[], float] = monotonic
     ) -> None:
-        self._before, self._conduct, self._bounds, self._clock = incumbent.paces(), conduct, settings, clock
+        self._before, self._conduct, self._bounds, self._clock = incumbent.latency_by_size(), conduct, settings, clock
         self._until = clock() + settings.watch_s
         self._least_s = min(settings.slo_ms, default=0.0) / 1000  # quicker than this is quick enough
         self._cosines, self._compared = 0.0, 0
@@ -54,7 +52,7 @@ class Probation:
         return f"{failed} of {calls} calls failed, LVM_WATCH_ERRORS is {most:g}"
 
     def _dragging(self) -> str | None:
-        now = self._conduct.paces()
+        now = self._conduct.latency_by_size()
         both = [(now[rows], self._before[rows]) for rows in now.keys() & self._before.keys()]
         both = [(new, old) for new, old in both if min(new.batches, old.batches) >= BATCHES]
         theirs = sum(new.batches * max(old.seconds, self._least_s) for new, old in both)
@@ -85,13 +83,13 @@ class Witness:
         self._next = clock()
         self._running: asyncio.Task[None] | None = None
 
-    def consider(self, contexts: Floats, vectors: Floats) -> None:
-        """Compare the first of contexts `(n, T, D)` and its answer `(n, D)`, later, if it is time for one."""
+    def consider(self, contexts: Floats, prediction: Prediction) -> None:
+        """Compare the first of contexts `(n, T, D)` with its prediction, later, if it is time for one."""
         now = self._clock()
         if now < self._next or self._running:
             return
         self._next = now + EVERY_S
-        self._running = asyncio.create_task(self._compare(contexts[:1], vectors[0]))
+        self._running = asyncio.create_task(self._compare(contexts[:1], prediction.vectors[0]))
         self._running.add_done_callback(self._rest)
 
     def _rest(self, task: asyncio.Task[None]) -> None:

@@ -29,13 +29,12 @@ from models.runtimes.priority import give_way
 from models.text.encoder import EncoderError, is_same_model
 from service.deploy.canary import Probation, Witness
 from service.deploy.loading import Loaders
-from service.engines.batcher import MicroBatcher
 from service.engines.breaker import STATES, Breaker
 from service.engines.engine import Engine, Identity, Live
-from service.engines.remote import Loan, Remote
-from service.engines.search import Ask as AskSearch
-from service.engines.search import SearchEngine
-from service.engines.text import EncoderEngine
+from service.engines.predict import predict_engine
+from service.engines.remote import EngineSet, PredictEngine, RemoteEngine, RemoteSearch, RemoteSearchModel
+from service.engines.search import SearchModel, search_engine
+from service.engines.text import TextModel, text_engine
 from service.settings import Settings
 from service.tasks import SerialExecutor, catch_and_log, repeat
 from service.telemetry.log import logger
@@ -49,8 +48,8 @@ TRIES = 20  # looks at a lock that somebody else holds, one every `reload_s`
 class Trial:
     """A version on probation: who serves, who would come back, what the alias said of that one."""
 
-    engine: Engine | SearchEngine
-    incumbent: Engine | SearchEngine
+    engine: Engine[Any]
+    incumbent: Engine[Any]
     live: Live
     task: asyncio.Task[None]
 
@@ -77,11 +76,11 @@ class Lineup:
         self.inventory_executor = (
             SerialExecutor()
         )  # where the cards are: thousands take seconds, for which no alias may wait
-        self.engines: dict[str, Engine | Remote] = {}
-        self.candidate: Engine | Remote | None = None
-        self.search: SearchEngine | None = None
-        self._search: AskSearch | None = None  # who searches, where that is somebody else
-        self.encoder: EncoderEngine | None = None
+        self.engines: dict[str, PredictEngine] = {}
+        self.candidate: PredictEngine | None = None
+        self.search: Engine[SearchModel] | None = None
+        self._remote_search: RemoteSearch | None = None
+        self.encoder: Engine[TextModel] | None = None
         self.no_encoder: str | None = None  # why there is none
         self.live: dict[str, Live] = {}
         self._seen: dict[str, str] = {}  # the ids that the aliases pointed at when last looked at
@@ -108,24 +107,24 @@ class Lineup:
             await self._open_encoder()
         await self._loading.run(give_way)  # from now on there are callers
 
-    def borrow(self, loan: Loan) -> None:
-        """Have nets that run elsewhere serve, in place of those borrowed before; of an empty loan nobody does."""
-        self.candidate = loan.engines.get(Alias.CANDIDATE)
+    def set_engines(self, remote: EngineSet) -> None:
+        """Serve by these remote engines, in place of those of the last call."""
+        self.candidate = remote.engines.get(Alias.CANDIDATE)
         self.engines.clear()
-        self.engines.update({alias: loan.engines[alias] for alias in PREDICTORS if alias in loan.engines})
+        self.engines.update({alias: remote.engines[alias] for alias in PREDICTORS if alias in remote.engines})
         ours = {alias: live for alias, live in self.live.items() if alias in self.aliases}
-        self.live = {**loan.live, **ours}
-        self._search = loan.search
+        self.live = {**remote.live, **ours}
+        self._remote_search = remote.search
 
     async def _open_encoder(self) -> None:
         try:
             found = await asyncio.to_thread(self._loaders.encoder)
-            self.encoder = EncoderEngine(found, self._settings, self._metrics)
+            self.encoder = text_engine(found, self._settings, self._metrics)
         except EncoderError as error:  # a service of vectors is whole without
             self.no_encoder = str(error)
             logger().info("no encoder", reason=self.no_encoder)
 
-    def encoder_engine(self, wanted: str, pointer: str) -> EncoderEngine:
+    def encoder_engine(self, wanted: str, pointer: str) -> Engine[TextModel]:
         """Return the engine of the encoder `wanted`, a name on a card; `pointer` is to the text that needs it.
 
         Raises:
@@ -133,12 +132,12 @@ class Lineup:
         """
         if self.encoder is None:
             raise NoEncoder(self.no_encoder or "no encoder", pointer=pointer)
-        if not is_same_model(self.encoder.name, wanted):
+        if not is_same_model(self.encoder.info.name, wanted):
             reads = f"the model reads vectors of {wanted}"
-            raise NoEncoder(f"{reads}, and this service encodes with {self.encoder.name}", pointer=pointer)
+            raise NoEncoder(f"{reads}, and this service encodes with {self.encoder.info.name}", pointer=pointer)
         return self.encoder
 
-    def search_engine(self) -> SearchEngine:
+    def search_engine(self) -> Engine[SearchModel]:
         """Return the engine of the corpus.
 
         Raises:
@@ -146,10 +145,11 @@ class Lineup:
         """
         if self.search is None:
             raise Unavailable("no corpus is promoted as `retriever`")
-        ours = self.search.retriever.card
+        ours = self.search.info
         for engine in self.engines.values():
-            if (ours.dim, ours.encoder) != (engine.shape[1], engine.encoder):
-                raise Unavailable(f"the corpus is of another vector space than `{engine.alias}`")
+            theirs = engine.info
+            if (ours.shape[1], ours.encoder) != (theirs.shape[1], theirs.encoder):
+                raise Unavailable(f"the corpus is of another vector space than `{theirs.alias}`")
         return self.search
 
     @property
@@ -159,24 +159,21 @@ class Lineup:
 
     def stuck_s(self) -> float:
         """Return the longest time, in seconds, that a batch has been running; infinite for a dead thread."""
-        return max((batcher.stuck_s() for batcher in self._batchers().values()), default=0.0)
+        return max((engine.batcher.stuck_s() for engine in self._local()), default=0.0)
 
     def identity(self, alias: str) -> Identity | None:
         """Return who serves `alias`, or None."""
         engine = self._all().get(alias)
-        return engine.identity if engine else None
+        return engine.info.identity if engine else None
 
     def breaker(self, alias: str) -> Breaker | None:
         """Return the breaker before the store that `alias` is searched in, or None."""
-        store = self.search.index_store if alias == Alias.RETRIEVER and self.search else None
-        return store.breaker if store else None
+        return self.search.model.breaker if alias == Alias.RETRIEVER and self.search else None
 
     def warning(self, alias: str) -> str | None:
         """Return what is wrong with the last inputs of `alias`, None where nothing is."""
         engine = self._all().get(alias)
-        if isinstance(engine, Remote):
-            return engine.facts.warning
-        return engine.guard.warning() if engine and engine.guard else None
+        return engine.warning() if engine else None
 
     async def watch(self) -> None:
         """Look at the aliases every `reload_s` seconds, for ever, and follow where they point."""
@@ -252,8 +249,8 @@ class Lineup:
         """Answer what was taken, refuse what comes, within `timeout` seconds."""
         for trial in self._trials.values():
             trial.task.cancel()
-        batchers = [*self._batchers().values(), *(trial.incumbent.batcher for trial in self._trials.values())]
-        ends: list[Awaitable[object]] = [batcher.close(timeout) for batcher in batchers]
+        engines = [*self._local(), *(trial.incumbent for trial in self._trials.values())]
+        ends: list[Awaitable[object]] = [engine.batcher.close(timeout) for engine in engines]
         ends.append(self._loading.shutdown(timeout))
         if self._ending:
             ends.append(asyncio.wait([*self._ending], timeout=timeout))  # it empties itself
@@ -264,25 +261,21 @@ class Lineup:
     def observe(self) -> None:
         """Bring the gauges of the process, of queues and versions up to date."""
         self._metrics.observe_process()
-        self._metrics.model.label_sets = [(alias, *engine.identity) for alias, engine in self._all().items()]
-        for alias, batcher in self._batchers().items():
-            self._metrics.queue_rows.set(batcher.pending_rows, alias)
+        self._metrics.model.label_sets = [(alias, *engine.info.identity) for alias, engine in self._all().items()]
+        for engine in self._local():
+            engine.observe()
         if breaker := self.breaker(Alias.RETRIEVER):
             self._metrics.breaker.set(STATES[breaker.state], Alias.RETRIEVER)
-        for engine in self._ours().values():
-            if engine.guard:
-                engine.guard.observe()
 
-    def _all(self) -> dict[str, Engine | SearchEngine | Remote]:
+    def _all(self) -> dict[str, Engine[Any] | RemoteEngine]:
         others = {Alias.CANDIDATE: self.candidate, Alias.RETRIEVER: self.search}
         return {**self.engines, **{alias: engine for alias, engine in others.items() if engine}}
 
-    def _ours(self) -> dict[str, Engine | SearchEngine]:
-        return {alias: engine for alias, engine in self._all().items() if not isinstance(engine, Remote)}
+    def _ours(self) -> dict[str, Engine[Any]]:
+        return {alias: engine for alias, engine in self._all().items() if isinstance(engine, Engine)}
 
-    def _batchers(self) -> dict[str, MicroBatcher[Any, Any]]:
-        batchers: dict[str, MicroBatcher[Any, Any]] = {alias: engine.batcher for alias, engine in self._ours().items()}
-        return batchers | ({EncoderEngine.alias: self.encoder.batcher} if self.encoder else {})
+    def _local(self) -> list[Engine[Any]]:
+        return [*self._ours().values(), *([self.encoder] if self.encoder else [])]
 
     async def _load(self, alias: str, version: Version) -> None:
         trial = self._trials.get(alias)
@@ -300,24 +293,28 @@ class Lineup:
         if old and known:
             self._try_out(alias, engine, old, known)
 
-    async def _make(self, alias: str, version: Version) -> Engine | SearchEngine:
+    async def _make(self, alias: str, version: Version) -> Engine[Any]:
         if alias == Alias.RETRIEVER:
-            corpus = await self._loading.run(self._loaders.retriever, version)
-            # not where what loads gives way: gRPC's threads take over the priority of the one that starts them
-            store = None if self._search else await asyncio.to_thread(self._loaders.index_store, corpus)
-            return SearchEngine(corpus, self._settings, self._metrics, store, self._search)
+            return search_engine(await self._search_model(version), self._settings, self._metrics)
         net = await self._loading.run(self._loaders.predictor, version)
-        return Engine(net, alias, self._settings, self._metrics, on_loop=alias != Alias.CANDIDATE)
+        return predict_engine(net, alias, self._settings, self._metrics, may_run_inline=alias != Alias.CANDIDATE)
 
-    def _put(self, alias: str, engine: Engine | SearchEngine) -> None:
-        if isinstance(engine, SearchEngine):
+    async def _search_model(self, version: Version) -> SearchModel:
+        corpus = await self._loading.run(self._loaders.retriever, version)
+        if self._remote_search:
+            return RemoteSearchModel(corpus, self._remote_search)
+        # in a thread of normal priority, which gRPC's threads inherit
+        return await asyncio.to_thread(self._loaders.search_model, corpus)
+
+    def _put(self, alias: str, engine: Engine[Any]) -> None:
+        if alias == Alias.RETRIEVER:
             self.search = engine
         elif alias == Alias.CANDIDATE:
             self.candidate = engine
         else:
             self.engines[alias] = engine
 
-    def _retire(self, old: Engine | SearchEngine) -> None:
+    def _retire(self, old: Engine[Any]) -> None:
         self._see_to(old.batcher.close(self._settings.grace_s))
 
     def _see_to(self, end: Coroutine[Any, Any, None]) -> None:
@@ -327,20 +324,20 @@ class Lineup:
 
     # ---- trials
 
-    def _try_out(self, alias: str, engine: Engine | SearchEngine, incumbent: Engine | SearchEngine, live: Live) -> None:
+    def _try_out(self, alias: str, engine: Engine[Any], incumbent: Engine[Any], live: Live) -> None:
         if alias == Alias.CANDIDATE:
             self._retire(incumbent)
             return
-        probation = Probation(incumbent.conduct, engine.conduct, self._settings, self._clock)
-        if isinstance(engine, Engine) and isinstance(incumbent, Engine) and engine.reads == incumbent.reads:
-            engine.witness = Witness(incumbent.predict, probation.compare, self._clock).consider
+        probation = Probation(incumbent.stats, engine.stats, self._settings, self._clock)
+        if alias != Alias.RETRIEVER and engine.info.input_space == incumbent.info.input_space:
+            engine.on_answer = Witness(incumbent.run, probation.compare, self._clock).consider
         task = asyncio.create_task(catch_and_log("probation", self._judge(alias, probation)))
         self._trials[alias] = Trial(engine, incumbent, live, task)
 
     def _end_trial(self, alias: str) -> Trial | None:
         trial = self._trials.pop(alias, None)
-        if trial and isinstance(trial.engine, Engine):
-            trial.engine.witness = None
+        if trial:
+            trial.engine.on_answer = None
         if trial and trial.task is not asyncio.current_task():
             trial.task.cancel()
         return trial

@@ -16,8 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.retrieval.retriever import Search
 from models.vectors import Floats
-from service.engines.router import EngineLike, Routed
-from service.engines.search import SearchEngine
+from service.engines.engine import Engine
+from service.engines.remote import PredictEngine
+from service.engines.router import Routed
+from service.engines.search import SearchModel
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import current_span
@@ -32,8 +34,8 @@ class Shadow:
 
     def __init__(
         self,
-        candidate: Callable[[], EngineLike | None],
-        search: Callable[[], SearchEngine | None],
+        candidate: Callable[[], PredictEngine | None],
+        search: Callable[[], Engine[SearchModel] | None],
         settings: Settings,
         metrics: Metrics,
         draw: Callable[[], float] = random,
@@ -45,7 +47,7 @@ class Shadow:
     def consider(self, contexts: Floats, routed: Routed) -> None:
         """Compare the first of `contexts` `(n, T, D)` with its answer, later, if the lot falls on it."""
         engine = self._candidate()
-        if engine is None or engine.shape != contexts.shape[1:] or self._draw() >= self._share:
+        if engine is None or engine.info.shape != contexts.shape[1:] or self._draw() >= self._share:
             return
         if len(self._running) >= MOST:
             self._metrics.shadowed.inc("skipped")
@@ -58,10 +60,10 @@ class Shadow:
         """Wait for the comparisons that run."""
         await asyncio.gather(*self._running)
 
-    async def _compare(self, engine: EngineLike, context: Floats, routed: Routed) -> None:
+    async def _compare(self, engine: PredictEngine, context: Floats, routed: Routed) -> None:
         current_span.set(None)  # the caller's trace is of what the caller waited for
         try:
-            theirs, ours = await engine.predict(context, monotonic() + PATIENCE_S), routed.prediction
+            theirs, ours = await engine.run(context, monotonic() + PATIENCE_S), routed.prediction
             cosine = float(np.vecdot(theirs.vectors[0], ours.vectors[0]))
             overlap = await self._overlap(theirs.vectors[0], ours.vectors[0])
         except Exception:  # whatever befalls the candidate is for the counter alone
@@ -76,10 +78,10 @@ class Shadow:
 
     async def _overlap(self, theirs: Floats, ours: Floats) -> float | None:
         engine = self._search()
-        if engine is None or engine.retriever.dim != len(ours):
+        if engine is None or engine.info.shape[1] != len(ours):
             return None
         deadline = monotonic() + PATIENCE_S
-        found = [await engine.search(Search(query, TOP), deadline) for query in (theirs, ours)]
+        found = [await engine.run(Search(query, TOP), deadline) for query in (theirs, ours)]
         first, second = ({hit.row for hit in each.hits} for each in found)
         return len(first & second) / max(len(first), 1)
 

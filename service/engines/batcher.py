@@ -1,8 +1,8 @@
-"""The micro-batcher: whatever queued while the device was busy forms the next batch.
+"""The micro-batcher: the rows that queue while the model runs form the next batch.
 
-Callers live on the event loop. The work runs in one thread: tickets cross over in a queue and come back
-a batch at a time. Or, where the work costs less than the way to a thread and back, on the loop itself.
-Generic: knows items and how many rows each has, not what they are.
+Callers live on the event loop. The model runs in one thread: tickets cross over in a queue and come back a batch at a
+time. If a run costs less than the way to a thread and back, it runs on the event loop instead. The batcher is generic:
+it knows items and how many rows each has, not what they are.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from lvm.errors import (
     Draining,
@@ -22,28 +23,30 @@ from lvm.errors import (
     ModelFailed,
     Overloaded,
 )
-from service.engines.batch_sizer import Sizing
+from service.engines.batch_sizer import BatchSizer
 from service.overload.fairness import FairQueue
-from service.telemetry.tracing import (
-    Attributes,
-    BatchedRequest,
-    RequestSpan,
-    StageTimes,
-    current_span,
-    export_batch_spans,
-)
 
-GIVE_UP = 3  # failures in a row
-WINDOW = 2  # items of one request in the queue: one runs, one is ready
+MAX_FAILURES_IN_A_ROW = 3
+MAX_QUEUED_PARTS = 2  # of one request: one runs, one is ready
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-class Ticket(Generic[Item, Answer]):
-    """One item on its way through: who waits for it, until when, and what became of it.
+@dataclass(frozen=True)
+class BatchLimits:
+    """Limits of a batcher: rows of a batch, rows in the queue, and seconds that a batch waits to fill up."""
 
-    `queue_s` and `infer_s` are seconds; `batch_rows` the rows that ran together.
+    max_rows: int
+    max_queue: int
+    max_wait_s: float = 0.0
+
+
+class Ticket(Generic[Item, Answer]):
+    """One item on its way through the batcher: its caller's future and deadline, then its answer or error, and times.
+
+    `queue_s` and `run_s` are seconds; `batch_rows` the rows that ran together; `tag` what the batcher's `tag` returned
+    when the item was submitted.
     """
 
     __slots__ = (
@@ -52,30 +55,34 @@ class Ticket(Generic[Item, Answer]):
         "deadline",
         "error",
         "future",
-        "infer_s",
         "item",
         "queue_s",
-        "recorded",
+        "queued_at",
         "rows",
-        "since",
+        "run_s",
+        "tag",
     )
 
-    def __init__(self, item: Item, rows: int, deadline: float, future: asyncio.Future[None]) -> None:
-        self.item, self.rows, self.deadline, self.future = item, rows, deadline, future
-        self.since = perf_counter()
-        self.queue_s = self.infer_s = 0.0
+    def __init__(self, item: Item, rows: int, deadline: float, future: asyncio.Future[None], tag: Any) -> None:
+        self.item = item
+        self.rows = rows
+        self.deadline = deadline
+        self.future = future
+        self.tag = tag
+        self.queued_at = perf_counter()
+        self.queue_s = 0.0
+        self.run_s = 0.0
         self.batch_rows = 0
         self.answer: Answer
         self.error: Exception | None = None
-        self.recorded: RequestSpan | None = current_span.get()
 
-    def abandon(self) -> None:
-        """Let go of the item: a ticket may stand in the queue of a hung thread for long."""
+    def drop_item(self) -> None:
+        """Let go of the item: the ticket may stay in the queue of a hung thread for long."""
         del self.item
 
     @property
     def is_live(self) -> bool:
-        """Whether somebody still waits for the answer, and has time."""
+        """Whether a caller still waits for the answer, and has time."""
         return not self.future.done() and self.deadline > monotonic()
 
 
@@ -83,28 +90,31 @@ Queue = SimpleQueue["Ticket[Item, Answer] | None"] | FairQueue["Ticket[Item, Ans
 
 
 class Batch(NamedTuple):
-    """What the batcher tells about a batch that ran: rows, when it began, seconds, and why it was released."""
+    """A batch that ran: its rows, when it began (perf_counter), seconds, why it was released, and its tickets."""
 
     rows: int
-    began: float  # of perf_counter
+    began: float
     seconds: float
     reason: str  # full | free | waited
+    tickets: Sequence[Ticket[Any, Any]]
 
 
 Run = Callable[[list[Item]], Sequence["Answer | Exception"]]
 
 
 class MicroBatcher(Generic[Item, Answer]):
-    """Runs items in batches of up to `max_rows` rows, or those that are worth it, in order, in one thread of its own.
+    """Runs items in batches of up to `max_rows` rows, fewer if larger batches gain nothing, in order, in one thread.
 
-    `inline`, it runs them on the event loop, one batch a turn: for work that is sure to end and takes a
-    fraction of a millisecond. Such a batch is what came in since the loop last turned.
-
-    With a `client_of`, which says whose an item is, clients take turns.
-
-    `run` maps n items to n answers, in order; an answer that is an exception fails its item alone. When
-    `run` itself raises, the items of the batch are run one by one, so that one bad item fails alone.
-    `laps` says for a trace what the seconds of a run went into, by an answer of it, None where there is none.
+    Args:
+        run: maps n items to n answers, in order; an answer that is an exception fails its item alone. If `run` raises,
+            the items of the batch are run one by one, so that one bad item fails alone.
+        name: of the thread.
+        limits: of batches and of the queue.
+        runs_inline: run on the event loop, one batch per iteration: for work that is sure to end and takes a fraction
+            of a millisecond. A batch is then what was submitted since the last iteration of the loop.
+        client_of: returns the client of an item; clients then take turns in the queue.
+        tag: called when an item is submitted, in its caller's context; the ticket carries what it returns.
+        on_batch: called on the event loop after each batch.
     """
 
     def __init__(
@@ -112,59 +122,63 @@ class MicroBatcher(Generic[Item, Answer]):
         run: Run[Item, Answer],
         *,
         name: str,
-        max_rows: int,
-        max_queue: int,
-        max_wait_s: float = 0.0,
-        inline: bool = False,
+        limits: BatchLimits,
+        runs_inline: bool = False,
         client_of: Callable[[Item], Hashable] | None = None,
+        tag: Callable[[], Any] = lambda: None,
         on_batch: Callable[[Batch], None] = lambda batch: None,
-        laps: Callable[[Answer | None, float], StageTimes] = lambda _, seconds: (("infer", seconds),),
     ) -> None:
-        self._run, self._on_batch, self._laps, self._name = run, on_batch, laps, name
-        self._sizing, self._max_queue, self._max_wait_s = Sizing(max_rows), max_queue, max_wait_s
+        self._run = run
+        self._tag = tag
+        self._on_batch = on_batch
+        self._max_queue = limits.max_queue
+        self._max_wait_s = limits.max_wait_s
+        self._sizer = BatchSizer(limits.max_rows)
         self._loop = asyncio.get_running_loop()
-        self._queue: Queue[Item, Answer] = SimpleQueue() if client_of is None else _fair(client_of)
+        self._queue: Queue[Item, Answer] = SimpleQueue() if client_of is None else _fair_queue(client_of)
         self._waiting: dict[Ticket[Item, Answer], None] = {}
-        self._next_check = math.inf
+        self._next_expiry = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
+        self.is_closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._rate = 0.0  # rows a second, smoothed
+        self._rows_per_s = 0.0  # smoothed
         self._running_since: float | None = None
-        self._held: Ticket[Item, Answer] | None = None  # the one that did not fit into the last batch
-        self._will_turn = False
+        self._left_over: Ticket[Item, Answer] | None = None  # did not fit into the last batch
+        self._is_scheduled = False
         self.pending_rows = 0
-        self._thread = None if inline else threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
+        self._thread = None if runs_inline else threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
         if self._thread:
             self._thread.start()
 
     async def submit(self, items: Sequence[tuple[Item, int]], deadline: float) -> list[Ticket[Item, Answer]]:
-        """Return the tickets of `items`, pairs of an item and its rows, once every answer is there.
+        """Return the tickets of `items`, pairs of an item and its rows, when every answer is there.
 
-        All are taken or none; two at a time stand in the queue, so that others get their turn between
-        the parts of a large request. `deadline` is on the monotonic clock.
+        The batcher takes all items or none. At most `MAX_QUEUED_PARTS` of them are in the queue at a time, so that
+        other requests run between the parts of a large one. `deadline` is on the monotonic clock.
 
         Raises:
-            Overloaded: their rows would overfill the queue.
+            Overloaded: the rows do not fit into the queue.
             Draining: the batcher is closed, or its thread is dead.
             Expired: the deadline passed before there was an answer.
-            Exception: what the first failed item failed with.
+            Exception: the error of the first item that failed.
         """
-        rows = sum([rows for _, rows in items])
+        rows = 0
+        for _, size in items:
+            rows += size
         self._admit(rows)
         tickets: list[Ticket[Item, Answer]] = []
         try:
             for item, size in items:
-                if len(tickets) >= WINDOW:
-                    await tickets[-WINDOW].future
-                tickets.append(self._enter(item, size, deadline))
-            for ticket in tickets[-WINDOW:]:
+                if len(tickets) >= MAX_QUEUED_PARTS:
+                    await tickets[-MAX_QUEUED_PARTS].future
+                tickets.append(self._enqueue(item, size, deadline))
+            for ticket in tickets[-MAX_QUEUED_PARTS:]:
                 await ticket.future
         finally:
             self.pending_rows -= rows
             for ticket in tickets:
-                self._leave(ticket)
+                self._discard(ticket)
         for ticket in tickets:
             if ticket.error is not None:
                 raise ticket.error
@@ -172,18 +186,18 @@ class MicroBatcher(Generic[Item, Answer]):
 
     def backlog_s(self) -> int:
         """Return in how many whole seconds the waiting rows will have run, at least 1."""
-        return max(1, math.ceil(self.pending_rows / self._rate)) if self._rate else 1
+        return max(1, math.ceil(self.pending_rows / self._rows_per_s)) if self._rows_per_s else 1
 
     def stuck_s(self) -> float:
-        """Return for how many seconds the running batch has run, infinite where the thread is dead."""
+        """Return for how many seconds the running batch has run, infinite if the thread is dead."""
         if self._is_dead():
             return math.inf
         since = self._running_since
         return 0.0 if since is None else perf_counter() - since
 
     async def close(self, timeout: float) -> None:
-        """Take nothing more, wait until all that was taken is answered or `timeout` seconds passed."""
-        self._closed = True
+        """Accept nothing more; return when all that was accepted is answered, or after `timeout` seconds."""
+        self.is_closed = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout)
         self._queue.put(None)
@@ -194,36 +208,36 @@ class MicroBatcher(Generic[Item, Answer]):
     # ---- on the event loop
 
     def _admit(self, rows: int) -> None:
-        if self._closed or self._is_dead():
-            raise Draining("this engine takes no more requests")
+        if self.is_closed or self._is_dead():
+            raise Draining("this engine accepts no more requests")
         if max(self.pending_rows + rows, self._queue.qsize()) > self._max_queue:
             raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.backlog_s())
         self.pending_rows += rows
 
-    def _enter(self, item: Item, rows: int, deadline: float) -> Ticket[Item, Answer]:
-        ticket: Ticket[Item, Answer] = Ticket(item, rows, deadline, self._loop.create_future())
+    def _enqueue(self, item: Item, rows: int, deadline: float) -> Ticket[Item, Answer]:
+        ticket: Ticket[Item, Answer] = Ticket(item, rows, deadline, self._loop.create_future(), self._tag())
         self._waiting[ticket] = None
         self._idle.clear()
-        if deadline < self._next_check:
-            self._check_at(deadline)
+        if deadline < self._next_expiry:
+            self._expire_at(deadline)
         self._queue.put(ticket)
-        if self._thread is None and not self._will_turn:
-            self._will_turn = True
-            self._loop.call_soon(self._turn)
+        if self._thread is None and not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._run_next_inline)
         return ticket
 
-    def _leave(self, ticket: Ticket[Item, Answer]) -> None:
+    def _discard(self, ticket: Ticket[Item, Answer]) -> None:
         if not ticket.future.done():
             ticket.future.cancel()  # the caller has left: the thread skips it
-        ticket.abandon()
+        ticket.drop_item()
         del self._waiting[ticket]
         if not self._waiting:
             self._idle.set()
 
-    def _check_at(self, deadline: float) -> None:
+    def _expire_at(self, deadline: float) -> None:
         if self._timer:
             self._timer.cancel()
-        self._next_check = deadline
+        self._next_expiry = deadline
         self._timer = self._loop.call_later(deadline - monotonic(), self._expire)
 
     def _expire(self) -> None:
@@ -232,108 +246,112 @@ class MicroBatcher(Generic[Item, Answer]):
             if ticket.deadline <= now and not ticket.future.done():
                 ticket.error = Expired("the deadline passed before there was an answer")
                 ticket.future.set_result(None)
-        self._next_check = math.inf
+        self._next_expiry = math.inf
         later = min((t.deadline for t in self._waiting if not t.future.done()), default=None)
         if later is not None:
-            self._check_at(later)
+            self._expire_at(later)
 
-    def _turn(self) -> None:
-        first = self._held or self._queue.get_nowait()
-        if first is not None:  # None where it was closed with a turn to come
-            self._deliver(*self._serve(first))
-        self._will_turn = self._held is not None or not self._queue.empty()
-        if self._will_turn:
-            self._loop.call_soon(self._turn)
+    def _run_next_inline(self) -> None:
+        first = self._left_over or self._queue.get_nowait()
+        # None if the batcher was closed after this call was scheduled
+        if first is not None:
+            self._deliver(self._run_next(first))
+        self._is_scheduled = self._left_over is not None or not self._queue.empty()
+        if self._is_scheduled:
+            self._loop.call_soon(self._run_next_inline)
 
-    def _deliver(self, tickets: list[Ticket[Item, Answer]], batch: Batch | None) -> None:
+    def _deliver(self, batch: Batch | None) -> None:
         if batch is None:
             return
-        for ticket in tickets:
+        for ticket in batch.tickets:
             if not ticket.future.done():
                 ticket.future.set_result(None)
-        rate = batch.rows / batch.seconds if batch.seconds else self._rate
-        self._rate += (rate - self._rate) * 0.1 if self._rate else rate
+        rate = batch.rows / batch.seconds if batch.seconds else self._rows_per_s
+        self._rows_per_s += (rate - self._rows_per_s) * 0.1 if self._rows_per_s else rate
         self._on_batch(batch)
-        rides = [self._ride(ticket, ticket.recorded, batch) for ticket in tickets if ticket.recorded is not None]
-        if rides:
-            told: Attributes = {"lvm.rows": batch.rows, "lvm.reason": batch.reason}
-            export_batch_spans(self._name, batch.began, batch.seconds, told, rides)
 
-    def _ride(self, ticket: Ticket[Item, Answer], recorded: RequestSpan, batch: Batch) -> BatchedRequest:
-        answer = None if ticket.error else ticket.answer
-        error = type(ticket.error).__name__ if ticket.error else None
-        return BatchedRequest(recorded, ticket.since, self._laps(answer, batch.seconds), error)
-
-    # ---- in the thread, where there is one
+    # ---- in the thread, if there is one
 
     def _work(self) -> None:
-        while (first := self._held or self._queue.get()) is not None:
-            served = self._serve(first)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(self._deliver, *served)
+        while (first := self._left_over or self._queue.get()) is not None:
+            batch = self._run_next(first)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits any more
+                self._loop.call_soon_threadsafe(self._deliver, batch)
 
-    def _serve(self, first: Ticket[Item, Answer]) -> tuple[list[Ticket[Item, Answer]], Batch | None]:
-        """Run the batch that begins with `first`; return its tickets that somebody waits for, if any."""
+    def _run_next(self, first: Ticket[Item, Answer]) -> Batch | None:
+        """Run and return the batch that begins with `first`; return None if no caller waits for any of it."""
         tickets, reason = self._gather(first)
-        live = [pair for pair in map(_take, tickets) if pair]
-        return [ticket for ticket, _ in live], self._run_batch(live, reason) if live else None
+        live = [pair for pair in map(_with_item, tickets) if pair]
+        return self._run_batch(live, reason) if live else None
 
     def _gather(self, first: Ticket[Item, Answer]) -> tuple[list[Ticket[Item, Answer]], str]:
-        """Return the tickets of the next batch and why it is released; hold the one that no longer fits."""
-        tickets, rows, most = [first], first.rows, self._sizing.rows
-        self._held = None
-        until = first.since + self._max_wait_s
-        while rows < most:
+        """Return the tickets of the next batch and why it is released; keep the one that no longer fits."""
+        tickets = [first]
+        rows = first.rows
+        max_rows = self._sizer.rows
+        self._left_over = None
+        until = first.queued_at + self._max_wait_s
+        while rows < max_rows:
             try:
-                ticket = self._next(until)
+                ticket = self._next_ticket(until)
             except Empty:
                 return tickets, "waited" if self._max_wait_s else "free"
             if ticket is None:
                 self._queue.put(None)
                 return tickets, "free"
-            if rows + ticket.rows > most:
-                self._held = ticket
+            if rows + ticket.rows > max_rows:
+                self._left_over = ticket
                 return tickets, "full"
             tickets.append(ticket)
             rows += ticket.rows
         return tickets, "full"
 
-    def _next(self, until: float) -> Ticket[Item, Answer] | None:
-        patience = until - perf_counter() if self._max_wait_s else 0.0
-        return self._queue.get(timeout=patience) if patience > 0 else self._queue.get_nowait()
+    def _next_ticket(self, until: float) -> Ticket[Item, Answer] | None:
+        left_s = until - perf_counter() if self._max_wait_s else 0.0
+        return self._queue.get(timeout=left_s) if left_s > 0 else self._queue.get_nowait()
 
     def _run_batch(self, live: list[tuple[Ticket[Item, Answer], Item]], reason: str) -> Batch:
-        self._running_since = began = perf_counter()
+        began = perf_counter()
+        self._running_since = began
         answers = self._answers(live)
         seconds = perf_counter() - began
         self._running_since = None
-        rows, failed = sum(ticket.rows for ticket, _ in live), False
-        for (ticket, _), answer in zip(live, answers, strict=True):
-            ticket.queue_s, ticket.infer_s, ticket.batch_rows = began - ticket.since, seconds, rows
+        tickets = []
+        rows = 0
+        for ticket, _ in live:
+            tickets.append(ticket)
+            rows += ticket.rows
+        failed = False
+        for ticket, answer in zip(tickets, answers, strict=True):
+            ticket.queue_s = began - ticket.queued_at
+            ticket.run_s = seconds
+            ticket.batch_rows = rows
             if isinstance(answer, Exception):
-                ticket.error, failed = ticket.error or answer, True
+                ticket.error = ticket.error or answer
+                failed = True
             else:
                 ticket.answer = answer
-        if not failed:  # what raises is quick, or was run one by one
-            self._sizing.learn(rows, seconds)
-        return Batch(rows, began, seconds, reason)
+        # a run that raises is quick, or was repeated one by one: its time says nothing about the size
+        if not failed:
+            self._sizer.learn(rows, seconds)
+        return Batch(rows, began, seconds, reason, tickets)
 
     def _answers(self, live: list[tuple[Ticket[Item, Answer], Item]]) -> Sequence[Answer | Exception]:
         try:
             answers = self._run([item for _, item in live])
-        except Exception as error:  # whatever a net may raise; it is counted and told on
+        except Exception as error:  # a model may raise anything
             failure = ModelFailed(f"the model raised {type(error).__name__}")
             return [failure] if len(live) == 1 else self._one_by_one(live)
         if len(answers) == len(live):
             return answers
-        return [ModelFailed(f"the model gave {len(answers)} answers to {len(live)} items")] * len(live)
+        return [ModelFailed(f"the model returned {len(answers)} answers to {len(live)} items")] * len(live)
 
     def _one_by_one(self, live: list[tuple[Ticket[Item, Answer], Item]]) -> list[Answer | Exception]:
-        """Run the items of a failed batch singly; after `GIVE_UP` failures in a row it is not the items."""
+        """Run the items of a failed batch singly; after `MAX_FAILURES_IN_A_ROW` the fault is not in the items."""
         answers: list[Answer | Exception] = []
         for ticket, item in live:
-            recent = answers[-GIVE_UP:]
-            if len(recent) == GIVE_UP and all(isinstance(answer, ModelFailed) for answer in recent):
+            recent = answers[-MAX_FAILURES_IN_A_ROW:]
+            if len(recent) == MAX_FAILURES_IN_A_ROW and all(isinstance(answer, ModelFailed) for answer in recent):
                 answers.append(recent[-1])
             elif ticket.is_live:
                 answers += self._answers([(ticket, item)])
@@ -343,20 +361,20 @@ class MicroBatcher(Generic[Item, Answer]):
         return answers
 
 
-def _fair(client_of: Callable[[Item], Hashable]) -> FairQueue[Ticket[Item, Answer] | None]:
-    return FairQueue(lambda ticket: None if ticket is None else client_of(ticket.item))
-
-
 def mark_alone(answers: Sequence[object]) -> None:
-    """Mark the failures among answers of which some are none."""
+    """Mark the failures among `answers` as their items' own, if other items of the batch did not fail."""
     failures = [answer for answer in answers if isinstance(answer, ModelFailed)]
     if len(failures) < sum(not isinstance(answer, Expired) for answer in answers):
         for failure in failures:
             failure.alone = True
 
 
-def _take(ticket: Ticket[Item, Answer]) -> tuple[Ticket[Item, Answer], Item] | None:
-    """Return a ticket with its item, which the loop may let go of at any time; None where nobody waits."""
+def _fair_queue(client_of: Callable[[Item], Hashable]) -> FairQueue[Ticket[Item, Answer] | None]:
+    return FairQueue(lambda ticket: None if ticket is None else client_of(ticket.item))
+
+
+def _with_item(ticket: Ticket[Item, Answer]) -> tuple[Ticket[Item, Answer], Item] | None:
+    """Return a ticket with its item, which the event loop may drop at any time; None if no caller waits."""
     try:
         return (ticket, ticket.item) if ticket.is_live else None
     except AttributeError:

@@ -1,101 +1,56 @@
-"""The engine: one loaded version with its batcher. Takes many rows or few, answers finite vectors."""
+"""The engine: runs one version of a model, with a batcher, statistics and a drift detector.
+
+What differs between kinds of model is in an adapter, a `Model`: `predict.py`, `search.py`, `text.py`. A new kind of
+model is one such file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-
-from lvm.errors import ModelFailed
 from models.drift import ReferenceStats
 from models.vectors import Floats
-from service.engines.batcher import Batch, MicroBatcher, mark_alone
-from service.engines.drift import Guard
-from service.engines.stats import Conduct, full_wait_s, is_telling
-from service.settings import Settings
+from service.engines.batcher import Batch, BatchLimits, MicroBatcher, Ticket
+from service.engines.drift import DriftDetector
+from service.engines.stats import EngineStats, is_engine_fault
 from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Attributes, BatchedRequest, RequestSpan, current_span, export_batch_spans
 
 Identity = tuple[str, str, str, str]  # model, version, sha256, runtime
+Stages = tuple[tuple[str, float], ...]  # names and seconds, one after another
 
 
-class CardLike(Protocol):
-    """What the service reads of a model card."""
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine serves, as plain values. `shape` is (T, D) of a context; `encoder` made the vectors it reads."""
 
-    @property
-    def dim(self) -> int:
-        """D."""
-        ...
-
-    @property
-    def context_length(self) -> int:
-        """T."""
-        ...
-
-    @property
-    def encoder(self) -> str:
-        """The encoder whose vectors it reads."""
-        ...
-
-
-class Versioned(Protocol):
-    """What a predictor and a retriever both say of themselves."""
+    alias: str
+    name: str
+    version: str
+    sha256: str
+    runtime: str
+    shape: tuple[int, int]
+    encoder: str
+    warning: str | None = None
 
     @property
-    def name(self) -> str:
-        """The model's name."""
-        ...
+    def identity(self) -> Identity:
+        """The label values of `lvm_model_info` after the alias."""
+        return self.name, self.version, self.sha256, self.runtime
 
     @property
-    def version(self) -> str:
-        """The version, without the name."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Digest of what was loaded."""
-        ...
-
-    @property
-    def runtime(self) -> str:
-        """What executes it."""
-        ...
-
-    @property
-    def card(self) -> CardLike:
-        """Its model card."""
-        ...
-
-
-class PredictorLike(Versioned, Protocol):
-    """What an engine runs: `models.predictor.Predictor`, or a fake of it."""
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether it is sure to end, and a row takes less than the way to a thread and back."""
-        ...
-
-    @property
-    def reference_stats(self) -> ReferenceStats | None:
-        """The space of its inputs, None where that is not known."""
-        ...
-
-    def predict_batch(self, contexts: Floats) -> Floats:
-        """Map contexts `(B, T, D)` to next vectors `(B, D)`."""
-        ...
-
-
-def identity(served: Versioned) -> Identity:
-    """Return the label values of `lvm_model_info` after the alias."""
-    return served.name, served.version, served.sha256, served.runtime
+    def input_space(self) -> tuple[int, int, str]:
+        """T, D and the encoder: engines with the same can answer the same requests."""
+        return (*self.shape, self.encoder)
 
 
 @dataclass(frozen=True)
 class Live:
-    """What an alias serves, since when, and the version it was last asked to serve but refused."""
+    """The version that an alias serves, since when, and the version that it last refused to serve, with the reason."""
 
     version: str
     since: str
@@ -103,102 +58,129 @@ class Live:
     reason: str | None = None
 
 
-class Prediction(NamedTuple):
-    """Vectors `(n, D)`, who made them, and where the time went (seconds)."""
-
-    vectors: Floats
-    model: str
-    version: str
-    queue_s: float
-    infer_s: float
-    batch_rows: int
-    replica: str = ""  # where it was made, of several places
+Request = TypeVar("Request", contravariant=True)
+Answer = TypeVar("Answer", covariant=True)
 
 
-class Engine:
-    """Serves one predictor; one batch runs at a time, on the event loop only where `on_loop` lets it."""
+class Model(Protocol[Request, Answer]):
+    """What an engine runs: an adapter that turns requests into items of batches, and results into answers."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it serves."""
+        ...
+
+    @property
+    def reference(self) -> ReferenceStats | None:
+        """Statistics of the inputs that it was made for; None if they are not known."""
+        ...
+
+    def run(self, items: list[Any], watch: Callable[[Floats], None]) -> Sequence[Any]:
+        """Return the result of each item of a batch, or its error; call `watch` with input contexts `(B, T, D)`."""
+        ...
+
+    def stages(self, result: Any | None, seconds: float) -> Stages:
+        """Return the stages of a batch that took `seconds`, by one of its results; None if that item failed."""
+        ...
+
+    async def answer(self, request: Request, deadline: float, batcher: MicroBatcher[Any, Any]) -> Answer:
+        """Submit the items of `request` to `batcher` and return the answer; `deadline` is on the monotonic clock."""
+        ...
+
+
+M = TypeVar("M", bound=Model[Any, Any], covariant=True)
+
+
+class Engine(Generic[M]):
+    """Runs one `model`; one batch runs at a time.
+
+    Args:
+        model: what it runs.
+        limits: of its batches and its queue.
+        metrics: where it counts.
+        runs_inline: run on the event loop instead of in a thread (see `MicroBatcher`).
+        full_wait_s: a caller who waited so many seconds in vain shows that the engine hangs. None if the time of an
+            answer depends more on the request than on the model: then no time counts against the engine.
+        client_of: returns the client of an item; clients then take turns.
+    """
 
     def __init__(
-        self, predictor: PredictorLike, alias: str, settings: Settings, metrics: Metrics, *, on_loop: bool = True
+        self,
+        model: M,
+        limits: BatchLimits,
+        metrics: Metrics,
+        *,
+        runs_inline: bool = False,
+        full_wait_s: float | None = None,
+        client_of: Callable[[Any], Hashable] | None = None,
     ) -> None:
-        self.predictor, self.alias = predictor, alias
-        self.identity = identity(predictor)
-        self.name, self.version, _, self.runtime = self.identity
-        self.shape = (predictor.card.context_length, predictor.card.dim)
-        self.encoder = predictor.card.encoder
-        self.reads = (*self.shape, self.encoder)
-        self._max_batch = settings.max_batch
+        self.model = model
+        self.info = model.info
+        self.stats = EngineStats()
+        self._alias = alias = self.info.alias
+        self.drift = DriftDetector(model.reference, alias, metrics) if model.reference else None
+        # called with each request and its answer: the comparer of a canary
+        self.on_answer: Callable[[Any, Any], None] | None = None
+        self._full_wait_s = full_wait_s
         self._metrics = metrics
-        self._rows = metrics.batch_rows.labels(alias)
-        self.guard = Guard(predictor.reference_stats, alias, metrics) if predictor.reference_stats else None
-        self.conduct, self._patience = Conduct(), full_wait_s(settings)
-        self.witness: Callable[[Floats, Floats], None] | None = None  # sees contexts and answers
-        self.batcher: MicroBatcher[Floats, Floats] = MicroBatcher(
-            self._run,
+        self._batch_rows = metrics.batch_rows.labels(alias)
+        self.batcher: MicroBatcher[Any, Any] = MicroBatcher(
+            partial(model.run, watch=self.drift.watch if self.drift else _ignore),
             name=alias,
-            max_rows=settings.max_batch,
-            max_queue=settings.max_queue,
-            max_wait_s=settings.max_wait_ms / 1000,
-            on_batch=self._observe,
-            inline=on_loop and predictor.is_quick and not settings.max_wait_ms,
+            limits=limits,
+            runs_inline=runs_inline,
+            client_of=client_of,
+            tag=current_span.get,
+            on_batch=self._on_batch,
         )
 
-    async def predict(self, contexts: Floats, deadline: float) -> Prediction:
-        """Return the next vectors of contexts `(n, T, D)`; more than a batch of them run in several.
+    async def run(self: Engine[Model[Request, Answer]], request: Request, deadline: float) -> Answer:
+        """Return the answer of the model to `request` before `deadline`, on the monotonic clock.
 
         Raises:
             Overloaded, Draining, Expired: as `MicroBatcher.submit`.
-            ModelFailed: the net raised or answered something else than finite vectors.
+            ModelFailed: the model raised, or returned values that are not finite.
+            Invalid, NoEncoder: as the model.
         """
-        patient = deadline - monotonic() >= self._patience
+        had_full_wait = self._full_wait_s is not None and deadline - monotonic() >= self._full_wait_s
         try:
-            tickets = await self.batcher.submit(self._parts(contexts), deadline)
+            answer = await self.model.answer(request, deadline, self.batcher)
         except Exception as error:
-            self.conduct.failed += is_telling(error, patient=patient)
+            self.stats.failed += is_engine_fault(error, had_full_wait=had_full_wait)
             raise
-        self.conduct.answered += 1
-        vectors = _joined([ticket.answer for ticket in tickets])
-        if self.witness:
-            self.witness(contexts, vectors)
-        return Prediction(
-            vectors,
-            self.name,
-            self.version,
-            tickets[-1].queue_s,
-            sum([ticket.infer_s for ticket in tickets]),
-            tickets[-1].batch_rows,
-        )
+        self.stats.answered += 1
+        if self.on_answer:
+            self.on_answer(request, answer)
+        return answer
 
-    def _parts(self, contexts: Floats) -> list[tuple[Floats, int]]:
-        rows, most = len(contexts), self._max_batch
-        if rows <= most:
-            return [(contexts, rows)]
-        return [(contexts[at : at + most], min(most, rows - at)) for at in range(0, rows, most)]
+    def describe(self) -> EngineInfo:
+        """Return what it serves, with the warning about its last inputs."""
+        return replace(self.info, warning=self.warning())
 
-    def _run(self, items: list[Floats]) -> Sequence[Floats | Exception]:
-        contexts = _joined(items)
-        if self.guard:
-            self.guard.watch(contexts)
-        vectors = self.predictor.predict_batch(contexts)
-        if vectors.shape != (len(contexts), self.shape[1]):
-            raise ValueError(f"answers of shape {vectors.shape}")
-        parts = _split(vectors, items)
-        if np.isfinite(vectors).all():
-            return parts
-        answers = [part if np.isfinite(part).all() else ModelFailed("the answer is not finite") for part in parts]
-        mark_alone(answers)
-        return answers
+    def warning(self) -> str | None:
+        """Return what is wrong with the last inputs, or None."""
+        return self.drift.warning() if self.drift else None
 
-    def _observe(self, batch: Batch) -> None:
-        self._rows.observe(batch.rows)
-        self.conduct.note(batch.rows, batch.seconds)
-        self._metrics.batch_released.inc(self.alias, batch.reason)
+    def observe(self) -> None:
+        """Bring the gauges up to date."""
+        self._metrics.queue_rows.set(self.batcher.pending_rows, self._alias)
+        if self.drift:
+            self.drift.observe()
+
+    def _on_batch(self, batch: Batch) -> None:
+        self._batch_rows.observe(batch.rows)
+        self._metrics.batch_released.inc(self._alias, batch.reason)
+        if self._full_wait_s is not None:
+            self.stats.add_batch(batch.rows, batch.seconds)
+        traced = [self._span(ticket, ticket.tag, batch) for ticket in batch.tickets if ticket.tag is not None]
+        if traced:
+            attributes: Attributes = {"lvm.rows": batch.rows, "lvm.reason": batch.reason}
+            export_batch_spans(self._alias, batch.began, batch.seconds, attributes, traced)
+
+    def _span(self, ticket: Ticket[Any, Any], record: RequestSpan, batch: Batch) -> BatchedRequest:
+        result = None if ticket.error else ticket.answer
+        error = type(ticket.error).__name__ if ticket.error else None
+        return BatchedRequest(record, ticket.queued_at, self.model.stages(result, batch.seconds), error)
 
 
-def _joined(parts: list[Floats]) -> Floats:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _split(vectors: Floats, items: list[Floats]) -> list[Floats]:
-    ends = list(accumulate(map(len, items)))
-    return [vectors[end - len(item) : end] for item, end in zip(items, ends, strict=True)]
+def _ignore(contexts: Floats) -> None: ...

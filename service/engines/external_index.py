@@ -1,84 +1,95 @@
-"""The index store: where else a corpus is searched, behind a breaker; while it is away, `search.py` searches here."""
+"""Search in an external index (Milvus) first, and in the version's own index if the external one fails."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from time import monotonic
-from typing import Protocol
+from collections.abc import Callable
+from time import monotonic, perf_counter
 
-from models.retrieval.milvus import IndexUnavailable
-from models.retrieval.retriever import Hit, Search
+from models.retrieval.milvus import IndexUnavailable, MilvusCollection
+from models.retrieval.retriever import Hit, Retriever, Search
 from service.engines.breaker import Breaker
+from service.engines.search import Found, SearchModel, StageTimer
 from service.settings import Settings
 from service.telemetry.log import logger
 
-LEAST = 0.4  # share of a full wait, below which a failure would tell nothing, and cost the connection all the same
+MIN_SHARE = 0.4  # of a full wait: a failure after less would prove nothing, and cost the connection all the same
 
 
-class BuildLike(Protocol):
-    """A version's vectors in a store: `models.retrieval.milvus.MilvusCollection`, or a fake of it."""
+class ExternalSearchModel(SearchModel):
+    """Searches a corpus in an external index, behind a circuit breaker, and falls back to its own index.
 
-    def set_timeout(self, seconds: float) -> None:
-        """Let all that is asked until the next call of this take so many seconds together."""
-        ...
-
-
-class RemoteLike(Protocol):
-    """A retriever whose indexes are in the store."""
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether hits are the true top-k."""
-        ...
-
-    def search_batch(self, searches: list[Search], lap: Callable[[str], None]) -> Sequence[list[Hit]]:
-        """Return the hits of each search, as `models.retrieval.retriever.Retriever`; raises `IndexUnavailable`."""
-        ...
-
-
-class IndexStore:
-    """Searches a version's corpus in the store, in the search engine's thread, while the breaker trusts it."""
+    Args:
+        retriever: of the corpus, with its own indexes.
+        external: a retriever of the same corpus whose indexes are `build`'s.
+        build: the vectors of the corpus in the external index.
+        settings: timeouts, and the bounds of the breaker.
+        clock: of deadlines, in seconds.
+    """
 
     def __init__(
-        self, remote: RemoteLike, build: BuildLike, settings: Settings, clock: Callable[[], float] = monotonic
+        self,
+        retriever: Retriever,
+        external: Retriever,
+        build: MilvusCollection,
+        settings: Settings,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
-        self.remote, self._build, self._clock = remote, build, clock
-        self.breaker = Breaker(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s, clock)
-        self._timeout_s, self._share = settings.milvus_timeout_ms / 1000, settings.primary_share
-        self._least_s = LEAST * min(self._timeout_s, settings.timeout_ms / 1000 * self._share)
-        self._away: type[IndexUnavailable] | None = None
+        super().__init__(retriever)
+        self.runs_inline = False
+        self.breaker: Breaker = Breaker(
+            settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s, clock
+        )
+        self._external = external
+        self._build = build
+        self._clock = clock
+        self._timeout_s = settings.milvus_timeout_ms / 1000
+        self._share = settings.primary_share
+        self._min_s = MIN_SHARE * min(self._timeout_s, settings.timeout_ms / 1000 * self._share)
+        self._failure: type[IndexUnavailable] | None = None  # of the last search there
 
-    def search_batch(self, searches: list[Search], until: float, lap: Callable[[str], None]) -> Sequence[list[Hit]]:
-        """Return the hits of each search; `until`, on the clock, the most hurried of them wants its answer.
+    def _find(self, searches: list[Search], deadline: float) -> list[Found]:
+        began = perf_counter()
+        timer = StageTimer()
+        try:
+            each = self._find_externally(searches, deadline, timer)
+        except IndexUnavailable as error:
+            waited_s = perf_counter() - began
+            return [
+                found._replace(queue_s=waited_s, degraded=error.reason) for found in super()._find(searches, deadline)
+            ]
+        searched = self._searched._replace(is_exact=self._external.is_exact)
+        return [Found(hits, timer.stages, searched) for hits in each]
+
+    def _find_externally(self, searches: list[Search], deadline: float, timer: StageTimer) -> list[list[Hit]]:
+        """Return the hits of each search; the external index gets its share of the time until `deadline`.
 
         Raises:
-            IndexUnavailable: there was none in its share of the time, that is too short to ask, or the store failed
-                too often and is left alone.
+            IndexUnavailable: it did not answer in that time, the time is too short to ask, or the breaker is open.
         """
-        patience = min(self._timeout_s, (until - self._clock()) * self._share)
-        if patience < self._least_s:
-            raise IndexUnavailable("no time to ask")
+        timeout_s = min(self._timeout_s, (deadline - self._clock()) * self._share)
+        if timeout_s < self._min_s:
+            raise IndexUnavailable("too little time to ask")
         token = self.breaker.allow()
         if token is None:
-            raise (self._away or IndexUnavailable)("left alone for a while")
-        self._build.set_timeout(patience)
+            raise (self._failure or IndexUnavailable)("the breaker is open")
+        self._build.set_timeout(timeout_s)
         try:
-            hits = self.remote.search_batch(searches, lap)
+            hits = self._external.search_batch(searches, timer.end)
         except IndexUnavailable as error:
-            self._note(error)
+            self._log(error)
             self.breaker.record(token, ok=False)
             raise
         except BaseException:
             self.breaker.forget(token)
             raise
-        self._note(None)
+        self._log(None)
         self.breaker.record(token, ok=True)
         return hits
 
-    def _note(self, away: IndexUnavailable | None) -> None:
-        """Say once that the store is away, and once that it is back."""
-        if away and self._away is None:
-            logger().warning("index store away", reason=str(away))
-        elif self._away and away is None:
+    def _log(self, failure: IndexUnavailable | None) -> None:
+        """Log once when the external index fails, and once when it is back."""
+        if failure and self._failure is None:
+            logger().warning("index store away", reason=str(failure))
+        elif self._failure and failure is None:
             logger().info("index store back")
-        self._away = type(away) if away else None
+        self._failure = type(failure) if failure else None

@@ -1,126 +1,87 @@
-"""Remote engines: nets that run in another process. The seam between who decodes and encodes, and who owns a device.
+"""Remote engines: the seam between a process that decodes requests and one that runs models.
 
-A router asks a `Remote` as it asks an `Engine`: contexts `(n, T, D)` and a deadline in, a `Prediction` or an error of
-`lvm.errors` out. How the question gets there is the lender's: the owner's socket
-(`service/processes/device_client.py`), or whatever else answers to a name. Batching, the guard of the inputs,
-probation and loading are all done where the net is; breakers and fallbacks here. A lender says who serves each alias,
-anew whenever that changes, and says nobody while it is out of reach; the answer's version is then the truth, whatever
-was asked.
+A `RemoteEngine` is called as an `Engine` is. How the request gets to the model is the `EngineProvider`'s business: over
+the socket of the device worker (`service/processes/device_client.py`), or by Ray (`service/ray/`). Batching, the drift
+detector, the canary and loading are where the model is; breakers and fallbacks are on this side. An answer names the
+version that made it, which may be newer than the one that was called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from models.retrieval.retriever import Retriever, Search
 from models.vectors import Floats
-from service.engines.engine import (
-    Engine,
-    Identity,
-    Live,
-    Prediction,
-)
-from service.engines.search import Ask as AskSearch
+from service.engines.batcher import MicroBatcher
+from service.engines.engine import Engine, EngineInfo, Live
+from service.engines.predict import Prediction, PredictModel
+from service.engines.search import Found, SearchModel
 from service.telemetry.tracing import export_remote_spans
 
-Ask = Callable[[Floats, float], Awaitable[Prediction]]
+RemotePredict = Callable[[Floats, float], Awaitable[Prediction]]  # contexts `(n, T, D)`, deadline
+RemoteSearch = Callable[[Search, float], Awaitable[Found]]  # search, deadline
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What an engine says of itself, as plain values that any wire carries; `shape` is (T, D)."""
+class RemoteEngine:
+    """An engine whose model runs in another process.
 
-    alias: str
-    name: str
-    version: str
-    sha256: str
-    runtime: str
-    shape: tuple[int, int]
-    encoder: str
-    warning: str | None = None
-
-    @classmethod
-    def of(cls, engine: Engine) -> Facts:
-        """Return the facts of an engine of this process."""
-        warning = engine.guard.warning() if engine.guard else None
-        return cls(engine.alias, *engine.identity, engine.shape, engine.encoder, warning)
-
-
-@dataclass(frozen=True)
-class Remote:
-    """An engine whose net runs elsewhere: `facts`, and `ask(contexts, deadline)`, which predicts there.
-
-    `ask` answers, or raises `Unavailable` or `Expired`, by its deadline on the monotonic clock, whatever became of the
-    other end; a caller who leaves takes his question back with him.
+    `predict` answers, or raises `Unavailable` or `Expired`, by its deadline on the monotonic clock, whatever happens to
+    the other process; if its caller is cancelled, so is the request there.
     """
 
-    facts: Facts
-    ask: Ask
+    info: EngineInfo
+    predict: RemotePredict
 
-    @property
-    def alias(self) -> str:
-        """The alias it serves."""
-        return self.facts.alias
+    async def run(self, contexts: Floats, deadline: float) -> Prediction:
+        """Return the next vectors of contexts `(n, T, D)`; raises as `predict` does."""
+        prediction = await self.predict(contexts, deadline)
+        export_remote_spans(self.info.alias, prediction.queue_s, (("infer", prediction.infer_s),))
+        return prediction
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(T, D)."""
-        return self.facts.shape
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.facts.name
-
-    @property
-    def version(self) -> str:
-        """The version, without the name."""
-        return self.facts.version
-
-    @property
-    def encoder(self) -> str:
-        """The encoder whose vectors it reads."""
-        return self.facts.encoder
-
-    @property
-    def runtime(self) -> str:
-        """What executes it."""
-        return self.facts.runtime
-
-    @property
-    def identity(self) -> Identity:
-        """The label values of `lvm_model_info` after the alias."""
-        return self.name, self.version, self.facts.sha256, self.runtime
-
-    async def predict(self, contexts: Floats, deadline: float) -> Prediction:
-        """Return the next vectors of contexts `(n, T, D)`; raises as `ask` does."""
-        made = await self.ask(contexts, deadline)
-        export_remote_spans(self.alias, made.queue_s, (("infer", made.infer_s),))
-        return made
+    def warning(self) -> str | None:
+        """Return what is wrong with the last inputs, or None."""
+        return self.info.warning
 
 
-class Loan(NamedTuple):
-    """Who serves each alias elsewhere, `candidate` included, and since when; nobody while it is out of reach.
+PredictEngine = Engine[PredictModel] | RemoteEngine
 
-    `search`, where there is one, searches the corpus elsewhere; it is the same in every loan.
+
+class RemoteSearchModel(SearchModel):
+    """Searches a corpus in another process; what else is asked of the corpus, `retriever` answers here."""
+
+    def __init__(self, retriever: Retriever, search: RemoteSearch) -> None:
+        super().__init__(retriever)
+        self.runs_inline = True  # nothing is ever batched here
+        self._search = search
+
+    async def answer(self, search: Search, deadline: float, batcher: MicroBatcher[Any, Any]) -> Found:
+        """Return what `search` finds there."""
+        found = await self._search(search, deadline)
+        export_remote_spans(self.info.alias, found.queue_s, found.stages)
+        return found
+
+
+class EngineSet(NamedTuple):
+    """The remote engines by alias, `candidate` included, and since when each serves; empty while out of reach.
+
+    `search` searches the corpus in another process, if there is one; it is the same in every set of a provider.
     """
 
-    engines: Mapping[str, Remote]
+    engines: Mapping[str, RemoteEngine]
     live: Mapping[str, Live]
-    search: AskSearch | None = None
+    search: RemoteSearch | None = None
 
 
-Borrow = Callable[[Loan], None]  # on the event loop, before any answer of an engine that is new in the loan
+class EngineProvider(Protocol):
+    """Supplies remote engines (`create_app(..., provider=)`)."""
 
-
-class Lender(Protocol):
-    """Lends engines to a line-up (`create_app(..., lender=)`)."""
-
-    async def open(self, borrow: Borrow) -> None:
-        """Call `borrow` now, and again whenever something changes; return after the first time."""
+    async def open(self, set_engines: Callable[[EngineSet], None]) -> None:
+        """Call `set_engines` now and after every change, before any answer of a new engine; return after the first."""
         ...
 
     async def close(self) -> None:
-        """Let go of what is there; everything that was asked is answered."""
+        """Close, when every request is answered."""
         ...

@@ -1,4 +1,4 @@
-"""An engine's conduct: what it answered, what it failed, how long its batches take. Written by the event loop only."""
+"""Statistics of one engine: calls that it answered and failed, and how long its batches take."""
 
 from __future__ import annotations
 
@@ -11,52 +11,54 @@ from service.settings import Settings
 
 STEPS = 8  # of a doubling of time: seconds are known to 9 %
 LEAST_S = 1e-7  # no batch is quicker, and a clock may stand still
-SHARE = 0.95  # of the batches that took no longer: the last few are the machine's
+SHARE = 0.95  # of the batches took no longer: the slowest few are the machine's doing
 
 
 def full_wait_s(settings: Settings) -> float:
-    """Return the seconds that tell of a hang: a first engine's share of a caller who said nothing, and 1 % off."""
+    """Return the default time budget of the first engine of a chain, less 1 %; a longer answer counts as a hang."""
     return settings.timeout_ms / 1000 * settings.primary_share * 0.99
 
 
-class Pace(NamedTuple):
-    """How many batches of about the same rows there were, and the seconds that 95 % of them took at most."""
+class BatchLatency(NamedTuple):
+    """The number of batches of about the same size, and the 95th percentile of their seconds."""
 
     batches: int
     seconds: float
 
 
-class Conduct:
-    """The record of one engine, from its first call on."""
+class EngineStats:
+    """Counts of one engine since its first call; written by the event loop only."""
 
     __slots__ = ("_seconds", "answered", "failed")
 
     def __init__(self) -> None:
-        self.answered = self.failed = 0  # calls; those that say nothing about the engine are neither
+        # calls; an error that says nothing about the engine counts as neither
+        self.answered = 0
+        self.failed = 0
         self._seconds: dict[int, Counter[int]] = defaultdict(Counter)
 
-    def note(self, rows: int, seconds: float) -> None:
-        """Remember a batch."""
+    def add_batch(self, rows: int, seconds: float) -> None:
+        """Count a batch of `rows` that took `seconds`."""
         self._seconds[rows.bit_length()][round(log2(seconds + LEAST_S) * STEPS)] += 1
 
-    def paces(self) -> dict[int, Pace]:
-        """Return the paces by doublings of rows: 1 row, 2 to 3, 4 to 7, and so on."""
-        return {doubling: _pace(counts) for doubling, counts in self._seconds.items()}
+    def latency_by_size(self) -> dict[int, BatchLatency]:
+        """Return the latency of batches by doublings of rows: 1 row, 2 to 3, 4 to 7, and so on."""
+        return {doubling: _latency(counts) for doubling, counts in self._seconds.items()}
 
 
-def _pace(counts: Counter[int]) -> Pace:
+def _latency(counts: Counter[int]) -> BatchLatency:
     batches = counts.total()
     left = ceil(SHARE * batches)
     for step in sorted(counts):
         left -= counts[step]
         if left <= 0:
             break
-    return Pace(batches, 2 ** (step / STEPS))
+    return BatchLatency(batches, 2 ** (step / STEPS))
 
 
-def is_telling(error: BaseException, *, patient: bool) -> bool:
-    """Say whether an error tells against the engine that was called; `patient` callers gave it a full wait.
+def is_engine_fault(error: BaseException, *, had_full_wait: bool) -> bool:
+    """Return whether an error counts against the engine that was called.
 
-    A caller in a hurry, or one whose rows alone fail, proves nothing; only a full wait tells of a hang.
+    A caller with a short deadline, or one whose rows alone fail, proves nothing: only a full wait shows a hang.
     """
-    return (isinstance(error, ModelFailed) and not error.alone) or (isinstance(error, Expired) and patient)
+    return (isinstance(error, ModelFailed) and not error.alone) or (isinstance(error, Expired) and had_full_wait)

@@ -1,74 +1,56 @@
-"""The encoder engine: one encoder with its batcher. Texts in; chunks, and the vectors that nets read, out."""
+"""Text: the adapter by which an engine runs an encoder. Texts in; chunks, and the vectors that nets read, out."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from lvm.errors import Invalid, NoEncoder, Overloaded
 from models.text.chunks import Count, chunking
-from models.text.encoder import MAX_WORD_PIECES, EncoderError, TextInfo
+from models.text.encoder import MAX_WORD_PIECES, Encoder, EncoderError, TextInfo
 from models.vectors import Floats
-from service.engines.batcher import Batch, MicroBatcher
+from service.engines.batcher import BatchLimits, MicroBatcher
+from service.engines.engine import Engine, EngineInfo, Stages
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
-BATCH = 16  # texts, some 30 ms of a core each: whoever comes next waits for all of them
-QUEUE = 128  # rows of one client, a few seconds' work: who waits longer than that has given up
-CHARACTERS = 1000  # of text that cost as much as a row
-SLICE_S = 0.01  # of cutting one text, after which others get their turn
+ENCODER = "encoder"  # the name of the engine in metrics
+MAX_BATCH = 16  # texts, some 30 ms of a core each: the next request waits for all of them
+MAX_ROWS_OF_CLIENT = 128  # that wait: a few seconds' work, after which callers have request up
+CHARACTERS_PER_ROW = 1000  # of text that cost as much as a row
+SLICE_S = 0.01  # of cutting one text, after which other texts get their turn
 
 
-class EncoderLike(Protocol):
-    """What the engine runs: an encoder of `models.text.encoder`, or a fake of it."""
+class TextInput(NamedTuple):
+    """A context as text: `length` chunks, or a passage whose last chunks it is; or a query, if `may_be_query`."""
 
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        ...
-
-    def count_tokens(self, text: str) -> int:
-        """Return the number of word-pieces in `text`, nothing cut off."""
-        ...
-
-    def text_info(self, text: str) -> TextInfo:
-        """Return how much of `text` is read."""
-        ...
-
-    def encode(self, texts: Sequence[str]) -> Floats:
-        """Return unit vectors `(N, D)`, one a text in order; raises `EncoderError`."""
-        ...
-
-
-class Said(NamedTuple):
-    """A context of `length` chunks in words: the chunks, or a passage whose last ones it is; or else a query."""
-
-    words: list[str] | str
+    text: list[str] | str
     length: int
     may_be_query: bool = False
     client: str = ""
 
     @property
-    def cost(self) -> int:
-        """What it costs to read, in rows: its chunks, and the characters that they are cut of."""
-        return self.length + weight(self.words)
+    def rows(self) -> int:
+        """What it costs to encode, in rows: its chunks, and the characters that they are cut from."""
+        return self.length + extra_rows(self.text)
 
 
-class Cut(NamedTuple):
-    """How words are to be read: as a `context` of chunks, or a `query` of one; and how much of each chunk is."""
+class Chunked(NamedTuple):
+    """What is read of a text, as a `context` of chunks or a `query` of one; and how much of each chunk is read."""
 
     read_as: str
     chunks: list[str]
     infos: list[TextInfo]
 
 
-class Read(NamedTuple):
-    """How words were read, and the vectors `(n, D)` of their chunks."""
+class Encoded(NamedTuple):
+    """What is read of a text, and the vectors `(n, D)` of its chunks."""
 
     read_as: str
     chunks: list[str]
@@ -76,16 +58,17 @@ class Read(NamedTuple):
     vectors: Floats
 
 
-class Reading:
-    """Words that are being read: a long text is cut in slices, so that others are read meanwhile."""
+class PendingText:
+    """A text on its way: a long one is cut in slices, so that other texts run meanwhile."""
 
-    def __init__(self, said: Said) -> None:
-        self.said = said
+    def __init__(self, request: TextInput) -> None:
+        self.request = request
         self._cutting: Generator[None, None, list[str]] | None = None
 
     def chunks(self, text: str, count: Count) -> list[str] | None:
-        """Return the chunks of `text`, or None if it takes longer than a slice: then call it again."""
-        cutting, self._cutting = self._cutting or chunking(text, count), None
+        """Return the chunks of `text`, or None if that takes longer than a slice: then call it again."""
+        cutting = self._cutting or chunking(text, count)
+        self._cutting = None
         until = perf_counter() + SLICE_S
         while perf_counter() < until:
             try:
@@ -97,118 +80,127 @@ class Reading:
         return None
 
 
-class EncoderEngine:
-    """Serves one encoder; one batch runs at a time, in a thread of its own."""
+Batcher = MicroBatcher[PendingText, Encoded | None]
 
-    alias = "encoder"
 
-    def __init__(self, encoder: EncoderLike, settings: Settings, metrics: Metrics) -> None:
-        self._encoder, self._metrics = encoder, metrics
-        self.name = Path(encoder.name).name  # where a directory lies is nobody else's business
-        self._rows = metrics.batch_rows.labels(self.alias)
-        self._max_queue, self._waiting = min(QUEUE, settings.max_queue), Counter[str]()
-        self.batcher: MicroBatcher[Reading, Read | None] = MicroBatcher(
-            self._run,
-            name=self.alias,
-            max_rows=BATCH,
-            max_queue=settings.max_queue,
-            client_of=lambda reading: reading.said.client,
-            on_batch=self._observe,
-            laps=lambda _, seconds: (("embed", seconds),),
-        )
+class TextModel:
+    """Runs one encoder; each client may have `max_rows_of_client` rows waiting."""
 
-    async def read(self, said: Said, deadline: float) -> Read:
-        """Return what `said` is in vectors.
+    reference = None
+
+    def __init__(self, encoder: Encoder, max_rows_of_client: int) -> None:
+        name = Path(encoder.name).name  # the directory that a model lies in is not for callers
+        self.info = EngineInfo(ENCODER, name, "", "", type(encoder).__name__, (1, encoder.dim), name)
+        self._encoder = encoder
+        self._max_rows_of_client = max_rows_of_client
+        self._waiting = Counter[str]()  # rows by client
+
+    async def answer(self, request: TextInput, deadline: float, batcher: Batcher) -> Encoded:
+        """Return the vectors of a text.
 
         Raises:
-            Invalid: not as many chunks as a context has, a passage of fewer that is no query either, or a text that
-                the encoder cannot read.
+            Invalid: it has not as many chunks as a context, or is a passage of fewer that is no query either, or the
+                encoder cannot read it.
             NoEncoder: the encoder cannot be opened.
-            Overloaded, Draining, Expired, ModelFailed: as `MicroBatcher.submit`.
+            Overloaded: too many rows of its client wait.
         """
-        if isinstance(said.words, list) and len(said.words) != said.length:
-            raise Invalid(f"want {said.length} chunks, oldest first, not {len(said.words)}", pointer="/texts")
-        if self._waiting[said.client] + said.cost > self._max_queue and self._waiting[said.client]:
-            raise Overloaded(f"{self._waiting[said.client]} rows are waiting", retry_after=self.batcher.backlog_s())
-        self._waiting[said.client] += said.cost
-        try:
-            return await self._read(Reading(said), min(said.cost, BATCH), deadline)
-        finally:
-            self._waiting[said.client] -= said.cost
-            if not self._waiting[said.client]:
-                del self._waiting[said.client]
+        if isinstance(request.text, list) and len(request.text) != request.length:
+            detail = f"expected {request.length} chunks, oldest first; got {len(request.text)}"
+            raise Invalid(detail, pointer="/texts")
+        with self._share_of_queue(request, batcher):
+            pending = PendingText(request)
+            while True:
+                (ticket,) = await batcher.submit([(pending, min(request.rows, MAX_BATCH))], deadline)
+                if ticket.answer is not None:
+                    return ticket.answer
 
-    async def _read(self, reading: Reading, rows: int, deadline: float) -> Read:
-        while True:
-            (ticket,) = await self.batcher.submit([(reading, rows)], deadline)
-            if ticket.answer is not None:
-                return ticket.answer
-
-    def _run(self, items: list[Reading]) -> Sequence[Read | Exception | None]:
+    def run(self, items: list[PendingText], watch: Callable[[Floats], None]) -> Sequence[Encoded | Exception | None]:
+        """Return each text encoded, or its fault; None if its cutting is not finished."""
         try:
-            cut = [self._cut(reading) for reading in items]
-            if not any(cut):
+            chunked = [self._chunked(pending) for pending in items]
+            if not any(chunked):
                 return [None] * len(items)
-            chunks = [chunk for each in cut if isinstance(each, Cut) for chunk in each.chunks]
+            chunks = [chunk for each in chunked if isinstance(each, Chunked) for chunk in each.chunks]
             vectors = self._encoder.encode(chunks)
         except EncoderError as error:
             return [NoEncoder(str(error))] * len(items)
         if not np.isfinite(vectors).all():
             raise ValueError("a vector is not finite")
-        return _dealt(cut, vectors)
+        return _with_vectors(chunked, vectors)
 
-    def _cut(self, reading: Reading) -> Cut | Invalid | None:
-        """Return how the words are to be read, and the chunks that count; None if they are to be cut further."""
-        said = reading.said
-        if isinstance(said.words, list):
-            return self._readable("context", said.words, [f"/texts/{at}" for at in range(said.length)])
-        chunks = reading.chunks(said.words, self._encoder.count_tokens)
+    def stages(self, result: Encoded | None, seconds: float) -> Stages:
+        """Return the one stage of a batch."""
+        return (("embed", seconds),)
+
+    @contextmanager
+    def _share_of_queue(self, request: TextInput, batcher: Batcher) -> Iterator[None]:
+        """Count the rows of a text as its client's; raises `Overloaded` if the client has too many."""
+        client, waiting = request.client, self._waiting[request.client]
+        if waiting and waiting + request.rows > self._max_rows_of_client:
+            raise Overloaded(f"{waiting} rows are waiting", retry_after=batcher.backlog_s())
+        self._waiting[client] += request.rows
+        try:
+            yield
+        finally:
+            self._waiting[client] -= request.rows
+            if not self._waiting[client]:
+                del self._waiting[client]
+
+    def _chunked(self, pending: PendingText) -> Chunked | Invalid | None:
+        """Return what is read of a text, or its fault; None if its cutting is not finished."""
+        request = pending.request
+        if isinstance(request.text, list):
+            return self._readable("context", request.text, [f"/texts/{at}" for at in range(request.length)])
+        chunks = pending.chunks(request.text, self._encoder.count_tokens)
         if chunks is None:
             return None
-        if len(chunks) >= said.length:
-            return self._readable("context", chunks[-said.length :], ["/text"] * said.length)
-        as_query = self._readable("query", [said.words], ["/text"])
+        if len(chunks) >= request.length:
+            return self._readable("context", chunks[-request.length :], ["/text"] * request.length)
+        as_query = self._readable("query", [request.text], ["/text"])
         if isinstance(as_query, Invalid):
             return as_query
-        if said.may_be_query and as_query.infos[0].word_pieces <= MAX_WORD_PIECES - 2:
+        if request.may_be_query and as_query.infos[0].word_pieces <= MAX_WORD_PIECES - 2:
             return as_query
-        return _too_short(said, len(chunks))
+        return _too_short(request, len(chunks))
 
-    def _readable(self, read_as: str, chunks: list[str], pointers: Sequence[str]) -> Cut | Invalid:
-        """Return chunks and how much of each is read, or the fault of the first that cannot be."""
+    def _readable(self, read_as: str, chunks: list[str], pointers: Sequence[str]) -> Chunked | Invalid:
+        """Return chunks and how much of each is read, or the fault of the first that cannot be read."""
         infos = [self._encoder.text_info(text) for text in chunks]
         for at, (info, pointer) in enumerate(zip(infos, pointers, strict=True)):
             if info.fault:
                 which = f"chunk {at + 1} of the last {len(chunks)}: " if pointers.count(pointer) > 1 else ""
                 return Invalid(f"{which}{info.fault}", pointer=pointer)
-        return Cut(read_as, chunks, infos)
-
-    def _observe(self, batch: Batch) -> None:
-        self._rows.observe(batch.rows)
-        self._metrics.batch_released.inc(self.alias, batch.reason)
+        return Chunked(read_as, chunks, infos)
 
 
-def weight(words: list[str] | str) -> int:
-    """Return the rows that the characters of a text cost, beside those of its chunks; 0 for a short one."""
-    return (len(words) if isinstance(words, str) else sum(map(len, words))) // CHARACTERS
+def text_engine(encoder: Encoder, settings: Settings, metrics: Metrics) -> Engine[TextModel]:
+    """Return the engine that runs `encoder`."""
+    model = TextModel(encoder, min(MAX_ROWS_OF_CLIENT, settings.max_queue))
+    limits = BatchLimits(MAX_BATCH, settings.max_queue)
+    return Engine(model, limits, metrics, client_of=lambda pending: pending.request.client)
 
 
-def _dealt(cut: list[Cut | Invalid | None], vectors: Floats) -> list[Read | Exception | None]:
-    """Return what each item was read as, its share of `vectors` `(n, D)` with it."""
-    answers: list[Read | Exception | None] = []
-    for each in cut:
-        if not isinstance(each, Cut):
+def extra_rows(text: list[str] | str) -> int:
+    """Return the rows that the characters of a text cost, besides those of its chunks; 0 for a short one."""
+    return (len(text) if isinstance(text, str) else sum(map(len, text))) // CHARACTERS_PER_ROW
+
+
+def _with_vectors(chunked: list[Chunked | Invalid | None], vectors: Floats) -> list[Encoded | Exception | None]:
+    """Return each text with its share of `vectors` `(n, D)`."""
+    answers: list[Encoded | Exception | None] = []
+    for each in chunked:
+        if not isinstance(each, Chunked):
             answers.append(each)
         else:
-            answers.append(Read(*each, vectors[: len(each.chunks)]))
+            answers.append(Encoded(*each, vectors[: len(each.chunks)]))
             vectors = vectors[len(each.chunks) :]
     return answers
 
 
-def _too_short(said: Said, count: int) -> Invalid:
-    query = f", and more than the {MAX_WORD_PIECES - 2} word-pieces of a query" if said.may_be_query else ""
+def _too_short(request: TextInput, count: int) -> Invalid:
+    query = f", and more than the {MAX_WORD_PIECES - 2} word-pieces of a query" if request.may_be_query else ""
     return Invalid(
-        f"the text makes {count} chunks, a context has {said.length}{query}: a chunk is some 50 to 100 word-pieces, "
+        f"the text makes {count} chunks, a context has {request.length}{query}: a chunk is some 50 to 100 word-pieces, "
         "ending where a sentence or a paragraph ends",
         pointer="/text",
     )

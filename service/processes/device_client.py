@@ -1,4 +1,4 @@
-"""The link: how a worker reaches the owner of the device: a lender of engines, by frames over a socket."""
+"""The device client: an engine provider whose engines run in the device worker, reached by frames over a socket."""
 
 from __future__ import annotations
 
@@ -15,112 +15,112 @@ import orjson
 
 from lvm.errors import Draining, Expired
 from models.vectors import Floats
-from service.engines.engine import (
-    Live,
-    Prediction,
-)
-from service.engines.remote import (
-    Borrow,
-    Facts,
-    Loan,
-    Remote,
-)
+from service.engines.engine import EngineInfo, Live
+from service.engines.predict import Prediction
+from service.engines.remote import EngineSet, RemoteEngine
 from service.processes.frames import (
     Frame,
-    Framed,
+    FrameProtocol,
     Kind,
-    read_fault,
+    decode_error,
 )
 from service.tasks import repeat
 from service.telemetry.log import logger
 
 RETRY_S = 0.05  # between two tries to connect
-PATIENCE_S = 5.0  # for the first word; a worker then starts without, and is not ready
-GONE = "the process that runs the nets is gone, and is being replaced"
+FIRST_WAIT_S = 5.0  # for the first engines; an HTTP worker then starts without any, and is not ready
+LOST = "the process that runs the models is gone and is being replaced"
 Future = asyncio.Future[Frame]
+SetEngines = Callable[[EngineSet], None]
 
 
-def name_of(facts: Facts) -> bytes:
-    """Return what frames call an engine."""
-    return f"{facts.alias} {facts.name}/{facts.version}".encode()
+def frame_name(info: EngineInfo) -> bytes:
+    """Return the name of an engine in frames."""
+    return f"{info.alias} {info.name}/{info.version}".encode()
 
 
 @lru_cache(maxsize=64)
-def _author(name: bytes) -> tuple[str, str]:
+def _model_and_version(name: bytes) -> tuple[str, str]:
     model, _, version = name.decode().partition(" ")[2].rpartition("/")
     return model, version
 
 
-class Wire(Framed):
-    """One connection to an owner, and what was asked over it and is not answered."""
+class Connection(FrameProtocol):
+    """One connection to a device worker, and the requests that it has not answered.
 
-    def __init__(self, most: int, tell: Callable[[Wire, bytes], None]) -> None:
-        super().__init__(most)
-        self._tell = tell
+    Args:
+        max_bytes: of a frame.
+        on_engines: called with the text of an `ENGINES` frame, and with nothing when the connection is lost.
+    """
+
+    def __init__(self, max_bytes: int, on_engines: Callable[[Connection, bytes], None]) -> None:
+        super().__init__(max_bytes)
+        self._on_engines = on_engines
         self._loop = asyncio.get_running_loop()
-        self._numbers = count()
+        self._ids = count()
         self._pending: dict[int, Future] = {}
-        self._retired = False
-        self.over = asyncio.Event()  # time to look for another
+        self._is_retired = False
+        self.over = asyncio.Event()  # then it is time to connect again
 
     async def predict(self, name: bytes, contexts: Floats, deadline: float) -> Prediction:
         """Return what the engine `name` predicts; the way there and back counts as queue.
 
         Raises:
-            Unavailable, Expired: as the owner's engine; or the owner is gone.
+            Unavailable, Expired: as the engine there, or because the device worker is gone.
         """
         began = perf_counter()
         frame = await self._ask(name, contexts, deadline)
-        if frame.kind is Kind.FAULT:
-            raise read_fault(frame.text)
+        if frame.kind is Kind.ERROR:
+            raise decode_error(frame.text)
         queue_s = perf_counter() - began - frame.seconds
-        return Prediction(frame.rows[:, 0], *_author(frame.name), queue_s, frame.seconds, frame.batch_rows)
+        model, version = _model_and_version(frame.name)
+        return Prediction(frame.rows[:, 0], model, version, queue_s, frame.seconds, frame.batch_rows)
 
     async def _ask(self, name: bytes, contexts: Floats, deadline: float) -> Frame:
         if not self.is_open:
-            raise Draining(GONE)
-        number = next(self._numbers)
+            raise Draining(LOST)
+        number = next(self._ids)
         future: Future = self._loop.create_future()
         self._pending[number] = future
-        self.send(Frame(Kind.ASK, number, name, contexts, seconds=deadline))
+        self.send(Frame(Kind.REQUEST, number, name, contexts, seconds=deadline))
         timer = self._loop.call_later(deadline - monotonic(), _expire, future)
         try:
             return await future
         finally:
             timer.cancel()
-            if self._pending.pop(number, None):  # nobody answered, and nobody need any more
+            if self._pending.pop(number, None):  # unanswered
                 self.send(Frame(Kind.CANCEL, number))
             self._close_if_done()
 
     def retire(self) -> None:
-        """Close, once everything that was asked is answered."""
-        self._retired = True
+        """Close the connection when every request is answered."""
+        self._is_retired = True
         self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self._retired and not self._pending:
+        if self._is_retired and not self._pending:
             self.close()
 
     def on_frame(self, frame: Frame) -> None:
-        """Hand an answer to whoever waits; learn who serves, or that the owner is leaving."""
-        if frame.kind in (Kind.ANSWER, Kind.FAULT):
+        """Complete a request, pass on the engines, or look for the next device worker because this one leaves."""
+        if frame.kind in (Kind.ANSWER, Kind.ERROR):
             future = self._pending.pop(frame.id, None)
             if future and not future.done():
                 future.set_result(frame)
-        elif frame.kind is Kind.TOLD:
-            self._tell(self, frame.text)
+        elif frame.kind is Kind.ENGINES:
+            self._on_engines(self, frame.text)
         elif frame.kind is Kind.LEAVING:
             self.over.set()
 
     def on_lost(self, why: Exception | None) -> None:
-        """Fail what was asked: an answer will not come."""
+        """Fail the requests that are not answered."""
         if why:
             logger().error("owner lost", reason=str(why))
         lost, self._pending = self._pending, {}
         for future in lost.values():
             if not future.done():
-                future.set_exception(Draining(GONE))
-        self._tell(self, b"")
+                future.set_exception(Draining(LOST))
+        self._on_engines(self, b"")
         self.over.set()
 
 
@@ -129,50 +129,54 @@ def _expire(future: Future) -> None:
         future.set_exception(Expired("the deadline passed before there was an answer"))
 
 
-class Link:
-    """Lends what the owner behind the socket at `path` serves; where that one goes, from the next who listens there."""
+class DeviceClient:
+    """Provides the engines of the device worker that listens at `path`, or of the one that replaces it."""
 
-    def __init__(self, path: Path, most: int) -> None:
-        self._path, self._most = path, most
-        self._lender: Wire | None = None
-        self._wires: set[Wire] = set()
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._current: Connection | None = None
+        self._connections: set[Connection] = set()
 
-    async def open(self, borrow: Borrow) -> None:
-        """Connect, and keep connected; return once the owner has said who serves, or `PATIENCE_S` seconds passed."""
-        self._borrow, self._told = borrow, asyncio.Event()
-        self._keeper = asyncio.create_task(repeat("connect to the owner", self._connect, RETRY_S))
+    async def open(self, set_engines: SetEngines) -> None:
+        """Connect, and stay connected; return when there are engines, or after `FIRST_WAIT_S` seconds."""
+        self._set_engines = set_engines
+        self._has_engines = asyncio.Event()
+        self._task = asyncio.create_task(repeat("connect to the device worker", self._connect, RETRY_S))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._told.wait(), PATIENCE_S)
+            await asyncio.wait_for(self._has_engines.wait(), FIRST_WAIT_S)
 
     async def close(self) -> None:
-        """Let go of the owner."""
-        self._keeper.cancel()
-        for wire in self._wires:
-            wire.close()
+        """Close every connection."""
+        self._task.cancel()
+        for connection in self._connections:
+            connection.close()
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
-            _, wire = await loop.create_unix_connection(lambda: Wire(self._most, self._hear), str(self._path))
-            self._wires.add(wire)
-            await wire.over.wait()
+            _, connection = await loop.create_unix_connection(
+                lambda: Connection(self._max_bytes, self._on_engines), str(self._path)
+            )
+            self._connections.add(connection)
+            await connection.over.wait()
 
-    def _hear(self, wire: Wire, text: bytes) -> None:
-        """Pass on who serves by a wire; nobody, where no text says so because it is lost."""
+    def _on_engines(self, connection: Connection, text: bytes) -> None:
+        """Pass on the engines behind a connection; none if it is lost, which an empty text means."""
         if text:
-            before, self._lender = self._lender, wire
-            self._borrow(_loan(wire, orjson.loads(text)))
-            self._told.set()
-            if before and before is not wire:
+            before, self._current = self._current, connection
+            self._set_engines(_engine_set(connection, orjson.loads(text)))
+            self._has_engines.set()
+            if before and before is not connection:
                 before.retire()
             return
-        self._wires.discard(wire)
-        if wire is self._lender:
-            self._lender = None
-            self._borrow(Loan({}, {}))
+        self._connections.discard(connection)
+        if connection is self._current:
+            self._current = None
+            self._set_engines(EngineSet({}, {}))
 
 
-def _loan(wire: Wire, told: dict[str, Any]) -> Loan:
-    known = [Facts(**{**facts, "shape": tuple(facts["shape"])}) for facts in told["engines"]]
-    engines = {facts.alias: Remote(facts, partial(wire.predict, name_of(facts))) for facts in known}
-    return Loan(engines, {alias: Live(**live) for alias, live in told["live"].items()})
+def _engine_set(connection: Connection, fields: dict[str, Any]) -> EngineSet:
+    infos = [EngineInfo(**{**info, "shape": tuple(info["shape"])}) for info in fields["engines"]]
+    engines = {info.alias: RemoteEngine(info, partial(connection.predict, frame_name(info))) for info in infos}
+    return EngineSet(engines, {alias: Live(**live) for alias, live in fields["live"].items()})

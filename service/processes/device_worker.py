@@ -1,7 +1,7 @@
-"""The owner of the device: the one process that loads the nets and runs batches over the rows of all workers.
+"""The device worker: the one process that loads the models and runs batches of the rows of all HTTP workers.
 
-It is a line-up without HTTP: it follows the registry, tries promoted versions out, and answers frames, not requests.
-The supervisor holds its listening socket, so that a worker's connection waits for whoever comes next.
+It runs the deployments without HTTP: it follows the registry, tries promoted versions out, and answers frames. The
+supervisor owns its listening socket, so that connections wait for the next device worker if one ends.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from models.vectors import Floats
 from service.deploy.deployments import Lineup
 from service.deploy.loading import RealLoaders
 from service.deploy.registry_sync import Follower, follower_of, following
-from service.engines.engine import Engine, Prediction
-from service.engines.remote import Facts
-from service.processes.device_client import name_of
+from service.engines.engine import Engine
+from service.engines.predict import Prediction, PredictModel
+from service.processes.device_client import frame_name
 from service.processes.frames import (
     BadFrame,
     Frame,
-    Framed,
+    FrameProtocol,
     Kind,
-    write_fault,
+    encode_error,
 )
 from service.processes.heartbeat import on_supervisor_exit, send_heartbeat
 from service.processes.server import SIGNALS, SWITCH_INTERVAL_S
@@ -45,133 +45,149 @@ from service.telemetry.log import configure, log_writer, logger
 from service.telemetry.metrics import Metrics
 from service.telemetry.shared_memory import SharedMetricValues
 
-SOCKET = "owner.sock"  # in the directory of the cells, which is nobody else's
-TICK_S = 0.1  # between two looks at what there is to tell
-HOUR_S = 3600.0  # the longest deadline that a request may ask for
+SOCKET = "owner.sock"  # in the directory of the shared-memory metrics, which no other user can read
+TICK_S = 0.1  # between two looks at the engines
+HOUR_S = 3600.0  # the longest deadline of a request
+Predictor = Engine[PredictModel]
 
 
-class Owner:
-    """Answers for the engines of a line-up, whoever is loaded at the moment."""
+class DeviceWorker:
+    """Answers the requests of HTTP workers by the engines of `lineup`."""
 
     def __init__(self, lineup: Lineup, settings: Settings) -> None:
-        self._lineup, self.settings = lineup, settings
-        self._names: dict[Engine, bytes] = {}
-        self._reads: dict[bytes, tuple[int, int, str]] = {}  # of all that ever served
-        self._told = b""
-        self.desks: set[Desk] = set()
+        self.settings = settings
+        self.sessions: set[WorkerSession] = set()
+        self._lineup = lineup
+        self._names: dict[Predictor, bytes] = {}
+        self._input_spaces: dict[bytes, tuple[int, int, str]] = {}  # of every engine that ever served, by name
+        self._announced = b""
 
-    def tell(self) -> None:
-        """Tell every worker who serves, if that is new to them."""
+    def announce(self) -> None:
+        """Send the engines to every HTTP worker, if they have changed."""
         engines = self._engines()
-        self._names = {engine: name_of(Facts.of(engine)) for engine in engines.values()}
-        self._reads |= {name: engine.reads for engine, name in self._names.items()}
+        self._names = {engine: frame_name(engine.info) for engine in engines.values()}
+        self._input_spaces |= {name: engine.info.input_space for engine, name in self._names.items()}
+        infos = [engine.describe() for engine in engines.values()]
         live = {str(alias): live for alias, live in self._lineup.live.items()}
-        told = orjson.dumps({"engines": [*map(Facts.of, engines.values())], "live": live})
-        if told != self._told:
-            self._told = told
-            for desk in self.desks:
-                self.greet(desk)
+        text = orjson.dumps({"engines": infos, "live": live})
+        if text != self._announced:
+            self._announced = text
+            for session in self.sessions:
+                self.greet(session)
 
-    def greet(self, desk: Desk) -> None:
-        """Tell one worker who serves."""
-        desk.send(Frame(Kind.TOLD, text=self._told))
+    def greet(self, session: WorkerSession) -> None:
+        """Send the engines to one HTTP worker."""
+        session.send(Frame(Kind.ENGINES, text=self._announced))
 
     async def answer(self, name: bytes, contexts: Floats, deadline: float) -> tuple[bytes, Prediction]:
-        """Return who answered for the engine `name`, and what: the alias may serve another by now.
+        """Return the name of the engine that answered for the engine `name`, and its prediction.
+
+        They differ if the alias serves another version by now.
 
         Raises:
-            Draining: nobody does, or one that reads otherwise.
-            Overloaded, Expired, ModelFailed: as `Engine.predict`.
+            Draining: the alias serves nothing, or a model with another input space.
+            Overloaded, Expired, ModelFailed: as `Engine.run`.
         """
         engine = self._engines().get(name.partition(b" ")[0].decode("latin-1"))
-        if engine is None or self._reads.get(name) != engine.reads or contexts.shape[1:] != engine.shape:
-            raise Draining("the model was exchanged for one that reads otherwise")
+        if (
+            engine is None
+            or self._input_spaces.get(name) != engine.info.input_space
+            or contexts.shape[1:] != engine.info.shape
+        ):
+            raise Draining("model was replaced by one with a different input shape or encoder")
         if engine not in self._names:
-            self.tell()  # before its first answer
+            self.announce()  # before its first answer
         author = self._names[engine]
-        return author, await engine.predict(contexts, deadline)
+        return author, await engine.run(contexts, deadline)
 
-    def _engines(self) -> dict[str, Engine]:
+    def _engines(self) -> dict[str, Predictor]:
         known = {**self._lineup.engines, Alias.CANDIDATE: self._lineup.candidate}
         return {alias: engine for alias, engine in known.items() if isinstance(engine, Engine)}
 
 
-class Desk(Framed):
-    """One worker's connection: a task for each of its questions; when it leaves, they end."""
+class WorkerSession(FrameProtocol):
+    """The connection of one HTTP worker: a task for each request, cancelled when the connection is lost."""
 
-    def __init__(self, owner: Owner) -> None:
-        super().__init__(most_of(owner.settings))
-        self._owner = owner
+    def __init__(self, device: DeviceWorker) -> None:
+        super().__init__(max_frame_bytes(device.settings))
+        self._device = device
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin by saying who serves."""
+        """Send the engines first."""
         super().connection_made(transport)
-        self._owner.desks.add(self)
-        self._owner.greet(self)
+        self._device.sessions.add(self)
+        self._device.greet(self)
 
     def on_lost(self, why: Exception | None) -> None:
-        """Run nothing more for a worker that is gone."""
+        """Cancel the requests of the HTTP worker."""
         if why:
             logger().error("worker lost", reason=str(why))
-        self._owner.desks.discard(self)
+        self._device.sessions.discard(self)
         for task in self._tasks.values():
             task.cancel()
 
     def on_frame(self, frame: Frame) -> None:
-        """Take a question, or a question back; raises `BadFrame` where it is neither."""
+        """Start or cancel a request; raises `BadFrame` if the frame is of another kind, or its deadline is absurd."""
         if frame.kind is Kind.CANCEL:
             task = self._tasks.pop(frame.id, None)
             if task:
                 task.cancel()
-        elif frame.kind is Kind.ASK and frame.id not in self._tasks and abs(frame.seconds - monotonic()) <= 2 * HOUR_S:
-            self._tasks[frame.id] = asyncio.create_task(self._answer(frame))
-        else:
-            raise BadFrame(f"{frame.kind.name} {frame.id} by {frame.seconds}")
+            return
+        is_new = frame.kind is Kind.REQUEST and frame.id not in self._tasks
+        if not (is_new and abs(frame.seconds - monotonic()) <= 2 * HOUR_S):
+            raise BadFrame(f"{frame.kind.name} {frame.id} with deadline {frame.seconds}")
+        self._tasks[frame.id] = asyncio.create_task(self._answer(frame))
 
     async def _answer(self, frame: Frame) -> None:
         try:
-            author, made = await self._owner.answer(frame.name, frame.rows, frame.seconds)
-            self.send(Frame(Kind.ANSWER, frame.id, author, made.vectors[:, None], b"", made.batch_rows, made.infer_s))
+            name, made = await self._device.answer(frame.name, frame.rows, frame.seconds)
+            self.send(Frame(Kind.ANSWER, frame.id, name, made.vectors[:, None], b"", made.batch_rows, made.infer_s))
         except ServiceError as error:
-            self.send(Frame(Kind.FAULT, frame.id, text=write_fault(error)))
+            self.send(Frame(Kind.ERROR, frame.id, text=encode_error(error)))
         except Exception as error:
             logger().error("unexpected", exc_info=error)
-            self.send(Frame(Kind.FAULT, frame.id, text=write_fault(Unavailable("an unexpected error"))))
+            self.send(Frame(Kind.ERROR, frame.id, text=encode_error(Unavailable("an unexpected error"))))
         finally:
             self._tasks.pop(frame.id, None)
 
 
-def most_of(settings: Settings) -> int:
-    """Return the bytes of the largest frame: the rows of a whole body, twice the size where they were float16."""
+def max_frame_bytes(settings: Settings) -> int:
+    """Return the bytes of the largest frame: the rows of a whole body, twice as large in case they were float16."""
     return 2 * round(settings.max_body_mb * 1e6) + 1024
 
 
-async def listen(owner: Owner, listener: socket.socket) -> asyncio.AbstractServer:
-    """Have a desk for whoever connects; the address is the supervisor's and stays, on Python 3.13 as well."""
+async def listen(device: DeviceWorker, listener: socket.socket) -> asyncio.AbstractServer:
+    """Accept HTTP workers on the inherited socket; its path stays when the server closes, on Python 3.13 as well."""
     loop = asyncio.get_running_loop()
     return await loop.create_unix_server(  # type: ignore[call-arg,unused-ignore]  # uvloop's takes it on any Python
-        lambda: Desk(owner), sock=listener, cleanup_socket=False
+        lambda: WorkerSession(device), sock=listener, cleanup_socket=False
     )
 
 
-def own(slot: int, listener: int, line: int, local_directory: Path) -> int:
-    """Be the owner: count in row `slot` below `home`, serve on the socket `listener`, report on the socket `line`.
+def run_device_worker(slot: int, listener: int, line: int, home: Path) -> int:
+    """Serve on the socket `listener` until told to stop.
+
+    Args:
+        slot: of the shared-memory metrics in `home`.
+        listener: file descriptor of a listening socket.
+        line: file descriptor of the socket for heartbeats to the supervisor.
+        home: directory of the shared-memory metrics.
 
     Raises:
-        UnknownVersion, BadCheckpoint: what the aliases point at cannot be served.
+        UnknownVersion, BadCheckpoint: the version of an alias cannot be served.
     """
     settings = read_settings()
     configure(settings.log_level, worker="owner", pid=os.getpid())
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    metrics = Metrics(settings.slo_ms, SharedMetricValues(local_directory, slot))
+    metrics = Metrics(settings.slo_ms, SharedMetricValues(home, slot))
     log_writer().on_drop(metrics.log_dropped.inc)
     with socket.socket(fileno=line) as reports, socket.socket(fileno=listener) as ours:
-        uvloop.run(_own(settings, metrics, ours, reports, local_directory))
+        uvloop.run(_run(settings, metrics, ours, reports, home))
     return 0
 
 
-async def _own(settings: Settings, metrics: Metrics, listener: socket.socket, line: socket.socket, place: Path) -> None:
+async def _run(settings: Settings, metrics: Metrics, listener: socket.socket, line: socket.socket, place: Path) -> None:
     loop = asyncio.get_running_loop()
     leaving = asyncio.Event()
     for number in SIGNALS:
@@ -181,17 +197,17 @@ async def _own(settings: Settings, metrics: Metrics, listener: socket.socket, li
     lineup = Lineup(registry, RealLoaders(settings), settings, metrics, aliases=NET_ALIASES)
     follower = follower_of(lineup, settings, metrics)
     async with AsyncExitStack() as stack:
-        if await unless(leaving, stack.enter_async_context(following(lineup, follower, settings.grace_s))):
-            owner = Owner(lineup, settings)
-            owner.tell()
-            server = await listen(owner, listener)
-            await _watch(owner, lineup, follower, line, leaving)
+        if await finishes_before(leaving, stack.enter_async_context(following(lineup, follower, settings.grace_s))):
+            device = DeviceWorker(lineup, settings)
+            device.announce()
+            server = await listen(device, listener)
+            await _watch(device, lineup, follower, line, leaving)
             server.close()
-            await _leave(owner, settings.drain_s + settings.grace_s)
+            await _drain(device, settings.drain_s + settings.grace_s)
 
 
-async def unless(leaving: asyncio.Event, start: Coroutine[Any, Any, object]) -> bool:
-    """Return whether a start came to its end before it was time to leave; it is cancelled else."""
+async def finishes_before(leaving: asyncio.Event, start: Coroutine[Any, Any, object]) -> bool:
+    """Return whether `start` finishes before `leaving` is set; cancel it otherwise."""
     starting, left = asyncio.create_task(start), asyncio.create_task(leaving.wait())
     await asyncio.wait({starting, left}, return_when=asyncio.FIRST_COMPLETED)
     left.cancel()
@@ -204,30 +220,30 @@ async def unless(leaving: asyncio.Event, start: Coroutine[Any, Any, object]) -> 
 
 
 async def _watch(
-    owner: Owner, lineup: Lineup, follower: Follower | None, line: socket.socket, leaving: asyncio.Event
+    device: DeviceWorker, lineup: Lineup, follower: Follower | None, line: socket.socket, leaving: asyncio.Event
 ) -> None:
-    """Say what there is to say, to the workers and to the supervisor, until it is time to leave."""
+    """Announce changes to the HTTP workers, and beat to the supervisor, until `leaving` is set."""
     guarded = CatchAndLog("tell the workers")
-    at = 0.0
+    last_beat = 0.0
     while not leaving.is_set():
         with guarded:
-            owner.tell()
-            if monotonic() - at >= 1.0:
-                at = monotonic()
-                for each in (lineup, follower):
-                    if each:
-                        each.observe()
-                if lineup.stuck_s() <= owner.settings.hang_s:
+            device.announce()
+            if monotonic() - last_beat >= 1.0:
+                last_beat = monotonic()
+                lineup.observe()
+                if follower:
+                    follower.observe()
+                if lineup.stuck_s() <= device.settings.hang_s:
                     send_heartbeat(line)
         with suppress(TimeoutError):
             await asyncio.wait_for(leaving.wait(), TICK_S)
 
 
-async def _leave(owner: Owner, most_s: float) -> None:
-    """Have the workers go elsewhere, for `most_s` seconds at most, and answer what they asked."""
-    until = monotonic() + most_s
-    logger().info("draining", seconds=most_s)
-    for desk in owner.desks:
-        desk.send(Frame(Kind.LEAVING))
-    while owner.desks and monotonic() < until:
+async def _drain(device: DeviceWorker, max_s: float) -> None:
+    """Send the HTTP workers away and answer their requests, for `max_s` seconds at most."""
+    until = monotonic() + max_s
+    logger().info("draining", seconds=max_s)
+    for session in device.sessions:
+        session.send(Frame(Kind.LEAVING))
+    while device.sessions and monotonic() < until:
         await asyncio.sleep(TICK_S)

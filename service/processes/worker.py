@@ -11,8 +11,8 @@ from pathlib import Path
 import uvicorn
 
 from service.app import Service, create_app
-from service.processes.device_client import Link
-from service.processes.device_worker import SOCKET, most_of
+from service.processes.device_client import DeviceClient
+from service.processes.device_worker import SOCKET, max_frame_bytes
 from service.processes.heartbeat import on_supervisor_exit, send_heartbeat
 from service.processes.server import Server, exit_before_start, run, uvicorn_config
 from service.settings import Settings, read_settings
@@ -75,8 +75,9 @@ def run_worker(slot: int, listener: int, channel: int, directory: Path) -> int:
     """
     settings = read_settings()
     configure(settings.log_level, worker=slot, pid=os.getpid())
-    lender = Link(directory / SOCKET, most_of(settings)) if (directory / SOCKET).exists() else None
-    app = create_app(settings, metric_values=SharedMetricValues(directory, slot), lender=lender)
+    has_device_worker = (directory / SOCKET).exists()
+    provider = DeviceClient(directory / SOCKET, max_frame_bytes(settings)) if has_device_worker else None
+    app = create_app(settings, metric_values=SharedMetricValues(directory, slot), provider=provider)
     app.state.process.headers = [(b"x-worker", b"%d" % slot)]
     with socket.socket(fileno=channel) as heartbeats, socket.socket(fileno=listener) as ours:
         worker = Worker(uvicorn_config(app, settings), app, settings, heartbeats)

@@ -1,4 +1,4 @@
-"""The graph: what is deployed, with which bounds; and serving it until told to stop."""
+"""The graph: what is deployed, and within which bounds; and serving it until a signal to stop."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from models.registry.registry import Registry, UnknownVersion
 from models.registry.remote import is_url
 from service.http.auth import read_tokens
 from service.processes.sockets import bind, check_exposure
-from service.ray.books import home_of_books
 from service.ray.ingress import Ingress
+from service.ray.node_metrics import metrics_home
 from service.ray.replica import Replica
 from service.settings import BadSettings, Settings, read_settings
 from service.telemetry.log import configure, logger
@@ -32,8 +32,8 @@ BY_WAIT = "service.ray.scaling:QueueWait"
 def build(settings: Settings, least: int = 1, target_s: float = 0.02, per_node: int | None = None) -> serve.Application:
     """Return the graph: the ingress, and a deployment for every alias that is set.
 
-    Each has `least` replicas, and up to `workers` where requests wait longer than `target_s` seconds; at most
-    `per_node` on a node. Without that bound Ray may put all replicas of an alias on one node, which may die.
+    Each has `least` replicas, and up to `workers` if requests wait longer than `target_s` seconds; at most `per_node`
+    on a node. Without that bound Ray may put all replicas of an alias on one node, which may die.
 
     Raises:
         BadSettings: the registry is no directory.
@@ -76,7 +76,7 @@ def _ingress(settings: Settings, scaled: dict[str, Any], placed: dict[str, Any])
     return serve.deployment(Ingress).options(
         name="ingress",
         autoscaling_config=scaled | {"target_ongoing_requests": settings.max_batch},
-        max_ongoing_requests=4 * settings.max_queue,  # who is too many is told so by the app, in its words
+        max_ongoing_requests=4 * settings.max_queue,  # the app itself rejects excess load
         graceful_shutdown_timeout_s=settings.drain_s + settings.grace_s,
         health_check_period_s=1,
         **placed,
@@ -88,28 +88,28 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     return build(read_settings(**arguments))
 
 
-def serve_until_told(settings: Settings) -> int:
-    """Serve on the cluster that RAY_ADDRESS names, else on one of this machine, until told to stop.
+def serve_until_signal(settings: Settings) -> int:
+    """Serve on the cluster that RAY_ADDRESS names, or on one of this machine, until SIGTERM or SIGINT.
 
     Raises:
         BadSettings: the tokens cannot be read.
-        CannotListen: the address is taken, or is not to be listened on without a token.
+        CannotListen: the address is taken, or may not be listened on without a token.
     """
     configure(settings.log_level)
     with bind(settings.host, settings.port) as probe:
         check_exposure(probe.getsockname()[0], read_tokens(settings), insecure=settings.insecure)
     address = os.environ.get("RAY_ADDRESS", "local")
     ray.init(address, include_dashboard=False if address == "local" else None, log_to_driver=False)
-    told = threading.Event()
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())  # in place of Ray's, which aborts
+        signal.signal(number, lambda *_: stop.set())  # instead of Ray's handler, which aborts
     http = {"host": settings.host, "port": settings.port, "keep_alive_timeout_s": round(settings.keep_alive_s)}
     serve.start(proxy_location="EveryNode", http_options=http)
     serve.run(build(settings), name=APP)
     logger().info("listening", url=f"http://{settings.host}:{settings.port}")
-    told.wait()
+    stop.wait()
     logger().info("draining")
-    home = home_of_books()
+    home = metrics_home()
     serve.shutdown()
     ray.shutdown()
     shutil.rmtree(home, ignore_errors=True)

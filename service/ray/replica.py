@@ -1,4 +1,4 @@
-"""A replica of what serves an alias: its engine, batched by Serve, following the registry as a server does."""
+"""A replica of a deployment: the engine of one alias. Serve batches its requests; it follows the registry itself."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from models.registry.registry import Registry
 from models.retrieval.retriever import Search
 from service.deploy.deployments import Lineup
 from service.deploy.loading import RealLoaders
-from service.engines.engine import Engine, Live, Prediction
-from service.engines.remote import Facts
+from service.engines.engine import Engine, EngineInfo, Live
+from service.engines.predict import Prediction
 from service.engines.search import Found
 from service.http.routes.hot import check_live
-from service.ray.books import Books, home_of_books
-from service.ray.scaling import Load
+from service.ray.node_metrics import NodeMetrics, metrics_home
+from service.ray.scaling import LoadStats
 from service.settings import Settings
 from service.telemetry.log import configure, log_writer
 from service.telemetry.metrics import Metrics
 
+Result = Prediction | Found | ServiceError
 
-class Asked(NamedTuple):
+
+class Call(NamedTuple):
     """Contexts `(n, T, D)` or a search, and the deadline on this machine's monotonic clock."""
 
     item: Any
@@ -33,68 +35,70 @@ class Asked(NamedTuple):
 
 
 class Replica:
-    """One alias's engine: Serve batches what comes, the engine runs it, the registry says which version."""
+    """Serves one alias: Serve forms the batches, the engine runs them, the registry decides which version."""
 
     async def __init__(self, alias: str, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._alias, self._settings, self._load = alias, settings, Load()
-        self._where: str = serve.get_replica_context().replica_id.unique_id
+        self._alias = alias
+        self._settings = settings
+        self._load = LoadStats()
+        self._replica_id: str = serve.get_replica_context().replica_id.unique_id
         configure(settings.log_level)
-        self.together.set_max_batch_size(settings.max_batch)
-        self.together.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
+        self.run_batch.set_max_batch_size(settings.max_batch)
+        self.run_batch.set_batch_wait_timeout_s(settings.max_wait_ms / 1000)
         own = settings.model_copy(update={"max_wait_ms": 0.0})  # Serve has waited already
-        metrics = Metrics(settings.slo_ms, Books(settings.slo_ms, home_of_books()).row())
+        metrics = Metrics(settings.slo_ms, NodeMetrics(settings.slo_ms, metrics_home()).values())
         log_writer().on_drop(metrics.log_dropped.inc)
         self._lineup = Lineup(Registry(Path(settings.registry)), RealLoaders(own), own, metrics, aliases=(alias,))
         await self._lineup.start()
         if self._lineup.identity(alias) is None:
-            raise Unavailable(f"what `{alias}` points at cannot be served: {self._lineup.live.get(alias)}")
+            raise Unavailable(f"the version of `{alias}` cannot be served: {self._lineup.live.get(alias)}")
         self._watch = asyncio.create_task(self._lineup.watch())
 
-    async def ask(self, item: Any, left_s: float) -> Prediction | Found | ServiceError:
-        """Return the answer to contexts `(n, T, D)` or to a `Search`, or why there is none within `left_s` seconds.
+    async def ask(self, item: Any, left_s: float) -> Result:
+        """Return the answer to contexts `(n, T, D)` or to a `Search` within `left_s` seconds, or the error.
 
-        These are counted from here, for clocks of nodes differ; whoever asks calls off what took longer to get here.
+        The time counts from here, since clocks of nodes differ; the caller cancels what took longer to get here.
         """
         began = perf_counter()
-        answer, requests = await self.together(Asked(item, monotonic() + left_s))
+        answer, requests = await self.run_batch(Call(item, monotonic() + left_s))
         if not isinstance(answer, ServiceError):
-            self._load.note(perf_counter() - began - answer.infer_s, answer.infer_s, requests)
+            self._load.add(perf_counter() - began - answer.infer_s, answer.infer_s, requests)
         return answer  # type: ignore[no-any-return]
 
     @serve.batch()
-    async def together(self, batch: list[Asked]) -> list[tuple[Prediction | Found | ServiceError, int]]:
+    async def run_batch(self, calls: list[Call]) -> list[tuple[Result, int]]:
         """Answer what Serve put together; the engine makes one batch of what comes in one turn of the loop."""
-        answers = await asyncio.gather(*map(self._answer, batch))
-        return [(answer, len(batch)) for answer in answers]
+        answers = await asyncio.gather(*map(self._answer, calls))
+        return [(answer, len(calls)) for answer in answers]
 
-    async def facts(self) -> tuple[Facts, Live]:
+    async def describe(self) -> tuple[EngineInfo, Live]:
         """Return what serves here, and since when."""
         engine = self._lineup.engines[self._alias]
         assert isinstance(engine, Engine)
-        return Facts.of(engine), self._lineup.live[self._alias]
+        return engine.describe(), self._lineup.live[self._alias]
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return what `QueueWait` goes by."""
-        return self._load.tell()
+        """Return what `QueueWait` reads."""
+        return self._load.read()
 
     def check_health(self) -> None:
-        """Raise where a batch hangs; Ray then puts another replica in place of this one."""
+        """Raise `Unavailable` if a batch hangs; Ray then replaces this replica."""
         check_live(self._lineup, self._settings)
         self._lineup.observe()
 
-    async def _answer(self, asked: Asked) -> Prediction | Found | ServiceError:
+    async def _answer(self, call: Call) -> Result:
         try:
-            return await (self._search(asked) if isinstance(asked.item, Search) else self._predict(asked))
+            return await (self._search(call) if isinstance(call.item, Search) else self._predict(call))
         except ServiceError as error:
-            return error
+            return error  # Ray would log it with a traceback if it were raised
 
-    async def _search(self, asked: Asked) -> Found:
-        found = await self._lineup.search_engine().search(asked.item, asked.deadline)
-        return found._replace(searched=found.searched._replace(replica=self._where))
+    async def _search(self, call: Call) -> Found:
+        found = await self._lineup.search_engine().run(call.item, call.deadline)
+        return found._replace(searched=found.searched._replace(replica=self._replica_id))
 
-    async def _predict(self, asked: Asked) -> Prediction:
+    async def _predict(self, call: Call) -> Prediction:
         engine = self._lineup.engines[self._alias]
-        if asked.item.shape[1:] != engine.shape:
-            raise Unavailable("a version of another shape went live just now")
-        made = await engine.predict(asked.item, asked.deadline)
-        return made._replace(replica=self._where)
+        if call.item.shape[1:] != engine.info.shape:
+            raise Unavailable("model was replaced by one with a different input shape")
+        prediction = await engine.run(call.item, call.deadline)
+        return prediction._replace(replica=self._replica_id)

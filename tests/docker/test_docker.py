@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from lvm.errors import ServiceError, UnknownHttpVersion
 from service.app import STATUS_REASONS
-from service.engines.drift import FAR, OPPOSED
+from service.engines.drift import MAX_DEVIATION, MIN_ALIGNMENT
 from service.http.gateway import CANCELLED
 from service.settings import read_settings
 from service.telemetry.metrics import (
@@ -370,7 +370,7 @@ class TestAlerts:
 
     def test_drift_is_what_models_warns_of(self) -> None:
         (asked,) = [asked for asked in promql.alerts() if asked.where == "LvmInputDrift"]
-        assert re.findall(r"[<>] (\S+)", asked.expr) == [f"{FAR:g}", f"{OPPOSED:g}"]
+        assert re.findall(r"[<>] (\S+)", asked.expr) == [f"{MAX_DEVIATION:g}", f"{MIN_ALIGNMENT:g}"]
 
 
 def test_selectors_are_found_in_any_expression() -> None:

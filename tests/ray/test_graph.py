@@ -26,10 +26,11 @@ from lvm.errors import (
     ServiceError,
     Unavailable,
 )
-from service.engines.engine import Live, Prediction
-from service.engines.remote import Facts, Loan
+from service.engines.engine import EngineInfo, Live
+from service.engines.predict import Prediction
+from service.engines.remote import EngineSet
+from service.ray.deployment_client import DeploymentClient, DeploymentClients
 from service.ray.graph import build
-from service.ray.line import Line, Lines
 from service.settings import Settings
 from tests.conftest import ROOT, SHIPPED
 
@@ -73,7 +74,7 @@ class Handle:
 
 def ask(handle: Handle, seconds: float = 60) -> Prediction:
     async def run() -> Prediction:
-        return await Line(handle).predict(np.ones((1, 5, 8), np.float32), monotonic() + seconds)
+        return await DeploymentClient(handle).predict(np.ones((1, 5, 8), np.float32), monotonic() + seconds)
 
     return asyncio.run(run())
 
@@ -108,28 +109,28 @@ def test_the_deadline_holds_whatever_a_replica_does_and_calls_it_off() -> None:
     assert [response.is_off for response in handle.asked] == [True]
 
 
-class Replicas(Line):
+class Replicas(DeploymentClient):
     """Replicas of one deployment, which answer in turn: as told first, then the last ever after."""
 
-    def __init__(self, *told: tuple[Facts, Live]) -> None:
+    def __init__(self, *told: tuple[EngineInfo, Live]) -> None:
         self._told, self.looks = list(told), 0
 
-    async def facts(self) -> tuple[Facts, Live]:
+    async def describe(self) -> tuple[EngineInfo, Live]:
         self.looks += 1
         return self._told[min(self.looks, len(self._told)) - 1]
 
 
-def told(version: str, since: str, warning: str | None = None, refused: str | None = None) -> tuple[Facts, Live]:
-    facts = Facts("primary", "amn", version, "0" * 64, "fake", (5, 8), "fake", warning)
-    return facts, Live(f"amn/{version}", since, refused)
+def told(version: str, since: str, warning: str | None = None, refused: str | None = None) -> tuple[EngineInfo, Live]:
+    info = EngineInfo("primary", "amn", version, "0" * 64, "fake", (5, 8), "fake", warning)
+    return info, Live(f"amn/{version}", since, refused)
 
 
-def loans(*each: tuple[Facts, Live]) -> list[Loan]:
+def loans(*each: tuple[EngineInfo, Live]) -> list[EngineSet]:
     """Return what is lent while replicas tell that, and are then looked at once more."""
 
-    async def run() -> list[Loan]:
-        replicas, lent = Replicas(*each), list[Loan]()
-        lines = Lines({"primary": replicas}, 0.0)
+    async def run() -> list[EngineSet]:
+        replicas, lent = Replicas(*each), list[EngineSet]()
+        lines = DeploymentClients({"primary": replicas}, 0.0)
         await lines.open(lent.append)
         while replicas.looks < len(each) + 2:
             await asyncio.sleep(0)
@@ -146,7 +147,7 @@ def test_replicas_that_came_at_other_times_and_saw_other_inputs_are_no_news() ->
 
 def test_another_version_a_warning_and_a_refusal_are_news() -> None:
     news = loans(told("1", "noon"), told("1", "one", "off"), told("1", "two", "off", "amn/2"), told("2", "three"))
-    assert [loan.engines["primary"].facts.warning for loan in news] == [None, "off", "off", None]
+    assert [loan.engines["primary"].info.warning for loan in news] == [None, "off", "off", None]
     assert [loan.live["primary"].refused for loan in news] == [None, None, "amn/2", None]
     assert [loan.live["primary"].since for loan in news] == ["noon", "noon", "noon", "three"]
 

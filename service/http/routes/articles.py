@@ -8,8 +8,8 @@ import numpy as np
 from fastapi import FastAPI, Path, Query, Response
 
 from lvm.errors import UnknownArticle
+from models.retrieval.retriever import Retriever
 from service.deploy.deployments import Lineup
-from service.engines.search import RetrieverLike
 from service.http import codec, schemas
 
 LAST = 2**31 - 1  # ids are int32
@@ -27,7 +27,7 @@ def add_routes(app: FastAPI, lineup: Lineup) -> None:
         limit: Limit = 100,
     ) -> Response:
         """The articles of the corpus that /retrieve searches, by id."""
-        retriever = lineup.search_engine().retriever
+        retriever = lineup.search_engine().model.retriever
         found = [entry for entry in retriever.article_index.entries if search.casefold() in entry.title.casefold()]
         page = [entry._asdict() for entry in found[offset : offset + limit]]
         return _json({**_corpus(retriever), "total": len(found), "articles": page})
@@ -35,10 +35,10 @@ def add_routes(app: FastAPI, lineup: Lineup) -> None:
     @app.get("/articles/{article}", response_model=schemas.Article, responses=schemas.ARTICLES)
     def article(article: Annotated[int, Path(ge=0, le=LAST)]) -> Response:
         """One article in reading order: the passages with their vectors."""
-        return _json(_article(lineup.search_engine().retriever, article))
+        return _json(_article(lineup.search_engine().model.retriever, article))
 
 
-def _article(retriever: RetrieverLike, article: int) -> dict[str, Any]:
+def _article(retriever: Retriever, article: int) -> dict[str, Any]:
     """Return the body of /articles/{article}; raises `UnknownArticle`."""
     rows = retriever.article_index.rows(article)
     if not len(rows):
@@ -55,13 +55,13 @@ def _article(retriever: RetrieverLike, article: int) -> dict[str, Any]:
     }
 
 
-def _passage(retriever: RetrieverLike, row: int) -> dict[str, Any]:
+def _passage(retriever: Retriever, row: int) -> dict[str, Any]:
     chunk = retriever.corpus.chunk(row)
     vector = retriever.corpus.vectors_at(np.array([row]))[0]
     return {"id": row, "position": chunk.position, "text": chunk.text, "vector": codec.encode_base64(vector)}
 
 
-def _corpus(retriever: RetrieverLike) -> dict[str, str]:
+def _corpus(retriever: Retriever) -> dict[str, str]:
     return {"corpus": retriever.name, "corpus_version": retriever.version}
 
 

@@ -19,23 +19,25 @@ from lvm.errors import (
     Malformed,
     Unavailable,
 )
+from models.registry.alias import Alias
 from models.retrieval.retriever import Hit, Search
 from models.vectors import Floats
 from service.deploy.deployments import Lineup
 from service.deploy.registry_sync import Follower
 from service.deploy.shadow import Shadow
+from service.engines.engine import Engine
+from service.engines.remote import PredictEngine
 from service.engines.router import (
-    EngineLike,
     Profile,
     Routed,
     Router,
 )
-from service.engines.search import Found, SearchEngine
+from service.engines.search import Found, SearchModel
 from service.engines.text import (
-    EncoderEngine,
-    Read,
-    Said,
-    weight,
+    ENCODER,
+    Encoded,
+    TextInput,
+    extra_rows,
 )
 from service.http import codec, schemas
 from service.http.auth import PROBES
@@ -89,14 +91,14 @@ async def _heard(
     """Return what was asked in words as vectors of `encoder`: a context of `length` chunks, or a query."""
     assert asked.words is not None
     engine = lineup.encoder_engine(encoder, f"/{asked.field}")
-    read = await engine.read(Said(asked.words, length, may_be_query, call.place.client), call.deadline)
+    read = await engine.run(TextInput(asked.words, length, may_be_query, call.place.client), call.deadline)
     rows = read.vectors if read.read_as == "query" else read.vectors[None]
     chunks = {"chunks": read.chunks} if asked.field == "text" else {}
     heard = {"read_as": read.read_as, **chunks, **_read_in_part(read)}
     return asked._replace(rows=rows, field=read.read_as, heard=heard)
 
 
-def _read_in_part(read: Read) -> dict[str, list[dict[str, Any]]]:
+def _read_in_part(read: Encoded) -> dict[str, list[dict[str, Any]]]:
     """Return which chunks were not read to their end, and which hold unknown words; neither member if there is none."""
     truncated = [
         {"index": at, "word_pieces": info.word_pieces, "read": info.read}
@@ -111,7 +113,7 @@ def _of_text(reply: Reply, heard: Mapping[str, Any]) -> Reply:
     """Return the answer to a text: timed apart from those to vectors, its headers naming chunks read in part."""
     parts = [(name, ", ".join(str(each["index"]) for each in heard.get(name, ()))) for name in ("truncated", "unread")]
     headers = [(f"x-{name}".encode(), indices.encode()) for name, indices in parts if indices]
-    return reply._replace(total=TOTAL_TEXT, made_by=EncoderEngine.alias, headers=[*reply.headers, *headers])
+    return reply._replace(total=TOTAL_TEXT, made_by=ENCODER, headers=[*reply.headers, *headers])
 
 
 class Predict:
@@ -127,7 +129,7 @@ class Predict:
     async def __call__(self, call: Call) -> Reply:
         """Answer one call; errors leave as `ServiceError`."""
         asked = codec.held_to(self._norms, await self._decode(call))
-        call.place.settle(len(asked.rows) or 1 + weight(asked.words or ""))
+        call.place.settle(len(asked.rows) or 1 + extra_rows(asked.words or ""))
         decoded_s = perf_counter() - call.started
         if asked.words is not None:
             return await self._of_words(call, asked, decoded_s)
@@ -136,10 +138,10 @@ class Predict:
 
     async def _of_words(self, call: Call, asked: Decoded, decoded_s: float) -> Reply:
         chain, began = self._chain(asked.options), perf_counter()
-        first = chain[0]
+        first = chain[0].info
         asked = await _heard(self._lineup, first.encoder, asked, first.shape[0], call)
         embedded_s = perf_counter() - began
-        alike = [engine for engine in chain if (engine.encoder, engine.shape) == (first.encoder, first.shape)]
+        alike = [engine for engine in chain if engine.info.input_space == first.input_space]
         routed = await self._router.predict(asked.rows, alike, call.deadline)
         stages = (*stages_of(routed, decoded_s), ("embed", embedded_s))
         return _of_text(self._reply(call, asked, routed, stages), asked.heard or {})
@@ -166,7 +168,7 @@ class Predict:
         rows = codec.read_octets(call.body, kind, item, self._max_rows, many=True)
         return Decoded(rows, "octets", options, octets_of_many=kind.shape is not None and kind.shape != item)
 
-    def _chain(self, options: Mapping[str, Any]) -> list[EngineLike]:
+    def _chain(self, options: Mapping[str, Any]) -> list[PredictEngine]:
         model: str | None = options.get("model")
         profile: Profile = options.get("profile", "realtime")
         if "profile" in options and model not in (None, "primary"):
@@ -174,7 +176,7 @@ class Predict:
         return self._router.chain(model, profile)
 
     def _shape_of(self, field: str, options: dict[str, Any]) -> codec.Shape:
-        return self._chain(options)[0].shape
+        return self._chain(options)[0].info.shape
 
     @staticmethod
     def _body(asked: Decoded, routed: Routed, stages: Stages) -> dict[str, Any]:
@@ -209,7 +211,7 @@ class Retrieve:
         """Answer one call; errors leave as `ServiceError`."""
         engine = self._lineup.search_engine()
         asked = codec.held_to(self._norms, await self._decode(call, engine))
-        call.place.settle(1 + weight(asked.words or ""))
+        call.place.settle(1 + extra_rows(asked.words or ""))
         stages: Stages = (("decode", perf_counter() - call.started),)
         if asked.words is not None:
             asked, engine, stages = await self._of_words(call, asked, engine, stages)
@@ -223,21 +225,27 @@ class Retrieve:
         return await self._answer(engine, asked, call, False, routed, stages)
 
     async def _of_words(
-        self, call: Call, asked: Decoded, engine: SearchEngine, stages: Stages
-    ) -> tuple[Decoded, SearchEngine, Stages]:
-        began, encoder = perf_counter(), engine.retriever.card.encoder
+        self, call: Call, asked: Decoded, engine: Engine[SearchModel], stages: Stages
+    ) -> tuple[Decoded, Engine[SearchModel], Stages]:
+        began, encoder = perf_counter(), engine.info.encoder
         length, *_ = self._shape("context", asked.options, engine)
         asked = await _heard(self._lineup, encoder, asked, length, call, may_be_query=True)
         engine = self._lineup.search_engine()  # it may have been swapped meanwhile
-        if engine.retriever.card.encoder != encoder:
+        if engine.info.encoder != encoder:
             raise Unavailable("the corpus was exchanged for one of another encoder")
         return asked, engine, (*stages, ("embed", perf_counter() - began))
 
     async def _answer(
-        self, engine: SearchEngine, asked: Decoded, call: Call, by_towers: bool, routed: Routed | None, stages: Stages
+        self,
+        engine: Engine[SearchModel],
+        asked: Decoded,
+        call: Call,
+        by_towers: bool,
+        routed: Routed | None,
+        stages: Stages,
     ) -> Reply:
         query = None if by_towers else routed.prediction.vectors[0] if routed else asked.rows[0]
-        found = await engine.search(_search(asked, query), call.deadline)
+        found = await engine.run(_search(asked, query), call.deadline)
         if found.degraded:
             self._metrics.fallbacks.inc(found.degraded)
         queue_s = found.queue_s + (routed.prediction.queue_s if routed else 0.0)
@@ -247,18 +255,18 @@ class Retrieve:
         return _of_text(reply, asked.heard) if asked.heard else reply
 
     @staticmethod
-    def _is_for_towers(field: str, options: Mapping[str, Any], engine: SearchEngine) -> bool:
+    def _is_for_towers(field: str, options: Mapping[str, Any], engine: Engine[SearchModel]) -> bool:
         """Say whether the towers make the query: of a context, unless a net is named to do it."""
-        return field == "context" and "model" not in options and engine.retriever.query_maker is not None
+        return field == "context" and "model" not in options and engine.model.retriever.query_maker is not None
 
-    def _shape(self, field: str, options: Mapping[str, Any], engine: SearchEngine) -> codec.Shape:
+    def _shape(self, field: str, options: Mapping[str, Any], engine: Engine[SearchModel]) -> codec.Shape:
         if self._is_for_towers(field, options, engine):
-            return engine.shape
+            return engine.info.shape
         if field == "query":
-            return (engine.retriever.dim,)
-        return self._router.chain(options.get("model"), "realtime")[0].shape
+            return (engine.info.shape[1],)
+        return self._router.chain(options.get("model"), "realtime")[0].info.shape
 
-    async def _decode(self, call: Call, engine: SearchEngine) -> Decoded:
+    async def _decode(self, call: Call, engine: Engine[SearchModel]) -> Decoded:
         def shape_of(field: str, options: dict[str, Any]) -> codec.Shape:
             return self._shape(field, options, engine)
 
@@ -267,7 +275,7 @@ class Retrieve:
         if media_type == JSON:
             return await read_json(self._json, call, shape_of, options, self._slicer)
         kind = codec.octet_type(call.headers[b"content-type"])
-        field = "query" if _is_query(kind, len(call.body), engine.retriever.dim) else "context"
+        field = "query" if _is_query(kind, len(call.body), engine.info.shape[1]) else "context"
         rows = codec.read_octets(call.body, kind, shape_of(field, options), 1, many=False)
         return Decoded(rows, field, options)
 
@@ -281,7 +289,7 @@ class Retrieve:
     ) -> Reply:
         began, searched = perf_counter(), found.searched
         degraded = None if routed and routed.fallback_reason else found.degraded  # the net's reason comes first
-        author = (*(searched.query_maker or ("", "")), SearchEngine.alias) if by_towers else None
+        author = (*(searched.query_maker or ("", "")), Alias.RETRIEVER) if by_towers else None
         body = {
             "results": [_result(hit) for hit in found.hits],
             **heard,
@@ -301,7 +309,7 @@ class Retrieve:
         if degraded:
             headers.append((b"x-fallback-reason", degraded.encode()))
         outcome = "fallback" if degraded else outcome_of(routed)
-        made_by = routed.served_by if routed else SearchEngine.alias
+        made_by = routed.served_by if routed else Alias.RETRIEVER
         return Reply(encoded, JSON, headers, outcome, stages, made_by=made_by)
 
 
@@ -341,14 +349,14 @@ async def refuse_unknown_query(request: Request) -> None:
     codec.refuse_unknown(names, {field.alias for field in request.scope["route"].dependant.query_params}, "option")
 
 
-def _check_effect(asked: Decoded, engine: SearchEngine, by_towers: bool) -> None:
+def _check_effect(asked: Decoded, engine: Engine[SearchModel], by_towers: bool) -> None:
     """Raise `Invalid` if an option cannot have the effect that it asks for."""
     options = asked.options
     if asked.field == "query" and "model" in options:
         raise Invalid("a query is searched as it is: no model makes it", pointer="/model")
     if asked.field == "query" and "exclude_context" in options and asked.words is None:
         raise Invalid("a query has no context that could be left out", pointer="/exclude_context")
-    if options.get("rerank") and not engine.retriever.reranks:
+    if options.get("rerank") and not engine.model.retriever.reranks:
         raise Invalid("the corpus has no reranker", pointer="/rerank")
     if options.get("rerank") and not by_towers:
         raise Invalid("only what the towers find for a context is reranked", pointer="/rerank")

@@ -24,7 +24,7 @@ def describe(
     """Return the body of /models; `versions` are what an `Inventory` says."""
     return {
         "aliases": {str(alias): _alias(alias, router, lineup) for alias in lineup.live},
-        "encoder": {"name": lineup.encoder.name if lineup.encoder else None, "missing": lineup.no_encoder},
+        "encoder": {"name": lineup.encoder.info.name if lineup.encoder else None, "missing": lineup.no_encoder},
         "store": follower.describe() if follower else None,
         "versions": versions,
     }

@@ -22,7 +22,8 @@ from lvm.errors import (
 )
 from models.vectors import Floats
 from service.deploy.deployments import Lineup
-from service.engines.router import EngineLike, Routed, Router
+from service.engines.remote import PredictEngine
+from service.engines.router import Routed, Router
 from service.http import codec, content_coding, schemas
 from service.http.codec import (
     JSON,
@@ -111,7 +112,7 @@ class Infer:
         want_media_type(call, JSON, OCTETS, FORM)
         codec.refuse_unknown(call.options(), (), "option")
         chain = _chain(self._router, *_names(call.path))
-        asked = await self._read(call, chain[0].shape)
+        asked = await self._read(call, chain[0].info.shape)
         call.place.settle(len(asked.rows))
         decoded_s = perf_counter() - call.started
         routed = await self._router.predict(asked.rows, chain, call.deadline)
@@ -183,12 +184,12 @@ def _names(path: str) -> tuple[str, str | None]:
     return parts[0], parts[2] if len(parts) == 3 else None
 
 
-def _chain(router: Router, model: str, version: str | None) -> list[EngineLike]:
+def _chain(router: Router, model: str, version: str | None) -> list[PredictEngine]:
     chain = router.chain(model, "realtime")
     if version is None:
         return chain
-    if chain[0].version != version:
-        raise UnknownModel(f"{chain[0].name} is served in version {chain[0].version}")
+    if chain[0].info.version != version:
+        raise UnknownModel(f"{chain[0].info.name} is served in version {chain[0].info.version}")
     return chain[:1]
 
 
@@ -350,7 +351,9 @@ def _add_repository_index(app: FastAPI, router: Router) -> None:
         body = await _small_body(request)
         asked = _members(codec.parse_object(body) if body else {}, "", ("ready",))
         codec.flag(asked.get("ready", False), "/ready")
-        named = {name: engine.version for alias, engine in router.engines.items() for name in (alias, engine.name)}
+        named = {
+            name: engine.info.version for alias, engine in router.engines.items() for name in (alias, engine.info.name)
+        }
         return [{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in named.items()]
 
 
@@ -365,7 +368,7 @@ async def _small_body(request: Request) -> bytes:
 
 
 def _add_model_routes(app: FastAPI, router: Router, max_rows: int) -> None:
-    def add(suffix: str, response: type, answer: Callable[[EngineLike], dict[str, Any]]) -> None:
+    def add(suffix: str, response: type, answer: Callable[[PredictEngine], dict[str, Any]]) -> None:
         documented: Any = {
             "response_model": response,
             "responses": schemas.NOT_FOUND,
@@ -381,27 +384,27 @@ def _add_model_routes(app: FastAPI, router: Router, max_rows: int) -> None:
         async def of_version(model: str, version: str) -> dict[str, Any]:
             return answer(_chain(router, model, version)[0])
 
-    def model_metadata(engine: EngineLike) -> dict[str, Any]:
+    def model_metadata(engine: PredictEngine) -> dict[str, Any]:
         """Name, versions, inputs and outputs of a served model."""
-        length, dim = engine.shape
+        length, dim = engine.info.shape
         return {
-            "name": engine.name,
-            "versions": [engine.version],
-            "platform": engine.runtime,
+            "name": engine.info.name,
+            "versions": [engine.info.version],
+            "platform": engine.info.runtime,
             "inputs": [{"name": INPUT, "datatype": DATATYPE, "shape": [-1, length, dim]}],
             "outputs": [{"name": OUTPUT, "datatype": DATATYPE, "shape": [-1, dim]}],
         }
 
-    def model_ready(engine: EngineLike) -> dict[str, Any]:
+    def model_ready(engine: PredictEngine) -> dict[str, Any]:
         """200 while the model is served."""
-        return {"name": engine.name, "ready": True}
+        return {"name": engine.info.name, "ready": True}
 
-    def model_config(engine: EngineLike) -> dict[str, Any]:
+    def model_config(engine: PredictEngine) -> dict[str, Any]:
         """Inputs, outputs and largest batch of a served model, as Triton's model configuration extension has them."""
-        length, dim = engine.shape
+        length, dim = engine.info.shape
         return {
-            "name": engine.name,
-            "platform": engine.runtime,
+            "name": engine.info.name,
+            "platform": engine.info.runtime,
             "max_batch_size": max_rows,
             "input": [{"name": INPUT, "data_type": f"TYPE_{DATATYPE}", "dims": [length, dim]}],
             "output": [{"name": OUTPUT, "data_type": f"TYPE_{DATATYPE}", "dims": [dim]}],

@@ -19,8 +19,8 @@ from service.deploy.canary import (
     Probation,
     Witness,
 )
-from service.engines.engine import Prediction
-from service.engines.stats import Conduct
+from service.engines.predict import Prediction
+from service.engines.stats import EngineStats
 from service.settings import Settings
 from service.telemetry.tracing import RequestSpan, Tracer, current_span
 from tests.fakes import contexts, mean_of
@@ -36,21 +36,21 @@ class Clock:
         return self.now
 
 
-def conduct(answered: int = 0, failed: int = 0, batches: list[tuple[int, float]] | None = None) -> Conduct:
-    made = Conduct()
+def conduct(answered: int = 0, failed: int = 0, batches: list[tuple[int, float]] | None = None) -> EngineStats:
+    made = EngineStats()
     made.answered, made.failed = answered, failed
     for rows, seconds in batches or []:
-        made.note(rows, seconds)
+        made.add_batch(rows, seconds)
     return made
 
 
-def fault(new: Conduct, old: Conduct | None = None, **settings: float) -> str:
-    return Probation(old or Conduct(), new, Settings(**settings)).fault() or ""  # type: ignore[arg-type]
+def fault(new: EngineStats, old: EngineStats | None = None, **settings: float) -> str:
+    return Probation(old or EngineStats(), new, Settings(**settings)).fault() or ""  # type: ignore[arg-type]
 
 
 @given(st.lists(BATCH, min_size=1, max_size=200))
 def test_a_pace_is_the_time_that_95_of_100_batches_took_at_most(batches: list[tuple[int, float]]) -> None:
-    for doubling, pace in conduct(batches=batches).paces().items():
+    for doubling, pace in conduct(batches=batches).latency_by_size().items():
         seconds = sorted(s for rows, s in batches if rows.bit_length() == doubling)
         assert pace.batches == len(seconds)
         assert pace.seconds == pytest.approx(seconds[math.ceil(0.95 * len(seconds)) - 1], rel=0.06)
@@ -95,7 +95,7 @@ def test_a_few_slow_batches_are_the_machines() -> None:
 
 
 def test_answers_other_than_the_incumbents_are_a_fault() -> None:
-    probation = Probation(Conduct(), Conduct(), Settings())
+    probation = Probation(EngineStats(), EngineStats(), Settings())
     for _ in range(CONTEXTS - 1):
         probation.compare(0.1)
     assert probation.fault() is None, "too few to tell"
@@ -108,11 +108,15 @@ def test_answers_other_than_the_incumbents_are_a_fault() -> None:
 
 def test_the_window_ends_by_the_clock_it_was_given() -> None:
     clock = Clock()
-    probation = Probation(Conduct(), Conduct(), Settings(watch_s=60), clock)
+    probation = Probation(EngineStats(), EngineStats(), Settings(watch_s=60), clock)
     clock.now += 59
     assert not probation.is_over
     clock.now += 1
     assert probation.is_over
+
+
+def predicted(vectors: Floats) -> Prediction:
+    return Prediction(vectors, "amn", "w", 0, 0, len(vectors))
 
 
 class Incumbent:
@@ -122,7 +126,7 @@ class Incumbent:
         self.error, self.asked, self.go = error, 0, asyncio.Event()
         self.recorded: RequestSpan | None = None
 
-    async def predict(self, batch: Floats, deadline: float) -> Prediction:
+    async def run(self, batch: Floats, deadline: float) -> Prediction:
         self.asked += len(batch)
         self.recorded = current_span.get()
         await self.go.wait()
@@ -134,10 +138,10 @@ class Incumbent:
 def test_the_incumbent_is_asked_one_context_at_a_time_and_not_too_often() -> None:
     async def scenario() -> None:
         clock, incumbent, told = Clock(), Incumbent(), list[float]()
-        witness = Witness(incumbent.predict, told.append, clock)
+        witness = Witness(incumbent.run, told.append, clock)
         batch = contexts(4)
         for _ in range(3):
-            witness.consider(batch, mean_of(batch))
+            witness.consider(batch, predicted(mean_of(batch)))
             await asyncio.sleep(0)
             clock.now += EVERY_S
         assert (incumbent.asked, told) == (1, []), "it has not answered the first yet"
@@ -145,7 +149,7 @@ def test_the_incumbent_is_asked_one_context_at_a_time_and_not_too_often() -> Non
         await asyncio.sleep(0.01)
         assert told == pytest.approx([1]), "of whatever length the vectors are"
         for _ in range(3):
-            witness.consider(batch, -mean_of(batch))
+            witness.consider(batch, predicted(-mean_of(batch)))
             await asyncio.sleep(0.01)
         assert told == pytest.approx([1, -1])
 
@@ -156,7 +160,7 @@ def test_what_the_incumbent_does_is_no_part_of_the_callers_trace() -> None:
     async def scenario() -> None:
         incumbent = Incumbent()
         current_span.set(Tracer(lambda span: None, share=1).start(None))
-        Witness(incumbent.predict, lambda cosine: None, Clock()).consider(contexts(), mean_of(contexts()))
+        Witness(incumbent.run, lambda cosine: None, Clock()).consider(contexts(), predicted(mean_of(contexts())))
         await asyncio.sleep(0)
         assert (incumbent.asked, incumbent.recorded) == (1, None)
         incumbent.go.set()
@@ -170,9 +174,9 @@ def test_the_incumbents_troubles_are_not_the_versions() -> None:
         clock, told = Clock(), list[float]()
         incumbent = Incumbent(RuntimeError("no kernel"))
         incumbent.go.set()
-        witness = Witness(incumbent.predict, told.append, clock)
+        witness = Witness(incumbent.run, told.append, clock)
         for _ in range(2):
-            witness.consider(contexts(), np.zeros((1, 8), np.float32))
+            witness.consider(contexts(), predicted(np.zeros((1, 8), np.float32)))
             await asyncio.sleep(0.01)
             clock.now += EVERY_S
         assert (incumbent.asked, told) == (2, [])

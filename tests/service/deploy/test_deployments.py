@@ -16,11 +16,12 @@ import structlog
 
 from lvm.errors import ServiceError
 from models.registry.registry import Registry, Version
-from models.retrieval.retriever import Search
+from models.retrieval.retriever import Retriever, Search
 from models.runtimes.priority import gives_way
 from service.deploy.canary import CONTEXTS, EVERY_S
 from service.deploy.deployments import RETRY_S, Lineup
 from service.engines.router import Router
+from service.engines.search import SearchModel
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.conftest import PATIENCE_S
@@ -117,13 +118,13 @@ def test_a_version_within_bounds_stays_and_its_incumbent_retires(tmp_path: Path)
         incumbent = house.lineup.engines["primary"]
         good = await house.promote("good")
         assert await house.ask(CONTEXTS + 5) == {"good"}
-        assert house.lineup.engines["primary"].conduct.paces()[1].batches >= CONTEXTS
+        assert house.lineup.engines["primary"].stats.latency_by_size()[1].batches >= CONTEXTS
         house.now += WINDOW_S
-        await house.until(lambda: incumbent.batcher._closed)
+        await house.until(lambda: incumbent.batcher.is_closed)
         await house.ask(5)
         assert house.registry.resolve("primary") == good
         assert house.lineup.live["primary"].refused is None
-        assert house.lineup.engines["primary"].witness is None
+        assert house.lineup.engines["primary"].on_answer is None
 
     live(tmp_path, scenario)
 
@@ -231,7 +232,7 @@ def test_a_corpus_that_fails_is_rolled_back_as_well(tmp_path: Path) -> None:
         bad = Search(np.zeros(3, np.float32), 1)  # of no length that a corpus has: its search raises
         for _ in range(5):
             with pytest.raises(ServiceError):
-                await lineup.search_engine().search(bad, monotonic() + 9)
+                await lineup.search_engine().run(bad, monotonic() + 9)
         await house.until(lambda: lineup.search is incumbent)
         await house.until(lambda: registry.resolve("retriever") == first)
 
@@ -244,10 +245,11 @@ def test_a_store_is_connected_to_at_full_priority(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
         connected: list[bool] = []
 
-        def connect(_: object) -> None:
+        def connect(corpus: Retriever) -> SearchModel:
             connected.append(gives_way())
+            return SearchModel(corpus)
 
-        house.loaders.index_store = connect
+        house.loaders.search_model = connect
         house.registry.point("retriever", add_version(house.registry, "corpus"))
         await house.until(lambda: house.lineup.search)
         assert connected == [False]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from models.vectors import Floats
 from service.deploy.shadow import MOST, Shadow, report
-from service.engines.engine import Prediction
-from service.engines.router import EngineLike, Routed
-from service.engines.search import SearchEngine
+from service.engines.engine import Engine, EngineInfo
+from service.engines.predict import Prediction
+from service.engines.remote import PredictEngine
+from service.engines.router import Routed
+from service.engines.search import SearchModel, search_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import RequestSpan, Tracer, current_span
@@ -22,15 +25,14 @@ from tests.fakes import D, T, contexts, mean_of, retriever
 class Candidate:
     """An engine that answers by a function, when it is let."""
 
-    alias, name, version, runtime, shape = "candidate", "gmn", "v", "fake", (T, D)
-
     def __init__(self, answer: Any = mean_of) -> None:
+        self.info = EngineInfo("candidate", "gmn", "v", "0" * 64, "fake", (T, D), "fake")
         self.answer, self.asked = answer, 0
         self.recorded: RequestSpan | None = None
         self.go = asyncio.Event()
         self.go.set()
 
-    async def predict(self, batch: Floats, deadline: float) -> Prediction:
+    async def run(self, batch: Floats, deadline: float) -> Prediction:
         self.asked += len(batch)
         self.recorded = current_span.get()
         await self.go.wait()
@@ -42,7 +44,7 @@ def answered(batch: Floats, batch_rows: int = 1) -> Routed:
 
 
 def shadow(
-    candidate: EngineLike | None, metrics: Metrics, search: SearchEngine | None = None, **changes: Any
+    candidate: PredictEngine | None, metrics: Metrics, search: Engine[SearchModel] | None = None, **changes: Any
 ) -> Shadow:
     known = Settings(**{"shadow_share": 1, **changes})
     return Shadow(lambda: candidate, lambda: search, known, metrics, draw=lambda: 0.5)
@@ -55,7 +57,7 @@ def told(metrics: Metrics) -> dict[str, Any]:
 def test_answers_are_compared_and_told_of() -> None:
     async def scenario() -> None:
         metrics = Metrics()
-        engine = SearchEngine(retriever(), Settings(), metrics)
+        engine = search_engine(SearchModel(retriever()), Settings(), metrics)
         made = shadow(Candidate(), metrics, engine)
         for seed in range(3):
             batch = contexts(4, seed)
@@ -131,7 +133,7 @@ def test_nobody_is_asked_who_should_not_be(why: str) -> None:
     async def scenario() -> None:
         metrics, candidate = Metrics(), Candidate()
         if why == "another shape":
-            candidate.shape = (T, D + 1)
+            candidate.info = replace(candidate.info, shape=(T, D + 1))
         made = shadow(None if why == "nobody" else candidate, metrics, shadow_share=0.5 if why == "not drawn" else 1)
         made.consider(contexts(), answered(contexts()))
         await made.settle()

@@ -10,7 +10,7 @@ import pytest
 
 from models.drift import ReferenceStats
 from models.vectors import Floats
-from service.engines.drift import BLOCK, Guard
+from service.engines.drift import BLOCK, DriftDetector
 from service.telemetry.metrics import Metrics
 from tests.conftest import Running
 from tests.fakes import D, T, corpus
@@ -27,12 +27,12 @@ def around(direction: int, count: int, seed: int) -> Floats:
     return unit
 
 
-def guard() -> Guard:
-    return Guard(ReferenceStats.from_contexts(around(0, 64, seed=0)), "primary", Metrics())
+def detector() -> DriftDetector:
+    return DriftDetector(ReferenceStats.from_contexts(around(0, 64, seed=0)), "primary", Metrics())
 
 
-def watched(*contexts: Floats) -> Guard:
-    made = guard()
+def watched(*contexts: Floats) -> DriftDetector:
+    made = detector()
     for context in contexts:
         for row in context:
             made.watch(row[None])

@@ -1,4 +1,4 @@
-"""The engine keeps its record itself, whoever asks it: a router here, workers of an owner, a deployment."""
+"""The engine keeps its own statistics, whoever calls it: a router, HTTP workers, a deployment."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from lvm.errors import (
     ServiceError,
 )
 from models.vectors import Floats
-from service.engines.engine import (
-    Engine,
-    Prediction,
-)
+from service.engines.engine import Engine
+from service.engines.predict import Prediction, PredictModel, predict_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.fakes import FakePredictor, Gate, answers_nan, contexts, mean_of, raises
 
 
-def engine(answer: Callable[[Floats], Floats], *, is_quick: bool = False) -> Engine:
-    """Return an engine to which a millisecond is a full wait."""
+def engine(answer: Callable[[Floats], Floats], *, is_quick: bool = False) -> Engine[PredictModel]:
+    """Return an engine for which a millisecond is a full wait."""
     settings = Settings(timeout_ms=2, primary_share=0.5)
-    return Engine(FakePredictor(answer=answer, is_quick=is_quick), "primary", settings, Metrics())
+    return predict_engine(FakePredictor(answer=answer, is_quick=is_quick), "primary", settings, Metrics())
 
 
 @pytest.mark.parametrize(
-    ("answer", "seconds", "error", "record"),
+    ("answer", "seconds", "error", "counts"),
     [
         (mean_of, 60.0, None, (1, 0)),
         (raises, 60.0, ModelFailed, (0, 1)),
@@ -42,18 +40,18 @@ def engine(answer: Callable[[Floats], Floats], *, is_quick: bool = False) -> Eng
     ],
     ids=["answers", "raises", "nan", "hangs", "hurried"],
 )
-def test_only_what_the_net_did_is_on_its_record(
-    answer: Callable[[Floats], Floats], seconds: float, error: type[ServiceError] | None, record: tuple[int, int]
+def test_counts_only_what_the_model_did(
+    answer: Callable[[Floats], Floats], seconds: float, error: type[ServiceError] | None, counts: tuple[int, int]
 ) -> None:
     async def scenario() -> None:
         made = engine(answer)
-        asked = made.predict(contexts(), monotonic() + seconds)
+        asked = made.run(contexts(), monotonic() + seconds)
         if error:
             with pytest.raises(error):
                 await asked
         else:
             await asked
-        assert (made.conduct.answered, made.conduct.failed) == record
+        assert (made.stats.answered, made.stats.failed) == counts
         if isinstance(answer, Gate):
             answer.opened.set()
         await made.batcher.close(1)
@@ -61,19 +59,19 @@ def test_only_what_the_net_did_is_on_its_record(
     asyncio.run(scenario())
 
 
-def test_a_refusal_and_a_row_that_fails_alone_are_not_the_nets_doing() -> None:
+def test_does_not_count_rejections_and_rows_that_fail_alone() -> None:
     def fails_alone(batch: Floats) -> Floats:
         return np.where(batch[:, -1, :1] == 0, np.nan, mean_of(batch))
 
     async def scenario() -> None:
         made, rows = engine(fails_alone, is_quick=True), contexts(2)
         rows[1, -1] = 0
-        asked = [made.predict(row[None], monotonic() + 60) for row in rows]
+        asked = [made.run(row[None], monotonic() + 60) for row in rows]
         ends = await asyncio.gather(*asked, return_exceptions=True)
         assert [type(end) for end in ends] == [Prediction, ModelFailed]
         await made.batcher.close(1)
         with pytest.raises(Draining):
-            await made.predict(rows[:1], monotonic() + 60)
-        assert (made.conduct.answered, made.conduct.failed) == (1, 0)
+            await made.run(rows[:1], monotonic() + 60)
+        assert (made.stats.answered, made.stats.failed) == (1, 0)
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""While the store is away, callers are answered from here, and told so; nobody waits for it twice."""
+"""While the external index is away, searches fall back to the own index, and say so."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from models.retrieval.milvus import IndexUnavailable, NotPushed
-from models.retrieval.retriever import Hit, Search
-from service.engines.external_index import IndexStore
+from models.retrieval.retriever import Search
+from service.engines.external_index import ExternalSearchModel
+from service.engines.search import Found
 from service.settings import Settings
 from tests.conftest import Running, until
 from tests.fakes import FakeBuild, T, bundle, contexts, corpus, raises, retriever
@@ -30,45 +31,41 @@ class Clock:
         return self.now
 
 
-def store_of(build: FakeBuild, clock: Callable[[], float] = monotonic, **settings: Any) -> IndexStore:
-    return build.within_reach_of(retriever(), Settings(**settings), clock=clock)
+def model_of(build: FakeBuild, clock: Callable[[], float] = monotonic, **settings: Any) -> ExternalSearchModel:
+    return build.search_model(retriever(), Settings(**settings), clock=clock)
 
 
-def search(store: IndexStore, until: float = 1e9) -> list[Hit]:
-    return store.search_batch([Search(contexts(1)[0][0], 3)], until, lambda stage: None)[0]
+def search(model: ExternalSearchModel, deadline: float = 1e9) -> Found:
+    (found,) = model.run([(Search(contexts(1)[0][0], 3), deadline)], lambda inputs: None)
+    assert len(found.hits) == 3
+    return found
 
 
-def fails(store: IndexStore, until: float = 1e9) -> str:
-    with pytest.raises(IndexUnavailable) as caught:
-        search(store, until)
-    return caught.value.reason
-
-
-def test_a_store_that_keeps_failing_is_left_alone_until_the_hold_is_over_then_probed() -> None:
-    """One probe finds it back: no restart."""
+def test_opens_the_breaker_of_an_index_that_keeps_failing_then_probes_it() -> None:
+    """One probe is enough: no restart."""
     clock, build = Clock(), FakeBuild()
-    store = store_of(build, clock, breaker_failures=3, breaker_hold_s=5)
+    model = model_of(build, clock, breaker_failures=3, breaker_hold_s=5)
     build.fault = NotPushed("no collection")
-    assert [fails(store) for _ in range(9)] == ["index_stale"] * 9
-    assert (len(build.asked), store.breaker.state) == (3, "open")
+    assert [search(model).degraded for _ in range(9)] == ["index_stale"] * 9
+    assert (len(build.asked), model.breaker.state) == (3, "open")
     build.fault = None
-    assert fails(store) == "index_stale"
+    assert search(model).degraded == "index_stale"
     clock.now += 5
-    assert len(search(store)) == 3
-    assert (len(build.asked), store.breaker.state) == (4, "closed")
+    assert search(model).degraded is None
+    assert (len(build.asked), model.breaker.state) == (4, "closed")
 
 
-def test_it_waits_no_longer_than_the_share_of_the_most_hurried_caller() -> None:
-    """The other share is for the search here."""
+def test_waits_no_longer_than_the_share_of_the_shortest_deadline() -> None:
+    """The rest is for the search in the own index."""
     clock, build = Clock(), FakeBuild()
-    store = store_of(build, clock, milvus_timeout_ms=250, primary_share=0.5)
-    search(store, until=clock.now + 2)
-    search(store, until=clock.now + 0.3)
+    model = model_of(build, clock, milvus_timeout_ms=250, primary_share=0.5)
+    search(model, deadline=clock.now + 2)
+    search(model, deadline=clock.now + 0.3)
     assert build.seconds == [0.25, pytest.approx(0.15)]
 
 
-def test_a_caller_in_a_hurry_turns_the_store_off_for_nobody() -> None:
-    """It is not asked, and its connection stays. A wait worth the name counts, also one that began behind another's."""
+def test_a_short_deadline_does_not_open_the_breaker() -> None:
+    """The index is not asked, and its connection stays. A wait that is long enough counts."""
     clock = Clock()
 
     class Slow(FakeBuild):
@@ -78,9 +75,9 @@ def test_a_caller_in_a_hurry_turns_the_store_off_for_nobody() -> None:
 
     for milliseconds, left_s, asked in ((250, 0.1, 0), (250, 2.0, 1), (5000, 1.0, 1)):
         build = Slow()
-        store = store_of(build, clock, breaker_failures=1, milvus_timeout_ms=milliseconds)
-        fails(store, until=clock.now + left_s)
-        assert (len(build.seconds), store.breaker.state) == (asked, "open" if asked else "closed")
+        model = model_of(build, clock, breaker_failures=1, milvus_timeout_ms=milliseconds)
+        assert search(model, deadline=clock.now + left_s).degraded == "index_away"
+        assert (len(build.seconds), model.breaker.state) == (asked, "open" if asked else "closed")
 
 
 @pytest.fixture
@@ -91,7 +88,7 @@ def build() -> FakeBuild:
 @pytest.fixture
 def server(serve: Serve, build: FakeBuild) -> Running:
     settings = Settings(breaker_failures=2, breaker_hold_s=0.1)
-    return serve(corpus=bundle, index_store=lambda known: build.within_reach_of(known, settings))
+    return serve(corpus=bundle, search_model=lambda known: build.search_model(known, settings))
 
 
 def retrieve(server: Running, **body: Any) -> httpx.Response:
@@ -103,7 +100,7 @@ def marks(answer: httpx.Response) -> tuple[int, str | None, str | None]:
 
 
 @pytest.mark.parametrize("body", [{"context": CONTEXT}, {"query": QUERY}, {"context": CONTEXT, "model": "amn"}])
-def test_while_the_store_is_away_answers_are_the_same_and_marked(
+def test_answers_are_the_same_while_the_index_is_away_and_say_so(
     server: Running, build: FakeBuild, body: dict[str, Any]
 ) -> None:
     """In body, header and metrics; never a 503; and no longer once it is back."""
@@ -116,33 +113,33 @@ def test_while_the_store_is_away_answers_are_the_same_and_marked(
     assert server.metric("lvm_fallbacks_total", reason="index_away") == 6
     assert server.metric("lvm_requests_total", route="/retrieve", outcome="fallback") == 6
     build.fault = None
-    until(lambda: marks(retrieve(server, **body)) == (200, None, None), "the store to be asked again")
+    until(lambda: marks(retrieve(server, **body)) == (200, None, None), "the index to be asked again")
     assert server.http.get("/models").json()["aliases"]["retriever"]["breaker"] == "closed"
 
 
-def test_a_wait_for_the_store_in_vain_is_told_as_queue(serve: Serve) -> None:
-    """Else the stages of a slow answer would not add up to it."""
+def test_counts_a_vain_wait_for_the_index_as_queue(serve: Serve) -> None:
+    """Otherwise the stages of a slow answer would not add up to it."""
 
     class Slow(FakeBuild):
         def find(self, *asked: Any) -> list[list[int]]:
             sleep(0.05)
             raise IndexUnavailable("slow")
 
-    server = serve(corpus=bundle, index_store=lambda known: Slow().within_reach_of(known, Settings()))
+    server = serve(corpus=bundle, search_model=lambda known: Slow().search_model(known, Settings()))
     assert retrieve(server, context=CONTEXT).json()["timing_ms"]["queue"] > 45
 
 
-def test_a_net_that_fell_back_says_so_first(serve: Serve, build: FakeBuild) -> None:
-    """One reason is told, the net's: the answer may differ by it."""
+def test_gives_the_reason_of_the_net_before_that_of_the_index(serve: Serve, build: FakeBuild) -> None:
+    """An answer has one reason; the net's may change the answer."""
     build.fault = IndexUnavailable("gone")
-    server = serve(amn=raises, index_store=lambda known: build.within_reach_of(known, Settings()))
+    server = serve(amn=raises, search_model=lambda known: build.search_model(known, Settings()))
     answer = retrieve(server, context=CONTEXT)
     assert marks(answer) == (200, "model_failed", "model_failed")
     assert server.metric("lvm_fallbacks_total", reason="index_away") == 1
 
 
-def test_a_breaker_that_is_open_shows_in_the_metrics(server: Running, build: FakeBuild) -> None:
-    """As that of the retriever."""
+def test_shows_the_open_breaker_in_the_metrics(server: Running, build: FakeBuild) -> None:
+    """As the breaker of the retriever."""
     build.fault = IndexUnavailable("gone")
     for _ in range(2):
         retrieve(server, query=QUERY)

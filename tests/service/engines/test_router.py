@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from time import monotonic
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from lvm.errors import (
     BreakerOpen,
+    Draining,
     Expired,
     ModelFailed,
     Overloaded,
@@ -19,9 +21,8 @@ from lvm.errors import (
 )
 from models.vectors import Floats
 from service.engines.breaker import Breaker
-from service.engines.engine import (
-    Prediction,
-)
+from service.engines.engine import EngineInfo
+from service.engines.predict import Prediction
 from service.engines.router import Router
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -29,21 +30,20 @@ from tests.fakes import contexts
 
 
 class FakeEngine:
-    shape, encoder = (5, 8), "fake"
-
     def __init__(self, alias: str, name: str, error: ServiceError | None = None) -> None:
-        self.alias, self.name, self.error = alias, name, error
+        self.info = EngineInfo(alias, name, "v", "0" * 64, "fake", (5, 8), "fake")
+        self.error = error
         self.deadlines: list[float] = []
 
-    async def predict(self, batch: Floats, deadline: float) -> Prediction:
+    async def run(self, batch: Floats, deadline: float) -> Prediction:
         self.deadlines.append(deadline)
         if self.error:
             raise self.error
-        return Prediction(np.zeros((len(batch), 8), np.float32), self.name, "v", 0, 0, len(batch))
+        return Prediction(np.zeros((len(batch), 8), np.float32), self.info.name, "v", 0, 0, len(batch))
 
 
 class Hanging(FakeEngine):
-    async def predict(self, batch: Floats, deadline: float) -> Prediction:
+    async def run(self, batch: Floats, deadline: float) -> Prediction:
         return await asyncio.get_running_loop().create_future()
 
 
@@ -78,9 +78,9 @@ def test_the_first_engine_may_use_its_share_of_the_time_and_the_last_all_of_it()
 
 def test_chains_follow_profile_and_name() -> None:
     made = router()
-    assert [engine.alias for engine in made.chain(None, "realtime")] == ["primary", "fallback"]
-    assert [engine.alias for engine in made.chain(None, "batch")] == ["fallback", "primary"]
-    assert [engine.alias for engine in made.chain("gru", "realtime")] == ["fallback"]
+    assert [engine.info.alias for engine in made.chain(None, "realtime")] == ["primary", "fallback"]
+    assert [engine.info.alias for engine in made.chain(None, "batch")] == ["fallback", "primary"]
+    assert [engine.info.alias for engine in made.chain("gru", "realtime")] == ["fallback"]
     with pytest.raises(UnknownModel):
         made.chain("lstm", "realtime")
     made.engines.clear()  # type: ignore[attr-defined]
@@ -143,5 +143,29 @@ def test_a_caller_who_leaves_the_probe_makes_way_for_the_next() -> None:
         await asyncio.gather(probe, return_exceptions=True)
         made.engines["primary"] = FakeEngine("primary", "amn")  # type: ignore[index]
         assert await ask(made) == ("primary", None)
+
+    asyncio.run(scenario())
+
+
+def test_asks_the_successor_of_an_engine_that_was_replaced_since_the_chain_was_resolved() -> None:
+    async def scenario() -> None:
+        made = router(Draining("retired"))
+        chain = made.chain(None, "realtime")
+        made.engines["primary"] = FakeEngine("primary", "newer")  # type: ignore[index]
+        routed = await made.predict(contexts(), chain, monotonic() + 2)
+        assert (routed.prediction.model, routed.served_by, routed.fallback_reason) == ("newer", "primary", None)
+
+    asyncio.run(scenario())
+
+
+def test_does_not_ask_a_successor_with_another_input_space() -> None:
+    async def scenario() -> None:
+        made = router(Draining("retired"))
+        chain = made.chain(None, "realtime")
+        other = FakeEngine("primary", "newer")
+        other.info = replace(other.info, encoder="another")
+        made.engines["primary"] = other  # type: ignore[index]
+        routed = await made.predict(contexts(), chain, monotonic() + 2)
+        assert (routed.served_by, routed.fallback_reason, other.deadlines) == ("fallback", "draining", [])
 
     asyncio.run(scenario())

@@ -1,8 +1,9 @@
-"""A corpus that is searched elsewhere: the answer says what was searched, and where."""
+"""A search or prediction in another process: the answer says what made it, and where."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
@@ -12,32 +13,26 @@ from lvm.errors import Overloaded
 from models.retrieval.retriever import Hit, Search
 from models.vectors import Floats
 from service.app import create_app
-from service.engines.engine import (
-    Live,
-    Prediction,
-)
-from service.engines.remote import (
-    Borrow,
-    Facts,
-    Loan,
-    Remote,
-)
-from service.engines.search import Found, Searched, SearchEngine
+from service.engines.engine import EngineInfo, Live
+from service.engines.predict import Prediction
+from service.engines.remote import EngineSet, RemoteEngine, RemoteSearchModel
+from service.engines.search import Found, Searched, search_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Span, Tracer, current_span
 from tests.conftest import running
 from tests.fakes import D, FakeLoaders, T, contexts, corpus, mean_of, registry_of, retriever
 
-FACTS = Facts("primary", "amn", "1", "0" * 64, "fake", (T, D), "fake")
+INFO = EngineInfo("primary", "amn", "1", "0" * 64, "fake", (T, D), "fake")
 SEARCHED = Searched("elsewhere", "20270101-000000000000", True, None, "shelf-7")
 
 
-class Library:
-    """Lends a net and a search, whose queue is full where `k` is 2."""
+class Provider:
+    """Provides a net and a search, whose queue is full if `k` is 2."""
 
-    async def open(self, borrow: Borrow) -> None:
-        borrow(Loan({"primary": Remote(FACTS, self.predict)}, {"primary": Live("amn/1", "now")}, self.search))
+    async def open(self, set_engines: Callable[[EngineSet], None]) -> None:
+        engines = {"primary": RemoteEngine(INFO, self.predict)}
+        set_engines(EngineSet(engines, {"primary": Live("amn/1", "now")}, self.search))
 
     async def close(self) -> None:
         return
@@ -51,10 +46,10 @@ class Library:
         return Found([Hit(4, 0.5, corpus().chunk(4))], (("search", 0.25),), SEARCHED, 0.125)
 
 
-def test_what_is_searched_elsewhere_says_so_and_is_refused_as_here(tmp_path: Path) -> None:
+def test_a_remote_search_names_its_replica_and_passes_on_errors(tmp_path: Path) -> None:
     registry = registry_of(tmp_path, primary="amn", retriever="corpus")
     settings = Settings(registry=registry.root)
-    with running(create_app(settings, FakeLoaders(amn=mean_of), lender=Library()), settings) as server:
+    with running(create_app(settings, FakeLoaders(amn=mean_of), provider=Provider()), settings) as server:
         found = server.http.post("/retrieve", json={"query": [1.0] * D, "k": 1})
         refused = server.http.post("/retrieve", json={"query": [1.0] * D, "k": 2})
     body = found.json()
@@ -64,39 +59,39 @@ def test_what_is_searched_elsewhere_says_so_and_is_refused_as_here(tmp_path: Pat
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "7")
 
 
-def test_who_has_another_search_connects_to_no_store(tmp_path: Path) -> None:
-    """A connection that nobody uses, and the breaker before it, say nothing."""
+def test_does_not_connect_to_an_external_index_if_the_search_is_remote(tmp_path: Path) -> None:
+    """The breaker of a connection without use would mislead."""
     registry = registry_of(tmp_path, primary="amn", retriever="corpus")
     settings, connected = Settings(registry=registry.root), list[object]()
-    loaders = FakeLoaders(amn=mean_of, index_store=connected.append)
-    with running(create_app(settings, loaders, lender=Library()), settings) as server:
+    loaders = FakeLoaders(amn=mean_of, search_model=connected.append)
+    with running(create_app(settings, loaders, provider=Provider()), settings) as server:
         assert server.http.post("/retrieve", json={"query": [1.0] * D, "k": 1}).status_code == 200
     assert connected == []
 
 
-def test_a_prediction_made_elsewhere_says_by_which_version_and_replica(tmp_path: Path) -> None:
+def test_a_remote_prediction_names_its_version_and_replica(tmp_path: Path) -> None:
     registry = registry_of(tmp_path, primary="amn", retriever="corpus")
     settings = Settings(registry=registry.root)
-    with running(create_app(settings, FakeLoaders(amn=mean_of), lender=Library()), settings) as server:
+    with running(create_app(settings, FakeLoaders(amn=mean_of), provider=Provider()), settings) as server:
         made = server.http.post("/predict", json={"context": contexts()[0].tolist()})
     assert (made.headers["x-model-version"], made.headers["x-replica"]) == ("2", "shelf-3")
 
 
-def test_what_is_done_elsewhere_shows_in_the_trace_by_its_wait_and_its_run() -> None:
-    """The spans of the batch are in another process, which knows of no trace."""
+def test_traces_the_wait_and_the_run_of_a_remote_engine() -> None:
+    """The batch runs in another process, which knows of no trace."""
 
     async def scenario() -> None:
-        told, library = list[Span](), Library()
-        engine = SearchEngine(retriever(), Settings(), Metrics(), ask=library.search)
-        await Remote(FACTS, library.predict).predict(contexts(), monotonic() + 9)
-        current_span.set(Tracer(told.append, share=1).start(None))
-        await Remote(FACTS, library.predict).predict(contexts(), monotonic() + 9)
-        await engine.search(Search(contexts()[0, 0], 1), monotonic() + 9)
-        assert [(span.name, span.attributes["lvm.engine"]) for span in told] == [
+        spans, provider = list[Span](), Provider()
+        engine = search_engine(RemoteSearchModel(retriever(), provider.search), Settings(), Metrics())
+        await RemoteEngine(INFO, provider.predict).run(contexts(), monotonic() + 9)
+        current_span.set(Tracer(spans.append, share=1).start(None))
+        await RemoteEngine(INFO, provider.predict).run(contexts(), monotonic() + 9)
+        await engine.run(Search(contexts()[0, 0], 1), monotonic() + 9)
+        assert [(span.name, span.attributes["lvm.engine"]) for span in spans] == [
             ("queue", "primary"), ("infer", "primary"), ("queue", "retriever"), ("search", "retriever"),
         ]  # fmt: skip
-        lasted = [(span.end_ns - span.start_ns) / 1e9 for span in told]
+        lasted = [(span.end_ns - span.start_ns) / 1e9 for span in spans]
         assert lasted == pytest.approx([0.125, 0.25, 0.125, 0.25])
-        assert [span.start_ns for span in told[1::2]] == [span.end_ns for span in told[::2]]
+        assert [span.start_ns for span in spans[1::2]] == [span.end_ns for span in spans[::2]]
 
     asyncio.run(scenario())

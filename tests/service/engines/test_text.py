@@ -19,7 +19,7 @@ from models.text.chunks import chunk
 from models.text.encoder import EncoderError
 from models.vectors import Floats, normalise
 from service.app import create_app
-from service.engines.text import weight
+from service.engines.text import extra_rows
 from service.settings import Settings
 from tests.conftest import Running, running, until
 from tests.fakes import (
@@ -356,8 +356,8 @@ def test_a_client_that_fills_the_queue_leaves_another_its_own(serve: Serve) -> N
 
 
 def test_a_long_text_costs_more_rows_than_a_short_one() -> None:
-    assert weight(CHUNKS) == 0
-    assert weight("x" * 50_000) == weight(["x" * 10_000] * 5) == 50
+    assert extra_rows(CHUNKS) == 0
+    assert extra_rows("x" * 50_000) == extra_rows(["x" * 10_000] * 5) == 50
 
 
 def test_a_client_whose_long_texts_wait_is_told_to_come_later(serve: Serve) -> None:
@@ -366,7 +366,7 @@ def test_a_client_whose_long_texts_wait_is_told_to_come_later(serve: Serve) -> N
     passage = {"text": prose([20] * 400)}  # some 40,000 characters
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(post, server, "/predict", passage, **HOG) for _ in range(2)]
-        until(lambda: server.app.state.admission.rows > 2 * weight(passage["text"]), "both to wait")
+        until(lambda: server.app.state.admission.rows > 2 * extra_rows(passage["text"]), "both to wait")
         assert post(server, "/predict", passage, **HOG).json()["type"] == "urn:lvm:problem:overloaded"
         assert post(server, "/predict", {"texts": CHUNKS}, **OTHER).status_code == 200
         slow.hurries.set()

@@ -1,4 +1,4 @@
-"""An owner and a link over a real socket: errors keep their meaning, who left is not run for, and nobody hangs."""
+"""A device worker and its client over a real socket: errors keep their meaning, and no request hangs."""
 
 from __future__ import annotations
 
@@ -20,89 +20,88 @@ from lvm.errors import (
     ServiceError,
 )
 from models.vectors import Floats
-from service.engines.engine import (
-    Engine,
-    Live,
-    Prediction,
-)
-from service.engines.remote import Loan, Remote
-from service.processes.device_client import GONE, Link, name_of
+from service.engines.batcher import BatchLimits
+from service.engines.engine import Engine, Live
+from service.engines.predict import Prediction, PredictModel
+from service.engines.remote import EngineSet, RemoteEngine
+from service.processes.device_client import LOST, DeviceClient, frame_name
 from service.processes.device_worker import (
-    Owner,
+    DeviceWorker,
+    finishes_before,
     listen,
-    most_of,
-    unless,
+    max_frame_bytes,
 )
 from service.processes.frames import (
     HEAD,
     Frame,
     Kind,
-    write,
+    encode,
 )
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.conftest import PATIENCE_S
 from tests.fakes import FakePredictor, Gate, T, card, contexts, mean_of
 
-NOBODY = Loan({}, {})
+NO_ENGINES = EngineSet({}, {})
 
 
 class FakeLineup:
-    """Who serves; a test moves it by hand."""
+    """The engines of a device worker; a test replaces them."""
 
     candidate = None
 
-    def __init__(self, **engines: Engine) -> None:
+    def __init__(self, **engines: Engine[PredictModel]) -> None:
         self.engines = engines
-        self.live = {alias: Live(engine.version, "now") for alias, engine in engines.items()}
+        self.live = {alias: Live(engine.info.version, "now") for alias, engine in engines.items()}
 
 
-class Silent(Engine):
-    """Answers nothing, and counts who left."""
+class Silent(PredictModel):
+    """Never answers, and counts the calls that were cancelled."""
 
-    left = 0
+    cancelled = 0
 
-    async def predict(self, contexts: Floats, deadline: float) -> Prediction:
+    async def answer(self, contexts: Floats, deadline: float, batcher: Any) -> Prediction:
         try:
             return await asyncio.get_running_loop().create_future()
         finally:
-            self.left += 1
+            self.cancelled += 1
 
 
 class House:
-    """An owner of one net behind a socket, a link to it, and all that the link was lent."""
+    """A device worker with one net behind a socket, a client of it, and the engine sets that the client provided."""
 
     def __init__(
-        self, listener: socket.socket, answer: Callable[[Floats], Floats], kind: type[Engine], **settings: Any
+        self, listener: socket.socket, answer: Callable[[Floats], Floats], kind: type[PredictModel], **settings: Any
     ) -> None:
         self.settings, self._listener, self._kind = Settings(**settings), listener, kind
         self.net = FakePredictor(answer=answer)
         self.engine = self.make(self.net)
         self.lineup: Any = FakeLineup(primary=self.engine)
-        self.link = Link(Path(listener.getsockname()), most_of(self.settings))
-        self.loans: list[Loan] = []
+        self.client = DeviceClient(Path(listener.getsockname()), max_frame_bytes(self.settings))
+        self.engine_sets: list[EngineSet] = []
 
-    def make(self, net: FakePredictor) -> Engine:
-        return self._kind(net, "primary", self.settings, Metrics())
+    def make(self, net: FakePredictor) -> Engine[PredictModel]:
+        limits = BatchLimits(self.settings.max_batch, self.settings.max_queue)
+        return Engine(self._kind(net, "primary", limits.max_rows), limits, Metrics(), full_wait_s=1.0)
 
     async def open(self) -> None:
-        """Have an owner, or another beside the one that is there."""
-        self.owner = Owner(self.lineup, self.settings)
-        self.owner.tell()
-        self.server = await listen(self.owner, self._listener.dup())
+        """Start a device worker, or another one beside it."""
+        self.device = DeviceWorker(self.lineup, self.settings)
+        self.device.announce()
+        self.server = await listen(self.device, self._listener.dup())
 
     def kill(self) -> None:
-        """Have no owner any more; what waits at its address goes on waiting."""
+        """Stop the device worker; connections wait at its address."""
         self.server.close()
-        for desk in tuple(self.owner.desks):
-            desk.close()
+        for session in tuple(self.device.sessions):
+            session.close()
 
     @property
-    def remote(self) -> Remote:
-        return self.loans[-1].engines["primary"]
+    def remote(self) -> RemoteEngine:
+        return self.engine_sets[-1].engines["primary"]
 
     def ask(self, seconds: float = PATIENCE_S) -> asyncio.Task[Prediction]:
-        return asyncio.create_task(self.remote.predict(contexts(), monotonic() + seconds))  # type: ignore[arg-type]
+        return asyncio.create_task(self.remote.run(contexts(), monotonic() + seconds))  # type: ignore[arg-type]
 
     async def fault(self, asked: asyncio.Task[Prediction]) -> ServiceError:
         with pytest.raises(ServiceError) as found:
@@ -119,10 +118,10 @@ def live(
     place: Path,
     scenario: Callable[[House], Awaitable[None]],
     answer: Callable[[Floats], Floats] = mean_of,
-    kind: type[Engine] = Engine,
+    kind: type[PredictModel] = PredictModel,
     **settings: Any,
 ) -> None:
-    """Play a scenario in a house; nothing in it may hang."""
+    """Run a scenario; nothing in it may hang."""
 
     async def run() -> None:
         with socket.socket(socket.AF_UNIX) as listener:
@@ -130,12 +129,12 @@ def live(
             listener.listen()
             house = House(listener, answer, kind, **settings)
             await house.open()
-            await house.link.open(house.loans.append)
+            await house.client.open(house.engine_sets.append)
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     await scenario(house)
             finally:
-                await house.link.close()
+                await house.client.close()
                 house.kill()
                 await house.engine.batcher.close(1)
 
@@ -143,9 +142,9 @@ def live(
 
 
 @pytest.mark.parametrize("error", [Overloaded("9 rows are waiting", retry_after=7), Expired("late in the queue")])
-def test_what_an_engine_refuses_with_is_what_the_asker_gets(tmp_path: Path, error: ServiceError) -> None:
-    class Refusing(Engine):
-        async def predict(self, contexts: Floats, deadline: float) -> Prediction:
+def test_passes_on_the_error_of_an_engine(tmp_path: Path, error: ServiceError) -> None:
+    class Refusing(PredictModel):
+        async def answer(self, contexts: Floats, deadline: float, batcher: Any) -> Prediction:
             raise error
 
     async def scenario(house: House) -> None:
@@ -155,7 +154,7 @@ def test_what_an_engine_refuses_with_is_what_the_asker_gets(tmp_path: Path, erro
     live(tmp_path, scenario, kind=Refusing)
 
 
-def test_a_full_queue_at_the_owner_is_an_overload_of_the_next_and_of_nobody_else(tmp_path: Path) -> None:
+def test_rejects_only_the_request_that_finds_the_queue_full(tmp_path: Path) -> None:
     gate = Gate()
 
     async def scenario(house: House) -> None:
@@ -169,15 +168,15 @@ def test_a_full_queue_at_the_owner_is_an_overload_of_the_next_and_of_nobody_else
     live(tmp_path, scenario, gate, max_queue=1)
 
 
-def test_an_owner_that_says_nothing_by_the_deadline_is_late_and_is_told_that_nobody_waits(tmp_path: Path) -> None:
+def test_cancels_a_request_at_its_deadline(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
         assert type(await house.fault(house.ask(seconds=0.01))) is Expired
-        await until(lambda: house.engine.left == 1)  # type: ignore[attr-defined]
+        await until(lambda: house.engine.model.cancelled == 1)  # type: ignore[attr-defined]
 
     live(tmp_path, scenario, kind=Silent)
 
 
-def test_nothing_is_run_for_who_left(tmp_path: Path) -> None:
+def test_does_not_run_the_request_of_a_caller_who_left(tmp_path: Path) -> None:
     gate = Gate()
 
     async def scenario(house: House) -> None:
@@ -195,19 +194,19 @@ def test_nothing_is_run_for_who_left(tmp_path: Path) -> None:
     live(tmp_path, scenario, gate)
 
 
-def test_an_answer_names_who_made_it_and_a_new_one_is_known_before_it(tmp_path: Path) -> None:
+def test_an_answer_names_its_version_which_is_announced_before(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
         old, asked = house.remote, house.ask()
         house.lineup.engines["primary"] = house.make(FakePredictor(version="20260202-222222222222"))
         made = await asked
         assert (made.model, made.version, made.batch_rows) == ("amn", "20260202-222222222222", 1)
-        assert old.version != made.version == house.remote.version
+        assert old.info.version != made.version == house.remote.info.version
         await house.lineup.engines["primary"].batcher.close(1)
 
     live(tmp_path, scenario)
 
 
-def test_rows_for_a_net_that_reads_otherwise_now_are_to_be_sent_again(tmp_path: Path) -> None:
+def test_rejects_rows_for_a_model_of_another_encoder(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
         asked = house.ask()
         other = FakePredictor(card=card(encoder="another"))
@@ -219,7 +218,7 @@ def test_rows_for_a_net_that_reads_otherwise_now_are_to_be_sent_again(tmp_path: 
     live(tmp_path, scenario)
 
 
-def test_a_lost_owner_fails_all_at_once_and_the_next_one_is_borrowed_from(tmp_path: Path) -> None:
+def test_fails_at_once_if_the_device_worker_is_lost_and_connects_to_the_next(tmp_path: Path) -> None:
     gate = Gate()
 
     async def scenario(house: House) -> None:
@@ -228,37 +227,37 @@ def test_a_lost_owner_fails_all_at_once_and_the_next_one_is_borrowed_from(tmp_pa
         lost = house.remote
         house.kill()
         found = [await house.fault(each) for each in asked]
-        assert {(type(each), each.detail, each.retry_after) for each in found} == {(Draining, GONE, 1)}
-        assert house.loans[-1] == NOBODY
+        assert {(type(each), each.detail, each.retry_after) for each in found} == {(Draining, LOST, 1)}
+        assert house.engine_sets[-1] == NO_ENGINES
         with pytest.raises(Draining):
-            await lost.predict(contexts(), monotonic() + PATIENCE_S)  # type: ignore[arg-type]
-        assert not gate.opened.is_set(), "nobody waited for the net"
+            await lost.run(contexts(), monotonic() + PATIENCE_S)  # type: ignore[arg-type]
+        assert not gate.opened.is_set(), "the requests did not wait for the net"
         gate.opened.set()
         await house.open()
-        await until(lambda: house.loans[-1] != NOBODY)
+        await until(lambda: house.engine_sets[-1] != NO_ENGINES)
         np.testing.assert_array_equal((await house.ask()).vectors, mean_of(contexts()))
 
     live(tmp_path, scenario, gate)
 
 
-def test_an_owner_that_leaves_answers_what_it_was_asked_while_the_next_one_serves(tmp_path: Path) -> None:
+def test_a_device_worker_that_leaves_answers_its_requests_while_the_next_one_serves(tmp_path: Path) -> None:
     gate = Gate()
 
     async def scenario(house: House) -> None:
-        asked, old = house.ask(), house.owner
+        asked, old = house.ask(), house.device
         await until(gate.entered.is_set)
         house.server.close()
         house.lineup = FakeLineup(primary=house.make(FakePredictor(version="20260202-222222222222")))
         await house.open()
-        for desk in old.desks:
-            desk.send(Frame(Kind.LEAVING))
-        await until(lambda: len(house.loans) == 2)
+        for session in old.sessions:
+            session.send(Frame(Kind.LEAVING))
+        await until(lambda: len(house.engine_sets) == 2)
         assert (await house.ask()).version == "20260202-222222222222"
-        assert old.desks, "somebody waits there"
+        assert old.sessions, "a request waits there"
         gate.opened.set()
         assert (await asked).version == house.net.version
-        await until(lambda: not old.desks)
-        assert NOBODY not in house.loans
+        await until(lambda: not old.sessions)
+        assert NO_ENGINES not in house.engine_sets
         await house.lineup.engines["primary"].batcher.close(1)
 
     live(tmp_path, scenario, gate)
@@ -269,34 +268,34 @@ def test_an_owner_that_leaves_answers_what_it_was_asked_while_the_next_one_serve
     [
         b"\xff" * HEAD.size,
         HEAD.pack(1, 0, 0, 0, 0, 0, 99, 0, 0.0),
-        *(bytes(b"".join(write(Frame(kind, 1, seconds=0.0)))) for kind in (Kind.ANSWER, Kind.LEAVING)),
-        HEAD.pack(2, 4 * T, 1, T, 1, 0, Kind.ASK, 0, float("nan")) + bytes(4 * T),
+        *(bytes(b"".join(encode(Frame(kind, 1, seconds=0.0)))) for kind in (Kind.ANSWER, Kind.LEAVING)),
+        HEAD.pack(2, 4 * T, 1, T, 1, 0, Kind.REQUEST, 0, float("nan")) + bytes(4 * T),
     ],
     ids=["too large", "no kind", "an answer", "the owner's", "no time"],
 )
-def test_a_worker_that_sends_spoiled_bytes_loses_its_desk_and_nobody_else_does(tmp_path: Path, spoiled: bytes) -> None:
+def test_closes_only_the_session_of_a_worker_that_sends_bad_frames(tmp_path: Path, spoiled: bytes) -> None:
     gate = Gate()
 
     async def scenario(house: House) -> None:
         asked = house.ask()
         await until(gate.entered.is_set)
         _, worker = await asyncio.open_unix_connection(tmp_path / "socket")
-        question = Frame(Kind.ASK, 1, name_of(house.remote.facts), contexts(), seconds=monotonic() + PATIENCE_S)
-        worker.writelines(write(question))
+        request = Frame(Kind.REQUEST, 1, frame_name(house.remote.info), contexts(), seconds=monotonic() + PATIENCE_S)
+        worker.writelines(encode(request))
         await until(lambda: house.engine.batcher.pending_rows == 2)
         worker.write(spoiled)
-        await until(lambda: len(house.owner.desks) == 1)
+        await until(lambda: len(house.device.sessions) == 1)
         worker.close()
         gate.opened.set()
         await asked
         await house.ask()
-        assert house.net.batches == [1, 1], "nothing was run for the one who was sent away"
-        assert len(house.loans) == 1
+        assert house.net.batches == [1, 1], "the closed session's request did not run"
+        assert len(house.engine_sets) == 1
 
     live(tmp_path, scenario, gate)
 
 
-def test_a_start_that_hangs_is_left_when_it_is_time_to_leave() -> None:
+def test_cancels_a_start_that_hangs() -> None:
     async def scenario() -> None:
         leaving, ended = asyncio.Event(), list[str]()
 
@@ -307,17 +306,17 @@ def test_a_start_that_hangs_is_left_when_it_is_time_to_leave() -> None:
             finally:
                 ended.append("closed")
 
-        assert not await unless(leaving, start())
+        assert not await finishes_before(leaving, start())
         assert ended == ["closed"]
 
     asyncio.run(scenario())
 
 
-def test_a_start_that_succeeds_goes_on_and_one_that_fails_says_why() -> None:
+def test_returns_after_a_start_and_passes_on_its_error() -> None:
     async def scenario() -> None:
-        assert await unless(asyncio.Event(), asyncio.sleep(0))
+        assert await finishes_before(asyncio.Event(), asyncio.sleep(0))
         with pytest.raises(OSError, match="no such share"):
-            await unless(asyncio.Event(), fail())
+            await finishes_before(asyncio.Event(), fail())
 
     async def fail() -> None:
         raise OSError("no such share")

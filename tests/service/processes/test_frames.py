@@ -1,4 +1,4 @@
-"""Frames: what goes in comes out, however it is cut; what is none ends its connection and nothing else."""
+"""Frames arrive as they were sent, in whatever pieces; bad bytes end their connection only."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from lvm.errors import (
 from service.processes.frames import (
     HEAD,
     Frame,
-    Framed,
+    FrameProtocol,
     Kind,
-    read_fault,
-    write,
-    write_fault,
+    decode_error,
+    encode,
+    encode_error,
 )
 
 ROWS = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
-FRAMES = (Frame(Kind.ASK, 7, b"primary amn/1", ROWS, seconds=2.5), Frame(Kind.TOLD, text=b"{}"), Frame(Kind.CANCEL, 9))
+FRAMES = (
+    Frame(Kind.REQUEST, 7, b"primary amn/1", ROWS, seconds=2.5),
+    Frame(Kind.ENGINES, text=b"{}"),
+    Frame(Kind.CANCEL, 9),
+)
 
 
-class End(Framed):
-    """An end that keeps what it is told, and says when it was aborted."""
+class End(FrameProtocol):
+    """An end that keeps its frames, and says if it was aborted."""
 
-    def __init__(self, most: int = 1 << 20) -> None:
-        super().__init__(most)
+    def __init__(self, max_bytes: int = 1 << 20) -> None:
+        super().__init__(max_bytes)
         self.frames: list[Frame] = []
         self.aborted = False
         transport: Any = self
@@ -56,11 +60,11 @@ class End(Framed):
 
 
 def as_bytes(*frames: Frame) -> bytes:
-    return b"".join(bytes(piece) for frame in frames for piece in write(frame))
+    return b"".join(bytes(piece) for frame in frames for piece in encode(frame))
 
 
 @pytest.mark.parametrize("step", [1, 7, 41, 1 << 20])
-def test_frames_come_out_as_they_went_in_however_the_bytes_are_cut(step: int) -> None:
+def test_frames_arrive_as_they_were_sent_in_any_pieces(step: int) -> None:
     end = End()
     end.feed(as_bytes(*FRAMES) * 3, step)
     assert len(end.frames) == 9
@@ -70,20 +74,20 @@ def test_frames_come_out_as_they_went_in_however_the_bytes_are_cut(step: int) ->
         assert come._replace(rows=ROWS) == sent._replace(rows=ROWS)
 
 
-def test_a_frame_larger_than_the_room_gets_room() -> None:
-    large = Frame(Kind.ASK, 1, rows=np.ones((200, 5, 384), np.float32))
-    end = End(most=1 << 24)
+def test_receives_a_frame_larger_than_the_buffer() -> None:
+    large = Frame(Kind.REQUEST, 1, rows=np.ones((200, 5, 384), np.float32))
+    end = End(max_bytes=1 << 24)
     end.feed(as_bytes(FRAMES[1], large, FRAMES[0]), 1 << 16)
     assert [frame.rows.shape for frame in end.frames] == [(0, 0, 0), (200, 5, 384), (2, 3, 4)]
 
 
-def test_a_frame_over_the_limit_ends_the_connection_before_it_is_read() -> None:
-    end = End(most=64)
+def test_aborts_at_the_head_of_a_frame_over_the_limit() -> None:
+    end = End(max_bytes=64)
     end.feed(as_bytes(FRAMES[0])[: HEAD.size], 1 << 10)
     assert end.aborted
 
 
-def test_random_bytes_are_frames_or_end_the_connection() -> None:
+def test_random_bytes_are_frames_or_abort_the_connection() -> None:
     rng, aborted, known = np.random.default_rng(0), 0, as_bytes(*FRAMES)
     for _ in range(2000):
         data = bytearray(known)
@@ -96,6 +100,6 @@ def test_random_bytes_are_frames_or_end_the_connection() -> None:
 
 
 @pytest.mark.parametrize("error", [Overloaded("full", retry_after=7), Expired("late"), ModelFailed("odd")])
-def test_an_error_arrives_as_what_it_was(error: ServiceError) -> None:
-    found = read_fault(write_fault(error))
+def test_an_error_keeps_its_type_detail_and_retry_after(error: ServiceError) -> None:
+    found = decode_error(encode_error(error))
     assert (type(found), found.detail, found.retry_after) == (type(error), error.detail, error.retry_after)

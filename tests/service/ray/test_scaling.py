@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from service.ray.scaling import BUSY, QUEUE_WAIT, Load, QueueWait
+from service.ray.scaling import BUSY, QUEUE_WAIT, LoadStats, QueueWait
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_where_nothing_is_known_yet_nothing_changes() -> None:
 
 
 def test_a_load_tells_means_and_begins_anew() -> None:
-    load = Load()
-    load.note(0.2, 0.1, requests=2)
-    load.note(0.4, 0.1, requests=2)
-    told = load.tell()
+    load = LoadStats()
+    load.add(0.2, 0.1, requests=2)
+    load.add(0.4, 0.1, requests=2)
+    told = load.read()
     assert told[QUEUE_WAIT] == pytest.approx(0.3)
     assert 0 < told[BUSY] <= 1
-    assert load.tell()[QUEUE_WAIT] == 0
+    assert load.read()[QUEUE_WAIT] == 0

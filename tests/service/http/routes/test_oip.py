@@ -50,7 +50,7 @@ def test_tritons_client_finds_the_server_and_its_models(serve: Serve) -> None:
         assert metadata["inputs"] == [{"name": "context", "datatype": "FP32", "shape": [-1, T, D]}]
         assert metadata["outputs"] == [{"name": "vector", "datatype": "FP32", "shape": [-1, D]}]
         assert client.is_model_ready("gru", metadata["versions"][0])
-        with pytest.raises(InferenceServerException, match='no model called that is served: "nothing"'):
+        with pytest.raises(InferenceServerException, match='unknown model "nothing"'):
             client.infer("nothing", [triton.InferInput("context", [1, T, D], "FP32")])
 
 

@@ -1,4 +1,4 @@
-"""The books of a node: what the dead counted stays in the sum, and their rows go to those who come after them."""
+"""Metrics of a node: what ended processes counted stays in the sum, and new processes take their files over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("ray", reason="the ray extra; make ray-check")
 
-from service.ray.books import Books
+from service.ray.node_metrics import NodeMetrics
 from service.telemetry.metrics import Metrics
 from service.telemetry.shared_memory import SUFFIX, SharedMetricValues
 
@@ -28,14 +28,14 @@ def count_and_die(home: Path) -> int:
     return child.pid
 
 
-def test_a_row_of_the_dead_is_taken_over_with_what_it_counted(tmp_path: Path) -> None:
+def test_takes_over_the_file_of_an_ended_process_with_its_counts(tmp_path: Path) -> None:
     home = tmp_path / "node"
     home.mkdir()
     dead = {count_and_die(home) for _ in range(3)}
-    books = Books((), home)
-    metrics = Metrics((), books.row())
+    node = NodeMetrics((), home)
+    metrics = Metrics((), node.values())
     metrics.requests.inc("/predict", "ok")
-    books.close_dead()
+    node.finalize_dead()
     rows = {int(path.stem) for path in home.glob(f"*{SUFFIX}")}
     text = metrics.scrape()[0].decode().splitlines()
     assert len(rows) == len(dead)

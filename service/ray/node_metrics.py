@@ -1,4 +1,4 @@
-"""The books of a node: every process counts in a row of its own, and one scrape has the sum."""
+"""Metrics of a Ray node: every process counts in shared memory of its own, and one scrape has the sum."""
 
 from __future__ import annotations
 
@@ -19,53 +19,55 @@ SHM = Path("/dev/shm")
 _PREFIX = f"lvm-{os.getuid()}-"
 
 
-class Books:
-    """The rows, in the directory `home`, that the processes of this node count in: a scrape here has the sum."""
+class NodeMetrics:
+    """The metrics files, in the directory `home`, of the processes of this node; a scrape of any has the sum."""
 
     def __init__(self, slo_ms: Iterable[float], home: Path) -> None:
-        self._slo_ms, self._home, self._closed = tuple(slo_ms), home, set[Path]()
+        self._slo_ms = tuple(slo_ms)
+        self._home = home
+        self._finalized = set[Path]()
         self._home.mkdir(mode=0o700, exist_ok=True)
-        self._clear_away()
+        self._remove_dead_nodes()
 
-    def row(self) -> SharedMetricValues:
-        """Return the row of this process: where one is gone, that row, so that there are no more than ever lived."""
+    def values(self) -> SharedMetricValues:
+        """Return the values of this process: those of one that has ended, if any, so that files do not add up."""
         with _locked(self._home):
-            self._close_dead()
+            self._finalize_dead()
             mine = self._home / f"{os.getpid()}{SUFFIX}"
-            if self._closed and not mine.exists():
-                self._closed.pop().rename(mine)
-            return _Row(self._home, os.getpid())
+            if self._finalized and not mine.exists():
+                self._finalized.pop().rename(mine)
+            return _LockedValues(self._home, os.getpid())
 
-    def close_dead(self) -> None:
-        """Close the books of the processes that are gone: what they were answering is lost, and they have no levels."""
+    def finalize_dead(self) -> None:
+        """Count the requests of processes that have ended as lost, and set their gauges to zero."""
         with _locked(self._home):
-            self._close_dead()
+            self._finalize_dead()
 
-    def _close_dead(self) -> None:
+    def _finalize_dead(self) -> None:
         dead = {path for path in self._home.glob(f"*{SUFFIX}") if not _lives(path.stem)}
-        for path in dead - self._closed:
+        for path in dead - self._finalized:
             Metrics(self._slo_ms, SharedMetricValues(self._home, int(path.stem))).finalize()
-        self._closed = dead
+        self._finalized = dead
 
-    def _clear_away(self) -> None:
-        """Remove the books of nodes of this machine that are gone with all that ran there."""
+    def _remove_dead_nodes(self) -> None:
+        """Remove the metrics of nodes on this machine whose processes have all ended."""
         for home in self._home.parent.glob(f"{_PREFIX}*"):
             if home != self._home and not any(_lives(path.stem) for path in home.glob(f"*{SUFFIX}")):
                 shutil.rmtree(home, ignore_errors=True)
 
 
-class _Row(SharedMetricValues):
-    """A row that reads the others' while none of them changes hands: else one would be counted twice, or not at all."""
+class _LockedValues(SharedMetricValues):
+    """Values that read those of others while no file changes hands: one would be counted twice, or not at all."""
 
     def other_processes(self) -> Iterator[tuple[Key, Sequence[float]]]:
-        """Yield each key of each other process, with its numbers."""
+        """Yield the numbers of every key of the other processes."""
         with _locked(self._path.parent):
             yield from super().other_processes()
 
 
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """Let no other process of this node give out rows."""
+    """Keep the other processes of this node from taking files over."""
     with open(home / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -75,7 +77,7 @@ def _lives(pid: str) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def home_of_books() -> Path:
-    """Return where the processes of this node count: in memory, where there is such a place."""
+def metrics_home() -> Path:
+    """Return the directory of this node's metrics: in memory, if the system has such a place."""
     node = ray.get_runtime_context().get_node_id()
     return (SHM if SHM.is_dir() else Path(tempfile.gettempdir())) / f"{_PREFIX}{node[:16]}"

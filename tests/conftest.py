@@ -32,7 +32,7 @@ SHIPPED = ROOT / "artifacts" / "lvm"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, children would ignore it
 LVM = Path(sys.executable).with_name("lvm")
 SERVE = (LVM, "serve", "--port", "0")
-PATIENCE_S = 60
+PATIENCE_S = 300  # for what takes a second on a quiet machine
 Mount = Callable[..., Path]
 
 

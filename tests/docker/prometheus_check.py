@@ -27,6 +27,7 @@ from typing import Any
 import httpx
 
 from models.registry.registry import Registry
+from tests.conftest import PATIENCE_S
 from tests.docker import promql, troubles
 from tests.docker.monitored import Failed, Prometheus, check_queries, demand, shortened, started, until, url_of, watched
 
@@ -43,7 +44,7 @@ OTHER = "gmn"
 def check_format(promtool: Path, url: str) -> None:
     """Hold the scrape against promtool's lint; it comes in both formats."""
     for media_type in ("application/openmetrics-text", "text/plain"):
-        scrape = httpx.get(f"{url}/metrics", headers={"Accept": media_type}, trust_env=False)
+        scrape = httpx.get(f"{url}/metrics", headers={"Accept": media_type}, trust_env=False, timeout=PATIENCE_S)
         demand(scrape.headers["content-type"].startswith(media_type), f"/metrics answers {media_type}")
     done = subprocess.run([promtool, "check", "metrics"], input=scrape.content, capture_output=True, check=False)
     said = (done.stdout + done.stderr).decode().strip()

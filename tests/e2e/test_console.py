@@ -18,7 +18,7 @@ import pytest
 
 from models.registry.registry import Registry
 from tests.browser import CHROMIUM, Browser, browsing
-from tests.conftest import ROOT, SHIPPED, Process, until
+from tests.conftest import PATIENCE_S, ROOT, SHIPPED, Process, until
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="wants Chromium (make console-check)")
 SHOTS = ROOT / "runs" / "console"
@@ -62,7 +62,7 @@ def load(url: str) -> Iterator[None]:
     is_over = threading.Event()
 
     def ask() -> None:
-        with httpx.Client(base_url=url) as client:
+        with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
             while not is_over.wait(0.02):
                 client.post("/predict", json=BODY).raise_for_status()
                 client.post("/retrieve", json=BODY).raise_for_status()
@@ -86,7 +86,7 @@ def choose_rabbit(page: Browser) -> None:
 
 def test_an_article_shows_what_is_expected_beside_what_comes(page: Browser, server: Process) -> None:
     choose_rabbit(page)
-    results = httpx.post(f"{server.url}/retrieve", json=BODY).json()["results"]
+    results = httpx.post(f"{server.url}/retrieve", json=BODY, timeout=PATIENCE_S).json()["results"]
     rank = next(rank for rank, hit in enumerate(results, 1) if hit["position"] == len(BODY["context"]))
     assert page.run("document.querySelectorAll('#found li').length") == len(results) == 10
     assert page.text("#measured .value") == f"rank {rank}"
@@ -105,12 +105,14 @@ def test_the_cosines_are_those_of_the_vectors(page: Browser, server: Process) ->
     shown = [float(figure) for figure in page.run("[...document.querySelectorAll('.bars dd')].map(d => d.innerText)")]
     article = next(
         line
-        for line in httpx.get(f"{server.url}/articles?search=rabbit").json()["articles"]
+        for line in httpx.get(f"{server.url}/articles?search=rabbit", timeout=PATIENCE_S).json()["articles"]
         if line["title"] == "Rabbit"
     )
-    chunks = httpx.get(f"{server.url}/articles/{article['article']}").json()["chunks"]
+    chunks = httpx.get(f"{server.url}/articles/{article['article']}", timeout=PATIENCE_S).json()["chunks"]
     vectors = np.array([np.frombuffer(b64decode(chunk["vector"]), "<f4") for chunk in chunks[:6]])
-    answer = httpx.post(f"{server.url}/predict", json={"context": vectors[:5].tolist()}).json()["vector"]
+    answer = httpx.post(f"{server.url}/predict", json={"context": vectors[:5].tolist()}, timeout=PATIENCE_S).json()[
+        "vector"
+    ]
     mean = vectors[:5].mean(axis=0)
     expected = [np.dot(one, vectors[5]) for one in (answer, vectors[4], mean / np.linalg.norm(mean))]
     np.testing.assert_allclose(shown, expected, atol=1e-4)
@@ -132,7 +134,7 @@ def test_the_end_of_an_article_and_a_miss_are_said(page: Browser) -> None:
 
 
 def test_text_is_read_or_refused_in_words_where_there_is_no_encoder(page: Browser, server: Process) -> None:
-    encoder = httpx.get(f"{server.url}/models").json().get("encoder") or {}
+    encoder = httpx.get(f"{server.url}/models", timeout=PATIENCE_S).json().get("encoder") or {}
     choose_rabbit(page)
     passages = page.run("[...document.querySelectorAll('#context li p:last-child')].map(one => one.innerText)")
     page.click("[name=source][value=text]")
@@ -174,7 +176,7 @@ def test_the_live_view_draws_what_load_does(page: Browser, server: Process) -> N
 
 def test_the_models_view_shows_versions_cards_shadow_and_ledger(page: Browser, server: Process) -> None:
     for _ in range(5):
-        httpx.post(f"{server.url}/predict", json=BODY).raise_for_status()
+        httpx.post(f"{server.url}/predict", json=BODY, timeout=PATIENCE_S).raise_for_status()
     page.click("#tab-models")
     page.until("document.querySelectorAll('#ledger tbody tr').length === 4")
     assert "to be looked at" in page.text("#ledger tbody tr")
@@ -325,7 +327,7 @@ class Guarded(BaseHTTPRequestHandler):
         if not is_open and self.headers["Authorization"] != "Bearer letmein":
             return self._say(401, b'{"detail": "no token"}', "application/problem+json")
         kind = {"content-type": self.headers["Content-Type"] or ""}
-        answer = httpx.request(self.command, self.upstream + self.path, content=body, headers=kind)
+        answer = httpx.request(self.command, self.upstream + self.path, content=body, headers=kind, timeout=PATIENCE_S)
         return self._say(answer.status_code, answer.content, answer.headers["content-type"])
 
     def _say(self, status: int, body: bytes, kind: str) -> None:

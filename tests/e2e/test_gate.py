@@ -24,7 +24,7 @@ from models.retrieval.corpus import read_corpus, write_corpus
 from models.runtimes.torch import build_net
 from models.training import publish
 from models.vectors import normalise
-from tests.conftest import LVM, Process, until
+from tests.conftest import LVM, PATIENCE_S, Process, until
 from tests.fakes import octets_of
 
 WIDER = 32  # times the keys: 8.4 times the work of the whole net
@@ -154,6 +154,8 @@ def answers(server: Process) -> list[tuple[str, bytes]]:
     found = []
     for alias in ("primary", "fallback"):
         params = {"model": alias}
-        answer = httpx.post(f"{server.url}/predict", content=golden.tobytes(), params=params, headers=headers)
+        answer = httpx.post(
+            f"{server.url}/predict", content=golden.tobytes(), params=params, headers=headers, timeout=PATIENCE_S
+        )
         found.append((answer.headers["x-model-version"], answer.content))
     return found

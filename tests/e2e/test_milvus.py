@@ -301,7 +301,7 @@ def test_nobody_meets_an_error_while_the_store_is_away_and_it_is_asked_again_onc
 
 
 def server_metric(server: Process, sample: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    lines = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text.splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(sample))
 
 
@@ -314,7 +314,7 @@ def test_a_version_that_was_not_pushed_is_searched_here_until_it_is(
     body = {"context": context.tolist()}
 
     def reason() -> Any:
-        answer = httpx.post(f"{server.url}/retrieve", json=body)
+        answer = httpx.post(f"{server.url}/retrieve", json=body, timeout=PATIENCE_S)
         assert answer.status_code == 200
         return answer.json()["fallback_reason"]
 

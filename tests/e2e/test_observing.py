@@ -10,7 +10,7 @@ from collections.abc import Callable
 import httpx
 
 from tests.collector import attributes, collecting
-from tests.conftest import ROOT, Process
+from tests.conftest import PATIENCE_S, ROOT, Process
 
 Start = Callable[..., Process]
 TOKEN, WRONG = "s3cret-of-the-caller-0001", "wr0ng-and-still-a-secret-0002"
@@ -27,7 +27,7 @@ def test_spans_and_log_lines_of_a_process_hold_no_vector_or_token(process: Start
         settings = {"LVM_TOKENS": f"mine:{TOKEN}", "LVM_ACCESS_LOG": "1", "LVM_LOG_LEVEL": "debug"}
         server = process(LVM_OTLP_ENDPOINT=collector.url, OTEL_SERVICE_NAME="vectors", LVM_TRACE_SHARE="0", **settings)
         bearer = {"authorization": f"Bearer {TOKEN}"}
-        with httpx.Client(base_url=server.url, headers=bearer) as http:
+        with httpx.Client(base_url=server.url, headers=bearer, timeout=PATIENCE_S) as http:
             answers = [
                 http.post("/predict", content=JSON, headers={**AS_JSON, **TRACED}),
                 http.post("/predict", content=OCTETS, headers=AS_OCTETS),

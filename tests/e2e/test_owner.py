@@ -65,7 +65,7 @@ def test_a_killed_owner_is_replaced_and_nobody_hangs(process: Start) -> None:
     assert [event["status"] for event in server.events("owner died")] == [137]
     events = [event["event"] for event in server.log()]
     assert events.index("owner died") < len(events) - 1 - events[::-1].index("version live")
-    scraped = httpx.get(f"{server.url}/metrics").text
+    scraped = httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text
     assert {'lvm_worker_deaths_total{role="owner"} 1.0', 'lvm_worker_deaths_total{role="worker"} 0.0'} <= {
         *scraped.splitlines()
     }

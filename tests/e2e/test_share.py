@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from models.registry.registry import Registry
-from tests.conftest import LVM, Mount, Process, until
+from tests.conftest import LVM, PATIENCE_S, Mount, Process, until
 from tests.faults.versions import files, tiny_registry
 
 
@@ -25,7 +25,7 @@ def lvm(registry: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def serves(server: Process) -> str:
     """Return the id of what a replica serves as `primary`."""
-    said: dict[str, Any] = httpx.get(f"{server.url}/models").json()
+    said: dict[str, Any] = httpx.get(f"{server.url}/models", timeout=PATIENCE_S).json()
     return str(said["aliases"]["primary"]["id"])
 
 
@@ -74,7 +74,7 @@ def test_one_promotion_reaches_every_replica_of_a_read_only_mount_and_a_share_aw
     until(lambda: len(first.events("look at alias failed")) == 2, "the share to be missed")
     new = site.registry.add("amn", files(2))
     site.registry.point("primary", new)
-    assert httpx.get(f"{first.url}/readyz").status_code == 200
+    assert httpx.get(f"{first.url}/readyz", timeout=PATIENCE_S).status_code == 200
     assert serves(first) == other.id
     subprocess.run(["mount", "--bind", site.registry.root, site.share], check=True)
     until(lambda: serves(first) == new.id, "the share to be read again")

@@ -135,7 +135,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def said_by(server: Process) -> dict[str, Any]:
     """Return what a service says in /models."""
-    said: dict[str, Any] = httpx.get(f"{server.url}/models").json()
+    said: dict[str, Any] = httpx.get(f"{server.url}/models", timeout=PATIENCE_S).json()
     return said
 
 
@@ -165,7 +165,7 @@ def test_a_service_follows_a_store_refuses_what_was_tampered_with_and_outlives_i
 
         site.server.go_away()
         until(lambda: said_by(server)["store"]["is_stale"], "the store to be missed")
-        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert httpx.get(f"{server.url}/readyz", timeout=PATIENCE_S).status_code == 200
         assert said_by(server)["aliases"]["primary"]["id"] == good.id
         site.server = ObjectServer(site.objects, site.server.server_port)
         until(lambda: not said_by(server)["store"]["is_stale"], "the store to be back")

@@ -76,7 +76,7 @@ def test_every_worker_answers_shows_the_sum_of_all_and_follows_a_promotion(proce
     server = process(LVM_WORKERS="2", LVM_RELOAD_S="0.05")
     seen: Counter[str] = Counter()
     while len(seen) < 2:
-        with httpx.Client() as client:
+        with httpx.Client(timeout=PATIENCE_S) as client:
             seen[ask(client, server.url).headers["x-worker"]] += 1
     for _ in range(8):
         assert outcomes(server.url) == {"ok": sum(seen.values())}
@@ -86,7 +86,7 @@ def test_every_worker_answers_shows_the_sum_of_all_and_follows_a_promotion(proce
     def all_serve_it() -> bool:
         found = {}
         while len(found) < 2:
-            with httpx.Client() as client:
+            with httpx.Client(timeout=PATIENCE_S) as client:
                 headers = ask(client, server.url).headers
             found[headers["x-worker"]] = headers["x-model-version"]
         return set(found.values()) == {gru.version}
@@ -112,12 +112,12 @@ def test_replaces_a_killed_worker_and_keeps_its_counts(process: Start) -> None:
     assert counts["200"] <= counted["ok"]
     assert sum(counted.values()) <= counts.total()
     assert counts.total() - sum(counted.values()) <= counts["broken"]  # requests that no worker had read
-    with httpx.Client() as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         for _ in range(10):
             assert ask(client, server.url).status_code == 200
     assert outcomes(server.url)["ok"] == counted["ok"] + 10
     assert [event["status"] for event in server.events("worker died")] == [137]
-    assert 'lvm_worker_deaths_total{role="worker"} 1.0' in httpx.get(f"{server.url}/metrics").text
+    assert 'lvm_worker_deaths_total{role="worker"} 1.0' in httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text
 
 
 def test_a_rolling_restart_fails_no_request(process: Start) -> None:
@@ -170,7 +170,7 @@ def test_rejects_a_port_that_another_service_uses(process: Start, shipped: Path)
 
 def test_log_lines_name_their_worker(process: Start) -> None:
     server = process(LVM_WORKERS="2", LVM_ACCESS_LOG="1")
-    with httpx.Client() as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         number = ask(client, server.url).headers["x-worker"]
     until(lambda: server.events("request"), "the line")
     line = server.events("request")[0]

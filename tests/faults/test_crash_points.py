@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from models.registry import manifest
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Move, Registry, Version
-from tests.conftest import ROOT, Process, until
+from tests.conftest import PATIENCE_S, ROOT, Process, until
 from tests.faults.conftest import Injected
 
 HASTE_S = 0.02  # within which a child that moves without end is killed
@@ -111,7 +111,7 @@ def check_registry(registry: Registry, versions: list[Version], read: int) -> in
 
 def counted(url: str) -> dict[str, float]:
     """Return the requests to /predict by outcome, as the server counted them."""
-    families = text_string_to_metric_families(httpx.get(f"{url}/metrics").text)
+    families = text_string_to_metric_families(httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text)
     samples = [sample for family in families for sample in family.samples if sample.name == "lvm_requests_total"]
     return {s.labels["outcome"]: s.value for s in samples if s.labels["route"] == "/predict" and s.value}
 
@@ -130,7 +130,7 @@ def test_a_move_that_dies_leaves_a_whole_alias_and_a_server_that_lost_no_request
     client = Client(server.url, load_checkpoint(versions[0].path).golden_context[:1].tobytes())
     died: Counter[str] = Counter()
     read = (registry.root / "ledger.jsonl").stat().st_size
-    with crasher.popen, client.calling(), httpx.Client(base_url=server.url) as probe:
+    with crasher.popen, client.calling(), httpx.Client(base_url=server.url, timeout=PATIENCE_S) as probe:
         for order in orders(crasher, count):
             assert crasher.order(**order)["status"] == signal.SIGKILL
             died[order.get("move", "random instant")] += 1

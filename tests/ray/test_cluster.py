@@ -192,7 +192,7 @@ def test_it_passes_the_smoke_test_of_a_single_server(cluster: Ray) -> None:
 
 def test_without_a_token_nobody_is_answered(cluster: Ray) -> None:
     for headers in ({}, {"authorization": "Bearer of-something-else-0123"}):
-        refused = httpx.post(f"{cluster.urls[0]}/predict", content=CONTEXT, headers=headers)
+        refused = httpx.post(f"{cluster.urls[0]}/predict", content=CONTEXT, headers=headers, timeout=PATIENCE_S)
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
         assert refused.headers["content-type"] == "application/problem+json"
 

@@ -10,6 +10,7 @@ from bench.contract import runs
 from bench.contract.harness import ContractOptions, Fixtures, Harness
 from bench.servers import RunningServer
 from models.registry.registry import Registry
+from tests.conftest import PATIENCE_S
 
 
 def test_a_request_of_another_client_breaks_the_sum(serve: Callable[..., Any], tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_a_request_of_another_client_breaks_the_sum(serve: Callable[..., Any], t
         return {"statuses": [load.samples().statuses for load in loads]}
 
     def theirs() -> dict[str, Any]:
-        return {"status": httpx.get(f"{url}/livez").status_code}
+        return {"status": httpx.get(f"{url}/livez", timeout=PATIENCE_S).status_code}
 
     figures = runs.reconciled(harness, ours)
     assert figures["statuses"][1] == {"200": 10}

@@ -207,7 +207,7 @@ class Supervisor:
             if self._stopping.is_set():
                 break
             with catch:
-                process = await self._successor(listener, process)
+                process = await (self._replace(listener) if process.exited.done() else self._restart(listener, process))
                 pauses = _back_off()
                 continue
             await self._pause(next(pauses))
@@ -218,9 +218,6 @@ class Supervisor:
         request = asyncio.create_task(self._restart_requests[listener].wait())
         await asyncio.wait({process.exited, request}, return_when=asyncio.FIRST_COMPLETED)
         request.cancel()
-
-    async def _successor(self, listener: socket.socket, process: WorkerProcess) -> WorkerProcess:
-        return await (self._replace(listener) if process.exited.done() else self._restart(listener, process))
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but not after shutdown has begun."""
@@ -342,7 +339,7 @@ def supervise(settings: Settings) -> int:
         has_device_worker = needs_device_worker(settings)
         directory = stack.enter_context(metrics_directory(slots_for(settings.workers + has_device_worker)))
         device_socket = stack.enter_context(_listen_at(directory / SOCKET)) if has_device_worker else None
-        return asyncio.run(_supervise(settings, listeners, directory, device_socket))
+        return asyncio.run(Supervisor(settings, listeners, directory, device_socket).run())
 
 
 def slots_for(sockets: int) -> int:
@@ -365,9 +362,3 @@ def _listen_at(path: Path) -> socket.socket:
     listener.bind(str(path))
     listener.listen()
     return listener
-
-
-async def _supervise(
-    settings: Settings, listeners: Sequence[socket.socket], directory: Path, device_socket: socket.socket | None
-) -> int:
-    return await Supervisor(settings, listeners, directory, device_socket).run()

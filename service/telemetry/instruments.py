@@ -10,13 +10,15 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, product
-from typing import ClassVar, Self
+from typing import ClassVar, Generic, Self, TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from service.telemetry.shared_memory import Key, MetricValues
 
+Child = TypeVar("Child")
 Labels = tuple[str, ...]
 # The numbers of the other processes.
 Others = Mapping[Key, list[Sequence[float]]]
@@ -39,15 +41,14 @@ def _exemplar(trace_id: str, value: float, now: float) -> str:
     return f' # {{trace_id="{trace_id}"}} {value!r} {now:.3f}'
 
 
+@dataclass(eq=False)
 class Family(ABC):
     """A name with its help text and its samples."""
 
     kind: ClassVar[str]
-
-    def __init__(self, name: str, help_text: str, label_names: Labels) -> None:
-        self.name = name
-        self.help_text = help_text
-        self.label_names = label_names
+    name: str
+    help_text: str
+    label_names: Labels = ()
 
     @abstractmethod
     def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
@@ -58,14 +59,12 @@ class Family(ABC):
         yield f"# TYPE {name} {self.kind}"
 
 
+@dataclass(eq=False)
 class Info(Family):
     """Facts about this process: a sample of value 1 for each of `label_sets`."""
 
     kind = "gauge"
-
-    def __init__(self, name: str, help_text: str, label_names: Labels) -> None:
-        super().__init__(name, help_text, label_names)
-        self.label_sets: list[Labels] = []
+    label_sets: list[Labels] = field(default_factory=list)
 
     def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the lines of a scrape, the same in both formats."""
@@ -74,65 +73,66 @@ class Info(Family):
             yield f"{self.name}{_braces(self.label_names, values)} 1.0"
 
 
-class Instrument(Family):
-    """A family whose numbers are in `memory`."""
+@dataclass(eq=False)
+class Instrument(Family, Generic[Child]):
+    """A family whose numbers are in `memory`, with a child for each set of label values."""
 
-    def __init__(self, memory: MetricValues, name: str, help_text: str, label_names: Labels) -> None:
-        super().__init__(name, help_text, label_names)
-        self.memory = memory
+    memory: MetricValues = field(kw_only=True)
 
-    @abstractmethod
-    def show(self, *values: str) -> None:
-        """Show these label values from now on, even if they count nothing."""
+    def __post_init__(self) -> None:
+        self._numbers = self.memory.values
+        self._children: dict[Labels, Child] = {}
+
+    def labels(self, *values: str) -> Child:
+        """Return the child of these label values. The first call creates it, and it is shown from then on."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._create(values)
+        return child
 
     def precreate(self, *label_values: Iterable[str]) -> Self:
         """Show every combination of label values from the start, so that the first count is an increase."""
         for values in product(*label_values):
-            self.show(*values)
+            self.labels(*values)
         return self
 
+    @abstractmethod
+    def _create(self, values: Labels) -> Child: ...
 
-class Counter(Instrument):
-    """Counts by label values. `join` makes one count of the counts of several processes."""
+
+@dataclass(eq=False)
+class Counter(Instrument[int]):
+    """Counts by label values. A child is the offset of its number in `memory`.
+
+    `join` makes one number of the numbers of several processes.
+    """
 
     kind = "counter"
-
-    def __init__(self, memory: MetricValues, name: str, help_text: str, label_names: Labels, join: Join = sum) -> None:
-        super().__init__(memory, name, help_text, label_names)
-        self._join = join
-        self._numbers = memory.values
-        self._offsets: dict[Labels, int] = {}
-
-    def show(self, *values: str) -> None:
-        """Show these label values from now on, even if they count nothing."""
-        self._offset(values)
+    join: Join = field(default=sum, kw_only=True)
 
     def inc(self, *values: str) -> None:
         """Count one."""
-        offset = self._offsets.get(values)
-        self._numbers[self._offset(values) if offset is None else offset] += 1
+        offset = self._children.get(values)
+        self._numbers[self.labels(*values) if offset is None else offset] += 1
 
     def set(self, value: float, *values: str) -> None:
         """Overwrite the number."""
-        self._numbers[self._offset(values)] = value
+        self._numbers[self.labels(*values)] = value
 
     def value(self, *values: str) -> float:
         """Return the number of this process."""
-        return self._numbers[self._offset(values)]
+        return self._numbers[self.labels(*values)]
 
     def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the lines of a scrape. In OpenMetrics the name of a counter's family lacks `_total`."""
         sample = self.name + ("_total" if self.kind == "counter" else "")
         yield from self._header(self.name if openmetrics else sample)
-        for values, offset in self._offsets.items():
+        for values, offset in self._children.items():
             theirs = [numbers[0] for numbers in others.get((self.name, *values), ())]
-            yield f"{sample}{_braces(self.label_names, values)} {self._join([self._numbers[offset], *theirs])!r}"
+            yield f"{sample}{_braces(self.label_names, values)} {self.join([self._numbers[offset], *theirs])!r}"
 
-    def _offset(self, values: Labels) -> int:
-        offset = self._offsets.get(values)
-        if offset is None:
-            offset = self._offsets[values] = self.memory.allocate((self.name, *values), 1)
-        return offset
+    def _create(self, values: Labels) -> int:
+        return self.memory.allocate((self.name, *values), 1)
 
 
 class Gauge(Counter):
@@ -142,44 +142,31 @@ class Gauge(Counter):
 
     def dec(self, *values: str) -> None:
         """Count one less."""
-        self._numbers[self._offset(values)] -= 1
+        self._numbers[self.labels(*values)] -= 1
 
     def reset(self) -> dict[Labels, float]:
         """Set every level to the neutral element of `join`; return the levels that were not 0."""
-        levels = {values: self._numbers[offset] for values, offset in self._offsets.items()}
+        levels = {values: self._numbers[offset] for values, offset in self._children.items()}
         for values in levels:
-            self.set(math.inf if self._join is min else 0.0, *values)
+            self.set(math.inf if self.join is min else 0.0, *values)
         return {values: level for values, level in levels.items() if level}
 
 
-class Histogram(Instrument):
-    """Histograms by label values."""
+@dataclass(eq=False)
+class Histogram(Instrument["Series"]):
+    """Histograms by label values, with the same inclusive upper `edges`."""
 
     kind = "histogram"
-
-    def __init__(
-        self, memory: MetricValues, name: str, help_text: str, label_names: Labels, edges: Sequence[float]
-    ) -> None:
-        super().__init__(memory, name, help_text, label_names)
-        self.edges = edges
-        self._series: dict[Labels, Series] = {}
-
-    def show(self, *values: str) -> None:
-        """Show these label values from now on, even if they count nothing."""
-        self.labels(*values)
-
-    def labels(self, *values: str) -> Series:
-        """Return the histogram of these label values, always the same object."""
-        series = self._series.get(values)
-        if series is None:
-            series = self._series[values] = Series(self, values)
-        return series
+    edges: Sequence[float] = field(kw_only=True)
 
     def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the lines of a scrape. Only OpenMetrics has exemplars."""
         yield from self._header(self.name)
-        for values, series in self._series.items():
+        for values, series in self._children.items():
             yield from series.lines(others.get((self.name, *values), ()), openmetrics=openmetrics)
+
+    def _create(self, values: Labels) -> Series:
+        return Series(self, values)
 
 
 class Series:
@@ -241,7 +228,7 @@ class ProcessInstruments:
             labels = tuple(family.samples[0].labels) if family.samples else ()
             kind = Counter if family.type == "counter" else Gauge
             join = PROCESS_JOINS.get(family.name, sum)
-            self.families[family.name] = kind(memory, family.name, family.documentation, labels, join)
+            self.families[family.name] = kind(family.name, family.documentation, labels, memory=memory, join=join)
 
     def update(self) -> None:
         """Measure the process."""

@@ -120,19 +120,6 @@ class LogWriter(io.RawIOBase):
             return 0
 
 
-class LineLogger:
-    """The logger below structlog's: writes an event that is rendered."""
-
-    def __init__(self, writer: LogWriter) -> None:
-        self._writer = writer
-
-    def msg(self, line: str) -> None:
-        """Write a line."""
-        self._writer.write(f"{line}\n".encode(errors="backslashreplace"))
-
-    debug = info = warning = warn = error = err = exception = critical = fatal = msg
-
-
 @cache
 def log_writer() -> LogWriter:
     """Return the writer of this process's log."""
@@ -155,11 +142,10 @@ def configure(level: str, **process: str | int) -> None:
     ]
     is_terminal = os.isatty(STDERR)
     render = structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer()
-    lines = LineLogger(log_writer())
     structlog.configure(
         processors=[*fields, render],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=lambda *_: lines,
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
     _log_libraries([structlog.stdlib.add_logger_name, *fields], render)

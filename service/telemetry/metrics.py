@@ -25,6 +25,8 @@ from service.telemetry.shared_memory import Key, MetricValues
 FASTEST, SLOWEST, STEPS = 50e-6, 10.0, 40
 COSINES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 EXTRA_S = (-0.05, -0.005, -0.001, -0.0002, -0.00005, 0.0, 0.00005, 0.0002, 0.001, 0.005, 0.05)
+ROWS = tuple(2.0**power for power in range(11))
+TENTHS = tuple(tenths / 10 for tenths in range(-2, 10))
 NORMS = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0, 10.0)
 # The outcome of requests that a worker had not answered when it died.
 LOST = "lost"
@@ -71,9 +73,9 @@ class Metrics:
 
     def __init__(self, slo_ms: Iterable[float] = (), memory: MetricValues | None = None) -> None:
         self._memory = memory or MetricValues()
-        self._counter = partial(Counter, self._memory)
-        self._gauge = partial(Gauge, self._memory)
-        self._histogram = partial(Histogram, self._memory)
+        self._counter = partial(Counter, memory=self._memory)
+        self._gauge = partial(Gauge, memory=self._memory)
+        self._histogram = partial(Histogram, memory=self._memory)
         self._define_requests(latency_edges(slo_ms))
         self._define_overload()
         self._define_engines()
@@ -84,43 +86,35 @@ class Metrics:
         shown = *self.instruments(), *self._process.families.values()
         self._by_name = {made.name: made for made in shown if isinstance(made, Instrument)}
         for name, *values in self._memory.allocated():
-            self._by_name[name].show(*values)
+            self._by_name[name].labels(*values)
 
     def _define_requests(self, edges: Sequence[float]) -> None:
         self.requests = self._counter("lvm_requests", "Requests by route and outcome.", ("route", "outcome"))
         self.seconds = self._histogram(
-            "lvm_request_seconds", "Seconds of requests answered with 200, by stage.", ("route", "stage"), edges
+            "lvm_request_seconds", "Seconds of requests answered with 200.", ("route", "stage"), edges=edges
         )
         self.in_flight = self._gauge("lvm_in_flight_requests", "Requests being answered.", ("route",))
-        self.ready = self._gauge("lvm_ready", "1 if /readyz answers 200, else 0.", (), min)
-        self.log_dropped = self._counter("lvm_log_dropped", "Log lines that could not be written.", ()).precreate()
+        self.ready = self._gauge("lvm_ready", "1 if /readyz answers 200, else 0.", join=min)
+        self.log_dropped = self._counter("lvm_log_dropped", "Log lines that could not be written.").precreate()
 
     def _define_overload(self) -> None:
-        self.in_flight_rows = self._gauge("lvm_in_flight_rows", "Rows admitted and not answered.", ()).precreate()
-        self.in_flight_bytes = self._gauge(
-            "lvm_in_flight_bytes", "Bytes of request bodies admitted and not answered.", ()
-        ).precreate()
-        self.limit_rows = self._gauge("lvm_limit_rows", "Rows that may be in flight.", ())
+        self.in_flight_rows = self._gauge("lvm_in_flight_rows", "Rows admitted and not answered.").precreate()
+        self.in_flight_bytes = self._gauge("lvm_in_flight_bytes", "Bytes admitted and not answered.").precreate()
+        self.limit_rows = self._gauge("lvm_limit_rows", "Rows that may be in flight.")
         self.refusals = self._counter("lvm_refusals", "Requests rejected by admission control.", ("reason",))
         self.refusals.precreate(("rows", "bytes", "client"))
         self.rejections = self._counter("lvm_rejections", "Requests rejected by an engine.", ("engine", "reason"))
         self.rejections.precreate(PREDICTORS, REASONS)
         self.fallbacks = self._counter(
-            "lvm_fallbacks", "Requests answered by the fallback, or by a search here instead of Milvus.", ("reason",)
+            "lvm_fallbacks", "Requests answered by a fallback, or a search without Milvus.", ("reason",)
         )
         self.fallbacks.precreate((*REASONS, *INDEX_REASONS))
 
     def _define_engines(self) -> None:
-        self.batch_rows = self._histogram(
-            "lvm_batch_rows", "Rows of a micro-batch.", ("engine",), [float(2**power) for power in range(11)]
-        )
-        self.batch_released = self._counter(
-            "lvm_batches", "Micro-batches by the reason that they ran.", ("engine", "reason")
-        )
+        self.batch_rows = self._histogram("lvm_batch_rows", "Rows of a micro-batch.", ("engine",), edges=ROWS)
+        self.batch_released = self._counter("lvm_batches", "Micro-batches by why they ran.", ("engine", "reason"))
         self.queue_rows = self._gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
-        self.breaker = self._gauge(
-            "lvm_breaker_open", "Circuit breaker: 1 open, 0.5 half-open, 0 closed.", ("engine",), max
-        )
+        self.breaker = self._gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",), join=max)
 
     def _define_deployment(self) -> None:
         self.model = Info(
@@ -128,46 +122,35 @@ class Metrics:
         )
         self.reloads = self._counter("lvm_reloads", "Alias changes by how they ended.", ("alias", "outcome"))
         self.reloads.precreate(ALIASES, RELOADS)
-        self.store_looks = self._counter(
-            "lvm_store_looks", "Polls of the object store that holds the registry.", ("outcome",)
-        )
+        self.store_looks = self._counter("lvm_store_looks", "Polls of the registry's object store.", ("outcome",))
         self.store_age = self._gauge(
-            "lvm_store_age_seconds", "Seconds since that object store last answered in full.", (), max
+            "lvm_store_age_seconds", "Seconds since that store last answered in full.", join=max
         )
-        self.worker_deaths = self._counter(
-            "lvm_worker_deaths", "Workers and device workers that ended unexpectedly.", ("role",)
-        )
+        self.worker_deaths = self._counter("lvm_worker_deaths", "Processes that ended unexpectedly.", ("role",))
         self.worker_deaths.precreate(ROLES)
 
     def _define_inputs(self) -> None:
-        self.input_norm = self._histogram("lvm_input_norm", "Mean norm of a context's vectors.", ("engine",), NORMS)
+        self.input_norm = self._histogram(
+            "lvm_input_norm", "Mean norm of a context's vectors.", ("engine",), edges=NORMS
+        )
         self.input_neighbour_cosine = self._histogram(
-            "lvm_input_neighbour_cosine",
-            "Mean cosine of a context's consecutive vectors.",
-            ("engine",),
-            [tenths / 10 for tenths in range(-2, 10)],
+            "lvm_input_neighbour_cosine", "Mean cosine of consecutive vectors.", ("engine",), edges=TENTHS
         )
         self.input_drift = self._gauge(
-            "lvm_input_drift",
-            "Standard deviations between the last inputs and the training data.",
-            ("engine", "figure"),
-            max,
+            "lvm_input_drift", "Standard deviations from the training data.", ("engine", "figure"), join=max
         )
 
     def _define_shadow(self) -> None:
         self.shadowed = self._counter("lvm_shadow", "Requests also sent to the candidate.", ("outcome",))
         self.shadowed.precreate(("compared", "skipped", "failed"))
         self.shadow_cosine = self._histogram(
-            "lvm_shadow_cosine", "Cosine of the candidate's answer to the answer given.", (), COSINES
+            "lvm_shadow_cosine", "Cosine of the candidate's answer to the given one.", edges=COSINES
         )
         self.shadow_overlap = self._histogram(
-            "lvm_shadow_overlap",
-            "Share of the passages that are in both answers.",
-            (),
-            [tenths / 10 for tenths in range(10)],
+            "lvm_shadow_overlap", "Share of passages in both answers.", edges=TENTHS[2:]
         )
         self.shadow_extra_seconds = self._histogram(
-            "lvm_shadow_extra_seconds", "Seconds that the candidate took longer, each alone in a batch.", (), EXTRA_S
+            "lvm_shadow_extra_seconds", "Seconds that the candidate took longer, alone in a batch.", edges=EXTRA_S
         )
 
     def instruments(self) -> Iterator[Family]:
@@ -203,6 +186,6 @@ class Metrics:
         found: defaultdict[Key, list[Sequence[float]]] = defaultdict(list)
         for key, numbers in self._memory.other_processes():
             name, *values = key
-            self._by_name[name].show(*values)
+            self._by_name[name].labels(*values)
             found[key].append(numbers)
         return found

@@ -40,7 +40,7 @@ def samples(text: str, parse: Any) -> dict[tuple[str, tuple[tuple[str, str], ...
 
 @given(st.lists(st.floats(0, 20)))
 def test_a_histogram_counts_each_value_at_or_below_its_edge(values: list[float]) -> None:
-    histogram = Histogram(MetricValues(), "h", "h", ("l",), latency_edges(SLOS))
+    histogram = Histogram("h", "h", ("l",), memory=MetricValues(), edges=latency_edges(SLOS))
     for value in values:
         histogram.labels("x").observe(value)
     histogram.labels("x")
@@ -70,7 +70,7 @@ def test_both_formats_parse_strictly_to_the_same_samples() -> None:
 
 
 def test_openmetrics_alone_shows_the_latest_exemplar_of_each_bucket() -> None:
-    histogram = Histogram(MetricValues(), "h", "h.", ("l",), (0.1, 1.0))
+    histogram = Histogram("h", "h.", ("l",), memory=MetricValues(), edges=(0.1, 1.0))
     for value, trace in ((0.05, "aa"), (0.07, "bb"), (1.0, "cc"), (7.0, "dd")):
         histogram.labels("x").observe(value)
         histogram.labels("x").add_exemplar(value, trace, 1700000000.1234)

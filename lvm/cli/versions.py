@@ -137,7 +137,7 @@ def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
     found = existing_registry()
     _print_move(found.rollback(alias, why=why), as_json)
     if skipped := found.read_ledger().skipped:
-        say(f"lines of the ledger that are no moves: {skipped}")
+        say(f"invalid lines in the ledger: {skipped}")
 
 
 def push(

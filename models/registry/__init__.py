@@ -1,1 +1,1 @@
-"""The registry: versions, their files, cards and aliases."""
+"""The registry: versions, their files and cards, and the aliases that point at them."""

@@ -1,7 +1,4 @@
-"""Files and directories that people and other programs put into a registry: opened without waiting, shared by a group.
-
-Standard library only, as the registry is.
-"""
+"""Files and directories of a registry: opened without blocking, shared with a group. Standard library only."""
 
 from __future__ import annotations
 
@@ -20,23 +17,21 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _NONBLOCKING = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_FILE_MODE, _DIRECTORY_MODE = (
-    0o664,
-    0o2775,
-)  # the permissions that a file and a directory may take over; always writable by the owner
+# The permissions that a new file or directory may take over from its parent; the owner can always write.
+_FILE_MODE = 0o664
+_DIRECTORY_MODE = 0o2775
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Return a descriptor of the regular file at `path`; a named pipe, a socket or a device never makes this wait.
+    """Return a descriptor of the regular file at `path`; never blocks on a named pipe, a socket or a device.
 
     Raises:
-        OSError: nothing can be opened there, or what is there is not a regular file; the message says what it is.
+        OSError: the file cannot be opened, or is not a regular file; the message says what it is.
     """
     try:
         handle = os.open(path, flags | _NONBLOCKING)
-    except (
-        BlockingIOError
-    ):  # a file server has a lease on it, which only a regular file can have, and gives it back soon
+    except BlockingIOError:
+        # Only a regular file can be leased by a file server, which then releases it soon.
         handle = os.open(path, (flags | _NONBLOCKING) & ~os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.EISDIR, errno.ELOOP, errno.ENXIO):
@@ -56,7 +51,8 @@ def open_or_create(path: Path, flags: int) -> int:
         OSError: as `open_regular`.
     """
     with suppress(FileNotFoundError):
-        return open_regular(path, flags)  # a sticky directory may refuse O_CREAT for the file of another user
+        # without O_CREAT: a sticky directory may reject it for the file of another user
+        return open_regular(path, flags)
     try:
         handle = os.open(path, flags | os.O_CREAT | os.O_EXCL | _NONBLOCKING)
     except FileExistsError:  # another process was quicker
@@ -79,28 +75,30 @@ def read(path: Path, limit: int | None = None) -> bytes:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory, unless it is there, with the permissions of the one that it lies in."""
+    """Create a directory, unless it exists, with the permissions of its parent."""
     with suppress(FileExistsError):
         path.mkdir()
         inherit_permissions(path, path.parent)
 
 
 def inherit_permissions(made: Path | int, directory: Path) -> None:
-    """Give a path, or a descriptor, that was just made the group and the permissions of the directory it lies in.
+    """Give a new path, or its descriptor, the group and the permissions of the directory that contains it.
 
-    So whoever may change a shared directory may also change what others wrote there, whatever their umask.
+    Thus all members of the group of a shared directory can change each other's files, whatever their umask.
     """
     like = os.stat(directory)
     is_directory = stat.S_ISDIR(os.stat(made).st_mode)
     mode = like.st_mode & _DIRECTORY_MODE | 0o700 if is_directory else like.st_mode & _FILE_MODE | 0o600
-    with suppress(OSError):  # only a member of that group may
+    # only a member of the group may do this
+    with suppress(OSError):
         os.chown(made, -1, like.st_gid)
-    with suppress(OSError):  # not every file system has permissions
+    # not every file system has permissions
+    with suppress(OSError):
         os.chmod(made, mode)
 
 
 def kind_of(mode: int) -> str:
-    """Return what a mode of `os.stat` says that a path is, in words."""
+    """Return the kind of file that a mode of `os.stat` stands for, in words."""
     return _KINDS.get(stat.S_IFMT(mode), "a file")
 
 

@@ -1,11 +1,12 @@
-"""A sealed directory: files beside a SHA256SUMS, written once, verified as it is read.
+"""The manifest of a version: SHA256SUMS, a list of the files in its directory and their checksums.
 
-Standard library only, so that a bad day needs nothing else. `sha256sum -c SHA256SUMS` checks it too.
+A directory is written once. Its files are verified each time they are read. `sha256sum -c SHA256SUMS` verifies them
+too. Standard library only, so that a rollback needs nothing else.
 
-`read` holds the bytes that it hashed: whatever happens to the files, they are what is used. `mapped` leaves them
-on disk: hash and mapping go through one descriptor, so a file that is renamed, replaced or deleted afterwards changes
-nothing, but one that is written in place shows, and one that is cut short kills the process that reads the part cut
-off. Nothing here writes in place; file permissions must keep others from it.
+`read_files` returns the bytes that it hashed, so later changes of the files have no effect. `map_files` leaves the
+bytes on disk. It hashes and maps through one file descriptor, so a file that is renamed, replaced or deleted later
+keeps its content. A file that is overwritten in place changes, and a file that is cut short kills the process that
+reads the missing part. Nothing here writes in place. File permissions must keep other programs from doing so.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from models.registry import disk
 
 CHECKSUMS_FILE = "SHA256SUMS"
 Buffer = bytes | mmap.mmap
-Fetch = Callable[[str, Path], None]  # puts the file of a name at a path
-_BLOCK_BYTES = 1 << 20  # bytes
-_MAX_MANIFEST_BYTES = 1 << 20  # bytes
+# Copies the file of a name to a path.
+Fetch = Callable[[str, Path], None]
+_BLOCK_BYTES = 1 << 20
+_MAX_MANIFEST_BYTES = 1 << 20
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 class Corrupt(ValueError):
-    """A sealed directory does not hold what its sums say."""
+    """A file does not match its checksum, or the list of checksums is invalid."""
 
 
 def digest(data: bytes) -> str:
@@ -38,70 +40,71 @@ def digest(data: bytes) -> str:
 
 
 def write_files(directory: Path, files: Mapping[str, bytes | Path]) -> str:
-    """Write `files` and their sums into the new `directory`, durably; return the digest of the sums.
+    """Write `files` and their checksums into the new `directory`, durably; return the digest of the checksums.
 
     A file is given as its bytes, or as the path of a file to copy.
     """
     _make_directory(directory)
-    sums = {name: _write_file(directory / name, data) for name, data in files.items()}
-    seal = _write_file(directory / CHECKSUMS_FILE, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
+    checksums = {name: _write_file(directory / name, data) for name, data in files.items()}
+    lines = "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums))
+    sha256 = _write_file(directory / CHECKSUMS_FILE, lines.encode())
     sync_directory(directory)
-    return seal
+    return sha256
 
 
-def download(directory: Path, seal: str, fetch: Fetch) -> None:
-    """Have `fetch` fill the new `directory`, durably: the sums, which must have the digest `seal`, then what they name.
+def download(directory: Path, sha256: str, fetch: Fetch) -> None:
+    """Fill the new `directory` by `fetch`, durably: first the checksums, then the files that they name, and no others.
 
     Raises:
-        Corrupt: a file is not what its sum says, or the sums are not those of `seal`; no other name was asked for.
+        Corrupt: the checksums do not have the digest `sha256`, or a file does not match its checksum.
     """
     _make_directory(directory)
-    _download_file(directory / CHECKSUMS_FILE, seal, fetch)
+    _download_file(directory / CHECKSUMS_FILE, sha256, fetch)
     for name, expected in _read_checksums(directory).items():
         _download_file(directory / name, expected, fetch)
     sync_directory(directory)
 
 
-def is_intact(directory: Path, seal: str) -> bool:
-    """Whether every file of a directory is there and as the sums of the digest `seal` say."""
+def is_intact(directory: Path, sha256: str) -> bool:
+    """Return whether the checksums have the digest `sha256` and every file matches its checksum."""
     try:
-        return read_digest(directory) == seal and bool(map_files(directory))
+        return read_digest(directory) == sha256 and bool(map_files(directory))
     except Corrupt:
         return False
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
-    """Return the bytes of every file that the sums name, each checked against its sum.
+    """Return the verified bytes of every file in the manifest.
 
     Raises:
-        Corrupt: the sums are missing or malformed, or a file is missing, a link, or altered.
+        Corrupt: the list of checksums is missing or malformed, or a file is missing, a link, or altered.
     """
     return {name: _read_file(directory / name, expected) for name, expected in _read_checksums(directory).items()}
 
 
 def map_files(directory: Path) -> dict[str, Buffer]:
-    """Return every file that the sums name, hashed and then mapped into memory, read only; raises as `read` does."""
-    return {name: _map_checked(directory / name, expected) for name, expected in _read_checksums(directory).items()}
+    """Return every file in the manifest, verified, then mapped into memory read-only; raises as `read_files`."""
+    return {name: _map_verified(directory / name, expected) for name, expected in _read_checksums(directory).items()}
 
 
 def map_file(path: Path) -> Buffer:
-    """Return a file mapped into memory, read only, on trust; raises `OSError`."""
+    """Return a file mapped into memory read-only, without verification; raises `OSError`."""
     with open(disk.open_regular(path), "rb") as file:
         return _map(file)
 
 
 def file_names(directory: Path) -> Set[str]:
-    """Return the names of the files that the sums name; raises `Corrupt` where these are not to be read."""
+    """Return the names of the files in the manifest; raises `Corrupt` if it cannot be read."""
     return _read_checksums(directory).keys()
 
 
 def read_digest(directory: Path) -> str:
-    """Return the digest of the sums: the identity of everything in the directory."""
+    """Return the digest of the checksums, which identifies everything in the directory."""
     return digest(_read_manifest(directory))
 
 
 def sync_directory(directory: Path) -> None:
-    """Make a directory's entries durable."""
+    """Make the entries of a directory durable."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -113,10 +116,9 @@ def _read_checksums(directory: Path) -> dict[str, str]:
     *lines, end = _read_manifest(directory).decode("ascii", "replace").split("\n")
     matches = [_LINE.fullmatch(line) for line in lines]
     if None in matches or end or not lines:
-        cause = (
-            "; its lines end in CRLF, as git with core.autocrlf leaves them" if lines[:1] and "\r" in lines[0] else ""
-        )
-        raise Corrupt(f"{directory / CHECKSUMS_FILE} is not a list of sums{cause}")
+        is_crlf = bool(lines) and "\r" in lines[0]
+        cause = "; its lines end in CRLF, as git with core.autocrlf leaves them" if is_crlf else ""
+        raise Corrupt(f"{directory / CHECKSUMS_FILE} is not a list of checksums{cause}")
     return {match[2]: match[1] for match in matches if match}
 
 
@@ -136,7 +138,7 @@ def _download_file(path: Path, expected: str, fetch: Fetch) -> None:
     fetch(path.name, path)
     disk.inherit_permissions(path, path.parent)
     with _open(path) as file:
-        _check(Path(path.name), hashlib.file_digest(file, "sha256").hexdigest(), expected)
+        _verify(Path(path.name), hashlib.file_digest(file, "sha256").hexdigest(), expected)
         os.fsync(file.fileno())
 
 
@@ -151,27 +153,27 @@ def _blocks(data: bytes | Path) -> Iterator[bytes]:
 
 def _read_file(path: Path, expected: str) -> bytes:
     data = _read_bytes(path)
-    _check(path, digest(data), expected)
+    _verify(path, digest(data), expected)
     return data
 
 
-def _map_checked(path: Path, expected: str) -> Buffer:
+def _map_verified(path: Path, expected: str) -> Buffer:
     try:
         with _open(path) as file:
-            _check(path, hashlib.file_digest(file, "sha256").hexdigest(), expected)
+            _verify(path, hashlib.file_digest(file, "sha256").hexdigest(), expected)
             return _map(file)
     except OSError as error:
         raise Corrupt(f"{path}: {error.strerror}") from error
 
 
 def _map(file: BufferedReader) -> Buffer:
-    """Map what can be mapped: an empty file cannot."""
+    # an empty file cannot be mapped
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
 
 
-def _check(path: Path, found: str, expected: str) -> None:
+def _verify(path: Path, found: str, expected: str) -> None:
     if found != expected:
-        raise Corrupt(f"{path} was altered: sha256 {found[:12]}..., sealed as {expected[:12]}...")
+        raise Corrupt(f"{path} was altered: sha256 {found[:12]}..., expected {expected[:12]}...")
 
 
 def _read_bytes(path: Path, limit: int = -1) -> bytes:

@@ -1,8 +1,8 @@
 """The registry: versions, the aliases that point at them, and the ledger of every move.
 
-Layout below the root: `models/<name>/<version>/` (sealed directories), `<alias>` (a relative
-symbolic link to one of them), `ledger.jsonl` (one move a line, only ever appended to).
-Standard library only: `python -m models.registry rollback ALIAS` works when nothing else does.
+Layout below the root: `models/<name>/<version>/` (a version's files and their manifest), `<alias>` (a relative symbolic
+link to one of them), `ledger.jsonl` (one move a line, append-only).
+Standard library only: `python -m models.registry rollback ALIAS` works if nothing else does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from models.registry.alias import ALIASES
 ACTIONS = ("promote", "rollback")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LEDGER, _LOCK, _PART = "ledger.jsonl", ".lock", ".part-"
-_NO_LINK = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)  # there is none; anything else may be a share that is away
+# There is no link. Any other error may mean that a network share is unavailable.
+_NO_LINK = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _MAX_LINE_BYTES, _MAX_LEDGER_BYTES = 1 << 20, 1 << 28  # bytes
 
@@ -40,27 +41,27 @@ class RegistryError(Exception):
 
 
 class BadName(RegistryError):
-    """A name that no model may have."""
+    """An invalid name of a model or a version."""
 
 
 class UnknownVersion(RegistryError):
-    """No version, or no alias, has that name."""
+    """No version and no alias has this name, or several versions have it."""
 
 
 class BrokenAlias(UnknownVersion):
-    """What has the name of an alias is no relative symbolic link to a version; says what it is and what mends it."""
+    """The entry of an alias is not a relative symbolic link to a version; the message names the remedy."""
 
 
 class NothingToRollBack(RegistryError):
-    """The ledger knows no earlier version of the alias."""
+    """The ledger has no earlier version of the alias."""
 
 
 class RegistryLocked(RegistryError):
-    """Somebody else is changing the registry right now."""
+    """Another process is changing the registry."""
 
 
 class AliasMoved(RegistryError):
-    """Somebody else has moved an alias since it was looked at."""
+    """Another process has moved an alias since it was read."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +79,23 @@ class Move:
 
     @classmethod
     def from_dict(cls, value: Any) -> Move:
-        """Read a move from JSON; members that a later release added are passed over.
+        """Make a move of decoded JSON; members that a later release added are ignored.
 
         Raises:
-            TypeError, ValueError: a member is missing or of the wrong kind.
+            TypeError, ValueError: a member is missing or has the wrong type.
         """
         known = {each.name: value[each.name] for each in fields(cls) if each.name in value}
         move = cls(**{name: _replace_surrogates(member) for name, member in known.items()})
         texts = (move.time, move.who, move.alias, move.action, move.after, move.why, *move.overrode)
         if not all(isinstance(text, str) for text in texts) or move.action not in ACTIONS:
-            raise ValueError("a move has time, who, alias, an action, after and why")
+            raise ValueError("time, who, alias, action, after, why and overrode must be strings, action one of ACTIONS")
         if not all(_is_version_id(identity) for identity in (move.after, move.before) if identity is not None):
-            raise ValueError("a move goes from one version to another")
+            raise ValueError("before and after must be ids of versions")
         return move
 
 
 class Ledger(NamedTuple):
-    """What the ledger says: every move, oldest first, and the number of invalid lines."""
+    """Every move, oldest first, and the number of invalid lines."""
 
     moves: list[Move]
     skipped: int
@@ -102,7 +103,7 @@ class Ledger(NamedTuple):
 
 @dataclass(frozen=True)
 class Version:
-    """One immutable version: `id` is `<name>/<version>`, `path` its directory."""
+    """One immutable version in the directory `path`."""
 
     name: str
     version: str
@@ -110,7 +111,7 @@ class Version:
 
     @property
     def id(self) -> str:
-        """The name that aliases, the ledger and the command line use."""
+        """`<name>/<version>`, as aliases, the ledger and the command line have it."""
         return f"{self.name}/{self.version}"
 
 
@@ -121,16 +122,18 @@ class Registry:
         self.root = root
 
     def versions(self) -> list[Version]:
-        """Return every complete version, by name, then by age."""
+        """Return every complete version, ordered by name, then by age."""
         names = _directories(self.root / "models")
         found = (self._version(name, each) for name in names for each in _directories(self.root / "models" / name))
         return [version for version in found if version]
 
     def find(self, wanted: str) -> Version:
-        """Return the version that `wanted` means: an alias, `name/version`, or a version alone.
+        """Return the version behind an alias, a `name/version`, or a version without its name.
+
+        No path outside the registry is read.
 
         Raises:
-            UnknownVersion: nothing, or more than one version, is meant; no path outside is looked at.
+            UnknownVersion: no version matches, or several do.
         """
         if wanted in ALIASES:
             return self.resolve(wanted)
@@ -140,12 +143,12 @@ class Registry:
         return matches[0]
 
     def resolve(self, alias: str) -> Version:
-        """Return the version that `alias` points at, reading the link once.
+        """Return the version that `alias` points at; reads the link once.
 
         Raises:
             UnknownVersion: the alias is not set.
             BrokenAlias: the alias does not point at a version of this registry.
-            OSError: the link cannot be read, as if the registry is on a share that is away.
+            OSError: the link cannot be read, for example because a network share is unavailable.
         """
         target = self._target(alias)
         version = self._version(*target.split("/")) if target else None
@@ -156,7 +159,7 @@ class Registry:
         return version
 
     def alias_fault(self, alias: str) -> str | None:
-        """Return why an entry with the name of an alias is invalid, and the remedy; None if it is valid or absent.
+        """Return why the entry of an alias is invalid, and the remedy; None if it is valid or absent.
 
         Raises:
             OSError: the registry cannot be read.
@@ -168,19 +171,19 @@ class Registry:
         return found and f"alias {alias!r} in {self.root} {found}"
 
     def alias_faults(self) -> dict[str, str]:
-        """Return what `fault` says of every alias that has one."""
+        """Return the fault of every alias that has one."""
         found = {alias: self.alias_fault(alias) for alias in ALIASES}
         return {alias: fault for alias, fault in found.items() if fault}
 
     def aliases(self) -> dict[str, str]:
-        """Return the id of the version behind every alias that is set."""
+        """Return the id of the version behind every alias that is set, by alias."""
         targets = {alias: self._target(alias) for alias in ALIASES}
         return {alias: target for alias, target in targets.items() if target}
 
     def add(self, name: str, files: Mapping[str, bytes | Path]) -> Version:
-        """Store `files`, bytes or paths, as a new version of `name`: written aside, synced, then renamed into place.
+        """Store `files`, bytes or paths, as a new version of `name`: write to a temporary directory, sync, rename.
 
-        The version is the date and the digest of the sums, so equal files make one version a day.
+        A version is named by the date and the digest of its manifest, so equal files make one version a day.
 
         Raises:
             BadName: `name` is not a plain lower-case name.
@@ -193,30 +196,30 @@ class Registry:
             shutil.rmtree(part, ignore_errors=True)
 
     def remove_partial_versions(self) -> None:
-        """Remove what a crash left of versions that were on their way; to be called where nobody adds one."""
+        """Remove unfinished versions that a crash left; the caller ensures that no other process adds a version."""
         for residue in self.root.glob(f"models/*/{_PART}*"):
             shutil.rmtree(residue, ignore_errors=True)
 
-    def download(self, identity: str, seal: str, fetch: manifest.Fetch) -> Version:
-        """Store the version `identity`, made elsewhere, whose files `fetch` gets; what is here and whole is kept.
+    def download(self, identity: str, sha256: str, fetch: manifest.Fetch) -> Version:
+        """Store the version `identity` of another registry; `fetch` copies its files. Keep an intact local copy.
 
-        `seal` is the digest of its sums. Callers see to it that two do not adopt the same version at a time.
+        `sha256` is the digest of its manifest. The caller ensures that only one process downloads a version at a time.
 
         Raises:
-            BadName: the id is not that of a version with these sums.
-            Corrupt: a file is not what its sum says; nothing is stored.
+            BadName: the id does not belong to the manifest.
+            Corrupt: a file does not match its checksum; nothing is stored.
         """
         name, version = split_id(identity)
-        if not version.endswith(f"-{seal[:12]}"):
-            raise BadName(f"{identity!r} is not the id of a version sealed as {seal[:12]}...")
+        if not version.endswith(f"-{sha256[:12]}"):
+            raise BadName(f"version {identity!r} does not end in the digest of its manifest, {sha256[:12]}")
         path = self.root / "models" / name / version
-        if manifest.is_intact(path, seal):
+        if manifest.is_intact(path, sha256):
             return Version(name, version, path)
         part = self._make_part(name)
         try:
-            manifest.download(part / "files", seal, fetch)
+            manifest.download(part / "files", sha256, fetch)
             if path.exists():
-                os.rename(path, part / "spoiled")
+                os.rename(path, part / "corrupt")
             os.rename(part / "files", path)
             manifest.sync_directory(path.parent)
         finally:
@@ -233,32 +236,33 @@ class Registry:
         overrode: Sequence[str] = (),
         expected: Mapping[str, str | None] | None = None,
     ) -> Move:
-        """Swap `alias` to `version` atomically and write the move, with the objections it `overrode`, to the ledger.
+        """Point `alias` at `version` atomically and append the move, with the objections it `overrode`, to the ledger.
 
-        `since` says what aliases pointed at when the move was judged: where one points elsewhere by now, nothing moves.
+        `expected` maps aliases to the versions that they pointed at when the move was judged. Nothing moves if one of
+        them points elsewhere now.
 
         Raises:
-            ValueError: no alias has that name.
-            RegistryLocked: another promotion is under way.
-            AliasMoved: an alias has moved since it was judged.
+            ValueError: no alias has this name.
+            RegistryLocked: another promotion is running.
+            AliasMoved: an alias differs from `expected`.
             BrokenAlias: a directory has the name of the alias.
         """
         if alias not in ALIASES:
-            raise ValueError(f"{alias!r} is no alias: choose from {', '.join(ALIASES)}")
+            raise ValueError(f"unknown alias {alias!r}; choose from {', '.join(ALIASES)}")
         with self._lock():
             for known, target in (expected or {}).items():
                 if self._target(known) != target:
-                    raise AliasMoved(f"{known} points at {self._target(known)}, not at {target} any more: judge again")
+                    raise AliasMoved(f"{known} points at {self._target(known)}, expected {target}: judge again")
             return self._swap(alias, version, why, action, overrode)
 
     def rollback(self, alias: str, *, why: str = "") -> Move:
-        """Point `alias` back at the version before the one it serves; twice goes two back.
+        """Point `alias` at the version before the current one; a second call goes back one more.
 
         Raises:
-            NothingToRollBack: the ledger names no earlier version.
+            NothingToRollBack: the ledger has no earlier version.
             BrokenAlias: a directory has the name of the alias.
-            UnknownVersion: the earlier version is no longer there.
-            RegistryLocked: another promotion is under way.
+            UnknownVersion: the earlier version no longer exists.
+            RegistryLocked: another promotion is running.
         """
         with self._lock():
             return self._swap(alias, self.find(self._previous(alias)), why, "rollback")
@@ -278,7 +282,7 @@ class Registry:
         return Ledger(moves, len(found) - len(moves))
 
     def _lines(self) -> Iterator[bytes]:
-        """Yield the lines of the ledger, the start alone of one that is too long for a move."""
+        """Yield the lines of the ledger; of a line that is too long for a move, only its start."""
         path = self.root / _LEDGER
         with suppress(FileNotFoundError), open(disk.open_regular(path), "rb") as ledger:
             if os.fstat(ledger.fileno()).st_size > _MAX_LEDGER_BYTES:
@@ -294,7 +298,8 @@ class Registry:
         for move in moves:
             if move.alias != alias:
                 continue
-            if move.before and history[-1:] != [move.before]:  # the first known, or a move that a crash left out
+            # the first move, or one after a move that a crash left out of the ledger
+            if move.before and history[-1:] != [move.before]:
                 history.append(move.before)
             while move.action == "rollback" and len(history) > 1 and history[-1] != move.after:
                 history.pop()
@@ -302,15 +307,16 @@ class Registry:
                 history.append(move.after)
         earlier = [target for target in history if target != self._target(alias)]
         if not earlier:
-            unread = f" (lines of it that are no moves: {skipped})" if skipped else ""
-            raise NothingToRollBack(f"the ledger knows no earlier version of {alias!r}{unread}")
+            invalid = f" (invalid lines: {skipped})" if skipped else ""
+            raise NothingToRollBack(f"the ledger has no earlier version of {alias!r}{invalid}")
         return earlier[-1]
 
     def _swap(self, alias: str, version: Version, why: str, action: str, overrode: Sequence[str] = ()) -> Move:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         move = Move(now, _current_user(), alias, action, self._target(alias), version.id, why, list(overrode))
         self._check_replaceable(alias)
-        with self._ledger_to_append() as ledger:  # before anything moves: who may not write it moves nothing
+        # Open the ledger first: a user who may not write it must not move the alias.
+        with self._ledger_to_append() as ledger:
             self._replace(alias, version, move, ledger)
         return move
 
@@ -321,7 +327,8 @@ class Registry:
             raise BrokenAlias(str(self.alias_fault(alias)))
 
     def _replace(self, alias: str, version: Version, move: Move, ledger: BufferedRandom) -> None:
-        for residue in self.root.glob(f"{_PART}*"):  # of a crash: who swaps now has the lock
+        # left by a crash: this process holds the lock
+        for residue in self.root.glob(f"{_PART}*"):
             _remove_leftover(residue)
         links = self.root / f"{_PART}{alias}", self.root / f"{_PART}{alias}-before"
         links[0].symlink_to(os.path.relpath(version.path, self.root))
@@ -330,7 +337,8 @@ class Registry:
         manifest.sync_directory(self.root)
         try:
             _append(ledger, json.dumps(asdict(move)) + "\n")
-        except OSError:  # no move without its line; what takes it back is there already
+        except OSError:
+            # no move without its line; the link that undoes it exists already
             self._undo(alias, links[1], move)
             raise
         links[1].unlink()
@@ -346,7 +354,7 @@ class Registry:
         return open(disk.open_or_create(self.root / _LEDGER, os.O_RDWR | os.O_APPEND), "ab+")
 
     def _make_part(self, name: str) -> Path:
-        """Make a directory for a version of `name` that is on its way."""
+        """Create a temporary directory for a new version of `name`."""
         self.root.mkdir(parents=True, exist_ok=True)
         home = self.root / "models" / name
         disk.make_directory(home.parent)
@@ -362,8 +370,8 @@ class Registry:
         found = self._version(name, version)
         return [found] if found else []
 
-    def _publish(self, part: Path, name: str, seal: str) -> Version:
-        version = f"{datetime.now(UTC):%Y%m%d}-{seal[:12]}"
+    def _publish(self, part: Path, name: str, sha256: str) -> Version:
+        version = f"{datetime.now(UTC):%Y%m%d}-{sha256[:12]}"
         path = self.root / "models" / name / version
         if not path.exists():
             os.rename(part, path)
@@ -388,11 +396,12 @@ class Registry:
         try:
             inside = not (path.is_symlink() or path.parent.is_symlink())
             return Version(name, version, path) if inside and (path / manifest.CHECKSUMS_FILE).is_file() else None
-        except OSError:  # it is there: whoever reads it says why that fails
+        except OSError:
+            # it exists: reading it will show what is wrong
             return Version(name, version, path)
 
     def _why_bad_link(self, path: Path) -> str | None:
-        """Return why a symbolic link is no alias, None if it is one."""
+        """Return why a symbolic link is not a valid alias, None if it is."""
         target = os.readlink(path)
         mend = "`lvm promote` sets it again"
         if os.path.isabs(target):
@@ -404,9 +413,9 @@ class Registry:
             return None
         place = self.root / target
         if place.is_symlink() or place.parent.is_symlink():
-            return f"points at {target!r}, which is a symbolic link, expected a directory: put what it points at there"
+            return f"points at {target!r}, a symbolic link, expected a directory: copy the target of that link there"
         if not place.exists():
-            return f"points at {target!r}, which is not there: copy that version there, or {mend}"
+            return f"points at {target!r}, which does not exist: copy that version there, or {mend}"
         return f"points at {target!r}, which has no {manifest.CHECKSUMS_FILE}: copy the whole version there, or {mend}"
 
     @contextmanager
@@ -422,26 +431,27 @@ class Registry:
         try:
             return disk.open_or_create(self.root / _LOCK, os.O_RDWR)
         except PermissionError:
-            with suppress(FileNotFoundError):  # of another user: to lock it, reading is enough
+            # another user's file: read access is enough to lock it
+            with suppress(FileNotFoundError):
                 return disk.open_regular(self.root / _LOCK)
             raise
 
 
 def check_name(name: str) -> str:
-    """Return the name of a model; raises `BadName` where it is not a plain lower-case one."""
+    """Return a valid name; raises `BadName` if it is invalid."""
     if not _NAME.fullmatch(name):
-        raise BadName(f"{name!r} is no name for a model: want {_NAME.pattern}")
+        raise BadName(f"invalid name {name!r}; expected {_NAME.pattern}")
     return name
 
 
 def split_id(identity: str) -> tuple[str, str]:
-    """Return name and version of an id; raises `BadName` where it is not of two plain names."""
+    """Return name and version of an id; raises `BadName` if one of them is invalid."""
     name, _, version = identity.partition("/")
     return check_name(name), check_name(version)
 
 
 def _directories(path: Path) -> list[str]:
-    """Return the names of the directories in one, in order; none if it is not there, or is another user's."""
+    """Return the names of the directories in `path`, sorted; none if it does not exist or may not be read."""
     try:
         with os.scandir(path) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
@@ -457,13 +467,12 @@ def _remove_leftover(residue: Path) -> None:
 
 
 def _why_not_a_link(path: Path) -> str:
-    """Return why what is no symbolic link is no alias: copies often lose them."""
+    """Return why a path that is not a symbolic link is not an alias; copies often lose links."""
     kind = disk.kind_of(os.lstat(path).st_mode)
     lost = "zip, cp -rL, rsync without -l and git with core.symlinks=false make copies without links"
     first = "" if kind == "a file" else "remove it, then "
-    return (
-        f"is {kind}, not a symbolic link ({lost}): {first}`ln -sfn models/NAME/VERSION {path.name}` there makes it one"
-    )
+    command = f"`ln -sfn models/NAME/VERSION {path.name}`"
+    return f"is {kind}, not a symbolic link ({lost}): {first}{command} there makes it one"
 
 
 def _parse_move(line: bytes) -> Move | None:
@@ -475,7 +484,7 @@ def _parse_move(line: bytes) -> Move | None:
 
 
 def _append(ledger: BufferedRandom, line: str) -> None:
-    """Append a line, durably, also behind one that a crash tore."""
+    """Append a line, durably, even after a line that a crash cut short."""
     size = ledger.seek(0, os.SEEK_END)
     if size and os.pread(ledger.fileno(), 1, size - 1) != b"\n":
         line = "\n" + line
@@ -490,7 +499,7 @@ def _is_version_id(text: Any) -> bool:
 
 
 def _replace_surrogates(member: Any) -> Any:
-    """Return a member of a move with what is no character in its texts replaced, so that it can be told in UTF-8."""
+    """Return a member of a move with lone surrogates in its strings replaced, so that it can be encoded in UTF-8."""
     if isinstance(member, list):
         return [_replace_surrogates(each) for each in member]
     return member.encode(errors="replace").decode() if isinstance(member, str) else member
@@ -499,12 +508,13 @@ def _replace_surrogates(member: Any) -> Any:
 def _current_user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
+    # a user of a container may have no name
+    except (KeyError, OSError):
         return str(os.getuid())
 
 
 def main(arguments: list[str]) -> int:
-    """Roll an alias back with nothing but Python: `rollback ALIAS`; the registry from LVM_REGISTRY."""
+    """Roll an alias back: `rollback ALIAS`, with the registry of LVM_REGISTRY; return the exit status."""
     if len(arguments) != 2 or arguments[0] != "rollback":
         print("usage: python -m models.registry rollback ALIAS", file=sys.stderr)
         return 2
@@ -520,5 +530,5 @@ def main(arguments: list[str]) -> int:
         return 74
     print(f"{move.alias}: {move.before} -> {move.after}")
     if skipped:
-        print(f"lines of the ledger that are no moves: {skipped}", file=sys.stderr)
+        print(f"invalid lines in the ledger: {skipped}", file=sys.stderr)
     return 0

@@ -230,7 +230,7 @@ def test_a_corpus_has_the_name_of_its_data_on_its_card(shipped: Path) -> None:
 
 def test_a_name_that_no_model_may_have_is_refused_before_the_work(tmp_path: Path) -> None:
     done = lvm("train", "amn", "--data", "/nowhere", "--name", "My Net", registry=tmp_path)
-    assert (done.returncode, "'My Net' is no name for a model" in done.stderr) == (2, True)
+    assert (done.returncode, "invalid name 'My Net'" in done.stderr) == (2, True)
 
 
 def test_a_port_that_is_taken_is_said_with_a_way_out(shipped: Path) -> None:
@@ -439,7 +439,7 @@ def test_rollback_says_how_many_lines_of_the_ledger_it_skipped(tmp_path: Path) -
     with open(registry.root / "ledger.jsonl", "ab") as ledger:
         ledger.write(b"\x00\x00\nnull\n")
     done = lvm("rollback", "primary", registry=registry.root)
-    assert (done.returncode, done.stderr) == (0, "lines of the ledger that are no moves: 2\n")
+    assert (done.returncode, done.stderr) == (0, "invalid lines in the ledger: 2\n")
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])

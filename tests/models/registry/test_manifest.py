@@ -111,7 +111,7 @@ def test_a_directory_in_place_of_a_file_is_refused(directory: Path) -> None:
 )
 def test_sums_that_are_no_sums_or_name_a_path_are_refused(directory: Path, sums: str) -> None:
     (directory / manifest.CHECKSUMS_FILE).write_text(sums, encoding="latin-1")
-    with pytest.raises(manifest.Corrupt, match="is not a list of sums"):
+    with pytest.raises(manifest.Corrupt, match="is not a list of checksums"):
         manifest.read_files(directory)
 
 

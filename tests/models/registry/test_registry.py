@@ -119,7 +119,7 @@ def test_adding_an_existing_version_leaves_it_untouched(registry: Registry) -> N
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "Amn", ".amn", "a b", "a\x00", "a" * 65, "ä", "amn\n"])
 def test_a_name_that_is_no_plain_name_is_refused_before_anything_is_written(registry: Registry, name: str) -> None:
-    with pytest.raises(BadName, match="is no name for a model"):
+    with pytest.raises(BadName, match="invalid name"):
         registry.add(name, {"file": b""})
     assert not list(registry.root.iterdir())
 
@@ -205,7 +205,7 @@ def test_an_evil_name_is_unknown_and_no_file_is_opened(registry: Registry, wante
             registry.find(wanted)
         with pytest.raises(UnknownVersion):
             registry.resolve(wanted)
-        with pytest.raises(ValueError, match="is no alias"):
+        with pytest.raises(ValueError, match="unknown alias"):
             registry.point(wanted, Version("toy", "x", registry.root))
     assert paths == []
 
@@ -243,8 +243,8 @@ def test_symlinked_versions_and_models_are_unknown(registry: Registry, tmp_path:
         ("..", "points at '..', expected models/NAME/VERSION"),
         ("models", "expected models/NAME/VERSION"),
         ("models/toy", "expected models/NAME/VERSION"),
-        ("models/toy/gone", "points at 'models/toy/gone', which is not there"),
-        ("models/toy/linked", "which is a symbolic link, expected a directory"),
+        ("models/toy/gone", "points at 'models/toy/gone', which does not exist"),
+        ("models/toy/linked", "a symbolic link, expected a directory"),
         ("models/toy/partial", "has no SHA256SUMS: copy the whole version"),
         ("../x/y", "expected models/NAME/VERSION"),
         ("models/../../outside", "expected models/NAME/VERSION"),
@@ -605,7 +605,7 @@ def test_a_promotion_whose_line_was_lost_last_is_rolled_back_to_the_one_before(r
 def test_an_alias_that_moved_on_is_not_moved_by_who_thinks_it_has_not(registry: Registry) -> None:
     a, b, c = add(registry, "a", "b", "c")
     registry.point("primary", c)
-    with pytest.raises(AliasMoved, match="not at toy/"):
+    with pytest.raises(AliasMoved, match="expected toy/"):
         registry.point("primary", a, action="rollback", expected={"primary": b.id})
     assert registry.resolve("primary") == c
     assert len(registry.ledger()) == 1
@@ -671,8 +671,8 @@ def test_odd_lines_of_the_ledger_are_skipped_and_counted(registry: Registry) -> 
     assert registry.read_ledger() == Ledger([first, second], len(odd))
     answer = run(registry.root, "rollback", "primary")
     assert (answer.returncode, answer.stdout) == (0, f"primary: {b.id} -> {a.id}\n")
-    assert answer.stderr == f"lines of the ledger that are no moves: {len(odd)}\n"
-    with pytest.raises(NothingToRollBack, match=f"lines of it that are no moves: {len(odd)}"):
+    assert answer.stderr == f"invalid lines in the ledger: {len(odd)}\n"
+    with pytest.raises(NothingToRollBack, match=f"invalid lines: {len(odd)}"):
         registry.rollback("primary")
 
 

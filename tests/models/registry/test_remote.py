@@ -192,7 +192,7 @@ def test_what_is_no_pointer_is_refused(site: Site) -> None:
 
 def test_an_id_is_bound_to_its_sums(site: Site) -> None:
     pointer = AliasRecord.from_json(site.remote.read("primary") or b"")
-    with pytest.raises(Exception, match="is not the id of a version sealed as"):
+    with pytest.raises(Exception, match="does not end in the digest of its manifest"):
         site.mirror.apply("primary", replace(pointer, sha256="0" * 64).to_json())
 
 
@@ -204,7 +204,7 @@ def test_names_in_the_sums_stay_within_the_version(site: Site) -> None:
     (at / manifest.CHECKSUMS_FILE).write_bytes(sums)
     pointer = AliasRecord.from_json(site.remote.read("primary") or b"")
     move = replace(pointer.move, after=f"amn/{at.name}")
-    with pytest.raises(Corrupt, match="not a list of sums"):
+    with pytest.raises(Corrupt, match="not a list of checksums"):
         site.mirror.apply("primary", AliasRecord(move, seal).to_json())
     assert not list(site.root.rglob("escaped"))
 

@@ -1,1 +1,1 @@
-"""Latent vector models: nets, their checkpoints, and the arrays they map. Knows no HTTP."""
+"""Latent vector models: nets, checkpoints, retrieval. Arrays in, arrays out; no HTTP."""

@@ -1,4 +1,4 @@
-"""The space that contexts are of: three figures, cheap to take, in which vectors of different encoders differ."""
+"""Reference statistics of contexts: three cheap numbers that differ between the vectors of different encoders."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 from models.vectors import Floats, normalise
 
 STATISTICS = ("norm", "neighbour_cosine", "alignment")
-_MIN_DEVIATION = np.array([0.01, 0.05, 0.05], np.float32)  # deviations: less is rounding, or a small sample's luck
+# A smaller standard deviation comes from rounding or from a small sample.
+_MIN_DEVIATION = np.array([0.01, 0.05, 0.05], np.float32)
 
 
 @dataclass(frozen=True)
 class ReferenceStats:
-    """What the figures of contexts `(3,)` are there, and the direction `(D,)` that most of its vectors share."""
+    """Mean and standard deviation of the `STATISTICS`, `(3,)` each, and the mean direction `(D,)` of the vectors."""
 
     direction: Floats
     mean: Floats
@@ -23,25 +24,25 @@ class ReferenceStats:
 
     @classmethod
     def from_contexts(cls, contexts: Floats) -> Self:
-        """Return the space of some contexts `(B, T, D)`, each held to the direction of the others; B > 1."""
+        """Compute the statistics of contexts `(B, T, D)`, B > 1, each against the mean direction of the others."""
         units = normalise(contexts)
         total = units.sum(axis=(0, 1))
         others = normalise(total - units.sum(axis=1))  # (B, D)
-        taken = np.vstack([_measure(one[None], direction) for one, direction in zip(contexts, others, strict=True)])
-        return cls(normalise(total), taken.mean(axis=0), np.maximum(taken.std(axis=0), _MIN_DEVIATION))
+        values = np.vstack([_measure(one[None], direction) for one, direction in zip(contexts, others, strict=True)])
+        return cls(normalise(total), values.mean(axis=0), np.maximum(values.std(axis=0), _MIN_DEVIATION))
 
     def measure(self, contexts: Floats) -> Floats:
-        """Return length, cosine of neighbours and cosine to the direction, means over each context, `(B, 3)`.
+        """Return the `STATISTICS` of contexts `(B, T, D)`: means over the vectors of each context, `(B, 3)`.
 
-        A context of one vector, which has no neighbours, says nothing of them: it counts as usual there.
+        A context of one vector has no neighbours; its neighbour cosine counts as the mean.
         """
-        figures = _measure(contexts, self.direction)
-        return np.where(np.isnan(figures), self.mean, figures)
+        values = _measure(contexts, self.direction)
+        return np.where(np.isnan(values), self.mean, values)
 
-    def deviations(self, figures: Floats) -> Floats:
-        """Return by how many deviations `figures` `(3,)`, best a mean over many contexts, are off."""
-        off: Floats = (figures - self.mean) / self.deviation
-        return off
+    def deviations(self, values: Floats) -> Floats:
+        """Return by how many standard deviations `values` `(3,)` differ from the mean; average over many contexts."""
+        deviations: Floats = (values - self.mean) / self.deviation
+        return deviations
 
 
 def _measure(contexts: Floats, direction: Floats) -> Floats:
@@ -50,5 +51,5 @@ def _measure(contexts: Floats, direction: Floats) -> Floats:
     neighbours = np.vecdot(contexts[:, 1:], contexts[:, :-1]) / (safe[:, 1:] * safe[:, :-1])
     aligned = contexts @ direction / safe
     near = neighbours.mean(1) if contexts.shape[1] > 1 else np.full(len(contexts), np.nan, np.float32)
-    figures: Floats = np.stack([lengths.mean(1), near, aligned.mean(1)], axis=1)
-    return figures
+    values: Floats = np.stack([lengths.mean(1), near, aligned.mean(1)], axis=1)
+    return values

@@ -1,7 +1,7 @@
-"""Scores of a predictor, or a retriever, on a corpus beside the baselines. Knows no torch.
+"""Scores of predictors, retrievers and baselines on a corpus. No torch.
 
-Measures and protocols are those of the README's table: every figure is a mean over the stride-1
-windows of the corpus, retrieval ranks the true next chunk among all chunks of the corpus.
+The README's table uses these measures. Every score is a mean over the stride-1 windows of the corpus. Retrieval ranks
+the true next chunk among all chunks of the corpus.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from models.windows import Windows, require_windows, windows
 
 COUNTS = ("windows", "articles", "chunks")
 RANKS = (1, 3, 5, 10, 20, 50)
-DECAY = 0.7  # of the exponentially weighted mean
-RIDGE = 30.0  # lambda of the ridge regression
-TOLERANCE = 0.001  # cosine by which a score may fall below the card's
-_BLOCK = 512  # windows scored at a time
+# of the exponentially weighted mean
+DECAY = 0.7
+# lambda of the ridge regression
+RIDGE = 30.0
+# A score may differ from the card by this.
+TOLERANCE = 0.001
+_BLOCK_WINDOWS = 512
 
 
 class BatchPredictor(Protocol):
-    """What can be evaluated."""
+    """Anything that predicts next vectors in batches."""
 
     def predict_batch(self, contexts: Floats) -> Floats:
         """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""
@@ -41,10 +44,10 @@ class BatchPredictor(Protocol):
 def evaluate(
     predictor: BatchPredictor, corpus: Corpus, length: int, train: Corpus | None = None, bank: Floats | None = None
 ) -> dict[str, Any]:
-    """Return the scores of `predictor` on `corpus` and of every baseline, ready for JSON.
+    """Return the scores of `predictor` and of every baseline on `corpus`, for JSON.
 
-    `length` is T; the ridge baseline is among the baselines where `train` is there to fit it. Where the answers are
-    queries for other vectors than the corpus's, these are the `bank` `(N, D)`.
+    `length` is T. The ridge baseline needs the corpus `train`. If answers search other vectors than those of the
+    corpus, `bank` `(N, D)` holds these vectors.
 
     Raises:
         NoWindows: no article of the corpus is longer than T chunks.
@@ -52,48 +55,49 @@ def evaluate(
     """
     data = require_windows(corpus, length)
     scores = evaluate_windows(predictor.predict_batch, data, bank).summary()
-    beside = {name: evaluate_windows(predict, data).summary() for name, predict in baselines(length, train).items()}
-    return {**scores, "baselines": beside, **window_counts(data)}
+    known = baselines(length, train)
+    baseline = {name: evaluate_windows(predict, data).summary() for name, predict in known.items()}
+    return {**scores, "baselines": baseline, **window_counts(data)}
 
 
 def window_counts(data: Windows) -> dict[str, int]:
-    """Return the numbers by which a data set is known again."""
+    """Return the counts that identify a data set."""
     return {"windows": len(data), "articles": len(np.unique(data.article)), "chunks": len(data.vectors)}
 
 
 def compare_with_card(scores: Mapping[str, Any], card: Card) -> dict[str, Any] | None:
-    """Return the card's cosine on the corpus of `scores`, known by its counts, and how far `scores` are from it.
+    """Compare `scores` with the card's cosine on the same data set, found by its counts; None if the card lacks it.
 
-    `is_worse` where they fall below it by more than `TOLERANCE`; None where the card tells of no such corpus.
+    `is_worse` means that the cosine is lower by more than `TOLERANCE`.
     """
     name = find_on_card(card, scores)
     if name is None:
         return None
-    carded = card.scores[name]["cosine"]
-    difference = scores["cosine"] - carded
-    known = {"data": name, "cosine": carded, "difference": difference}
+    cosine = card.scores[name]["cosine"]
+    difference = scores["cosine"] - cosine
+    known = {"data": name, "cosine": cosine, "difference": difference}
     return {**known, "tolerance": TOLERANCE, "is_worse": difference < -TOLERANCE}
 
 
 def find_on_card(card: Card, found: Mapping[str, Any]) -> str | None:
-    """Return the name under which the card has the data set of these `counts`, None where it has none."""
+    """Return the name on the card of the data set with these counts, None if the card lacks it."""
     names = (name for name, score in card.scores.items() if all(score.get(count) == found[count] for count in COUNTS))
     return next(names, None)
 
 
 def baseline_scores(data: Windows) -> dict[str, float]:
-    """Return the mean cosine of every baseline that needs no fitting, for an early look."""
+    """Return the mean cosine of every baseline that needs no fitting."""
     return {name: mean_cosine(predict, data) for name, predict in baselines(data.length, None).items()}
 
 
 def mean_cosine(predict: Callable[[Floats], Floats], data: Windows) -> float:
-    """Return the mean cosine of what `predict` answers to the contexts with the true next vectors."""
+    """Return the mean cosine of the predictions and the true next vectors."""
     blocks = (data.take(rows) for rows in _blocks(len(data)))
     return sum(float(np.sum(predict(block.contexts()) * block.targets())) for block in blocks) / len(data)
 
 
 def baselines(length: int, train: Corpus | None) -> dict[str, Callable[[Floats], Floats]]:
-    """Return every baseline by name; the ridge among them where `train` is there to fit it."""
+    """Return every baseline by name; the ridge regression only if there is a corpus `train` to fit it."""
     weights = DECAY ** np.arange(length - 1, -1, -1, dtype=np.float32)
     found: dict[str, Callable[[Floats], Floats]] = {
         "persistence": lambda contexts: contexts[:, -1],
@@ -106,7 +110,7 @@ def baselines(length: int, train: Corpus | None) -> dict[str, Callable[[Floats],
 
 
 def ridge(train: Windows) -> Callable[[Floats], Floats]:
-    """Return ridge regression from the concatenated context, fitted on `train` (lambda 30)."""
+    """Fit a ridge regression from the concatenated context on `train`; return its prediction."""
     width = train.length * train.vectors.shape[1]
     gram, moment = np.zeros((width, width)), np.zeros((width, train.vectors.shape[1]))
     for block in np.array_split(np.arange(len(train)), len(train) // 8192 + 1):
@@ -119,16 +123,19 @@ def ridge(train: Windows) -> Callable[[Floats], Floats]:
 
 @dataclass(frozen=True)
 class WindowScores:
-    """What came of every window, `(W,)` each: its article, cosine, margin, and rank of the true next chunk."""
+    """Scores by window, `(W,)` each: article, cosine, margin, and the rank of the true next chunk.
+
+    `ranks` counts the chunks of the context, `ranks_without` does not.
+    """
 
     article: NDArray[np.int32]
     cosine: Floats
     margin: Floats
-    ranks: NDArray[Any]  # with_context
+    ranks: NDArray[Any]
     ranks_without: NDArray[Any]
 
     def summary(self) -> dict[str, Any]:
-        """Return the means, ready for JSON."""
+        """Return the means, for JSON."""
         return {
             "cosine": float(self.cosine.mean()),
             "margin": float(self.margin.mean()),
@@ -140,7 +147,7 @@ class WindowScores:
 
 
 def evaluate_windows(predict: Callable[[Floats], Floats], data: Windows, bank: Floats | None = None) -> WindowScores:
-    """Return what comes of `predict` on every window, searching a `bank` where that is other than their own chunks.
+    """Return the scores of `predict` by window; `bank` `(N, D)` is searched instead of the corpus, if given.
 
     Raises:
         ValueError: an answer is not finite.
@@ -153,7 +160,7 @@ def evaluate_windows(predict: Callable[[Floats], Floats], data: Windows, bank: F
 
 
 def _blocks(count: int) -> list[NDArray[np.int64]]:
-    return np.array_split(np.arange(count), count // _BLOCK + 1)
+    return np.array_split(np.arange(count), count // _BLOCK_WINDOWS + 1)
 
 
 def _score_block(
@@ -170,31 +177,31 @@ def _score_block(
 def ranks(
     queries: Floats, bank: Floats, context: NDArray[np.int64], target: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the ranks `(B,)` of the rows `target` of a bank `(N, D)`, with the rows `context` `(B, T)` and without."""
+    """Return the ranks `(B,)` of the rows `target` in a bank `(N, D)`, with and without the rows `context` `(B, T)`."""
     similarity = queries @ bank.T  # (B, N)
     true = np.take_along_axis(similarity, target[:, None], 1)
     earlier_tie = (similarity == true) & (np.arange(len(bank)) < target[:, None])
     better = (similarity > true) | earlier_tie
-    place = 1 + better.sum(axis=1)
-    return place, place - np.take_along_axis(better, context, 1).sum(axis=1)
+    rank = 1 + better.sum(axis=1)
+    return rank, rank - np.take_along_axis(better, context, 1).sum(axis=1)
 
 
 def rank_metrics(found: NDArray[Any]) -> dict[str, float]:
-    """Return recall and mean reciprocal rank of ranks `(W,)`, infinite where the truth was not found."""
+    """Return recall and mean reciprocal rank of ranks `(W,)`; a rank is infinite if the true chunk was not found."""
     recall = {f"R@{k}": float(np.mean(found <= k)) for k in RANKS}
     return {**recall, "Contain@50": recall["R@50"], "MRR": float(np.mean(1.0 / found))}
 
 
 def window_searches(data: Windows, exclude_context: bool, k: int) -> list[Search]:
-    """Return the search of every window for its next chunk."""
+    """Return one search per window, for its next chunk."""
     contexts = data.contexts()
     return [Search(None, k, (), context if exclude_context else None, context) for context in contexts]
 
 
 def evaluate_retrieval(retriever: Retriever, data: Windows) -> dict[str, dict[str, float]]:
-    """Return the retrieval figures of a retriever over the chunks of `data`, in both protocols.
+    """Return the retrieval scores of a retriever on the windows of `data`, with and without the context's chunks.
 
-    Ranks beyond the reranker's depth count as infinite.
+    Ranks beyond `RERANK_DEPTH` count as infinite.
     """
     return {
         "with_context": rank_metrics(retrieval_ranks(retriever, data, exclude_context=False)),
@@ -203,10 +210,10 @@ def evaluate_retrieval(retriever: Retriever, data: Windows) -> dict[str, dict[st
 
 
 def retrieval_ranks(retriever: Retriever, data: Windows, exclude_context: bool) -> Floats:
-    """Return the rank of every window's true next chunk `(W,)`, infinite where it was not found."""
-    places = np.full(len(data), np.inf, np.float32)
+    """Return the rank of the true next chunk of every window `(W,)`, infinite if it was not found."""
+    found = np.full(len(data), np.inf, np.float32)
     for number, search in enumerate(window_searches(data, exclude_context, RERANK_DEPTH)):
         rows = [hit.row for hit in retriever.search_batch([search])[0]]
         if data.target[number] in rows:
-            places[number] = 1 + rows.index(data.target[number])
-    return places
+            found[number] = 1 + rows.index(data.target[number])
+    return found

@@ -1,7 +1,7 @@
-"""The gate before an alias: a version is judged as it would serve, beside the one that serves. Knows no torch.
+"""The gate: before an alias moves, the new version is judged as it would serve, against the one that serves. No torch.
 
-Damage is raised. A judgement is an `Objection`, which says what is wrong, by how much and what would change it, and
-which whoever promotes may override.
+A damaged version raises `BadCheckpoint`. Each failed check is an `Objection`: it says what is wrong, by how much, and
+what would pass. The user may override objections.
 """
 
 from __future__ import annotations
@@ -34,10 +34,14 @@ from models.retrieval.retriever import Search, load_retriever
 from models.vectors import Floats, normalise
 from models.windows import Windows, require_windows
 
-MAX_SCORE_LOSS = 0.005  # cosine, or R@5, below the incumbent's: a third of what the best net gains on a weighted mean
-MAX_SLOWDOWN = 2.0  # times as much time of processor as the incumbent
-ROUNDS = {1: 100, 128: 10}  # by rows of a batch: how often it is timed, in turns with the incumbent's; the best counts
-UNSPECIFIED = "unspecified"  # the encoder of a card whose maker did not say
+# in cosine or R@5, compared with the incumbent: a third of the gain of the best net over a weighted mean
+MAX_SCORE_LOSS = 0.005
+# ratio of CPU times
+MAX_SLOWDOWN = 2.0
+# By rows of a batch: how often each version is timed, in turns with the other. The fastest run counts.
+ROUNDS = {1: 100, 128: 10}
+# the encoder on the card of an import without --encoder
+UNSPECIFIED = "unspecified"
 _ALWAYS_REQUIRED = ("encoder", "license", "command")
 REQUIRED_FIELDS = {
     "net": (*_ALWAYS_REQUIRED, "architecture", "parameters", "scores", "reference", "limits"),
@@ -51,31 +55,31 @@ class Objection(ValueError):
 
 
 class IncompleteCard(Objection):
-    """The card leaves out what a card must say."""
+    """The card lacks required fields."""
 
 
 class OtherSpace(Objection):
-    """Its vectors are not those that other aliases speak."""
+    """D, T or the encoder differ from those of another alias."""
 
 
 class NoData(Objection):
-    """Nothing is at hand on which the scores of its card could be put to the test."""
+    """No data set is available on which the scores of the card can be verified."""
 
 
 class NotAsCarded(Objection):
-    """It does not score what its card says."""
+    """The scores differ from those on the card."""
 
 
 class WorseThanIncumbent(Objection):
-    """It scores less than the version that serves."""
+    """The scores are worse than those of the version that serves."""
 
 
 class TooSlow(Objection):
-    """It takes much longer than the version that serves."""
+    """The version is much slower than the one that serves."""
 
 
 class PromotionRejected(ValueError):
-    """Some objections that nobody overrode."""
+    """The gate has objections, and the user did not override them."""
 
     def __init__(self, objections: tuple[Objection, ...]) -> None:
         super().__init__("; ".join(map(str, objections)) + " (--force --why TEXT overrides)")
@@ -83,7 +87,7 @@ class PromotionRejected(ValueError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found: `figures` ready for JSON, the objections, and the aliases that it was judged by."""
+    """The result of all checks: `figures` for JSON, the objections, and the aliases at the time of judgement."""
 
     figures: dict[str, Any]
     objections: tuple[Objection, ...]
@@ -92,9 +96,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Contender:
-    """A version as it would serve: `run` answers contexts `(B, T, D)`, `score` gives the `measure` on windows.
+    """A version as it would serve: `run` answers contexts `(B, T, D)`; `score` returns its `measure` on windows.
 
-    A bundle has a `home`, the corpus that it searches; a corpus without towers answers no contexts.
+    A bundle has the `corpus` that it searches. A corpus without towers has no `run`.
     """
 
     id: str
@@ -105,7 +109,7 @@ class Contender:
     corpus: Corpus | None = None
 
     def card_score(self, name: str) -> float | None:
-        """Return what its card says that it scores on a data set, None where that is no figure."""
+        """Return the score of a data set on the card, None if it has no number."""
         score = self.card.scores[name]
         found = score if self.measure == "cosine" else score.get("retrieval", {}).get("without_context", {})
         return found[self.measure] if isinstance(found.get(self.measure), float) else None
@@ -113,7 +117,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """What is judged: a contender, its like that serves, the cards of the other aliases, the data at hand."""
+    """The input of every check: the contender, a comparable incumbent, cards of the other aliases, and data sets."""
 
     contender: Contender
     incumbent: Contender | None
@@ -122,7 +126,7 @@ class Case:
 
     @cached_property
     def windows(self) -> dict[str, Windows]:
-        """The windows of the data at hand that the contender's card has scores on, by their name there."""
+        """The windows of those data sets on which the contender's card has scores, by their name on the card."""
         card, found = self.contender.card, {}
         for corpus in self.data.values():
             data = require_windows(corpus, card.context_length)
@@ -133,33 +137,33 @@ class Case:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """What the contender scores on them."""
+        """The contender's scores on these windows."""
         return {name: self.contender.score(data) for name, data in self.windows.items()}
 
 
 def judge(registry: Registry, alias: str, version: Version, data: Mapping[str, Corpus]) -> Verdict:
-    """Judge `version` as what `alias` is to point at, on the `data` given and the corpus that `retriever` points at.
+    """Judge whether `alias` may move to `version`, on `data` and on the corpus of the alias `retriever`.
 
-    `candidate` answers nobody: there it need not be the equal of what it follows.
+    A `candidate` is not compared with its predecessor, since it answers no requests.
 
     Raises:
-        BadCheckpoint: it is damaged, or cannot be served under that alias.
+        BadCheckpoint: the version is damaged, or cannot be served under this alias.
         NoWindows: a data set has no window.
     """
-    since = registry.aliases()
+    aliases = registry.aliases()
     contender = _load(alias, version)
-    known = _read_cards(registry, since)
-    others = {other: card for other, card in known.items() if other != alias}
-    at_hand = {**_known_data(contender, registry, known.get(Alias.RETRIEVER)), **data}
-    case = Case(contender, _incumbent(registry, alias, contender), others, at_hand)
-    figures: dict[str, Any] = {"incumbent": since.get(alias)}
+    cards = _read_cards(registry, aliases)
+    others = {other: card for other, card in cards.items() if other != alias}
+    data_sets = {**_known_data(contender, registry, cards.get(Alias.RETRIEVER)), **data}
+    case = Case(contender, _incumbent(registry, alias, contender), others, data_sets)
+    figures: dict[str, Any] = {"incumbent": aliases.get(alias)}
     objections = []
     for name, check in CHECKS.items():
         try:
             figures[name] = check(case)
         except Objection as objection:
             objections.append(objection)
-    return Verdict(figures, tuple(objections), {every: since.get(every) for every in ALIASES})
+    return Verdict(figures, tuple(objections), {each: aliases.get(each) for each in ALIASES})
 
 
 def _load(alias: str, version: Version) -> Contender:
@@ -167,7 +171,7 @@ def _load(alias: str, version: Version) -> Contender:
 
 
 def _load_net(version: Version) -> Contender:
-    """Return a net, measured by the mean cosine to the true next vector."""
+    """Load a net; its measure is the mean cosine to the true next vector."""
     net = load_predictor(version.path, "cpu", os.cpu_count() or 1)
     return Contender(
         version.id, net.card, "cosine", net.predict_batch, lambda data: mean_cosine(net.predict_batch, data)
@@ -175,7 +179,7 @@ def _load_net(version: Version) -> Contender:
 
 
 def _load_corpus(version: Version) -> Contender:
-    """Return a corpus, measured, if it has towers, by how often the true next passage is among the first five."""
+    """Load a corpus; its measure, if it has towers, is how often the true next passage is among the first five."""
     loaded = load_retriever(version.path, os.cpu_count() or 1)
 
     def search(contexts: Floats) -> object:
@@ -184,25 +188,25 @@ def _load_corpus(version: Version) -> Contender:
     def recall(data: Windows) -> float:
         return rank_metrics(retrieval_ranks(loaded, data, exclude_context=True))["R@5"]
 
-    towers = loaded.towers is not None
-    home = read_corpus(version.path) if towers else None
-    return Contender(version.id, loaded.card, "R@5", search if towers else None, recall, home)
+    has_towers = loaded.towers is not None
+    corpus = read_corpus(version.path) if has_towers else None
+    return Contender(version.id, loaded.card, "R@5", search if has_towers else None, recall, corpus)
 
 
 def _incumbent(registry: Registry, alias: str, contender: Contender) -> Contender | None:
-    """Return what the contender is measured by: another version that serves, is sound, and answers alike."""
+    """Return the version that serves under the alias, if it is sound, another one, and comparable."""
     try:
         version = registry.resolve(alias)
         if alias == Alias.CANDIDATE or version.id == contender.id:
             return None
-        serves = _load(alias, version)
+        incumbent = _load(alias, version)
     except (UnknownVersion, BadCheckpoint):
         return None
-    return serves if _are_alike(contender, serves) else None
+    return incumbent if are_comparable(contender, incumbent) else None
 
 
-def _are_alike(one: Contender, other: Contender) -> bool:
-    """Say whether both answer contexts of the same T and D, with passages of the same corpus where with any."""
+def are_comparable(one: Contender, other: Contender) -> bool:
+    """Return whether both answer contexts of the same T and D and, if both search a corpus, search the same one."""
     shapes = {(each.card.context_length, each.card.dim) for each in (one, other) if each.run}
     if one.corpus and other.corpus:
         return len(shapes) == 1 and np.array_equal(one.corpus.vectors, other.corpus.vectors)
@@ -215,12 +219,13 @@ def _read_cards(registry: Registry, aliases: Mapping[str, str]) -> dict[str, Car
         try:
             found[alias] = read_card(registry.find(identity).path)
         except (UnknownVersion, BadCard):
-            continue  # it serves nothing that anything could clash with
+            # it cannot serve, so nothing can conflict with it
+            continue
     return found
 
 
 def _known_data(contender: Contender, registry: Registry, passages: Card | None) -> dict[str, Corpus]:
-    """Return a bundle's own corpus; for a net the retriever's, where its size is on the net's card."""
+    """Return the corpus of a bundle; for a net that of the retriever, if its size is on the card of the net."""
     if contender.corpus:
         return {contender.id: contender.corpus}
     size = {count: passages.data.get(count) for count in ("chunks", "articles")} if passages else {"chunks": None}
@@ -233,21 +238,21 @@ def _known_data(contender: Contender, registry: Registry, passages: Card | None)
 
 
 def check_card(case: Case) -> list[str]:
-    """Return what the card says of all that it must say; raises `IncompleteCard`."""
+    """Return the required fields of the card; raises `IncompleteCard` if one is missing."""
     card = case.contender.card
-    needed = REQUIRED_FIELDS["bundle" if case.contender.corpus else card.kind]
-    lacks = [name for name in needed if not getattr(card, name) or getattr(card, name) == UNSPECIFIED]
-    lacks += [f"counts of {name}" for name, score in card.scores.items() if not {*COUNTS, "cosine"} <= score.keys()]
-    if lacks:
+    required = REQUIRED_FIELDS["bundle" if case.contender.corpus else card.kind]
+    missing = [name for name in required if not getattr(card, name) or getattr(card, name) == UNSPECIFIED]
+    missing += [f"counts of {name}" for name, score in card.scores.items() if not {*COUNTS, "cosine"} <= score.keys()]
+    if missing:
         raise IncompleteCard(
-            f"the card of {case.contender.id} lacks {', '.join(lacks)}: make it anew with them (lvm import has "
-            "--data, --encoder and --license)"
+            f"the card of {case.contender.id} lacks {', '.join(missing)}: create the version again with them "
+            "(lvm import has --data, --encoder and --license)"
         )
-    return list(needed)
+    return list(required)
 
 
 def check_space(case: Case) -> dict[str, Any]:
-    """Return D, T and encoder; raises `OtherSpace` where another alias is of others."""
+    """Return D, T and encoder; raises `OtherSpace` if another alias has different ones."""
     ours = _vector_space(case.contender.card)
     for alias, card in case.others.items():
         theirs = _vector_space(card)
@@ -260,7 +265,7 @@ def check_space(case: Case) -> dict[str, Any]:
 
 
 def _vector_space(card: Card) -> dict[str, Any]:
-    """Return what vectors a version is about; a corpus without towers takes contexts of any length."""
+    """Return D, T and encoder of a version; a corpus without towers accepts contexts of any length T."""
     is_plain = card.kind == "corpus" and "towers" not in card.config
     return {"D": card.dim, **({} if is_plain else {"T": card.context_length}), "encoder": card.encoder}
 
@@ -270,65 +275,65 @@ def _describe_space(space: Mapping[str, Any]) -> str:
 
 
 def check_scores(case: Case) -> dict[str, Any]:
-    """Return the scores recomputed beside the card's.
+    """Return the recomputed scores and those of the card.
 
     Raises:
-        NoData: no data set of the card is at hand.
-        NotAsCarded: they differ by more than `TOLERANCE`.
+        NoData: no data set of the card is available.
+        NotAsCarded: the scores differ by more than `TOLERANCE`.
     """
-    us, found = case.contender, {}
-    if us.card.scores and not case.windows:
+    contender, found = case.contender, {}
+    if contender.card.scores and not case.windows:
         raise NoData(
-            f"no data set on the card of {us.id} ({', '.join(us.card.scores)}) is at hand, nor is "
-            f"{', '.join(case.data) or 'any other'} on it: --data DIR names where one lies"
+            f"the card of {contender.id} has scores on {', '.join(contender.card.scores)}; available: "
+            f"{', '.join(case.data) or 'no data'}. --data DIR names a data set"
         )
     for name, score in case.scores.items():
-        promised = us.card_score(name)
-        assert promised is not None
-        if not abs(score - promised) <= TOLERANCE:
+        on_card = contender.card_score(name)
+        assert on_card is not None
+        if not abs(score - on_card) <= TOLERANCE:
             raise NotAsCarded(
-                f"{us.id} scores {us.measure} {score:.4f} on {name}, its card says {promised:.4f}: "
-                f"{promised - score:+.4f}, tolerated is {TOLERANCE}; promote one whose card says what it scores"
+                f"{contender.id} scores {contender.measure} {score:.4f} on {name}, its card says {on_card:.4f}: "
+                f"{on_card - score:+.4f}, tolerated: {TOLERANCE}; promote a version whose card is right"
             )
-        found[name] = {us.measure: score, "card": promised}
+        found[name] = {contender.measure: score, "card": on_card}
     return found
 
 
 def check_incumbent(case: Case) -> dict[str, Any]:
-    """Return the incumbent's scores on the same data; raises `WorseThanIncumbent` beyond `MAY_WORSEN`."""
-    us, found = case.contender, {}
+    """Return the incumbent's scores on the same data; raises `WorseThanIncumbent` beyond `MAX_SCORE_LOSS`."""
+    contender, found = case.contender, {}
     for name, data in case.windows.items() if case.incumbent else ():
         assert case.incumbent
         score, theirs = case.scores[name], case.incumbent.score(data)
         if not theirs - score <= MAX_SCORE_LOSS:
             raise WorseThanIncumbent(
-                f"{us.id} scores {us.measure} {score:.4f} on {name}, {case.incumbent.id} {theirs:.4f}: "
-                f"{theirs - score:.4f} less, tolerated is {MAX_SCORE_LOSS}; {theirs - MAX_SCORE_LOSS:.4f} would do"
+                f"{contender.id} scores {contender.measure} {score:.4f} on {name}, {case.incumbent.id} {theirs:.4f}: "
+                f"{theirs - score:.4f} less, tolerated: {MAX_SCORE_LOSS}; {theirs - MAX_SCORE_LOSS:.4f} would pass"
             )
-        found[name] = {us.measure: theirs}
+        found[name] = {contender.measure: theirs}
     return found
 
 
 def check_latency(case: Case) -> dict[str, Any]:
-    """Return the least times in milliseconds by batch size; raises `TooSlow` beyond `MAY_SLOW`."""
+    """Return the shortest CPU times in milliseconds by batch size; raises `TooSlow` beyond `MAX_SLOWDOWN`."""
     found = {}
     for rows in ROUNDS if case.incumbent else ():
         assert case.incumbent
         ours, theirs = _best_times(case.contender, case.incumbent, rows)
         if ours > MAX_SLOWDOWN * theirs:
             raise TooSlow(
-                f"{case.contender.id} takes {1e3 * ours:.3f} ms of processor for a batch of {rows}, "
+                f"{case.contender.id} takes {1e3 * ours:.3f} ms of CPU time for a batch of {rows}, "
                 f"{case.incumbent.id} {1e3 * theirs:.3f} ms: {ours / theirs:.1f} times as long, "
-                f"tolerated is {MAX_SLOWDOWN:g}; {1e3 * MAX_SLOWDOWN * theirs:.3f} ms would do"
+                f"tolerated: {MAX_SLOWDOWN:g}; {1e3 * MAX_SLOWDOWN * theirs:.3f} ms would pass"
             )
         found[str(rows)] = {"ms": 1e3 * ours, "incumbent_ms": 1e3 * theirs, "ratio": ours / theirs}
     return found
 
 
 def _best_times(one: Contender, other: Contender, rows: int) -> tuple[float, float]:
-    """Return the least seconds of processor that each takes for a batch of `rows`, measured in turns.
+    """Return the shortest CPU time in seconds that each takes for a batch of `rows`, measured in turns.
 
-    Of processor, not by the clock: what else the machine does, which two threads would wait for, is no fault of a net.
+    CPU time does not count waiting for other programs on the machine.
     """
     shape = rows, one.card.context_length, one.card.dim
     contexts = normalise(np.random.default_rng(0).standard_normal(shape))

@@ -1,4 +1,4 @@
-"""The predictor: one version of a net as a function on arrays. What serves is what evaluates."""
+"""The predictor: one version of a net as a function on arrays; the same class serves and evaluates."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from models.vectors import Floats
 
 
 class Predictor:
-    """Predicts next vectors with one version; called from one thread at a time."""
+    """Predicts next vectors with one version. Call it from one thread at a time."""
 
     def __init__(self, version: str, sha256: str, card: Card, runtime: Runtime, golden: Floats) -> None:
-        self.version, self.sha256, self.card = version, sha256, card
-        self._runtime, self._golden = runtime, golden
-        self.is_quick = False  # whether one row takes less than a hand-over to a thread; warm-up finds out
+        self.version = version
+        self.sha256 = sha256
+        self.card = card
+        self._runtime = runtime
+        self._golden = golden
+        # Whether one row takes less time than a hand-over to a thread; measured by `warm_up`.
+        self.is_quick = False
 
     @property
     def name(self) -> str:
@@ -28,7 +32,7 @@ class Predictor:
 
     @cached_property
     def reference_stats(self) -> ReferenceStats | None:
-        """The space of its inputs, where its card says that golden contexts are of one."""
+        """Statistics of the golden contexts, if the card has such of the training data."""
         return ReferenceStats.from_contexts(self._golden) if self.card.reference and len(self._golden) > 1 else None
 
     @property
@@ -41,31 +45,32 @@ class Predictor:
         return self._runtime.run(contexts)
 
     def warm_up(self, max_batch: int) -> None:
-        """Run every power of two below `max_batch`, and it, so that no caller pays for a size's first-time work.
+        """Run batches of every power of two up to `max_batch`, so that the first requests are not slow.
 
-        A CPU has none that is worth it, beside a service that answers meanwhile: the golden contexts have run.
+        A CPU needs no warm-up, which would take time from requests: the golden contexts have run already.
         """
-        for size in () if self._runtime.on_cpu else (*(1 << n for n in range((max_batch - 1).bit_length())), max_batch):
-            self.predict_batch(self._golden[:1].repeat(size, axis=0))
+        if not self._runtime.on_cpu:
+            for size in (*(1 << n for n in range((max_batch - 1).bit_length())), max_batch):
+                self.predict_batch(self._golden[:1].repeat(size, axis=0))
         self.is_quick = self._runtime.on_cpu and is_quick(lambda: self.predict_batch(self._golden[:1]))
 
 
 def load_predictor(directory: Path, device: str = "auto", threads: int = 1, precision: str = "float32") -> Predictor:
-    """Load the version in `directory`, verified and checked against its golden vectors.
+    """Load the version in `directory`; verify its files and its golden vectors.
 
     Raises:
-        NoSuchDevice: the device, or the precision on it, is not to be had here.
-        BadCheckpoint: it must not be served; the message says why.
+        NoSuchDevice: the device, or the precision on it, is not available.
+        BadCheckpoint: the version must not be served; the message says why.
     """
     checkpoint = load_checkpoint(directory)
     if checkpoint.card.kind != "net":
-        raise BadCheckpoint(f"{directory}: a {checkpoint.card.kind}, not a net that predicts")
+        raise BadCheckpoint(f"{directory}: kind {checkpoint.card.kind}, expected net")
     return build_predictor(checkpoint, device, threads, precision)
 
 
 def build_predictor(
     checkpoint: Checkpoint, device: str = "auto", threads: int = 1, precision: str = "float32"
 ) -> Predictor:
-    """Return the predictor of a checkpoint in memory; raises as `load` does."""
+    """Make a predictor of a checkpoint in memory; raises as `load_predictor`."""
     runtime = open_runtime(checkpoint, find_device(device), threads, precision)
     return Predictor(checkpoint.version, checkpoint.sha256, checkpoint.card, runtime, checkpoint.golden_context)

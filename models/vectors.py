@@ -1,4 +1,4 @@
-"""Vectors: arrays of float32, and their unit lengths."""
+"""Vectors: arrays of float32, and how to normalise them."""
 
 from __future__ import annotations
 

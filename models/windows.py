@@ -14,7 +14,7 @@ from models.vectors import Floats
 
 
 class NoWindows(ValueError):
-    """A corpus without a single window."""
+    """A corpus without any window."""
 
 
 Rows = NDArray[np.int64]
@@ -22,7 +22,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Windows:
-    """Stride-1 windows of a corpus, kept as row numbers: window i reads rows start[i] .. start[i] + T."""
+    """Stride-1 windows of a corpus, stored as row numbers: window i covers the rows start[i] to start[i] + T."""
 
     vectors: Floats
     start: Rows
@@ -34,23 +34,23 @@ class Windows:
 
     @property
     def target(self) -> Rows:
-        """Row of the true next vector of each window, `(W,)`."""
+        """Rows of the true next vectors, `(W,)`."""
         return self.start + self.length
 
     def take(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> Windows:
-        """Return the windows of these numbers, or where this mask is true."""
+        """Return the windows that these numbers, or this mask, select."""
         return Windows(self.vectors, self.start[which], self.article[which], self.length)
 
     def rows(self) -> Rows:
-        """Rows of each window's context, `(W, T)`."""
+        """Return the rows of the contexts, `(W, T)`."""
         return self.start[:, None] + np.arange(self.length)
 
     def contexts(self) -> Floats:
-        """All contexts, `(W, T, D)`."""
+        """Return the contexts, `(W, T, D)`."""
         return self.vectors[self.rows()]
 
     def targets(self) -> Floats:
-        """All true next vectors, `(W, D)`."""
+        """Return the true next vectors, `(W, D)`."""
         return self.vectors[self.target]
 
 
@@ -65,7 +65,7 @@ def windows(corpus: Corpus, length: int) -> Windows:
 
 
 def require_windows(corpus: Corpus, length: int) -> Windows:
-    """Return `windows`, of which there is at least one.
+    """Return `windows`, at least one.
 
     Raises:
         NoWindows: no article has more than `length` chunks.
@@ -77,7 +77,7 @@ def require_windows(corpus: Corpus, length: int) -> Windows:
 
 
 def hold_out(data: Windows, share: float, seed: int) -> tuple[Windows, Windows]:
-    """Split windows into (rest, held out) by article, so that no article is on both sides."""
+    """Split windows by article into the rest and a held-out share; no article is in both."""
     articles = np.unique(data.article)
     np.random.default_rng(seed).shuffle(articles)
     held = np.isin(data.article, articles[: max(1, round(share * len(articles)))])
@@ -85,7 +85,7 @@ def hold_out(data: Windows, share: float, seed: int) -> tuple[Windows, Windows]:
 
 
 def compact_windows(data: Windows) -> Windows:
-    """Return the same windows over a bank of nothing but their own chunks."""
+    """Return the same windows over the vectors of their own chunks only."""
     span = np.arange(data.length + 1)
     own = np.unique(data.start[:, None] + span)
     return Windows(data.vectors[own], np.searchsorted(own, data.start), data.article, data.length)

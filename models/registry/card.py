@@ -1,4 +1,4 @@
-"""The model card: a README.md whose YAML front matter is the Hugging Face one plus our `lvm` block."""
+"""The model card: a README.md with the front matter of Hugging Face, and in it a block `lvm` of our own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ import yaml
 from models.registry import disk
 
 CARD_FILE = "README.md"
-_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if it is installed: ten times as fast
-MAX_CARD_BYTES = 1 << 17  # bytes of a card; values and characters of it with YAML's aliases written out
-_DEEPEST = 100  # collections in one another
-_MARKS, _MANY_MARKS = "[{-?", 1000  # what begins a collection; fewer cannot be deep enough to do harm
-_LONGEST_REASON = 500  # characters
+# libyaml, if it is installed, is ten times as fast
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# limit of a file, and of values and characters after the expansion of YAML aliases
+MAX_CARD_BYTES = 1 << 17
+# of nested collections
+_MAX_DEPTH = 100
+# Characters that begin a collection. Fewer of them cannot nest deeply enough to do harm.
+_MARKS = "[{-?"
+_MANY_MARKS = 1000
+_MAX_REASON_CHARACTERS = 500
 _RETRIEVAL = re.compile(r"^ {10,}(?:R@\d+|Contain@\d+|MRR): [-.\de]+\n", re.MULTILINE)
 _FENCE = "---\n"
 _TEXTS = ("name", "kind", "encoder", "license", "attribution", "architecture", "command")
@@ -27,12 +32,12 @@ _MAPS = ("config", "data", "scores")
 
 
 class BadCard(ValueError):
-    """A model card that cannot be read or lacks something."""
+    """A model card that is unreadable or incomplete."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What input vectors looked like in training: mean and standard deviation of two figures."""
+    """Statistics of the training data: mean and standard deviation of two numbers."""
 
     norm: tuple[float, float]
     neighbour_cosine: tuple[float, float]
@@ -40,10 +45,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Card:
-    """All that must be known to serve a version and to judge it.
+    """Everything that is needed to serve a version and to judge it.
 
-    `scores` maps a data set's name to what `evaluate` printed for it; `kind` is `net`, `corpus`, `two_tower` or
-    `reranker`. A corpus with towers names their version, and its reranker's, in its config.
+    `scores` maps the name of a data set to the output of `evaluate`. `kind` is `net`, `corpus`, `two_tower` or
+    `reranker`. The config of a corpus with towers names their version, and that of its reranker.
     """
 
     name: str
@@ -72,7 +77,7 @@ class Card:
         """Read a card.
 
         Raises:
-            BadCard: there is no front matter, no `lvm` block, or a field is missing, unknown or of the wrong kind.
+            BadCard: there is no front matter, no block `lvm`, or a field is missing, unknown or has the wrong type.
         """
         try:
             block = _block(text)
@@ -82,15 +87,16 @@ class Card:
             card = cls(**block, limits=limits, reference=Reference(**pairs) if reference else None)
             card._check()
             return card
-        except Exception as error:  # an odd card raises anything, from OverflowError to YAMLError
-            raise BadCard(f"unreadable model card: {str(error)[:_LONGEST_REASON]}") from error
+        except Exception as error:
+            # an invalid card raises anything from OverflowError to YAMLError
+            raise BadCard(f"unreadable model card: {str(error)[:_MAX_REASON_CHARACTERS]}") from error
 
     def _check(self) -> None:
         wrong = [name for name in _TEXTS if type(getattr(self, name)) is not str]
         wrong += [name for name in _COUNTS if not _is_count(getattr(self, name))]
         wrong += [name for name in _MAPS if not isinstance(getattr(self, name), Mapping)]
         if wrong:
-            raise ValueError(f"of the wrong kind: {', '.join(wrong)}")
+            raise ValueError(f"wrong type: {', '.join(wrong)}")
         for name, score in self.scores.items():
             _check_score(name, score)
 
@@ -174,16 +180,17 @@ class Card:
 
 
 def read_card(directory: Path) -> Card:
-    """Return the card of the version in `directory`; raises `BadCard`."""
+    """Read the card of the version in `directory`; raises `BadCard`."""
     return Card.from_markdown(_text(directory))
 
 
 def read_card_summary(directory: Path) -> Card:
-    """Return the card as `read` does, but without figures of retrieval: most of a card, and of the time to read it."""
+    """Read a card without its retrieval scores, which are most of its text; raises `BadCard`."""
     return _read_outline(_RETRIEVAL.sub("", _text(directory)))
 
 
-@lru_cache(maxsize=64)  # copies of a version have one card
+# copies of a version have one card
+@lru_cache(maxsize=64)
 def _read_outline(text: str) -> Card:
     return Card.from_markdown(text)
 
@@ -198,16 +205,17 @@ def _text(directory: Path) -> str:
 
 
 class _Loader(_SAFE):  # type: ignore[misc]
-    """Reads plain YAML; merge keys are not followed: a few bytes of them could take unbounded time."""
+    """Reads plain YAML without merge keys: a few bytes of these could take unbounded time."""
 
     def flatten_mapping(self, node: Any) -> None:
-        """Leave `<<` where it is: nothing reads it."""
+        """Ignore merge keys."""
 
 
 def _block(text: str) -> dict[str, Any]:
-    """Return the block `lvm` of the front matter of a card."""
+    """Return the block `lvm` in the front matter of a card."""
     opening, rest = text[: len(_FENCE)], text[len(_FENCE) :]
-    front, fence, _ = rest.partition(f"\n{_FENCE}")  # a value may end in the fence; a line is one
+    # only a whole line is a fence; a value may end in one
+    front, fence, _ = rest.partition(f"\n{_FENCE}")
     if opening != _FENCE or not fence:
         raise ValueError("no front matter" + ("; its lines end in CRLF, expected LF" if "\r\n" in text else ""))
     _check_depth(front)
@@ -220,20 +228,20 @@ def _block(text: str) -> dict[str, Any]:
 
 
 def _check_depth(front: str) -> None:
-    """Raise `ValueError` if collections lie too deep in one another: libyaml's loader would overflow the stack."""
+    """Raise `ValueError` if collections are nested too deeply: the loader of libyaml would overflow the stack."""
     if len(front) > MAX_CARD_BYTES:
-        raise ValueError(f"{len(front)} characters, expected at most {MAX_CARD_BYTES}")
+        raise ValueError(f"front matter has {len(front)} characters; expected at most {MAX_CARD_BYTES}")
     if sum(map(front.count, _MARKS)) < _MANY_MARKS:
         return
     depth = 0
     for event in yaml.parse(front, Loader=_SAFE):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise ValueError(f"more than {_DEEPEST} collections in one another")
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"more than {_MAX_DEPTH} nested collections")
 
 
 def _check_size(block: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if a value is too long with its aliases written out, or is no text that UTF-8 can tell."""
+    """Raise `ValueError` if the block is too large after the expansion of aliases, or cannot be encoded in UTF-8."""
     pending: list[Any] = [block]
     size = 0
     while pending:
@@ -244,12 +252,12 @@ def _check_size(block: Mapping[str, Any]) -> None:
             pending += value
         size += len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, list) else 1
         if size > MAX_CARD_BYTES:
-            raise ValueError(f"more than {MAX_CARD_BYTES} values and bytes, aliases written out")
+            raise ValueError(f"more than {MAX_CARD_BYTES} values and bytes after the expansion of aliases")
 
 
 def _texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"of the wrong kind: {name}, expected a list of texts")
+        raise ValueError(f"wrong type: {name}, expected a list of strings")
     return value
 
 
@@ -258,15 +266,15 @@ def _is_count(value: Any) -> bool:
 
 
 def _check_score(name: Any, score: Any) -> None:
-    """Raise `ValueError` if a score is not what every evaluation makes."""
+    """Raise `ValueError` if a score is not the output of an evaluation."""
     if not (isinstance(name, str) and isinstance(score, Mapping) and isinstance(score.get("baselines"), Mapping)):
-        raise ValueError(f"of the wrong kind: scores of {name!r}, expected cosine, margin and baselines")
+        raise ValueError(f"wrong type: scores of {name!r}, expected cosine, margin and baselines")
     figures = {"cosine": score.get("cosine"), "margin": score.get("margin")}
     for baseline, values in score["baselines"].items():
         figures[f"baselines of {baseline}"] = values.get("cosine") if isinstance(values, Mapping) else None
     wrong = [figure for figure, value in figures.items() if not _is_figure(value)]
     if wrong or not all(isinstance(baseline, str) for baseline in score["baselines"]):
-        raise ValueError(f"of the wrong kind: scores of {name!r}, expected numbers: {', '.join(wrong)}")
+        raise ValueError(f"wrong type: scores of {name!r}, expected numbers: {', '.join(wrong)}")
 
 
 def _is_figure(value: Any) -> bool:

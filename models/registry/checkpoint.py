@@ -1,4 +1,4 @@
-"""A checkpoint: the files of one version of a net, verified as they are loaded. Knows no torch."""
+"""A checkpoint: the files of one version of a net, verified when they are loaded. No torch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ WEIGHTS_FILE, GRAPH_FILE, GOLDEN_FILE = "weights.safetensors", "net.onnx", "gold
 
 
 class BadCheckpoint(ValueError):
-    """A checkpoint that must not be served, and why."""
+    """A version that must not be served; the message says why."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """One version of a net in memory.
 
-    `weights` float32 arrays by name, `graph` the ONNX graph without weights, `golden_context`
-    `(G, T, D)` and `golden_vector` `(G, D)` what the float32 torch net answered to it.
+    `weights` are float32 arrays by name. `graph` is the ONNX graph without weights. `golden_vector` `(G, D)` are the
+    answers of the float32 torch net to `golden_context` `(G, T, D)`.
     """
 
     version: str
@@ -39,11 +39,11 @@ class Checkpoint:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
-    """Load the version in `directory`; what is used is exactly what was hashed.
+    """Load the version in `directory`; the bytes that are used are the bytes that were verified.
 
     Raises:
-        BadCheckpoint: a file is missing, altered or unreadable, a weight is not finite, or the golden
-            vectors do not have the card's T and D.
+        BadCheckpoint: a file is missing, altered or unreadable, a weight is not finite, or the golden vectors do not
+            have the T and D of the card.
     """
     try:
         return parse_checkpoint(directory.name, manifest.read_files(directory))
@@ -52,7 +52,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
 
 
 def parse_checkpoint(version: str, files: Mapping[str, bytes]) -> Checkpoint:
-    """Make a checkpoint of the bytes of a version's files; raises `BadCheckpoint` as `load` does."""
+    """Make a checkpoint of the bytes of a version's files; raises as `load_checkpoint`."""
     try:
         golden = load_tensors(files[GOLDEN_FILE])
         checkpoint = Checkpoint(
@@ -65,7 +65,7 @@ def parse_checkpoint(version: str, files: Mapping[str, bytes]) -> Checkpoint:
             golden["vector"],
         )
     except KeyError as error:
-        raise BadCheckpoint(f"{version} is no net: it lacks {error}") from error
+        raise BadCheckpoint(f"{version} is not a net: it lacks {error}") from error
     except (BadCard, SafetensorError, UnicodeDecodeError) as error:
         raise BadCheckpoint(f"{version}: {error}") from error
     return _checked(checkpoint)
@@ -77,7 +77,7 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     if broken:
         raise BadCheckpoint(f"{checkpoint.version}: not finite: {', '.join(sorted(broken))}")
     if not len(checkpoint.golden_context) or checkpoint.golden_context.shape[1:] != (card.context_length, card.dim):
-        raise BadCheckpoint(f"{checkpoint.version}: golden vectors are not (G, T, D) of its card")
+        raise BadCheckpoint(f"{checkpoint.version}: golden contexts do not have the shape (G, T, D) of its card")
     if checkpoint.golden_vector.shape != (len(checkpoint.golden_context), card.dim):
-        raise BadCheckpoint(f"{checkpoint.version}: golden answers are not (G, D) of its card")
+        raise BadCheckpoint(f"{checkpoint.version}: golden vectors do not have the shape (G, D) of its card")
     return checkpoint

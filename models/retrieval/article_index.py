@@ -1,4 +1,4 @@
-"""The table of contents of a corpus: its articles, and the rows of each in reading order."""
+"""The articles of a corpus, and the rows of each in reading order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.retrieval.corpus import Passages
 
 
 class ArticleEntry(NamedTuple):
-    """One article: its id, its title, and how many passages it has."""
+    """One article: its id, its title, and its number of passages."""
 
     article: int
     title: str
@@ -36,7 +36,7 @@ class ArticleIndex:
         return [ArticleEntry(chunk.article, chunk.title, count) for chunk, count in zip(first, counts, strict=True)]
 
     def rows(self, article: int) -> NDArray[np.int64]:
-        """Return the rows `(R,)` of one article in reading order, none where there is no such article."""
+        """Return the rows `(R,)` of one article in reading order; none if the article is unknown."""
         at = int(np.searchsorted(self._ids, article))
         known = at < len(self._ids) and self._ids[at] == article
         return self._order[slice(*self._bounds[at : at + 2]) if known else slice(0)]

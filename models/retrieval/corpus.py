@@ -1,10 +1,10 @@
-"""A corpus on disk: article vectors in reading order, which article each belongs to, and the text.
+"""A corpus: the vectors of passages in reading order, the article of each, and the text.
 
-The format (one directory): `vectors.f16.npy` float16 `(N, D)`, L2-normalised up to rounding;
-`index.npy` int32 `(N, 2)` = (article id, position); `articles.jsonl.gz`, one article a line.
+Format of its directory: `vectors.f16.npy` float16 `(N, D)`, of unit length up to rounding; `index.npy` int32 `(N, 2)`,
+article id and position; `articles.jsonl.gz`, one article per line.
 
-A version with an approximate index has the text once more, for any passage to be found without reading the others:
-`passages.txt` (UTF-8) and `spans.npy` int64 `(N, 4)` = where in it a row's title begins and ends, and its text.
+A version with an approximate index also has the text in a form that needs no decompression: `passages.txt` (UTF-8), and
+`spans.npy` int64 `(N, 4)`, the byte offsets in it at which the title and the text of each row begin and end.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ from models.vectors import Floats, normalise
 VECTORS_FILE, INDEX_FILE, ARTICLES_FILE = "vectors.f16.npy", "index.npy", "articles.jsonl.gz"
 CORPUS_FILES = (VECTORS_FILE, INDEX_FILE, ARTICLES_FILE)
 PASSAGES_FILE, SPANS_FILE = "passages.txt", "spans.npy"
-BLOCK_ROWS = 16_384  # rows that work on a large corpus takes at a time
-_HEADER = 4096  # bytes in which the header of a .npy file ends
+# rows of a large corpus that are processed at a time
+BLOCK_ROWS = 16_384
+# The header of a .npy file is shorter than this.
+_HEADER_BYTES = 4096
+_UNKNOWN_ARTICLE = "a row belongs to an unknown article"
 
 
 class BadCorpus(ValueError):
@@ -39,7 +42,7 @@ class BadCorpus(ValueError):
 
 
 class Chunk(NamedTuple):
-    """One passage of a corpus, as `/retrieve` shows it."""
+    """One passage of a corpus, as `/retrieve` returns it; `text` is None if the corpus has none."""
 
     article: int
     title: str
@@ -48,7 +51,7 @@ class Chunk(NamedTuple):
 
 
 class Passages(Protocol):
-    """What a search needs of a corpus."""
+    """A corpus as a search reads it."""
 
     @property
     def dim(self) -> int:
@@ -67,13 +70,13 @@ class Passages(Protocol):
         ...
 
     def chunk(self, row: int) -> Chunk:
-        """Return the passage behind row `row`; its text is None where the corpus carries none."""
+        """Return the passage of a row."""
         ...
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Unit vectors `(N, D)` float32, `article` and `position` `(N,)` int32, and the articles' lines."""
+    """A corpus in memory: unit vectors `(N, D)` float32, `article` and `position` `(N,)` int32, articles by id."""
 
     vectors: Floats
     article: NDArray[np.int32]
@@ -93,7 +96,7 @@ class Corpus:
         return self.vectors[rows]
 
     def chunk(self, row: int) -> Chunk:
-        """Return the passage behind row `row`; its text is None where the corpus carries none."""
+        """Return the passage of a row."""
         return self._chunks[row]
 
     @cached_property
@@ -109,9 +112,9 @@ class Corpus:
 
 @dataclass(frozen=True)
 class MappedCorpus:
-    """A corpus that stays on disk: float16 vectors `(N, D)`, index `(N, 2)`, spans `(N, 4)` and the text.
+    """A corpus on disk: float16 vectors `(N, D)`, index `(N, 2)`, spans `(N, 4)` and the text.
 
-    Rows are read when they are asked for; what memory has to spare, the system keeps them in.
+    Rows are read on demand; the operating system caches them.
     """
 
     halves: NDArray[np.float16]
@@ -137,12 +140,12 @@ class MappedCorpus:
         return normalise(self.halves[rows])
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
-        """Yield the unit vectors of the rows from 0, from BLOCK, ..., each with its first row."""
+        """Yield the unit vectors in blocks of `BLOCK_ROWS`, each with the number of its first row."""
         for row in range(0, len(self), BLOCK_ROWS):
             yield row, normalise(self.halves[row : row + BLOCK_ROWS])
 
     def chunk(self, row: int) -> Chunk:
-        """Return the passage behind row `row`; its text is None where the corpus carries none."""
+        """Return the passage of a row."""
         article, position = self.index[row].tolist()
         begin, end, text_begin, text_end = self.spans[row].tolist()
         text = self.passages[text_begin:text_end].decode()
@@ -150,56 +153,58 @@ class MappedCorpus:
 
 
 def read_corpus(directory: Path) -> Corpus:
-    """Read the corpus in `directory`.
+    """Read the corpus in `directory` into memory.
 
     Raises:
-        BadCorpus: a file is missing or unreadable, the row counts differ, or a vector is not finite.
+        BadCorpus: a file is missing or unreadable, the numbers of rows differ, or a vector is not finite.
     """
-    _refuse_pipes(directory)
+    _reject_pipes(directory)
     try:
         return parse_corpus({name: disk.read(directory / name) for name in CORPUS_FILES})
     except OSError as error:
         raise BadCorpus(f"{directory}: {error.strerror}: {error.filename}") from error
 
 
-def _refuse_pipes(directory: Path) -> None:
-    """Raise `BadCorpus` for a file that is a pipe or a device, which need not end."""
+def _reject_pipes(directory: Path) -> None:
+    """Raise `BadCorpus` if a file is a pipe or a device, which may never end."""
     for path in (directory / name for name in CORPUS_FILES):
         if path.exists() and not path.is_file():
             raise BadCorpus(f"{path}: expected a regular file")
 
 
 def count_chunks(directory: Path) -> int:
-    """Return the number of chunks of the corpus in `directory`; raises `BadCorpus` as `read` does."""
-    _refuse_pipes(directory)
+    """Return the number of chunks of the corpus in `directory`; raises as `read_corpus`."""
+    _reject_pipes(directory)
     try:
         with open(disk.open_regular(directory / INDEX_FILE), "rb") as file:
             return len(np.load(file, allow_pickle=False))
-    except Exception as error:  # a damaged header raises anything from EOFError to TokenError
+    except Exception as error:
+        # a damaged header raises anything from EOFError to TokenError
         raise BadCorpus(f"unreadable corpus: {error}") from error
 
 
-def parse_corpus(files: Mapping[str, bytes]) -> Corpus:
-    """Make a corpus of the bytes of its three files; raises `BadCorpus` as `read` does."""
+def parse_corpus(files: Mapping[str, Buffer]) -> Corpus:
+    """Make a corpus of the bytes of its three files; raises as `read_corpus`."""
     try:
         raw = np.load(io.BytesIO(files[VECTORS_FILE]), allow_pickle=False)
         index = np.load(io.BytesIO(files[INDEX_FILE]), allow_pickle=False)
         articles = {int(line["article_id"]): line for line in read_articles(files[ARTICLES_FILE])}
-    except Exception as error:  # a damaged file raises anything from EOFError to TokenError
+    except Exception as error:
+        # a damaged file raises anything from EOFError to TokenError
         raise BadCorpus(f"unreadable corpus: {error}") from error
     if raw.ndim != 2 or not len(raw) or index.shape != (len(raw), 2):
         raise BadCorpus(f"vectors {raw.shape} and index {index.shape} do not match")
     if not np.isfinite(raw).all():
         raise BadCorpus(f"vector {int(np.argmin(np.isfinite(raw).all(1)))} is not finite")
     if not set(np.unique(index[:, 0]).tolist()) <= articles.keys():
-        raise BadCorpus("a row belongs to an article that is not among the articles")
+        raise BadCorpus(_UNKNOWN_ARTICLE)
     if index[:, 1].min() < 0:
         raise BadCorpus("a row has a position below 0")
     return Corpus(normalise(raw), index[:, 0].copy(), index[:, 1].copy(), articles)
 
 
-def read_articles(data: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the articles of a gzipped JSON-lines file's bytes."""
+def read_articles(data: Buffer) -> Iterator[dict[str, Any]]:
+    """Yield the articles in the bytes of a gzipped JSON-lines file."""
     return _articles(io.BytesIO(data))
 
 
@@ -210,26 +215,27 @@ def _articles(file: BinaryIO) -> Iterator[dict[str, Any]]:
 
 
 def map_corpus(files: Mapping[str, Buffer]) -> MappedCorpus:
-    """Make a corpus of the mapped files of a version without holding them in memory.
+    """Make a corpus of the mapped files of a version, without copying them into memory.
 
     Raises:
-        BadCorpus: files are unreadable, contradict each other or point outside the text, or a vector is not finite.
+        BadCorpus: a file is unreadable, files contradict each other, a span exceeds the text, or a vector is not
+        finite.
     """
     halves, index, spans = (_array(files[name]) for name in (VECTORS_FILE, INDEX_FILE, SPANS_FILE))
     if halves.ndim != 2 or not len(halves) or index.shape != (len(halves), 2) or spans.shape != (len(halves), 4):
         raise BadCorpus(f"vectors {halves.shape}, index {index.shape} and spans {spans.shape} do not match")
     types = [array.dtype.name for array in (halves, index, spans)]
     if types != ["float16", "int32", "int64"]:
-        raise BadCorpus(f"vectors, index and spans are {', '.join(types)}")
+        raise BadCorpus(f"vectors, index and spans are {', '.join(types)}; expected float16, int32, int64")
     if spans.min() < 0 or spans.max() > len(files[PASSAGES_FILE]):
-        raise BadCorpus("a span points outside the text")
+        raise BadCorpus("a span exceeds the text")
     _check_finite(halves)
-    _forget(files)
+    _release_memory(files)
     return MappedCorpus(halves, index, spans, files[PASSAGES_FILE])
 
 
 def map_unverified_corpus(paths: Mapping[str, Path]) -> MappedCorpus:
-    """Make a corpus of files on trust, which nobody has sealed yet; raises `BadCorpus` as `mapped` does."""
+    """Make a corpus of files that have no checksums yet; raises as `map_corpus`."""
     try:
         return map_corpus({name: manifest.map_file(path) for name, path in paths.items()})
     except OSError as error:
@@ -239,11 +245,12 @@ def map_unverified_corpus(paths: Mapping[str, Path]) -> MappedCorpus:
 def _array(data: Buffer) -> NDArray[Any]:
     """Return the array of a .npy file as a view of `data`."""
     try:
-        head = io.BytesIO(data[:_HEADER])
+        head = io.BytesIO(data[:_HEADER_BYTES])
         np.lib.format.read_magic(head)
         shape, by_column, dtype = np.lib.format.read_array_header_1_0(head)
         array = np.frombuffer(data, dtype, math.prod(shape), head.tell())
-    except Exception as error:  # a damaged header raises anything, as it does in `parse`
+    except Exception as error:
+        # a damaged header raises anything from EOFError to TokenError
         raise BadCorpus(f"unreadable corpus: {error}") from error
     return array.reshape(shape, order="F" if by_column else "C")
 
@@ -255,8 +262,8 @@ def _check_finite(halves: NDArray[np.float16]) -> None:
             raise BadCorpus(f"vector {row + int(np.argmin(finite))} is not finite")
 
 
-def _forget(files: Mapping[str, Buffer]) -> None:
-    """Give back the memory that was touched in checking; the files are then read here and there."""
+def _release_memory(files: Mapping[str, Buffer]) -> None:
+    """Release the pages that the checks read, and announce random access."""
     for file in files.values():
         if isinstance(file, mmap.mmap):
             file.madvise(mmap.MADV_DONTNEED)
@@ -264,19 +271,20 @@ def _forget(files: Mapping[str, Buffer]) -> None:
 
 
 def write_passages(source: Path, target: Path) -> int:
-    """Write the text of the corpus in `source` as PASSAGES and SPANS into `target`; return the count of articles.
+    """Write passages and spans of the corpus in `source` into `target`; return the number of articles.
 
     Raises:
-        BadCorpus: a file is missing or unreadable, or a row belongs to an article that is not among the articles.
+        BadCorpus: a file is missing or unreadable, or a row belongs to an unknown article.
     """
     try:
         index = np.load(io.BytesIO(disk.read(source / INDEX_FILE)), allow_pickle=False)
         spans = np.full((len(index), 4), -1, np.int64)
         count = _write_articles(source / ARTICLES_FILE, target / PASSAGES_FILE, index, spans)
-    except Exception as error:  # a damaged file raises anything from EOFError to TokenError
+    except Exception as error:
+        # a damaged file raises anything from EOFError to TokenError
         raise BadCorpus(f"unreadable corpus: {error}") from error
     if spans.min(initial=0) < 0:
-        raise BadCorpus("a row belongs to an article that is not among the articles")
+        raise BadCorpus(_UNKNOWN_ARTICLE)
     np.save(target / SPANS_FILE, spans)
     return count
 
@@ -301,7 +309,7 @@ def _append(file: BinaryIO, text: str) -> tuple[int, int]:
 
 
 def write_corpus(directory: Path, vectors: Floats, articles: list[dict[str, Any]]) -> None:
-    """Write `vectors` `(N, D)` and the articles whose `chunks` they are, in the same order."""
+    """Write a corpus: `vectors` `(N, D)`, and the articles with their `chunks` in the same order."""
     directory.mkdir(parents=True, exist_ok=True)
     index = [(a["article_id"], p) for a in articles for p in range(len(a["chunks"]))]
     np.save(directory / VECTORS_FILE, vectors.astype(np.float16))

@@ -1,7 +1,7 @@
 """Vector indexes: the nearest rows of a corpus by inner product.
 
-`FlatIndex` is exact and keeps float32 vectors in memory; `IvfIndex` looks at the likely part of a corpus of any
-size, keeps a bit per dimension and row in memory, and scores what it finds by the corpus's own vectors.
+`FlatIndex` is exact and keeps float32 vectors in memory. `IvfIndex` is approximate, for corpora of any size: it keeps
+one bit per dimension and row in memory, searches the most likely lists, and rescores the hits by the corpus's vectors.
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ from models.vectors import Floats
 
 Rows = NDArray[np.int64]
 Codes = NDArray[np.uint8]
-ScoredRows = tuple[Floats, Rows]  # scores and rows, best first
+# scores and rows, best first
+ScoredRows = tuple[Floats, Rows]
 IVF_FILE = "ivf.safetensors"
-PRUNING_FACTOR = 64  # results are few where the corpus has so many times as many rows: the bounds leave most out
-_SCORE_ERROR = 1e-5  # more than float32 errs in a cosine
-_LENGTH_ERROR = 4e-6  # more than it errs in a squared length of 1
-_TUNED_K = 15  # results that `nprobe` and `pool` are meant for: ten, and five spared for what the caller has
+# If a corpus has this many times k rows, the bounds prune most of them.
+PRUNING_FACTOR = 64
+# above the rounding error of float32 in a cosine, and in a squared length of 1
+_SCORE_ERROR = 1e-5
+_LENGTH_ERROR = 4e-6
+# `nprobe` and `pool` are tuned for this k: ten results, and five more for the context's own passages.
+_TUNED_K = 15
 
 
 class BadIndex(ValueError):
-    """An index that does not belong to its corpus, or cannot be made to find enough of it."""
+    """An index that does not belong to its corpus, or whose recall is too low."""
 
 
 class VectorIndex(Protocol):
@@ -39,13 +43,13 @@ class VectorIndex(Protocol):
 
     @property
     def is_exact(self) -> bool:
-        """Whether the answer is the true top-k."""
+        """Whether a search returns the true top-k."""
         ...
 
     def __len__(self) -> int: ...
 
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
-        """Return scores and rows, both `(Q, k)`, best first, equal scores by row; k <= len(self)."""
+        """Return scores and rows, both `(Q, k)`, best first, equal scores ordered by row; k <= len(self)."""
         ...
 
     def vectors_at(self, rows: Rows, /) -> Floats:
@@ -54,18 +58,19 @@ class VectorIndex(Protocol):
 
     @property
     def without(self) -> Callable[[Collection[int]], VectorIndex] | None:
-        """What returns the index of all but some rows; None where that is no cheaper than to leave them out after."""
+        """Returns the index without some rows; None if filtering the results costs no more."""
         ...
 
 
 class FlatIndex:
-    """Exact search of unit vectors `(N, D)`, in the caller's thread, most of each vector left unread.
+    """Exact search of unit vectors `(N, D)` in the caller's thread, without reading most of each vector.
 
-    Vectors are rotated to their principal axes. The first sixth of the axes and the length of the rest bound a
-    score from above (Cauchy-Schwarz); only rows whose bound reaches the k-th best score are scored in full.
+    Vectors are projected on their principal axes. The first sixth of the axes and the length of the remainder bound
+    each score from above (Cauchy-Schwarz). Only rows whose bound reaches the k-th best score are scored in full.
     """
 
-    is_exact, without = True, None
+    is_exact = True
+    without = None
 
     def __init__(self, vectors: Floats) -> None:
         self._vectors = np.ascontiguousarray(vectors)
@@ -78,13 +83,11 @@ class FlatIndex:
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
         units, lengths = normalise_queries(queries)
-        few = PRUNING_FACTOR * k <= len(self)
-        each = (
-            map(self._search, units, self._upper_bounds(units), repeat(k))
-            if few
-            else map(self._search_all, units, repeat(k))
-        )
-        scores, rows = stack_results(each, len(queries), k)
+        if PRUNING_FACTOR * k <= len(self):
+            found = map(self._search_pruned, units, self._upper_bounds(units), repeat(k))
+        else:
+            found = map(self._search_all, units, repeat(k))
+        scores, rows = stack_results(found, len(queries), k)
         return scores * lengths, rows
 
     def vectors_at(self, rows: Rows, /) -> Floats:
@@ -92,18 +95,19 @@ class FlatIndex:
         return self._vectors[rows]
 
     def _upper_bounds(self, units: Floats) -> Floats:
-        """Return what no score exceeds, `(Q, N)`."""
+        """Return an upper bound of each score, `(Q, N)`."""
         bounds: Floats = self._project(units) @ self._projections
         return bounds
 
     def _project(self, units: Floats) -> Floats:
-        """Return `units` `(R, D)` along the first axes, and the length of the rest of each."""
-        heads = np.empty((len(units), len(self._axes) + 1), np.float32)
-        heads[:, :-1] = units @ self._axes.T
-        heads[:, -1] = np.sqrt(np.maximum(1 - np.vecdot(heads[:, :-1], heads[:, :-1]), 0) + _LENGTH_ERROR)
-        return heads
+        """Return `units` `(R, D)` along the first axes, and the length of the remainder of each."""
+        projected = np.empty((len(units), len(self._axes) + 1), np.float32)
+        leading = projected[:, :-1]
+        leading[:] = units @ self._axes.T
+        projected[:, -1] = np.sqrt(np.maximum(1 - np.vecdot(leading, leading), 0) + _LENGTH_ERROR)
+        return projected
 
-    def _search(self, unit: Floats, bounds: Floats, k: int) -> tuple[Floats, Rows]:
+    def _search_pruned(self, unit: Floats, bounds: Floats, k: int) -> tuple[Floats, Rows]:
         likely = np.flatnonzero(bounds >= _threshold(bounds, k))
         floor = _threshold(self._scores(unit, likely), k) - _SCORE_ERROR
         rows = np.flatnonzero(bounds >= floor)
@@ -117,26 +121,27 @@ class FlatIndex:
         return scores[rows], rows
 
     def _scores(self, unit: Floats, rows: Rows) -> Floats:
-        few = 8 * len(rows) < len(self)  # reading a row out of turn costs as much as several in turn
-        scores: Floats = np.vecdot(self._vectors[rows], unit) if few else np.vecdot(self._vectors, unit)[rows]
+        # gathering a row costs as much as reading several in sequence
+        is_sparse = 8 * len(rows) < len(self)
+        scores: Floats = np.vecdot(self._vectors[rows], unit) if is_sparse else np.vecdot(self._vectors, unit)[rows]
         return scores
 
 
 def _top_k(scores: Floats, k: int) -> Rows:
-    """Return the places of the k best scores, best first, equal ones in their order."""
+    """Return the positions of the k best scores, best first, equal scores in their order."""
     some = np.flatnonzero(scores >= _threshold(scores, k))
     return some[np.argsort(-scores[some], kind="stable")[:k]]
 
 
 def normalise_queries(queries: Floats) -> tuple[Floats, Floats]:
-    """Return `queries` `(Q, D)` at unit length, and their lengths `(Q, 1)`."""
+    """Return `queries` `(Q, D)` at unit length, and their original lengths `(Q, 1)`."""
     wide = queries.astype(np.float64)
     lengths = np.sqrt(np.vecdot(wide, wide))[:, None]
     return (wide / np.where(lengths > 0, lengths, 1)).astype(np.float32), lengths.astype(np.float32)
 
 
 def rescore(index: VectorIndex, query: Floats, rows: Rows, k: int) -> ScoredRows:
-    """Return the scores and rows of the k of `rows` `(R,)` that are nearest to `query` `(D,)`."""
+    """Score `rows` `(R,)` by the vectors of an index; return scores and rows of the k nearest to `query` `(D,)`."""
     rows = np.sort(rows)
     scores = np.vecdot(index.vectors_at(rows), query)
     best = _top_k(scores, k)
@@ -144,7 +149,7 @@ def rescore(index: VectorIndex, query: Floats, rows: Rows, k: int) -> ScoredRows
 
 
 def stack_results(found: Iterable[ScoredRows], count: int, k: int) -> tuple[Floats, Rows]:
-    """Return the scores and rows `(k,)` of `count` queries as two arrays `(count, k)`."""
+    """Return the scores and rows `(k,)` of each of `count` queries as two arrays `(count, k)`."""
     all_scores, all_rows = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
     for place, (scores, rows) in enumerate(found):
         all_scores[place], all_rows[place] = scores, rows
@@ -152,15 +157,16 @@ def stack_results(found: Iterable[ScoredRows], count: int, k: int) -> tuple[Floa
 
 
 def _principal_axes(vectors: Floats) -> Floats:
-    """Return orthonormal axes `(D, D)`, the one along which `vectors` are longest first."""
-    some = vectors[:: max(len(vectors) // 10_000, 1)]
-    axes: Floats = np.ascontiguousarray(np.linalg.eigh(some.T @ some)[1].T[::-1])
+    """Return orthonormal axes `(D, D)`, by descending variance of a sample of `vectors`."""
+    sample = vectors[:: max(len(vectors) // 10_000, 1)]
+    axes: Floats = np.ascontiguousarray(np.linalg.eigh(sample.T @ sample)[1].T[::-1])
     return axes
 
 
 def _threshold(scores: Floats, k: int) -> Any:
-    """Return a score that at least k of `scores` reach: the k-th best, or little less."""
-    if len(scores) >= PRUNING_FACTOR * k:  # the best of every 16 are as many different rows, and cheaper to part
+    """Return a score that at least k of `scores` reach: the k-th best, or slightly less."""
+    if len(scores) >= PRUNING_FACTOR * k:
+        # the maxima of 16 rows each are distinct rows, and fewer values to partition
         scores = scores[: len(scores) // 16 * 16].reshape(16, -1).max(axis=0)
     place = max(len(scores) - k, 0)
     return np.partition(scores, place)[place]
@@ -168,10 +174,10 @@ def _threshold(scores: Floats, k: int) -> Any:
 
 @dataclass(frozen=True)
 class InvertedLists:
-    """An inverted file: rows of the corpus list after list, each list around one centroid.
+    """An inverted file: the rows of the corpus, grouped in lists around centroids.
 
-    `centroids` `(L, D)` float32, `sizes` `(L,)` int64, `rows` `(N,)` int32 and `codes` `(N, C)` uint8: the RaBitQ
-    code (a bit per dimension and two factors) of what a row's vector is beside its centroid.
+    `centroids` `(L, D)` float32, `sizes` `(L,)` int64, `rows` `(N,)` int32 list after list, and `codes` `(N, C)` uint8:
+    the RaBitQ code (one bit per dimension and two factors) of the difference between a row's vector and its centroid.
     """
 
     centroids: Floats
@@ -185,10 +191,10 @@ class InvertedLists:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read what `to_bytes` wrote.
+        """Read the lists from a safetensors file.
 
         Raises:
-            BadIndex: it is no such file, its parts contradict each other, or a row is not there exactly once.
+            BadIndex: the file is unreadable, its parts contradict each other, or a row is missing or duplicate.
         """
         try:
             lists = cls(**load_tensors(data))
@@ -209,22 +215,23 @@ class InvertedLists:
             raise BadIndex("the parts of the index contradict each other")
         count = len(self.rows)
         if ((self.sizes < 0) | (self.sizes > count)).any() or self.sizes.sum() != count:
-            raise BadIndex("the sizes of the lists are not those of the corpus")
+            raise BadIndex("the sizes of the lists do not add up to the number of rows")
         if not np.array_equal(np.sort(self.rows), np.arange(count)):
-            raise BadIndex("the lists do not hold every row once")
+            raise BadIndex("the lists do not hold every row exactly once")
 
 
 class IvfIndex:
-    """Approximate search: the `nprobe` nearest lists are scanned by code, the best `pool * k` scored by vector.
+    """Approximate search: scan the codes of the `nprobe` nearest lists, then rescore the best `pool * k` by vector.
 
-    Codes and row numbers are in memory (64 bytes a row at D = 384); `vectors_at` brings unit vectors `(R, D)` of
-    rows from wherever they are. Both grow where more than the usual ten results are wanted or excluded.
+    Codes and row numbers are in memory (64 bytes per row at D = 384). `vectors_at` returns the unit vectors `(R, D)` of
+    rows. `nprobe` and `pool` grow if k is larger than usual.
 
     Raises:
-        BadIndex: the lists are not of this corpus.
+        BadIndex: the lists do not belong to the vectors, or `nprobe` or `pool` is invalid.
     """
 
-    is_exact, without = False, None
+    is_exact = False
+    without = None
 
     def __init__(
         self, lists: InvertedLists, vectors_at: Callable[[Rows], Floats], nprobe: int, pool: int, threads: int = 1
@@ -232,10 +239,12 @@ class IvfIndex:
         self.vectors_at: Callable[[Rows], Floats] = vectors_at
         self._nprobe, self._pool, self._threads = nprobe, pool, threads
         if not all(isinstance(number, int) and number > 0 for number in (nprobe, pool)):
-            raise BadIndex(f"nprobe {nprobe!r} and pool {pool!r} must be counts")
+            raise BadIndex(f"nprobe {nprobe!r} and pool {pool!r} must be positive integers")
         self._lists = empty_ivf_index(lists.centroids)
         if lists.codes.shape[1:] != (self._lists.code_size,):
-            raise BadIndex(f"codes of {lists.codes.shape[1:]} bytes, this faiss makes {self._lists.code_size}")
+            raise BadIndex(
+                f"codes have {lists.codes.shape[1:]} bytes; this version of faiss makes {self._lists.code_size}"
+            )
         self._check_codes(lists)
         self._add_lists(lists)
 
@@ -248,13 +257,14 @@ class IvfIndex:
         return stack_results(map(self._rescore, queries, candidates, repeat(k)), len(queries), k)
 
     def _candidates(self, queries: Floats, k: int) -> Rows:
-        faiss.omp_set_num_threads(self._threads)  # of this thread's searches
+        # applies to searches of the calling thread
+        faiss.omp_set_num_threads(self._threads)
         depth = -(-k // _TUNED_K)
         nprobe, count = self._nprobe * depth, min(self._pool * min(depth, 4) * k, len(self))
         while True:
-            wanted = faiss.SearchParametersIVF()
-            wanted.nprobe = min(nprobe, self._lists.nlist)
-            rows: Rows = self._lists.search(queries, count, params=wanted)[1]
+            params = faiss.SearchParametersIVF()
+            params.nprobe = min(nprobe, self._lists.nlist)
+            rows: Rows = self._lists.search(queries, count, params=params)[1]
             if nprobe >= self._lists.nlist or (rows[:, k - 1] >= 0).all():
                 return rows
             nprobe *= 4
@@ -263,12 +273,12 @@ class IvfIndex:
         return rescore(self, query, candidates[candidates >= 0], k)
 
     def _check_codes(self, lists: InvertedLists) -> None:
-        """Refuse codes that this faiss would not make of these vectors; rounding may turn single bits."""
-        some = np.linspace(0, len(lists.rows) - 1, 64).astype(np.int64)
-        home = np.repeat(np.arange(len(lists.sizes)), lists.sizes)[some]
-        again = encode_rows(self._lists, self.vectors_at(lists.rows[some].astype(np.int64)), home)
-        if (again != lists.codes[some]).mean() > 0.1:
-            raise BadIndex("the index is of other vectors, or of another faiss")
+        """Raise `BadIndex` if this faiss encodes a sample of the vectors differently; rounding may flip single bits."""
+        sample = np.linspace(0, len(lists.rows) - 1, 64).astype(np.int64)
+        list_of = np.repeat(np.arange(len(lists.sizes)), lists.sizes)[sample]
+        expected = encode_rows(self._lists, self.vectors_at(lists.rows[sample].astype(np.int64)), list_of)
+        if (expected != lists.codes[sample]).mean() > 0.1:
+            raise BadIndex("the index was built from other vectors, or by another version of faiss")
 
     def _add_lists(self, lists: InvertedLists) -> None:
         ends = np.cumsum(lists.sizes)
@@ -281,18 +291,19 @@ class IvfIndex:
 
 
 def empty_ivf_index(centroids: Floats) -> Any:
-    """Return the empty faiss index that makes and reads the codes of lists around `centroids` `(L, D)`."""
-    near = faiss.IndexFlatIP(centroids.shape[1])
-    near.add(np.ascontiguousarray(centroids))
-    made = faiss.IndexIVFRaBitQ(near, centroids.shape[1], len(centroids), faiss.METRIC_INNER_PRODUCT)
-    made.is_trained = True  # its centroids are all that it learns
-    return made
+    """Return an empty faiss index with lists around `centroids` `(L, D)`; it encodes vectors and searches codes."""
+    quantizer = faiss.IndexFlatIP(centroids.shape[1])
+    quantizer.add(np.ascontiguousarray(centroids))
+    index = faiss.IndexIVFRaBitQ(quantizer, centroids.shape[1], len(centroids), faiss.METRIC_INNER_PRODUCT)
+    # its centroids are all that it learns
+    index.is_trained = True
+    return index
 
 
-def encode_rows(index: Any, vectors: Floats, home: Rows) -> Codes:
-    """Return the codes `(R, C)` of `vectors` `(R, D)` in the lists `home` `(R,)`."""
+def encode_rows(index: Any, vectors: Floats, list_of: Rows) -> Codes:
+    """Return the codes `(R, C)` of `vectors` `(R, D)` in the lists `list_of` `(R,)`."""
     codes = np.empty((len(vectors), index.code_size), np.uint8)
-    vectors, home = np.ascontiguousarray(vectors), np.ascontiguousarray(home)
-    pointers = [faiss.swig_ptr(array) for array in (vectors, home, codes)]
+    vectors, list_of = np.ascontiguousarray(vectors), np.ascontiguousarray(list_of)
+    pointers = [faiss.swig_ptr(array) for array in (vectors, list_of, codes)]
     index.encode_vectors(len(vectors), *pointers, False)
     return codes

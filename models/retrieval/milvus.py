@@ -1,7 +1,8 @@
-"""Milvus: the vectors of a corpus version in a collection of their own, pushed once and searched over the wire.
+"""Milvus: the vectors of a corpus version in a collection, pushed once and searched over the network.
 
-A collection is named by the digest of its version and never changes once complete, so rows found in it are rows of that
-version. `lvm_<corpus>` is an alias for the last one pushed: for people; a search names the version. Wants `pymilvus`.
+A collection is named by the digest of its version and never changes once complete, so its rows are the rows of that
+version. The alias `lvm_<corpus>` names the last collection pushed. It is for people; searches name the version.
+Requires `pymilvus`.
 """
 
 from __future__ import annotations
@@ -21,28 +22,32 @@ from models.vectors import Floats
 
 IndexKind = Literal["flat", "hnsw"]
 Progress = Callable[[int, int], None]
-MAX_RESULTS = 16_384  # results that Milvus gives to a query
-EXTRA_FOR_TIES = 16  # results beyond k, so that where scores are equal at the end it is the first rows that are given
-INSERT_ROWS = 1024  # rows of an insert: a message of a few megabytes
+# the limit of Milvus for one query
+MAX_RESULTS = 16_384
+# results beyond k, so that among equal scores at the end the first rows win
+EXTRA_FOR_TIES = 16
+# rows of an insert: a message of a few megabytes
+INSERT_ROWS = 1024
 HNSW_PARAMS = {"M": 32, "efConstruction": 360}
-PUSH_TIMEOUT_S = 60.0  # seconds for each message of a push
+# for each message of a push
+PUSH_TIMEOUT_S = 60.0
 _SHA256, _ROWS, _KIND, _IS_COMPLETE = "lvm.sha256", "lvm.rows", "lvm.index", "lvm.complete"
 
 
 class IndexUnavailable(Exception):
-    """The store did not answer as it must, or not in time."""
+    """Milvus failed, answered wrongly, or did not answer in time."""
 
     reason = "index_away"
 
 
 class NotPushed(IndexUnavailable):
-    """The store has no complete collection of this version."""
+    """Milvus has no complete collection of this version."""
 
     reason = "index_stale"
 
 
 class BadCollection(Exception):
-    """A collection that cannot be, or become, that of its version."""
+    """A collection of this name that does not belong to the version, or cannot be completed."""
 
 
 def collection_of(sha256: str) -> str:
@@ -51,7 +56,7 @@ def collection_of(sha256: str) -> str:
 
 
 def alias_of(corpus: str) -> str:
-    """Return the alias of the last collection pushed of a corpus; Milvus wants letters, digits and `_`."""
+    """Return the alias of the last collection pushed of a corpus; Milvus allows letters, digits and `_`."""
     return "lvm_" + "".join(letter if letter.isalnum() else "_" for letter in corpus)
 
 
@@ -59,11 +64,12 @@ def connect(uri: str, token: str, timeout_s: float) -> Any:
     """Return a `pymilvus.MilvusClient` with a channel of its own.
 
     Raises:
-        IndexUnavailable: nobody there answers in time.
+        IndexUnavailable: no server answers in time.
     """
     from pymilvus import MilvusClient
 
-    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of each error that it raises
+    # it logs a traceback of each error that it raises
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     with _wrap_errors():
         return MilvusClient(uri, token=token, timeout=timeout_s, dedicated=True)
 
@@ -74,21 +80,22 @@ def _wrap_errors() -> Iterator[None]:
         yield
     except (IndexUnavailable, BadCollection):
         raise
-    except Exception as error:  # whatever the client, gRPC or an answer that makes no sense may raise
+    except Exception as error:
+        # the client, gRPC and invalid answers raise exceptions of many kinds
         raise IndexUnavailable(_first_line(error)) from error
 
 
 def _first_line(error: Exception) -> str:
-    """Return one line of an error; those of gRPC and pymilvus have many."""
+    """Return the first line of an error; those of gRPC and pymilvus have many."""
     details = getattr(error, "details", None)
-    said = details() if callable(details) else getattr(error, "message", str(error))
-    return f"{type(error).__name__}: {said}".splitlines()[0]
+    text = details() if callable(details) else getattr(error, "message", str(error))
+    return f"{type(error).__name__}: {text}".splitlines()[0]
 
 
 class MilvusCollection:
-    """The collection of one version in the Milvus at `uri`: connected when first asked, and anew after any failure.
+    """The collection of one version in the Milvus at `uri`; connects at first use, and again after a failure.
 
-    For one thread at a time.
+    Use it from one thread at a time.
     """
 
     def __init__(self, uri: str, token: str, sha256: str, rows: int) -> None:
@@ -100,15 +107,15 @@ class MilvusCollection:
         self.kind: IndexKind = "flat"
 
     def set_timeout(self, seconds: float) -> None:
-        """Let all that is asked until the next call of this take so many seconds together."""
+        """Set the time limit of all calls together until the next call of this method."""
         self._until = monotonic() + seconds
 
     def find(self, field: str, queries: Floats, k: int, exclude: Sequence[int] = ()) -> list[list[int]]:
-        """Return the k rows of `field` nearest to each of `queries` `(Q, D)`, none of them in `exclude`.
+        """Return the k rows of `field` nearest to each of `queries` `(Q, D)`, without the rows in `exclude`.
 
         Raises:
-            IndexUnavailable: the store is gone, slow, gave fewer rows than it was asked for, or others than may be.
-            NotPushed: it has no complete collection of the version.
+            IndexUnavailable: Milvus fails, is slow, returns fewer rows than k, or returns invalid rows.
+            NotPushed: Milvus has no complete collection of the version.
         """
         with self._connection():
             found = self._search(field, queries, k, exclude)
@@ -116,7 +123,7 @@ class MilvusCollection:
             return found
 
     def open(self) -> None:
-        """Connect where that is not done; raises as `find`."""
+        """Connect unless connected; raises as `find`."""
         with self._connection():
             self._open()
 
@@ -142,16 +149,16 @@ class MilvusCollection:
     def _left_s(self) -> float:
         left = self._until - monotonic()
         if left <= 0:
-            raise IndexUnavailable("no time left")
+            raise IndexUnavailable("timeout")
         return left
 
     def _check(self, client: Any) -> IndexKind:
         if not client.has_collection(self._name, timeout=self._left_s()):
             raise NotPushed(f"no collection {self._name}")
-        said = client.describe_collection(self._name, timeout=self._left_s())["properties"]
-        if (said.get(_SHA256), said.get(_ROWS), said.get(_IS_COMPLETE)) != (self._sha256, str(self._rows), "true"):
-            raise NotPushed(f"{self._name} is not, or not yet, the collection of this version")
-        kind: IndexKind = said[_KIND]
+        marks = client.describe_collection(self._name, timeout=self._left_s())["properties"]
+        if (marks.get(_SHA256), marks.get(_ROWS), marks.get(_IS_COMPLETE)) != (self._sha256, str(self._rows), "true"):
+            raise NotPushed(f"collection {self._name} is incomplete, or belongs to another version")
+        kind: IndexKind = marks[_KIND]
         return kind
 
     def _search(self, field: str, queries: Floats, k: int, exclude: Sequence[int]) -> list[list[int]]:
@@ -161,10 +168,12 @@ class MilvusCollection:
             list(queries),
             anns_field=field,
             limit=k,
-            filter=f"row not in {[int(row) for row in exclude]}" if exclude else "",  # numbers, never a caller's text
+            # only numbers, never text of a caller
+            filter=f"row not in {[int(row) for row in exclude]}" if exclude else "",
             output_fields=["row"],
             search_params={"params": {"ef": max(64, 2 * k)}} if self.kind == "hnsw" else {},
-            consistency_level="Eventually",  # nothing is written to what is complete
+            # a complete collection is never written to
+            consistency_level="Eventually",
             timeout=self._left_s(),
         )
         return [hits.ids for hits in found]
@@ -172,25 +181,25 @@ class MilvusCollection:
     def _check_rows(self, found: list[list[int]], k: int, excluded: Set[int]) -> None:
         for rows in found:
             if len(set(rows) - excluded) < k or min(rows) < 0 or max(rows) >= self._rows:
-                raise IndexUnavailable(f"{len(rows)} rows where {k} were asked for, or others than may be")
+                raise IndexUnavailable(f"Milvus returned {len(rows)} rows, or invalid ones; expected {k}")
 
 
 class MilvusIndex:
-    """Searches a field of a collection, and scores what it finds by the vectors of `local`: to the bit as that does."""
+    """Searches a field of a collection and rescores the hits by the vectors of `local`, so scores are equal to its."""
 
     def __init__(self, build: MilvusCollection, field: str, local: VectorIndex, exclude: Sequence[int] = ()) -> None:
         self._build, self._field, self._local, self._exclude = build, field, local, exclude
 
     @property
     def is_exact(self) -> bool:
-        """Whether the answer is the true top-k."""
+        """Whether a search returns the true top-k."""
         return self._build.kind == "flat"
 
     def __len__(self) -> int:
         return min(len(self._local) - len(self._exclude), MAX_RESULTS)
 
     def without(self, rows: Collection[int]) -> MilvusIndex:
-        """Return the index of all but `rows`, which the store leaves out."""
+        """Return this index without `rows`; Milvus filters them."""
         known = sorted({row for row in rows if 0 <= row < len(self._local)})
         return MilvusIndex(self._build, self._field, self._local, known)
 
@@ -202,7 +211,8 @@ class MilvusIndex:
         """Return scores and rows `(Q, k)`, equal scores by row; raises as `find`, or `ValueError` for NaN."""
         if not np.isfinite(queries).all():
             raise ValueError("queries must be finite")
-        if k == 0:  # every row is excluded
+        # every row is excluded
+        if k == 0:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         found = self._build.find(self._field, queries, min(k + EXTRA_FOR_TIES, len(self)), self._exclude)
         units, lengths = normalise_queries(queries)
@@ -213,7 +223,7 @@ class MilvusIndex:
 
 @dataclass(frozen=True)
 class PushResult:
-    """What a push left in the store: `inserted` of `rows` are new, `was` is what the alias stood for before."""
+    """The result of a push: `inserted` of `rows` are new; `was` is the collection that the alias named before."""
 
     uri: str
     collection: str
@@ -225,7 +235,7 @@ class PushResult:
 
 
 class MilvusPush:
-    """Puts the vectors of a version into a Milvus; again, it goes on where it was stopped, or has nothing to do."""
+    """Puts the vectors of a version into Milvus. A repeated push continues where the last one stopped."""
 
     def __init__(self, uri: str, token: str, sha256: str, indexes: Mapping[str, VectorIndex], kind: IndexKind) -> None:
         self._uri, self._client = uri, connect(uri, token, PUSH_TIMEOUT_S)
@@ -234,37 +244,39 @@ class MilvusPush:
         self._marks = {_SHA256: sha256, _ROWS: str(self._rows), _KIND: kind}
 
     def run(self, alias: str, progress: Progress) -> PushResult:
-        """Fill the collection, flag it complete once it has every row, and point `alias` at it.
+        """Fill the collection, mark it complete once it has every row, and point `alias` at it.
 
         Raises:
-            IndexUnavailable: the store is gone, slow, or refuses.
-            BadCollection: its collection of this name is another's, of another index, or miscounts.
+            IndexUnavailable: Milvus fails, is slow, or rejects a request.
+            BadCollection: the collection belongs to another version or index, or has a wrong number of rows.
         """
         with _wrap_errors():
             is_complete = self._open_collection()
-            begin = self._rows if is_complete else self._count() // INSERT_ROWS * INSERT_ROWS  # rows come in order
+            # rows are inserted in order
+            begin = self._rows if is_complete else self._count() // INSERT_ROWS * INSERT_ROWS
             self._fill(begin, progress)
             self._finish(is_complete)
             was = self._move_alias(alias)
         return PushResult(self._uri, self._name, alias, was, self._kind, self._rows, self._rows - begin)
 
     def drop(self) -> None:
-        """Drop the collection, if it is there; raises as `run`."""
+        """Drop the collection, if it exists; raises as `run`."""
         with _wrap_errors():
             if self._client.has_collection(self._name, timeout=PUSH_TIMEOUT_S):
                 for alias in self._client.list_aliases(self._name, timeout=PUSH_TIMEOUT_S)["aliases"]:
-                    self._client.drop_alias(alias, timeout=PUSH_TIMEOUT_S)  # what an alias stands for cannot be dropped
+                    # a collection with an alias cannot be dropped
+                    self._client.drop_alias(alias, timeout=PUSH_TIMEOUT_S)
                 self._client.drop_collection(self._name, timeout=PUSH_TIMEOUT_S)
 
     def _open_collection(self) -> bool:
-        """Make the collection where there is none; return whether it is complete."""
+        """Create the collection, unless it exists; return whether it is complete."""
         if not self._client.has_collection(self._name, timeout=PUSH_TIMEOUT_S):
             self._create()
         self._client.load_collection(self._name, timeout=PUSH_TIMEOUT_S)
-        said = self._client.describe_collection(self._name, timeout=PUSH_TIMEOUT_S)["properties"]
-        if differing := [mark for mark, value in self._marks.items() if said.get(mark) != value]:
-            raise BadCollection(f"{self._name} is there with another {', '.join(differing)}")
-        return bool(said.get(_IS_COMPLETE) == "true")
+        marks = self._client.describe_collection(self._name, timeout=PUSH_TIMEOUT_S)["properties"]
+        if differing := [mark for mark, value in self._marks.items() if marks.get(mark) != value]:
+            raise BadCollection(f"collection {self._name} exists with another {', '.join(differing)}")
+        return bool(marks.get(_IS_COMPLETE) == "true")
 
     def _create(self) -> None:
         from pymilvus import DataType
@@ -282,10 +294,10 @@ class MilvusPush:
         )
 
     def _count(self) -> int:
-        told = self._client.query(
+        answer = self._client.query(
             self._name, filter="", output_fields=["count(*)"], consistency_level="Strong", timeout=PUSH_TIMEOUT_S
         )
-        return int(told[0]["count(*)"])
+        return int(answer[0]["count(*)"])
 
     def _fill(self, begin: int, progress: Progress) -> None:
         for first in range(begin, self._rows, INSERT_ROWS):
@@ -303,11 +315,11 @@ class MilvusPush:
             return
         self._client.flush(self._name, timeout=PUSH_TIMEOUT_S)
         if (count := self._count()) != self._rows:
-            raise BadCollection(f"{self._name} has {count} rows, not {self._rows}")
+            raise BadCollection(f"collection {self._name} has {count} rows; expected {self._rows}")
         self._client.alter_collection_properties(self._name, {_IS_COMPLETE: "true"}, timeout=PUSH_TIMEOUT_S)
 
     def _move_alias(self, alias: str) -> str | None:
-        """Have `alias` stand for the collection, at once; return what it stood for."""
+        """Point `alias` at the collection, atomically; return the collection that it named before."""
         if alias not in self._client.list_aliases(timeout=PUSH_TIMEOUT_S)["aliases"]:
             self._client.create_alias(self._name, alias, timeout=PUSH_TIMEOUT_S)
             return None

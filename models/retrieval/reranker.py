@@ -1,4 +1,4 @@
-"""The reranker: orders what a search found anew, by figures of vectors alone. numpy only; it serves."""
+"""The reranker: reorders the candidates of a search by features of their vectors. numpy only, for serving."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from safetensors.numpy import save as save_tensors
 from models.vectors import Floats
 
 RERANKER_FILE = "reranker.safetensors"
-RERANK_DEPTH = 100  # candidates that are ordered anew; a service returns 50 at most of what matters
-NEIGHBOUR_COUNT = 16  # cosines of each passage to its nearest in the corpus
-_SHOWN = (0, 1, 3, 7, 15)  # of these, as features
-_ROUNDING = 1e-5  # by which a context's own cosine among the neighbours may differ from the one computed here
+# candidates that are reordered
+RERANK_DEPTH = 100
+# neighbours of each passage whose cosines are stored
+NEIGHBOUR_COUNT = 16
+# ranks of the neighbours whose cosines are features
+_NEIGHBOUR_FEATURES = (0, 1, 3, 7, 15)
+# A stored cosine of a context vector may differ by this from the one computed here.
+_ROUNDING = 1e-5
 
 
 class BadReranker(ValueError):
-    """A file that holds no reranker."""
+    """A file of a reranker that cannot be used."""
 
 
 def candidate_features(context: Floats, scores: Floats, candidates: Floats, neighbours: Floats) -> Floats:
-    """Return figures `(C, features_of(T))` of candidates in the order found; where nothing is known of article or text.
+    """Return features `(C, feature_count(T))` of candidates, from vectors alone.
 
-    `context` `(T, D)` and `candidates` `(C, D)` are unit, `scores` `(C,)` those of the search, and `neighbours`
-    `(C, NEIGHBOURS)` each candidate's largest cosines in its corpus, falling. What decides most is how many passages
-    are closer to a candidate than the context is: the passage that follows has the context for its neighbour, one that
-    is merely similar has others (reciprocal neighbours; Jegou et al., 2007).
+    `context` `(T, D)` and `candidates` `(C, D)` have unit length; `scores` `(C,)` are those of the search, descending;
+    `neighbours` `(C, NEIGHBOUR_COUNT)` are each candidate's largest cosines in its corpus, descending. The strongest
+    feature is the number of passages that are closer to a candidate than the context is: the passage that follows has
+    the context among its neighbours, a merely similar one has others (reciprocal neighbours; Jegou et al., 2007).
     """
     cosines = candidates @ context.T  # (C, T)
     closer = (neighbours[:, None, :] > (cosines + _ROUNDING)[:, :, None]).sum(axis=2)  # (C, T)
@@ -40,12 +44,14 @@ def candidate_features(context: Floats, scores: Floats, candidates: Floats, neig
         cosines.max(axis=1),
         neighbours.mean(axis=1),
     )
-    return np.hstack([cosines, np.log1p(closer, dtype=np.float32), neighbours[:, _SHOWN], np.stack(columns, axis=1)])
+    return np.hstack(
+        [cosines, np.log1p(closer, dtype=np.float32), neighbours[:, _NEIGHBOUR_FEATURES], np.stack(columns, axis=1)]
+    )
 
 
 def feature_count(length: int) -> int:
-    """Return how many figures a candidate has for a context of `length` vectors."""
-    return 2 * length + len(_SHOWN) + 5
+    """Return the number of features of a candidate for a context of `length` vectors."""
+    return 2 * length + len(_NEIGHBOUR_FEATURES) + 5
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,9 @@ class Reranker:
     bias: Floats
     output: Floats
 
-    def score(self, figures: Floats) -> Floats:
-        """Return a score for each candidate `(C,)`, higher is better, from its figures `(C, F)`."""
-        scores: Floats = np.maximum(figures @ self.hidden.T + self.bias, 0) @ self.output
+    def score(self, features: Floats) -> Floats:
+        """Return a score for each candidate `(C,)`, higher is better, from its features `(C, F)`."""
+        scores: Floats = np.maximum(features @ self.hidden.T + self.bias, 0) @ self.output
         return scores
 
     def to_bytes(self) -> bytes:
@@ -67,10 +73,10 @@ class Reranker:
 
     @classmethod
     def from_bytes(cls, data: bytes, length: int) -> Self:
-        """Read what `to_bytes` wrote, for contexts of `length` vectors.
+        """Read a reranker for contexts of `length` vectors from a safetensors file.
 
         Raises:
-            BadReranker: it is no such file, is not finite, or reads other figures than `features` gives.
+            BadReranker: the file is unreadable, a weight is not finite, or the number of features differs.
         """
         try:
             reranker = cls(**load_tensors(data))
@@ -79,7 +85,7 @@ class Reranker:
         rows = len(reranker.output)
         shapes = reranker.hidden.shape, reranker.bias.shape, reranker.output.shape
         if shapes != ((rows, feature_count(length)), (rows,), (rows,)):
-            raise BadReranker(f"a reranker of shapes {shapes}, want {feature_count(length)} figures")
+            raise BadReranker(f"reranker has shapes {shapes}; expected {feature_count(length)} features")
         if not all(np.isfinite(part).all() for part in (reranker.hidden, reranker.bias, reranker.output)):
             raise BadReranker("a weight of the reranker is not finite")
         return reranker

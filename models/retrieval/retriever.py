@@ -1,7 +1,7 @@
-"""The retriever: one version of a corpus with its index as a function on arrays.
+"""The retriever: one version of a corpus and its index, as a function on arrays.
 
-A bundle also has towers, which make queries of contexts and search what the payload tower made of the corpus, and may
-have a reranker. A query that is given is of the encoder's space, and is searched among the encoder's vectors.
+A bundle also has towers. They make a query of a context and search the vectors that the payload tower made of the
+corpus; a reranker may reorder the results. A caller's own query is searched among the encoder's vectors.
 """
 
 from __future__ import annotations
@@ -21,43 +21,42 @@ from models.registry import manifest
 from models.registry.card import CARD_FILE, BadCard, Card
 from models.registry.checkpoint import BadCheckpoint
 from models.retrieval.article_index import ArticleIndex
-from models.retrieval.corpus import (
-    BadCorpus,
-    Chunk,
-    Passages,
-    map_corpus,
-    parse_corpus,
-)
+from models.retrieval.corpus import BadCorpus, Chunk, Corpus, MappedCorpus, Passages, map_corpus, parse_corpus
 from models.retrieval.index import IVF_FILE, BadIndex, FlatIndex, InvertedLists, IvfIndex, Rows, ScoredRows, VectorIndex
 from models.retrieval.reranker import RERANK_DEPTH, RERANKER_FILE, BadReranker, Reranker, candidate_features
 from models.retrieval.towers import TOWER_INDEX_FILE, Towers, open_towers
 from models.runtimes.quick import is_quick
 from models.vectors import Floats, normalise
 
-_FAULTS = manifest.Corrupt, BadCard, BadCorpus, BadIndex, BadReranker
+_FAULTS = (manifest.Corrupt, BadCard, BadCorpus, BadIndex, BadReranker, KeyError, UnicodeDecodeError)
+# called with the name of each stage at its end
 Lap = Callable[[str], None]
-SAMPLED_CONTEXTS = 64  # stretches of the corpus that tell of its space
-ENCODED_INDEX, PAYLOAD_INDEX = "encoded", "payload"  # names of indexes: whose vectors they search
-SAME_COSINE = 0.999  # cosine from which a candidate counts as one of the caller's own context chunks
+# contexts of the corpus from which the reference statistics are computed
+SAMPLED_CONTEXTS = 64
+# names of indexes: of the encoder's vectors, and of the payload tower's
+ENCODED_INDEX = "encoded"
+PAYLOAD_INDEX = "payload"
+# From this cosine on, a candidate counts as one of the chunks of the caller's context.
+SAME_COSINE = 0.999
 
 
 @dataclass(frozen=True)
 class Search:
-    """One query `(D,)`, how many results, and which rows or vectors must not come back.
+    """One query `(D,)`, the number of results, and the rows and vectors `(T, D)` to exclude from them.
 
-    Where there is no query, the towers make one of `context` `(T, D)`; only then may hits be reranked.
+    Without a query the towers make one of `context` `(T, D)`. Only then the hits may be reranked.
     """
 
     query: Floats | None
     k: int
     exclude: Collection[int] = ()
-    exclude_vectors: Floats | None = None  # (T, D)
+    exclude_vectors: Floats | None = None
     context: Floats | None = None
     rerank: bool = True
 
 
 class Hit(NamedTuple):
-    """One result: the row in the corpus, its inner product with the query, the passage."""
+    """One result: its row in the corpus, its inner product with the query, and its passage."""
 
     row: int
     score: float
@@ -77,10 +76,15 @@ class Retriever:
         towers: Towers | None = None,
         reranker: Reranker | None = None,
     ) -> None:
-        self.version, self.sha256, self.card = version, sha256, card
-        self.corpus, self.index = corpus, index
-        self.towers, self.reranker = towers, reranker
-        self.is_quick = False  # whether one search takes less than a hand-over to a thread; warm-up finds out
+        self.version = version
+        self.sha256 = sha256
+        self.card = card
+        self.corpus = corpus
+        self.index = index
+        self.towers = towers
+        self.reranker = reranker
+        # Whether one search takes less time than a hand-over to a thread; measured by `warm_up`.
+        self.is_quick = False
 
     @property
     def name(self) -> str:
@@ -99,7 +103,7 @@ class Retriever:
 
     @property
     def query_maker(self) -> tuple[str, str] | None:
-        """Name and version of the towers that make queries of contexts, where it has them."""
+        """Name and version of the towers that make queries of contexts, if it has towers."""
         return (self.towers.name, self.towers.version) if self.towers else None
 
     @property
@@ -114,11 +118,11 @@ class Retriever:
 
     @property
     def indexes(self) -> dict[str, VectorIndex]:
-        """What it searches: the encoder's vectors, of a bundle the payload tower's too."""
+        """The indexes by name: of the encoder's vectors and, in a bundle, of the payload tower's."""
         return {ENCODED_INDEX: self.index} | ({PAYLOAD_INDEX: self.towers.index} if self.towers else {})
 
     def with_indexes(self, indexes: Mapping[str, VectorIndex]) -> Retriever:
-        """Return a retriever of the same passages that searches `indexes` instead of its own of these names."""
+        """Return a retriever of the same passages with other indexes, by the same names."""
         towers = self.towers and replace(self.towers, index=indexes[PAYLOAD_INDEX])
         return Retriever(
             self.version, self.sha256, self.card, self.corpus, indexes[ENCODED_INDEX], towers, self.reranker
@@ -131,7 +135,7 @@ class Retriever:
 
     @cached_property
     def reference_stats(self) -> ReferenceStats | None:
-        """The space of its passages, None where no article is as long as a context."""
+        """Statistics of its passages in reading order, None if too few articles are as long as a context."""
         length = self.card.context_length
         starts = np.unique(np.linspace(0, max(len(self.corpus) - length, 0), SAMPLED_CONTEXTS).astype(np.int64))
         runs = [start + np.arange(length) for start in starts if self._is_consecutive(start, start + length - 1)]
@@ -148,16 +152,16 @@ class Retriever:
         return one.article == other.article and other.position - one.position == last - first
 
     def warm_up(self) -> None:
-        """Search once in every way, so that no caller pays for first-time work."""
-        some = self.corpus.vectors_at(np.zeros(self.card.context_length, np.int64))
-        dearest = Search(None, 10, context=some) if self.towers else Search(some[0], 10)
-        self.search_batch([Search(some[0], 1), dearest])
-        self.is_quick = is_quick(lambda: self.search_batch([dearest]))
+        """Search once in each way, so that the first request is not slow."""
+        context = self.corpus.vectors_at(np.zeros(self.card.context_length, np.int64))
+        slowest = Search(None, 10, context=context) if self.towers else Search(context[0], 10)
+        self.search_batch([Search(context[0], 1), slowest])
+        self.is_quick = is_quick(lambda: self.search_batch([slowest]))
 
     def search_batch(self, searches: list[Search], lap: Lap = lambda stage: None) -> list[list[Hit]]:
-        """Return the hits of each search, best first; fewer than k only where the corpus ends.
+        """Return the hits of each search, best first; fewer than k only if the corpus has no more.
 
-        `lap` is called with the name of each stage as it ends: infer and rerank where there is any, search.
+        `lap` is called with the name of each stage at its end: infer (if towers ran), search, rerank (if it ran).
         """
         found = self.find_candidates(searches, lap)
         if any(map(self._is_reranked, searches)):
@@ -167,60 +171,64 @@ class Retriever:
         return [self._hits(search.k, *best) for search, best in zip(searches, found, strict=True)]
 
     def find_candidates(self, searches: list[Search], lap: Lap = lambda stage: None) -> list[ScoredRows]:
-        """Return the scores and rows that each search finds, before any reranking; `lap` as in `search_batch`."""
+        """Return the scores and rows of each search before reranking; `lap` as in `search_batch`."""
         found = self._find_each(searches, self._queries(searches, lap))
         lap("search")
         return found
 
-    def figures(self, context: Floats, scores: Floats, rows: Rows) -> Floats:
-        """Return what the reranker goes by `(C, F)`, for candidates `(C,)` found for `context` `(T, D)`."""
+    def candidate_features(self, context: Floats, scores: Floats, rows: Rows) -> Floats:
+        """Return the reranker's features `(C, F)` of the candidates `(C,)` of `context` `(T, D)`."""
         assert self.towers
-        seen = self.corpus.vectors_at(rows), self.towers.neighbours[rows]
-        return candidate_features(normalise(context), scores, *seen)
+        vectors = self.corpus.vectors_at(rows)
+        return candidate_features(normalise(context), scores, vectors, self.towers.neighbours[rows])
 
     def _queries(self, searches: list[Search], lap: Lap) -> list[Floats]:
         contexts = [search.context for search in searches if search.query is None and search.context is not None]
         if not contexts:
             return [search.query for search in searches if search.query is not None]
         assert self.towers
-        made = iter(self.towers.query.run(normalise(np.array(contexts))))  # unit, so that no net overflows
+        # Unit length keeps the net from overflow.
+        made = iter(self.towers.query.run(normalise(np.array(contexts))))
         lap("infer")
         return [next(made) if search.query is None else search.query for search in searches]
 
     def _find_each(self, searches: list[Search], queries: list[Floats]) -> list[ScoredRows]:
-        """Search given queries among the encoder's vectors, and queries of the towers among the payload tower's."""
+        """Search the caller's queries among the encoder's vectors, and the towers' queries among the payload's."""
         found: dict[int, ScoredRows] = {}
         for index, is_given in ((self.index, True), (self.towers.index if self.towers else None, False)):
-            places = [place for place, search in enumerate(searches) if (search.query is not None) is is_given]
-            if index and places:
-                found.update(self._find_without(index, searches, queries, places))
-        return [found[place] for place in range(len(searches))]
+            positions = [at for at, search in enumerate(searches) if (search.query is not None) is is_given]
+            if index and positions:
+                found.update(self._find_in(index, searches, queries, positions))
+        return [found[at] for at in range(len(searches))]
 
-    def _find_without(
-        self, index: VectorIndex, searches: list[Search], queries: list[Floats], places: list[int]
+    def _find_in(
+        self, index: VectorIndex, searches: list[Search], queries: list[Floats], positions: list[int]
     ) -> Iterator[tuple[int, ScoredRows]]:
-        """Yield what the searches at `places` find, by place; together where they exclude the same."""
+        """Yield position and result of the searches at `positions`; searches with equal exclusions run together."""
         if index.without is None:
-            best = self._find(index, [searches[place] for place in places], [queries[place] for place in places])
-            yield from zip(places, best, strict=True)
+            best = self._find(index, [searches[at] for at in positions], [queries[at] for at in positions])
+            yield from zip(positions, best, strict=True)
             return
-        alike: defaultdict[frozenset[int], list[int]] = defaultdict(list)
-        for place in places:
-            alike[frozenset(searches[place].exclude)].append(place)
-        for rows, some in alike.items():
-            left = [replace(searches[place], exclude=()) for place in some]
-            yield from zip(some, self._find(index.without(rows), left, [queries[place] for place in some]), strict=True)
+        by_exclusion: defaultdict[frozenset[int], list[int]] = defaultdict(list)
+        for at in positions:
+            by_exclusion[frozenset(searches[at].exclude)].append(at)
+        for rows, group in by_exclusion.items():
+            remaining = [replace(searches[at], exclude=()) for at in group]
+            best = self._find(index.without(rows), remaining, [queries[at] for at in group])
+            yield from zip(group, best, strict=True)
 
     def _find(self, index: VectorIndex, searches: list[Search], queries: list[Floats]) -> list[ScoredRows]:
-        wanted = list(map(self._depth, searches))
-        reach = max(count + self._excluded_count(search) for count, search in zip(wanted, searches, strict=True))
+        """Over-fetch by the number of exclusions, then drop what is excluded; fetch more until enough remains."""
+        depths = list(map(self._depth, searches))
+        k = max(depth + self._excluded_count(search) for depth, search in zip(depths, searches, strict=True))
         while True:
-            scores, rows = index.search(np.array(queries), min(reach, len(index)))
-            found = [self._drop_excluded(*item) for item in zip(searches, wanted, scores, rows, strict=True)]
-            short = any(len(rows) < count for (_, rows), count in zip(found, wanted, strict=True))
-            if not short or reach >= len(index):
+            scores, rows = index.search(np.array(queries), min(k, len(index)))
+            found = [self._drop_excluded(*item) for item in zip(searches, depths, scores, rows, strict=True)]
+            is_short = any(len(rows) < depth for (_, rows), depth in zip(found, depths, strict=True))
+            if not is_short or k >= len(index):
                 return found
-            reach *= 4  # the corpus repeats the caller's own chunks more often than was spared for
+            # the corpus has more copies of the context's chunks than expected
+            k *= 4
 
     def _depth(self, search: Search) -> int:
         return max(search.k, RERANK_DEPTH) if self._is_reranked(search) else search.k
@@ -229,27 +237,27 @@ class Retriever:
         return search.rerank and search.query is None and self.reranks
 
     def _excluded_count(self, search: Search) -> int:
-        own = 0 if search.exclude_vectors is None else len(search.exclude_vectors)
-        return len(search.exclude) + own
+        vectors = 0 if search.exclude_vectors is None else len(search.exclude_vectors)
+        return len(search.exclude) + vectors
 
-    def _drop_excluded(self, search: Search, count: int, scores: Floats, rows: Rows) -> ScoredRows:
+    def _drop_excluded(self, search: Search, depth: int, scores: Floats, rows: Rows) -> ScoredRows:
         if search.exclude_vectors is not None:
-            other = ~self._matches_context(rows, search.exclude_vectors)
-            scores, rows = scores[other], rows[other]
+            is_kept = ~self._is_in_context(rows, search.exclude_vectors)
+            scores, rows = scores[is_kept], rows[is_kept]
         if search.exclude:
-            other = ~np.isin(rows, list(search.exclude))
-            scores, rows = scores[other], rows[other]
-        return scores[:count], rows[:count]
+            is_kept = ~np.isin(rows, list(search.exclude))
+            scores, rows = scores[is_kept], rows[is_kept]
+        return scores[:depth], rows[:depth]
 
     def _rerank(self, search: Search, scores: Floats, rows: Rows) -> ScoredRows:
-        """Order the best anew, what the caller has already behind them, and behind that what the search found later."""
+        """Reorder the first `RERANK_DEPTH` candidates; the context's own chunks follow, then the other rows."""
         assert self.reranker
         assert search.context is not None
         best, later = np.split(np.arange(len(rows)), [RERANK_DEPTH])
-        is_own = self._matches_context(rows[best], search.context)
+        is_own = self._is_in_context(rows[best], search.context)
         new, own = best[~is_own], best[is_own]
-        figures = self.figures(search.context, scores[new], rows[new])
-        new = new[np.argsort(-self.reranker.score(figures), kind="stable")]
+        features = self.candidate_features(search.context, scores[new], rows[new])
+        new = new[np.argsort(-self.reranker.score(features), kind="stable")]
         order = np.concatenate([new, own, later])
         return scores[order], rows[order]
 
@@ -257,75 +265,66 @@ class Retriever:
         best = rows[:k].tolist()
         return list(map(Hit, best, scores[:k].tolist(), map(self.corpus.chunk, best)))
 
-    def _matches_context(self, rows: Rows, context: Floats) -> NDArray[np.bool_]:
-        """Say which of `rows` are vectors of `context` `(T, D)`, of whatever length these are."""
-        closeness = self.corpus.vectors_at(rows) @ context.T  # (R, T)
+    def _is_in_context(self, rows: Rows, context: Floats) -> NDArray[np.bool_]:
+        """Return which of `rows` `(R,)` are vectors of `context` `(T, D)`; these may have any length."""
+        products = self.corpus.vectors_at(rows) @ context.T  # (R, T)
         lengths = np.sqrt(np.vecdot(context, context))
-        same: NDArray[np.bool_] = ((closeness >= SAME_COSINE * lengths) & (lengths > 0)).any(axis=1)
-        return same
+        is_same: NDArray[np.bool_] = ((products >= SAME_COSINE * lengths) & (lengths > 0)).any(axis=1)
+        return is_same
 
 
 def load_retriever(directory: Path, threads: int = 1) -> Retriever:
-    """Load the corpus version in `directory` with its index, or an exact one where it has none.
+    """Load the corpus version in `directory` with its index, or with an exact one if it has none.
 
-    With an index of its own the vectors and the text stay on disk (`sealed.mapped` says what guards them). A batch
-    of searches in such an index uses `threads` cores; one search uses one.
+    If it has an index, the vectors and the text stay on disk (`manifest.map_files` says how they are protected).
+    A batch of searches in such an index uses `threads` cores; a single search uses one.
 
     Raises:
         BadCheckpoint: a file is missing, altered or unreadable, or contradicts the card.
     """
     try:
-        return (
-            _mapped(directory, threads)
-            if IVF_FILE in manifest.file_names(directory)
-            else _in_memory(directory, threads)
-        )
-    except (
-        manifest.Corrupt,
-        BadCard,
-        BadCorpus,
-        BadIndex,
-        BadReranker,
-        KeyError,
-        UnicodeDecodeError,
-    ) as error:
+        has_index = IVF_FILE in manifest.file_names(directory)
+        files = manifest.map_files(directory) if has_index else manifest.read_files(directory)
+        return build_retriever(directory.name, manifest.read_digest(directory), files, threads)
+    except _FAULTS as error:
         raise BadCheckpoint(f"{directory}: {error}") from error
 
 
-def _in_memory(directory: Path, threads: int) -> Retriever:
-    files = manifest.read_files(directory)
-    return build_retriever(directory.name, manifest.read_digest(directory), files, threads)
-
-
-def build_retriever(version: str, sha256: str, files: Mapping[str, bytes], threads: int = 1) -> Retriever:
-    """Return the retriever that the bytes of a version's files make, all of it in memory.
+def build_retriever(version: str, sha256: str, files: Mapping[str, manifest.Buffer], threads: int = 1) -> Retriever:
+    """Make a retriever of the files of a version.
 
     Raises:
-        BadCorpus, BadCard, BadIndex, BadReranker, BadCheckpoint: what is wrong with them.
+        BadCorpus, BadCard, BadIndex, BadReranker, BadCheckpoint: a file is invalid.
     """
-    corpus = parse_corpus(files)
-    card = _card(files, corpus)
+    corpus = map_corpus(files) if IVF_FILE in files else parse_corpus(files)
+    card = _read_card(files, corpus)
+    index = _open_index(files, card, corpus, threads)
     towers = reranker = None
     if TOWER_INDEX_FILE in files:
-        towers = open_towers(version, files, len(corpus), card.config["towers"], threads)
+        towers = open_towers(version, _as_bytes(files), len(corpus), card.config["towers"], threads)
     if RERANKER_FILE in files:
-        reranker = Reranker.from_bytes(files[RERANKER_FILE], card.context_length)
-    return Retriever(version, sha256, card, corpus, FlatIndex(corpus.vectors), towers, reranker)
+        reranker = Reranker.from_bytes(files[RERANKER_FILE][:], card.context_length)
+    return Retriever(version, sha256, card, corpus, index, towers, reranker)
 
 
-def _mapped(directory: Path, threads: int) -> Retriever:
-    files = manifest.map_files(directory)
-    corpus = map_corpus(files)
-    card = _card(files, corpus)
+def _as_bytes(files: Mapping[str, manifest.Buffer]) -> dict[str, bytes]:
+    return {name: data[:] for name, data in files.items()}
+
+
+def _open_index(
+    files: Mapping[str, manifest.Buffer], card: Card, corpus: Corpus | MappedCorpus, threads: int
+) -> VectorIndex:
+    if isinstance(corpus, Corpus):
+        return FlatIndex(corpus.vectors)
     lists = InvertedLists.from_bytes(files[IVF_FILE][:])
     if lists.centroids.shape[1] != corpus.dim or len(lists.rows) != len(corpus):
-        raise BadIndex(f"an index of {len(lists.rows)} rows, D = {lists.centroids.shape[1]}")
-    index = IvfIndex(lists, corpus.vectors_at, card.config["nprobe"], card.config["pool"], threads)
-    return Retriever(directory.name, manifest.read_digest(directory), card, corpus, index)
+        shape = len(lists.rows), lists.centroids.shape[1]
+        raise BadIndex(f"index has rows and D {shape}; the corpus has {(len(corpus), corpus.dim)}")
+    return IvfIndex(lists, corpus.vectors_at, card.config["nprobe"], card.config["pool"], threads)
 
 
-def _card(files: Mapping[str, manifest.Buffer], corpus: Passages) -> Card:
+def _read_card(files: Mapping[str, manifest.Buffer], corpus: Passages) -> Card:
     card = Card.from_markdown(files[CARD_FILE][:].decode())
     if card.kind != "corpus" or corpus.dim != card.dim:
-        raise BadCard(f"a {card.kind} of D = {corpus.dim}, its card says D = {card.dim}")
+        raise BadCard(f"corpus has D = {corpus.dim}; its card is of kind {card.kind} and D = {card.dim}")
     return card

@@ -1,4 +1,4 @@
-"""The towers of a bundle: the query tower, ready to run, and the corpus as the payload tower sees it."""
+"""The towers of a bundle: the query tower, ready to run, and the index of the payload tower's vectors."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PAYLOAD_FILE, TOWER_INDEX_FILE = "payload.safetensors", "towers.safetensors"
 
 @dataclass(frozen=True)
 class Towers:
-    """`query` maps contexts to queries, `index` searches payload vectors, `neighbours` is `(N, NEIGHBOURS)`.
+    """`query` maps contexts to queries, `index` searches payload vectors, `neighbours` is `(N, NEIGHBOUR_COUNT)`.
 
-    `name` and `version` are those of the two-tower that both come from.
+    `name` and `version` are those of the two-tower model.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Towers:
 
 
 def tower_index_bytes(payload: bytes, vectors: Floats, neighbours: Floats) -> bytes:
-    """Return the index of payload vectors `(N, D)` as a file that names the payload tower which made them."""
-    tower = np.frombuffer(bytes.fromhex(manifest.digest(payload)), np.uint8)
+    """Return a file of payload vectors `(N, D)` with the digest of the payload tower that made them."""
+    sha256 = np.frombuffer(bytes.fromhex(manifest.digest(payload)), np.uint8)
     parts: dict[str, NDArray[Any]] = {
-        "payload_sha256": tower,
+        "payload_sha256": sha256,
         "vectors": vectors.astype(np.float16),
         "neighbours": neighbours,
     }
@@ -48,16 +48,16 @@ def tower_index_bytes(payload: bytes, vectors: Floats, neighbours: Floats) -> by
 
 
 def open_towers(version: str, files: Mapping[str, bytes], rows: int, made_by: str, threads: int) -> Towers:
-    """Return the towers of a bundle of `rows` passages; `made_by` is the id of their version.
+    """Return the towers of a bundle of `rows` passages; `made_by` is the id of the two-tower version.
 
     Raises:
-        BadIndex: the index is of another payload tower or another corpus, or cannot be read.
+        BadIndex: the index belongs to another payload tower or corpus, or cannot be read.
         BadCheckpoint: the query tower must not be served.
     """
     checkpoint = parse_checkpoint(version, files)
     vectors, neighbours = _read_index(files[TOWER_INDEX_FILE], files[PAYLOAD_FILE])
     if vectors.shape != (rows, checkpoint.card.dim) or neighbours.shape != (rows, NEIGHBOUR_COUNT):
-        raise BadIndex(f"an index of {vectors.shape} and {neighbours.shape} for {rows} passages")
+        raise BadIndex(f"tower index has shapes {vectors.shape} and {neighbours.shape}; the corpus has {rows} passages")
     name, _, number = made_by.rpartition("/")
     return Towers(name, number, open_runtime(checkpoint, "cpu", threads), FlatIndex(normalise(vectors)), neighbours)
 
@@ -65,11 +65,11 @@ def open_towers(version: str, files: Mapping[str, bytes], rows: int, made_by: st
 def _read_index(data: bytes, payload: bytes) -> tuple[Floats, Floats]:
     try:
         parts = load_tensors(data)
-        tower, vectors, neighbours = (parts[name] for name in ("payload_sha256", "vectors", "neighbours"))
+        sha256, vectors, neighbours = (parts[name] for name in ("payload_sha256", "vectors", "neighbours"))
     except (SafetensorError, KeyError) as error:
         raise BadIndex(f"unreadable index: {error}") from error
-    if tower.tobytes().hex() != manifest.digest(payload):
-        raise BadIndex("the index was built by another payload tower than the bundle's")
+    if sha256.tobytes().hex() != manifest.digest(payload):
+        raise BadIndex("the index was not built by the payload tower of this bundle")
     if not (np.isfinite(vectors).all() and np.isfinite(neighbours).all()):
         raise BadIndex("a vector of the index is not finite")
     return vectors, neighbours

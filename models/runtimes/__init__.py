@@ -1,4 +1,4 @@
-"""Runtimes: how a net is executed. One protocol, chosen by device, held to the golden vectors."""
+"""Runtimes: how a net is executed. They share one protocol, are chosen by device, and must match the golden vectors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import numpy as np
 from models.registry.checkpoint import BadCheckpoint, Checkpoint
 from models.vectors import Floats
 
-MIN_PARITY = 0.9999  # least cosine to the float32 torch net's answer on every golden vector
+# least cosine between an answer and the golden vector, which the float32 torch net made
+MIN_PARITY = 0.9999
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("float32", "bf16", "int8")
 
 
 class Runtime(Protocol):
-    """Executes one net on one device; called from one thread at a time."""
+    """Executes one net on one device. Call it from one thread at a time."""
 
     name: str
     on_cpu: bool
@@ -30,38 +31,39 @@ class Runtime(Protocol):
 
 
 class NoSuchDevice(RuntimeError):
-    """A device that is not here, or that nothing here can use."""
+    """The device does not exist here, or cannot be used."""
 
 
 class NoSuchPrecision(NoSuchDevice):
-    """A precision that this device, or nothing here, can compute in."""
+    """The device cannot compute in this precision."""
 
 
 class UnfitRuntime(BadCheckpoint):
-    """A runtime that answers the golden vectors otherwise than the net that made them."""
+    """The answers of a runtime differ from the golden vectors."""
 
 
 def find_device(wanted: str) -> str:
-    """Return the device that `wanted` means here; `auto` is cuda or mps where torch sees one, else cpu.
+    """Return the device that `wanted` stands for; `auto` is cuda or mps if torch finds one, else cpu.
 
     Raises:
-        NoSuchDevice: it is no device, or not here.
+        NoSuchDevice: the device is unknown or not available.
     """
     if wanted not in DEVICES:
-        raise NoSuchDevice(f"{wanted!r} is no device: choose from {', '.join(DEVICES)}")
+        raise NoSuchDevice(f"unknown device {wanted!r}; choose from {', '.join(DEVICES)}")
     if wanted in ("cuda", "mps"):
-        _demand(wanted)
+        _require(wanted)
     if wanted != "auto":
         return wanted
     if not _may_be_accelerated():
-        return "cpu"  # and importing torch, which takes seconds, was not needed to know
+        # found without importing torch, which takes seconds
+        return "cpu"
     from models.runtimes.torch import best_device
 
     return best_device()
 
 
 def is_accelerated(wanted: str) -> bool:
-    """Return whether `wanted` means an accelerator; a child finds out, so that torch stays out of this process."""
+    """Return whether `wanted` stands for an accelerator; a child process asks torch, so this one never imports it."""
     if wanted != "auto":
         return wanted != "cpu"
     if not _may_be_accelerated():
@@ -76,21 +78,21 @@ def _may_be_accelerated() -> bool:
     return (maybe_cuda or sys.platform == "darwin") and importlib.util.find_spec("torch") is not None
 
 
-def _demand(device: str) -> None:
+def _require(device: str) -> None:
     try:
         from models.runtimes.torch import best_device
     except ImportError as error:
-        raise NoSuchDevice(f"{device} needs torch, which is not installed") from error
+        raise NoSuchDevice(f"{device} requires torch, which is not installed") from error
     if best_device() != device:
-        raise NoSuchDevice(f"torch sees no {device} here")
+        raise NoSuchDevice(f"torch finds no {device} device")
 
 
 def open_runtime(checkpoint: Checkpoint, device: str, threads: int, precision: str = "float32") -> Runtime:
-    """Return the checkpoint's net, ready to run on `device` and checked against its golden vectors.
+    """Return the net of a checkpoint, ready to run on `device` and checked against its golden vectors.
 
     Raises:
-        NoSuchPrecision: nothing here computes in `precision` on that device.
-        UnfitRuntime: the answers are not finite or differ from the golden ones.
+        NoSuchPrecision: the device cannot compute in `precision`.
+        UnfitRuntime: the answers are not finite or differ from the golden vectors.
         BadCheckpoint: the runtime cannot load the net.
     """
     runtime = _make(checkpoint, device, threads, precision)
@@ -102,7 +104,7 @@ def _make(checkpoint: Checkpoint, device: str, threads: int, precision: str) -> 
     if device == "cpu":
         return _on_cpu(checkpoint, threads, precision)
     if precision not in ("float32", "bf16"):
-        raise NoSuchPrecision(f"there is no {precision} on {device}: choose float32 or bf16")
+        raise NoSuchPrecision(f"{device} does not support precision {precision!r}; choose float32 or bf16")
     if device == "cuda":
         from models.runtimes.cuda import open_cuda
 
@@ -118,25 +120,28 @@ def _on_cpu(checkpoint: Checkpoint, threads: int, precision: str) -> Runtime:
 
         return OnnxRuntime(checkpoint, threads)
     if precision not in PRECISIONS:
-        raise NoSuchPrecision(f"{precision!r} is no precision: choose from {', '.join(PRECISIONS)}")
+        raise NoSuchPrecision(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     try:
         from models.runtimes import openvino
     except ImportError as error:
-        raise NoSuchPrecision(f"{precision} on cpu needs the extra openvino, which is not installed") from error
+        raise NoSuchPrecision(f"{precision} on cpu requires the extra openvino, which is not installed") from error
     if not openvino.supports_precision(precision):
         raise NoSuchPrecision(f"this processor does not compute in {precision}")
     return openvino.OpenVinoRuntime(checkpoint, precision, threads)
 
 
 def check_parity(runtime: Runtime, checkpoint: Checkpoint) -> None:
-    """Hold `runtime` to the golden vectors; raises `UnfitRuntime` with the worst cosine, or what it failed with."""
+    """Compare a runtime with the golden vectors; raises `UnfitRuntime` with the worst cosine, or with its error."""
     try:
         answer = runtime.run(checkpoint.golden_context)
-    except Exception as error:  # a graph may load and not run; onnxruntime's exceptions share no other base
+    except Exception as error:
+        # a graph may load but not run; onnxruntime's exceptions have no other common base
         raise UnfitRuntime(f"{runtime.name}: fails on the golden vectors: {error}") from error
     if answer.shape != checkpoint.golden_vector.shape:
-        raise UnfitRuntime(f"{runtime.name}: answers of shape {answer.shape}")
-    apart = np.sum((answer - checkpoint.golden_vector) ** 2, axis=1)
-    worst = float(1 - np.max(apart) / 2)  # the cosine, where both are unit; less, or NaN, where one is not
+        expected = checkpoint.golden_vector.shape
+        raise UnfitRuntime(f"{runtime.name}: answers have shape {answer.shape}; expected {expected}")
+    distances = np.sum((answer - checkpoint.golden_vector) ** 2, axis=1)
+    # the cosine if both have unit length; less, or NaN, if one has not
+    worst = float(1 - np.max(distances) / 2)
     if not worst >= MIN_PARITY:
-        raise UnfitRuntime(f"{runtime.name}: cosine {worst:.6f} to the golden vectors, want >= {MIN_PARITY}")
+        raise UnfitRuntime(f"{runtime.name}: cosine {worst:.6f} to the golden vectors; expected >= {MIN_PARITY}")

@@ -12,17 +12,19 @@ from models.registry.checkpoint import Checkpoint
 from models.runtimes.torch import build_net_on, runtime_name
 from models.vectors import Floats
 
-MAX_GRAPH_ROWS = 1024  # rows of the largest graph; more rows run in several
-WARM_UP_RUNS = 3  # runs before a capture, in which libraries allocate and choose their kernels
+# rows of the largest graph; more rows run in several steps
+MAX_GRAPH_ROWS = 1024
+# runs before a capture, in which libraries allocate memory and choose kernels
+WARM_UP_RUNS = 3
 
 Step = Callable[[Floats], Floats]
 
 
 class GraphRuntime:
-    """Runs up to `MOST` rows padded to the next power of two, by what `capture(size)` makes for that size.
+    """Runs up to `MAX_GRAPH_ROWS` rows, padded to the next power of two, by the step that `capture(size)` returns.
 
-    A step maps `n <= size` contexts to n answers. It is captured when its size is first met, which is in warm-up:
-    that runs every power of two up to the largest batch.
+    A step maps `n <= size` contexts to n answers. It is captured when its size is first needed, which is in warm-up:
+    warm-up runs every power of two up to the largest batch.
     """
 
     on_cpu = False
@@ -48,7 +50,8 @@ class GraphRuntime:
 
 def open_cuda(checkpoint: Checkpoint, precision: str) -> GraphRuntime:
     """Return the net on the GPU; `precision` is float32 or bf16."""
-    torch.backends.cudnn.allow_tf32 = False  # which rounds float32 to 10 bits in recurrent nets
+    # TF32 rounds float32 to 10 bits in recurrent nets
+    torch.backends.cudnn.allow_tf32 = False
     net = build_net_on(checkpoint, "cuda", precision)
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     shape = checkpoint.golden_context.shape[1:]
@@ -56,7 +59,7 @@ def open_cuda(checkpoint: Checkpoint, precision: str) -> GraphRuntime:
 
 
 class CapturedNet:
-    """One captured graph: fixed buffers on the device for `size` contexts, pinned ones on the host beside them."""
+    """One captured graph with fixed buffers for `size` contexts on the device, and pinned buffers on the host."""
 
     @torch.inference_mode()
     def __init__(self, net: nn.Module, size: int, shape: tuple[int, ...], stream: torch.cuda.Stream) -> None:
@@ -67,14 +70,14 @@ class CapturedNet:
             for _ in range(WARM_UP_RUNS):
                 net(self._given)
         stream.synchronize()
-        # Of this thread's calls only: a version that is being replaced goes on serving in another.
+        # thread_local: another thread may serve the version that this one replaces.
         with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             self._answer = net(self._given)
         self._answer_here = torch.zeros(self._answer.shape, pin_memory=True)
 
     @torch.inference_mode()
     def __call__(self, contexts: Floats) -> Floats:
-        """Map `n <= size` contexts `(n, T, D)` to unit vectors `(n, D)`; the other rows keep what was there."""
+        """Map `n <= size` contexts `(n, T, D)` to unit vectors `(n, D)`; the other rows keep their old values."""
         rows = len(contexts)
         self._given_here[:rows].numpy()[:] = contexts
         with torch.cuda.stream(self._stream):

@@ -1,4 +1,4 @@
-"""onnxruntime on CPU: a graph without weights, fed with the verified tensors of the checkpoint."""
+"""onnxruntime on CPU: a graph without weights, which reads the verified tensors of the checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import; on by default since 1.29
+# read at import; telemetry is on by default since 1.29
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
@@ -18,15 +19,17 @@ from models.registry.checkpoint import BadCheckpoint, Checkpoint
 from models.runtimes.priority import gives_way
 from models.vectors import Floats
 
-MIN_ROWS_PER_THREAD = 8  # least rows worth a thread: for fewer, waking it takes longer than it saves
+# For fewer rows, waking a thread takes longer than it saves.
+MIN_ROWS_PER_THREAD = 8
 
 
 def open_session(graph: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
-    """Return a session that runs in its caller's thread; `graph` finds its parameters among `weights` by name."""
+    """Return a session that runs in the caller's thread; `graph` finds its parameters in `weights` by name."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails raises; its own lines would be written by whoever runs the net
-    # The graph need not read every tensor (AMN's key bias cancels out), and a session refuses others.
+    # Failures raise. The library would write its own lines to the log of the process.
+    options.log_severity_level = 4
+    # The graph may not read every tensor (AMN's key bias cancels out), and a session rejects unknown ones.
     used = [name for name in weights if name.encode() in graph]
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in used]
     options.add_external_initializers(used, values)
@@ -34,10 +37,10 @@ def open_session(graph: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
 
 
 class OnnxRuntime:
-    """One inference session; the graph's parameters are the checkpoint's arrays, by name.
+    """One inference session with the arrays of a checkpoint as parameters.
 
-    The session runs in its caller's thread. Large batches are divided by rows among up to `threads` of them: one
-    crossing a batch, where threads inside the session would meet, or spin, at every node.
+    The session runs in the caller's thread. Large batches are split by rows among up to `threads` threads, which meet
+    once per batch. Threads inside the session would meet, or spin, at every node.
     """
 
     name = "onnxruntime"
@@ -46,8 +49,9 @@ class OnnxRuntime:
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         try:
             self._session = open_session(checkpoint.graph, checkpoint.weights)
-        except Exception as error:  # onnxruntime's exceptions share no other base
-            raise BadCheckpoint(f"{checkpoint.version}: onnxruntime refuses the graph: {error}") from error
+        except Exception as error:
+            # onnxruntime's exceptions have no other common base
+            raise BadCheckpoint(f"{checkpoint.version}: onnxruntime rejects the graph: {error}") from error
         self._threads = threads
         self._helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="onnxruntime")
 

@@ -1,4 +1,4 @@
-"""OpenVINO on CPU: the graph in bf16 or int8, where the processor computes them faster than float32."""
+"""OpenVINO on CPU: the graph in bf16 or int8, if the processor computes these faster than float32."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from safetensors.numpy import save
 from models.registry.checkpoint import GRAPH_FILE, WEIGHTS_FILE, BadCheckpoint, Checkpoint
 from models.vectors import Floats
 
-INT8_GROUP = 32  # activations that share a scale in int8: the finest there is, and of one row, so rows do not mix
-MIN_SCALE = np.finfo(np.float32).tiny  # scale of an output whose weights are all zero
+# Activations that share a scale in int8: the smallest group there is, within one row, so rows do not mix.
+INT8_GROUP = 32
+# scale of an output whose weights are all zero
+MIN_SCALE = np.finfo(np.float32).tiny
 CONFIG: dict[str, dict[str, str | int]] = {
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
     "int8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP},
@@ -24,7 +26,7 @@ CONFIG: dict[str, dict[str, str | int]] = {
 
 
 class OpenVinoRuntime:
-    """One compiled graph and its one request; OpenVINO's own `threads` divide the work."""
+    """One compiled graph with one inference request; OpenVINO splits the work among `threads` threads."""
 
     on_cpu = True
 
@@ -46,23 +48,23 @@ class OpenVinoRuntime:
 
 
 def supports_precision(precision: str) -> bool:
-    """Return whether this processor computes in `precision`; where not, OpenVINO would quietly use float32."""
+    """Return whether this processor computes in `precision`; if not, OpenVINO would silently use float32."""
     return precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _read(core: Any, checkpoint: Checkpoint) -> Any:
-    """Return the graph with the verified tensors, which OpenVINO takes from a file only."""
+    """Return the graph with the verified tensors; OpenVINO reads these from a file only."""
     with TemporaryDirectory() as directory:
         (Path(directory) / GRAPH_FILE).write_bytes(checkpoint.graph)
         (Path(directory) / WEIGHTS_FILE).write_bytes(save(dict(checkpoint.weights)))
         try:
             return core.read_model(Path(directory) / GRAPH_FILE)
         except RuntimeError as error:
-            raise BadCheckpoint(f"{checkpoint.version}: openvino refuses the graph: {error}") from error
+            raise BadCheckpoint(f"{checkpoint.version}: openvino rejects the graph: {error}") from error
 
 
 def _quantise(model: Any) -> None:
-    """Store the weights of every product as int8 with a scale per output; compiling quantises activations to match."""
+    """Store the weights of every product as int8 with one scale per output; the compiler quantises the activations."""
     folding = Manager()
     folding.register_pass(ConstantFolding())
     folding.run_passes(model)

@@ -1,4 +1,4 @@
-"""The priority of a thread: what loads beside traffic gives way to what answers callers meanwhile."""
+"""The priority of a thread: threads that load versions have a lower one than threads that answer requests."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import os
 import sys
 import threading
 
-NICE = 10  # a tenth of the processor, where somebody else wants it
+# a tenth of the processor if another thread wants it
+NICE = 10
 _this_thread = threading.local()
 
 
 def give_way() -> None:
-    """Have this thread give way, for good."""
+    """Lower the priority of this thread permanently."""
     _this_thread.gives_way = True
-    if sys.platform == "linux":  # elsewhere a priority is a process's, not a thread's
+    # on other systems a priority belongs to a process
+    if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def gives_way() -> bool:
-    """Return whether this thread gives way; so would any thread that it starts."""
+    """Return whether this thread has a lower priority; threads that it starts inherit that."""
     return getattr(_this_thread, "gives_way", False)

@@ -1,4 +1,4 @@
-"""torch: any device it knows; the reference that golden vectors are made with."""
+"""torch, on any device that it supports; it is the reference that makes golden vectors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from models.vectors import Floats
 
 
 def best_device() -> str:
-    """Return cuda or mps where torch can use one, else cpu."""
+    """Return cuda or mps if torch can use one, else cpu."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def build_net(checkpoint: Checkpoint) -> nn.Module:
-    """Return the checkpoint's net in eval mode, every tensor loaded by name and none left over.
+    """Return the net of a checkpoint in eval mode, with every tensor loaded by name and none left over.
 
     Raises:
-        BadCheckpoint: the architecture is unknown, or names or shapes do not match, with all of them.
+        BadCheckpoint: the architecture is unknown, or names or shapes do not match; the message lists them.
     """
     card = checkpoint.card
     try:
@@ -38,7 +38,7 @@ def build_net(checkpoint: Checkpoint) -> nn.Module:
 
 
 class InBfloat16(nn.Module):
-    """A net that computes in bfloat16; contexts and unit vectors stay float32."""
+    """A net that computes in bfloat16; contexts and answers stay float32."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -50,20 +50,21 @@ class InBfloat16(nn.Module):
 
 
 def build_net_on(checkpoint: Checkpoint, device: str, precision: str) -> nn.Module:
-    """Return the checkpoint's net on `device`, in float32 or bf16; raises `BadCheckpoint` as `build_net` does."""
+    """Return the net of a checkpoint on `device`, in float32 or bf16; raises as `build_net`."""
     net = build_net(checkpoint).to(device)
     return net if precision == "float32" else InBfloat16(net)
 
 
 def runtime_name(library: str, precision: str) -> str:
-    """Return the name of a runtime: the library's, and the precision where it is not float32."""
+    """Return the name of a runtime: the library, and the precision if it is not float32."""
     return library if precision == "float32" else f"{library}-{precision}"
 
 
 class TorchRuntime:
     """Eager torch on one device."""
 
-    on_cpu = False  # but in benchmarks
+    # except in benchmarks
+    on_cpu = False
 
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str = "float32") -> None:
         self.name = runtime_name("torch", precision)
@@ -78,7 +79,7 @@ class TorchRuntime:
 
 
 def run_net(net: nn.Module, contexts: Floats) -> Floats:
-    """Return what the float32 `net` answers to contexts `(B, T, D)`, on the CPU."""
+    """Return the answers of a float32 net to contexts `(B, T, D)`, computed on the CPU."""
     with torch.inference_mode():
         return np.asarray(net.cpu().eval()(torch.from_numpy(contexts)).numpy(), dtype=np.float32)
 

@@ -174,7 +174,7 @@ def finds(made: bundle.Made, bank: Windows) -> Arrays:
     is_true = rows == data.target[:, None]
     kept = np.flatnonzero(is_true.any(axis=1))
     contexts = data.contexts()
-    figures = np.array([retriever.figures(contexts[n], found[n][0][:width], rows[n]) for n in kept])
+    figures = np.array([retriever.candidate_features(contexts[n], found[n][0][:width], rows[n]) for n in kept])
     return {"kept": kept, "figures": figures, "truth": is_true[kept].argmax(axis=1)}
 
 

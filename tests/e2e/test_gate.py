@@ -101,10 +101,10 @@ def test_bad_versions_are_refused_each_for_its_own_reason_and_the_server_answers
     ledger = (registry.root / "ledger.jsonl").read_bytes()
     before, aliases, live = answers(server), registry.aliases(), server.events("version live")
     cases = [
-        (proud(registry), (), "scores cosine 0.5862 on wiki/val, its card says 0.6062: +0.0200, tolerated is 0.001"),
+        (proud(registry), (), "scores cosine 0.5862 on wiki/val, its card says 0.6062: +0.0200, tolerated: 0.001"),
         (flipped(registry), (), "weights.safetensors was altered"),
         (small(registry, data), ("--data", f"small={data}"), "has D = 16, T = 5, encoder = all-MiniLM-L6-v2; "),
-        (slow(registry), (), "times as long, tolerated is 2; "),
+        (slow(registry), (), "times as long, tolerated: 2; "),
     ]
     for version, words, reason in cases:
         refused = promote(registry, version, *words)

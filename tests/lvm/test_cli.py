@@ -358,7 +358,7 @@ def test_a_registry_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> N
 
 def test_a_device_that_is_not_here_is_a_configuration_error(shipped: Path) -> None:
     done = lvm("serve", "--port", "0", registry=shipped, LVM_DEVICE="mps")
-    assert (done.returncode, done.stderr.splitlines()[-2]) == (78, "lvm: torch sees no mps here")
+    assert (done.returncode, done.stderr.splitlines()[-2]) == (78, "lvm: torch finds no mps device")
 
 
 def test_scores_come_from_the_runtime_asked_for_and_stand_beside_the_cards(shipped: Path) -> None:

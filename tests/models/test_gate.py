@@ -22,6 +22,7 @@ from models.gate import (
     OtherSpace,
     TooSlow,
     WorseThanIncumbent,
+    are_comparable,
 )
 from models.predictor import load_predictor
 from models.registry import manifest
@@ -140,7 +141,7 @@ def test_a_net_may_be_a_little_worse_than_the_incumbent(
     )
     case = Case(ours, theirs, {}, {"other": other})
     if is_worse:
-        with pytest.raises(WorseThanIncumbent, match=r"tolerated is 0\.005; 0\.4950 would do"):
+        with pytest.raises(WorseThanIncumbent, match=r"tolerated: 0\.005; 0\.4950 would pass"):
             gate.check_incumbent(case)
     else:
         assert gate.check_incumbent(case) == {"other": {"cosine": 0.5}}
@@ -166,7 +167,7 @@ def test_a_net_that_takes_much_longer_than_the_incumbent_is_objected_to(card: Ma
         return [normalise(contexts)[:, 0] for _ in range(50)][-1]
 
     quick = contender(lambda contexts: normalise(contexts)[:, 0], 0, card())
-    with pytest.raises(TooSlow, match="times as long, tolerated is 2"):
+    with pytest.raises(TooSlow, match="times as long, tolerated: 2"):
         gate.check_latency(Case(contender(slow, 0, card()), quick, {}, {}))
     assert gate.check_latency(Case(quick, contender(slow, 0, card()), {}, {})).keys() == {"1", "128"}
     assert gate.check_latency(Case(contender(slow, 0, card()), None, {}, {})) == {}
@@ -216,8 +217,8 @@ def test_a_bundle_is_scored_as_it_retrieves(registry: Registry, bundle_version: 
 def test_a_bundle_of_other_passages_is_not_held_to_the_incumbents(card: Made, make_corpus: Any) -> None:
     one, other = (make_corpus(np.random.default_rng(seed).standard_normal((9, 16))) for seed in (0, 1))
     bundles = [Contender(str(home), card(), "R@5", len, lambda data: 0, home) for home in (one, one, other)]
-    assert gate._are_alike(bundles[0], bundles[1])
-    assert not gate._are_alike(bundles[0], bundles[2])
+    assert are_comparable(bundles[0], bundles[1])
+    assert not are_comparable(bundles[0], bundles[2])
 
 
 def test_a_data_set_without_a_window_is_told(

@@ -115,5 +115,5 @@ def test_a_damaged_version_is_refused(gru_version: Version, copy_of: Callable[[V
 
 
 def test_a_corpus_is_no_predictor(corpus_version: Version) -> None:
-    with pytest.raises(BadCheckpoint, match="is no net"):
+    with pytest.raises(BadCheckpoint, match="is not a net"):
         load_predictor(corpus_version.path)

@@ -96,7 +96,7 @@ def test_a_file_left_out_of_the_sums_is_missed_by_name(
     directory = copy_of(gru_version)
     (directory / name).unlink()
     reseal(directory)
-    with pytest.raises(BadCheckpoint, match=f"is no net: it lacks '{name}'"):
+    with pytest.raises(BadCheckpoint, match=f"is not a net: it lacks '{name}'"):
         load_checkpoint(directory)
 
 
@@ -139,13 +139,13 @@ def test_a_weight_that_is_not_finite_is_refused_by_tensor(
 @pytest.mark.parametrize(
     ("context", "vector", "said"),
     [
-        ((16, 4, 16), (16, 16), r"not \(G, T, D\)"),
-        ((16, 5, 15), (16, 16), r"not \(G, T, D\)"),
-        ((16, 16), (16, 16), r"not \(G, T, D\)"),
-        ((0, 5, 16), (0, 16), r"not \(G, T, D\)"),
-        ((16, 5, 16), (15, 16), r"not \(G, D\)"),
-        ((16, 5, 16), (16, 15), r"not \(G, D\)"),
-        ((16, 5, 16), (16,), r"not \(G, D\)"),
+        ((16, 4, 16), (16, 16), r"the shape \(G, T, D\)"),
+        ((16, 5, 15), (16, 16), r"the shape \(G, T, D\)"),
+        ((16, 16), (16, 16), r"the shape \(G, T, D\)"),
+        ((0, 5, 16), (0, 16), r"the shape \(G, T, D\)"),
+        ((16, 5, 16), (15, 16), r"the shape \(G, D\)"),
+        ((16, 5, 16), (16, 15), r"the shape \(G, D\)"),
+        ((16, 5, 16), (16,), r"the shape \(G, D\)"),
     ],
 )
 def test_golden_vectors_of_another_shape_are_refused(
@@ -168,12 +168,12 @@ def test_half_the_golden_vectors_are_refused(gru_version: Version, name: str) ->
 def test_a_card_of_another_dimension_is_refused(gru_version: Version) -> None:
     files = manifest.read_files(gru_version.path)
     card = Card.from_markdown(files[CARD_FILE].decode())
-    with pytest.raises(BadCheckpoint, match=r"golden vectors are not \(G, T, D\) of its card"):
+    with pytest.raises(BadCheckpoint, match=r"golden contexts do not have the shape \(G, T, D\) of its card"):
         parse_checkpoint("v", {**files, CARD_FILE: replace(card, dim=768).to_markdown().encode()})
 
 
 def test_a_corpus_is_no_net(corpus_version: Version) -> None:
-    with pytest.raises(BadCheckpoint, match="is no net: it lacks"):
+    with pytest.raises(BadCheckpoint, match="is not a net: it lacks"):
         load_checkpoint(corpus_version.path)
 
 

@@ -63,7 +63,7 @@ def test_what_is_no_reranker_is_refused(reranker: Reranker) -> None:
         Reranker.from_bytes(b"no", 5)
     with pytest.raises(BadReranker, match="unreadable"):
         Reranker.from_bytes(save({"hidden": reranker.hidden}), 5)
-    with pytest.raises(BadReranker, match="want 22 figures"):
+    with pytest.raises(BadReranker, match="expected 22 features"):
         Reranker.from_bytes(reranker.to_bytes(), 6)
     broken = Reranker(reranker.hidden, np.full_like(reranker.bias, np.nan), reranker.output)
     with pytest.raises(BadReranker, match="finite"):

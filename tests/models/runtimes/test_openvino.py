@@ -23,7 +23,7 @@ def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
 
 @pytest.fixture(scope="module", params=["bf16", "int8"])
 def runtime(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Runtime:
-    if not openvino.has(request.param):
+    if not openvino.supports_precision(request.param):
         with pytest.raises(NoSuchPrecision, match=f"this processor does not compute in {request.param}"):
             open_runtime(checkpoint, "cpu", 1, request.param)
         pytest.skip(f"no {request.param} here")
@@ -41,7 +41,7 @@ def test_a_real_net_is_served_within_the_gate_or_refused_with_the_figure(
     if worst >= MIN_PARITY:
         assert open_runtime(checkpoint, "cpu", 2, precision).name == runtime.name
     else:
-        with pytest.raises(UnfitRuntime, match=rf"{runtime.name}: cosine {worst:.6f} .* want >= {MIN_PARITY}"):
+        with pytest.raises(UnfitRuntime, match=rf"{runtime.name}: cosine {worst:.6f} .* expected >= {MIN_PARITY}"):
             open_runtime(checkpoint, "cpu", 2, precision)
 
 
@@ -82,5 +82,5 @@ def test_it_reads_the_verified_weights(checkpoint: Checkpoint, runtime: Runtime)
 
 @pytest.mark.parametrize("change", [lambda c: replace(c, graph=b"none"), lambda c: replace(c, weights={})])
 def test_what_cannot_be_read_is_refused(checkpoint: Checkpoint, change: Callable[[Checkpoint], Checkpoint]) -> None:
-    with pytest.raises(BadCheckpoint, match="openvino refuses the graph"):
+    with pytest.raises(BadCheckpoint, match="openvino rejects the graph"):
         openvino.OpenVinoRuntime(change(checkpoint), "bf16", 1)

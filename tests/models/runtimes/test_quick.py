@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.runtimes.quick import MOST_S, QUICK_S, RUNS, is_quick
+from models.runtimes.quick import MIN_RUNS, MIN_SECONDS, QUICK_S, is_quick
 
 
 class Work:
@@ -26,7 +26,7 @@ def test_what_is_interrupted_in_most_runs_is_quick_for_all_that(interrupted: int
     assert Work(*[0.01] * interrupted, QUICK_S / 2).is_quick()
 
 
-@pytest.mark.parametrize(("seconds", "runs"), [(2 * QUICK_S, MOST_S / QUICK_S / 2), (MOST_S, RUNS)])
+@pytest.mark.parametrize(("seconds", "runs"), [(2 * QUICK_S, MIN_SECONDS / QUICK_S / 2), (MIN_SECONDS, MIN_RUNS)])
 def test_what_is_slow_is_slow_within_a_moment(seconds: float, runs: float) -> None:
     work = Work(seconds)
     assert not work.is_quick()

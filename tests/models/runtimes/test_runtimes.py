@@ -150,7 +150,9 @@ def turned(vectors: Floats, row: int, cosine: float) -> Floats:
 @pytest.mark.parametrize("row", [0, 7, 15])
 def test_one_answer_beside_the_golden_one_is_refused_with_the_figure(checkpoint: Checkpoint, row: int) -> None:
     check_parity(Fake(turned(checkpoint.golden_vector, row, 0.99995)), checkpoint)
-    with pytest.raises(UnfitRuntime, match=rf"fake: cosine 0\.9990\d\d to the golden vectors, want >= {MIN_PARITY}"):
+    with pytest.raises(
+        UnfitRuntime, match=rf"fake: cosine 0\.9990\d\d to the golden vectors; expected >= {MIN_PARITY}"
+    ):
         check_parity(Fake(turned(checkpoint.golden_vector, row, 0.999)), checkpoint)
 
 
@@ -171,7 +173,7 @@ def test_an_answer_of_another_length_is_refused(checkpoint: Checkpoint, scale: f
 
 @pytest.mark.parametrize("shape", [(16, 15), (15, 16), (16,), (16, 16, 1)])
 def test_an_answer_of_another_shape_is_refused(checkpoint: Checkpoint, shape: tuple[int, ...]) -> None:
-    with pytest.raises(UnfitRuntime, match="answers of shape"):
+    with pytest.raises(UnfitRuntime, match="answers have shape"):
         check_parity(Fake(np.zeros(shape, np.float32)), checkpoint)
 
 
@@ -197,7 +199,7 @@ def test_golden_answers_that_are_no_numbers_are_refused(checkpoint: Checkpoint) 
 
 @pytest.mark.parametrize("graph", [b"", b"\xff" * 100, b"\x08\x0a", b"{}"])
 def test_a_graph_that_is_none_is_refused(checkpoint: Checkpoint, graph: bytes) -> None:
-    with pytest.raises(BadCheckpoint, match="onnxruntime refuses the graph"):
+    with pytest.raises(BadCheckpoint, match="onnxruntime rejects the graph"):
         OnnxRuntime(replace(checkpoint, graph=graph), 1)
 
 
@@ -209,7 +211,7 @@ def test_a_missing_tensor_is_refused_by_both(checkpoint: Checkpoint) -> None:
     missing = without(checkpoint, "output_proj.weight")
     with pytest.raises(BadCheckpoint, match=r"output_proj\.weight"):
         build_net(missing)
-    with pytest.raises(BadCheckpoint, match="onnxruntime refuses the graph"):
+    with pytest.raises(BadCheckpoint, match="onnxruntime rejects the graph"):
         OnnxRuntime(missing, 1)
 
 

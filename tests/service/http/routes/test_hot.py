@@ -614,7 +614,7 @@ def test_models_and_ledger_tell_what_is_odd_beside_what_is_not(serve: Serve) -> 
     found = {version["id"]: version for version in server.http.get("/models").json()["versions"]}
     assert [found.pop(version["id"]) for version in known] == known
     reasons = {version["id"].split("/")[0]: version["error"] for version in found.values()}
-    assert reasons["deep"] == "unreadable model card: more than 100 collections in one another"
+    assert reasons["deep"] == "unreadable model card: more than 100 nested collections"
     assert reasons["piped"] == "README.md: is a named pipe, expected a regular file"
     assert reasons["bare"] == "README.md: No such file or directory"
     assert server.http.get(f"/models/{odd['piped'].id}/card").status_code == 404

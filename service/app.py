@@ -23,9 +23,10 @@ from lvm.errors import (
 from models.registry.alias import ALIASES, Alias
 from models.registry.registry import Registry
 from models.registry.remote import local_directory
-from service.deploy.deployments import Lineup
-from service.deploy.loading import Loaders, RealLoaders
-from service.deploy.registry_sync import follower_of, following
+from service.deploy.deployments import Deployments
+from service.deploy.loading import ModelLoader, RuntimeLoader
+from service.deploy.registry_sync import keep_deployed, sync_loop
+from service.deploy.watcher import Watcher
 from service.engines.remote import EngineProvider
 from service.engines.router import Router
 from service.http import schemas
@@ -154,7 +155,7 @@ class Service(FastAPI):
 
 def create_app(
     settings: Settings,
-    loaders: Loaders | None = None,
+    loaders: ModelLoader | None = None,
     metric_values: MetricValues | None = None,
     provider: EngineProvider | None = None,
 ) -> Service:
@@ -170,8 +171,9 @@ def create_app(
     access, exporter = AccessLog(settings.access_log), _exporter(settings)
     aliases = (Alias.RETRIEVER,) if provider else ALIASES
     registry = Registry(local_directory(settings.registry, settings.cache))
-    lineup = Lineup(registry, loaders or RealLoaders(settings), settings, metrics, aliases=aliases)
-    follower = follower_of(lineup, settings, metrics)
+    lineup = Deployments(registry, loaders or RuntimeLoader(settings), settings, metrics, aliases=aliases)
+    watcher = Watcher(lineup, settings.reload_s, metrics)
+    follower = sync_loop(lineup, settings, metrics)
     router = Router(lineup.engines, settings, metrics)
     admission = Admission(_limit(settings), settings, metrics)
 
@@ -184,7 +186,7 @@ def create_app(
                     stack.push_async_callback(provider.close)
                 if exporter:
                     stack.callback(exporter.close)
-                await stack.enter_async_context(following(lineup, follower, settings.grace_s))
+                await stack.enter_async_context(keep_deployed(watcher, follower, settings.grace_s))
             except Exception as error:
                 state.failure = error
                 raise

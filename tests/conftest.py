@@ -24,7 +24,7 @@ from service.engines.search import SearchModel
 from service.processes.server import Server, uvicorn_config
 from service.processes.sockets import bind
 from service.settings import Settings
-from tests.fakes import FakeLoaders, mean_of, registry_of
+from tests.fakes import FakeLoader, mean_of, registry_of
 from tests.fakes import retriever as corpus_of
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             aliases = {"primary": "amn", "fallback": "gru"} | ({"retriever": "corpus"} if retriever else {})
             registry = registry_of(tmp_path / "registry", **aliases)
             known = Settings(registry=registry.root, reload_s=0.05, **settings)
-            app = create_app(known, FakeLoaders(corpus, text, search_model, amn=amn, gru=gru))
+            app = create_app(known, FakeLoader(corpus, text, search_model, amn=amn, gru=gru))
             return stack.enter_context(running(app, known, http))
 
         yield start

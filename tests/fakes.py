@@ -225,8 +225,8 @@ def prose(sizes: Sequence[int], first: int = 0) -> str:
     return " ".join(made)
 
 
-class FakeLoaders:
-    """Makes predictors by model name; a name without one is a checkpoint that must not be served."""
+class FakeLoader:
+    """Loads fake nets by their names; a version of another name is a bad checkpoint."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class FakeLoaders:
         self.answers, self._corpus, self._text, self.search_model = answers, corpus, text, search_model
         self.loaded: list[FakePredictor] = []
 
-    def predictor(self, version: Version) -> FakePredictor:
+    def load_predictor(self, version: Version) -> FakePredictor:
         """Return a fake net of the version's name."""
         if self.answers.get(version.name) is None:
             raise BadCheckpoint(f"{version.id} was altered")
@@ -246,12 +246,12 @@ class FakeLoaders:
         self.loaded.append(made)
         return made
 
-    def retriever(self, version: Version) -> Retriever:
+    def load_retriever(self, version: Version) -> Retriever:
         """Return the fake corpus."""
         return self._corpus(version.version)
 
-    def encoder(self) -> Encoder:
-        """Return the fake encoder; none, it is not installed."""
+    def load_encoder(self) -> Encoder:
+        """Return the fake encoder; raises `EncoderError` if there is none."""
         if self._text is None:
             raise EncoderError("install what encodes text")
         return self._text

@@ -172,14 +172,14 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
     import httpx
 
     from lvm.client import bearer
-    from service.deploy.shadow import report as report_of
+    from service.deploy.shadow import summarize_shadow
 
     try:
         scrape = httpx.get(f"{url}/metrics", headers=bearer(token), timeout=10).raise_for_status().text
     except httpx.HTTPError as error:
         say(f"lvm: no metrics from {url}: {error}\nnext: name where it listens, and --token where it wants one")
         raise typer.Exit(FAILED) from error
-    found = report_of(scrape)
+    found = summarize_shadow(scrape)
     rows = {**found.pop("requests"), **found}
     if as_json:
         print_json(rows)

@@ -1,109 +1,128 @@
-"""Probation: a version that was promoted while serving is judged by what it does, beside the one before it."""
+"""The canary: a version that replaces another is judged for a while by the one before it, the incumbent.
+
+It is rolled back if too many of its calls fail, its batches take too long, or its answers differ too much.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
+from typing import NamedTuple
 
-import numpy as np
-
-from models.vectors import Floats
-from service.engines.predict import Prediction
+from models.registry.registry import AliasMoved, Registry, RegistryLocked
+from service.deploy.comparer import Comparer, Comparison
 from service.engines.stats import EngineStats
 from service.settings import Settings
-from service.telemetry.tracing import current_span
+from service.tasks import SerialExecutor
 
-FAILURES, BATCHES, CONTEXTS = 5, 50, 30  # the least that say something
-EVERY_S = 0.05  # seconds between two comparisons: few beside the requests, enough within any window
-PATIENCE_S = 5.0
+# fewer are no evidence
+MIN_FAILURES = 5
+MIN_BATCHES = 50
+MIN_COMPARISONS = 30
+# between two comparisons: few beside the requests, enough within any window
+COMPARE_EVERY_S = 0.05
+LOCK_TRIES = 20
 
 
-class Probation:
-    """The verdict on `conduct`, for `watch_s` seconds from now, beside what `incumbent` did until now."""
+class Canary:
+    """Judges a new engine for `watch_s` seconds from now, by its `stats` and those of the incumbent until now."""
 
     def __init__(
-        self, incumbent: EngineStats, conduct: EngineStats, settings: Settings, clock: Callable[[], float] = monotonic
+        self, stats: EngineStats, incumbent: EngineStats, settings: Settings, clock: Callable[[], float] = monotonic
     ) -> None:
-        self._before, self._conduct, self._bounds, self._clock = incumbent.latency_by_size(), conduct, settings, clock
-        self._until = clock() + settings.watch_s
-        self._least_s = min(settings.slo_ms, default=0.0) / 1000  # quicker than this is quick enough
-        self._cosines, self._compared = 0.0, 0
+        self._stats = stats
+        self._latencies_before = incumbent.latency_by_size()
+        self._limits = settings
+        self._clock = clock
+        self._end = clock() + settings.watch_s
+        # a quicker batch is quick enough
+        self._least_s = min(settings.slo_ms, default=0.0) / 1000
+        self._next_comparison = clock()
+        self._cosines = 0.0
+        self._compared = 0
+        self.comparer = Comparer(self._is_due, self._add, max_running=1)
+
+    async def verdict(self, poll_s: float) -> str | None:
+        """Return the first fault, looking every `poll_s` seconds; None if there is none until the window ends."""
+        while (fault := self.fault()) is None and not self.is_over:
+            await asyncio.sleep(poll_s)
+        return fault
 
     @property
     def is_over(self) -> bool:
         """Whether the window has ended."""
-        return self._clock() >= self._until
-
-    def compare(self, cosine: float) -> None:
-        """Take note of how far an answer agrees with the incumbent's."""
-        self._cosines += cosine
-        self._compared += 1
+        return self._clock() >= self._end
 
     def fault(self) -> str | None:
-        """Return what is out of bounds so far and by how much, None where nothing is."""
-        return self._failing() or self._dragging() or self._disagreeing()
+        """Return which limit the new engine exceeds so far, and by how much; None if it keeps them."""
+        return self._errors() or self._slowness() or self._disagreement()
 
-    def _failing(self) -> str | None:
-        failed, most = self._conduct.failed, self._bounds.watch_errors
-        calls = failed + self._conduct.answered
-        if failed < FAILURES or failed <= most * calls:
+    def _errors(self) -> str | None:
+        failed = self._stats.failed
+        limit = self._limits.watch_errors
+        calls = failed + self._stats.answered
+        if failed < MIN_FAILURES or failed <= limit * calls:
             return None
-        return f"{failed} of {calls} calls failed, LVM_WATCH_ERRORS is {most:g}"
+        return f"{failed} of {calls} calls failed, LVM_WATCH_ERRORS is {limit:g}"
 
-    def _dragging(self) -> str | None:
-        now = self._conduct.latency_by_size()
-        both = [(now[rows], self._before[rows]) for rows in now.keys() & self._before.keys()]
-        both = [(new, old) for new, old in both if min(new.batches, old.batches) >= BATCHES]
-        theirs = sum(new.batches * max(old.seconds, self._least_s) for new, old in both)
-        ratio = sum(new.batches * new.seconds for new, _ in both) / theirs if theirs else 0.0
-        if ratio <= self._bounds.watch_slower:
+    def _slowness(self) -> str | None:
+        latencies = self._stats.latency_by_size()
+        sizes = latencies.keys() & self._latencies_before.keys()
+        pairs = [(latencies[size], self._latencies_before[size]) for size in sizes]
+        pairs = [(new, old) for new, old in pairs if min(new.batches, old.batches) >= MIN_BATCHES]
+        expected_s = sum(new.batches * max(old.seconds, self._least_s) for new, old in pairs)
+        ratio = sum(new.batches * new.seconds for new, _ in pairs) / expected_s if expected_s else 0.0
+        if ratio <= self._limits.watch_slower:
             return None
-        took = f"batches take {ratio:.1f} times as long as the incumbent's of as many rows"
-        return f"{took}, LVM_WATCH_SLOWER is {self._bounds.watch_slower:g}"
+        slower = f"batches take {ratio:.1f} times as long as the incumbent's of as many rows"
+        return f"{slower}, LVM_WATCH_SLOWER is {self._limits.watch_slower:g}"
 
-    def _disagreeing(self) -> str | None:
-        least, mean = self._bounds.watch_agreement, self._cosines / max(self._compared, 1)
-        if self._compared < CONTEXTS or mean >= least:
+    def _disagreement(self) -> str | None:
+        limit = self._limits.watch_agreement
+        mean = self._cosines / max(self._compared, 1)
+        if self._compared < MIN_COMPARISONS or mean >= limit:
             return None
-        told = f"mean cosine {mean:.3f} to the incumbent's answers to {self._compared} contexts"
-        return f"{told}, LVM_WATCH_AGREEMENT is {least:g}"
+        agreement = f"mean cosine {mean:.3f} to the incumbent's answers to {self._compared} contexts"
+        return f"{agreement}, LVM_WATCH_AGREEMENT is {limit:g}"
 
-
-class Witness:
-    """Asks the incumbent what it would have answered, one context at a time; callers neither wait nor fail with it."""
-
-    def __init__(
-        self,
-        ask: Callable[[Floats, float], Awaitable[Prediction]],
-        tell: Callable[[float], None],
-        clock: Callable[[], float] = monotonic,
-    ) -> None:
-        self._ask, self._tell, self._clock = ask, tell, clock
-        self._next = clock()
-        self._running: asyncio.Task[None] | None = None
-
-    def consider(self, contexts: Floats, prediction: Prediction) -> None:
-        """Compare the first of contexts `(n, T, D)` with its prediction, later, if it is time for one."""
+    def _is_due(self) -> bool:
         now = self._clock()
-        if now < self._next or self._running:
-            return
-        self._next = now + EVERY_S
-        self._running = asyncio.create_task(self._compare(contexts[:1], prediction.vectors[0]))
-        self._running.add_done_callback(self._rest)
+        if now < self._next_comparison:
+            return False
+        self._next_comparison = now + COMPARE_EVERY_S
+        return True
 
-    def _rest(self, task: asyncio.Task[None]) -> None:
-        self._running = None
-
-    async def _compare(self, context: Floats, vector: Floats) -> None:
-        current_span.set(None)  # the caller's trace is of what the caller waited for
-        try:
-            theirs = (await self._ask(context, self._clock() + PATIENCE_S)).vectors[0]
-        except Exception:  # the incumbent's troubles say nothing about the version on probation
-            return
-        self._tell(_cosine(theirs, vector))
+    async def _add(self, comparison: Comparison) -> None:
+        self._cosines += comparison.cosine
+        self._compared += 1
 
 
-def _cosine(one: Floats, other: Floats) -> float:
-    lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(np.vecdot(one, other)) / lengths if lengths else 0.0
+class Rollback(NamedTuple):
+    """A move of an alias from a version back to its incumbent, both ids, because of a fault of the version."""
+
+    alias: str
+    version: str
+    incumbent: str
+    fault: str
+
+    async def record(self, registry: Registry, executor: SerialExecutor, retry_s: float) -> None:
+        """Move the alias in the registry, unless it points elsewhere by now; retry while the registry is locked.
+
+        Raises:
+            RegistryLocked: the registry stays locked.
+            OSError, RegistryError: the registry cannot be written.
+        """
+        for _ in range(LOCK_TRIES - 1):
+            with suppress(RegistryLocked):
+                await executor.run(self._move, registry)
+                return
+            await asyncio.sleep(retry_s)
+        await executor.run(self._move, registry)
+
+    def _move(self, registry: Registry) -> None:
+        target = registry.find(self.incumbent)
+        expected = {self.alias: self.version}
+        with suppress(AliasMoved):
+            registry.point(self.alias, target, why=f"automatic: {self.fault}", action="rollback", expected=expected)

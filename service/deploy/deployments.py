@@ -1,394 +1,311 @@
-"""The line-up: which engine serves each alias right now. Swaps, drains, watches the aliases.
+"""Deployments: the engine behind each alias, and how one version takes the place of another.
 
-What replaces an engine that callers are answered by is on trial: the incumbent stays warm, and comes back by itself.
+The version that is replaced, the incumbent, stays warm while the new one is a canary.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from typing import Any
 
 from lvm.errors import NoEncoder, Unavailable
-from models.registry.alias import ALIASES, PREDICTORS, Alias
-from models.registry.registry import (
-    AliasMoved,
-    BrokenAlias,
-    Registry,
-    RegistryError,
-    RegistryLocked,
-    UnknownVersion,
-    Version,
-)
-from models.runtimes.priority import give_way
+from models.registry.alias import ALIASES, NET_ALIASES, PREDICTORS, Alias
+from models.registry.registry import Registry, RegistryError, Version
 from models.text.encoder import EncoderError, is_same_model
-from service.deploy.canary import Probation, Witness
-from service.deploy.loading import Loaders
-from service.engines.breaker import STATES, Breaker
-from service.engines.engine import Engine, Identity, Live
-from service.engines.predict import predict_engine
-from service.engines.remote import EngineSet, PredictEngine, RemoteEngine, RemoteSearch, RemoteSearchModel
-from service.engines.search import SearchModel, search_engine
-from service.engines.text import TextModel, text_engine
+from service.deploy.canary import Canary, Rollback
+from service.deploy.loading import EngineLoader, ModelLoader
+from service.engines.breaker import STATES
+from service.engines.engine import Engine, Live
+from service.engines.remote import EngineSet, PredictEngine, RemoteEngine
+from service.engines.search import SearchModel
+from service.engines.text import TextModel
 from service.settings import Settings
-from service.tasks import SerialExecutor, catch_and_log, repeat
+from service.tasks import CatchAndLog, SerialExecutor, catch_and_log
 from service.telemetry.log import logger
 from service.telemetry.metrics import Metrics
 
-RETRY_S = 60.0  # between two tries to load what was refused: it may have been the machine
-TRIES = 20  # looks at a lock that somebody else holds, one every `reload_s`
-
 
 @dataclass(frozen=True)
-class Trial:
-    """A version on probation: who serves, who would come back, what the alias said of that one."""
+class Rollout:
+    """A canary in progress: the slot to go back to, and the task that decides."""
 
-    engine: Engine[Any]
-    incumbent: Engine[Any]
-    live: Live
+    incumbent: Slot
     task: asyncio.Task[None]
 
 
-class Lineup:
-    """Engines by alias. Read by the router at every request; only this class writes it.
+@dataclass(frozen=True)
+class Slot:
+    """What an alias serves: an engine, if any version could be loaded; the version; and its rollout, while it lasts."""
 
-    It loads and follows `aliases`; the nets of others may be borrowed. Text is read where the corpus is searched.
-    """
+    engine: Engine[Any] | RemoteEngine | None
+    live: Live
+    rollout: Rollout | None = None
 
-    def __init__(
-        self,
-        registry: Registry,
-        loaders: Loaders,
-        settings: Settings,
-        metrics: Metrics,
-        clock: Callable[[], float] = monotonic,
-        *,
-        aliases: Sequence[str] = ALIASES,
-    ) -> None:
-        self.registry, self._loaders, self._clock = registry, loaders, clock
-        self._settings, self._metrics, self.aliases = settings, metrics, aliases
-        self.executor = SerialExecutor()  # where the registry is read while serving: it may be on a share that hangs
-        self.inventory_executor = (
-            SerialExecutor()
-        )  # where the cards are: thousands take seconds, for which no alias may wait
-        self.engines: dict[str, PredictEngine] = {}
-        self.candidate: PredictEngine | None = None
-        self.search: Engine[SearchModel] | None = None
-        self._remote_search: RemoteSearch | None = None
-        self.encoder: Engine[TextModel] | None = None
-        self.no_encoder: str | None = None  # why there is none
-        self.live: dict[str, Live] = {}
-        self._seen: dict[str, str] = {}  # the ids that the aliases pointed at when last looked at
-        self._unseen: set[str] = set()  # aliases that could not be looked at
-        self._retry: dict[str, float] = {}  # when to try again what could not be loaded
-        self._trials: dict[str, Trial] = {}
-        self._ending: set[asyncio.Task[None]] = set()
-        self._loading = SerialExecutor()
 
-    async def start(self) -> None:
-        """Load what the aliases point at; only the primary must be there and fit to be served.
+class EncoderSlot:
+    """The engine that encodes text, or why there is none."""
 
-        Raises:
-            UnknownVersion: `primary` is not set.
-            BadCheckpoint: the primary must not be served.
-        """
-        if Alias.PRIMARY in self.aliases:
-            first = await self.executor.run(self.registry.resolve, Alias.PRIMARY)
-            await self._load(Alias.PRIMARY, first)
-            self._seen[Alias.PRIMARY] = first.id
-        for alias in self.aliases:
-            await self._look(alias)
-        if Alias.RETRIEVER in self.aliases:
-            await self._open_encoder()
-        await self._loading.run(give_way)  # from now on there are callers
+    def __init__(self) -> None:
+        self.engine: Engine[TextModel] | None = None
+        self.missing: str | None = None
 
-    def set_engines(self, remote: EngineSet) -> None:
-        """Serve by these remote engines, in place of those of the last call."""
-        self.candidate = remote.engines.get(Alias.CANDIDATE)
-        self.engines.clear()
-        self.engines.update({alias: remote.engines[alias] for alias in PREDICTORS if alias in remote.engines})
-        ours = {alias: live for alias, live in self.live.items() if alias in self.aliases}
-        self.live = {**remote.live, **ours}
-        self._remote_search = remote.search
-
-    async def _open_encoder(self) -> None:
-        try:
-            found = await asyncio.to_thread(self._loaders.encoder)
-            self.encoder = text_engine(found, self._settings, self._metrics)
-        except EncoderError as error:  # a service of vectors is whole without
-            self.no_encoder = str(error)
-            logger().info("no encoder", reason=self.no_encoder)
-
-    def encoder_engine(self, wanted: str, pointer: str) -> Engine[TextModel]:
+    def require(self, wanted: str, pointer: str) -> Engine[TextModel]:
         """Return the engine of the encoder `wanted`, a name on a card; `pointer` is to the text that needs it.
 
         Raises:
             NoEncoder: there is none, or it is another.
         """
-        if self.encoder is None:
-            raise NoEncoder(self.no_encoder or "no encoder", pointer=pointer)
-        if not is_same_model(self.encoder.info.name, wanted):
+        if self.engine is None:
+            raise NoEncoder(self.missing or "no encoder", pointer=pointer)
+        if not is_same_model(self.engine.info.name, wanted):
             reads = f"the model reads vectors of {wanted}"
-            raise NoEncoder(f"{reads}, and this service encodes with {self.encoder.info.name}", pointer=pointer)
-        return self.encoder
+            raise NoEncoder(f"{reads}, and this service encodes with {self.engine.info.name}", pointer=pointer)
+        return self.engine
 
-    def search_engine(self) -> Engine[SearchModel]:
-        """Return the engine of the corpus.
 
-        Raises:
-            Unavailable: no corpus is promoted, or its vectors are of another space than the nets'.
-        """
-        if self.search is None:
-            raise Unavailable("no corpus is promoted as `retriever`")
-        ours = self.search.info
-        for engine in self.engines.values():
-            theirs = engine.info
-            if (ours.shape[1], ours.encoder) != (theirs.shape[1], theirs.encoder):
-                raise Unavailable(f"the corpus is of another vector space than `{theirs.alias}`")
-        return self.search
+class Deployments:
+    """The slot of each alias. This class alone writes them.
+
+    Args:
+        registry: where versions are, and where a rollback is recorded.
+        models: loads the models of versions.
+        settings: for engines and canaries.
+        metrics: where engines and deployments are counted.
+        clock: seconds, as `time.monotonic`.
+        aliases: of the versions that this process loads; the other nets may be remote engines.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        models: ModelLoader,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = monotonic,
+        *,
+        aliases: Sequence[Alias] = ALIASES,
+    ) -> None:
+        self.registry = registry
+        self.loader = EngineLoader(models, settings, metrics)
+        self.aliases = aliases
+        self.slots: dict[str, Slot] = {}
+        # of the slots, the engines that the router sends requests to
+        self.engines: dict[str, PredictEngine] = {}
+        self.encoder = EncoderSlot()
+        # reads the registry, which may be on a share that hangs
+        self.executor = SerialExecutor()
+        # reads the cards: thousands take seconds, which no alias may wait for
+        self.inventory_executor = SerialExecutor()
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._background: set[asyncio.Task[None]] = set()
+
+    # ---- what serves
 
     @property
     def is_ready(self) -> bool:
         """Whether a net is loaded and warm."""
         return bool(self.engines)
 
-    def stuck_s(self) -> float:
-        """Return the longest time, in seconds, that a batch has been running; infinite for a dead thread."""
-        return max((engine.batcher.stuck_s() for engine in self._local()), default=0.0)
+    def engine(self, alias: Alias) -> Engine[Any] | RemoteEngine | None:
+        """Return the engine that serves `alias`, or None."""
+        slot = self.slots.get(alias)
+        return slot.engine if slot else None
 
-    def identity(self, alias: str) -> Identity | None:
-        """Return who serves `alias`, or None."""
-        engine = self._all().get(alias)
-        return engine.info.identity if engine else None
+    @property
+    def candidate(self) -> PredictEngine | None:
+        """The engine that the shadow compares with the others."""
+        return self.engine(Alias.CANDIDATE)
 
-    def breaker(self, alias: str) -> Breaker | None:
-        """Return the breaker before the store that `alias` is searched in, or None."""
-        return self.search.model.breaker if alias == Alias.RETRIEVER and self.search else None
+    @property
+    def search(self) -> Engine[SearchModel] | None:
+        """The engine of the corpus."""
+        engine = self.engine(Alias.RETRIEVER)
+        return engine if isinstance(engine, Engine) else None
 
-    def warning(self, alias: str) -> str | None:
-        """Return what is wrong with the last inputs of `alias`, None where nothing is."""
-        engine = self._all().get(alias)
-        return engine.warning() if engine else None
-
-    async def watch(self) -> None:
-        """Look at the aliases every `reload_s` seconds, for ever, and follow where they point."""
-        await repeat("follow aliases", self._look_at_all, self._settings.reload_s)
-
-    async def _look_at_all(self) -> None:
-        for alias in self.aliases:
-            await self._look(alias)
-
-    async def _look(self, alias: str) -> None:
-        try:
-            await self.follow(alias)
-            self._unseen.discard(alias)
-        except Exception as error:  # a file system that hiccups must not keep the others from being looked at
-            self._miss(alias, error)
-
-    def _miss(self, alias: str, error: Exception) -> None:
-        """Count that an alias could not be looked at, and tell it once until it can."""
-        self._metrics.reloads.inc(alias, "failed")
-        if alias not in self._unseen:
-            self._unseen.add(alias)
-            logger().error("look at alias failed", alias=alias, exc_info=error)
-
-    async def follow(self, alias: str) -> None:
-        """Serve what `alias` points at now; what must not be served leaves the old version serving.
+    def search_engine(self) -> Engine[SearchModel]:
+        """Return the engine of the corpus.
 
         Raises:
-            UnknownVersion: nothing, where something serves: somebody took it away, or the registry's share is.
-            BrokenAlias: something that is no alias, as in a copy that lost its links.
-            OSError: the registry cannot be read.
+            Unavailable: there is none, or its vectors are of another encoder or size than a net's.
         """
-        try:
-            version = await self.executor.run(self.registry.resolve, alias)
-        except UnknownVersion as error:
-            self._dismiss(alias)
-            if isinstance(error, BrokenAlias) or (alias != Alias.CANDIDATE and self.identity(alias)):
-                raise
-            return
-        known = self.live.get(alias)
-        if version.id == self._seen.get(alias) and self._clock() < self._retry.get(alias, math.inf):
-            return
-        self._seen[alias] = version.id
-        self._retry.pop(alias, None)
-        if known and version.id == known.version:
-            return  # back from a version that was refused
-        try:
-            await self._load(alias, version)
-            if known:
-                self._metrics.reloads.inc(alias, "ok")
-        except Exception as error:  # whatever it is, the old version goes on serving
-            self._retry[alias] = self._clock() + RETRY_S
-            self.refuse(alias, version.id, error)
+        search = self.search
+        if search is None:
+            raise Unavailable("no corpus is promoted as `retriever`")
+        *_, dim, encoder = search.info.input_space
+        for engine in self.engines.values():
+            if (dim, encoder) != engine.info.input_space[1:]:
+                raise Unavailable(f"the corpus is of another vector space than `{engine.info.alias}`")
+        return search
 
-    def check(self, alias: str, version: Version) -> None:
-        """Load a version as `alias` would serve it, and let it go; raises `BadCheckpoint`."""
-        (self._loaders.retriever if alias == Alias.RETRIEVER else self._loaders.predictor)(version)
+    def local_engines(self) -> dict[str, Engine[Any]]:
+        """Return the engines by alias that run in this process."""
+        return {alias: slot.engine for alias, slot in self.slots.items() if isinstance(slot.engine, Engine)}
 
-    def refuse(self, alias: str, version: str, error: Exception) -> None:
-        """Take note that `alias` cannot serve `version`, an id, and why."""
+    def stuck_s(self) -> float:
+        """Return the longest time, in seconds, that a batch has been running; infinite for a dead thread."""
+        return max((engine.batcher.stuck_s() for engine in self._with_encoder()), default=0.0)
+
+    def observe(self) -> None:
+        """Update the gauges of the process, of queues and of versions."""
+        self._metrics.observe_process()
+        engines = {alias: slot.engine for alias, slot in self.slots.items() if slot.engine}
+        self._metrics.model.label_sets = [(alias, *engine.info.identity) for alias, engine in engines.items()]
+        for engine in self._with_encoder():
+            engine.observe()
+        if self.search and self.search.model.breaker:
+            self._metrics.breaker.set(STATES[self.search.model.breaker.state], Alias.RETRIEVER)
+
+    # ---- how that changes
+
+    async def deploy(self, alias: Alias, version: Version) -> None:
+        """Serve `version` as `alias`; the version before it serves on if this raises.
+
+        Raises:
+            BadCheckpoint: the version must not be served.
+            Exception: it cannot be loaded.
+        """
+        slot = self.slots.get(alias)
+        if slot and slot.rollout and slot.rollout.incumbent.live.version == version.id:
+            slot.rollout.task.cancel()
+            self._go_back(alias, slot, slot.rollout.incumbent)
+            return
+        engine = await self.loader.load(alias, version)
+        incumbent = self._take_incumbent(alias)
+        rollout = self._start_canary(alias, engine, incumbent) if incumbent else None
+        self._set(alias, Slot(engine, Live(version.id, now()), rollout))
+        logger().info("version live", alias=alias, version=version.id)
+
+    def refuse(self, alias: Alias, version: str, error: Exception) -> None:
+        """Record that `alias` cannot serve `version`, an id, because of `error`; what it serves stays."""
         self._metrics.reloads.inc(alias, "refused")
         logger().error("version refused", alias=alias, version=version, reason=f"{type(error).__name__}: {error}")
-        serving = self.live.get(alias) or Live("", now())
-        self.live[alias] = replace(serving, refused=version, reason=str(error))
+        slot = self.slots.get(alias) or Slot(None, Live("", now()))
+        self._set(alias, replace(slot, live=replace(slot.live, refused=version, reason=str(error))))
 
-    def _dismiss(self, alias: str) -> None:
-        """Let go of a candidate whose alias is gone; what answers callers stays, whatever became of its alias."""
-        if alias == Alias.CANDIDATE and isinstance(self.candidate, Engine):
-            self._retire(self.candidate)
-            self.candidate = None
-            del self.live[alias], self._seen[alias]
+    def withdraw_candidate(self) -> None:
+        """Let the engine of the candidate go."""
+        slot = self.slots.pop(Alias.CANDIDATE, None)
+        if slot:
+            self._retire(slot.engine)
+
+    def set_engines(self, remote: EngineSet) -> None:
+        """Serve nets that run in another process, instead of those before; none if `remote` is empty."""
+        for alias in NET_ALIASES:
+            self.slots.pop(alias, None)
+            self.engines.pop(alias, None)
+        for name, live in remote.live.items():
+            self._set(Alias(name), Slot(remote.engines.get(name), live))
+        self.loader.remote_search = remote.search
+
+    async def open_encoder(self) -> None:
+        """Load the encoder, if there is one: without it, the service takes vectors alone."""
+        try:
+            self.encoder.engine = await self.loader.load_encoder()
+        except EncoderError as error:
+            self.encoder.missing = str(error)
+            logger().info("no encoder", reason=str(error))
 
     async def close(self, timeout: float) -> None:
-        """Answer what was taken, refuse what comes, within `timeout` seconds."""
-        for trial in self._trials.values():
-            trial.task.cancel()
-        engines = [*self._local(), *(trial.incumbent for trial in self._trials.values())]
-        ends: list[Awaitable[object]] = [engine.batcher.close(timeout) for engine in engines]
-        ends.append(self._loading.shutdown(timeout))
-        if self._ending:
-            ends.append(asyncio.wait([*self._ending], timeout=timeout))  # it empties itself
-        await asyncio.gather(*ends)
+        """Answer what was accepted and reject what comes, within `timeout` seconds."""
+        rollouts = [slot.rollout for slot in self.slots.values() if slot.rollout]
+        for rollout in rollouts:
+            rollout.task.cancel()
+        incumbents = [rollout.incumbent.engine for rollout in rollouts]
+        engines = [*self._with_encoder(), *(engine for engine in incumbents if isinstance(engine, Engine))]
+        closing = [engine.batcher.close(timeout) for engine in engines]
+        # a copy: tasks leave the set when they end
+        background = [asyncio.wait([*self._background], timeout=timeout)] if self._background else []
+        await asyncio.gather(*closing, *background, self.loader.shutdown(timeout))
         self.executor.close()
         self.inventory_executor.close()
 
-    def observe(self) -> None:
-        """Bring the gauges of the process, of queues and versions up to date."""
-        self._metrics.observe_process()
-        self._metrics.model.label_sets = [(alias, *engine.info.identity) for alias, engine in self._all().items()]
-        for engine in self._local():
-            engine.observe()
-        if breaker := self.breaker(Alias.RETRIEVER):
-            self._metrics.breaker.set(STATES[breaker.state], Alias.RETRIEVER)
+    def _set(self, alias: Alias, slot: Slot) -> None:
+        self.slots[alias] = slot
+        if alias in PREDICTORS and slot.engine:
+            self.engines[alias] = slot.engine
 
-    def _all(self) -> dict[str, Engine[Any] | RemoteEngine]:
-        others = {Alias.CANDIDATE: self.candidate, Alias.RETRIEVER: self.search}
-        return {**self.engines, **{alias: engine for alias, engine in others.items() if engine}}
+    # ---- canaries
 
-    def _ours(self) -> dict[str, Engine[Any]]:
-        return {alias: engine for alias, engine in self._all().items() if isinstance(engine, Engine)}
-
-    def _local(self) -> list[Engine[Any]]:
-        return [*self._ours().values(), *([self.encoder] if self.encoder else [])]
-
-    async def _load(self, alias: str, version: Version) -> None:
-        trial = self._trials.get(alias)
-        if trial and version.id == trial.live.version:  # somebody else went back
-            self._reinstate(alias, trial)
-            return
-        engine = await self._make(alias, version)
-        old, known, trial = self._ours().get(alias), self.live.get(alias), self._end_trial(alias)
-        self._put(alias, engine)
-        self.live[alias] = Live(version.id, now())
-        logger().info("version live", alias=alias, version=version.id)
-        if trial and old:
-            self._retire(old)
-            old, known = trial.incumbent, trial.live
-        if old and known:
-            self._try_out(alias, engine, old, known)
-
-    async def _make(self, alias: str, version: Version) -> Engine[Any]:
-        if alias == Alias.RETRIEVER:
-            return search_engine(await self._search_model(version), self._settings, self._metrics)
-        net = await self._loading.run(self._loaders.predictor, version)
-        return predict_engine(net, alias, self._settings, self._metrics, may_run_inline=alias != Alias.CANDIDATE)
-
-    async def _search_model(self, version: Version) -> SearchModel:
-        corpus = await self._loading.run(self._loaders.retriever, version)
-        if self._remote_search:
-            return RemoteSearchModel(corpus, self._remote_search)
-        # in a thread of normal priority, which gRPC's threads inherit
-        return await asyncio.to_thread(self._loaders.search_model, corpus)
-
-    def _put(self, alias: str, engine: Engine[Any]) -> None:
-        if alias == Alias.RETRIEVER:
-            self.search = engine
-        elif alias == Alias.CANDIDATE:
-            self.candidate = engine
-        else:
-            self.engines[alias] = engine
-
-    def _retire(self, old: Engine[Any]) -> None:
-        self._see_to(old.batcher.close(self._settings.grace_s))
-
-    def _see_to(self, end: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(catch_and_log("retire", end))
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-
-    # ---- trials
-
-    def _try_out(self, alias: str, engine: Engine[Any], incumbent: Engine[Any], live: Live) -> None:
+    def _take_incumbent(self, alias: Alias) -> Slot | None:
+        """Return the slot that a new version is judged by; retire the engine that is neither."""
+        slot = self.slots.get(alias)
+        if slot is None or slot.engine is None:
+            return None
         if alias == Alias.CANDIDATE:
-            self._retire(incumbent)
-            return
-        probation = Probation(incumbent.stats, engine.stats, self._settings, self._clock)
-        if alias != Alias.RETRIEVER and engine.info.input_space == incumbent.info.input_space:
-            engine.on_answer = Witness(incumbent.run, probation.compare, self._clock).consider
-        task = asyncio.create_task(catch_and_log("probation", self._judge(alias, probation)))
-        self._trials[alias] = Trial(engine, incumbent, live, task)
+            self._retire(slot.engine)
+            return None
+        if slot.rollout is None:
+            return slot
+        slot.rollout.task.cancel()
+        self._retire(slot.engine)
+        return slot.rollout.incumbent
 
-    def _end_trial(self, alias: str) -> Trial | None:
-        trial = self._trials.pop(alias, None)
-        if trial:
-            trial.engine.on_answer = None
-        if trial and trial.task is not asyncio.current_task():
-            trial.task.cancel()
-        return trial
+    def _start_canary(self, alias: Alias, engine: Engine[Any], incumbent: Slot) -> Rollout:
+        before = incumbent.engine
+        assert isinstance(before, Engine)
+        canary = Canary(engine.stats, before.stats, self._settings, self._clock)
+        if alias in PREDICTORS and engine.info.input_space == before.info.input_space:
+            engine.on_answer = partial(canary.comparer.offer, before.run)
+        return Rollout(incumbent, asyncio.create_task(self._judge(alias, canary)))
 
-    async def _judge(self, alias: str, probation: Probation) -> None:
-        while (fault := probation.fault()) is None and not probation.is_over:
-            await asyncio.sleep(self._settings.reload_s)
-        trial = self._trials[alias]
-        if fault:
-            self._roll_back(alias, trial, fault)
-        else:
-            self._end_trial(alias)
-            self._retire(trial.incumbent)
+    async def _judge(self, alias: Alias, canary: Canary) -> None:
+        with CatchAndLog("canary"):
+            fault = await canary.verdict(self._settings.reload_s)
+            slot = self.slots[alias]
+            assert slot.rollout
+            if fault:
+                self._roll_back(alias, slot, slot.rollout.incumbent, fault)
+            else:
+                self._keep(alias, slot, slot.rollout.incumbent)
 
-    def _reinstate(self, alias: str, trial: Trial) -> None:
-        self._end_trial(alias)
-        self._put(alias, trial.incumbent)
-        self._retire(trial.engine)
-        self.live[alias] = replace(trial.live, since=now())
-        logger().info("version live", alias=alias, version=trial.live.version)
+    def _keep(self, alias: Alias, slot: Slot, incumbent: Slot) -> None:
+        if isinstance(slot.engine, Engine):
+            slot.engine.on_answer = None
+        self._retire(incumbent.engine)
+        self._set(alias, replace(slot, rollout=None))
 
-    def _roll_back(self, alias: str, trial: Trial, fault: str) -> None:
-        """Serve the incumbent again, at once; then have the registry say so."""
-        failed = self.live[alias].version
-        self._reinstate(alias, trial)
-        self.live[alias] = replace(self.live[alias], refused=failed, reason=f"rolled back: {fault}")
+    def _go_back(self, alias: Alias, slot: Slot, incumbent: Slot) -> None:
+        self._retire(slot.engine)
+        self._set(alias, replace(incumbent, live=replace(incumbent.live, since=now())))
+        logger().info("version live", alias=alias, version=incumbent.live.version)
+
+    def _roll_back(self, alias: Alias, slot: Slot, incumbent: Slot, fault: str) -> None:
+        """Serve the incumbent again at once; then record that in the registry."""
+        failed = slot.live.version
+        refused = replace(incumbent.live, refused=failed, reason=f"rolled back: {fault}")
+        self._go_back(alias, slot, replace(incumbent, live=refused))
         self._metrics.reloads.inc(alias, "rolled_back")
         logger().error("version rolled back", alias=alias, version=failed, reason=fault)
-        self._see_to(self._record(alias, failed, trial.live.version, fault))
+        self._run_in_background(self._record(Rollback(alias, failed, incumbent.live.version, fault)))
 
-    async def _record(self, alias: str, failed: str, incumbent: str, fault: str) -> None:
-        """Move the alias back too, unless somebody moved it on meanwhile."""
-
-        def move() -> None:
-            target = self.registry.find(incumbent)
-            self.registry.point(alias, target, why=f"automatic: {fault}", action="rollback", expected={alias: failed})
-
+    async def _record(self, rollback: Rollback) -> None:
         try:
-            await self._when_free(move)
-        except AliasMoved:
-            return
-        except (OSError, RegistryError) as error:  # a registry that cannot be written
-            self._metrics.reloads.inc(alias, "unrecorded")
-            logger().error("alias not moved back", alias=alias, version=failed, reason=str(error))
+            await rollback.record(self.registry, self.executor, self._settings.reload_s)
+        except (OSError, RegistryError) as error:
+            self._metrics.reloads.inc(rollback.alias, "unrecorded")
+            logger().error("alias not moved back", alias=rollback.alias, version=rollback.version, reason=str(error))
 
-    async def _when_free(self, move: Callable[[], None]) -> None:
-        for _ in range(TRIES):
-            with suppress(RegistryLocked):
-                return await self.executor.run(move)
-            await asyncio.sleep(self._settings.reload_s)
-        raise RegistryLocked("somebody else holds the registry's lock")
+    # ---- helpers
+
+    def _with_encoder(self) -> list[Engine[Any]]:
+        """Return every engine that runs in this process."""
+        return [*self.local_engines().values(), *([self.encoder.engine] if self.encoder.engine else [])]
+
+    def _retire(self, engine: Engine[Any] | RemoteEngine | None) -> None:
+        if isinstance(engine, Engine):
+            self._run_in_background(engine.batcher.close(self._settings.grace_s))
+
+    def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(catch_and_log("retire", work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
 
 def now() -> str:

@@ -1,28 +1,37 @@
-"""Loading: how a version of the registry becomes something that runs."""
+"""Loading: how a version of the registry becomes an engine."""
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from models.predictor import Predictor, load_predictor
+from models.registry.alias import Alias
 from models.registry.registry import Version
 from models.retrieval.milvus import IndexUnavailable, MilvusCollection, MilvusIndex
 from models.retrieval.retriever import Retriever, load_retriever
+from models.runtimes.priority import give_way
 from models.text.encoder import Encoder, open_encoder
+from service.engines.engine import Engine
 from service.engines.external_index import ExternalSearchModel
-from service.engines.search import SearchModel
+from service.engines.predict import predict_engine
+from service.engines.remote import RemoteSearch, RemoteSearchModel
+from service.engines.search import SearchModel, search_engine
+from service.engines.text import TextModel, text_engine
 from service.settings import Settings
+from service.tasks import SerialExecutor
+from service.telemetry.metrics import Metrics
 
 
-class Loaders(Protocol):
-    """How a version becomes something that runs; tests hand in fakes."""
+class ModelLoader(Protocol):
+    """Loads the models of versions; tests pass in fakes."""
 
-    def predictor(self, version: Version) -> Predictor:
+    def load_predictor(self, version: Version) -> Predictor:
         """Load and warm a net; raises `BadCheckpoint`."""
         ...
 
-    def retriever(self, version: Version) -> Retriever:
+    def load_retriever(self, version: Version) -> Retriever:
         """Load and warm a corpus; raises `BadCheckpoint`."""
         ...
 
@@ -30,44 +39,88 @@ class Loaders(Protocol):
         """Return what searches the corpus: its own index, or an external one first."""
         ...
 
-    def encoder(self) -> Encoder:
-        """Find, and load where that was asked for, what turns text into vectors; raises `EncoderError`."""
+    def load_encoder(self) -> Encoder:
+        """Load the encoder of text; raises `EncoderError` if there is none."""
         ...
 
 
-class RealLoaders:
-    """Loads versions with the runtimes of this machine."""
+class RuntimeLoader:
+    """Loads models with the runtimes of this machine, as the settings say."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def predictor(self, version: Version) -> Predictor:
+    def load_predictor(self, version: Version) -> Predictor:
         """Load and warm a net; raises `BadCheckpoint`."""
-        known = self._settings
-        loaded = load_predictor(version.path, known.device, known.threads, known.precision)
-        loaded.warm_up(known.max_batch)
-        return loaded
+        settings = self._settings
+        predictor = load_predictor(version.path, settings.device, settings.threads, settings.precision)
+        predictor.warm_up(settings.max_batch)
+        return predictor
 
-    def retriever(self, version: Version) -> Retriever:
+    def load_retriever(self, version: Version) -> Retriever:
         """Load and warm a corpus; raises `BadCheckpoint`."""
-        loaded = load_retriever(version.path, self._settings.threads)
-        loaded.warm_up()
-        return loaded
+        retriever = load_retriever(version.path, self._settings.threads)
+        retriever.warm_up()
+        return retriever
 
     def search_model(self, retriever: Retriever) -> SearchModel:
         """Return what searches the corpus: Milvus first if LVM_MILVUS_URI is set, connected if it answers."""
-        known = self._settings
-        if not known.milvus_uri:
+        settings = self._settings
+        if not settings.milvus_uri:
             return SearchModel(retriever)
-        token = known.milvus_token.get_secret_value()
-        build = MilvusCollection(known.milvus_uri, token, retriever.sha256, len(retriever.corpus))
-        indexes = {name: MilvusIndex(build, name, index) for name, index in retriever.indexes.items()}
+        token = settings.milvus_token.get_secret_value()
+        collection = MilvusCollection(settings.milvus_uri, token, retriever.sha256, len(retriever.corpus))
+        indexes = {name: MilvusIndex(collection, name, index) for name, index in retriever.indexes.items()}
         with suppress(IndexUnavailable):
-            build.set_timeout(known.timeout_ms / 1000)
-            build.open()
-        return ExternalSearchModel(retriever, retriever.with_indexes(indexes), build, known)
+            collection.set_timeout(settings.timeout_ms / 1000)
+            collection.open()
+        return ExternalSearchModel(retriever, retriever.with_indexes(indexes), collection, settings)
 
-    def encoder(self) -> Encoder:
-        """Find, and load where that was asked for, what turns text into vectors; raises `EncoderError`."""
-        spared = max(1, self._settings.threads - 1)  # a core stays with those who bring vectors
-        return open_encoder(self._settings.encoder, spared)
+    def load_encoder(self) -> Encoder:
+        """Load the encoder of text; raises `EncoderError` if there is none."""
+        # one core stays free for requests with vectors
+        threads = max(1, self._settings.threads - 1)
+        return open_encoder(self._settings.encoder, threads)
+
+
+class EngineLoader:
+    """Loads versions, one at a time in a thread of its own, and makes engines of them."""
+
+    def __init__(self, models: ModelLoader, settings: Settings, metrics: Metrics) -> None:
+        # searches the corpus in another process, if there is one for that
+        self.remote_search: RemoteSearch | None = None
+        self._models = models
+        self._settings = settings
+        self._metrics = metrics
+        self._executor = SerialExecutor()
+
+    async def load(self, alias: Alias, version: Version) -> Engine[Any]:
+        """Return the engine that serves `version` as `alias`; raises `BadCheckpoint`."""
+        if alias == Alias.RETRIEVER:
+            return search_engine(await self._load_search_model(version), self._settings, self._metrics)
+        predictor = await self._executor.run(self._models.load_predictor, version)
+        may_run_inline = alias != Alias.CANDIDATE
+        return predict_engine(predictor, alias, self._settings, self._metrics, may_run_inline=may_run_inline)
+
+    async def load_encoder(self) -> Engine[TextModel]:
+        """Return the engine of the encoder; raises `EncoderError` if there is none."""
+        return text_engine(await asyncio.to_thread(self._models.load_encoder), self._settings, self._metrics)
+
+    def check(self, alias: str, version: Version) -> None:
+        """Load a version as `alias` would serve it, and drop it; raises `BadCheckpoint`."""
+        (self._models.load_retriever if alias == Alias.RETRIEVER else self._models.load_predictor)(version)
+
+    async def lower_priority(self) -> None:
+        """Load later versions at a lower priority than callers are answered at."""
+        await self._executor.run(give_way)
+
+    async def shutdown(self, timeout: float) -> None:
+        """Wait `timeout` seconds at most for what is being loaded; load nothing more."""
+        await self._executor.shutdown(timeout)
+
+    async def _load_search_model(self, version: Version) -> SearchModel:
+        retriever = await self._executor.run(self._models.load_retriever, version)
+        if self.remote_search:
+            return RemoteSearchModel(retriever, self.remote_search)
+        # not in the thread that loads: threads that gRPC starts would inherit its low priority
+        return await asyncio.to_thread(self._models.search_model, retriever)

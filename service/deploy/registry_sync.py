@@ -1,4 +1,4 @@
-"""The follower: has the registry here follow an object store while the service runs; tells when that is away."""
+"""The sync loop: keeps the local registry like a remote one while the service runs, and reports if that is away."""
 
 from __future__ import annotations
 
@@ -8,169 +8,194 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from models.registry.alias import Alias
 from models.registry.registry import RegistryLocked
-from models.registry.remote import AliasRecord, BadAliasRecord, RegistrySync, RemoteRegistry, RemoteUnavailable, is_url
-from models.runtimes.priority import give_way
-from service.deploy.deployments import (
-    RETRY_S,
-    Lineup,
-    now,
+from models.registry.remote import (
+    AliasRecord,
+    BadAliasRecord,
+    RegistrySync,
+    RemoteRegistry,
+    RemoteUnavailable,
+    is_url,
 )
+from models.runtimes.priority import give_way
+from service.deploy.deployments import Deployments, now
+from service.deploy.watcher import RETRY_S, Watcher
 from service.settings import Settings
 from service.tasks import SerialExecutor, catch_and_log, repeat
 from service.telemetry.log import logger
 from service.telemetry.metrics import Metrics
 
-HANG_S = 30.0  # seconds after which a store that has not answered yet is taken for one that is away
-
-
-def follower_of(lineup: Lineup, settings: Settings, metrics: Metrics) -> Follower | None:
-    """Return what has the registry of `lineup` follow the store that the settings name, None where they name none."""
-    if not is_url(settings.registry):
-        return None
-    mirror = RegistrySync(RemoteRegistry(settings.registry), lineup.registry, lineup.check)
-    return Follower(mirror, lineup, settings, metrics)
+# without an answer for so long, the remote registry counts as away
+HANG_S = 30.0
 
 
 @asynccontextmanager
-async def following(lineup: Lineup, follower: Follower | None, grace_s: float) -> AsyncIterator[None]:
-    """Start a line-up and the mirror that it reads, have both follow meanwhile, and close within `grace_s` seconds.
+async def keep_deployed(watcher: Watcher, sync: SyncLoop | None, grace_s: float) -> AsyncIterator[None]:
+    """Deploy what the aliases point at, and every change, until the context ends; then close within `grace_s` seconds.
 
     Raises:
         RemoteUnavailable, UnknownVersion, BadCheckpoint: there is no primary, or it must not be served.
     """
-    watchers: list[asyncio.Task[None]] = []
+    tasks: list[asyncio.Task[None]] = []
     try:
-        if follower:
-            await follower.start()
-        await lineup.start()
+        if sync:
+            await sync.start()
+        await watcher.start()
+        # what is loaded by now stays: the garbage collector need not look at it again
         gc.collect()
-        gc.freeze()  # what is loaded stays: no later collection need look at it
-        watchers += [asyncio.create_task(each.watch()) for each in (lineup, follower) if each]
+        gc.freeze()
+        tasks += [asyncio.create_task(each.run()) for each in (watcher, sync) if each]
         yield
     finally:
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*(each.close(grace_s) for each in (lineup, follower) if each))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*(each.close(grace_s) for each in (watcher.deployments, sync) if each))
 
 
-class Follower:
-    """Asks the store every `store_s` seconds; what is away or damaged there leaves what is here serving."""
+class Refused(NamedTuple):
+    """A record of an alias that was refused, why, and when to try it again."""
+
+    record: bytes | None
+    error: Exception
+    retry_at: float
+
+
+class SyncLoop:
+    """Applies the alias records of a remote registry every `poll_s` seconds, for the aliases of `deployments`.
+
+    While the remote registry is away, or holds what must not be served, the local registry stays as it is.
+    """
 
     def __init__(
         self,
-        mirror: RegistrySync,
-        lineup: Lineup,
-        settings: Settings,
+        sync: RegistrySync,
+        deployments: Deployments,
+        poll_s: float,
         metrics: Metrics,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._mirror, self._lineup, self._clock = mirror, lineup, clock
-        self._settings, self._metrics, self._executor = settings, metrics, SerialExecutor()
-        metrics.store_looks.precreate(("ok", "failed"))
-        self._asked = math.inf  # when the question was put that is open now
-        self._answered = clock()  # when the store last did
-        self._since: str | None = None  # the same by the calendar
+        self._sync = sync
+        self._deployments = deployments
+        self._poll_s = poll_s
+        self._metrics = metrics
+        self._clock = clock
+        self._executor = SerialExecutor()
+        # when the poll began that has no answer yet
+        self._asked_at = math.inf
+        # when the remote registry last answered: by the clock, and for people
+        self._answered_at = clock()
+        self._answered: str | None = None
         self._away: RemoteUnavailable | None = None
-        self._refused: dict[str, tuple[bytes | None, Exception, float]] = {}  # what was said, why not, when to retry
+        self._refused: dict[str, Refused] = {}
+        metrics.store_looks.precreate(("ok", "failed"))
 
     async def start(self) -> None:
-        """Look once; a store that is away does no harm where a primary was mirrored before, or is another's to mirror.
+        """Poll once. The remote registry may be away if a primary is here from before, or is not for this process.
 
         Raises:
-            RemoteUnavailable: none was.
-            Exception: the only primary there is must not be served.
+            RemoteUnavailable: it is away, and there is no primary.
+            Exception: the only primary must not be served.
         """
-        await self.look(HANG_S)
-        if self._may_start():
+        await self.poll(HANG_S)
+        if self._has_primary():
             return
-        if Alias.PRIMARY in self._refused:
-            raise self._refused[Alias.PRIMARY][1]
-        raise self._away or RemoteUnavailable(f"{self._mirror.remote.name}: no {Alias.PRIMARY} is there")
+        if refused := self._refused.get(Alias.PRIMARY):
+            raise refused.error
+        raise self._away or RemoteUnavailable(f"{self._sync.remote.name}: no {Alias.PRIMARY} is there")
 
-    async def watch(self) -> None:
-        """Look every `store_s` seconds, for ever, and give way to those who answer callers meanwhile."""
+    async def run(self) -> None:
+        """Poll until cancelled, at a lower priority than callers are answered at."""
         await catch_and_log("give way", self._executor.run(give_way))
-        await repeat("follow the store", self.look, self._settings.store_s)
+        await repeat("follow the store", self.poll, self._poll_s)
 
     async def close(self, timeout: float) -> None:
-        """Let go of the store; wait `timeout` seconds at most for a version that is being checked, for no answer."""
-        await self._executor.shutdown(timeout if math.isinf(self._asked) else 0)
+        """Wait `timeout` seconds at most for a version that is being checked, but for no answer."""
+        await self._executor.shutdown(timeout if math.isinf(self._asked_at) else 0)
 
-    async def look(self, patience_s: float | None = None) -> None:
-        """Ask the store what the aliases are, and follow those that are the line-up's.
+    async def poll(self, timeout: float | None = None) -> None:
+        """Apply the records of the aliases that this process serves.
 
-        Wait `patience_s` seconds at most, for the answer alone where nothing can be served until what it names is here.
+        Wait `timeout` seconds at most; without a primary, only for the records: the versions in them are needed.
         """
         try:
-            async with asyncio.timeout(patience_s) as limit:
-                told = await self._ask()
-                if not self._may_start():
+            async with asyncio.timeout(timeout) as limit:
+                records = await self._fetch()
+                if not self._has_primary():
                     limit.reschedule(None)
-                for alias in self._lineup.aliases:
-                    if alias in told:
-                        await self._follow(alias, told[alias])
+                for alias in self._deployments.aliases:
+                    if alias in records:
+                        await self._apply(alias, records[alias])
         except TimeoutError:
-            self._miss(RemoteUnavailable(f"{self._mirror.remote.name}: no answer in time"))
+            self._on_away(RemoteUnavailable(f"{self._sync.remote.name}: no answer in time"))
         except RemoteUnavailable as error:
-            self._miss(error)
+            self._on_away(error)
         else:
-            self._meet()
-
-    def _may_start(self) -> bool:
-        """Whether a primary is here, or is another's to mirror."""
-        return Alias.PRIMARY not in self._lineup.aliases or Alias.PRIMARY in self._mirror.registry.aliases()
+            self._on_answer()
 
     def observe(self) -> None:
-        """Bring the gauge of the store up to date."""
-        self._metrics.store_age.set(self._clock() - self._answered)
+        """Update the gauge of the remote registry."""
+        self._metrics.store_age.set(self._clock() - self._answered_at)
 
     def describe(self) -> dict[str, Any]:
-        """Return what /models says of the store."""
-        waited = self._clock() - self._asked
-        error = f"no answer for {waited:.0f} s" if waited > HANG_S else str(self._away or "") or None
-        return {"url": self._mirror.remote.name, "is_stale": bool(error), "answered": self._since, "error": error}
+        """Return what /models says of the remote registry."""
+        waited_s = self._clock() - self._asked_at
+        error = f"no answer for {waited_s:.0f} s" if waited_s > HANG_S else str(self._away or "") or None
+        return {"url": self._sync.remote.name, "is_stale": bool(error), "answered": self._answered, "error": error}
 
-    async def _ask(self) -> dict[str, bytes | None]:
-        self._asked = self._clock()
+    def _has_primary(self) -> bool:
+        """Return whether a primary is here, or is not for this process."""
+        return Alias.PRIMARY not in self._deployments.aliases or Alias.PRIMARY in self._sync.registry.aliases()
+
+    async def _fetch(self) -> dict[str, bytes | None]:
+        self._asked_at = self._clock()
         try:
-            return await self._executor.run(self._mirror.poll)
+            return await self._executor.run(self._sync.poll)
         finally:
-            self._asked = math.inf
+            self._asked_at = math.inf
 
-    async def _follow(self, alias: str, said: bytes | None) -> None:
-        known = self._refused.get(alias)
-        if known and known[0] == said and self._clock() < known[2]:
+    async def _apply(self, alias: Alias, record: bytes | None) -> None:
+        refused = self._refused.get(alias)
+        if refused and refused.record == record and self._clock() < refused.retry_at:
             return
         try:
-            await self._executor.run(self._mirror.apply, alias, said)
+            await self._executor.run(self._sync.apply, alias, record)
             self._refused.pop(alias, None)
         except RegistryLocked:
-            return  # the line-up is writing; the next look is soon enough
+            return  # a rollback is being recorded: the next poll is soon enough
         except RemoteUnavailable:
             raise
-        except Exception as error:  # whatever it is, what is here goes on serving
-            self._refused[alias] = said, error, self._clock() + RETRY_S
-            self._lineup.refuse(alias, _named(said), error)
+        except Exception as error:  # a model may raise anything; what serves stays
+            self._refused[alias] = Refused(record, error, self._clock() + RETRY_S)
+            self._deployments.refuse(alias, _version_in(record), error)
 
-    def _miss(self, error: RemoteUnavailable) -> None:
+    def _on_away(self, error: RemoteUnavailable) -> None:
         self._metrics.store_looks.inc("failed")
         if not self._away:
             logger().warning("registry store away", reason=str(error))
         self._away = error
 
-    def _meet(self) -> None:
+    def _on_answer(self) -> None:
         self._metrics.store_looks.inc("ok")
         if self._away:
-            logger().info("registry store back", url=self._mirror.remote.name)
-        self._away, self._answered, self._since = None, self._clock(), now()
+            logger().info("registry store back", url=self._sync.remote.name)
+        self._away = None
+        self._answered_at = self._clock()
+        self._answered = now()
 
 
-def _named(said: bytes | None) -> str:
+def sync_loop(deployments: Deployments, settings: Settings, metrics: Metrics) -> SyncLoop | None:
+    """Return the sync loop with the remote registry of the settings, or None if the registry is a local directory."""
+    if not is_url(settings.registry):
+        return None
+    sync = RegistrySync(RemoteRegistry(settings.registry), deployments.registry, deployments.loader.check)
+    return SyncLoop(sync, deployments, settings.store_s, metrics)
+
+
+def _version_in(record: bytes | None) -> str:
     try:
-        return AliasRecord.from_json(said or b"").move.after
+        return AliasRecord.from_json(record or b"").move.after
     except BadAliasRecord:
         return "unreadable"

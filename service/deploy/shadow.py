@@ -1,93 +1,76 @@
-"""The shadow: what the `candidate` would have answered to some of the requests that others answered.
+"""The shadow: compares the answers to some requests with what the `candidate` would have answered.
 
-Callers neither wait for it nor fail with it; what it finds goes into histograms, for whoever decides on promotion.
+Callers neither wait for it nor fail with it. It reports in histograms, for the decision on a promotion.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from random import random
 from time import monotonic
 from typing import Any
 
-import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.retrieval.retriever import Search
 from models.vectors import Floats
+from service.deploy.comparer import TIMEOUT_S, Comparer, Comparison
 from service.engines.engine import Engine
 from service.engines.remote import PredictEngine
 from service.engines.router import Routed
 from service.engines.search import SearchModel
-from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.tracing import current_span
 
-TOP = 10  # passages of which the overlap is taken
-MOST = 4  # comparisons at a time; more are skipped, and counted
-PATIENCE_S = 5.0
+TOP = 10  # passages, of which the overlap is computed
+MAX_RUNNING = 4  # comparisons at a time; more are skipped, and counted
 
 
 class Shadow:
-    """Compares; `candidate` and `search` tell who does now, or None."""
+    """Compares a `share` of the answers; `candidate` and `search` return the engines of the moment, or None."""
 
     def __init__(
         self,
         candidate: Callable[[], PredictEngine | None],
         search: Callable[[], Engine[SearchModel] | None],
-        settings: Settings,
+        share: float,
         metrics: Metrics,
         draw: Callable[[], float] = random,
     ) -> None:
-        self._candidate, self._search, self._draw = candidate, search, draw
-        self._share, self._metrics = settings.shadow_share, metrics
-        self._running: set[asyncio.Task[None]] = set()
+        self._candidate = candidate
+        self._search = search
+        self._metrics = metrics
+        self._comparer = Comparer(lambda: draw() < share, self._report, MAX_RUNNING, metrics.shadowed.inc)
+        self.wait = self._comparer.wait
 
     def consider(self, contexts: Floats, routed: Routed) -> None:
-        """Compare the first of `contexts` `(n, T, D)` with its answer, later, if the lot falls on it."""
+        """Compare the answer to the first of `contexts` `(n, T, D)`, later, if it is sampled."""
         engine = self._candidate()
-        if engine is None or engine.info.shape != contexts.shape[1:] or self._draw() >= self._share:
-            return
-        if len(self._running) >= MOST:
-            self._metrics.shadowed.inc("skipped")
-            return
-        task = asyncio.create_task(self._compare(engine, contexts[:1], routed))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        if engine is not None and engine.info.shape == contexts.shape[1:]:
+            self._comparer.offer(engine.run, contexts, routed.prediction)
 
-    async def settle(self) -> None:
-        """Wait for the comparisons that run."""
-        await asyncio.gather(*self._running)
-
-    async def _compare(self, engine: PredictEngine, context: Floats, routed: Routed) -> None:
-        current_span.set(None)  # the caller's trace is of what the caller waited for
-        try:
-            theirs, ours = await engine.run(context, monotonic() + PATIENCE_S), routed.prediction
-            cosine = float(np.vecdot(theirs.vectors[0], ours.vectors[0]))
-            overlap = await self._overlap(theirs.vectors[0], ours.vectors[0])
-        except Exception:  # whatever befalls the candidate is for the counter alone
-            self._metrics.shadowed.inc("failed")
-            return
-        self._metrics.shadowed.inc("compared")
+    async def _report(self, comparison: Comparison) -> None:
+        ours, theirs, cosine = comparison
+        overlap = await self._overlap(ours.vectors[0], theirs.vectors[0])
         self._metrics.shadow_cosine.labels().observe(cosine)
         if overlap is not None:
             self._metrics.shadow_overlap.labels().observe(overlap)
-        if ours.batch_rows == theirs.batch_rows == 1:  # the times of larger batches are not of one request
+        # the time of a larger batch is not that of one request
+        if ours.batch_rows == theirs.batch_rows == 1:
             self._metrics.shadow_extra_seconds.labels().observe(theirs.infer_s - ours.infer_s)
 
-    async def _overlap(self, theirs: Floats, ours: Floats) -> float | None:
+    async def _overlap(self, ours: Floats, theirs: Floats) -> float | None:
+        """Return the share of passages that a search finds by both vectors; None if there is no corpus for them."""
         engine = self._search()
         if engine is None or engine.info.shape[1] != len(ours):
             return None
-        deadline = monotonic() + PATIENCE_S
-        found = [await engine.run(Search(query, TOP), deadline) for query in (theirs, ours)]
+        deadline = monotonic() + TIMEOUT_S
+        found = [await engine.run(Search(vector, TOP), deadline) for vector in (ours, theirs)]
         first, second = ({hit.row for hit in each.hits} for each in found)
         return len(first & second) / max(len(first), 1)
 
 
-def report(scrape: str) -> dict[str, Any]:
-    """Return what a shadow has found so far, read off the text of /metrics."""
+def summarize_shadow(scrape: str) -> dict[str, Any]:
+    """Return what a shadow has found so far, by the text of /metrics."""
     samples = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(scrape)

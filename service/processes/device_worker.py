@@ -20,13 +20,14 @@ import orjson
 import uvloop
 
 from lvm.errors import Draining, ServiceError, Unavailable
-from models.registry.alias import NET_ALIASES, Alias
+from models.registry.alias import NET_ALIASES
 from models.registry.registry import Registry
 from models.registry.remote import local_directory
 from models.vectors import Floats
-from service.deploy.deployments import Lineup
-from service.deploy.loading import RealLoaders
-from service.deploy.registry_sync import Follower, follower_of, following
+from service.deploy.deployments import Deployments
+from service.deploy.loading import RuntimeLoader
+from service.deploy.registry_sync import SyncLoop, keep_deployed, sync_loop
+from service.deploy.watcher import Watcher
 from service.engines.engine import Engine
 from service.engines.predict import Prediction, PredictModel
 from service.processes.device_client import frame_name
@@ -52,12 +53,12 @@ Predictor = Engine[PredictModel]
 
 
 class DeviceWorker:
-    """Answers the requests of HTTP workers by the engines of `lineup`."""
+    """Answers the requests of HTTP workers by the engines of `deployments`."""
 
-    def __init__(self, lineup: Lineup, settings: Settings) -> None:
+    def __init__(self, deployments: Deployments, settings: Settings) -> None:
         self.settings = settings
         self.sessions: set[WorkerSession] = set()
-        self._lineup = lineup
+        self._deployments = deployments
         self._names: dict[Predictor, bytes] = {}
         self._input_spaces: dict[bytes, tuple[int, int, str]] = {}  # of every engine that ever served, by name
         self._announced = b""
@@ -68,7 +69,7 @@ class DeviceWorker:
         self._names = {engine: frame_name(engine.info) for engine in engines.values()}
         self._input_spaces |= {name: engine.info.input_space for engine, name in self._names.items()}
         infos = [engine.describe() for engine in engines.values()]
-        live = {str(alias): live for alias, live in self._lineup.live.items()}
+        live = {str(alias): slot.live for alias, slot in self._deployments.slots.items()}
         text = orjson.dumps({"engines": infos, "live": live})
         if text != self._announced:
             self._announced = text
@@ -101,8 +102,7 @@ class DeviceWorker:
         return author, await engine.run(contexts, deadline)
 
     def _engines(self) -> dict[str, Predictor]:
-        known = {**self._lineup.engines, Alias.CANDIDATE: self._lineup.candidate}
-        return {alias: engine for alias, engine in known.items() if isinstance(engine, Engine)}
+        return self._deployments.local_engines()
 
 
 class WorkerSession(FrameProtocol):
@@ -194,14 +194,15 @@ async def _run(settings: Settings, metrics: Metrics, listener: socket.socket, li
         loop.add_signal_handler(number, leaving.set)
     on_supervisor_exit(line, place, lambda: loop.call_soon_threadsafe(leaving.set), settings.stop_s)
     registry = Registry(local_directory(settings.registry, settings.cache))
-    lineup = Lineup(registry, RealLoaders(settings), settings, metrics, aliases=NET_ALIASES)
-    follower = follower_of(lineup, settings, metrics)
+    deployments = Deployments(registry, RuntimeLoader(settings), settings, metrics, aliases=NET_ALIASES)
+    watcher = Watcher(deployments, settings.reload_s, metrics)
+    sync = sync_loop(deployments, settings, metrics)
     async with AsyncExitStack() as stack:
-        if await finishes_before(leaving, stack.enter_async_context(following(lineup, follower, settings.grace_s))):
-            device = DeviceWorker(lineup, settings)
+        if await finishes_before(leaving, stack.enter_async_context(keep_deployed(watcher, sync, settings.grace_s))):
+            device = DeviceWorker(deployments, settings)
             device.announce()
             server = await listen(device, listener)
-            await _watch(device, lineup, follower, line, leaving)
+            await _watch(device, deployments, sync, line, leaving)
             server.close()
             await _drain(device, settings.drain_s + settings.grace_s)
 
@@ -220,7 +221,7 @@ async def finishes_before(leaving: asyncio.Event, start: Coroutine[Any, Any, obj
 
 
 async def _watch(
-    device: DeviceWorker, lineup: Lineup, follower: Follower | None, line: socket.socket, leaving: asyncio.Event
+    device: DeviceWorker, deployments: Deployments, sync: SyncLoop | None, line: socket.socket, leaving: asyncio.Event
 ) -> None:
     """Announce changes to the HTTP workers, and beat to the supervisor, until `leaving` is set."""
     guarded = CatchAndLog("tell the workers")
@@ -230,10 +231,10 @@ async def _watch(
             device.announce()
             if monotonic() - last_beat >= 1.0:
                 last_beat = monotonic()
-                lineup.observe()
-                if follower:
-                    follower.observe()
-                if lineup.stuck_s() <= device.settings.hang_s:
+                deployments.observe()
+                if sync:
+                    sync.observe()
+                if deployments.stuck_s() <= device.settings.hang_s:
                     send_heartbeat(line)
         with suppress(TimeoutError):
             await asyncio.wait_for(leaving.wait(), TICK_S)

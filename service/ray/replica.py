@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from ray import serve
 
 from lvm.errors import ServiceError, Unavailable
+from models.registry.alias import Alias
 from models.registry.registry import Registry
 from models.retrieval.retriever import Search
-from service.deploy.deployments import Lineup
-from service.deploy.loading import RealLoaders
+from service.deploy.deployments import Deployments
+from service.deploy.loading import RuntimeLoader
+from service.deploy.watcher import Watcher
 from service.engines.engine import Engine, EngineInfo, Live
 from service.engines.predict import Prediction
 from service.engines.search import Found
@@ -37,7 +39,7 @@ class Call(NamedTuple):
 class Replica:
     """Serves one alias: Serve forms the batches, the engine runs them, the registry decides which version."""
 
-    async def __init__(self, alias: str, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, alias: Alias, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         self._alias = alias
         self._settings = settings
         self._load = LoadStats()
@@ -48,11 +50,13 @@ class Replica:
         own = settings.model_copy(update={"max_wait_ms": 0.0})  # Serve has waited already
         metrics = Metrics(settings.slo_ms, NodeMetrics(settings.slo_ms, metrics_home()).values())
         log_writer().on_drop(metrics.log_dropped.inc)
-        self._lineup = Lineup(Registry(Path(settings.registry)), RealLoaders(own), own, metrics, aliases=(alias,))
-        await self._lineup.start()
-        if self._lineup.identity(alias) is None:
-            raise Unavailable(f"the version of `{alias}` cannot be served: {self._lineup.live.get(alias)}")
-        self._watch = asyncio.create_task(self._lineup.watch())
+        registry = Registry(Path(settings.registry))
+        self._deployments = Deployments(registry, RuntimeLoader(own), own, metrics, aliases=(alias,))
+        watcher = Watcher(self._deployments, own.reload_s, metrics)
+        await watcher.start()
+        if self._deployments.engine(alias) is None:
+            raise Unavailable(f"the version of `{alias}` cannot be served: {self._deployments.slots.get(alias)}")
+        self._watch = asyncio.create_task(watcher.run())
 
     async def ask(self, item: Any, left_s: float) -> Result:
         """Return the answer to contexts `(n, T, D)` or to a `Search` within `left_s` seconds, or the error.
@@ -73,9 +77,9 @@ class Replica:
 
     async def describe(self) -> tuple[EngineInfo, Live]:
         """Return what serves here, and since when."""
-        engine = self._lineup.engines[self._alias]
+        engine = self._deployments.engines[self._alias]
         assert isinstance(engine, Engine)
-        return engine.describe(), self._lineup.live[self._alias]
+        return engine.describe(), self._deployments.slots[self._alias].live
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what `QueueWait` reads."""
@@ -83,8 +87,8 @@ class Replica:
 
     def check_health(self) -> None:
         """Raise `Unavailable` if a batch hangs; Ray then replaces this replica."""
-        check_live(self._lineup, self._settings)
-        self._lineup.observe()
+        check_live(self._deployments, self._settings)
+        self._deployments.observe()
 
     async def _answer(self, call: Call) -> Result:
         try:
@@ -93,11 +97,11 @@ class Replica:
             return error  # Ray would log it with a traceback if it were raised
 
     async def _search(self, call: Call) -> Found:
-        found = await self._lineup.search_engine().run(call.item, call.deadline)
+        found = await self._deployments.search_engine().run(call.item, call.deadline)
         return found._replace(searched=found.searched._replace(replica=self._replica_id))
 
     async def _predict(self, call: Call) -> Prediction:
-        engine = self._lineup.engines[self._alias]
+        engine = self._deployments.engines[self._alias]
         if call.item.shape[1:] != engine.info.shape:
             raise Unavailable("model was replaced by one with a different input shape")
         prediction = await engine.run(call.item, call.deadline)

@@ -73,7 +73,7 @@ def main(plan: dict[str, Any]) -> int:
     settings = read_settings(port=0)
     configure(settings.log_level)
     answers = {name: answer_of(fake) for name, fake in plan.get("answers", {}).items()}
-    app = create_app(settings, fakes.FakeLoaders(**answers) if answers else None)
+    app = create_app(settings, fakes.FakeLoader(**answers) if answers else None)
     server = Server(uvicorn_config(app, settings), app, settings)
     listen_in(plan["audit"])
     with bind(settings.host, settings.port) as listener:

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Path, Query, Response
 
 from lvm.errors import UnknownArticle
 from models.retrieval.retriever import Retriever
-from service.deploy.deployments import Lineup
+from service.deploy.deployments import Deployments
 from service.http import codec, schemas
 
 LAST = 2**31 - 1  # ids are int32
@@ -17,7 +17,7 @@ Offset = Annotated[int, Query(ge=0, le=LAST, description="How many to pass over.
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many to return at most.")]
 
 
-def add_routes(app: FastAPI, lineup: Lineup) -> None:
+def add_routes(app: FastAPI, lineup: Deployments) -> None:
     """Add /articles and /articles/{article} to `app`; they run in threads, for a corpus may lie on disk."""
 
     @app.get("/articles", response_model=schemas.Articles, responses=schemas.ARTICLES)

@@ -22,8 +22,8 @@ from lvm.errors import (
 from models.registry.alias import Alias
 from models.retrieval.retriever import Hit, Search
 from models.vectors import Floats
-from service.deploy.deployments import Lineup
-from service.deploy.registry_sync import Follower
+from service.deploy.deployments import Deployments
+from service.deploy.registry_sync import SyncLoop
 from service.deploy.shadow import Shadow
 from service.engines.engine import Engine
 from service.engines.remote import PredictEngine
@@ -86,11 +86,11 @@ def _texts(settings: Settings) -> dict[str, codec.Check]:
 
 
 async def _heard(
-    lineup: Lineup, encoder: str, asked: Decoded, length: int, call: Call, *, may_be_query: bool = False
+    lineup: Deployments, encoder: str, asked: Decoded, length: int, call: Call, *, may_be_query: bool = False
 ) -> Decoded:
     """Return what was asked in words as vectors of `encoder`: a context of `length` chunks, or a query."""
     assert asked.words is not None
-    engine = lineup.encoder_engine(encoder, f"/{asked.field}")
+    engine = lineup.encoder.require(encoder, f"/{asked.field}")
     read = await engine.run(TextInput(asked.words, length, may_be_query, call.place.client), call.deadline)
     rows = read.vectors if read.read_as == "query" else read.vectors[None]
     chunks = {"chunks": read.chunks} if asked.field == "text" else {}
@@ -119,7 +119,7 @@ def _of_text(reply: Reply, heard: Mapping[str, Any]) -> Reply:
 class Predict:
     """POST /predict: contexts in, in vectors or in words, next vectors out."""
 
-    def __init__(self, router: Router, lineup: Lineup, door: Door, shadow: Shadow) -> None:
+    def __init__(self, router: Router, lineup: Deployments, door: Door, shadow: Shadow) -> None:
         settings = door.settings
         self._lineup, self._shadow, self._slicer = lineup, shadow, door.slicer
         self._router, self._max_rows, self._norms = router, settings.max_rows, settings.norm_policy
@@ -190,7 +190,7 @@ class Predict:
 class Retrieve:
     """POST /retrieve: a query, or a context that becomes one, in; passages out."""
 
-    def __init__(self, router: Router, lineup: Lineup, door: Door) -> None:
+    def __init__(self, router: Router, lineup: Deployments, door: Door) -> None:
         settings = door.settings
         self._router, self._lineup, self._norms, self._metrics = router, lineup, settings.norm_policy, door.metrics
         self._slicer = door.slicer
@@ -445,13 +445,13 @@ class DocumentedHotRoute(APIRoute):
         self.hot = hot
 
 
-def check_live(lineup: Lineup, settings: Settings) -> None:
+def check_live(lineup: Deployments, settings: Settings) -> None:
     """Raise `Unavailable` where an inference thread is dead or hangs."""
     if lineup.stuck_s() > settings.hang_s:
         raise Unavailable("an inference thread is dead or hangs")
 
 
-def check_ready(lineup: Lineup, state: State) -> None:
+def check_ready(lineup: Deployments, state: State) -> None:
     """Raise `Draining` or `Unavailable` where no request should come here."""
     if state.is_draining:
         raise Draining("on its way out")
@@ -470,11 +470,11 @@ async def _in_time(reading: Awaitable[T]) -> T:
 
 
 def add_routes(
-    app: FastAPI, router: Router, lineup: Lineup, door: Door, follower: Follower | None = None
+    app: FastAPI, router: Router, lineup: Deployments, door: Door, follower: SyncLoop | None = None
 ) -> Callable[[], None]:
     """Add every route of the service to `app`; return what brings the gauges up to date."""
     settings, metrics, state = door.settings, door.metrics, door.state
-    shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings, metrics)
+    shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings.shadow_share, metrics)
     hot = (
         (Predict(router, lineup, door, shadow), "/predict", schemas.PREDICT),
         (Retrieve(router, lineup, door), "/retrieve", schemas.RETRIEVE),
@@ -518,7 +518,7 @@ def add_routes(
     return observe
 
 
-def _add_registry_routes(app: FastAPI, router: Router, lineup: Lineup, follower: Follower | None) -> None:
+def _add_registry_routes(app: FastAPI, router: Router, lineup: Deployments, follower: SyncLoop | None) -> None:
     inventory = Inventory(lineup.registry)
     refresh = SingleFlight(lineup.inventory_executor, inventory.refresh)
 

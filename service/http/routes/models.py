@@ -11,21 +11,25 @@ from lvm.errors import UnknownModel
 from models.registry import disk
 from models.registry.card import CARD_FILE, MAX_CARD_BYTES, BadCard, read_card_summary
 from models.registry.registry import Registry, UnknownVersion, Version
-from service.deploy.deployments import Lineup
-from service.deploy.registry_sync import Follower
+from service.deploy.deployments import Deployments, Slot
+from service.deploy.registry_sync import SyncLoop
+from service.engines.breaker import Breaker
+from service.engines.engine import Engine
 from service.engines.router import Router
+from service.engines.search import SearchModel
 
 Stamp = tuple[int, int, int]  # time of the last change in nanoseconds, size in bytes, inode
 
 
 def describe(
-    router: Router, lineup: Lineup, follower: Follower | None, versions: list[dict[str, Any]]
+    router: Router, deployments: Deployments, sync: SyncLoop | None, versions: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the body of /models; `versions` are what an `Inventory` says."""
+    """Return the body of /models; `versions` are the summaries of an `Inventory`."""
+    encoder = deployments.encoder
     return {
-        "aliases": {str(alias): _alias(alias, router, lineup) for alias in lineup.live},
-        "encoder": {"name": lineup.encoder.info.name if lineup.encoder else None, "missing": lineup.no_encoder},
-        "store": follower.describe() if follower else None,
+        "aliases": {str(alias): _alias(slot, router.breakers.get(alias)) for alias, slot in deployments.slots.items()},
+        "encoder": {"name": encoder.engine.info.name if encoder.engine else None, "missing": encoder.missing},
+        "store": sync.describe() if sync else None,
         "versions": versions,
     }
 
@@ -112,14 +116,16 @@ def _figures(score: dict[str, Any]) -> dict[str, Any]:
     return {"cosine": score["cosine"], "margin": score["margin"], "baselines": baselines}
 
 
-def _alias(alias: str, router: Router, lineup: Lineup) -> dict[str, Any]:
-    live, breaker = lineup.live[alias], router.breakers.get(alias) or lineup.breaker(alias)
-    served = lineup.identity(alias)
+def _alias(slot: Slot, breaker: Breaker | None) -> dict[str, Any]:
+    engine = slot.engine
+    live = slot.live
+    if isinstance(engine, Engine) and isinstance(engine.model, SearchModel):
+        breaker = engine.model.breaker
     return {
         "id": live.version,
-        **({"sha256": served[2], "runtime": served[3]} if served else {}),
+        **({"sha256": engine.info.sha256, "runtime": engine.info.runtime} if engine else {}),
         "since": live.since,
         "breaker": breaker.state if breaker else None,
-        "warning": lineup.warning(alias),
+        "warning": engine.warning() if engine else None,
         "refused": {"id": live.refused, "reason": live.reason} if live.refused else None,
     }

@@ -21,7 +21,7 @@ from lvm.errors import (
     UnknownModel,
 )
 from models.vectors import Floats
-from service.deploy.deployments import Lineup
+from service.deploy.deployments import Deployments
 from service.engines.remote import PredictEngine
 from service.engines.router import Routed, Router
 from service.http import codec, content_coding, schemas
@@ -310,7 +310,7 @@ def missing(path: str) -> str | None:
     return next((said for part, said in MISSING.items() if part in path), None)
 
 
-def add_routes(app: FastAPI, router: Router, lineup: Lineup, door: Door) -> HotRoute:
+def add_routes(app: FastAPI, router: Router, lineup: Deployments, door: Door) -> HotRoute:
     """Add the protocol's routes to `app`; return the hot one, which is found by its path's two ends."""
     settings, state = door.settings, door.state
 

@@ -16,7 +16,7 @@ from models.registry.registry import Registry
 from service.app import create_app
 from service.settings import Settings
 from tests.conftest import Running, running, until
-from tests.fakes import FakeLoaders, add_version, mean_of, registry_of
+from tests.fakes import FakeLoader, add_version, mean_of, registry_of
 
 Start = Callable[..., Running]
 TOKEN = "a-token-of-16-characters-and-more"
@@ -31,7 +31,7 @@ def replica(tmp_path: Path) -> Iterator[Start]:
         def start(name: str) -> Running:
             root = registry_of(tmp_path / name, primary="amn").root
             settings = Settings(registry=root, reload_s=0.05, tokens=TOKEN)  # type: ignore[arg-type]
-            app = create_app(settings, FakeLoaders(amn=mean_of, gru=mean_of))
+            app = create_app(settings, FakeLoader(amn=mean_of, gru=mean_of))
             return stack.enter_context(running(app, settings))
 
         yield start
@@ -65,7 +65,7 @@ def test_the_command_shows_replicas_and_checks_them(replica: Start, capsys: pyte
     found = json.loads(capsys.readouterr().out)
     assert [each["error"] for each in found["replicas"]] == [None, None]
     versions.models(urls, token=TOKEN)
-    assert server.app.state.lineup.live["primary"].version in capsys.readouterr().out
+    assert server.app.state.lineup.slots["primary"].live.version in capsys.readouterr().out
     with pytest.raises(typer.Exit) as end:
         versions.models(urls, check=True)
     assert end.value.exit_code == FAILED

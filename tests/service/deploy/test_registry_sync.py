@@ -1,4 +1,4 @@
-"""A registry in an object store, followed while serving: away is told once, damage refused, a warm start needs none."""
+"""A remote registry is synced while serving: absence is logged once, damage refused, and a warm start needs none."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ import pytest
 
 from models.registry.manifest import Corrupt
 from models.registry.registry import Registry, RegistryLocked
-from models.registry.remote import AliasRecord, RegistrySync, RemoteRegistry, RemoteUnavailable
+from models.registry.remote import (
+    AliasRecord,
+    RegistrySync,
+    RemoteRegistry,
+    RemoteUnavailable,
+)
 from models.runtimes.priority import gives_way
 from service.app import create_app
-from service.deploy.deployments import RETRY_S, Lineup
-from service.deploy.registry_sync import HANG_S, Follower
+from service.deploy.deployments import Deployments
+from service.deploy.registry_sync import HANG_S, SyncLoop
+from service.deploy.watcher import RETRY_S, Watcher
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.conftest import PATIENCE_S, running, until
-from tests.fakes import FakeLoaders, add_version, mean_of, registry_of
+from tests.fakes import FakeLoader, add_version, mean_of, registry_of
 
 
-class Told(RegistrySync):
-    """A mirror whose store says what it is told to, and whose registry does as `trouble` says."""
+class FakeRemote(RegistrySync):
+    """A remote registry with the `records` of a test, which is `away` or raises `trouble` if the test says so."""
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(RemoteRegistry("memory://told"), registry, lambda alias, version: None)
-        self.said: dict[str, bytes | None] = {"primary": b"{}"}
+        self.records: dict[str, bytes | None] = {"primary": b"{}"}
         self.trouble: Exception | None = None
         self.away: Exception | None = None
-        self.follows, self.gave_way = 0, list[bool]()
+        self.applied, self.gave_way = 0, list[bool]()
         self.answers = threading.Event()
         self.answers.set()
 
@@ -39,108 +45,109 @@ class Told(RegistrySync):
         self.answers.wait(PATIENCE_S)
         if self.away:
             raise self.away
-        return self.said
+        return self.records
 
     def apply(self, alias: str, said: bytes | None) -> None:
-        self.follows += 1
+        self.applied += 1
         self.gave_way.append(gives_way())
         if self.trouble:
             raise self.trouble
 
 
-class House:
-    """A follower of such a mirror, and the time."""
+class Harness:
+    """A sync loop with such a remote registry, deployments, and a clock that tests move."""
 
     def __init__(self, root: Path, **aliases: str) -> None:
-        self.now, self.metrics = 0.0, Metrics()
-        registry, settings = registry_of(root, **aliases), Settings(store_s=0.005)
-        self.lineup = Lineup(registry, FakeLoaders(amn=mean_of), settings, self.metrics)
-        self.mirror = Told(registry)
-        self.follower = Follower(self.mirror, self.lineup, settings, self.metrics, clock=lambda: self.now)
+        self.now = 0.0
+        self.metrics = Metrics()
+        registry = registry_of(root, **aliases)
+        self.deployments = Deployments(registry, FakeLoader(amn=mean_of), Settings(), self.metrics)
+        self.remote = FakeRemote(registry)
+        self.sync = SyncLoop(self.remote, self.deployments, 0.005, self.metrics, clock=lambda: self.now)
 
-    def looks(self, outcome: str) -> float:
+    def polls(self, outcome: str) -> float:
         return self.metrics.store_looks.value(outcome)
 
 
-def live(root: Path, scenario: Callable[[House], Awaitable[None]], **aliases: str) -> None:
-    async def run() -> None:
+def run(root: Path, scenario: Callable[[Harness], Awaitable[None]], **aliases: str) -> None:
+    async def play() -> None:
         async with asyncio.timeout(PATIENCE_S):
-            await scenario(House(root, **aliases))
+            await scenario(Harness(root, **aliases))
 
-    asyncio.run(run())
+    asyncio.run(play())
 
 
-def test_a_store_away_is_counted_told_once_and_stale_until_it_is_back(
+def test_counts_every_poll_of_an_absent_remote_but_logs_one_and_is_stale_until_it_is_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def scenario(house: House) -> None:
-        follower = house.follower
-        await follower.start()
-        answered = follower.describe()["answered"]
-        house.mirror.away, house.now = RemoteUnavailable("no route"), 7.0
+    async def scenario(harness: Harness) -> None:
+        sync = harness.sync
+        await sync.start()
+        answered = sync.describe()["answered"]
+        harness.remote.away, harness.now = RemoteUnavailable("no route"), 7.0
         for _ in range(3):
-            await follower.look()
-        follower.observe()
-        assert house.metrics.store_age.value() == 7
-        said = {"url": "memory://told", "is_stale": True, "answered": answered, "error": "no route"}
-        assert follower.describe() == said
-        house.mirror.away = None
-        await follower.look()
-        assert (house.looks("ok"), house.looks("failed")) == (2, 3)
-        assert (follower.describe()["is_stale"], follower.describe()["error"]) == (False, None)
+            await sync.poll()
+        sync.observe()
+        assert harness.metrics.store_age.value() == 7
+        expected = {"url": "memory://told", "is_stale": True, "answered": answered, "error": "no route"}
+        assert sync.describe() == expected
+        harness.remote.away = None
+        await sync.poll()
+        assert (harness.polls("ok"), harness.polls("failed")) == (2, 3)
+        assert (sync.describe()["is_stale"], sync.describe()["error"]) == (False, None)
 
-    live(tmp_path, scenario, primary="amn")
+    run(tmp_path, scenario, primary="amn")
     log = capsys.readouterr()
     assert (log.out + log.err).count("registry store away") == 1
     assert (log.out + log.err).count("registry store back") == 1
 
 
-def test_a_store_that_never_answers_is_stale_after_a_while_and_holds_nobody_up(tmp_path: Path) -> None:
-    async def scenario(house: House) -> None:
-        house.mirror.answers.clear()
-        watch = asyncio.create_task(house.follower.watch())
+def test_a_remote_that_hangs_is_stale_after_a_while(tmp_path: Path) -> None:
+    async def scenario(harness: Harness) -> None:
+        harness.remote.answers.clear()
+        watch = asyncio.create_task(harness.sync.run())
         try:
             await asyncio.sleep(0.05)
-            assert not house.follower.describe()["is_stale"]
-            house.now = HANG_S + 1
-            assert house.follower.describe()["error"] == "no answer for 31 s"
+            assert not harness.sync.describe()["is_stale"]
+            harness.now = HANG_S + 1
+            assert harness.sync.describe()["error"] == "no answer for 31 s"
         finally:
             watch.cancel()
-            house.mirror.answers.set()
+            harness.remote.answers.set()
 
-    live(tmp_path, scenario, primary="amn")
+    run(tmp_path, scenario, primary="amn")
 
 
-def test_what_is_refused_shows_and_is_tried_again_later_or_when_the_store_says_something_else(tmp_path: Path) -> None:
-    async def scenario(house: House) -> None:
-        version = house.lineup.registry.resolve("primary")
-        await house.lineup.start()
-        house.mirror.trouble = Corrupt("weights.safetensors was altered: sha256 0123...")
+def test_shows_a_refused_record_and_retries_it_later_or_if_it_changes(tmp_path: Path) -> None:
+    async def scenario(harness: Harness) -> None:
+        version = harness.deployments.registry.resolve("primary")
+        await Watcher(harness.deployments, 0.05, harness.metrics).start()
+        harness.remote.trouble = Corrupt("weights.safetensors was altered: sha256 0123...")
         for _ in range(3):
-            await house.follower.look()
-        shown = house.lineup.live["primary"]
+            await harness.sync.poll()
+        shown = harness.deployments.slots["primary"].live
         assert (shown.version, shown.refused) == (version.id, "unreadable")
         assert "was altered: sha256 0123" in str(shown.reason)
-        assert (house.mirror.follows, house.metrics.reloads.value("primary", "refused")) == (1, 1)
-        assert house.looks("ok") == 3, "the store is not away"
-        house.mirror.said["primary"] = b"[]"
-        await house.follower.look()
-        house.now += RETRY_S
-        await house.follower.look()
-        assert house.mirror.follows == 3
-        await house.lineup.close(1)
+        assert (harness.remote.applied, harness.metrics.reloads.value("primary", "refused")) == (1, 1)
+        assert harness.polls("ok") == 3, "the store is not away"
+        harness.remote.records["primary"] = b"[]"
+        await harness.sync.poll()
+        harness.now += RETRY_S
+        await harness.sync.poll()
+        assert harness.remote.applied == 3
+        await harness.deployments.close(1)
 
-    live(tmp_path, scenario, primary="amn")
+    run(tmp_path, scenario, primary="amn")
 
 
-def test_a_registry_that_the_lineup_is_writing_is_no_trouble(tmp_path: Path) -> None:
-    async def scenario(house: House) -> None:
-        house.mirror.trouble = RegistryLocked("held")
+def test_a_locked_registry_is_not_a_failure(tmp_path: Path) -> None:
+    async def scenario(harness: Harness) -> None:
+        harness.remote.trouble = RegistryLocked("held")
         for _ in range(2):
-            await house.follower.look()
-        assert (house.mirror.follows, house.looks("ok"), house.looks("failed")) == (2, 2, 0)
+            await harness.sync.poll()
+        assert (harness.remote.applied, harness.polls("ok"), harness.polls("failed")) == (2, 2, 0)
 
-    live(tmp_path, scenario, primary="amn")
+    run(tmp_path, scenario, primary="amn")
 
 
 @pytest.mark.parametrize(
@@ -148,65 +155,65 @@ def test_a_registry_that_the_lineup_is_writing_is_no_trouble(tmp_path: Path) -> 
     [
         ({"away": RemoteUnavailable("no route")}, RemoteUnavailable),
         ({"trouble": Corrupt("altered")}, Corrupt),
-        ({"said": {"primary": None}}, RemoteUnavailable),
+        ({"records": {"primary": None}}, RemoteUnavailable),
     ],
 )
-def test_a_cold_start_wants_a_primary_and_says_why_there_is_none(
+def test_a_start_without_a_primary_fails_with_the_reason(
     tmp_path: Path, trouble: dict[str, Any], error: type[Exception]
 ) -> None:
-    async def scenario(house: House) -> None:
-        vars(house.mirror).update(trouble)
+    async def scenario(harness: Harness) -> None:
+        vars(harness.remote).update(trouble)
         with pytest.raises(error):
-            await house.follower.start()
+            await harness.sync.start()
 
-    live(tmp_path, scenario)
+    run(tmp_path, scenario)
 
 
-def test_what_is_checked_beside_callers_gives_way_to_them(tmp_path: Path) -> None:
-    async def scenario(house: House) -> None:
-        await house.follower.start()
-        watch = asyncio.create_task(house.follower.watch())
-        while len(house.mirror.gave_way) < 2:
+def test_checks_versions_at_a_lower_priority_once_callers_are_served(tmp_path: Path) -> None:
+    async def scenario(harness: Harness) -> None:
+        await harness.sync.start()
+        watch = asyncio.create_task(harness.sync.run())
+        while len(harness.remote.gave_way) < 2:
             await asyncio.sleep(0.005)
         watch.cancel()
-        assert house.mirror.gave_way[:2] == [False, True], "at the start nobody waits"
+        assert harness.remote.gave_way[:2] == [False, True], "at the start no caller waits"
 
-    live(tmp_path, scenario, primary="amn")
+    run(tmp_path, scenario, primary="amn")
 
 
-def test_a_start_waits_for_no_store_that_hangs(tmp_path: Path) -> None:
-    async def scenario(house: House) -> None:
-        house.mirror.answers.clear()
+def test_a_poll_times_out_if_the_remote_hangs(tmp_path: Path) -> None:
+    async def scenario(harness: Harness) -> None:
+        harness.remote.answers.clear()
         try:
-            await house.follower.look(0.02)
+            await harness.sync.poll(0.02)
         finally:
-            house.mirror.answers.set()
-        assert (house.looks("ok"), house.looks("failed")) == (0, 1)
-        assert house.follower.describe()["error"] == "memory://told: no answer in time"
+            harness.remote.answers.set()
+        assert (harness.polls("ok"), harness.polls("failed")) == (0, 1)
+        assert harness.sync.describe()["error"] == "memory://told: no answer in time"
 
-    live(tmp_path, scenario, primary="amn")
-
-
-def test_aliases_of_others_are_left_to_them(tmp_path: Path) -> None:
-    async def scenario(house: House) -> None:
-        house.lineup.aliases = ("retriever",)
-        house.mirror.trouble = Corrupt("a net, and no device to check it on")
-        await house.follower.start()
-        assert (house.mirror.follows, house.looks("ok"), house.lineup.live) == (0, 1, {})
-        house.mirror.said["retriever"] = b"{}"
-        await house.follower.look()
-        assert house.mirror.follows == 1
-
-    live(tmp_path, scenario)
+    run(tmp_path, scenario, primary="amn")
 
 
-def test_a_warm_mirror_is_served_while_its_store_is_away_and_says_so(tmp_path: Path) -> None:
+def test_syncs_only_the_aliases_of_this_process(tmp_path: Path) -> None:
+    async def scenario(harness: Harness) -> None:
+        harness.deployments.aliases = ("retriever",)
+        harness.remote.trouble = Corrupt("a net, and no device to check it on")
+        await harness.sync.start()
+        assert (harness.remote.applied, harness.polls("ok"), harness.deployments.slots) == (0, 1, {})
+        harness.remote.records["retriever"] = b"{}"
+        await harness.sync.poll()
+        assert harness.remote.applied == 1
+
+    run(tmp_path, scenario)
+
+
+def test_starts_from_the_local_copy_if_the_remote_is_away(tmp_path: Path) -> None:
     objects = tmp_path / "objects"
     settings = Settings(registry=f"file://{objects}", cache=tmp_path / "cache", store_s=0.05, reload_s=0.05)
     ours = registry_of(tmp_path / "ours", primary="amn")
     RemoteRegistry(settings.registry).push(ours)
     for is_stale in (False, True):
-        app = create_app(settings, FakeLoaders(amn=mean_of, gru=mean_of))
+        app = create_app(settings, FakeLoader(amn=mean_of, gru=mean_of))
         with running(app, settings) as server:
             assert server.http.get("/readyz").status_code == 200
             body = server.http.get("/models").json()
@@ -222,7 +229,7 @@ def test_a_version_that_does_not_load_never_moves_the_alias(tmp_path: Path) -> N
     ours = registry_of(tmp_path / "ours", primary="amn")
     RemoteRegistry(settings.registry).push(ours)
     good = ours.resolve("primary")
-    with running(create_app(settings, FakeLoaders(amn=mean_of)), settings) as server:
+    with running(create_app(settings, FakeLoader(amn=mean_of)), settings) as server:
         bad = add_version(ours, "broken")
         ours.point("primary", bad)
         RemoteRegistry(settings.registry).push(ours)

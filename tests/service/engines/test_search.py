@@ -21,7 +21,7 @@ from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Span, Tracer, current_span
 from tests.conftest import running
-from tests.fakes import D, FakeLoaders, T, contexts, corpus, mean_of, registry_of, retriever
+from tests.fakes import D, FakeLoader, T, contexts, corpus, mean_of, registry_of, retriever
 
 INFO = EngineInfo("primary", "amn", "1", "0" * 64, "fake", (T, D), "fake")
 SEARCHED = Searched("elsewhere", "20270101-000000000000", True, None, "shelf-7")
@@ -49,7 +49,7 @@ class Provider:
 def test_a_remote_search_names_its_replica_and_passes_on_errors(tmp_path: Path) -> None:
     registry = registry_of(tmp_path, primary="amn", retriever="corpus")
     settings = Settings(registry=registry.root)
-    with running(create_app(settings, FakeLoaders(amn=mean_of), provider=Provider()), settings) as server:
+    with running(create_app(settings, FakeLoader(amn=mean_of), provider=Provider()), settings) as server:
         found = server.http.post("/retrieve", json={"query": [1.0] * D, "k": 1})
         refused = server.http.post("/retrieve", json={"query": [1.0] * D, "k": 2})
     body = found.json()
@@ -63,7 +63,7 @@ def test_does_not_connect_to_an_external_index_if_the_search_is_remote(tmp_path:
     """The breaker of a connection without use would mislead."""
     registry = registry_of(tmp_path, primary="amn", retriever="corpus")
     settings, connected = Settings(registry=registry.root), list[object]()
-    loaders = FakeLoaders(amn=mean_of, search_model=connected.append)
+    loaders = FakeLoader(amn=mean_of, search_model=connected.append)
     with running(create_app(settings, loaders, provider=Provider()), settings) as server:
         assert server.http.post("/retrieve", json={"query": [1.0] * D, "k": 1}).status_code == 200
     assert connected == []
@@ -72,7 +72,7 @@ def test_does_not_connect_to_an_external_index_if_the_search_is_remote(tmp_path:
 def test_a_remote_prediction_names_its_version_and_replica(tmp_path: Path) -> None:
     registry = registry_of(tmp_path, primary="amn", retriever="corpus")
     settings = Settings(registry=registry.root)
-    with running(create_app(settings, FakeLoaders(amn=mean_of), provider=Provider()), settings) as server:
+    with running(create_app(settings, FakeLoader(amn=mean_of), provider=Provider()), settings) as server:
         made = server.http.post("/predict", json={"context": contexts()[0].tolist()})
     assert (made.headers["x-model-version"], made.headers["x-replica"]) == ("2", "shelf-3")
 

@@ -23,7 +23,7 @@ from service.engines.text import extra_rows
 from service.settings import Settings
 from tests.conftest import Running, running, until
 from tests.fakes import (
-    FakeLoaders,
+    FakeLoader,
     FakePredictor,
     HashEncoder,
     T,
@@ -207,9 +207,9 @@ def test_text_for_a_net_of_another_encoder_is_refused_with_both_names(serve: Ser
 
 
 def test_a_fallback_of_another_encoder_does_not_stand_in_for_text(tmp_path: Path) -> None:
-    class Mixed(FakeLoaders):
-        def predictor(self, version: Version) -> FakePredictor:
-            made = super().predictor(version)
+    class Mixed(FakeLoader):
+        def load_predictor(self, version: Version) -> FakePredictor:
+            made = super().load_predictor(version)
             made.card = card(version.name, encoder="other" if version.name == "gru" else "fake")
             return made
 
@@ -264,7 +264,7 @@ def test_texts_that_wait_are_encoded_together_and_only_the_bad_one_fails(serve: 
         assert listener.entered.wait(30)
         bodies: list[Any] = [{"texts": other}, {"text": "too short a passage"}, {"texts": CHUNKS}]
         rest = [pool.submit(post, server, "/predict", body) for body in bodies]
-        until(lambda: server.app.state.lineup.encoder.batcher.pending_rows == 4 * T, "all to queue up")
+        until(lambda: _pending_rows(server) == 4 * T, "all to queue up")
         listener.opened.set()
         answers = [each.result() for each in (first, *rest)]
     assert [answer.status_code for answer in answers] == [200, 200, 422, 200]
@@ -282,7 +282,7 @@ def test_a_text_that_waits_too_long_expires_and_a_full_queue_refuses(serve: Serv
         assert listener.entered.wait(30)
         assert post(server, "/predict", {"texts": CHUNKS}, **{"x-request-timeout-ms": "20"}).status_code == 504
         second = pool.submit(post, server, "/predict", {"texts": CHUNKS})
-        until(lambda: server.app.state.lineup.encoder.batcher.pending_rows == 2 * T, "the second to queue up")
+        until(lambda: _pending_rows(server) == 2 * T, "the second to queue up")
         full = post(server, "/predict", {"texts": CHUNKS})
         assert (full.status_code, full.json()["type"]) == (503, "urn:lvm:problem:overloaded")
         listener.opened.set()
@@ -346,9 +346,9 @@ def test_a_client_that_fills_the_queue_leaves_another_its_own(serve: Serve) -> N
         hog = [pool.submit(post, server, "/predict", {"texts": CHUNKS}, **HOG)]
         assert listener.entered.wait(30)
         hog += [pool.submit(post, server, "/predict", {"texts": CHUNKS}, **HOG) for _ in range(2)]
-        until(lambda: server.app.state.lineup.encoder.batcher.pending_rows == 3 * T, "the hog's texts to queue up")
+        until(lambda: _pending_rows(server) == 3 * T, "the hog's texts to queue up")
         other = pool.submit(post, server, "/predict", {"texts": ["other", *CHUNKS[1:]]}, **OTHER)
-        until(lambda: server.app.state.lineup.encoder.batcher.pending_rows == 4 * T, "the other's to queue up")
+        until(lambda: _pending_rows(server) == 4 * T, "the other's to queue up")
         listener.opened.set()
         assert [each.result().status_code for each in (*hog, other)] == [200] * 4
     order = [text for batch in listener.batches for text in batch]
@@ -371,3 +371,8 @@ def test_a_client_whose_long_texts_wait_is_told_to_come_later(serve: Serve) -> N
         assert post(server, "/predict", {"texts": CHUNKS}, **OTHER).status_code == 200
         slow.hurries.set()
         assert [each.result().status_code for each in waiting] == [200, 200]
+
+
+def _pending_rows(server: Any) -> int:
+    rows: int = server.app.state.lineup.encoder.engine.batcher.pending_rows
+    return rows

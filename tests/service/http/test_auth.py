@@ -20,7 +20,7 @@ from service.http.auth import PROBES, Tokens, read_tokens
 from service.processes.sockets import CannotListen, check_exposure
 from service.settings import BadSettings, Settings
 from tests.conftest import PATIENCE_S, Running, until
-from tests.fakes import FakeLoaders, Gate, contexts, registry_of
+from tests.fakes import FakeLoader, Gate, contexts, registry_of
 
 Serve = Callable[..., Running]
 ALICE, BOB = "alices-token-0123456789", "bobs.token~+/-_0123456789=="
@@ -97,7 +97,7 @@ def test_a_stranger_is_refused_before_the_body_is_sent_and_closed_on(serve: Serv
 
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/amn/infer", "/models"])
 def test_below_another_server_a_stranger_is_refused_before_the_body_is_read(tmp_path: Path, path: str) -> None:
-    app = create_app(Settings(registry=registry_of(tmp_path).root, tokens=ALICE), FakeLoaders())  # type: ignore[arg-type]
+    app = create_app(Settings(registry=registry_of(tmp_path).root, tokens=ALICE), FakeLoader())  # type: ignore[arg-type]
     scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
     sent: list[Any] = []
 

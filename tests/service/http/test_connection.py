@@ -15,7 +15,7 @@ from service.app import create_app
 from service.http.connection import HotCycle
 from service.settings import Settings
 from tests.conftest import Running, running, until
-from tests.fakes import FakeLoaders, Gate, contexts, octets_of, registry_of
+from tests.fakes import FakeLoader, Gate, contexts, octets_of, registry_of
 
 Serve = Callable[..., Running]
 
@@ -242,7 +242,7 @@ def test_who_is_still_waiting_when_the_grace_is_over_is_told(tmp_path: Path) -> 
     settings = Settings(registry=registry.root, grace_s=0.2)
     body = contexts()[0].tobytes()
     with socket.socket() as connection:
-        with running(create_app(settings, FakeLoaders(amn=gate, gru=gate)), settings) as server:
+        with running(create_app(settings, FakeLoader(amn=gate, gru=gate)), settings) as server:
             host, port = server.url.removeprefix("http://").split(":")
             connection.connect((host, int(port)))
             connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)

@@ -20,6 +20,7 @@ from lvm.errors import (
     ServiceError,
 )
 from models.vectors import Floats
+from service.deploy.deployments import Slot
 from service.engines.batcher import BatchLimits
 from service.engines.engine import Engine, Live
 from service.engines.predict import Prediction, PredictModel
@@ -45,14 +46,15 @@ from tests.fakes import FakePredictor, Gate, T, card, contexts, mean_of
 NO_ENGINES = EngineSet({}, {})
 
 
-class FakeLineup:
+class FakeDeployments:
     """The engines of a device worker; a test replaces them."""
-
-    candidate = None
 
     def __init__(self, **engines: Engine[PredictModel]) -> None:
         self.engines = engines
-        self.live = {alias: Live(engine.info.version, "now") for alias, engine in engines.items()}
+        self.slots = {alias: Slot(engine, Live(engine.info.version, "now")) for alias, engine in engines.items()}
+
+    def local_engines(self) -> dict[str, Engine[PredictModel]]:
+        return self.engines
 
 
 class Silent(PredictModel):
@@ -76,7 +78,7 @@ class House:
         self.settings, self._listener, self._kind = Settings(**settings), listener, kind
         self.net = FakePredictor(answer=answer)
         self.engine = self.make(self.net)
-        self.lineup: Any = FakeLineup(primary=self.engine)
+        self.deployments: Any = FakeDeployments(primary=self.engine)
         self.client = DeviceClient(Path(listener.getsockname()), max_frame_bytes(self.settings))
         self.engine_sets: list[EngineSet] = []
 
@@ -86,7 +88,7 @@ class House:
 
     async def open(self) -> None:
         """Start a device worker, or another one beside it."""
-        self.device = DeviceWorker(self.lineup, self.settings)
+        self.device = DeviceWorker(self.deployments, self.settings)
         self.device.announce()
         self.server = await listen(self.device, self._listener.dup())
 
@@ -197,11 +199,11 @@ def test_does_not_run_the_request_of_a_caller_who_left(tmp_path: Path) -> None:
 def test_an_answer_names_its_version_which_is_announced_before(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
         old, asked = house.remote, house.ask()
-        house.lineup.engines["primary"] = house.make(FakePredictor(version="20260202-222222222222"))
+        house.deployments.engines["primary"] = house.make(FakePredictor(version="20260202-222222222222"))
         made = await asked
         assert (made.model, made.version, made.batch_rows) == ("amn", "20260202-222222222222", 1)
         assert old.info.version != made.version == house.remote.info.version
-        await house.lineup.engines["primary"].batcher.close(1)
+        await house.deployments.engines["primary"].batcher.close(1)
 
     live(tmp_path, scenario)
 
@@ -210,10 +212,10 @@ def test_rejects_rows_for_a_model_of_another_encoder(tmp_path: Path) -> None:
     async def scenario(house: House) -> None:
         asked = house.ask()
         other = FakePredictor(card=card(encoder="another"))
-        house.lineup.engines["primary"] = house.make(other)
+        house.deployments.engines["primary"] = house.make(other)
         found = await house.fault(asked)
         assert (type(found), found.retry_after, other.batches) == (Draining, 1, [])
-        await house.lineup.engines["primary"].batcher.close(1)
+        await house.deployments.engines["primary"].batcher.close(1)
 
     live(tmp_path, scenario)
 
@@ -247,7 +249,7 @@ def test_a_device_worker_that_leaves_answers_its_requests_while_the_next_one_ser
         asked, old = house.ask(), house.device
         await until(gate.entered.is_set)
         house.server.close()
-        house.lineup = FakeLineup(primary=house.make(FakePredictor(version="20260202-222222222222")))
+        house.deployments = FakeDeployments(primary=house.make(FakePredictor(version="20260202-222222222222")))
         await house.open()
         for session in old.sessions:
             session.send(Frame(Kind.LEAVING))
@@ -258,7 +260,7 @@ def test_a_device_worker_that_leaves_answers_its_requests_while_the_next_one_ser
         assert (await asked).version == house.net.version
         await until(lambda: not old.sessions)
         assert NO_ENGINES not in house.engine_sets
-        await house.lineup.engines["primary"].batcher.close(1)
+        await house.deployments.engines["primary"].batcher.close(1)
 
     live(tmp_path, scenario, gate)
 

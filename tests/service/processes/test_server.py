@@ -16,7 +16,7 @@ from service.processes.server import SWITCH_INTERVAL_S, Server, run, uvicorn_con
 from service.processes.sockets import CannotListen, bind, lock_address
 from service.settings import Settings
 from tests.conftest import PATIENCE_S, Running
-from tests.fakes import FakeLoaders, mean_of, registry_of
+from tests.fakes import FakeLoader, mean_of, registry_of
 
 Serve = Callable[..., Running]
 
@@ -65,7 +65,7 @@ def test_shortens_the_interval_after_which_a_thread_gets_the_interpreter(
     before = sys.getswitchinterval()
     request.addfinalizer(lambda: sys.setswitchinterval(before))
     settings = Settings(registry=registry_of(tmp_path, primary="amn").root)
-    app = create_app(settings, FakeLoaders(amn=mean_of))
+    app = create_app(settings, FakeLoader(amn=mean_of))
     server = Unstarted(uvicorn_config(app, settings), app, settings)
     with socket.socket() as listener:
         assert run(server, app, listener) == 1

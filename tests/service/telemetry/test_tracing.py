@@ -25,7 +25,7 @@ from service.telemetry.tracing import (
 )
 from tests.collector import Collector, attributes, collecting
 from tests.conftest import ROOT, Running, running, until
-from tests.fakes import FakeLoaders, Gate, HashEncoder, bundle, contexts, mean_of, prose, raises, registry_of
+from tests.fakes import FakeLoader, Gate, HashEncoder, bundle, contexts, mean_of, prose, raises, registry_of
 
 Serve = Callable[..., Running]
 OCTETS = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
@@ -82,7 +82,7 @@ def traced(root: Path, collector: str, *, text: Any = None, corpus: Any = None, 
     nets = {name: settings.pop(name, mean_of) for name in ("amn", "gru")}
     registry = registry_of(root / "registry", primary="amn", fallback="gru", retriever="corpus")
     known = Settings(registry=registry.root, otlp_endpoint=collector, **settings)
-    loaders = FakeLoaders(corpus or (lambda version: bundle(version)), text, **nets)
+    loaders = FakeLoader(corpus or (lambda version: bundle(version)), text, **nets)
     with running(create_app(known, loaders), known) as server:
         yield server
 

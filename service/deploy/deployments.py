@@ -20,7 +20,7 @@ from models.text.encoder import EncoderError, is_same_model
 from service.deploy.canary import Canary, Rollback
 from service.deploy.loading import EngineLoader, ModelLoader
 from service.engines.breaker import STATES
-from service.engines.engine import Engine, Live
+from service.engines.engine import Deployed, Engine
 from service.engines.remote import EngineSet, PredictEngine, RemoteEngine
 from service.engines.search import SearchModel
 from service.engines.text import TextModel
@@ -43,7 +43,7 @@ class Slot:
     """What an alias serves: an engine, if any version could be loaded; the version; and its rollout, while it lasts."""
 
     engine: Engine[Any] | RemoteEngine | None
-    live: Live
+    deployed: Deployed
     rollout: Rollout | None = None
 
 
@@ -172,22 +172,22 @@ class Deployments:
             Exception: it cannot be loaded.
         """
         slot = self.slots.get(alias)
-        if slot and slot.rollout and slot.rollout.incumbent.live.version == version.id:
+        if slot and slot.rollout and slot.rollout.incumbent.deployed.version == version.id:
             slot.rollout.task.cancel()
             self._go_back(alias, slot, slot.rollout.incumbent)
             return
         engine = await self.loader.load(alias, version)
         incumbent = self._take_incumbent(alias)
         rollout = self._start_canary(alias, engine, incumbent) if incumbent else None
-        self._set(alias, Slot(engine, Live(version.id, now()), rollout))
+        self._set(alias, Slot(engine, Deployed(version.id, now()), rollout))
         logger().info("version live", alias=alias, version=version.id)
 
     def refuse(self, alias: Alias, version: str, error: Exception) -> None:
         """Record that `alias` cannot serve `version`, an id, because of `error`; what it serves stays."""
         self._metrics.reloads.inc(alias, "refused")
         logger().error("version refused", alias=alias, version=version, reason=f"{type(error).__name__}: {error}")
-        slot = self.slots.get(alias) or Slot(None, Live("", now()))
-        self._set(alias, replace(slot, live=replace(slot.live, refused=version, reason=str(error))))
+        slot = self.slots.get(alias) or Slot(None, Deployed("", now()))
+        self._set(alias, replace(slot, deployed=replace(slot.deployed, refused=version, reason=str(error))))
 
     def withdraw_candidate(self) -> None:
         """Let the engine of the candidate go."""
@@ -200,8 +200,8 @@ class Deployments:
         for alias in NET_ALIASES:
             self.slots.pop(alias, None)
             self.engines.pop(alias, None)
-        for name, live in remote.live.items():
-            self._set(Alias(name), Slot(remote.engines.get(name), live))
+        for name, deployed in remote.deployed.items():
+            self._set(Alias(name), Slot(remote.engines.get(name), deployed))
         self.loader.remote_search = remote.search
 
     async def open_encoder(self) -> None:
@@ -273,17 +273,17 @@ class Deployments:
 
     def _go_back(self, alias: Alias, slot: Slot, incumbent: Slot) -> None:
         self._retire(slot.engine)
-        self._set(alias, replace(incumbent, live=replace(incumbent.live, since=now())))
-        logger().info("version live", alias=alias, version=incumbent.live.version)
+        self._set(alias, replace(incumbent, deployed=replace(incumbent.deployed, since=now())))
+        logger().info("version live", alias=alias, version=incumbent.deployed.version)
 
     def _roll_back(self, alias: Alias, slot: Slot, incumbent: Slot, fault: str) -> None:
         """Serve the incumbent again at once; then record that in the registry."""
-        failed = slot.live.version
-        refused = replace(incumbent.live, refused=failed, reason=f"rolled back: {fault}")
-        self._go_back(alias, slot, replace(incumbent, live=refused))
+        failed = slot.deployed.version
+        refused = replace(incumbent.deployed, refused=failed, reason=f"rolled back: {fault}")
+        self._go_back(alias, slot, replace(incumbent, deployed=refused))
         self._metrics.reloads.inc(alias, "rolled_back")
         logger().error("version rolled back", alias=alias, version=failed, reason=fault)
-        self._run_in_background(self._record(Rollback(alias, failed, incumbent.live.version, fault)))
+        self._run_in_background(self._record(Rollback(alias, failed, incumbent.deployed.version, fault)))
 
     async def _record(self, rollback: Rollback) -> None:
         try:

@@ -109,7 +109,7 @@ class Watcher:
     async def _deploy(self, alias: Alias, version: Version) -> None:
         self._seen[alias] = Seen(version.id)
         before = self.deployments.slots.get(alias)
-        if before and before.live.version == version.id:
+        if before and before.deployed.version == version.id:
             return  # moved back to what serves already, from a version that was refused
         try:
             await self.deployments.deploy(alias, version)

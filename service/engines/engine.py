@@ -49,7 +49,7 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
-class Live:
+class Deployed:
     """The version that an alias serves, since when, and the version that it last refused to serve, with the reason."""
 
     version: str

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from models.retrieval.retriever import Retriever, Search
 from models.vectors import Floats
 from service.engines.batcher import MicroBatcher
-from service.engines.engine import Engine, EngineInfo, Live
+from service.engines.engine import Deployed, Engine, EngineInfo
 from service.engines.predict import Prediction, PredictModel
 from service.engines.search import Found, SearchModel
 from service.telemetry.tracing import export_remote_spans
@@ -71,7 +71,7 @@ class EngineSet(NamedTuple):
     """
 
     engines: Mapping[str, RemoteEngine]
-    live: Mapping[str, Live]
+    deployed: Mapping[str, Deployed]
     search: RemoteSearch | None = None
 
 

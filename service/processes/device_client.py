@@ -15,7 +15,7 @@ import orjson
 
 from lvm.errors import Draining, Expired
 from models.vectors import Floats
-from service.engines.engine import EngineInfo, Live
+from service.engines.engine import Deployed, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.remote import EngineSet, RemoteEngine
 from service.processes.frames import (
@@ -179,4 +179,4 @@ class DeviceClient:
 def _engine_set(connection: Connection, fields: dict[str, Any]) -> EngineSet:
     infos = [EngineInfo(**{**info, "shape": tuple(info["shape"])}) for info in fields["engines"]]
     engines = {info.alias: RemoteEngine(info, partial(connection.predict, frame_name(info))) for info in infos}
-    return EngineSet(engines, {alias: Live(**live) for alias, live in fields["live"].items()})
+    return EngineSet(engines, {alias: Deployed(**each) for alias, each in fields["deployed"].items()})

@@ -69,8 +69,8 @@ class DeviceWorker:
         self._names = {engine: frame_name(engine.info) for engine in engines.values()}
         self._input_spaces |= {name: engine.info.input_space for engine, name in self._names.items()}
         infos = [engine.describe() for engine in engines.values()]
-        live = {str(alias): slot.live for alias, slot in self._deployments.slots.items()}
-        text = orjson.dumps({"engines": infos, "live": live})
+        deployed = {str(alias): slot.deployed for alias, slot in self._deployments.slots.items()}
+        text = orjson.dumps({"engines": infos, "deployed": deployed})
         if text != self._announced:
             self._announced = text
             for session in self.sessions:

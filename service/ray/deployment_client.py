@@ -26,7 +26,7 @@ from lvm.errors import (
 from models.registry.alias import PREDICTORS, Alias
 from models.retrieval.retriever import Search
 from models.vectors import Floats
-from service.engines.engine import EngineInfo, Live
+from service.engines.engine import Deployed, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.remote import EngineSet, RemoteEngine
 from service.engines.search import Found
@@ -43,9 +43,9 @@ class DeploymentClient:
         self._handle = handle
         self._mean_s = 0.0  # of a call, smoothed
 
-    async def describe(self) -> tuple[EngineInfo, Live]:
+    async def describe(self) -> tuple[EngineInfo, Deployed]:
         """Return what the deployment serves, as one of its replicas describes it."""
-        described: tuple[EngineInfo, Live] = await self._handle.describe.remote()
+        described: tuple[EngineInfo, Deployed] = await self._handle.describe.remote()
         return described
 
     async def predict(self, contexts: Floats, deadline: float) -> Prediction:
@@ -110,7 +110,7 @@ class DeploymentClients:
     def __init__(self, clients: Mapping[str, DeploymentClient], reload_s: float) -> None:
         self._clients = clients
         self._reload_s = reload_s
-        self._known: dict[str, tuple[EngineInfo, Live]] = {}
+        self._known: dict[str, tuple[EngineInfo, Deployed]] = {}
 
     async def open(self, set_engines: Callable[[EngineSet], None]) -> None:
         """Set what serves, now and after each change; raises `Unavailable` if no replica of the primary answers."""
@@ -134,19 +134,19 @@ class DeploymentClients:
 
     def _engine_set(self) -> EngineSet:
         engines = {alias: RemoteEngine(info, self._clients[alias].predict) for alias, (info, _) in self._known.items()}
-        live = {alias: live for alias, (_, live) in self._known.items()}
+        deployed = {alias: each for alias, (_, each) in self._known.items()}
         retriever = self._clients.get(Alias.RETRIEVER)
-        return EngineSet(engines, live, retriever.search if retriever else None)
+        return EngineSet(engines, deployed, retriever.search if retriever else None)
 
-    def _without_noise(self, info: EngineInfo, live: Live) -> tuple[EngineInfo, Live]:
+    def _without_noise(self, info: EngineInfo, deployed: Deployed) -> tuple[EngineInfo, Deployed]:
         """Return a description without what differs by replica: the time of its start, the figures of its warning."""
-        before, first = self._known.get(info.alias, (info, live))
+        before, first = self._known.get(info.alias, (info, deployed))
         if (before.name, before.version) != (info.name, info.version):
-            return info, live
+            return info, deployed
         is_news = _without_figures(before.warning) != _without_figures(info.warning)
-        return info if is_news else before, replace(live, since=first.since)
+        return info if is_news else before, replace(deployed, since=first.since)
 
-    async def _describe(self, alias: str) -> tuple[EngineInfo, Live] | None:
+    async def _describe(self, alias: str) -> tuple[EngineInfo, Deployed] | None:
         """Return what serves an alias, or None if no replica answers: the router's breakers judge that."""
         try:
             async with asyncio.timeout(DESCRIBE_TIMEOUT_S):

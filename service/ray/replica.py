@@ -16,7 +16,7 @@ from models.retrieval.retriever import Search
 from service.deploy.deployments import Deployments
 from service.deploy.loading import RuntimeLoader
 from service.deploy.watcher import Watcher
-from service.engines.engine import Engine, EngineInfo, Live
+from service.engines.engine import Deployed, Engine, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.search import Found
 from service.http.routes.hot import check_live
@@ -55,7 +55,8 @@ class Replica:
         watcher = Watcher(self._deployments, own.reload_s, metrics)
         await watcher.start()
         if self._deployments.engine(alias) is None:
-            raise Unavailable(f"the version of `{alias}` cannot be served: {self._deployments.slots.get(alias)}")
+            slot = self._deployments.slots.get(alias)
+            raise Unavailable(f"the version of `{alias}` cannot be served: {slot and slot.deployed}")
         self._watch = asyncio.create_task(watcher.run())
 
     async def ask(self, item: Any, left_s: float) -> Result:
@@ -75,11 +76,11 @@ class Replica:
         answers = await asyncio.gather(*map(self._answer, calls))
         return [(answer, len(calls)) for answer in answers]
 
-    async def describe(self) -> tuple[EngineInfo, Live]:
+    async def describe(self) -> tuple[EngineInfo, Deployed]:
         """Return what serves here, and since when."""
         engine = self._deployments.engines[self._alias]
         assert isinstance(engine, Engine)
-        return engine.describe(), self._deployments.slots[self._alias].live
+        return engine.describe(), self._deployments.slots[self._alias].deployed
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what `QueueWait` reads."""

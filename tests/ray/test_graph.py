@@ -26,7 +26,7 @@ from lvm.errors import (
     ServiceError,
     Unavailable,
 )
-from service.engines.engine import EngineInfo, Live
+from service.engines.engine import Deployed, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.remote import EngineSet
 from service.ray.deployment_client import DeploymentClient, DeploymentClients
@@ -112,20 +112,22 @@ def test_the_deadline_holds_whatever_a_replica_does_and_calls_it_off() -> None:
 class Replicas(DeploymentClient):
     """Replicas of one deployment, which answer in turn: as told first, then the last ever after."""
 
-    def __init__(self, *told: tuple[EngineInfo, Live]) -> None:
+    def __init__(self, *told: tuple[EngineInfo, Deployed]) -> None:
         self._told, self.looks = list(told), 0
 
-    async def describe(self) -> tuple[EngineInfo, Live]:
+    async def describe(self) -> tuple[EngineInfo, Deployed]:
         self.looks += 1
         return self._told[min(self.looks, len(self._told)) - 1]
 
 
-def told(version: str, since: str, warning: str | None = None, refused: str | None = None) -> tuple[EngineInfo, Live]:
+def told(
+    version: str, since: str, warning: str | None = None, refused: str | None = None
+) -> tuple[EngineInfo, Deployed]:
     info = EngineInfo("primary", "amn", version, "0" * 64, "fake", (5, 8), "fake", warning)
-    return info, Live(f"amn/{version}", since, refused)
+    return info, Deployed(f"amn/{version}", since, refused)
 
 
-def loans(*each: tuple[EngineInfo, Live]) -> list[EngineSet]:
+def loans(*each: tuple[EngineInfo, Deployed]) -> list[EngineSet]:
     """Return what is lent while replicas tell that, and are then looked at once more."""
 
     async def run() -> list[EngineSet]:

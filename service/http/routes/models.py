@@ -118,14 +118,14 @@ def _figures(score: dict[str, Any]) -> dict[str, Any]:
 
 def _alias(slot: Slot, breaker: Breaker | None) -> dict[str, Any]:
     engine = slot.engine
-    live = slot.live
+    deployed = slot.deployed
     if isinstance(engine, Engine) and isinstance(engine.model, SearchModel):
         breaker = engine.model.breaker
     return {
-        "id": live.version,
+        "id": deployed.version,
         **({"sha256": engine.info.sha256, "runtime": engine.info.runtime} if engine else {}),
-        "since": live.since,
+        "since": deployed.since,
         "breaker": breaker.state if breaker else None,
         "warning": engine.warning() if engine else None,
-        "refused": {"id": live.refused, "reason": live.reason} if live.refused else None,
+        "refused": {"id": deployed.refused, "reason": deployed.reason} if deployed.refused else None,
     }

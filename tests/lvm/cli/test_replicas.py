@@ -65,7 +65,7 @@ def test_the_command_shows_replicas_and_checks_them(replica: Start, capsys: pyte
     found = json.loads(capsys.readouterr().out)
     assert [each["error"] for each in found["replicas"]] == [None, None]
     versions.models(urls, token=TOKEN)
-    assert server.app.state.lineup.slots["primary"].live.version in capsys.readouterr().out
+    assert server.app.state.lineup.slots["primary"].deployed.version in capsys.readouterr().out
     with pytest.raises(typer.Exit) as end:
         versions.models(urls, check=True)
     assert end.value.exit_code == FAILED

@@ -13,7 +13,7 @@ from models.vectors import Floats
 from service.deploy.canary import COMPARE_EVERY_S
 from service.deploy.deployments import Deployments
 from service.deploy.watcher import Watcher
-from service.engines.engine import Live
+from service.engines.engine import Deployed
 from service.engines.router import Router
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -45,9 +45,9 @@ class Harness:
         self.router = Router(self.deployments.engines, known, self.metrics)
 
     @property
-    def primary(self) -> Live:
+    def primary(self) -> Deployed:
         """What is known of the version that serves as primary."""
-        return self.deployments.slots["primary"].live
+        return self.deployments.slots["primary"].deployed
 
     async def promote(self, name: str) -> Version:
         """Add a version of a net, point the primary at it, and wait until it serves."""

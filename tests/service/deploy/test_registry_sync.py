@@ -125,7 +125,7 @@ def test_shows_a_refused_record_and_retries_it_later_or_if_it_changes(tmp_path: 
         harness.remote.trouble = Corrupt("weights.safetensors was altered: sha256 0123...")
         for _ in range(3):
             await harness.sync.poll()
-        shown = harness.deployments.slots["primary"].live
+        shown = harness.deployments.slots["primary"].deployed
         assert (shown.version, shown.refused) == (version.id, "unreadable")
         assert "was altered: sha256 0123" in str(shown.reason)
         assert (harness.remote.applied, harness.metrics.reloads.value("primary", "refused")) == (1, 1)

@@ -13,7 +13,7 @@ from lvm.errors import Overloaded
 from models.retrieval.retriever import Hit, Search
 from models.vectors import Floats
 from service.app import create_app
-from service.engines.engine import EngineInfo, Live
+from service.engines.engine import Deployed, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.remote import EngineSet, RemoteEngine, RemoteSearchModel
 from service.engines.search import Found, Searched, search_engine
@@ -32,7 +32,7 @@ class Provider:
 
     async def open(self, set_engines: Callable[[EngineSet], None]) -> None:
         engines = {"primary": RemoteEngine(INFO, self.predict)}
-        set_engines(EngineSet(engines, {"primary": Live("amn/1", "now")}, self.search))
+        set_engines(EngineSet(engines, {"primary": Deployed("amn/1", "now")}, self.search))
 
     async def close(self) -> None:
         return

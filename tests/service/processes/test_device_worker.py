@@ -22,7 +22,7 @@ from lvm.errors import (
 from models.vectors import Floats
 from service.deploy.deployments import Slot
 from service.engines.batcher import BatchLimits
-from service.engines.engine import Engine, Live
+from service.engines.engine import Deployed, Engine
 from service.engines.predict import Prediction, PredictModel
 from service.engines.remote import EngineSet, RemoteEngine
 from service.processes.device_client import LOST, DeviceClient, frame_name
@@ -51,7 +51,7 @@ class FakeDeployments:
 
     def __init__(self, **engines: Engine[PredictModel]) -> None:
         self.engines = engines
-        self.slots = {alias: Slot(engine, Live(engine.info.version, "now")) for alias, engine in engines.items()}
+        self.slots = {alias: Slot(engine, Deployed(engine.info.version, "now")) for alias, engine in engines.items()}
 
     def local_engines(self) -> dict[str, Engine[PredictModel]]:
         return self.engines

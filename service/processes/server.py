@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import NoReturn
 
@@ -18,6 +18,7 @@ import uvicorn
 
 from service.app import Service, create_app
 from service.http.connection import LINGER_S, Protocol
+from service.processes.acceptor import Acceptor
 from service.processes.sockets import bind, check_exposure, lock_address, stop_accepting
 from service.settings import Settings, unknown_settings
 from service.tasks import CatchAndLog
@@ -39,6 +40,7 @@ class Server(uvicorn.Server):
     """
 
     _listeners: Sequence[socket.socket] = ()
+    _acceptors: Sequence[Acceptor] = ()
 
     def __init__(self, config: uvicorn.Config, app: Service, settings: Settings) -> None:
         super().__init__(config)
@@ -51,7 +53,19 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._listeners = sockets or ()
         if self.started and sockets:
+            self._acceptors = [Acceptor(listener, self._make_protocol) for listener in sockets]
             self.announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting connections, and finish those that are there."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        await super().shutdown(sockets)
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        """Return the protocol of a new connection, as uvicorn makes it."""
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def announce(self) -> None:
         """Log the address."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.conftest import PATIENCE_S, Running
 from tests.fakes import FakeLoader, mean_of, registry_of
 
 Serve = Callable[..., Running]
+CALLERS = 100
 
 
 def test_rejects_an_address_that_another_service_has_locked() -> None:
@@ -47,6 +50,41 @@ def test_answers_a_request_that_arrives_just_before_the_connection_closes(serve:
         caller.sendall(request)
         has_sent.set()
         assert caller.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_accepts_all_connections_that_wait_within_a_few_turns_of_the_event_loop(serve: Serve) -> None:
+    """The loop's own server accepts one a turn. A probe would wait for the answers to all callers before it."""
+    server = serve()
+    host, port = server.url.removeprefix("http://").split(":")
+    connections = server.server.server_state.connections
+    loop_is_busy, have_connected, has_counted = threading.Event(), threading.Event(), threading.Event()
+    turns = 0
+
+    def wait_and_count(loop: asyncio.AbstractEventLoop) -> None:
+        loop_is_busy.set()
+        have_connected.wait()
+        loop.call_soon(count_turns, loop)
+
+    def count_turns(loop: asyncio.AbstractEventLoop) -> None:
+        nonlocal turns
+        turns += 1
+        if len(connections) > CALLERS or turns == CALLERS:
+            has_counted.set()
+        else:
+            loop.call_soon(count_turns, loop)
+
+    with ExitStack() as stack:
+        first = stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
+        first.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert first.recv(4096).startswith(b"HTTP/1.1 200")
+        loop = next(iter(connections)).loop
+        loop.call_soon_threadsafe(wait_and_count, loop)
+        loop_is_busy.wait()
+        for _ in range(CALLERS):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
+        have_connected.set()
+        has_counted.wait()
+    assert turns <= 10
 
 
 class Unstarted(Server):

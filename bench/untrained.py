@@ -46,10 +46,14 @@ def by_name(registry: Registry) -> Mapping[str, Version]:
 def seeded(name: str, dim: int) -> nn.Module:
     """Return a net without zero weights; new nets have some, which take less time."""
     torch.manual_seed(0)
-    net = build(name, {"dim": dim, "context_length": LENGTH})
+    return with_noise(build(name, {"dim": dim, "context_length": LENGTH}), 0.02)
+
+
+def with_noise(net: nn.Module, scale: float) -> nn.Module:
+    """Add normal noise to every weight of a net and return it."""
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+            parameter.add_(scale * torch.randn_like(parameter))
     return net.eval()
 
 

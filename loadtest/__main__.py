@@ -3,11 +3,12 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from loadtest import driver, report
-from loadtest.plan import SCENARIOS, Arrivals, Plan, PlanError, Route, Wire, make_plan, read_scenario
+from loadtest.plan import SCENARIOS, Plan, PlanError, make_plan, read_scenario
 from loadtest.report import Summary
 
 _NOT_IN_PLAN = ("scenario", "scenarios", "report", "json", "record")
@@ -46,7 +47,7 @@ def _header(line: str) -> tuple[str, str]:
 
 
 def _run(plan: Plan, chosen: Mapping[str, Any]) -> Summary:
-    record = driver.run(plan, _bar if sys.stderr.isatty() else None)
+    record = driver.run(plan, _progress_bar if sys.stderr.isatty() else None)
     summary = report.summarise(plan, record)
     for warning in summary.warnings:
         print(f"loadtest: {plan.name}: {warning}", file=sys.stderr)
@@ -62,7 +63,7 @@ def _run(plan: Plan, chosen: Mapping[str, Any]) -> Summary:
     return summary
 
 
-def _bar(finished: int, total: int) -> None:
+def _progress_bar(finished: int, total: int) -> None:
     width = 40 * finished // total
     end = "\r\x1b[K" if finished == total else ""
     print(f"\r[{'#' * width:<40}] {finished}/{total}{end}", end="", file=sys.stderr, flush=True)
@@ -72,59 +73,33 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadtest", description=__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False
     )
-    _add_load(parser.add_argument_group("load"))
-    _add_limits(parser.add_argument_group("thresholds (exit 1 if one is broken)"))
+    load = parser.add_argument_group("load")
+    load.add_argument(
+        "--header", dest="headers", action="append", metavar="'K: V'", help="repeatable; a token comes from LVM_TOKEN"
+    )
+    limits = parser.add_argument_group("thresholds (exit 1 if one is broken)")
+    for option in fields(Plan):
+        if get_origin(option.type) is Annotated:
+            _add_option(limits if option.name.startswith(("max_", "min_")) else load, option)
     _add_output(parser.add_argument_group("scenario and output"))
     return parser
 
 
-def _add_load(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--url", required=True, help="base URL of the service")
-    group.add_argument("--name", help="of the step, default run")
-    group.add_argument("--rate", type=float, help="arrivals per second of an open loop; base rate of a scenario")
-    group.add_argument("--seconds", type=float, help="how long requests start, after the warm-up [s]")
-    group.add_argument("--wire", choices=get_args(Wire), help="default json")
-    group.add_argument("--route", choices=get_args(Route), help="default predict")
-    group.add_argument(
-        "--arrivals", choices=get_args(Arrivals), help="spacing of arrivals, or a closed loop; default fixed"
-    )
-    group.add_argument("--rows", type=int, help="contexts per request, default 1")
-    group.add_argument(
-        "--connections",
-        type=int,
-        metavar="MAX",
-        help="most connections; a closed loop keeps one request in flight on each; default 256",
-    )
-    group.add_argument("--timeout", type=float, help="from the intended start to the answer [s], default 10")
-    group.add_argument("--warmup", type=float, help="same load before it, not counted [s], default 0")
-    group.add_argument("--seed", type=int, help="of Poisson arrivals, default 0")
-    group.add_argument("--contexts", metavar="FILE.npy", help="floats (N, T, D) to send instead of the shipped ones")
-    group.add_argument(
-        "--header", dest="headers", action="append", metavar="'K: V'", help="repeatable; a token comes from LVM_TOKEN"
-    )
-    group.add_argument("--query", metavar="A=B", help="added to the query string of every request")
-    group.add_argument("--source", metavar="ADDRESS", help="address to send from")
-    group.add_argument(
-        "--answers", metavar="FILE", help="right answers (N, D) to the contexts: .npz by version, or .npy"
-    )
-    group.add_argument("--tolerance", type=float, help="largest difference of a component to them, default 1e-4")
-    group.add_argument("--check-every", type=int, metavar="N", help="check one of N responses, default 1")
-
-
-def _add_limits(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-error-rate", type=float, metavar="F", help="fraction of arrivals, default 0.001")
-    group.add_argument("--max-p99-ms", type=float, metavar="F", help="latency of good answers [ms]")
-    group.add_argument("--min-goodput", type=float, metavar="F", help="whole 200 answers per second")
-    group.add_argument("--min-offered", type=float, metavar="F", help="fraction of arrivals sent in time, default 0.9")
+def _add_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
+    annotation, about = get_args(option.type)
+    kinds = get_args(annotation) or (annotation,)
+    if option.default not in (MISSING, None, "", 0.0):
+        about = f"{about}, default {option.default}"
+    kind: dict[str, Any] = {"choices": kinds} if isinstance(kinds[0], str) else {"type": kinds[0]}
+    flag = f"--{option.name.replace('_', '-')}"
+    group.add_argument(flag, required=option.name == "url", help=about, **kind)
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--scenario", metavar="NAME", help="run these steps in order; flags fill in what they leave open"
-    )
+    group.add_argument("--scenario", metavar="NAME", help="run these steps; flags fill in what they leave open")
     group.add_argument("--scenarios", metavar="FILE.toml", help="file of scenarios, default the shipped one")
     group.add_argument("--report", metavar="DIR", help="write report.json, report.md and a PNG per step")
-    group.add_argument("--record", metavar="DIR", help="write what became of every arrival, an .npz per step")
+    group.add_argument("--record", metavar="DIR", help="write the columns of all requests, an .npz per step")
     group.add_argument("--json", action="store_true", help="one JSON object to stdout instead of the table")
 
 

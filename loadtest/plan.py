@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 Wire = Literal["json", "octet"]
@@ -31,40 +31,41 @@ class Plan:
 
     An open loop has a `rate`, requests per second, evenly spaced ("fixed") or "poisson". A "closed" loop has none: it
     keeps `connections` requests in flight. Responses are good if they differ by at most `tolerance` from `answers`.
+    The command line has an option for every annotated field.
     """
 
-    url: str
-    seconds: float
-    rate: float = 0.0
-    name: str = "run"
-    wire: Wire = "json"
-    route: Route = "predict"
-    arrivals: Arrivals = "fixed"
-    rows: int = 1
-    connections: int = 256
-    timeout: float = 10.0
-    warmup: float = 0.0
-    seed: int = 0
-    contexts: str | None = None
+    url: Annotated[str, "base URL of the service"]
+    seconds: Annotated[float, "how long requests start, after the warm-up [s]"]
+    rate: Annotated[float, "requests per second of an open loop; base rate of a scenario"] = 0.0
+    name: Annotated[str, "name of the step"] = "run"
+    wire: Annotated[Wire, "format of contexts and answers"] = "json"
+    route: Annotated[Route, "route of the requests"] = "predict"
+    arrivals: Annotated[Arrivals, "spacing of requests, or a closed loop"] = "fixed"
+    rows: Annotated[int, "contexts of a request"] = 1
+    connections: Annotated[int, "most connections; a closed loop keeps a request in flight on each"] = 256
+    timeout: Annotated[float, "from the intended start to the answer [s]"] = 10.0
+    warmup: Annotated[float, "same load before it, not counted [s]"] = 0.0
+    seed: Annotated[int, "seed of Poisson arrivals"] = 0
+    contexts: Annotated[str | None, "file of floats (N, T, D) to send instead of the shipped ones, .npy"] = None
     headers: tuple[tuple[str, str], ...] = ()
-    query: str = ""
-    source: str | None = None
-    answers: str | None = None
-    tolerance: float = 1e-4
-    check_every: int = 1
-    max_error_rate: float = 0.001
-    max_p99_ms: float | None = None
-    min_goodput: float | None = None
-    min_offered: float = MIN_OFFERED
+    query: Annotated[str, "added to the query string of every request"] = ""
+    source: Annotated[str | None, "address to send from"] = None
+    answers: Annotated[str | None, "file of right answers (N, D) to the contexts: .npz by version, or .npy"] = None
+    tolerance: Annotated[float, "largest difference of one component to them"] = 1e-4
+    check_every: Annotated[int, "check one of so many responses"] = 1
+    max_error_rate: Annotated[float, "fraction of requests"] = 0.001
+    max_p99_ms: Annotated[float | None, "latency of good answers [ms]"] = None
+    min_goodput: Annotated[float | None, "whole 200 answers per second"] = None
+    min_offered: Annotated[float, "fraction of requests sent in time"] = MIN_OFFERED
 
     def __post_init__(self) -> None:
         """Reject what cannot be run, with a message a person can act on."""
-        for field, literal in _CHOICES.items():
-            _demand(getattr(self, field) in get_args(literal), f"{field} is one of {get_args(literal)}")
+        for name, literal in _CHOICES.items():
+            _demand(getattr(self, name) in get_args(literal), f"{name} must be one of {get_args(literal)}")
         _demand(urlsplit(self.url).scheme in ("http", "https"), f"not an http(s) URL: {self.url}")
         _demand(bool(urlsplit(self.url).hostname), f"no host in the URL: {self.url}")
-        for field in ("seconds", "timeout", "rows", "connections", "check_every"):
-            _demand(0 < getattr(self, field) < float("inf"), f"{field} must be above 0 and finite")
+        for name in ("seconds", "timeout", "rows", "connections", "check_every"):
+            _demand(0 < getattr(self, name) < float("inf"), f"{name} must be above 0 and finite")
         _demand(0 <= self.warmup < float("inf"), "warmup must not be below 0 s")
         if self.is_closed:
             _demand(self.rate == 0, "a closed loop has no rate; connections sets its load")
@@ -111,14 +112,14 @@ def read_scenario(name: str, flags: Mapping[str, Any], path: Path = SCENARIOS) -
 
 
 def _step(step: dict[str, Any], flags: dict[str, Any], base: float) -> Plan:
-    known = {field.name for field in fields(Plan)} | _MULTIPLES.keys()
+    known = {option.name for option in fields(Plan)} | _MULTIPLES.keys()
     _demand(step.keys() <= known, f"unknown keys in a step: {', '.join(sorted(step.keys() - known))}")
     if "rate" not in step and (flags | step).get("arrivals") != "closed":
         step.setdefault("times", 1.0)
-    for multiple, field in _MULTIPLES.items():
+    for multiple, name in _MULTIPLES.items():
         if multiple in step:
-            _demand(field not in step, f"a step has {field} or {multiple}, not both")
-            step[field] = step.pop(multiple) * base
+            _demand(name not in step, f"a step has {name} or {multiple}, not both")
+            step[name] = step.pop(multiple) * base
     return make_plan({**flags, **step})
 
 

@@ -18,6 +18,7 @@ from bench import machine
 from bench.load import LoadTest
 from bench.options import SHIPPED
 from bench.servers import Launch, RunningServer, launched, service
+from bench.untrained import with_noise
 from loadtest import contexts
 from models.predictor import load_predictor
 from models.registry.checkpoint import load_checkpoint
@@ -109,7 +110,7 @@ def make_fixtures(out: Path) -> Fixtures:
     shutil.rmtree(out / "registry", ignore_errors=True)
     registry = Registry(Path(shutil.copytree(SHIPPED, out / "registry", symlinks=True)))
     one = registry.resolve(ALIAS)
-    versions = (one, _with_noise(registry, one))
+    versions = (one, _second_version(registry, one))
     return Fixtures(registry, versions, write_answers(out / "answers.npz", versions))
 
 
@@ -121,12 +122,9 @@ def write_answers(path: Path, versions: tuple[Version, ...]) -> Path:
     return path
 
 
-def _with_noise(registry: Registry, version: Version) -> Version:
+def _second_version(registry: Registry, version: Version) -> Version:
     known = load_checkpoint(version.path)
-    net = build_net(known)
     torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.001 * torch.randn_like(parameter))
+    net = with_noise(build_net(known), 0.001)
     card = replace(known.card, scores={}, limits=("Weights with noise: only to be swapped with the real ones.",))
-    return publish.publish(registry, net.eval(), card, known.golden_context, {})
+    return publish.publish(registry, net, card, known.golden_context, {})

@@ -50,13 +50,13 @@ def open_loop(
     options: BenchOptions, closed: Mapping[str, Any], servers: Sequence[RunningServer]
 ) -> list[dict[str, Any]]:
     """Measure the service and the stronger naive app, each at half its own throughput; raises `WrongAnswers`."""
-    contexts = keep(options.out / "traffic", "contexts", draw(CONTEXTS, options.dim))
+    traffic = keep(options.out / "traffic" / "open", draw(CONTEXTS, options.dim))
     cells = [cell for cell in closed["cells"] if cell["connections"] == OPEN_CONNECTIONS]
     rows: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _, cell, server in product(range(options.rounds), cells, servers):
         if server.name in (SERVICE, cell["strongest"]["naive"]["per_second"]):
             rate = OPEN_SHARE * cell["servers"][server.name]["per_second"]["median"]
-            figures = _at_rate(Workload(server, cell["wire"], contexts), rate, options.seconds)
+            figures = _at_rate(Workload(server, cell["wire"], traffic), rate, options.seconds)
             rows.setdefault((cell["wire"], server.name), []).append(figures)
     return [
         {"wire": wire, "server": name} | {figure: spread(one[figure] for one in rounds) for figure in OPEN_FIGURES}
@@ -99,14 +99,12 @@ def _interleaved(
     options: BenchOptions, registry: Registry, servers: Sequence[RunningServer], cells: Sequence[Cell]
 ) -> list[Measurement]:
     given = draw(CONTEXTS, options.dim)
-    directory = options.out / "traffic"
-    contexts = keep(directory, "contexts", given)
     right = run_net(build_net(load_checkpoint(registry.resolve("primary").path)), given)
-    answers = keep(directory, "answers", right)
-    echoed = keep(directory, "answers-echo", np.tile(constant(options.dim), (CONTEXTS, 1)))
+    traffic = keep(options.out / "traffic", given, right)
+    echoed = keep(options.out / "traffic" / "echo", given, np.tile(constant(options.dim), (CONTEXTS, 1)))
     found = []
     for number, (wire, rows, connections), server in product(range(options.rounds), cells, servers):
-        workload = Workload(server, wire, contexts, echoed if server.name == ECHO else answers, rows)
+        workload = Workload(server, wire, echoed if server.name == ECHO else traffic, rows)
         named = {"round": number, "server": server.name, "wire": wire, "rows": rows, "connections": connections}
         found.append(named | _measure(workload, connections, options.seconds))
     return found

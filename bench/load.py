@@ -22,6 +22,7 @@ from loadtest.samples import Samples
 from models.vectors import Floats
 
 SCRIPT = ROOT / "bench" / "wrk.lua"
+CONTEXTS, ANSWERS = "contexts.npy", "answers.npy"
 TIMEOUT_S = 90.0
 # While a closed loop is measured, one of so many responses is checked; the warm-up before it checks all.
 CHECK_EVERY = 16
@@ -73,12 +74,11 @@ class LoadTest:
 
 @dataclass(frozen=True)
 class Workload:
-    """The requests for one server: contexts `(N, T, D)` in an .npy file, and the right answers `(N, D)` in another."""
+    """The requests for one server: contexts, and the answers to them if they are known, are in a directory (`keep`)."""
 
     server: RunningServer
     wire: Wire
-    contexts: Path
-    answers: Path | None = None
+    directory: Path
     rows: int = 1
     route: Route = "predict"
 
@@ -88,9 +88,12 @@ class Workload:
         Raises:
             WrongAnswers: a threshold broke (by default, a response was bad), or there was no response.
         """
-        requests = {"wire": self.wire, "rows": self.rows, "route": self.route, "contexts": self.contexts}
-        answers = {"answers": self.answers, "tolerance": TOLERANCE} if self.answers else {}
-        given = {"timeout": TIMEOUT_S, "max_error_rate": 0, **requests, **answers, **options}
+        contexts = self.directory / CONTEXTS
+        answers = self.directory / ANSWERS
+        given: dict[str, Any] = {"wire": self.wire, "rows": self.rows, "route": self.route, "contexts": contexts}
+        given |= {"timeout": TIMEOUT_S, "max_error_rate": 0, **options}
+        if answers.exists() and self.route == "predict":
+            given |= {"answers": answers, "tolerance": TOLERANCE}
         found = LoadTest(self.server.base(self.wire), **given).summary
         if not found["ok"] or not found["answered"]:
             raise WrongAnswers(f"{self.server.name}, {self.wire} x {self.rows}: {found}")
@@ -135,8 +138,8 @@ class Workload:
 
     def write_requests(self) -> Path:
         """Write whole requests, each behind a line with its length, as wrk.lua reads them; return the file."""
-        path = self.contexts.with_name(f"{self.server.name}-{self.route}-{self.wire}-{self.rows}.http")
-        contexts = np.load(self.contexts)
+        path = self.directory / f"{self.server.name}-{self.route}-{self.wire}-{self.rows}.http"
+        contexts = np.load(self.directory / CONTEXTS)
         exchange = Exchange(self.route, self.wire, self.rows, contexts.shape[2])
         requests = encode(exchange, self.server.base(self.wire), (), contexts)
         chosen = requests if self.rows == 1 else requests[:WRK_REQUESTS]
@@ -149,9 +152,11 @@ def generator() -> str:
     return "wrk, 1 thread" if shutil.which("wrk") else "python -m loadtest (uvloop)"
 
 
-def keep(directory: Path, name: str, array: Floats) -> Path:
-    """Write contexts or answers as an .npy file and return it."""
+def keep(directory: Path, contexts: Floats, answers: Floats | None = None) -> Path:
+    """Write contexts `(N, T, D)` and the right answers `(N, D)` to them; return the directory, made if missing."""
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{name}.npy"
-    np.save(path, array)
-    return path
+    np.save(directory / CONTEXTS, contexts)
+    (directory / ANSWERS).unlink(missing_ok=True)
+    if answers is not None:
+        np.save(directory / ANSWERS, answers)
+    return directory

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGKILL
 from time import perf_counter, sleep
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -21,7 +21,9 @@ import numpy as np
 from bench.options import LENGTH, ROOT
 from bench.peers import LEFT_OUT, PEERS
 from loadtest.payloads import Exchange
+from loadtest.plan import Wire
 from models.registry.registry import Registry
+from models.vectors import Floats
 
 TIMEOUT_S = 60.0
 SERVICE, NAIVE, TUNED, ECHO = "service", "naive", "naive, tuned", "echo"
@@ -45,6 +47,12 @@ class RunningServer:
     def base(self, wire: str) -> str:
         """Return the URL before /predict."""
         return self.url + self.octets if wire == "octet" else self.url
+
+    def send(self, exchange: Exchange, context: Floats) -> httpx.Response:
+        """Send one request with a context `(T, D)`; raises `httpx.HTTPError` unless the response is a 2xx."""
+        (body,) = exchange.bodies(context[None])
+        url = self.base(exchange.wire) + exchange.path
+        return httpx.post(url, content=body, headers=exchange.headers, timeout=TIMEOUT_S).raise_for_status()
 
 
 @dataclass(frozen=True)
@@ -152,17 +160,11 @@ def _responding(launch: Launch, dim: int, logs: Path) -> Iterator[RunningServer]
     """Run a server that has responded on both wires: a front end may be ready before what is behind it fails."""
     with launched(launch, logs) as server:
         try:
-            _ask(server, Exchange("predict", "json", 1, dim))
-            _ask(server, Exchange("predict", "octet", 1, dim))
+            for wire in get_args(Wire):
+                server.send(Exchange("predict", wire, 1, dim), np.ones((LENGTH, dim), np.float32))
         except httpx.HTTPError as error:
             raise NotStarted(f"{logs / launch.name}.log: {error}") from error
         yield server
-
-
-def _ask(server: RunningServer, exchange: Exchange) -> None:
-    (body,) = exchange.bodies(np.ones((1, LENGTH, exchange.dim), np.float32))
-    url = server.base(exchange.wire) + exchange.path
-    httpx.post(url, content=body, headers=exchange.headers, timeout=TIMEOUT_S).raise_for_status()
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, ready: str, log: Path) -> None:

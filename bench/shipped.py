@@ -10,8 +10,6 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-import httpx
-
 from bench.compare import WIRES
 from bench.load import Workload, WrongAnswers, keep
 from bench.machine import rss_mb
@@ -51,13 +49,12 @@ def retrieval(options: BenchOptions) -> list[dict[str, Any]]:
     """Return p50 (ms) of /predict and /retrieve at one connection, interleaved; raises `WrongAnswers`."""
     given = contexts.load()
     net = build_net(load_checkpoint(Registry(SHIPPED).resolve("primary").path))
-    right = keep(options.out / "traffic", "answers-shipped", run_net(net, given))
-    answers = {"predict": right, "retrieve": None}
+    traffic = keep(options.out / "traffic" / "shipped", given, run_net(net, given))
     p50: dict[tuple[str, str], list[float]] = {}
     with launched(LAUNCH, options.out / "logs") as server:
         _check_passages(server)
         for _, wire, route in product(range(options.rounds), WIRES, ROUTES):
-            workload = Workload(server, wire, contexts.SHIPPED, answers[route], route=route)
+            workload = Workload(server, wire, traffic, route=route)
             workload.warm_up(1)
             p50.setdefault((route, wire), []).append(workload.measure(1, options.seconds)["p50_ms"])
     return [
@@ -72,9 +69,8 @@ def retrieval(options: BenchOptions) -> list[dict[str, Any]]:
 
 
 def _check_passages(server: RunningServer) -> None:
-    exchange = Exchange("retrieve", "json", 1, contexts.load().shape[2])
-    (body, *_) = exchange.bodies(contexts.load())
-    response = httpx.post(server.url + exchange.path, content=body, headers=exchange.headers).raise_for_status()
+    context = contexts.load()[0]
+    response = server.send(Exchange("retrieve", "json", 1, context.shape[1]), context)
     if len(response.json()["results"]) != K:
         raise WrongAnswers(f"{server.name}: /retrieve returned other than {K} passages")
 

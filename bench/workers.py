@@ -52,13 +52,12 @@ def compare(options: argparse.Namespace) -> list[Round]:
     """Return the rounds, each of every case in turn; raises `WrongAnswers`."""
     version = load_checkpoint(Registry(SHIPPED).resolve("primary").path)
     given = draw(CONTEXTS, version.card.dim)
-    contexts = keep(options.out / "traffic", "contexts", given)
-    answers = keep(options.out / "traffic", "answers", run_net(build_net(version), given))
+    traffic = keep(options.out / "traffic", given, run_net(build_net(version), given))
     with ExitStack() as stack:
         servers = [stack.enter_context(launched(launch(case), options.out / "logs")) for case in CASES]
         if machine.can_pin(CORES):
             os.sched_setaffinity(0, machine.cores()[-1:])
-        workloads = {server.name: Workload(server, options.wire, contexts, answers) for server in servers}
+        workloads = {server.name: Workload(server, options.wire, traffic) for server in servers}
         for workload in workloads.values():
             workload.warm_up(options.connections)
         return [{case: _one(options, workloads[case]) for case in CASES} for _ in range(options.rounds)]

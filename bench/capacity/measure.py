@@ -21,7 +21,7 @@ from bench.capacity import searching
 from bench.capacity.costs import Costs, Curve, Line, NetCosts
 from bench.compare import WIRES
 from bench.contract import harness
-from bench.load import Workload, keep
+from bench.load import CHECK_EVERY, Workload, keep
 from bench.machine import processor_s, rss_mb
 from bench.nets import RunMode, loading
 from bench.options import SHIPPED
@@ -86,17 +86,19 @@ def costs(
 def _net(
     out: Path, server: RunningServer, net: Predictor, weight_mb: float, wires: Sequence[Wire], seconds: float
 ) -> NetCosts:
-    answers = keep(out / "traffic", f"answers-{net.name}", net.predict_batch(contexts.load()))
+    given = contexts.load()
+    traffic = keep(out / "traffic" / net.name, given, net.predict_batch(given))
 
     def closed(wire: Wire, rows: int, connections: int) -> Spent:
-        workload = Workload(server, wire, contexts.SHIPPED, answers, rows)
+        workload = Workload(server, wire, traffic, rows)
         workload.warm_up(connections)
         return _spend(server, lambda: workload.measure(connections, seconds))
 
     def opened(wire: Wire, rows: int, most_per_second: float) -> Spent:
-        workload = Workload(server, wire, contexts.SHIPPED, rows=rows)
+        workload = Workload(server, wire, traffic, rows)
         load = {"rate": f"{SHARE * most_per_second:.1f}", "arrivals": "poisson", "connections": 1000}
-        return _spend(server, lambda: workload.run(**load, seconds=seconds, timeout=10, max_error_rate=0.001))
+        limits = {"timeout": 10, "max_error_rate": 0.001, "check_every": CHECK_EVERY}
+        return _spend(server, lambda: workload.run(**load, **limits, seconds=seconds))
 
     together = {wire: {rows: closed(wire, rows, connections) for rows, connections in TOGETHER} for wire in wires}
     batch = curve(net)

@@ -84,9 +84,9 @@ def _query_s(index: VectorIndex, vectors: Floats) -> float:
 def _request_s(out: Path, seconds: float) -> float:
     """Return what a `/retrieve` of a query costs the service on its core."""
     # As many octets as a query has.
-    queries = keep(out / "traffic", "queries", contexts.load()[:, :1])
+    traffic = keep(out / "traffic" / "retrieve", contexts.load()[:, :1])
     with launched(harness.launch(SHIPPED), out / "logs") as server:
-        workload = Workload(server, "octet", queries, route="retrieve")
+        workload = Workload(server, "octet", traffic, route="retrieve")
         workload.warm_up(CONNECTIONS)
         before = metrics.costs(server.url, "/retrieve")
         began = sum(processor_s(server.pid))

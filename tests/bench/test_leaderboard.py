@@ -1,4 +1,4 @@
-"""The leaderboard says what was measured, beside the baselines, and recommends by its own rules."""
+"""The leaderboard has the measured scores beside the baselines, and recommends by its rules."""
 
 import shutil
 from pathlib import Path
@@ -50,7 +50,7 @@ def figures(registry: Registry, data: dict[str, Corpus], parts: Parts) -> dict[s
     return {"command": "lvm leaderboard", **found}
 
 
-def test_scores_are_those_of_evaluate_and_certain_to_a_degree(
+def test_scores_equal_those_of_evaluate_and_lie_in_their_intervals(
     figures: dict[str, Any], registry: Registry, data: dict[str, Corpus]
 ) -> None:
     from models.predictor import load_predictor
@@ -66,7 +66,7 @@ def test_scores_are_those_of_evaluate_and_certain_to_a_degree(
         assert found[name]["beyond"]["mean"] == pytest.approx(beyond, abs=1e-6)
 
 
-def test_what_was_stopped_goes_on_after_the_scores(
+def test_stopped_measurement_resumes_after_the_scores(
     registry: Registry, data: dict[str, Corpus], figures: dict[str, Any], parts: Parts
 ) -> None:
     def stop(what: str) -> None:
@@ -96,7 +96,7 @@ def score(cosine: float, low: float, mrr: float = 0.1) -> dict[str, Any]:
     return {"cosine": cosine, "beyond": {"interval": (low, 1)}, "retrieval": ranking}
 
 
-def test_recommendations_follow_their_rules() -> None:
+def test_recommends_by_the_rules() -> None:
     speeds = {"swift": (0.1, 0.01), "exact": (2.0, 0.5), "slow": (9.0, 5.0), "lucky": (0.05, 0.01)}
     scores = {"swift": (0.60, 0.001), "exact": (0.61, 0.001), "slow": (0.62, 0.001), "lucky": (0.60, -0.001)}
     figures: dict[str, Any] = {
@@ -117,6 +117,6 @@ def test_recommendations_follow_their_rules() -> None:
     }  # fmt: skip
 
 
-def test_a_registry_without_nets_has_nothing_to_rank(tmp_path: Path, data: dict[str, Corpus]) -> None:
+def test_rejects_a_registry_without_nets(tmp_path: Path, data: dict[str, Corpus]) -> None:
     with pytest.raises(leaderboard.NothingToRank, match="D = 384"):
         leaderboard.measure(Registry(tmp_path), data, None, 1, lambda what: None, Parts(tmp_path))

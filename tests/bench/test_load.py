@@ -1,4 +1,4 @@
-"""A workload counts only right answers, and says which server gave a wrong one."""
+"""A workload accepts only right answers, and names the server that gave a wrong one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,30 +9,27 @@ import pytest
 
 from bench.load import LoadTest, Workload, WrongAnswers, keep
 from bench.servers import RunningServer
+from tests.fake_service import DIM
 
-CONTEXTS = np.arange(3 * 5 * 4, dtype=np.float32).reshape(3, 5, 4)
-RIGHT = CONTEXTS[:, 0]
+CONTEXTS = np.ones((3, 5, DIM), np.float32)
+# What the fake service answers.
+RIGHT = np.full((3, DIM), 0.25, np.float32)
 
 
 @pytest.fixture
 def workload(tmp_path: Path) -> Callable[[str], Workload]:
     def make(url: str) -> Workload:
-        contexts, answers = keep(tmp_path, "contexts", CONTEXTS), keep(tmp_path, "answers", RIGHT)
-        return Workload(RunningServer("ours", url, 0, 0.0), "octet", contexts, answers)
+        return Workload(RunningServer("ours", url, 0, 0.0), "octet", keep(tmp_path, CONTEXTS, RIGHT))
 
     return make
 
 
-def first_chunk(body: bytes) -> bytes:
-    return body[:16]
-
-
-def test_closed_loop_counts_right_answers(scripted: Any, workload: Any) -> None:
-    server = scripted(lambda n, body: {"body": first_chunk(body)})
-    found = workload(server.url).run(arrivals="closed", connections=3, seconds=0.1)
-    assert found["answered"] == found["checked"] == found["sent"] == server.seen > 3
-    assert (found["difference"], server.connections) == (0.0, 3)
-    figures = workload(server.url).measure(connections=2, seconds=0.1)
+def test_closed_loop_counts_right_answers(fake: Any, workload: Any) -> None:
+    service = fake()
+    found = workload(service.url).run(arrivals="closed", connections=3, seconds=0.1)
+    assert found["answered"] == found["checked"] == found["sent"] == len(service.requests) > 3
+    assert (found["difference"], service.connections) == (0.0, 3)
+    figures = workload(service.url).measure(connections=2, seconds=0.1)
     assert figures["per_second"] == pytest.approx(figures["requests"] / figures["seconds"])
     assert 0 < figures["p50_ms"] <= figures["p99_ms"]
 
@@ -42,18 +39,18 @@ def test_closed_loop_counts_right_answers(scripted: Any, workload: Any) -> None:
     [
         {"status": 503},
         {"body": b""},
-        {"body": b"\0" * 16},
-        {"body": np.full(4, np.nan, "<f4").tobytes()},
-        {"cut": True},
+        {"body": b"\0" * 4 * DIM},
+        {"body": np.full(DIM, np.nan, "<f4").tobytes()},
+        {"cut": 0},
     ],
 )
-def test_one_bad_response_fails_the_warm_up(scripted: Any, workload: Any, wrong: dict[str, Any]) -> None:
-    server = scripted(lambda n, body: {"body": first_chunk(body)} | (wrong if n == 7 else {}))
+def test_one_bad_response_fails_the_warm_up(fake: Any, workload: Any, wrong: dict[str, Any]) -> None:
+    service = fake(lambda n: wrong if n == 7 else {})
     with pytest.raises(WrongAnswers, match="ours, octet x 1"):
-        workload(server.url).warm_up(2)
+        workload(service.url).warm_up(2)
 
 
-def test_requests_for_wrk_are_each_behind_their_length(scripted: Any, workload: Any) -> None:
+def test_writes_requests_for_wrk_behind_their_length(workload: Any) -> None:
     lines = workload("http://host").write_requests().read_bytes()
     size, _, rest = lines.partition(b"\n")
     first, rest = rest[: int(size)], rest[int(size) :]
@@ -62,6 +59,6 @@ def test_requests_for_wrk_are_each_behind_their_length(scripted: Any, workload: 
     assert rest.partition(b"\n")[0] == size
 
 
-def test_a_load_test_that_cannot_run_says_why() -> None:
+def test_load_test_that_cannot_run_names_the_reason() -> None:
     with pytest.raises(RuntimeError, match="not an http"):
         assert LoadTest("ftp://host", rate=1, seconds=1).summary

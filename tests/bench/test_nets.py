@@ -1,4 +1,4 @@
-"""The nets are timed as they are served, and an answer that differs from torch's stops the table."""
+"""Nets are timed as they are served, and an answer that differs from torch's stops the table."""
 
 import os
 from dataclasses import replace
@@ -32,14 +32,14 @@ class Counting:
         return np.zeros((len(contexts), contexts.shape[2]), np.float32)
 
 
-def test_queries_are_single_and_the_warm_up_does_not_count() -> None:
+def test_times_single_queries_without_the_warm_up() -> None:
     runtime = Counting()
     figures = time_queries(runtime, draw(3, 8), 10)
     assert runtime.sizes == [1] * (10 + nets.WARM_UP)
     assert figures.keys() == {"mean_ms", "p50_ms", "p95_ms", "p99_ms"}
 
 
-def test_a_batch_is_run_whole_and_counted_per_context() -> None:
+def test_times_a_whole_batch_per_context() -> None:
     runtime = Counting()
     assert time_batch(runtime, draw(8, 8)) > 0
     assert set(runtime.sizes) == {8}
@@ -52,7 +52,7 @@ def test_cpu_always_has_a_run_mode() -> None:
     assert rss_mb(os.getpid()) > 10
 
 
-def test_a_precision_too_low_for_a_net_is_left_out_and_float32_never() -> None:
+def test_leaves_out_a_precision_too_low_for_a_net_but_never_float32() -> None:
     class Refused(RunMode):
         def open(self, checkpoint: Checkpoint) -> Any:
             raise UnfitRuntime("cosine 0.9")

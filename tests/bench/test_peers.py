@@ -1,4 +1,4 @@
-"""The peers answer right, or beating them would mean nothing."""
+"""The peers answer correctly; otherwise a comparison with them would mean nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ KINDS = pytest.mark.parametrize(("wire", "rows"), [("json", 1), ("octet", 1), ("
 
 
 def ask(directory: Path, server: RunningServer, wire: Wire, rows: int, expected: Any) -> int:
-    contexts = keep(directory, "contexts", draw(len(expected), DIM))
-    workload = Workload(server, wire, contexts, keep(directory, "expected", expected), rows)
+    workload = Workload(server, wire, keep(directory, draw(len(expected), DIM), expected), rows)
     return int(workload.run(rate=100, seconds=0.1, connections=2, min_offered=0)["checked"])
 
 
@@ -36,7 +35,7 @@ def test_echo_answers_its_constant(tmp_path: Path, peer: Any, wire: Wire, rows: 
     assert ask(tmp_path, server, wire, rows, np.tile(echo.constant(DIM), (4, 1))) == 10
 
 
-def test_an_answer_of_another_net_is_noticed(tmp_path: Path, peer: Any, tiny_net: Any) -> None:
+def test_rejects_answers_of_another_net(tmp_path: Path, peer: Any, tiny_net: Any) -> None:
     server = peer(naive.create_app(tiny_net, 5, DIM), "naive", "/octet")
     with pytest.raises(WrongAnswers, match="'invalid': 10"):
         ask(tmp_path, server, "octet", 1, run_net(tiny_net, draw(4, DIM)) + np.float32(1e-3))

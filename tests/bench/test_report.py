@@ -1,4 +1,4 @@
-"""A report is what was measured and no more: ratios against the stronger baseline, targets met or not, or absent."""
+"""A report has only measured figures: ratios to the stronger baseline, and targets met, not met or not measured."""
 
 import json
 from pathlib import Path
@@ -44,14 +44,14 @@ def figures() -> dict[str, Any]:
     return {**made, "targets": [target.judge(made) for target in targets.TARGETS]}
 
 
-def test_naive_is_the_better_of_two(figures: dict[str, Any]) -> None:
+def test_compares_with_the_better_naive_app(figures: dict[str, Any]) -> None:
     cell = figures["closed"]["cells"][0]
     assert cell["strongest"]["naive"] == {"per_second": TUNED, "p50_ms": TUNED, "p99_ms": TUNED}
     assert cell["ratios"]["naive"]["per_second"] == {"median": 5.0, "min": 5.0, "max": 5.0}
     assert cell["ratios"]["echo"]["per_second"]["median"] == pytest.approx(0.1)
 
 
-def test_a_target_is_met_not_met_or_not_measured(figures: dict[str, Any]) -> None:
+def test_target_is_met_not_met_or_not_measured(figures: dict[str, Any]) -> None:
     judged = {row["name"]: row["is_met"] for row in figures["targets"]}
     assert judged["json, 32 connections: throughput / naive"] is False
     assert judged["json, 1 connection: p50 / naive"] is True
@@ -60,7 +60,7 @@ def test_a_target_is_met_not_met_or_not_measured(figures: dict[str, Any]) -> Non
     assert judged["json, 32 connection(s): throughput / mosec"] is None
 
 
-def test_every_table_is_a_table_and_sections_that_were_not_run_are_absent(figures: dict[str, Any]) -> None:
+def test_report_has_well_formed_tables_of_the_measured_sections_only(figures: dict[str, Any]) -> None:
     text = report.to_markdown(figures)
     for block in text.split("\n\n"):
         widths = {line.count("|") for line in block.splitlines() if line.startswith("|")}
@@ -70,13 +70,13 @@ def test_every_table_is_a_table_and_sections_that_were_not_run_are_absent(figure
     assert "## Start" not in text
 
 
-def test_a_failed_section_says_so(figures: dict[str, Any]) -> None:
+def test_report_names_a_failed_section(figures: dict[str, Any]) -> None:
     assert "**rows failed, its figures are left out:** 3 wrong" in report.to_markdown(
         {**figures, "failures": {"rows": "3 wrong"}}
     )
 
 
-def test_files_are_written_and_pictures_drawn(figures: dict[str, Any], tmp_path: Path) -> None:
+def test_writes_report_and_pictures(figures: dict[str, Any], tmp_path: Path) -> None:
     figures["plots"] = plot.draw(tmp_path, figures)
     report.write(tmp_path, figures, report.to_markdown)
     assert json.loads((tmp_path / "report.json").read_text())["closed"]["cells"]
@@ -86,7 +86,7 @@ def test_files_are_written_and_pictures_drawn(figures: dict[str, Any], tmp_path:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_stages_are_per_request_and_what_is_left_is_named() -> None:
+def test_stages_are_per_request_with_their_remainders() -> None:
     grown = {"decode": 1.0, "queue": 1.0, "infer": 2.0, "encode": 1.0, "total": 8.0}
     after = {**grown, "requests": 1000.0, "cpu": 4.0, "rows": 1000.0, "batches": 100.0}
     spent = stages(after, mean_ms=10.0)

@@ -1,4 +1,4 @@
-"""A report that was stopped goes on after the sections that are whole."""
+"""A stopped report resumes after its finished sections."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from bench.run import measure
 from models.training.parts import Parts
 
 
-def test_a_section_that_ended_is_not_measured_again(tmp_path: Path) -> None:
+def test_does_not_repeat_a_finished_section(tmp_path: Path) -> None:
     runs: list[str] = []
 
     def section() -> dict[str, int]:
@@ -26,7 +26,7 @@ def test_a_section_that_ended_is_not_measured_again(tmp_path: Path) -> None:
     assert len(runs) == 2
 
 
-def test_a_section_with_a_wrong_answer_is_measured_again(tmp_path: Path) -> None:
+def test_repeats_a_section_with_a_wrong_answer(tmp_path: Path) -> None:
     def wrong() -> None:
         raise WrongAnswers("0.5 from torch's answer")
 

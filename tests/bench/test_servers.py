@@ -1,4 +1,4 @@
-"""A rival joins once it answers, is named with the reason where it does not, and leaves nothing behind."""
+"""A server joins once it responds; otherwise the reason is reported and nothing of it is left running."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ DIM = 16
 HERE = Path(sys.prefix)
 
 
-def test_every_peer_is_a_file_and_starts_from_its_own_environment(tmp_path: Path) -> None:
+def test_every_peer_exists_and_starts_from_its_own_environment(tmp_path: Path) -> None:
     for launch, peer in zip(peers(tmp_path / "venv", tmp_path / "v"), PEERS.values(), strict=True):
         assert launch.command == (str(tmp_path / "venv/bin/python"), "-m", *peer.command)
         assert launch.environment["BENCH_VERSION"] == str(tmp_path / "v")
@@ -26,7 +26,7 @@ def test_every_peer_is_a_file_and_starts_from_its_own_environment(tmp_path: Path
         assert importlib.util.find_spec(module)
 
 
-def test_what_is_installed_is_described_and_what_is_not_says_so() -> None:
+def test_describes_installed_and_missing_peers() -> None:
     described = describe(HERE)
     assert described["measured"].keys() == PEERS.keys()
     assert described["measured"]["mosec"][0] == "mosec is not installed"
@@ -37,7 +37,7 @@ def python(name: str, script: str, ready: str = "/readyz") -> Launch:
     return Launch(name, (sys.executable, "-c", script), os.environ, ready=ready)
 
 
-def test_who_answers_joins_and_who_does_not_is_named(tmp_path: Path) -> None:
+def test_runs_servers_that_respond_and_names_the_others(tmp_path: Path) -> None:
     hollow = (
         "import sys; from http.server import HTTPServer, SimpleHTTPRequestHandler as Handler;"
         "HTTPServer(('127.0.0.1', int(sys.argv[-1])), Handler).serve_forever()"
@@ -56,7 +56,7 @@ def test_who_answers_joins_and_who_does_not_is_named(tmp_path: Path) -> None:
     assert "501" in failures["hollow"]
 
 
-def test_children_end_with_their_server(tmp_path: Path) -> None:
+def test_stops_the_children_of_a_server(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "child")
     script = (
         f"import subprocess; subprocess.Popen('exec sleep 600 > {tmp_path}/child', shell=True);"
@@ -79,14 +79,14 @@ def cell() -> dict[str, Any]:
     return compare(("json", 1, 32), [measured(*each) for each in speeds.items()])
 
 
-def test_a_rival_is_the_best_of_its_variants(cell: dict[str, Any]) -> None:
+def test_compares_with_the_best_variant_of_a_peer(cell: dict[str, Any]) -> None:
     assert cell["strongest"]["mosec"]["per_second"] == "mosec, unbatched"
-    assert {rival: ratio["per_second"]["median"] for rival, ratio in cell["ratios"].items()} == {
+    assert {peer: ratio["per_second"]["median"] for peer, ratio in cell["ratios"].items()} == {
         "naive": 6.0, "echo": pytest.approx(2 / 3), "mosec": 2.0, "litserve": 12.0,
     }  # fmt: skip
 
 
-def test_the_report_has_every_rival_and_who_is_missing(cell: dict[str, Any]) -> None:
+def test_report_has_every_peer_and_names_the_missing_ones(cell: dict[str, Any]) -> None:
     closed = {"generator": "a test", "apart": 0.0, "cells": [cell], "stages": []}
     figures: dict[str, Any] = {"machine": {}, "plan": {}, "failures": {"bentoml": "no such module"}, "closed": closed}
     figures["peers"] = {"measured": {"mosec": ("mosec==1", "-m mosec")}, "left_out": {"Ray Serve": "is a cluster"}}

@@ -1,4 +1,4 @@
-"""Workers side by side: ratios are within a round, and processor time is that of the process that had it."""
+"""Workers side by side: ratios within a round, and processor time by process."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 from bench.workers import processes, to_markdown
 
 
-def test_ratios_are_within_a_round_and_times_are_medians_by_process() -> None:
+def test_table_has_ratios_within_a_round_and_median_times_by_process() -> None:
     rounds = [
         {
             "1 worker": {"per_second": rate, "roles": ["service"], "us": [200.0 * slow]},
@@ -21,11 +21,12 @@ def test_ratios_are_within_a_round_and_times_are_medians_by_process() -> None:
     ]
 
 
-def test_children_are_told_apart_by_what_they_were_started_as() -> None:
+def test_names_the_roles_of_child_processes() -> None:
     waits = [sys.executable, "-c", "input(print(flush=True))"]
     with subprocess.Popen([*waits, "own"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout
-        child.stdout.readline()  # it runs: before that, it may have no words yet
+        # Its command line is there once it runs.
+        child.stdout.readline()
         assert processes(child.pid) == {child.pid: "service"}
         found = processes(os.getpid())
         assert (found[os.getpid()], found[child.pid]) == ("supervisor", "owner")

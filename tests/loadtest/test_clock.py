@@ -1,4 +1,4 @@
-"""An alarm rings once, never early, and not at all after it was closed."""
+"""An alarm rings once, never early, and never after it was closed."""
 
 import asyncio
 import sys
@@ -15,7 +15,7 @@ Kind = Callable[[Callable[[], None]], clock.Alarm]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ahead", [-1.0, 0.0, 0.02])
-def test_it_rings_once_and_never_early(kind: Kind, ahead: float) -> None:
+def test_alarm_rings_once_and_never_early(kind: Kind, ahead: float) -> None:
     async def ring() -> tuple[float, list[float]]:
         rung: list[float] = []
         alarm = kind(lambda: rung.append(time.monotonic()))
@@ -34,7 +34,7 @@ def test_it_rings_once_and_never_early(kind: Kind, ahead: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_closed_alarm_stays_silent(kind: Kind) -> None:
+def test_closed_alarm_never_rings(kind: Kind) -> None:
     async def ring() -> list[int]:
         rung: list[int] = []
         alarm = kind(lambda: rung.append(1))

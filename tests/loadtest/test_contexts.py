@@ -1,4 +1,4 @@
-"""The contexts that are sent are real, normalised and reproducible, and a wrong file is refused in words."""
+"""The shipped contexts are real, normalised and reproducible; other files are checked."""
 
 from pathlib import Path
 
@@ -9,32 +9,32 @@ from loadtest import contexts
 from loadtest.plan import PlanError
 
 
-def test_the_shipped_contexts_are_unit_vectors_of_the_service_shape() -> None:
+def test_shipped_contexts_are_unit_vectors_of_the_service_shape() -> None:
     shipped = contexts.load()
     assert shipped.shape == (64, 5, 384)
     assert shipped.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(shipped, axis=-1), 1.0, atol=1e-6)
 
 
-def test_float32_files_are_sent_as_they_are(tmp_path: Path) -> None:
+def test_sends_float32_files_unchanged(tmp_path: Path) -> None:
     mine = np.full((2, 3, 4), 7.0, dtype=np.float32)
     np.save(tmp_path / "mine.npy", mine)
     np.testing.assert_array_equal(contexts.load(tmp_path / "mine.npy"), mine)
 
 
 @pytest.mark.parametrize("array", [np.zeros((5, 4)), np.zeros((2, 3, 4), dtype=int), np.zeros((0, 5, 4))])
-def test_a_file_of_another_shape_or_type_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+def test_rejects_contexts_of_another_shape_or_type(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "bad.npy", array)
     with pytest.raises(PlanError, match=r"shape \(N, T, D\)"):
         contexts.load(tmp_path / "bad.npy")
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_rejects_missing_contexts(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"none\.npy"):
         contexts.load(tmp_path / "none.npy")
 
 
-def test_a_sample_takes_neighbouring_chunks_of_different_articles(tmp_path: Path) -> None:
+def test_samples_neighbouring_chunks_of_different_articles(tmp_path: Path) -> None:
     lengths = [8, 3, 9, 7]
     index = [(article, place) for article, length in enumerate(lengths) for place in range(length)]
     np.save(tmp_path / "index.npy", np.array(index, dtype=np.int32))

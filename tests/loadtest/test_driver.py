@@ -24,7 +24,7 @@ def test_poisson_arrivals_are_seeded_and_have_the_rate_and_spread_of_a_poisson_p
     assert not np.array_equal(times[:50], driver.schedule(1000.0, 20.0, "poisson", 8)[:50])
 
 
-def test_one_stall_is_charged_to_everyone_who_would_have_been_served_in_it(serve: Any, drive: Any) -> None:
+def test_stall_is_charged_to_every_request_that_waits_for_it(serve: Any, drive: Any) -> None:
     stall = 0.3
     fake = serve(lambda n: {"hang": stall} if n == 20 else {})
     summary = drive(fake.url, rate=200.0, seconds=1.0, connections=1)
@@ -36,7 +36,7 @@ def test_one_stall_is_charged_to_everyone_who_would_have_been_served_in_it(serve
     assert summary.service_ms["p99"] < summary.latency_ms["p99"]
 
 
-def test_nothing_is_sent_before_its_time_and_times_are_in_order(serve: Any) -> None:
+def test_sends_nothing_early_and_keeps_times_in_order(serve: Any) -> None:
     plan = Plan(url=serve().url, rate=300.0, seconds=0.2, arrivals="poisson", wire="octet")
     samples = measured(plan, driver.run(plan))
     assert (samples.fired >= samples.intended).all()
@@ -45,14 +45,14 @@ def test_nothing_is_sent_before_its_time_and_times_are_in_order(serve: Any) -> N
     assert (samples.latency_ms >= samples.service_ms).all()
 
 
-def test_warm_up_is_sent_but_left_out_of_the_figures(serve: Any, drive: Any) -> None:
+def test_sends_the_warm_up_but_leaves_it_out_of_the_figures(serve: Any, drive: Any) -> None:
     fake = serve(lambda n: {"status": 503} if n < 10 else {})
     summary = drive(fake.url, rate=100.0, seconds=0.2, warmup=0.1, connections=1)
     assert (summary.warmup_sent, summary.sent, len(fake.requests)) == (10, 20, 30)
     assert summary.statuses == {"200": 20}
 
 
-def test_progress_is_told_up_to_the_end(serve: Any) -> None:
+def test_reports_progress_up_to_the_end(serve: Any) -> None:
     seen: list[tuple[int, int]] = []
     driver.run(Plan(url=serve().url, rate=100.0, seconds=0.1), lambda *counts: seen.append(counts))
     assert seen[-1] == (10, 10)
@@ -82,6 +82,6 @@ def test_closed_loop_goes_on_after_a_lost_or_late_response(serve: Any, drive: An
     assert summary.answered == summary.sent - 1 > 1
 
 
-def test_closed_loop_ends_in_time_if_nobody_listens(closed_url: str, drive: Any) -> None:
+def test_closed_loop_ends_in_time_without_a_server(closed_url: str, drive: Any) -> None:
     summary = drive(closed_url, arrivals="closed", rate=0.0, connections=2, seconds=0.1)
     assert summary.failures["refused"] == summary.arrivals > 1

@@ -1,4 +1,4 @@
-"""The locust users speak the same contract, without a head, and fail on a body of the wrong shape."""
+"""The locust users send the same requests, without a browser, and fail on a body of the wrong shape."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def seen(fake: Any) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("script", "code"), [({}, 0), ({"body": b"{}"}, 1)])
-def test_users_of_every_kind_check_what_they_get(serve: Any, script: dict[str, Any], code: int) -> None:
+def test_users_of_every_kind_check_the_response(serve: Any, script: dict[str, Any], code: int) -> None:
     fake = serve(lambda n: script)
     # Ten users are 4 + 4 + 1 + 1 by weight. The run ends, not by the clock, when each kind has asked and one
     # user has asked twice, so at least one answer was judged.

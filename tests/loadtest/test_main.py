@@ -1,4 +1,4 @@
-"""The command line: figures on stdout, all else on stderr, and an exit code that a script can trust."""
+"""The command line: figures on stdout, all else on stderr, and a meaningful exit code."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def test_thresholds_that_hold_exit_0(serve: Any, capsys: pytest.CaptureFixture[s
     assert "\r" not in err
 
 
-def test_a_broken_threshold_exits_1(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_threshold_exits_1(serve: Any, capsys: pytest.CaptureFixture[str]) -> None:
     fake = serve(lambda n: {"status": 503} if n == 3 else {})
     assert main(["--url", fake.url, *LOAD]) == 1
     assert "BROKEN error_rate 0.05 <= 0.001" in capsys.readouterr().out
@@ -47,27 +47,27 @@ def test_json_is_one_object_with_the_configuration(serve: Any, capsys: pytest.Ca
         ["--url", "http://h", "--scenario", "none"],
     ],
 )
-def test_a_plan_that_cannot_be_run_exits_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_plan_exits_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(wrong) == 2
     out, err = capsys.readouterr()
     assert (out, err.startswith("loadtest: ")) == ("", True)
 
 
 @pytest.mark.parametrize("wrong", [[], ["--url", "http://h", "--wire", "xml"], ["--url", "http://h", "--ra", "1"]])
-def test_a_command_line_that_makes_no_sense_exits_2(wrong: list[str]) -> None:
+def test_invalid_command_line_exits_2(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main(wrong)
     assert leaving.value.code == 2
 
 
-def test_a_closed_loop_says_so(serve: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_closed_loop_is_named_in_the_reports(serve: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     closed = ["--arrivals", "closed", "--connections", "2", "--seconds", "0.1", "--report", str(tmp_path)]
     assert main(["--url", serve().url, *closed]) == 0
     assert "2 connections, closed loop for 0.1 s" in capsys.readouterr().out
     assert "Closed loop; latency" in (tmp_path / "report.md").read_text()
 
 
-def test_a_scenario_runs_its_steps_in_order_and_reports_each(serve: Any, tmp_path: Path) -> None:
+def test_scenario_runs_its_steps_in_order_and_reports_each(serve: Any, tmp_path: Path) -> None:
     fake = serve(lambda n: {} if n < 10 else {"status": 503})
     first, second = '{ name = "first", seconds = 0.1 }', '{ name = "second", times = 2, seconds = 0.1 }'
     (tmp_path / "s.toml").write_text(f"[two]\nrate = 100\nsteps = [{first}, {second}]")
@@ -83,7 +83,7 @@ def test_a_scenario_runs_its_steps_in_order_and_reports_each(serve: Any, tmp_pat
     }  # fmt: skip
 
 
-def test_as_a_process_it_draws_no_bar_into_a_pipe_and_knows_nothing_of_the_service(serve: Any) -> None:
+def test_draws_no_bar_into_a_pipe_and_imports_nothing_of_the_service(serve: Any) -> None:
     code = (
         "import sys, runpy; sys.argv[1:] = {argv!r}\n"
         "try: runpy.run_module('loadtest', run_name='__main__')\n"

@@ -1,4 +1,4 @@
-"""Requests follow the contract byte for byte, and only a body of the promised shape and finite is whole."""
+"""Requests follow the API byte for byte; only a body of the right shape with finite numbers is valid."""
 
 import json
 
@@ -36,19 +36,19 @@ def test_octet_bodies_are_little_endian_rows() -> None:
         (Exchange("predict", "json", 2, 4), "application/json"),
     ],
 )
-def test_octets_of_several_contexts_tell_their_shape(exchange: Exchange, media_type: str) -> None:
+def test_octets_of_several_contexts_carry_their_shape(exchange: Exchange, media_type: str) -> None:
     request = encode(exchange, "http://host", (), CONTEXTS)[0]
     assert f"Content-Type: {media_type}\r\n".encode() in request
 
 
-def test_retrieve_says_k_in_the_body_or_in_the_query() -> None:
+def test_retrieve_sends_k_in_the_body_or_in_the_query() -> None:
     assert json.loads(Exchange("retrieve", "json", 1, 4).bodies(CONTEXTS)[0])["k"] == 10
     assert Exchange("retrieve", "json", 1, 4).path == "/retrieve"
     assert Exchange("retrieve", "octet", 1, 4).path == "/retrieve?k=10"
     assert Exchange("retrieve", "octet", 1, 4).headers["Accept"] == "application/json"
 
 
-def test_a_request_is_whole_http() -> None:
+def test_request_is_whole_http() -> None:
     exchange = Exchange("predict", "octet", 1, 4)
     request = encode(exchange, "http://user:secret@host:81/", [("X-A", "b")], CONTEXTS)[0]
     head, _, body = request.partition(b"\r\n\r\n")
@@ -84,5 +84,5 @@ def test_a_request_is_whole_http() -> None:
         (Exchange("retrieve", "json", 1, 2), b'{"results": null}', False),
     ],
 )
-def test_only_the_promised_shape_and_finite_numbers_are_whole(exchange: Exchange, body: bytes, whole: bool) -> None:
+def test_accepts_only_finite_numbers_of_the_expected_shape(exchange: Exchange, body: bytes, whole: bool) -> None:
     assert exchange.is_whole(body) is whole

@@ -1,4 +1,4 @@
-"""Plans and scenarios that cannot be run are refused in words; flags, steps and multiples combine as told."""
+"""Invalid plans and scenarios are rejected; flags, steps and multiples combine."""
 
 import tomllib
 from pathlib import Path
@@ -58,7 +58,7 @@ def scenarios(tmp_path: Path) -> Path:
         {"route": "retrieve", "answers": "a.npy"},
     ],
 )
-def test_a_plan_that_cannot_be_run_is_refused(wrong: dict[str, Any]) -> None:
+def test_rejects_invalid_plan(wrong: dict[str, Any]) -> None:
     with pytest.raises(PlanError):
         make_plan({"url": URL, "rate": 1.0, "seconds": 1.0, **wrong})
 
@@ -71,7 +71,7 @@ def test_closed_step_has_connections_and_no_rate(tmp_path: Path) -> None:
     assert (opened.is_closed, opened.rate) == (False, 9.0)
 
 
-def test_the_echo_keeps_secrets_to_itself() -> None:
+def test_report_of_a_plan_hides_secret_headers() -> None:
     plan = Plan(url=URL, rate=1, seconds=1, headers=(("Authorization", "Bearer x"), ("X-A", "b")))
     assert plan.echo()["headers"] == {"Authorization": "***", "X-A": "b"}
 
@@ -82,7 +82,7 @@ def test_steps_multiply_the_base_rate_or_set_their_own(scenarios: Path) -> None:
     assert (high.rate, high.wire, high.min_goodput) == (7, "json", 80.0)
 
 
-def test_a_rate_flag_is_the_new_base(scenarios: Path) -> None:
+def test_rate_flag_replaces_the_base_rate(scenarios: Path) -> None:
     low, high = read_scenario("two", {"url": URL, "rate": 10.0}, scenarios)
     assert (low.rate, high.rate, high.min_goodput) == (5.0, 7, 8.0)
 
@@ -91,12 +91,12 @@ def test_a_rate_flag_is_the_new_base(scenarios: Path) -> None:
     ("name", "complaint"),
     [("three", "available: two"), ("typo", "max_p99"), ("empty", "no steps"), ("both", "rate or times")],
 )
-def test_a_scenario_with_a_mistake_is_refused(scenarios: Path, name: str, complaint: str) -> None:
+def test_rejects_invalid_scenario(scenarios: Path, name: str, complaint: str) -> None:
     with pytest.raises(PlanError, match=complaint):
         read_scenario(name, {"url": URL}, scenarios)
 
 
-def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+def test_rejects_invalid_toml(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[", encoding="utf-8")
     with pytest.raises(PlanError, match=r"bad\.toml"):
         read_scenario("smoke", {"url": URL}, tmp_path / "bad.toml")

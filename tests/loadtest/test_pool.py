@@ -1,4 +1,4 @@
-"""The client's count of what happened to each request must match what the server saw, failure by failure."""
+"""The client's count of every outcome matches what the server saw."""
 
 import struct
 import sys
@@ -26,7 +26,7 @@ NOWHERE = {"refused": 0, "lost": 0, "timeout": 0, "invalid": 0}
         ("octet", "retrieve", 1),
     ],
 )
-def test_every_request_is_seen_once_and_answered(serve: Any, drive: Any, wire: str, route: str, rows: int) -> None:
+def test_sends_every_request_once(serve: Any, drive: Any, wire: str, route: str, rows: int) -> None:
     fake = serve()
     summary = drive(fake.url, wire=wire, route=route, rows=rows)
     assert len(fake.requests) == summary.sent == summary.answered == summary.arrivals == 30
@@ -35,7 +35,7 @@ def test_every_request_is_seen_once_and_answered(serve: Any, drive: Any, wire: s
     assert summary.ok
 
 
-def test_the_octet_body_is_the_context_itself(serve: Any, drive: Any) -> None:
+def test_octet_body_is_the_context_itself(serve: Any, drive: Any) -> None:
     fake = serve()
     drive(fake.url, connections=1)
     expected = [context.tobytes() for context in contexts.load()]
@@ -43,7 +43,7 @@ def test_the_octet_body_is_the_context_itself(serve: Any, drive: Any) -> None:
     assert {path for path, _, _ in fake.requests} == {"/predict"}
 
 
-def test_extra_headers_and_a_base_path_are_sent(serve: Any, drive: Any) -> None:
+def test_sends_extra_headers_and_a_base_path(serve: Any, drive: Any) -> None:
     fake = serve()
     drive(fake.url + "/v1/", headers=(("X-Tenant", "a"), ("accept", "application/json")), route="retrieve")
     path, headers, _ = fake.requests[0]
@@ -52,7 +52,7 @@ def test_extra_headers_and_a_base_path_are_sent(serve: Any, drive: Any) -> None:
     assert headers["accept"] == "application/json"
 
 
-def test_a_refusal_by_the_server_is_an_answer_not_a_good_one(serve: Any, drive: Any) -> None:
+def test_rejection_is_an_answer_but_not_a_good_one(serve: Any, drive: Any) -> None:
     fake = serve(lambda n: {"status": 503} if n % 3 == 0 else {})
     summary = drive(fake.url)
     assert summary.statuses == {"200": 20, "503": 10}
@@ -62,7 +62,7 @@ def test_a_refusal_by_the_server_is_an_answer_not_a_good_one(serve: Any, drive: 
     assert not summary.ok
 
 
-def test_nobody_listening_is_refused_and_nothing_was_sent(closed_url: str, drive: Any) -> None:
+def test_refused_connection_sends_nothing(closed_url: str, drive: Any) -> None:
     summary = drive(closed_url)
     assert summary.failures == NOWHERE | {"refused": 30}
     assert (summary.sent, summary.answered) == (0, 0)
@@ -71,7 +71,7 @@ def test_nobody_listening_is_refused_and_nothing_was_sent(closed_url: str, drive
 
 
 @pytest.mark.parametrize("cut", [20, 200])
-def test_a_close_in_the_middle_of_the_answer_is_lost(serve: Any, drive: Any, cut: int) -> None:
+def test_close_in_the_middle_of_the_answer_is_lost(serve: Any, drive: Any, cut: int) -> None:
     fake = serve(lambda n: {"cut": cut} if n < 10 else {})
     summary = drive(fake.url)
     assert summary.failures == NOWHERE | {"lost": 10}
@@ -80,19 +80,19 @@ def test_a_close_in_the_middle_of_the_answer_is_lost(serve: Any, drive: Any, cut
     assert summary.statuses == {"200": 20}
 
 
-def test_a_close_before_the_first_byte_tells_a_new_connection_from_a_used_one(serve: Any, drive: Any) -> None:
+def test_close_before_the_first_byte_counts_by_new_or_used_connection(serve: Any, drive: Any) -> None:
     fake = serve(lambda n: {"cut": 0} if n in (0, 5) else {})
     summary = drive(fake.url, connections=1)
     assert summary.lost_kinds == {"reused": 1, "fresh": 1, "partial": 0}
     assert summary.failures["lost"] == 2
 
 
-def test_an_answer_that_is_not_http_is_lost(serve: Any, drive: Any) -> None:
+def test_answer_that_is_not_http_is_lost(serve: Any, drive: Any) -> None:
     summary = drive(serve(lambda n: {"raw": b"SSH-2.0-nope\r\n"}).url)
     assert summary.failures == NOWHERE | {"lost": 30}
 
 
-def test_no_answer_in_time_is_a_timeout_and_the_connection_is_not_used_again(serve: Any, drive: Any) -> None:
+def test_late_answer_is_a_timeout_and_closes_the_connection(serve: Any, drive: Any) -> None:
     fake = serve(lambda n: {"hang": 30.0} if n == 0 else {})
     summary = drive(fake.url, timeout=1.0)
     assert summary.failures == NOWHERE | {"timeout": 1}
@@ -100,7 +100,7 @@ def test_no_answer_in_time_is_a_timeout_and_the_connection_is_not_used_again(ser
     assert summary.sent == 30
 
 
-def test_waiting_for_a_connection_past_the_timeout_is_a_timeout_that_was_never_sent(serve: Any, drive: Any) -> None:
+def test_waiting_too_long_for_a_connection_is_a_timeout_that_was_never_sent(serve: Any, drive: Any) -> None:
     fake = serve(lambda n: {"hang": 30.0})
     summary = drive(fake.url, rate=30_000.0, seconds=0.001, timeout=0.3, connections=2)
     assert summary.failures == NOWHERE | {"timeout": 30}
@@ -118,14 +118,14 @@ def test_waiting_for_a_connection_past_the_timeout_is_a_timeout_that_was_never_s
         ("json", b'{"vector": [' + b"NaN," * (DIM - 1) + b"1]}"),
     ],
 )
-def test_a_200_of_the_wrong_shape_or_not_finite_is_invalid(serve: Any, drive: Any, wire: str, body: bytes) -> None:
+def test_200_of_the_wrong_shape_or_not_finite_is_invalid(serve: Any, drive: Any, wire: str, body: bytes) -> None:
     summary = drive(serve(lambda n: {"body": body}).url, wire=wire)
     assert summary.statuses == {"200": 30}
     assert summary.failures == NOWHERE | {"invalid": 30}
     assert summary.goodput == 0.0
 
 
-def test_connection_close_is_honoured(serve: Any, drive: Any) -> None:
+def test_honours_connection_close(serve: Any, drive: Any) -> None:
     fake = serve(lambda n: {"headers": {"Connection": "close"}})
     summary = drive(fake.url, connections=2)
     assert summary.statuses == {"200": 30}
@@ -133,7 +133,7 @@ def test_connection_close_is_honoured(serve: Any, drive: Any) -> None:
     assert summary.failures == NOWHERE
 
 
-def test_the_cap_on_connections_holds_and_nothing_is_dropped(serve: Any, drive: Any) -> None:
+def test_keeps_the_limit_of_connections_and_drops_nothing(serve: Any, drive: Any) -> None:
     fake = serve(lambda n: {"hang": 0.01})
     summary = drive(fake.url, connections=2)
     assert fake.peak <= 2
@@ -141,11 +141,11 @@ def test_the_cap_on_connections_holds_and_nothing_is_dropped(serve: Any, drive: 
     assert summary.statuses == {"200": 30}
 
 
-def test_chunked_answers_are_whole(serve: Any, drive: Any) -> None:
+def test_reads_chunked_answers(serve: Any, drive: Any) -> None:
     assert drive(serve(lambda n: {"chunked": True}).url).ok
 
 
-def test_answers_are_counted_by_version_and_by_who_served(serve: Any, drive: Any) -> None:
+def test_counts_answers_by_version_and_server(serve: Any, drive: Any) -> None:
     primary = {"X-Model-Version": "2026-a", "X-Served-By": "primary"}
     fallback = {"x-model-version": "2026-b", "x-served-by": "fallback"}
     summary = drive(serve(lambda n: {"headers": primary if n < 12 else fallback}).url)
@@ -153,7 +153,7 @@ def test_answers_are_counted_by_version_and_by_who_served(serve: Any, drive: Any
     assert summary.served_by == {"primary": 12, "fallback": 18}
 
 
-def test_a_source_address_and_a_query_are_used(serve: Any, drive: Any) -> None:
+def test_uses_the_source_address_and_the_query(serve: Any, drive: Any) -> None:
     fake = serve()
     assert drive(fake.url, source="127.0.0.1", query="model=fallback").ok
     drive(fake.url, route="retrieve", query="exclude=1")
@@ -169,14 +169,14 @@ def test_clients_can_come_from_two_addresses(serve: Any, drive: Any) -> None:
     assert fake.peers == {"127.0.0.1", "127.0.0.2"}
 
 
-def test_a_probe_is_a_get_without_a_body_and_any_200_is_whole(serve: Any, drive: Any) -> None:
+def test_probe_is_a_get_without_a_body_and_any_200_is_valid(serve: Any, drive: Any) -> None:
     fake = serve(lambda n: {"body": b"{}"})
     assert drive(fake.url, route="readyz", wire="json").ok
     assert fake.methods == {"GET"}
     assert {(path, body) for path, _, body in fake.requests} == {("/readyz", b"")}
 
 
-def test_a_row_that_is_not_what_its_version_answers_is_invalid(serve: Any, drive: Any, tmp_path: Path) -> None:
+def test_row_that_differs_from_its_versions_answer_is_invalid(serve: Any, drive: Any, tmp_path: Path) -> None:
     count = len(contexts.load())
     right = {"a": np.full((count, DIM), 0.25, np.float32), "b": np.full((count, DIM), 0.5, np.float32)}
     right["a"][2] = 0.75
@@ -187,7 +187,7 @@ def test_a_row_that_is_not_what_its_version_answers_is_invalid(serve: Any, drive
     assert summary.failures == NOWHERE | {"invalid": 2 + 10}
 
 
-def test_answers_of_any_version_are_compared_on_every_wire(serve: Any, drive: Any, tmp_path: Path) -> None:
+def test_compares_answers_of_any_version_on_every_wire(serve: Any, drive: Any, tmp_path: Path) -> None:
     right = np.full((len(contexts.load()), DIM), 0.25, np.float32)
     right[3] += 1e-3
     np.save(tmp_path / "answers.npy", right)
@@ -198,12 +198,12 @@ def test_answers_of_any_version_are_compared_on_every_wire(serve: Any, drive: An
         assert drive(serve().url, wire=wire, rows=rows, answers=str(tmp_path / "answers.npy"), tolerance=0.01).ok
 
 
-def test_only_a_share_of_the_responses_is_checked_if_that_is_asked_for(serve: Any, drive: Any) -> None:
+def test_checks_one_of_several_responses(serve: Any, drive: Any) -> None:
     summary = drive(serve(lambda n: {"body": b""}).url, check_every=10, connections=1)
     assert (summary.checked, summary.failures["invalid"]) == (3, 3)
 
 
-def test_the_record_says_which_refusals_said_when_to_come_again(serve: Any, tmp_path: Path) -> None:
+def test_record_marks_rejections_with_a_valid_retry_after(serve: Any, tmp_path: Path) -> None:
     fake = serve(lambda n: {"status": 503, "headers": {"Retry-After": "2"} if n % 2 else {"Retry-After": "soon"}})
     plan = Plan(url=fake.url, rate=100.0, seconds=0.1, wire="octet", connections=1)
     driver.run(plan).save(tmp_path / "record.npz")

@@ -1,4 +1,4 @@
-"""Figures come from the record alone: exact counts, latencies that happened, a verdict for each threshold."""
+"""Figures come from the record: exact counts, measured latencies, a verdict for each threshold."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_every_arrival_is_counted_once() -> None:
     assert summary.goodput == pytest.approx(92 / 1.09)
 
 
-def test_the_warm_up_is_cut_off() -> None:
+def test_figures_leave_out_the_warm_up() -> None:
     record = make_record()
     record.outcome[29], record.outcome[30] = 500, 501
     summary = report.summarise(make_plan(seconds=0.7, warmup=0.3), record)
@@ -79,7 +79,7 @@ def test_thresholds_decide(limits: dict[str, float], broken: list[str]) -> None:
     assert summary.ok == (not broken)
 
 
-def test_a_latency_limit_without_any_answer_is_broken() -> None:
+def test_latency_limit_without_answers_is_broken() -> None:
     record = make_record()
     for index in range(len(record)):
         record.outcome[index] = Failure.LOST_FRESH
@@ -89,11 +89,11 @@ def test_a_latency_limit_without_any_answer_is_broken() -> None:
 
 
 @pytest.mark.parametrize(("lag", "warned"), [(0.009, False), (0.011, True)])
-def test_a_generator_behind_its_schedule_warns(lag: float, warned: bool) -> None:
+def test_warns_if_the_generator_is_behind_its_schedule(lag: float, warned: bool) -> None:
     assert bool(report.summarise(make_plan(), make_record(lag=lag)).warnings) is warned
 
 
-def test_what_was_not_written_in_time_was_not_offered() -> None:
+def test_late_requests_do_not_count_as_offered() -> None:
     record = make_record()
     for index in range(85, 100):
         record.sent[index] += 1.0
@@ -105,7 +105,7 @@ def test_what_was_not_written_in_time_was_not_offered() -> None:
     assert report.summarise(make_plan(min_offered=0.8), record).ok
 
 
-def test_one_run_is_one_flat_object_and_a_scenario_a_list_of_them() -> None:
+def test_json_of_a_run_is_one_object_and_of_a_scenario_a_list() -> None:
     good = report.summarise(make_plan(), make_record())
     bad = report.summarise(make_plan(max_p99_ms=1.0), make_record())
     assert json.loads(report.to_json([good])).keys() >= KEYS
@@ -114,7 +114,7 @@ def test_one_run_is_one_flat_object_and_a_scenario_a_list_of_them() -> None:
     assert [step["ok"] for step in scenario["steps"]] == [True, False]
 
 
-def test_reports_are_written(tmp_path: Path) -> None:
+def test_writes_reports(tmp_path: Path) -> None:
     summaries = [report.summarise(make_plan(name=name), make_record()) for name in ("a", "b")]
     report.write(tmp_path / "new", summaries, "two")
     assert json.loads((tmp_path / "new/report.json").read_text())["ok"]
@@ -124,7 +124,7 @@ def test_reports_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("outcome", [200, 503])
-def test_the_picture_is_a_png_even_if_nothing_was_answered_well(tmp_path: Path, outcome: int) -> None:
+def test_draws_a_picture_even_without_good_answers(tmp_path: Path, outcome: int) -> None:
     record = make_record()
     for index in range(10, len(record)):
         record.outcome[index] = outcome

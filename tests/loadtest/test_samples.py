@@ -1,4 +1,4 @@
-"""The record that the driver keeps is read back whole, and cut by time."""
+"""A record is read back whole, joined with others, and cut by time."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def _record(directory: Path, count: int) -> Path:
     return path
 
 
-def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_reads_a_record_as_it_was_written(tmp_path: Path) -> None:
     known = Samples.read(_record(tmp_path / "new", 10))
     assert known.statuses == {str(int(Failure.LOST_FRESH)): 1, "-1": 1, "200": 7, "503": 1}
     assert known.good.tolist() == [False] * 4 + [True] * 6
@@ -34,7 +34,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert known.p_ms(99) == pytest.approx(20)
 
 
-def test_clients_are_joined_in_the_order_of_time() -> None:
+def test_joins_clients_in_the_order_of_time() -> None:
     both = Samples.joined([make(1, 2, version="b"), make(0, 3)])
     assert len(both) == 400
     assert (np.diff(both.intended) >= 0).all()
@@ -42,12 +42,12 @@ def test_clients_are_joined_in_the_order_of_time() -> None:
     assert [len(slot) for slot in both.slots(0, 3)] == [100, 200, 100]
 
 
-def test_only_what_is_written_in_time_is_offered() -> None:
+def test_offered_rate_counts_requests_written_in_time() -> None:
     late = np.r_[np.zeros(60), np.full(40, 5.0)]
     load = make(0, 1, sent=np.arange(100) / 100 + 0.001 + late)
     assert load.offered(0, 1) == (100, 60)
 
 
-def test_goodput_counts_answers_when_they_come() -> None:
+def test_goodput_counts_answers_by_their_end() -> None:
     assert make(0, 2, latency_ms=1000.0).goodput(0, 2) == 50
     assert make(0, 2, outcome=503).goodput(0, 2) == 0

@@ -1,4 +1,4 @@
-"""What a machine spends is read as it spends it, and a prediction that is wrong is said to be."""
+"""Processor time is read by thread, and a wrong prediction is marked."""
 
 import os
 import threading
@@ -15,7 +15,7 @@ ROW = {"net": "gru", "rows": 8, "p99_ms": 100.0, "predictions": [150.0, 152.0], 
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="Linux counts by thread")
-def test_other_threads_are_told_from_the_first() -> None:
+def test_separates_the_first_thread_from_the_others() -> None:
     def work() -> None:
         began = thread_time()
         while thread_time() - began < 0.05:
@@ -34,7 +34,7 @@ def test_other_threads_are_told_from_the_first() -> None:
     assert 0 < worked <= passed
 
 
-def test_a_batch_on_the_event_loop_is_no_part_of_the_request() -> None:
+def test_batch_on_the_event_loop_is_not_charged_to_the_request() -> None:
     batch, spent = Curve((1, 100), (0.01, 1.0)), Spent(requests=100, batches=4, rows=200, loop_s=3.0, aside_s=8.0)
     assert spent.batch_s == (50, 2.0)
     assert spent.batches_s(batch) == pytest.approx(4 * 0.5)
@@ -42,7 +42,7 @@ def test_a_batch_on_the_event_loop_is_no_part_of_the_request() -> None:
     assert spent.request_s(batch, is_inline=False) == pytest.approx(3.0 / 100)
 
 
-def test_a_prediction_beyond_its_tolerance_is_marked() -> None:
+def test_marks_a_prediction_beyond_its_tolerance() -> None:
     right = {**ROW, "is_met": True, "free": 0.99, "ratio_free": 1.01}
     wrong = {**right, "ratio": 1.3, "is_met": False}
     head, good, bad = table.of_checks([right, wrong]).splitlines()

@@ -1,4 +1,4 @@
-"""A cost model is what was measured: between points, beyond them, and on disk."""
+"""The cost model interpolates between measured points, extrapolates beyond them, and survives a file."""
 
 from pathlib import Path
 
@@ -7,24 +7,24 @@ import pytest
 from bench.capacity.costs import BadCosts, Costs, Curve, Line
 
 
-def test_a_line_goes_through_what_lies_on_one() -> None:
+def test_line_goes_through_points_that_lie_on_one() -> None:
     line = Line.through({1: 3.0, 8: 10.0, 32: 34.0})
     assert line == pytest.approx((2.0, 1.0))
     assert line.at(100) == pytest.approx(102)
 
 
-def test_a_line_never_makes_time() -> None:
+def test_line_has_no_negative_cost() -> None:
     assert Line.through({1: 1.0, 10: 20.0}) == pytest.approx((0.0, 1.5))
     assert Line.through({1: 2.0, 10: 1.0}) == pytest.approx((1.5, 0.0))
 
 
-def test_a_curve_is_straight_between_its_points_and_goes_on_in_proportion() -> None:
+def test_curve_is_linear_between_points_and_proportional_beyond() -> None:
     curve = Curve((1, 8, 128), (2.0, 9.0, 129.0))
     assert [curve.at(count) for count in (1, 2, 8, 68, 128, 256)] == [2.0, 3.0, 9.0, 69.0, 129.0, 258.0]
     assert Curve.through([(8, 9.0), (128, 129.0), (1, 2.0)]) == curve
 
 
-def test_what_is_written_is_read_again(costs: Costs, tmp_path: Path) -> None:
+def test_reads_what_it_wrote(costs: Costs, tmp_path: Path) -> None:
     costs.write(tmp_path / "costs.json")
     again = Costs.read(tmp_path / "costs.json")
     again.write(tmp_path / "again.json")
@@ -32,7 +32,7 @@ def test_what_is_written_is_read_again(costs: Costs, tmp_path: Path) -> None:
     assert again.net("gru", "octet")[0].batch.at(8) == 0.006
 
 
-def test_what_ships_says_how_it_was_measured() -> None:
+def test_shipped_costs_say_how_they_were_measured() -> None:
     shipped = Costs.read()
     assert {"amn", "gru"} <= shipped.nets.keys()
     assert shipped.command.startswith("python -m bench.capacity")
@@ -40,13 +40,13 @@ def test_what_ships_says_how_it_was_measured() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"nets": {"amn": {}}}'])
-def test_what_is_no_cost_model_is_refused(text: str, tmp_path: Path) -> None:
+def test_rejects_a_file_that_is_not_a_cost_model(text: str, tmp_path: Path) -> None:
     (tmp_path / "costs.json").write_text(text)
     with pytest.raises(BadCosts):
         Costs.read(tmp_path / "costs.json")
 
 
-def test_what_was_not_measured_is_not_guessed(costs: Costs) -> None:
+def test_rejects_a_net_or_wire_that_was_not_measured(costs: Costs) -> None:
     with pytest.raises(BadCosts, match="available: gru, amn"):
         costs.net("lstm", "octet")
     with pytest.raises(BadCosts, match="available: octet, json"):

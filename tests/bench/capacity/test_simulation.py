@@ -1,4 +1,4 @@
-"""The simulation agrees with what queueing theory knows, and batches and refuses by the rules of the service."""
+"""The simulation agrees with queueing theory, and batches and rejects by the rules of the service."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def seen(outcome: SimulationResult) -> float:
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
-def test_an_event_loop_alone_makes_people_wait_as_pollaczek_and_khinchine_say(load: float) -> None:
+def test_event_loop_alone_follows_the_pollaczek_khinchine_formula(load: float) -> None:
     service_s = 0.001
     worker = Worker(1, 0.0, service_s, FREE, is_inline=True)
     outcome = Simulation(worker).run(poisson(load / service_s, 20_000))
@@ -37,14 +37,14 @@ def test_an_event_loop_alone_makes_people_wait_as_pollaczek_and_khinchine_say(lo
     assert outcome.busy_s / outcome.ended_s == pytest.approx(load, rel=0.02)
 
 
-def test_requests_inside_are_rate_times_time_as_little_says() -> None:
+def test_requests_in_flight_follow_littles_law() -> None:
     worker = threaded(Line(0.002, 0.001), loop_s=0.001, cores=1.0)
     outcome = Simulation(worker).run(poisson(300, 4000))
     rate = len(outcome.arrived_s) / outcome.ended_s
     assert seen(outcome) == pytest.approx(rate * outcome.latency_s.mean(), rel=0.03)
 
 
-def test_a_request_alone_takes_what_its_parts_take() -> None:
+def test_lone_request_takes_the_sum_of_its_parts() -> None:
     worker = threaded(Line(0.002, 0.001), rows=8, loop_s=0.004, cores=1.0)
     outcome = Simulation(worker).run([1.0])
     assert outcome.latency_s == pytest.approx([0.002 + 0.010 + 0.002])
@@ -52,7 +52,7 @@ def test_a_request_alone_takes_what_its_parts_take() -> None:
 
 
 @pytest.mark.parametrize(("cores", "request_s"), [(2.0, 0.0002), (1.0, 0.0002 + 0.0001), (0.5, 2 * (0.0002 + 0.0001))])
-def test_too_much_is_answered_as_fast_as_full_batches_and_the_cores_allow(cores: float, request_s: float) -> None:
+def test_overload_is_answered_at_the_rate_of_full_batches(cores: float, request_s: float) -> None:
     worker = threaded(Line(0.0128, 0.0001), loop_s=0.0001, cores=cores)
     outcome = Simulation(worker).run(poisson(4 / request_s, 20_000))
     assert outcome.goodput == pytest.approx(1 / request_s, rel=0.03)
@@ -67,26 +67,26 @@ def test_too_much_is_answered_as_fast_as_full_batches_and_the_cores_allow(cores:
         (100, 11),  # a second one does not fit
     ],
 )
-def test_a_batch_is_what_waited_up_to_its_most_rows(rows: int, batches: int) -> None:
+def test_batch_holds_the_waiting_rows_up_to_its_limit(rows: int, batches: int) -> None:
     outcome = Simulation(threaded(Line(1.0), rows)).run([0.0, *[0.5] * 10])
     assert outcome.batches == batches
 
 
-def test_others_get_their_turn_between_the_parts_of_a_large_request() -> None:
+def test_parts_of_a_large_request_alternate_with_other_requests() -> None:
     worker = threaded(Line(1.0), rows=300)
     outcome = Simulation(worker).run([0.0, 0.5])
     assert outcome.batches == 5  # of the first, the first, the second, the second, and the rest of both
     assert outcome.latency_s.tolist() == pytest.approx([5.0, 4.5])
 
 
-def test_the_event_loop_reads_all_that_came_before_it_answers() -> None:
+def test_event_loop_reads_all_arrivals_before_it_answers() -> None:
     worker = Worker(1, 1.0, 1.0, FREE, is_inline=True)
     outcome = Simulation(worker).run([0.0, 0.1, 0.2])
     assert outcome.latency_s.tolist() == pytest.approx([4.0, 4.9, 5.8])
 
 
 @pytest.mark.parametrize("arrivals", [[0.0] * 5, poisson(100, 500)])
-def test_nobody_is_let_in_beyond_the_limit(arrivals: Sequence[float]) -> None:
+def test_rejects_requests_beyond_the_limit(arrivals: Sequence[float]) -> None:
     outcome = Simulation(threaded(Line(1.0), rows=8), FixedLimit(16)).run(arrivals)
     leaves = outcome.arrived_s + outcome.latency_s
     inside = [np.sum((outcome.arrived_s <= at) & (leaves > at)) for at in outcome.arrived_s]
@@ -95,7 +95,7 @@ def test_nobody_is_let_in_beyond_the_limit(arrivals: Sequence[float]) -> None:
     assert np.isnan(outcome.latency_s).sum() == round(outcome.rejected * len(arrivals))
 
 
-def test_what_came_in_the_warm_up_does_not_count() -> None:
+def test_leaves_out_the_warm_up() -> None:
     outcome = Simulation(Worker(1, 1.0, 0.0, FREE, is_inline=True)).run([0.0, 5.0, 7.0]).after(2.0)
     assert outcome.arrived_s.tolist() == [5.0, 7.0]
     assert outcome.goodput == pytest.approx(2 / 6)

@@ -1,4 +1,4 @@
-"""A plan carries its load with a machine to spare, fits into memory, and says what it does not know."""
+"""A plan carries its load with a machine to spare, fits into memory, and names what is not known."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from models.training.publish import FLAT_ROWS
 DEMAND = Demand(rate=1000, p99_ms=100, net="gru", rows=8, cores=4, memory_gb=8)
 
 
-def test_workers_carry_the_rate_at_seven_tenths_of_their_knee(costs: Costs) -> None:
+def test_plans_workers_for_seven_tenths_of_their_knee(costs: Costs) -> None:
     found = plan(costs, DEMAND)
     serving = found["serving"]
     assert serving["workers"] == ceil(DEMAND.rate / (LOAD * serving["knee"]))
@@ -26,7 +26,7 @@ def test_workers_carry_the_rate_at_seven_tenths_of_their_knee(costs: Costs) -> N
     assert found["limits"]["traffic_in_gbit"] == pytest.approx(1000 * 8 * 5 * 384 * 4 * 8 / 1e9)
 
 
-def test_no_more_workers_than_memory_holds_share_a_machine(costs: Costs) -> None:
+def test_memory_limits_the_workers_of_a_machine(costs: Costs) -> None:
     roomy, tight = plan(costs, DEMAND)["serving"], plan(costs, replace(DEMAND, memory_gb=0.4))["serving"]
     assert (roomy["per_machine"], tight["per_machine"]) == (4, 2)
     assert tight["machines"] == ceil(tight["workers"] / 2) + 1
@@ -34,7 +34,7 @@ def test_no_more_workers_than_memory_holds_share_a_machine(costs: Costs) -> None
         plan(costs, replace(DEMAND, memory_gb=0.1))
 
 
-def test_a_large_index_is_cut_so_that_shards_fit_and_the_fewest_machines_search_them(costs: Costs) -> None:
+def test_shards_a_large_index_for_the_fewest_machines(costs: Costs) -> None:
     demand = replace(DEMAND, rate=1000, vectors=10**9, cores=16, memory_gb=64)
     index = plan(costs, demand)["index"]
     assert index["shards"] * index["vectors_per_shard"] >= 10**9
@@ -44,7 +44,7 @@ def test_a_large_index_is_cut_so_that_shards_fit_and_the_fewest_machines_search_
     assert index["raw_gb"] == pytest.approx(1536)
 
 
-def test_a_small_corpus_is_one_exact_shard_and_what_was_not_measured_is_said_not_to_be(costs: Costs) -> None:
+def test_small_corpus_is_one_exact_shard_and_unmeasured_figures_are_named(costs: Costs) -> None:
     found = plan(costs, replace(DEMAND, vectors=24_000))
     index = found["index"]
     assert (index["shards"], index["kind"], index["is_extrapolated"]) == (1, "exact", False)

@@ -1,4 +1,4 @@
-"""C is found by asking for few rates, and never one that does not hold or was not confirmed."""
+"""C is found with few probes, and is a rate that holds and was confirmed."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from bench.contract import capacity_search
 
 
 @pytest.mark.parametrize("limit", [3.0, 25.0, 49.0, 170.0, 4321.0])
-def test_the_highest_rate_that_holds_is_found_within_its_tolerance(limit: float) -> None:
+def test_finds_the_highest_rate_that_holds_within_its_tolerance(limit: float) -> None:
     asked: list[float] = []
 
     def holds(rate: float) -> bool:
@@ -18,7 +18,7 @@ def test_the_highest_rate_that_holds_is_found_within_its_tolerance(limit: float)
     assert len(asked) < 16
 
 
-def test_a_rate_that_is_not_confirmed_is_lowered() -> None:
+def test_lowers_a_rate_that_is_not_confirmed() -> None:
     asked: list[float] = []
 
     def confirmed(rate: float) -> bool:
@@ -30,7 +30,7 @@ def test_a_rate_that_is_not_confirmed_is_lowered() -> None:
     assert asked == sorted(asked, reverse=True)
 
 
-def test_a_service_that_holds_nothing_has_no_capacity() -> None:
+def test_service_that_holds_no_rate_has_no_capacity() -> None:
     with pytest.raises(capacity_search.NoCapacity):
         capacity_search.find(lambda rate: False, lambda rate: True, start=25.0)
     with pytest.raises(capacity_search.NoCapacity):

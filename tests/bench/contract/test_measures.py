@@ -1,4 +1,4 @@
-"""Figures follow from samples alone: what breaks a promise shows in the figure of that promise."""
+"""A broken promise shows in the figure of that promise."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def _beyond(load: Any, capacity: float = 100.0, steady: float = 10.0, slo: float
     return measures.overload(load, (0.0, 1.0), capacity, steady, slo)
 
 
-def test_overload_that_stays_honest() -> None:
+def test_overload_with_proper_rejections_meets_the_limits() -> None:
     served, refused = make(-1, 1), make(0, 1, rate=900, outcome=503, retry_after=True, latency_ms=2.0)
     figures = _beyond(Samples.joined([served, refused]))
     assert figures["goodput_by_c"] == pytest.approx(1.0, abs=0.02)
@@ -23,7 +23,7 @@ def test_overload_that_stays_honest() -> None:
     assert (figures["unexpected"], figures["without_retry_after"]) == (0, 0)
 
 
-def test_overload_without_retry_after_or_with_other_answers_shows() -> None:
+def test_counts_rejections_without_retry_after_and_unexpected_answers() -> None:
     wrong = make(0, 0.05, good=False)
     parts = [make(0, 1), make(0, 0.1, outcome=503), make(0, 0.2, outcome=504), make(0, 0.1, outcome=-3), wrong]
     figures = _beyond(Samples.joined(parts))
@@ -31,13 +31,13 @@ def test_overload_without_retry_after_or_with_other_answers_shows() -> None:
     assert figures["unexpected"] == 20 + 10 + 5
 
 
-def test_the_limit_of_latency_is_the_lesser_of_twice_the_steady_one_and_the_slo() -> None:
+def test_latency_limit_is_the_lower_of_twice_the_steady_one_and_the_slo() -> None:
     load = make(0, 1, latency_ms=30.0)
     assert _beyond(load, steady=10.0, slo=100.0)["p99_by_limit"] == pytest.approx(1.5)
     assert _beyond(load, steady=50.0, slo=20.0)["p99_by_limit"] == pytest.approx(1.5)
 
 
-def test_a_load_that_was_not_offered_measures_nothing() -> None:
+def test_load_that_was_not_offered_measures_nothing() -> None:
     load = make(0, 1, sent=np.r_[np.arange(90) / 100, np.full(10, 3.0)])
     figures = _beyond(load)
     assert not figures["is_offered"]
@@ -86,7 +86,7 @@ def test_shutdown_shows_stale_readiness_and_lost_requests() -> None:
     assert (figures["unanswered"], figures["unexpected"], figures["answered"]) == (5, 1, 190)
 
 
-def test_the_timeline_counts_every_arrival_once() -> None:
+def test_timeline_counts_every_request_once() -> None:
     load = Samples.joined([make(0, 2), make(1, 2, outcome=429), make(1, 1.5, outcome=-2)])
     known = measures.timeline(load, (0, 2))
     assert (known["good"], known["refused"], known["other"]) == ([100, 100], [0, 100], [0, 50])

@@ -1,4 +1,4 @@
-"""Requests sent and outcomes counted are compared over a real service and a real driver."""
+"""Requests sent and outcomes counted are compared over a real service and a real load test."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from models.registry.registry import Registry
 from tests.conftest import PATIENCE_S
 
 
-def test_a_request_of_another_client_breaks_the_sum(serve: Callable[..., Any], tmp_path: Path) -> None:
+def test_request_of_another_client_breaks_the_sum(serve: Callable[..., Any], tmp_path: Path) -> None:
     url = serve().url
     fixtures = Fixtures(Registry(tmp_path), None, tmp_path)  # type: ignore[arg-type]
     harness = Harness(ContractOptions(tmp_path, 100.0, 1, 1.0), RunningServer("fake", url, 0, 0.0), fixtures)

@@ -1,4 +1,4 @@
-"""A figure that is missing is not met, and every run has its sums compared."""
+"""A missing figure does not meet its target, and every run has its sums compared."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from loadtest.samples import Samples
 from tests.made_samples import make
 
 
-def test_what_was_not_measured_is_not_met() -> None:
+def test_target_without_a_value_is_not_met() -> None:
     rows = targets.results({"promotions": {"failed": 1, "live": 100, "p99_by_steady": None}}, ["promotions"])
     met = {row["name"]: row["is_met"] for row in rows}
     assert met["F4 promotions that went live"] is True
@@ -22,12 +22,12 @@ def test_what_was_not_measured_is_not_met() -> None:
 
 
 @pytest.mark.parametrize("run", [run for run in targets.BY_RUN if run != "life"])
-def test_a_request_that_no_outcome_counts_is_never_met(run: str) -> None:
+def test_uncounted_request_breaks_the_target_of_its_run(run: str) -> None:
     (row,) = [row for row in targets.results({run: {"difference": 1}}, [run]) if row["name"].startswith("F8")]
     assert row["is_met"] is False
 
 
-def test_a_report_has_a_row_for_every_target_and_its_pictures(tmp_path: Path) -> None:
+def test_report_has_every_target_and_picture(tmp_path: Path) -> None:
     load = Samples.joined([make(0, 10), make(3, 6, rate=500, outcome=503, retry_after=True)])
     run = {
         "before": measures.steady(load, (0, 3)),

@@ -44,7 +44,7 @@ class OpenLoop:
         self._start = start
         self._alarm = clock.alarm(self._ring)
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Arm the alarm for the first request."""
         if len(self.times):
             self._alarm.at(self.times[0])
@@ -63,12 +63,12 @@ class OpenLoop:
 
 
 class ClosedLoop:
-    """Keeps `connections` requests in flight until `end`: each response starts the next request."""
+    """Keeps a request in flight on every connection for some seconds: each response starts the next request."""
 
-    def __init__(self, pool: Pool, connections: int, end: float) -> None:
+    def __init__(self, pool: Pool, seconds: float) -> None:
         self._pool = pool
-        self._connections = connections
-        self._end = end
+        self._seconds = seconds
+        self._end = 0.0
         pool.on_finish = self._next
 
     @property
@@ -76,9 +76,12 @@ class ClosedLoop:
         """The requests until now; how many there will be is not known before the end."""
         return len(self._pool.record)
 
-    def begin(self) -> None:
-        """Start the first request on every connection."""
-        for _ in range(self._connections):
+    async def begin(self) -> None:
+        """Connect, which is no part of any latency, then start the first request on every connection."""
+        await self._pool.connect()
+        self._pool.record.start = monotonic()
+        self._end = self._pool.record.start + self._seconds
+        for _ in range(self._pool.plan.connections):
             self._pool.add()
 
     def close(self) -> None:
@@ -107,13 +110,11 @@ def run(plan: Plan, progress: Progress | None = None) -> Record:
 async def _drive(plan: Plan, requests: Sequence[bytes], check: Check, progress: Progress | None) -> Record:
     seconds = plan.warmup + plan.seconds
     offsets = () if plan.is_closed else schedule(plan.rate, seconds, plan.arrivals, plan.seed).tolist()
-    record = Record(monotonic() + _LEAD_S * (not plan.is_closed), offsets)
+    record = Record(monotonic() + _LEAD_S, offsets)
     pool = Pool(plan, requests, check, record)
-    loop: OpenLoop | ClosedLoop = OpenLoop(record.intended, pool.dispatch)
-    if plan.is_closed:
-        loop = ClosedLoop(pool, plan.connections, record.start + seconds)
-    loop.begin()
+    loop = ClosedLoop(pool, seconds) if plan.is_closed else OpenLoop(record.intended, pool.dispatch)
     try:
+        await loop.begin()
         await _watch(pool, loop, min(_TICK_S, plan.timeout / 20), progress)
     finally:
         loop.close()

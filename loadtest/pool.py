@@ -111,6 +111,10 @@ class Pool:
         # Called after every response or failure, before `finished` is set: a closed loop adds its next request.
         self.on_finish: Callable[[], None] = lambda: None
 
+    async def connect(self) -> None:
+        """Open all connections in advance; a request that finds too few tries again."""
+        await asyncio.gather(*(self._open() for _ in range(self.plan.connections)))
+
     def add(self) -> None:
         """Record a request intended now and start it."""
         self.unfinished += 1

@@ -1,6 +1,6 @@
-"""LVM Serve for its callers: `Client`, `AsyncClient` and the errors they raise.
+"""LVM Serve for callers: `Client`, `AsyncClient` and the errors that they raise.
 
-The server loads `lvm.errors` alone, so the client is imported when it is asked for.
+The server imports `lvm.errors` only, so the client is imported on first access.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""Every error a caller can meet, as a tree; the status lives on the class. Answers are RFC 9457.
+"""Every error of the service, as a tree; the class has the status. Responses are problems of RFC 9457.
 
 ServiceError
-├── Malformed 400            the bytes are not what their media type says
-├── Invalid 422              well-formed, but not a context, query or option; `pointer` says where
-│   └── NoEncoder            text, and nothing here makes of it the vectors that the net reads
-├── Unauthorised 401         a token is wanted, and is missing or unknown
+├── Malformed 400            the body does not match its media type
+├── Invalid 422              well-formed, but not a valid context, query or option; `pointer` says where
+│   └── NoEncoder            text, but no encoder here makes the vectors that the net reads
+├── Unauthorised 401         a token is required, and is missing or unknown
 ├── UnknownModel 404         UnknownArticle 404
 ├── TooSlow 408              TooLarge 413, UnsupportedMediaType 415, HeadersTooLarge 431
 │   └── UnsupportedCoding    a Content-Encoding other than gzip; carries Accept-Encoding
 ├── UnknownExpectation 417   UnknownHttpVersion 505
-├── ClientLimit 429          the client holds its share; carries Retry-After
+├── ClientLimit 429          the client has used its share; with Retry-After
 ├── Expired 504              the deadline passed
-└── Unavailable 503          carries Retry-After
-    ├── Overloaded           the queue is full, or there are too many rows or bytes in flight
-    ├── Draining             the process is on its way out
-    ├── BreakerOpen          the primary is not trusted right now
-    └── ModelFailed          the net raised or answered non-finite, and nothing could stand in
+└── Unavailable 503          with Retry-After
+    ├── Overloaded           the queue is full, or too many rows or bytes are in flight
+    ├── Draining             the process is shutting down
+    ├── BreakerOpen          the circuit breaker of the engine is open
+    └── ModelFailed          the net raised or returned non-finite vectors, and there is no fallback
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """An answer other than 200: `detail` for people, `reason` for labels and the problem's type."""
+    """A response other than 200: `detail` for people; `reason` for labels and the type of the problem."""
 
     status: ClassVar[int] = 500
     reason: ClassVar[str] = "internal"
@@ -34,10 +34,11 @@ class ServiceError(Exception):
     def __init__(self, detail: str, *, pointer: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.detail, self.pointer, self.retry_after = detail, pointer, retry_after
-        self.request_id: str | None = None  # known to callers
+        # set by the client
+        self.request_id: str | None = None
 
     def __str__(self) -> str:
-        """What happened, and where a pointer and a request id are known, these."""
+        """The detail; with the pointer and the request id if they are known."""
         known = {"at": self.pointer, "request": self.request_id}
         more = ", ".join(f"{name} {value}" for name, value in known.items() if value)
         return f"{self.detail} ({more})" if more else self.detail
@@ -49,20 +50,20 @@ class ServiceError(Exception):
 
 
 class Malformed(ServiceError):
-    """Bytes that are not what their media type says."""
+    """The body does not match its media type."""
 
     status, reason = 400, "malformed"
 
 
 class Unauthorised(ServiceError):
-    """A token is wanted, and is missing or unknown."""
+    """A token is required, and is missing or unknown."""
 
     status, reason = 401, "unauthorised"
     headers = ((b"www-authenticate", b"Bearer"),)
 
 
 class UnknownModel(ServiceError):
-    """No alias that is served, and no model behind one, has that name."""
+    """No alias that is served, and no model behind one, has this name."""
 
     status, reason = 404, "unknown_model"
 
@@ -74,62 +75,62 @@ class UnknownArticle(ServiceError):
 
 
 class TooSlow(ServiceError):
-    """Headers or a body that did not arrive in time."""
+    """The headers or the body did not arrive in time."""
 
     status, reason = 408, "too_slow"
 
 
 class HeadersTooLarge(ServiceError):
-    """Headers over the limit."""
+    """The headers exceed the limit."""
 
     status, reason = 431, "headers_too_large"
 
 
 class TooLarge(ServiceError):
-    """A body over the limit."""
+    """The body exceeds the limit."""
 
     status, reason = 413, "too_large"
 
 
 class UnsupportedMediaType(ServiceError):
-    """A media type that the route does not read."""
+    """The route does not accept this media type."""
 
     status, reason = 415, "unsupported_media_type"
 
 
 class UnsupportedCoding(UnsupportedMediaType):
-    """A Content-Encoding that is not decoded."""
+    """The service does not decode this Content-Encoding."""
 
     reason = "unsupported_coding"
     headers = ((b"accept-encoding", b"gzip"),)
 
 
 class UnknownExpectation(ServiceError):
-    """An Expect header that asks for something other than 100-continue."""
+    """The Expect header has a value other than 100-continue."""
 
     status, reason = 417, "unknown_expectation"
 
 
 class UnknownHttpVersion(ServiceError):
-    """A version of HTTP other than 1.1 and 1.0."""
+    """The version of HTTP is neither 1.1 nor 1.0."""
 
     status, reason = 505, "unknown_http_version"
 
 
 class Invalid(ServiceError):
-    """Well-formed, but not a context, query or option; never echoes a value."""
+    """The request is well-formed, but has an invalid context, query or option; the detail never echoes a value."""
 
     status, reason = 422, "invalid"
 
 
 class NoEncoder(Invalid):
-    """Text, where no encoder is, or another than the one on the card of the net that would answer."""
+    """The request has text, but there is no encoder, or not the one on the card of the net."""
 
     reason = "no_encoder"
 
 
 class ClientLimit(ServiceError):
-    """The client holds its share of what may be in flight, and others want theirs; carries Retry-After."""
+    """The client has used its share of the limit while other clients wait; with Retry-After."""
 
     status, reason = 429, "client_limit"
 
@@ -141,7 +142,7 @@ class Expired(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Nothing wrong with the request; try again later, in a second where nothing better is known."""
+    """The request is valid, but cannot be served now; retry later, by default after a second."""
 
     status, reason = 503, "unavailable"
 
@@ -150,27 +151,27 @@ class Unavailable(ServiceError):
 
 
 class Overloaded(Unavailable):
-    """The queue is full, or there are too many rows or bytes in flight."""
+    """The queue is full, or too many rows or bytes are in flight."""
 
     reason = "overloaded"
 
 
 class Draining(Unavailable):
-    """The process, or this engine, is on its way out."""
+    """The process, or this engine, is shutting down."""
 
     reason = "draining"
 
 
 class BreakerOpen(Unavailable):
-    """Too many recent failures; the engine is left alone for a while."""
+    """The engine failed too often recently and gets no requests for a while."""
 
     reason = "breaker_open"
 
 
 class ModelFailed(Unavailable):
-    """The net raised, or answered something that is not a finite vector.
+    """The net raised, or returned vectors that are not finite.
 
-    `alone` where others in the same batch got their answer: it says more about the row than the net.
+    `alone` means that other rows of the batch were answered, so the row is the likely cause.
     """
 
     reason = "model_failed"

@@ -1,7 +1,7 @@
-"""The sockets of the client: every wait ends at the call's deadline, and a proxy is used only if one is needed.
+"""The sockets of the client: every wait ends at the deadline of the call, and a proxy is used only if needed.
 
-httpx limits each wait for the network, so a server that sends one byte at a time can hold a caller without end. The
-synchronous client therefore runs on this backend of httpcore; asyncio cancels a call by itself.
+httpx limits each single wait for the network, so a server that sends one byte at a time can delay a caller without
+limit. The synchronous client therefore uses this backend of httpcore. asyncio can cancel a call by itself.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from urllib.request import getproxies, proxy_bypass
 import httpcore
 import httpx
 
-LONGEST_S = 1e6  # a longer timeout means no limit: the operating system cannot represent it
-SLICE = 16_384  # bytes that a socket takes at once if it takes any
+# A longer timeout means no limit: the operating system cannot represent it.
+MAX_TIMEOUT_S = 1e6
+# bytes of one write, so that the deadline is checked in between
+WRITE_BYTES = 16_384
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
 _deadline: ContextVar[float] = ContextVar("deadline", default=float("inf"))
 
 
 @contextmanager
-def until(deadline: float) -> Iterator[None]:
-    """Hold what this thread does on a `Transport` to a deadline, in monotonic seconds."""
+def deadline_at(deadline: float) -> Iterator[None]:
+    """Set the deadline, in monotonic seconds, of this thread's requests on a `Transport`."""
     token = _deadline.set(deadline)
     try:
         yield
@@ -38,10 +40,10 @@ def until(deadline: float) -> Iterator[None]:
 
 
 def proxy_of(url: httpx.URL) -> httpx.Proxy | None:
-    """Return the proxy that the environment names for a URL; none leads to the machine itself.
+    """Return the proxy that the environment names for a URL; None for addresses of this machine.
 
     Raises:
-        ValueError: the environment names one that is no URL.
+        ValueError: the proxy of the environment is not a URL.
     """
     if _is_local(url.host) or proxy_bypass(url.host):
         return None
@@ -52,7 +54,7 @@ def proxy_of(url: httpx.URL) -> httpx.Proxy | None:
     try:
         return httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
     except (httpx.InvalidURL, ValueError) as error:
-        raise ValueError(f"the proxy of the environment for {url.scheme} is not usable: {error}") from error
+        raise ValueError(f"the proxy of the environment for {url.scheme} is invalid: {error}") from error
 
 
 def _is_local(host: str) -> bool:
@@ -65,30 +67,30 @@ def _is_local(host: str) -> bool:
 
 
 class Transport(httpx.BaseTransport):
-    """httpx over the pool of httpcore, with sockets that keep the deadline of `until`."""
+    """An httpx transport over a connection pool of httpcore, whose sockets keep the deadline of `deadline_at`."""
 
     def __init__(self, proxy: httpx.Proxy | None) -> None:
         self._pool = _pool(proxy)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; errors leave as httpcore's."""
+        """Send a request; raises the errors of httpcore."""
         url = request.url
         where = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        asked = httpcore.Request(
+        sent = httpcore.Request(
             request.method, where, headers=request.headers.raw, content=request.read(), extensions=request.extensions
         )
-        answer = self._pool.handle_request(asked)
-        parts = _Parts(answer)
-        return httpx.Response(answer.status, headers=answer.headers, stream=parts, extensions=answer.extensions)
+        response = self._pool.handle_request(sent)
+        parts = _ResponseStream(response)
+        return httpx.Response(response.status, headers=response.headers, stream=parts, extensions=response.extensions)
 
     def close(self) -> None:
         """Close the connections."""
         self._pool.close()
 
 
-class _Parts(httpx.SyncByteStream):
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
+class _ResponseStream(httpx.SyncByteStream):
+    def __init__(self, response: httpcore.Response) -> None:
+        self._answer = response
 
     def __iter__(self) -> Iterator[bytes]:
         yield from self._answer.iter_stream()
@@ -113,12 +115,12 @@ def _pool(proxy: httpx.Proxy | None) -> httpcore.ConnectionPool:
     return httpcore.SOCKSProxy(**known)
 
 
-def _left(late: type[Exception]) -> float | None:
-    """Return the seconds that are left, None if there is no limit; raises `late` if there are none."""
+def _seconds_left(late: type[Exception]) -> float | None:
+    """Return the seconds until the deadline, None if there is no limit; raises `late` if it has passed."""
     left = _deadline.get() - monotonic()
     if left <= 0:
         raise late("the deadline passed")
-    return left if left < LONGEST_S else None
+    return left if left < MAX_TIMEOUT_S else None
 
 
 class _Backend(httpcore.NetworkBackend):
@@ -133,10 +135,10 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        addresses = _addresses(host, port)
+        addresses = _resolve(host, port)
         failed: Exception = httpcore.ConnectError(f"{host} has no address")
         for at, address in enumerate(addresses):
-            left = _left(httpcore.ConnectTimeout)
+            left = _seconds_left(httpcore.ConnectTimeout)
             share = None if left is None else left / (len(addresses) - at)
             try:
                 return _Stream(self._sockets.connect_tcp(address, port, share, local_address, socket_options))
@@ -148,8 +150,8 @@ class _Backend(httpcore.NetworkBackend):
         sleep(seconds)
 
 
-def _addresses(host: str, port: int) -> list[str]:
-    """Return the addresses of a host; in a thread of its own, as nothing ends a resolver that does not answer."""
+def _resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a host, resolved in a thread, since a resolver that hangs cannot be cancelled."""
     found: SimpleQueue[list[str] | Exception] = SimpleQueue()
 
     def resolve() -> None:
@@ -161,7 +163,7 @@ def _addresses(host: str, port: int) -> list[str]:
 
     Thread(target=resolve, daemon=True, name="lvm-resolve").start()
     try:
-        addresses = found.get(timeout=_left(httpcore.ConnectTimeout))
+        addresses = found.get(timeout=_seconds_left(httpcore.ConnectTimeout))
     except Empty:
         raise httpcore.ConnectTimeout(f"the name {host} was not resolved in time") from None
     if isinstance(addresses, Exception):
@@ -174,11 +176,11 @@ class _Stream(httpcore.NetworkStream):
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(httpcore.ReadTimeout))
+        return self._inner.read(max_bytes, _seconds_left(httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for at in range(0, len(buffer), SLICE):
-            self._inner.write(buffer[at : at + SLICE], _left(httpcore.WriteTimeout))
+        for at in range(0, len(buffer), WRITE_BYTES):
+            self._inner.write(buffer[at : at + WRITE_BYTES], _seconds_left(httpcore.WriteTimeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -186,7 +188,7 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _left(httpcore.ConnectTimeout)))
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _seconds_left(httpcore.ConnectTimeout)))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)

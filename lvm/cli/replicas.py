@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from lvm.client import bearer
+from lvm.client import auth_headers
 
 TIMEOUT_S = 10.0
 AT_ONCE = 16  # replicas asked at a time
@@ -29,7 +29,7 @@ class Replica(NamedTuple):
 
 def ask(urls: Sequence[str], token: str | None = None) -> list[Replica]:
     """Return what the services at `urls` serve; who does not answer in ten seconds has an `error` instead."""
-    with httpx.Client(headers=bearer(token), timeout=TIMEOUT_S) as http, ThreadPoolExecutor(AT_ONCE) as threads:
+    with httpx.Client(headers=auth_headers(token), timeout=TIMEOUT_S) as http, ThreadPoolExecutor(AT_ONCE) as threads:
         return list(threads.map(lambda url: _ask(http, url), urls))
 
 

@@ -91,10 +91,10 @@ def smoke(
     import httpx
 
     from lvm.cli.smoke import Smoke, golden_of
-    from lvm.client import bearer
+    from lvm.client import auth_headers
 
     results = []
-    with httpx.Client(base_url=url, headers=bearer(token), timeout=10) as client:
+    with httpx.Client(base_url=url, headers=auth_headers(token), timeout=10) as client:
         for result in Smoke(client, golden_of(registry_to_read()), version).run():
             results.append(result)
             if not as_json:

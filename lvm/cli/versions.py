@@ -171,11 +171,11 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
     """Report how its answers compare with those that callers got."""
     import httpx
 
-    from lvm.client import bearer
+    from lvm.client import auth_headers
     from service.deploy.shadow import summarize_shadow
 
     try:
-        scrape = httpx.get(f"{url}/metrics", headers=bearer(token), timeout=10).raise_for_status().text
+        scrape = httpx.get(f"{url}/metrics", headers=auth_headers(token), timeout=10).raise_for_status().text
     except httpx.HTTPError as error:
         say(f"lvm: no metrics from {url}: {error}\nnext: name where it listens, and --token where it wants one")
         raise typer.Exit(FAILED) from error

@@ -17,7 +17,7 @@ from models.nets.transformer import Transformer, TransformerConfig
 
 
 class BadConfig(ValueError):
-    """No net of that name, or one that does not take that configuration."""
+    """No net has this name, or the net does not accept this configuration."""
 
 
 NETS: dict[str, tuple[type[Any], type[nn.Module]]] = {
@@ -35,10 +35,10 @@ def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
     """Return the freshly initialised net `architecture` with `config`.
 
     Raises:
-        BadConfig: no net has that name, or its config has no such key.
+        BadConfig: no net has this name, or its config has no such key.
     """
     if architecture not in NETS:
-        raise BadConfig(f"no net is called {architecture!r}: choose from {', '.join(NETS)}")
+        raise BadConfig(f"unknown net {architecture!r}; choose from {', '.join(NETS)}")
     config_type, net_type = NETS[architecture]
     try:
         net: nn.Module = net_type(config_type(**config))
@@ -48,7 +48,7 @@ def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def config_dict(net: nn.Module) -> dict[str, Any]:
-    """Return the plain dictionary that `build` takes to make `net` again."""
+    """Return the configuration with which `build` makes `net` again."""
     config: Any = net.config
     return asdict(config)
 
@@ -57,9 +57,9 @@ def architecture_of(net: nn.Module) -> str:
     """Return the name under which `net` is built.
 
     Raises:
-        BadConfig: no name builds a net of this class, whatever the class is called.
+        BadConfig: the class is not in `NETS`.
     """
     for name, (_, net_type) in NETS.items():
         if type(net) is net_type:
             return name
-    raise BadConfig(f"{type(net).__module__}.{type(net).__qualname__} is not among the nets: {', '.join(NETS)}")
+    raise BadConfig(f"{type(net).__module__}.{type(net).__qualname__} is not one of the nets: {', '.join(NETS)}")

@@ -1,4 +1,4 @@
-"""Where a net may start: at the weighted mean of its context, of which it learns the correction."""
+"""Initialisation: a net may start as the weighted mean of its context and learn a correction of it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def corrected(context: Tensor, correction: Tensor, decay: float | None) -> Tenso
 
 @torch.no_grad()
 def silence(layer: nn.Module) -> None:
-    """Make `layer` answer zero until it has learned."""
+    """Initialise `layer` so that it returns zero."""
     for parameter in layer.parameters():
         parameter.zero_()

@@ -1,4 +1,4 @@
-"""Where every net ends: on the unit sphere."""
+"""The last step of every net: unit length."""
 
 from __future__ import annotations
 

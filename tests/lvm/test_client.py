@@ -19,15 +19,7 @@ import numpy as np
 import pytest
 
 from lvm import errors
-from lvm.client import (
-    MOST_ANSWER,
-    AsyncClient,
-    BadAnswer,
-    Client,
-    Prediction,
-    Unreachable,
-    error_of,
-)
+from lvm.client import MAX_ANSWER_BYTES, AsyncClient, BadAnswer, Client, Prediction, Unreachable, error_from
 from lvm.transport import proxy_of
 from service.http.problems import problem
 from tests.conftest import Running
@@ -284,14 +276,14 @@ def test_every_error_of_the_service_comes_back_as_itself() -> None:
 
     for kind in below(errors.ServiceError) - {Unreachable}:
         body = problem(kind.status, kind.reason, "why", "id", pointer="/k")
-        error = error_of(httpx.Response(kind.status, content=body))
+        error = error_from(httpx.Response(kind.status, content=body))
         assert (type(error), error.detail, error.pointer) == (kind, "why", "/k")
 
 
 @pytest.mark.parametrize("shape", [(8,), (1, 1, 5, 8)])
 def test_other_ranks_are_refused_before_anything_is_sent(shape: tuple[int, ...]) -> None:
     network, sent = answering(done())
-    with Client("http://x", transport=network) as client, pytest.raises(ValueError, match="want"):
+    with Client("http://x", transport=network) as client, pytest.raises(ValueError, match="expected"):
         client.predict(np.zeros(shape))
     assert not sent
 
@@ -430,7 +422,7 @@ def test_a_cancelled_call_is_cancelled() -> None:
 )
 def test_rejects_an_answer_that_is_none_to_the_request(answer: httpx.Response) -> None:
     network, sent = answering(answer)
-    with Client("http://x", transport=network) as client, pytest.raises(BadAnswer, match="an answer"):
+    with Client("http://x", transport=network) as client, pytest.raises(BadAnswer, match="response"):
         client.predict(contexts()[0])
     assert len(sent) == 1
 
@@ -487,7 +479,7 @@ def test_whatever_is_answered_leaves_as_a_service_error(ask: Callable[..., Predi
 
 @BOTH_WAYS
 def test_rejects_an_answer_that_expands_without_end(ask: Callable[..., Prediction]) -> None:
-    body = gzip.compress(bytes(MOST_ANSWER + 10_000))
+    body = gzip.compress(bytes(MAX_ANSWER_BYTES + 10_000))
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body)
     with speaking(says(head + body)) as url, pytest.raises(BadAnswer, match="more than"):
         ask(url, contexts()[0], timeout=None)

@@ -100,7 +100,7 @@ def test_save_refuses_a_second_class_of_a_known_name(registry: Registry, card: M
         """The name of one net, the layers of the other."""
 
     net = LSTM(LSTMStackConfig(dim=16, hidden_dim=8)).eval()
-    with pytest.raises(BadConfig, match="LSTM is not among the nets"):
+    with pytest.raises(BadConfig, match="LSTM is not one of the nets"):
         publish(registry, net, card(), golden_contexts(None, 16, 5), {})
     assert registry.versions() == []
 

@@ -24,7 +24,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lvm.cli.smoke import Smoke, golden_of
-from lvm.client import bearer
+from lvm.client import auth_headers
 from models.registry.registry import Registry
 from tests.conftest import PATIENCE_S, ROOT, SHIPPED, until
 from tests.ray.cluster import TOKEN
@@ -156,7 +156,7 @@ def counted(cluster: Ray) -> float:
     """Return the requests to /predict, however they ended, that the metrics of all nodes know."""
     total = 0.0
     for url in cluster.urls:
-        text = httpx.get(f"{url}/metrics", headers=bearer(TOKEN), timeout=PATIENCE_S).text
+        text = httpx.get(f"{url}/metrics", headers=auth_headers(TOKEN), timeout=PATIENCE_S).text
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
         mine = (s for s in samples if s.name == "lvm_requests_total" and s.labels["route"] == "/predict")
         total += sum(sample.value for sample in mine)
@@ -185,7 +185,7 @@ def killed_under_load(cluster: Ray, victim: str) -> tuple[Load, int, dict[str, A
 
 def test_it_passes_the_smoke_test_of_a_single_server(cluster: Ray) -> None:
     """Golden vectors, statuses and problems, metrics: as `lvm smoke` holds any service to."""
-    with httpx.Client(base_url=cluster.urls[0], headers=bearer(TOKEN), timeout=PATIENCE_S) as client:
+    with httpx.Client(base_url=cluster.urls[0], headers=auth_headers(TOKEN), timeout=PATIENCE_S) as client:
         results = list(Smoke(client, golden_of(cluster.registry), None).run())
     assert [result for result in results if result.outcome == "failed"] == []
 

@@ -9,7 +9,7 @@ from models.drift import ReferenceStats
 from models.registry.card import Card
 from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint
 from models.runtimes import Runtime, find_device, open_runtime
-from models.runtimes.quick import is_quick
+from models.runtimes.inline import can_run_inline
 from models.vectors import Floats
 
 
@@ -23,7 +23,7 @@ class Predictor:
         self._runtime = runtime
         self._golden = golden
         # Whether one row takes less time than a hand-over to a thread; measured by `warm_up`.
-        self.is_quick = False
+        self.runs_inline = False
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class Predictor:
         if not self._runtime.on_cpu:
             for size in (*(1 << n for n in range((max_batch - 1).bit_length())), max_batch):
                 self.predict_batch(self._golden[:1].repeat(size, axis=0))
-        self.is_quick = self._runtime.on_cpu and is_quick(lambda: self.predict_batch(self._golden[:1]))
+        self.runs_inline = self._runtime.on_cpu and can_run_inline(lambda: self.predict_batch(self._golden[:1]))
 
 
 def load_predictor(directory: Path, device: str = "auto", threads: int = 1, precision: str = "float32") -> Predictor:

@@ -91,7 +91,7 @@ class FakePredictor:
     answer: Callable[[Floats], Floats] = mean_of
     sha256: str = "0" * 64
     runtime: str = "fake"
-    is_quick: bool = False
+    runs_inline: bool = False
     reference_stats: ReferenceStats | None = None
     card: Card = field(default_factory=card)
     batches: list[int] = field(default_factory=list)

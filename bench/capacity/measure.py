@@ -103,19 +103,19 @@ def _net(
     together = {wire: {rows: closed(wire, rows, connections) for rows, connections in TOGETHER} for wire in wires}
     batch = curve(net)
     # A net that is not quick has a thread, whose time is known as it is spent beside the event loop.
-    if not net.is_quick:
+    if not net.runs_inline:
         alone = [closed("octet", rows, connections) for rows, connections in ALONE]
         batch = Curve.through([each.batch_s for each in (*alone, *together["octet"].values())])
     requests = {
         wire: Line.through(
             {
-                rows: opened(wire, rows, each.most_per_second).request_s(batch, net.is_quick)
+                rows: opened(wire, rows, each.most_per_second).request_s(batch, net.runs_inline)
                 for rows, each in cells.items()
             }
         )
         for wire, cells in together.items()
     }
-    return NetCosts(batch, net.is_quick, requests, net.card.dim, net.card.context_length, weight_mb)
+    return NetCosts(batch, net.runs_inline, requests, net.card.dim, net.card.context_length, weight_mb)
 
 
 @dataclass(frozen=True)

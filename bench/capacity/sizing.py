@@ -12,7 +12,7 @@ from bench.capacity.simulation import Worker
 from loadtest import contexts
 from loadtest.payloads import Exchange
 from loadtest.plan import Wire
-from models.runtimes.quick import QUICK_S
+from models.runtimes.inline import MAX_INLINE_S
 
 # Fraction of the knee that is planned for, as in docs/operations.md.
 LOAD = 0.7
@@ -145,7 +145,7 @@ def _searcher(costs: Costs, search: SearchCosts, demand: Demand, shards: int) ->
     rows = ceil(demand.vectors / shards)
     each = search.exact_bytes if _kind(rows) == "exact" else search.approximate_bytes
     spent, taken = search.request_s / 2, _query_s(search, rows)
-    worker = Worker(1, spent, spent, Line(0.0, taken), is_inline=taken <= QUICK_S)
+    worker = Worker(1, spent, spent, Line(0.0, taken), is_inline=taken <= MAX_INLINE_S)
     return worker, costs.process_mb + 1e-6 * rows * each
 
 

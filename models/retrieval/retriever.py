@@ -25,12 +25,12 @@ from models.retrieval.corpus import BadCorpus, Chunk, Corpus, MappedCorpus, Pass
 from models.retrieval.index import IVF_FILE, BadIndex, FlatIndex, InvertedLists, IvfIndex, Rows, ScoredRows, VectorIndex
 from models.retrieval.reranker import RERANK_DEPTH, RERANKER_FILE, BadReranker, Reranker, candidate_features
 from models.retrieval.towers import TOWER_INDEX_FILE, Towers, open_towers
-from models.runtimes.quick import is_quick
+from models.runtimes.inline import can_run_inline
 from models.vectors import Floats, normalise
 
 _FAULTS = (manifest.Corrupt, BadCard, BadCorpus, BadIndex, BadReranker, KeyError, UnicodeDecodeError)
 # called with the name of each stage at its end
-Lap = Callable[[str], None]
+StageCallback = Callable[[str], None]
 # contexts of the corpus from which the reference statistics are computed
 SAMPLED_CONTEXTS = 64
 # names of indexes: of the encoder's vectors, and of the payload tower's
@@ -84,7 +84,7 @@ class Retriever:
         self.towers = towers
         self.reranker = reranker
         # Whether one search takes less time than a hand-over to a thread; measured by `warm_up`.
-        self.is_quick = False
+        self.runs_inline = False
 
     @property
     def name(self) -> str:
@@ -156,24 +156,24 @@ class Retriever:
         context = self.corpus.vectors_at(np.zeros(self.card.context_length, np.int64))
         slowest = Search(None, 10, context=context) if self.towers else Search(context[0], 10)
         self.search_batch([Search(context[0], 1), slowest])
-        self.is_quick = is_quick(lambda: self.search_batch([slowest]))
+        self.runs_inline = can_run_inline(lambda: self.search_batch([slowest]))
 
-    def search_batch(self, searches: list[Search], lap: Lap = lambda stage: None) -> list[list[Hit]]:
+    def search_batch(self, searches: list[Search], on_stage: StageCallback = lambda stage: None) -> list[list[Hit]]:
         """Return the hits of each search, best first; fewer than k only if the corpus has no more.
 
-        `lap` is called with the name of each stage at its end: infer (if towers ran), search, rerank (if it ran).
+        `on_stage` is called with the name of each stage at its end: infer (if towers ran), search, rerank (if it ran).
         """
-        found = self.find_candidates(searches, lap)
+        found = self.find_candidates(searches, on_stage)
         if any(map(self._is_reranked, searches)):
             pairs = zip(searches, found, strict=True)
             found = [self._rerank(search, *best) if self._is_reranked(search) else best for search, best in pairs]
-            lap("rerank")
+            on_stage("rerank")
         return [self._hits(search.k, *best) for search, best in zip(searches, found, strict=True)]
 
-    def find_candidates(self, searches: list[Search], lap: Lap = lambda stage: None) -> list[ScoredRows]:
-        """Return the scores and rows of each search before reranking; `lap` as in `search_batch`."""
-        found = self._find_each(searches, self._queries(searches, lap))
-        lap("search")
+    def find_candidates(self, searches: list[Search], on_stage: StageCallback = lambda stage: None) -> list[ScoredRows]:
+        """Return the scores and rows of each search before reranking; `on_stage` as in `search_batch`."""
+        found = self._find_each(searches, self._queries(searches, on_stage))
+        on_stage("search")
         return found
 
     def candidate_features(self, context: Floats, scores: Floats, rows: Rows) -> Floats:
@@ -182,14 +182,14 @@ class Retriever:
         vectors = self.corpus.vectors_at(rows)
         return candidate_features(normalise(context), scores, vectors, self.towers.neighbours[rows])
 
-    def _queries(self, searches: list[Search], lap: Lap) -> list[Floats]:
+    def _queries(self, searches: list[Search], on_stage: StageCallback) -> list[Floats]:
         contexts = [search.context for search in searches if search.query is None and search.context is not None]
         if not contexts:
             return [search.query for search in searches if search.query is not None]
         assert self.towers
         # Unit length keeps the net from overflow.
         made = iter(self.towers.query.run(normalise(np.array(contexts))))
-        lap("infer")
+        on_stage("infer")
         return [next(made) if search.query is None else search.query for search in searches]
 
     def _find_each(self, searches: list[Search], queries: list[Floats]) -> list[ScoredRows]:

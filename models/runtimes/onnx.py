@@ -16,7 +16,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 from models.registry.checkpoint import BadCheckpoint, Checkpoint
-from models.runtimes.priority import gives_way
+from models.runtimes.priority import has_lowered_priority
 from models.vectors import Floats
 
 # For fewer rows, waking a thread takes longer than it saves.
@@ -58,7 +58,7 @@ class OnnxRuntime:
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
         count = min(self._threads, len(contexts) // MIN_ROWS_PER_THREAD)
-        if count < 2 or gives_way():
+        if count < 2 or has_lowered_priority():
             return self._run(contexts)
         mine, *others = np.array_split(contexts, count)
         helped = [self._helpers.submit(self._run, part) for part in others]

@@ -11,15 +11,15 @@ NICE = 10
 _this_thread = threading.local()
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Lower the priority of this thread permanently."""
-    _this_thread.gives_way = True
+    _this_thread.has_lowered_priority = True
     # on other systems a priority belongs to a process
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
-def gives_way() -> bool:
+def has_lowered_priority() -> bool:
     """Return whether this thread has a lower priority; threads that it starts inherit that."""
-    return getattr(_this_thread, "gives_way", False)
+    return getattr(_this_thread, "has_lowered_priority", False)

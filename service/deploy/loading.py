@@ -11,7 +11,7 @@ from models.registry.alias import Alias
 from models.registry.registry import Version
 from models.retrieval.milvus import IndexUnavailable, MilvusCollection, MilvusIndex
 from models.retrieval.retriever import Retriever, load_retriever
-from models.runtimes.priority import give_way
+from models.runtimes.priority import lower_priority
 from models.text.encoder import Encoder, open_encoder
 from service.engines.engine import Engine
 from service.engines.external_index import ExternalSearchModel
@@ -112,7 +112,7 @@ class EngineLoader:
 
     async def lower_priority(self) -> None:
         """Load later versions at a lower priority than callers are answered at."""
-        await self._executor.run(give_way)
+        await self._executor.run(lower_priority)
 
     async def shutdown(self, timeout: float) -> None:
         """Wait `timeout` seconds at most for what is being loaded; load nothing more."""

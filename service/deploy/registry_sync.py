@@ -20,7 +20,7 @@ from models.registry.remote import (
     RemoteUnavailable,
     is_url,
 )
-from models.runtimes.priority import give_way
+from models.runtimes.priority import lower_priority
 from service.deploy.deployments import Deployments, now
 from service.deploy.watcher import RETRY_S, Watcher
 from service.settings import Settings
@@ -108,7 +108,7 @@ class SyncLoop:
 
     async def run(self) -> None:
         """Poll until cancelled, at a lower priority than callers are answered at."""
-        await catch_and_log("give way", self._executor.run(give_way))
+        await catch_and_log("give way", self._executor.run(lower_priority))
         await repeat("follow the store", self.poll, self._poll_s)
 
     async def close(self, timeout: float) -> None:

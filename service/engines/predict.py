@@ -89,7 +89,7 @@ def predict_engine(
         PredictModel(predictor, alias, limits.max_rows),
         limits,
         metrics,
-        runs_inline=may_run_inline and predictor.is_quick and not limits.max_wait_s,
+        runs_inline=may_run_inline and predictor.runs_inline and not limits.max_wait_s,
         full_wait_s=full_wait_s(settings),
     )
 

@@ -79,7 +79,7 @@ class SearchModel:
             Alias.RETRIEVER, retriever.name, retriever.version, retriever.sha256, retriever.runtime, shape, card.encoder
         )
         self.retriever = retriever
-        self.runs_inline = retriever.is_quick
+        self.runs_inline = retriever.runs_inline
         self.reference = retriever.reference_stats
         self._searched = Searched.of(retriever)
 

@@ -13,7 +13,7 @@ import pytest
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes.onnx import MIN_ROWS_PER_THREAD, OnnxRuntime
-from models.runtimes.priority import NICE, give_way
+from models.runtimes.priority import NICE, lower_priority
 
 SHIPPED = Path(__file__).parents[3] / "artifacts" / "lvm"
 
@@ -25,7 +25,7 @@ def priority() -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="a priority is a process's there")
 def test_what_is_done_aside_gives_way_and_leaves_the_others_as_they_are() -> None:
     before = priority()
-    with ThreadPoolExecutor(1, initializer=give_way) as aside:
+    with ThreadPoolExecutor(1, initializer=lower_priority) as aside:
         assert aside.submit(priority).result() == max(NICE, before)
     assert priority() == before
 
@@ -39,7 +39,7 @@ def test_no_thread_that_will_answer_callers_is_started_by_one_that_gives_way() -
         runtime.run(contexts)
         return runtime
 
-    with ThreadPoolExecutor(1, initializer=give_way) as aside:
+    with ThreadPoolExecutor(1, initializer=lower_priority) as aside:
         runtime = aside.submit(load_and_run).result()
     assert not helpers()
     runtime.run(contexts)

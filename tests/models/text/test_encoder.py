@@ -123,7 +123,7 @@ def test_a_model_is_known_by_the_last_part_of_its_name() -> None:
     assert is_same_model("/models/gtr-t5-base/", "sentence-transformers/gtr-t5-base")
     assert not is_same_model("all-MiniLM-L12-v2", "all-MiniLM-L6-v2")
     assert isinstance(open_encoder("sentence-transformers/all-MiniLM-L6-v2", 1), MiniLM)
-    with pytest.raises(EncoderError, match="no text"):
+    with pytest.raises(EncoderError, match="without an encoder"):
         open_encoder("none", 1)
 
 

@@ -259,7 +259,7 @@ def test_the_wrong_net_without_a_type_is_refused_by_its_names(save: Save, tiny_n
 
 
 def test_an_unknown_net_is_refused(save: Save, tiny_net: TinyNet) -> None:
-    with pytest.raises(BadCheckpoint, match="unknown net 'perceptron'; choose from amn, gmn, gru"):
+    with pytest.raises(BadCheckpoint, match="no net is called 'perceptron': choose from amn, gmn, gru"):
         read_net(save(tiny_net("amn")), "perceptron")
 
 

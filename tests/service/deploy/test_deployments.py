@@ -14,7 +14,7 @@ import pytest
 from lvm.errors import Draining, ServiceError
 from models.registry.registry import Registry, Version
 from models.retrieval.retriever import Retriever, Search
-from models.runtimes.priority import gives_way
+from models.runtimes.priority import has_lowered_priority
 from service.deploy.canary import MIN_COMPARISONS
 from service.engines.engine import Engine
 from service.engines.search import SearchModel
@@ -185,7 +185,7 @@ def test_connects_to_an_index_store_at_full_priority(tmp_path: Path) -> None:
         connected: list[bool] = []
 
         def connect(retriever: Retriever) -> SearchModel:
-            connected.append(gives_way())
+            connected.append(has_lowered_priority())
             return SearchModel(retriever)
 
         harness.loader.search_model = connect

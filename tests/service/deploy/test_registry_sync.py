@@ -18,7 +18,7 @@ from models.registry.remote import (
     RemoteRegistry,
     RemoteUnavailable,
 )
-from models.runtimes.priority import gives_way
+from models.runtimes.priority import has_lowered_priority
 from service.app import create_app
 from service.deploy.deployments import Deployments
 from service.deploy.registry_sync import HANG_S, SyncLoop
@@ -49,7 +49,7 @@ class FakeRemote(RegistrySync):
 
     def apply(self, alias: str, said: bytes | None) -> None:
         self.applied += 1
-        self.gave_way.append(gives_way())
+        self.gave_way.append(has_lowered_priority())
         if self.trouble:
             raise self.trouble
 

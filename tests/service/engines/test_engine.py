@@ -23,10 +23,10 @@ from service.telemetry.metrics import Metrics
 from tests.fakes import FakePredictor, Gate, answers_nan, contexts, mean_of, raises
 
 
-def engine(answer: Callable[[Floats], Floats], *, is_quick: bool = False) -> Engine[PredictModel]:
+def engine(answer: Callable[[Floats], Floats], *, runs_inline: bool = False) -> Engine[PredictModel]:
     """Return an engine for which a millisecond is a full wait."""
     settings = Settings(timeout_ms=2, primary_share=0.5)
-    return predict_engine(FakePredictor(answer=answer, is_quick=is_quick), "primary", settings, Metrics())
+    return predict_engine(FakePredictor(answer=answer, runs_inline=runs_inline), "primary", settings, Metrics())
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_does_not_count_rejections_and_rows_that_fail_alone() -> None:
         return np.where(batch[:, -1, :1] == 0, np.nan, mean_of(batch))
 
     async def scenario() -> None:
-        made, rows = engine(fails_alone, is_quick=True), contexts(2)
+        made, rows = engine(fails_alone, runs_inline=True), contexts(2)
         rows[1, -1] = 0
         asked = [made.run(row[None], monotonic() + 60) for row in rows]
         ends = await asyncio.gather(*asked, return_exceptions=True)

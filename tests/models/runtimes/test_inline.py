@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.runtimes.quick import MIN_RUNS, MIN_SECONDS, QUICK_S, is_quick
+from models.runtimes.inline import MAX_INLINE_S, MIN_RUNS, MIN_SECONDS, can_run_inline
 
 
 class Work:
@@ -17,17 +17,19 @@ class Work:
         self.now += self._seconds[min(self.runs, len(self._seconds) - 1)]
         self.runs += 1
 
-    def is_quick(self) -> bool:
-        return is_quick(self, lambda: self.now)
+    def runs_inline(self) -> bool:
+        return can_run_inline(self, lambda: self.now)
 
 
 @pytest.mark.parametrize("interrupted", [0, 1, 9])
 def test_what_is_interrupted_in_most_runs_is_quick_for_all_that(interrupted: int) -> None:
-    assert Work(*[0.01] * interrupted, QUICK_S / 2).is_quick()
+    assert Work(*[0.01] * interrupted, MAX_INLINE_S / 2).runs_inline()
 
 
-@pytest.mark.parametrize(("seconds", "runs"), [(2 * QUICK_S, MIN_SECONDS / QUICK_S / 2), (MIN_SECONDS, MIN_RUNS)])
+@pytest.mark.parametrize(
+    ("seconds", "runs"), [(2 * MAX_INLINE_S, MIN_SECONDS / MAX_INLINE_S / 2), (MIN_SECONDS, MIN_RUNS)]
+)
 def test_what_is_slow_is_slow_within_a_moment(seconds: float, runs: float) -> None:
     work = Work(seconds)
-    assert not work.is_quick()
+    assert not work.runs_inline()
     assert work.runs == pytest.approx(runs, abs=1)

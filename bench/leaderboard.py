@@ -20,7 +20,7 @@ from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
 from models.runtimes import Runtime
 from models.training import bundle
-from models.training.parts import Arrays, Parts, identity, sources
+from models.training.work_cache import Arrays, WorkCache, arrays_digest, source_digest
 from models.vectors import Floats
 from models.windows import Windows, require_windows
 
@@ -42,7 +42,7 @@ def measure(
     train: Corpus | None,
     rounds: int,
     log: Callable[[str], None],
-    parts: Parts,
+    parts: WorkCache,
 ) -> dict[str, Any]:
     """Return every figure of the leaderboard, ready for JSON.
 
@@ -61,7 +61,7 @@ def measure(
     mode = RunMode("onnxruntime", "cpu", os.cpu_count() or 1)
     runs = {name: mode.open(checkpoint) for name, checkpoint in loaded.items()}
     predictors = {**baselines(length, train), **{name: run.run for name, run in runs.items()}}
-    known = {name: version.id for name, version in versions.items()} | {"ridge": identity(train) if train else ""}
+    known = {name: version.id for name, version in versions.items()} | {"ridge": arrays_digest(train) if train else ""}
     scores = {name: _scores(predictors, known, windows, log, parts) for name, windows in sets.items()}
     if train is None:
         _add_carded(scores, sets, "ridge", loaded.values())
@@ -95,14 +95,14 @@ def _scores(
     known: Mapping[str, str],
     data: Windows,
     log: Callable[[str], None],
-    parts: Parts,
+    parts: WorkCache,
 ) -> dict[str, Any]:
     """Return the scores of each predictor; its name and what is `known` of it are its identity in `parts`."""
     found: dict[str, WindowScores] = {}
     for name, predict in predictors.items():
         log(f"scoring {name}")
-        inputs = name, known.get(name, ""), identity(data), sources()
-        found[name] = WindowScores(**parts.arrays(partial(_outcomes, predict, data), *inputs))
+        inputs = name, known.get(name, ""), arrays_digest(data), source_digest()
+        found[name] = WindowScores(**parts.get_arrays(partial(_outcomes, predict, data), *inputs))
     standard = found[STANDARD].cosine
     return {name: {**one.summary(), **_certainty(one, standard)} for name, one in found.items()}
 
@@ -134,7 +134,7 @@ def _add_carded(
 
 
 def _retrieved(
-    registry: Registry, corpus: Corpus, data: Windows, log: Callable[[str], None], parts: Parts
+    registry: Registry, corpus: Corpus, data: Windows, log: Callable[[str], None], parts: WorkCache
 ) -> dict[str, Any]:
     """Return the retrieval figures of every version with towers, alone and reranked, over the chunks of `corpus`."""
     found: dict[str, Any] = {}
@@ -148,16 +148,16 @@ def _retrieved(
             # A corpus without towers.
             continue
         log(f"retrieving by {version.name}")
-        inputs = version.id, identity(data), sources()
-        found.update(parts.figures(partial(_by_towers, version.name, made, corpus, data), *inputs))
+        inputs = version.id, arrays_digest(data), source_digest()
+        found.update(parts.get_json(partial(_by_towers, version.name, made, corpus, data), *inputs))
     return found
 
 
-def _by_towers(name: str, made: bundle.Made, corpus: Corpus, data: Windows) -> dict[str, Any]:
+def _by_towers(name: str, made: bundle.TowerBundle, corpus: Corpus, data: Windows) -> dict[str, Any]:
     alone = evaluate_windows(made.query.run, data, made.payload(corpus.vectors)).summary()
     found = {f"{name}, towers alone": {"retrieval": alone["retrieval"]}}
     if made.reranker:
-        found[f"{name}, reranked"] = {"retrieval": evaluate_retrieval(made.over(corpus), data)}
+        found[f"{name}, reranked"] = {"retrieval": evaluate_retrieval(made.retriever_over(corpus), data)}
     return found
 
 

@@ -15,7 +15,7 @@ from bench.load import WrongAnswers
 from bench.options import ROOT, BenchOptions
 from bench.servers import SERVICE, RunningServer, compared, describe, peers, responding
 from bench.untrained import registry_of
-from models.training.parts import Parts, sources
+from models.training.work_cache import WorkCache, source_digest
 
 PACKAGES = ("bench", "loadtest", "models", "service")
 
@@ -26,7 +26,7 @@ def run(
     environment: Path | None,
     log: Callable[[str], None],
     progress: Callable[[int, int], None],
-    parts: Parts,
+    parts: WorkCache,
 ) -> dict[str, Any]:
     """Measure the sections `only`, the peers of `environment` among them, and write the report; return its figures.
 
@@ -37,7 +37,7 @@ def run(
     figures["failures"] = {}
     if environment:
         figures["peers"] = describe(environment)
-    known = repr((options, environment, figures.get("peers"))), *(sources(ROOT / package) for package in PACKAGES)
+    known = repr((options, environment, figures.get("peers"))), *(source_digest(ROOT / package) for package in PACKAGES)
     with ExitStack() as stack:
         for done, (name, section) in enumerate(_sections(options, environment, figures, stack, only).items()):
             progress(done, len(only))
@@ -52,11 +52,11 @@ def run(
 
 
 def measure(
-    name: str, section: Callable[[], Any], figures: dict[str, Any], parts: Parts, known: tuple[str, ...]
+    name: str, section: Callable[[], Any], figures: dict[str, Any], parts: WorkCache, known: tuple[str, ...]
 ) -> None:
     """Put a section into `figures`, or the reason of its failure; a section can add peers that did not start."""
     try:
-        kept = parts.figures(lambda: {"figures": section(), "failures": figures["failures"]}, name, *known)
+        kept = parts.get_json(lambda: {"figures": section(), "failures": figures["failures"]}, name, *known)
     except WrongAnswers as error:
         figures["failures"][name] = str(error)
     else:

@@ -16,7 +16,7 @@ from models.nets import build
 from models.registry.card import Card
 from models.registry.registry import Registry, Version
 from models.training import publish
-from models.training.parts import sources
+from models.training.work_cache import source_digest
 from models.vectors import Floats, normalise
 
 NETS = ("amn", "gru", "lstm", "transformer")
@@ -24,7 +24,7 @@ NETS = ("amn", "gru", "lstm", "transformer")
 
 def registry_of(out: Path, dim: int) -> Registry:
     """Return the registry of every net at D = `dim`, AMN as primary, GRU as fallback; made if it is missing."""
-    registry = Registry(out / f"registry-{dim}-{sources()[:8]}")
+    registry = Registry(out / f"registry-{dim}-{source_digest()[:8]}")
     for stale in set(out.glob(f"registry-{dim}-*")) - {registry.root}:
         shutil.rmtree(stale)
     known = by_name(registry)

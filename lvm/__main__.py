@@ -1,4 +1,4 @@
-"""The `lvm` command; says which extra it needs if that is not installed."""
+"""The `lvm` command; it names the extra to install if a package is missing."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from models.registry.card import Card
 from models.retrieval.corpus import MappedCorpus, read_corpus
 from models.retrieval.index import FlatIndex, IvfIndex, VectorIndex
 from models.training import indexing
-from models.training.parts import Parts
+from models.training.work_cache import WorkCache
 from models.vectors import Floats, normalise
 
 # Ten results, and five for the chunks that the caller has.
@@ -56,7 +56,7 @@ def _approximate(vectors: Floats, rows: int) -> tuple[float, float]:
     corpus = MappedCorpus(halves, np.zeros((rows, 2), np.int32), np.zeros((rows, 4), np.int64), b"")
     card = Card("capacity", "corpus", vectors.shape[1], encoder="", license="", attribution="")
     with TemporaryDirectory() as place:
-        lists, built = indexing.build(corpus, card, lambda done, total: None, Parts(Path(place)))
+        lists, built = indexing.build(corpus, card, lambda done, total: None, WorkCache(Path(place)))
     index = IvfIndex(lists, corpus.vectors_at, built.config["nprobe"], built.config["pool"])
     return _query_s(index, vectors), lists.codes.shape[1] + 8 + lists.centroids.nbytes / rows
 

@@ -1,4 +1,4 @@
-"""`lvm`: thin commands that call down. Data on stdout, messages on stderr. This is the table of contents."""
+"""The `lvm` command line: the table of its commands, with examples. Data on stdout, messages on stderr."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from lvm.cli import (
-    exit_codes,
-    index,
-    make,
-    planning,
-    serving,
-    versions,
-)
+from lvm.cli import build, exit_codes, index, measure, serving, versions
 
-Contents = Mapping[str, tuple[Callable[..., None], tuple[str, ...]]]  # by name: what runs, and examples of it
-SERVE: Contents = {
+# by name: the function of a command, and examples
+Commands = Mapping[str, tuple[Callable[..., None], tuple[str, ...]]]
+SERVE: Commands = {
     "serve": (
         serving.serve,
         ("lvm serve --workers 4", "lvm serve --ray --workers 4", "LVM_TOKENS_FILE=tokens lvm serve --host 0.0.0.0"),
     ),
     "smoke": (serving.smoke, ("lvm smoke http://127.0.0.1:8000 --version amn/20261123-b96501f8de4c",)),
 }
-VERSIONS: Contents = {
+VERSIONS: Commands = {
     "models": (
         versions.models,
         ("lvm models", "lvm models --url http://10.0.0.1:8000 --url http://10.0.0.2:8000"),
@@ -34,19 +28,21 @@ VERSIONS: Contents = {
     "push": (versions.push, ("lvm push s3://bucket/prefix",)),
     "import": (versions.import_, ("lvm import epoch_20.pt --name amn --encoder all-MiniLM-L6-v2 --data NAME=DIR",)),
 }
-SHADOW: Contents = {"report": (versions.report, ("lvm shadow report http://127.0.0.1:8000",))}
-INDEX: Contents = {"push": (index.push, ("LVM_MILVUS_URI=http://milvus:19530 lvm index push",))}
-MAKE: Contents = {
-    "data": (make.data, ("lvm data articles.jsonl my-data", "zcat articles.jsonl.gz | lvm data - my-data")),
-    "train": (make.train, ("lvm train gmn --data my-data --val my-val", "lvm train gmn --data my-data --resume")),
-    "evaluate": (make.evaluate, ("lvm evaluate primary --data artifacts/lvm/retriever",)),
-    "leaderboard": (make.leaderboard, ("lvm leaderboard --data wiki/val=DIR --ood ood_peps=DIR",)),
-    "bench": (make.bench, ("lvm bench", "lvm bench --only nets --rounds 3")),
+SHADOW: Commands = {"report": (versions.report, ("lvm shadow report http://127.0.0.1:8000",))}
+INDEX: Commands = {"push": (index.push, ("LVM_MILVUS_URI=http://milvus:19530 lvm index push",))}
+BUILD: Commands = {
+    "data": (build.data, ("lvm data articles.jsonl my-data", "zcat articles.jsonl.gz | lvm data - my-data")),
+    "train": (build.train, ("lvm train gmn --data my-data --val my-val", "lvm train gmn --data my-data --resume")),
+    "corpus": (build.corpus, ("lvm corpus my-corpus --data my-val --towers retriever",)),
+}
+MEASURE: Commands = {
+    "evaluate": (measure.evaluate, ("lvm evaluate primary --data artifacts/lvm/retriever",)),
+    "leaderboard": (measure.leaderboard, ("lvm leaderboard --data wiki/val=DIR --ood ood_peps=DIR",)),
+    "bench": (measure.bench, ("lvm bench", "lvm bench --only nets --rounds 3")),
     "plan": (
-        planning.plan,
+        measure.plan,
         ("lvm plan --rate 5000 --p99 50", "lvm plan --rate 1e6 --p99 100 --vectors 1e9 --cores 64"),
     ),
-    "corpus": (make.corpus, ("lvm corpus my-corpus --data my-val --towers retriever",)),
 }
 FIRST_STEPS = ("lvm serve", "lvm models", "lvm promote primary VERSION --why TEXT", "lvm rollback primary")
 
@@ -55,8 +51,8 @@ def _examples(lines: tuple[str, ...]) -> str:
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
-def _add(to: typer.Typer, contents: Contents, panel: str | None = None) -> None:
-    for name, (command, examples) in contents.items():
+def _add(to: typer.Typer, commands: Commands, panel: str | None = None) -> None:
+    for name, (command, examples) in commands.items():
         to.command(name, rich_help_panel=panel, epilog=_examples(examples))(command)
 
 
@@ -67,12 +63,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_examples(FIRST_STEPS),
 )
-indexes = typer.Typer(help="Where else a corpus is searched.", no_args_is_help=True)
-shadow = typer.Typer(help="What the candidate would have answered.", no_args_is_help=True)
+indexes = typer.Typer(help="Keep a corpus in a vector database.", no_args_is_help=True)
+shadow = typer.Typer(help="Compare the candidate with what callers got.", no_args_is_help=True)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         from importlib.metadata import version
 
         typer.echo(version("lvm-serve"))
@@ -85,7 +81,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Serve, train, judge and promote latent vector models."""
+    """Serve, train, evaluate and promote latent vector models."""
 
 
 _add(app, SERVE, "Serve")
@@ -94,13 +90,14 @@ app.add_typer(shadow, name="shadow", rich_help_panel="Versions and aliases")
 _add(shadow, SHADOW)
 app.add_typer(indexes, name="index", rich_help_panel="Versions and aliases")
 _add(indexes, INDEX)
-_add(app, MAKE, "Make and judge")
+_add(app, BUILD, "Build")
+_add(app, MEASURE, "Measure")
 app.command("work", hidden=True)(serving.work)
 app.command("own", hidden=True)(serving.own)
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with its status."""
+    """Run the command line and exit with its code."""
     exit_codes.run(app)
 
 

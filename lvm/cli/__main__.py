@@ -1,4 +1,4 @@
-"""`python -m lvm.cli`: as `lvm`, where that is not on the path."""
+"""Runs `lvm` as `python -m lvm.cli`, for an environment whose scripts are not on the PATH."""
 
 from lvm.cli import main
 

@@ -1,4 +1,4 @@
-"""What commands are told: kinds of arguments and options, with what a shell may complete them to."""
+"""Arguments and options that several commands share, how their texts are read, and what a shell completes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from models.recipe import NAMED_DIR, DataSet
 from models.registry.alias import ALIASES
 from models.registry.registry import (
     Registry,
@@ -20,21 +21,22 @@ from models.registry.remote import CACHE_DIRECTORY, is_url, local_directory, wit
 
 
 def registry() -> Registry:
-    """Return the registry, which need not be there yet; raises `RegistryError` where it is an object store."""
-    named = os.environ.get("LVM_REGISTRY") or "artifacts/lvm"
-    if is_url(named):
-        raise RegistryError(f"{without_secret(named)} is an object store, mirrored in {registry_to_read().root}")
-    return Registry(Path(named))
+    """Return the registry, which need not exist yet; raises `RegistryError` if LVM_REGISTRY is an object store."""
+    location = os.environ.get("LVM_REGISTRY") or "artifacts/lvm"
+    if is_url(location):
+        local = registry_to_read().root
+        raise RegistryError(f"{without_secret(location)} is an object store; its local copy is {local}")
+    return Registry(Path(location))
 
 
 def registry_to_read() -> Registry:
-    """Return the registry, or the mirror here of an object store."""
+    """Return the registry, or the local copy of an object store."""
     cache = Path(os.environ.get("LVM_CACHE") or CACHE_DIRECTORY)
     return Registry(local_directory(os.environ.get("LVM_REGISTRY") or "artifacts/lvm", cache))
 
 
 def existing_registry() -> Registry:
-    """Return the registry; raises `RegistryError` where it is not there."""
+    """Return the registry; raises `RegistryError` if its directory does not exist."""
     found = registry()
     if not found.root.is_dir():
         raise RegistryError(f"no registry at {found.root.absolute()}")
@@ -42,54 +44,54 @@ def existing_registry() -> Registry:
 
 
 def complete_alias(incomplete: str) -> Iterator[tuple[str, str]]:
-    """Yield the aliases that begin so, with what they point at."""
-    known = registry_to_read().aliases()
-    yield from ((alias, known.get(alias, "not set")) for alias in ALIASES if alias.startswith(incomplete))
+    """Yield the aliases that start with `incomplete`, with their versions."""
+    targets = registry_to_read().aliases()
+    yield from ((alias, targets.get(alias, "not set")) for alias in ALIASES if alias.startswith(incomplete))
 
 
 def complete_version(incomplete: str) -> Iterator[tuple[str, str]]:
-    """Yield the versions that begin so, with their aliases."""
+    """Yield the versions that start with `incomplete`, with their aliases."""
     aliases = registry_to_read().aliases()
     for version in registry_to_read().versions():
         if version.id.startswith(incomplete):
             yield version.id, ", ".join(alias for alias, target in aliases.items() if target == version.id)
 
 
-def complete_named(incomplete: str) -> Iterator[tuple[str, str]]:
-    """Yield the aliases that are set, and the versions, that begin so."""
-    set_ = registry_to_read().aliases()
-    yield from ((alias, target) for alias, target in complete_alias(incomplete) if alias in set_)
+def complete_alias_or_version(incomplete: str) -> Iterator[tuple[str, str]]:
+    """Yield the aliases that are set, and the versions, that start with `incomplete`."""
+    targets = registry_to_read().aliases()
+    yield from ((alias, target) for alias, target in complete_alias(incomplete) if alias in targets)
     yield from complete_version(incomplete)
 
 
 def check_alias(alias: str) -> str:
-    """Return an alias; raises `BadParameter` for another name."""
+    """Return an alias; raises `BadParameter` for any other name."""
     if alias not in ALIASES:
-        raise typer.BadParameter(f"{alias!r} is none of {', '.join(ALIASES)}", param_hint="ALIAS")
+        raise typer.BadParameter(f"{alias!r} is not one of {', '.join(ALIASES)}", param_hint="ALIAS")
     return alias
 
 
-def check_model_name(name: str | None) -> str | None:
-    """Return the name of a model to be, before hours of work go into it; raises `BadName`."""
-    return name and check_name(name)
+def check_model_name(name: str) -> str:
+    """Return the name of a new model, before long work starts; raises `BadName`."""
+    return check_name(name)
 
 
 def check_environment(directory: Path | None) -> Path | None:
-    """Return a virtual environment; raises `BadParameter` for a directory that is none."""
+    """Return a virtual environment; raises `BadParameter` if the directory is not one."""
     if directory and not (directory / "bin" / "python").exists():
-        raise typer.BadParameter(f"{directory} is no virtual environment", param_hint="--peers")
+        raise typer.BadParameter(f"{directory} is not a virtual environment", param_hint="--peers")
     return directory
 
 
-def as_utf8(given: str) -> str:
-    """Return an argument as text that a card or the ledger can hold, whatever its bytes and the locale are."""
-    return os.fsencode(given).decode(errors="replace")
+def as_utf8(text: str) -> str:
+    """Return an argument as valid UTF-8, whatever its bytes and the locale are, for cards and the ledger."""
+    return os.fsencode(text).decode(errors="replace")
 
 
-def named_dir(text: str) -> tuple[str, Path]:
-    """Return name and directory of `[NAME=]DIR`; the directory's own name goes without saying."""
+def named_dir(text: str) -> DataSet:
+    """Return the data set of `[NAME=]DIR`; the default name is that of the directory."""
     name, _, path = text.rpartition("=")
-    return as_utf8(name or Path(path).name), Path(path)
+    return DataSet(as_utf8(name or Path(path).name), Path(path))
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def json_object(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise typer.BadParameter(f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise typer.BadParameter("want a JSON object")
+        raise typer.BadParameter("expected a JSON object")
     return value
 
 
@@ -107,20 +109,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Alias = Annotated[
     str,
     typer.Argument(
-        callback=check_alias, autocompletion=complete_alias, help="primary, fallback, candidate, retriever."
+        callback=check_alias, autocompletion=complete_alias, help="primary, fallback, candidate or retriever."
     ),
 ]
-Named = Annotated[
+AliasOrVersion = Annotated[
     str,
     typer.Argument(
-        metavar="ALIAS|VERSION", autocompletion=complete_named, help="An alias, name/version, or a version."
+        metavar="ALIAS|VERSION",
+        autocompletion=complete_alias_or_version,
+        help="An alias, name/version, or a version.",
     ),
 ]
-NAMED_DIR = "[NAME=]DIR"
 DataDir = Annotated[
     str,
     typer.Option("--data", metavar=NAMED_DIR, help="Directory of vectors.f16.npy, index.npy, articles.jsonl.gz."),
 ]
-Url = Annotated[str, typer.Argument(help="Where the service listens.")]
-Token = Annotated[str | None, typer.Option(envvar="LVM_TOKEN", help="Bearer token, where the service wants one.")]
+Url = Annotated[str, typer.Argument(help="Address of the service.")]
+Token = Annotated[str | None, typer.Option(envvar="LVM_TOKEN", help="Bearer token, if the service requires one.")]
 Why = Annotated[str, typer.Option(callback=as_utf8, help="The reason, for the ledger.")]

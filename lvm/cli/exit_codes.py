@@ -1,4 +1,4 @@
-"""How a command ends: exit statuses that scripts can rely on, and a sentence of what to do next."""
+"""Exit codes that scripts can rely on, and the next step after each expected error."""
 
 from __future__ import annotations
 
@@ -9,101 +9,111 @@ from contextlib import suppress
 from typing import NoReturn
 
 OK, FAILED, USAGE, BAD_DATA, CANNOT_CREATE, CANNOT_WRITE, LOCKED, BAD_CONFIG, STOPPED = 0, 1, 2, 65, 73, 74, 75, 78, 130
-_REMAKE = "nothing has moved; make or import it anew, or name another: `lvm models` lists what there is"
-_DATA = "a data set is a directory that `lvm data` made, or a corpus of the registry, as artifacts/lvm/retriever"
+_REMAKE = "nothing has changed; make or import the version again, or choose another from `lvm models`"
+_DATA = "a data set is a directory made by `lvm data`, or a corpus of the registry such as artifacts/lvm/retriever"
 _LINE = 'a line of .jsonl is {"title": ..., "text": ...} or {"title": ..., "chunks": [...]}'
-_DEVICE = "say cpu, which is always there, or install what it needs: `make dev`"
-_GROUP = "`ls -ld` shows whose it is; a group shares a registry that it may write: chmod -R g+rwX, g+s for directories"
-ENDS: Mapping[str, tuple[int, str]] = {  # by the name of an error's class, for most are not imported: status, what next
-    "RegistryLocked": (LOCKED, "somebody else is moving an alias; try again in a moment"),
+_DEVICE = "choose cpu, which is always available, or install what the device needs: `make dev`"
+_GROUP = "`ls -ld` shows the owner; to share a registry in a group: chmod -R g+rwX, and g+s on directories"
+_OVERRIDE = "remove the objections, or override them with --force --why TEXT, which the ledger keeps"
+_FSSPEC = "`pip install -c constraints.txt -e '.[fsspec]'`, with s3fs for s3:// or gcsfs for gs://"
+
+# exit code and next step, by the name of an error's class: most of these classes are not imported
+EXITS: Mapping[str, tuple[int, str]] = {
+    "RegistryLocked": (LOCKED, "another command is moving an alias; try again in a moment"),
     "AliasMoved": (LOCKED, "look at `lvm models`, then promote again if you still want to"),
-    "BrokenAlias": (FAILED, "`lvm models` lists versions, and the aliases that lost their links"),
+    "BrokenAlias": (FAILED, "`lvm models` lists versions, and aliases that are not links"),
     "UnknownVersion": (FAILED, "`lvm models` lists versions and aliases; `lvm promote ALIAS VERSION` sets an alias"),
-    "NothingToRollBack": (FAILED, "`lvm promote ALIAS VERSION` moves it instead; `lvm models` lists what there is"),
-    "BadName": (USAGE, "lower-case letters, digits, `-`, `_` and `.`, at most 64, name a model"),
+    "NothingToRollBack": (FAILED, "`lvm models` lists versions; `lvm promote ALIAS VERSION` points the alias at one"),
+    "BadName": (USAGE, "a name has at most 64 lower-case letters, digits, `-`, `_` and `.`"),
     "RegistryError": (FAILED, "set LVM_REGISTRY to the directory of versions and aliases"),
     "PromotionRejected": (
         BAD_DATA,
-        "mend what it objects to; or, knowing better, --force --why TEXT, which the ledger keeps",
+        "remove the objections, or override them with --force --why TEXT, which the ledger keeps",
     ),
     "BadCheckpoint": (BAD_DATA, _REMAKE),
     "Corrupt": (BAD_DATA, _REMAKE),
     "BadCard": (BAD_DATA, _REMAKE),
     "BadCorpus": (BAD_DATA, _DATA),
-    "NoWindows": (BAD_DATA, "articles need more chunks than a context has; --context-length shortens it"),
-    "BadIndex": (BAD_DATA, "--index flat searches exactly"),
+    "NoWindows": (BAD_DATA, "use articles with more chunks than a context, or a smaller --context-length"),
+    "BadIndex": (BAD_DATA, "use --index flat, which searches exactly"),
     "BadArticles": (BAD_DATA, f"name a .jsonl, .jsonl.gz or .txt file, a directory of .txt, or - for a pipe; {_LINE}"),
-    "NothingToRank": (FAILED, "`lvm train` or `lvm import` makes nets; `lvm models` lists those there are"),
+    "NothingToRank": (FAILED, "make nets with `lvm train` or `lvm import`; `lvm models` lists those that exist"),
     "NotAsTrained": (FAILED, "report it: the net that would be served is not the one that was trained"),
-    "AnotherRun": (FAILED, "--resume wants the very options it was begun with; without it, the run begins anew"),
+    "AnotherRun": (FAILED, "--resume needs the options that the run was started with; without it, the run starts over"),
     "BadSettings": (BAD_CONFIG, "docs/settings.md has every setting with its unit and default"),
     "CannotListen": (BAD_CONFIG, "--host 127.0.0.1 keeps it on this machine, --port 0 picks a free port"),
     "NoSuchDevice": (BAD_CONFIG, _DEVICE),
-    "EncoderError": (BAD_CONFIG, "`make text` installs all-MiniLM-L6-v2; others want `pip install -e '.[data]'`"),
+    "EncoderError": (BAD_CONFIG, "`make text` installs all-MiniLM-L6-v2; others need `pip install -e '.[data]'`"),
     "ImportError": (
         BAD_CONFIG,
         "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders, '.[ray]' for --ray",
     ),
-    "IndexUnavailable": (FAILED, "see that the Milvus of --uri or LVM_MILVUS_URI runs; the same command then goes on"),
-    "BadCollection": (FAILED, "--anew drops that collection and makes another; searches are done here meanwhile"),
+    "IndexUnavailable": (
+        FAILED,
+        "start the Milvus of --uri or LVM_MILVUS_URI; the same command then continues",
+    ),
+    "BadCollection": (
+        FAILED,
+        "--anew drops the collection and makes a new one; meanwhile the service searches itself",
+    ),
     "BadCosts": (
         FAILED,
         "`python -m bench.capacity measure` measures this machine; --cores and --memory-gb describe others",
     ),
-    "NoKnee": (FAILED, "allow more milliseconds, fewer --rows, or a quicker --net"),
-    "BadConfig": (USAGE, "`lvm train --help` names the nets; --config takes their sizes as JSON"),
-    "UnfitTeacher": (USAGE, "`lvm models` says which T and D versions have"),
-    "FileExistsError": (CANNOT_CREATE, "name another place, or remove what is there"),
-    "UnsupportedRemote": (
-        BAD_CONFIG,
-        "`pip install -c constraints.txt -e '.[fsspec]'`, and s3fs for s3://, gcsfs for gs://",
-    ),
+    "NoKnee": (FAILED, "allow more milliseconds, fewer --rows, or a faster --net"),
+    "BadConfig": (USAGE, "`lvm train --help` lists the nets; --config takes their sizes as JSON"),
+    "UnfitTeacher": (USAGE, "`lvm models` shows T and D of each version"),
+    "FileExistsError": (CANNOT_CREATE, "choose another path, or remove what is there"),
+    "UnsupportedRemote": (BAD_CONFIG, _FSSPEC),
     "RemoteUnavailable": (
         LOCKED,
-        "look at the network, the credentials and the URL; what was mirrored before serves without",
+        "check the network, the credentials and the URL; versions that were copied here before can still be served",
     ),
-    "BadAliasRecord": (BAD_DATA, "`lvm push URL` publishes the aliases anew"),
+    "BadAliasRecord": (BAD_DATA, "`lvm push URL` publishes the aliases again"),
     "PermissionError": (CANNOT_WRITE, _GROUP),
-    "OSError": (CANNOT_WRITE, "look at the path, its rights and the disk; what was there is as it was"),
+    "OSError": (CANNOT_WRITE, "check the path, its permissions and the disk; existing files are unchanged"),
 }
 
 
-def end_of(error: Exception) -> tuple[int, str] | None:
-    """Return the exit status of an expected error and what to do next, None for one that nobody expected."""
-    return next((ENDS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in ENDS), None)
+def exit_of(error: Exception) -> tuple[int, str] | None:
+    """Return exit code and next step for an expected error; None for any other."""
+    return next((EXITS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXITS), None)
 
 
-def plain(text: str) -> str:
-    """Return a text with what a terminal would obey, or cannot show, escaped; lines stay lines."""
+def printable(text: str) -> str:
+    """Return a text with control and other unprintable characters escaped, except line ends."""
     return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 def run(command: Callable[[], object]) -> NoReturn:
-    """Run a command and exit with its status; an expected error is two lines on stderr."""
-    _hold_standard_descriptors()
+    """Run a command and exit with its code; an expected error is two lines on stderr."""
+    _open_standard_descriptors()
     try:
         command()
     except Exception as error:
-        end = end_of(error)
-        if end is None:
+        expected = exit_of(error)
+        if expected is None:
             raise
-        status, hint = end
-        with suppress(OSError):  # the status says it as well
-            print(plain(f"lvm: {error}\nnext: {hint}"), file=sys.stderr)
+        status, hint = expected
+        # stderr may be closed; the exit code is enough then
+        with suppress(OSError):
+            print(printable(f"lvm: {error}\nnext: {hint}"), file=sys.stderr)
         sys.exit(status)
     sys.exit(OK)
 
 
-def _hold_standard_descriptors() -> None:
-    """Keep the numbers 0, 1 and 2 from connections and files if they were closed.
+def _open_standard_descriptors() -> None:
+    """Open descriptors 0, 1 and 2 if they are closed, so that no connection or file gets their numbers.
 
-    What is opened there cannot be written, so that lines that go there are dropped, and counted.
+    They cannot be written to, so the log counts lines for them as dropped.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY)  # takes the lowest number that is free
+            # opens the lowest free descriptor
+            os.open(os.devnull, os.O_RDONLY)
             os.set_inheritable(number, True)
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # else `print` would say it on stdout
+        # without stderr, `print` would write to stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""What commands say: data on stdout, as tables or JSON; messages and progress on stderr."""
+"""Output of the commands: data on stdout, as tables or JSON; messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from lvm.cli.arguments import as_utf8
-from lvm.cli.exit_codes import STOPPED, plain
+from lvm.cli.exit_codes import STOPPED, printable
 from models.registry.registry import Version
 
 Progress = Callable[[int, int], None]
 
+NOTHING_STORED = "nothing was stored; the same command starts over"
 
-def say(message: str) -> None:
+
+def print_message(message: str) -> None:
     """Print a message to stderr."""
-    typer.echo(plain(message), err=True)
+    typer.echo(printable(message), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -29,19 +32,19 @@ def print_json(value: Any) -> None:
 
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table; in a file or a pipe no row is wrapped for want of room."""
+    """Print a table; in a file or a pipe it is 160 characters wide."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*head, box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*map(plain, row))
+        table.add_row(*map(printable, row))
     Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
 
 
 def print_version(version: Version, as_json: bool) -> None:
-    """Print the version that was made."""
+    """Print the version that was stored."""
     if as_json:
         print_json({"version": version.version, "id": version.id, "path": str(version.path)})
     else:
@@ -49,16 +52,16 @@ def print_version(version: Version, as_json: bool) -> None:
 
 
 def command_line() -> str:
-    """Return the command that runs, for the card of what it makes."""
-    words = [as_utf8(word) for word in sys.argv[1:] if word not in ("--resume", "--json")]  # they change nothing made
+    """Return the running command, for the card of what it makes, without options that do not change the result."""
+    words = [as_utf8(word) for word in sys.argv[1:] if word not in ("--resume", "--json")]
     return shlex.join(["lvm", *words])
 
 
 @contextmanager
 def long_work(what: str, when_stopped: Callable[[], str]) -> Iterator[Progress]:
-    """Show a bar on stderr where that is a terminal; yields a function of (done, total).
+    """Yield a function of (steps done, steps in all) that shows progress on stderr if it is a terminal.
 
-    Ctrl-C ends the work with status 130 and the sentence of `when_stopped`.
+    Ctrl-C ends the command with exit code 130 and the text of `when_stopped`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -71,5 +74,13 @@ def long_work(what: str, when_stopped: Callable[[], str]) -> Iterator[Progress]:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
     except KeyboardInterrupt:
-        say(f"lvm: stopped: {when_stopped()}")
+        print_message(f"lvm: stopped: {when_stopped()}")
         raise typer.Exit(STOPPED) from None
+
+
+def how_to_continue(target: Path) -> str:
+    """Return how to continue the work that would have written `target`."""
+    from models.training.work_cache import cache_next_to
+
+    cache = cache_next_to(target).directory
+    return f"finished work is in {cache}; the same command continues after it" if cache.exists() else NOTHING_STORED

@@ -1,4 +1,4 @@
-"""Serve, and look at what serves."""
+"""Commands that serve, and that check a service."""
 
 from __future__ import annotations
 
@@ -16,33 +16,36 @@ from lvm.cli.arguments import (
     registry_to_read,
 )
 from lvm.cli.exit_codes import FAILED, OK
-from lvm.cli.output import print_json, say
+from lvm.cli.output import print_json, print_message
 
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address; default LVM_HOST or 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port, 0 picks one; default LVM_PORT or 8000.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one; default LVM_PORT or 8000.")] = None,
     insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Listen beyond loopback though no LVM_TOKENS are set.")
+        bool | None, typer.Option("--insecure", help="Listen beyond loopback although no LVM_TOKENS are set.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Serving processes; default LVM_WORKERS or 1.")] = None,
     on_ray: Annotated[
-        bool, typer.Option("--ray", help="On Ray Serve: RAY_ADDRESS, or here; up to WORKERS replicas of each part.")
+        bool,
+        typer.Option("--ray", help="Serve on Ray: RAY_ADDRESS, or here; up to WORKERS replicas of each part."),
     ] = False,
 ) -> None:
     """Serve what the aliases point at, until SIGTERM or Ctrl-C.
 
-    SIGHUP renews the workers, where there are several.
+    SIGHUP restarts the workers one after another, if there are several.
     """
-    _listen_to_signals()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's products are small here: a second thread only spins
+    _handle_early_signals()
+    # numpy's matrix products are small here: a second thread would only spin
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from service.processes.server import serve as run
     from service.settings import read_settings
 
     given = {"host": host, "port": port, "insecure": insecure, "workers": workers}
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
     if on_ray:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
+        # ray reads it when it is imported
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
         from service.ray.graph import serve_until_signal as run
     elif settings.workers > 1 or settings.owner == "on":
         from service.processes.supervisor import supervise as run
@@ -50,29 +53,29 @@ def serve(
 
 
 def work(slot: int, listener: int, line: int, home: Path) -> None:
-    """Be one of several workers; `serve` starts them."""
-    _listen_to_signals()
+    """Run one of several workers; `serve` starts them."""
+    _handle_early_signals()
     from service.processes.worker import run_worker as run
 
     _exit(run(slot, listener, line, home))
 
 
 def own(slot: int, listener: int, line: int, home: Path) -> None:
-    """Own the device for all workers; `serve` starts it."""
-    _listen_to_signals()
+    """Run the device worker, which runs nets for all workers; `serve` starts it."""
+    _handle_early_signals()
     from service.processes.device_worker import run_device_worker as run
 
     _exit(run(slot, listener, line, home))
 
 
-def _listen_to_signals() -> None:
-    """Until there is something to drain: SIGTERM ends the process with 0, SIGHUP does nothing."""
+def _handle_early_signals() -> None:
+    """Until the server has requests to finish, let SIGTERM end the process with 0 and ignore SIGHUP."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(OK))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _exit(status: int) -> NoReturn:
-    """Exit with a status that no late signal changes: what was to be drained is."""
+    """Exit with a status that no late signal changes: all requests are finished."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     raise typer.Exit(status)
@@ -84,9 +87,9 @@ def smoke(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a service from outside, in seconds.
+    """Check a running service from outside, in seconds.
 
-    A line a check; fails where one does.
+    Prints one line for each check; the command fails if a check does.
     """
     import httpx
 
@@ -103,5 +106,5 @@ def smoke(
     if as_json:
         print_json({"url": url, "ok": is_ok, "checks": [result._asdict() for result in results]})
     if not is_ok:
-        say("next: name where it listens, and --token where it wants one; its log, and `lvm rollback`, help the rest")
+        print_message("next: check the address, --token if required, and the log; `lvm rollback` undoes a promotion")
     raise typer.Exit(OK if is_ok else FAILED)

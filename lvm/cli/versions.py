@@ -1,4 +1,4 @@
-"""Versions and aliases: what there is, what serves, and how that changes."""
+"""Commands about versions and aliases: list, promote, roll back, push, import, report on a candidate."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from lvm.cli.arguments import (
-    NAMED_DIR,
     Alias,
+    AliasOrVersion,
     AsJson,
-    Named,
     Token,
     Url,
     Why,
@@ -25,32 +24,34 @@ from lvm.cli.arguments import (
 from lvm.cli.exit_codes import FAILED
 from lvm.cli.output import (
     print_json,
+    print_message,
     print_table,
     print_version,
-    say,
 )
+from models.recipe import NAMED_DIR
 from models.registry.registry import Move
 
 
 def models(
     url: Annotated[
-        list[str] | None, typer.Option(metavar="URL", help="Ask what a running service serves instead; repeat.")
+        list[str] | None,
+        typer.Option(metavar="URL", help="Show what a running service serves instead; repeat."),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit 1 where these serve different versions, or one does not answer.")
+        bool, typer.Option("--check", help="Exit 1 if they serve different versions, or one does not answer.")
     ] = False,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show versions, scores, and which alias serves which.
+    """Show versions, scores, and which alias points at which.
 
-    With --url, what replicas serve, since when, and where they differ.
+    With --url, show what running services serve, since when, and how they differ.
     """
     if url:
-        _replicas(url, token, check, as_json)
+        _print_replicas(url, token, check, as_json)
         return
     if check:
-        raise typer.BadParameter("say --url: it is replicas that are compared", param_hint="--check")
+        raise typer.BadParameter("needs --url: it compares running services", param_hint="--check")
     from service.http.routes.models import summary
 
     found = existing_registry()
@@ -63,21 +64,21 @@ def models(
         rows = [_row(version, aliases) for version in versions]
         print_table(("version", "alias", "net", "T x D", "parameters", "data", "cosine", "margin"), rows)
     for fault in broken.values():
-        say(fault)
+        print_message(fault)
 
 
-def _replicas(urls: list[str], token: str | None, check: bool, as_json: bool) -> None:
+def _print_replicas(urls: list[str], token: str | None, check: bool, as_json: bool) -> None:
     from lvm.cli import replicas
 
-    found = replicas.ask(urls, token)
-    apart = replicas.differing(found)
+    found = replicas.fetch(urls, token)
+    different = replicas.differing(found)
     if as_json:
-        print_json({"replicas": [replica._asdict() for replica in found], "differing": apart})
+        print_json({"replicas": [replica._asdict() for replica in found], "differing": different})
     else:
         print_table(("alias", "replica", "version", "since", "breaker", ""), list(replicas.rows(found)))
-    for alias, served in apart.items():
-        say(f"{alias} differs: {', '.join(f'{version} at {at}' for at, version in served.items())}")
-    if check and (apart or any(replica.error for replica in found)):
+    for alias, served in different.items():
+        print_message(f"{alias} differs: {', '.join(f'{version} at {at}' for at, version in served.items())}")
+    if check and (different or any(replica.error for replica in found)):
         raise typer.Exit(FAILED)
 
 
@@ -96,23 +97,25 @@ def _row(version: Mapping[str, Any], aliases: Mapping[str, str]) -> tuple[str, .
 
 def promote(
     alias: Alias,
-    version: Named,
+    version: AliasOrVersion,
     why: Why = "",
     data: Annotated[
-        list[str] | None, typer.Option(metavar=NAMED_DIR, help="A data set on its card, to score it on; repeat.")
+        list[str] | None,
+        typer.Option(metavar=NAMED_DIR, help="A data set on its card, to score it on; repeat."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Against all objections but damage; the ledger wants to know --why.")
+        bool, typer.Option("--force", help="Override all objections except damage; requires --why.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Point ALIAS at VERSION, if it passes the gate.
 
-    A running service follows within a second, and goes back by itself where the version does badly.
+    A running service follows within a second, and rolls back automatically if the new version misbehaves.
     """
     if force and not why:
-        raise typer.BadParameter("say --why: the ledger keeps what was overridden, and why", param_hint="--force")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as it is served
+        raise typer.BadParameter("needs --why: the ledger keeps what was overridden, and why", param_hint="--force")
+    # as in the server, so that the gate measures the same times
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from models import gate
     from models.retrieval.corpus import read_corpus
 
@@ -123,7 +126,7 @@ def promote(
     if verdict.objections and not force:
         raise gate.PromotionRejected(verdict.objections)
     for objection in verdict.objections:
-        say(f"overridden: {objection}")
+        print_message(f"overridden: {objection}")
     overrode = [f"{type(objection).__name__}: {objection}" for objection in verdict.objections]
     move = found.point(alias, target, why=why, overrode=overrode, expected=verdict.aliases_before)
     _print_move(move, as_json, verdict.figures)
@@ -132,22 +135,22 @@ def promote(
 def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
     """Point ALIAS back at the version before.
 
-    Twice goes two back.
+    A second rollback goes back one version more.
     """
     found = existing_registry()
     _print_move(found.rollback(alias, why=why), as_json)
     if skipped := found.read_ledger().skipped:
-        say(f"invalid lines in the ledger: {skipped}")
+        print_message(f"invalid lines in the ledger: {skipped}")
 
 
 def push(
-    url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix, or whatever fsspec opens.")],
-    force: Annotated[bool, typer.Option("--force", help="Also take back what another registry pushed there.")] = False,
+    url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix, or any URL that fsspec opens.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what another registry pushed there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Publish aliases and versions in an object store.
 
-    Services whose LVM_REGISTRY is that URL follow within LVM_STORE_S.
+    Services with this URL as LVM_REGISTRY follow within LVM_STORE_S.
     """
     from models.registry.remote import RemoteRegistry
 
@@ -168,7 +171,7 @@ def _print_move(move: Move, as_json: bool, checked: dict[str, Any] | None = None
 
 
 def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJson = False) -> None:
-    """Report how its answers compare with those that callers got."""
+    """Report how the candidate's answers differ from those that callers got."""
     import httpx
 
     from lvm.client import auth_headers
@@ -177,7 +180,7 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
     try:
         scrape = httpx.get(f"{url}/metrics", headers=auth_headers(token), timeout=10).raise_for_status().text
     except httpx.HTTPError as error:
-        say(f"lvm: no metrics from {url}: {error}\nnext: name where it listens, and --token where it wants one")
+        print_message(f"lvm: no metrics from {url}: {error}\nnext: check the address, and --token if it requires one")
         raise typer.Exit(FAILED) from error
     found = summarize_shadow(scrape)
     rows = {**found.pop("requests"), **found}
@@ -189,34 +192,33 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="What torch.save wrote.", exists=True, readable=False)],
+    file: Annotated[Path, typer.Argument(help="A file that torch.save wrote.", exists=True, readable=False)],
     name: Annotated[str, typer.Option(help="amn, gru, lstm (either variant) or transformer.")],
     encoder: Annotated[str, typer.Option(help="The encoder whose vectors the net reads.")] = "unspecified",
-    context_length: Annotated[int | None, typer.Option(help="T, where the file does not say; else 5.")] = None,
+    context_length: Annotated[int | None, typer.Option(help="T, if the file does not say; default 5.")] = None,
     license_: Annotated[str, typer.Option("--license", callback=as_utf8, help="Licence of the weights.")] = "other",
     data: Annotated[
         str | None, typer.Option(metavar=NAMED_DIR, help="A data set to score it on, for its card.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version of what somebody's torch.save wrote.
+    """Make a version of a checkpoint that torch.save wrote.
 
-    Strictly: what is missing, too much or not finite is refused, and nothing in the file is run.
+    Tensors that are missing, unexpected or not finite are rejected, and no code in the file runs.
     """
-    from models.nets import architecture_of, config_dict
     from models.registry.card import Card
     from models.retrieval.corpus import read_corpus
-    from models.training import foreign, publish
+    from models.training import publish, torch_import
 
-    net = foreign.read_net(file, name, context_length, say)
-    scored = {said: read_corpus(directory) for said, directory in map(named_dir, [data] if data else [])}
+    net = torch_import.read_net(file, name, context_length, print_message)
+    scored = {known: read_corpus(directory) for known, directory in map(named_dir, [data] if data else [])}
     corpus = next(iter(scored.values()), None)
-    config = config_dict(net)
-    golden = publish.golden_contexts(corpus, config["dim"], config["context_length"])
+    facts = publish.facts(net)
+    golden = publish.golden_contexts(corpus, facts["dim"], facts["context_length"])
     card = Card(
-        name=architecture_of(net),
+        name=facts["architecture"],
         kind="net",
-        dim=config["dim"],
+        dim=facts["dim"],
         encoder=encoder,
         license=license_,
         attribution="Imported; who trained it holds its rights.",

@@ -26,7 +26,7 @@ from models.text.encoder import (
     Progress,
     TextInfo,
 )
-from models.training.parts import Arrays, Parts
+from models.training.work_cache import Arrays, WorkCache
 from models.vectors import Floats
 
 Article = dict[str, Any]  # one line of `articles.jsonl.gz`; before chunking it may hold `text` for `chunks`
@@ -71,18 +71,18 @@ def warnings(made: Summary) -> list[str]:
     return [*([truncated] if made.truncated else []), *([unreadable] if made.unreadable else [])]
 
 
-def build(source: Path, out: Path, encoder: Encoder, progress: Progress, parts: Parts) -> Summary:
+def build(source: Path, out: Path, encoder: Encoder, progress: Progress, cache: WorkCache) -> Summary:
     """Write the articles of `source` as the new corpus directory `out`, whole or not at all.
 
     Chunks that an article brings are taken as they are, however long; text is cut by `chunk`. Those that the encoder
-    cannot read are left out. Vectors are kept in `parts` until all is written: what was stopped goes on after them.
+    cannot read are left out. Vectors stay in `cache` until all is written, so that stopped work continues after them.
 
     Args:
         source: as for `read`.
         out: a directory that does not exist yet.
         encoder: counts word-pieces and makes the vectors.
         progress: called with (chunks encoded, chunks in all).
-        parts: what an earlier run kept.
+        cache: the work cache, with what an earlier run finished.
 
     Raises:
         BadArticles: an article is malformed, or no article yields a chunk.
@@ -90,14 +90,14 @@ def build(source: Path, out: Path, encoder: Encoder, progress: Progress, parts: 
         FileExistsError: `out` exists.
         OSError: `out` cannot be written.
     """
-    with parts, _appearing(out, parts) as directory:
+    with cache, _appearing(out, cache) as directory:
         read_all = [_chunked(article, encoder) for article in read(source)]
         kept = [article for article, _ in read_all if article["chunks"]]
         infos = [info for _, of_article in read_all for info in of_article]
         readable = [info for info in infos if not info.fault]
         if not kept:
             raise BadArticles(f"{shown(source)}: no article yields a chunk that {encoder.name} can read")
-        write_corpus(directory, _vectors(encoder, kept, progress, parts), kept)
+        write_corpus(directory, _vectors(encoder, kept, progress, cache), kept)
     return Summary(
         encoder.name,
         encoder.dim,
@@ -112,13 +112,13 @@ def build(source: Path, out: Path, encoder: Encoder, progress: Progress, parts: 
 
 
 @contextmanager
-def _appearing(out: Path, parts: Parts) -> Iterator[Path]:
-    """Yield a new directory among `parts` that becomes `out` on success and vanishes on failure.
+def _appearing(out: Path, cache: WorkCache) -> Iterator[Path]:
+    """Yield a new directory in the work cache that becomes `out` on success and vanishes on failure.
 
-    Where the process is killed it stays there, and goes with the parts when the same command has succeeded.
+    If the process is killed, it stays there until the same command succeeds.
     """
     _refuse_existing(out)
-    staging = parts.directory / f"whole.{secrets.token_hex(4)}"
+    staging = cache.directory / f"whole.{secrets.token_hex(4)}"
     staging.mkdir(parents=True)
     try:
         yield staging
@@ -142,13 +142,13 @@ def _chunked(article: Article, encoder: Encoder) -> tuple[Article, list[TextInfo
     return {**rest, "chunks": [text for text, _ in kept], "ntok": [size for _, size in kept]}, infos
 
 
-def _vectors(encoder: Encoder, articles: Sequence[Article], progress: Progress, parts: Parts) -> Floats:
+def _vectors(encoder: Encoder, articles: Sequence[Article], progress: Progress, cache: WorkCache) -> Floats:
     texts = [text for article in articles for text in article["chunks"]]
     vectors = np.empty((len(texts), encoder.dim), np.float32)
     model = encoder.encode([PROBE]).tobytes()  # by its name, a directory whose files changed would be the same one
     for first in range(0, len(texts), BLOCK):
         block = texts[first : first + BLOCK]
-        kept = parts.arrays(partial(_encoded, encoder, block), model, *block)
+        kept = cache.get_arrays(partial(_encoded, encoder, block), model, *block)
         vectors[first : first + len(block)] = kept["vectors"]
         progress(first + len(block), len(texts))
     return vectors

@@ -12,10 +12,20 @@ import faiss
 import numpy as np
 
 from models.registry.card import Card
-from models.retrieval.corpus import BLOCK_ROWS, MappedCorpus
-from models.retrieval.index import BadIndex, InvertedLists, IvfIndex, Rows, empty_ivf_index, encode_rows
+from models.retrieval.corpus import (
+    BLOCK_ROWS,
+    MappedCorpus,
+)
+from models.retrieval.index import (
+    BadIndex,
+    InvertedLists,
+    IvfIndex,
+    Rows,
+    empty_ivf_index,
+    encode_rows,
+)
 from models.retrieval.retriever import Hit, Retriever, Search
-from models.training.parts import Arrays, Input, Parts, digest, sources
+from models.training.work_cache import Arrays, Input, WorkCache, digest, source_digest
 from models.vectors import Floats, normalise
 
 Progress = Callable[[int, int], None]
@@ -68,7 +78,7 @@ def _merge(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
 class Kept:
     """Steps of equal weight, more or less, that are kept and reported as they are done."""
 
-    parts: Parts
+    cache: WorkCache
     inputs: str
     total: int
     progress: Progress
@@ -76,13 +86,13 @@ class Kept:
 
     def __call__(self, step: Callable[[], Arrays], *inputs: Input) -> Arrays:
         """Return what a step makes, or made before, of the work's inputs and its own."""
-        made = self.parts.arrays(step, self.inputs, *inputs)
+        made = self.cache.get_arrays(step, self.inputs, *inputs)
         self.done = min(self.done + 1, self.total)
         self.progress(self.done, self.total)
         return made
 
 
-def build(corpus: MappedCorpus, card: Card, progress: Progress, parts: Parts) -> tuple[InvertedLists, Card]:
+def build(corpus: MappedCorpus, card: Card, progress: Progress, cache: WorkCache) -> tuple[InvertedLists, Card]:
     """Return the lists of an index of `corpus`, and `card` with its parameters and recall.
 
     Queries are what an untrained net predicts, the mean of `card.context_length` consecutive chunks, and the chunks
@@ -96,8 +106,8 @@ def build(corpus: MappedCorpus, card: Card, progress: Progress, parts: Parts) ->
     if len(corpus) < ROWS:
         raise BadIndex(f"{len(corpus)} chunks are too few for an index of lists: store them with a flat one")
     blocks = -(-len(corpus) // BLOCK_ROWS)
-    inputs = digest(corpus.halves, sources())
-    kept = Kept(parts, inputs, ITERATIONS + 2 * blocks, progress)
+    inputs = digest(corpus.halves, source_digest())
+    kept = Kept(cache, inputs, ITERATIONS + 2 * blocks, progress)
     lists = _lists(corpus, kept, np.random.default_rng(0))
     searches = _searches(corpus, card.context_length, np.random.default_rng(1))
     truth = Retriever("", "", card, corpus, Scan(corpus, kept)).search_batch(searches)

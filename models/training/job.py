@@ -1,22 +1,30 @@
-"""A training job: data in, a scored version out; the baselines come first."""
+"""Runs a training job: data in, a scored version in the registry out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from models.evaluate import baseline_scores
-from models.registry.card import Card
-from models.registry.registry import Registry, Version
+from models.recipe import RERANKER, Job
+from models.registry.card import CARD_FILE, Card
+from models.registry.registry import Registry, Version, check_name
 from models.retrieval.corpus import Corpus, read_corpus
-from models.training.bundle import publish_towers
+from models.retrieval.reranker import RERANK_DEPTH, RERANKER_FILE
+from models.training import bundle
 from models.training.publish import golden_contexts, publish, reference_of
-from models.training.teachers import Ensemble, load_teachers
-from models.training.towers import TowerTrainer
-from models.training.train import Epoch, Recipe, Trainer
+from models.training.rerank_trainer import ARTICLES, Lists, RerankTrainer, held_out_banks, joined, lists_of, served
+from models.training.teachers import load_teachers
+from models.training.tower_trainer import TowerTrainer
+from models.training.train import Epoch, Trainer
+from models.training.work_cache import cache_next_to
 from models.windows import Windows, hold_out, require_windows
+
+Progress = Callable[[int, int], None]
+Report = Callable[[str], None]
 
 LIMITS = (
     "The margin over copying the context is small: sentence embeddings carry topic more than direction, "
@@ -27,97 +35,142 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything one run of `lvm train` needs; a data set is its name for the card and its directory."""
+class Task:
+    """What is ready when training begins: the trainer, held-out windows, and a function that stores the trained net.
 
-    net: str
-    name: str
-    config: Mapping[str, Any]
-    recipe: Recipe
-    data: tuple[str, Path]
-    validate: tuple[tuple[str, Path], ...]
-    encoder: str
-    context_length: int
-    held_out: float
-    device: str
-    state: Path
-    resume: bool
-    license: str
-    attribution: str
-    command: str
-    two_tower: bool = False
+    `steps` counts the steps of preparation, which progress has shown already.
+    """
+
+    trainer: Trainer
+    held_out: Windows
+    store: Callable[[nn.Module], Version]
+    steps: int = 0
 
 
-def run_job(job: Job, registry: Registry, progress: Callable[[int, int], None], say: Callable[[str], None]) -> Version:
+def run_job(job: Job, registry: Registry, progress: Progress, report: Report) -> Version:
     """Train, score with the serving predictor, and store the version.
 
+    Args:
+        job: what to train, on what, and how.
+        registry: where teachers and towers are found, and the version is stored.
+        progress: called with (steps done, steps in all); a step is an epoch, or a bank of a reranker.
+        report: called with a line for each baseline and epoch.
+
     Raises:
+        BadName: no model may have such a name.
         BadCorpus: a data set cannot be read.
-        NoWindows: a data set has no window.
-        NoSuchDevice: the device is not here.
+        BadConfig: the net does not have such sizes.
+        NoWindows: a data set has no window, or a reranker's towers held out fewer than two banks.
+        NoSuchDevice: torch does not have the device.
         AnotherRun: the state to resume belongs to another run.
         UnfitTeacher: a teacher reads vectors of another shape.
-        NotAsTrained: the served net scores otherwise than the trained one.
+        BadCheckpoint: the version in `job.towers` holds no towers, or does not say what they held out.
+        NotAsTrained: the served net does not score as the trained one did.
     """
-    corpus = read_corpus(job.data[1])
+    check_name(job.model)
+    teachers = tuple(registry.find(teacher).id for teacher in job.recipe.teachers)
+    job = replace(job, recipe=replace(job.recipe, teachers=teachers))
+    prepare = _prepare_reranker if job.net == RERANKER else _prepare_net
+    task = prepare(job, registry, progress, report)
+    trainer, total = task.trainer, task.steps + job.recipe.epochs
+
+    def on_epoch(epoch: Epoch) -> None:
+        report(f"epoch {epoch.number}: loss {epoch.loss:.4f}, held-out {trainer.measure} {epoch.score:.4f}")
+        progress(task.steps + epoch.number, total)
+
+    progress(task.steps + len(trainer.history), total)
+    return task.store(trainer.run(task.held_out, job.state, on_epoch))
+
+
+def _prepare_net(job: Job, registry: Registry, progress: Progress, report: Report) -> Task:
+    corpus = read_corpus(job.data.directory)
     train, held_out = hold_out(require_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
-    kind, store = (TowerTrainer, publish_towers) if job.two_tower else (Trainer, publish)
-    trainer = kind(job.net, _config(job, corpus), job.recipe, train, job.device, _teacher(job, registry, corpus.dim))
-    _prepare(job, trainer)
-    _say_baselines(held_out, say)
+    config = {"dim": corpus.dim, "context_length": job.context_length, **job.config}
+    teachers = job.recipe.teachers
+    # loaded first: making nets draws random numbers, and the trainer seeds the generator
+    teacher = load_teachers(registry, teachers, corpus.dim, job.context_length) if teachers else None
+    kind = TowerTrainer if job.two_tower else Trainer
+    trainer = kind(job.net, config, job.recipe, train, job.device)
+    if teacher:
+        trainer.learn_from(teacher)
+    _prepare_state(job, trainer)
+    for name, cosine in baseline_scores(held_out).items():
+        report(f"baseline {name}: held-out cosine {cosine:.4f}")
 
-    def report(epoch: Epoch) -> None:
-        say(f"epoch {epoch.number}: loss {epoch.loss:.4f}, held-out {trainer.measure} {epoch.score:.4f}")
-        progress(epoch.number, job.recipe.epochs)
+    def store(net: nn.Module) -> Version:
+        golden = golden_contexts(corpus, corpus.dim, job.context_length)
+        data = {name: read_corpus(directory) for name, directory in job.val}
+        score = trainer.best_score
+        card = _net_card(job, corpus, train, held_out, score)
+        return publish(registry, net, card, golden, data, corpus, (held_out, score))
 
-    progress(len(trainer.history), job.recipe.epochs)
-    net = trainer.run(held_out, job.state, report)
-    golden = golden_contexts(corpus, corpus.dim, job.context_length)
-    data = {name: read_corpus(path) for name, path in job.validate}
-    card = _card(job, corpus, train, held_out, trainer.best_score)
-    return store(registry, net, card, golden, data, corpus, (held_out, trainer.best_score))
-
-
-def _config(job: Job, corpus: Corpus) -> dict[str, Any]:
-    return {"dim": corpus.dim, "context_length": job.context_length, **job.config}
-
-
-def _teacher(job: Job, registry: Registry, dim: int) -> Ensemble | None:
-    versions = job.recipe.teachers
-    return load_teachers(registry, versions, dim, job.context_length) if versions else None
+    return Task(trainer, held_out, store)
 
 
-def _prepare(job: Job, trainer: Trainer) -> None:
+def _prepare_reranker(job: Job, registry: Registry, progress: Progress, report: Report) -> Task:
+    towers = bundle.read(registry.find(job.towers))
+    banks = held_out_banks(towers.card, read_corpus(job.data.directory))
+    report(f"{len(banks)} banks of about {ARTICLES} articles that the towers have not seen")
+    cache = cache_next_to(job.state)
+    lists = list[Lists]()
+    for number, bank in enumerate(banks, 1):
+        lists.append(lists_of(towers, bank, cache))
+        progress(number, len(banks) + job.recipe.epochs)
+    trainer = RerankTrainer(RERANKER, dict(job.config), job.recipe, joined(lists[1:]))
+    _prepare_state(job, trainer)
+
+    def store(net: nn.Module) -> Version:
+        card = _reranker_card(job, towers, trainer)
+        files = {RERANKER_FILE: served(trainer.net).to_bytes(), CARD_FILE: card.to_markdown().encode()}
+        # the lists take longest: after a wrong option above they stay, for the corrected command
+        with cache:
+            return registry.add(job.model, files)
+
+    return Task(trainer, lists[0], store, steps=len(banks))
+
+
+def _prepare_state(job: Job, trainer: Trainer) -> None:
     job.state.parent.mkdir(parents=True, exist_ok=True)
     if job.resume:
         trainer.resume(job.state)
 
 
-def _say_baselines(held_out: Windows, say: Callable[[str], None]) -> None:
-    for name, cosine in baseline_scores(held_out).items():
-        say(f"baseline {name}: held-out cosine {cosine:.4f}")
+def _net_card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, score: float) -> Card:
+    data: dict[str, Any] = {
+        "train": job.data.name,
+        "windows": len(train),
+        "held_out_windows": len(held_out),
+        f"held_out_{'MRR' if job.two_tower else 'cosine'}": round(score, 5),
+        "split": f"by article, {job.held_out:.0%} held out to choose the epoch, seed {job.recipe.seed}",
+        "held_out": job.held_out,
+        "seed": job.recipe.seed,
+    }
+    if job.recipe.teachers:
+        data["teachers"] = list(job.recipe.teachers)
+    card = _card(job, "net", corpus.dim, job.encoder, data)
+    return replace(card, reference=reference_of(corpus), limits=LIMITS)
 
 
-def _card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, score: float) -> Card:
-    teachers = {"teachers": list(job.recipe.teachers)} if job.recipe.teachers else {}
+def _reranker_card(job: Job, towers: bundle.TowerBundle, trainer: RerankTrainer) -> Card:
+    score = round(trainer.best_score, 5)
+    data = {"train": job.data.name, "lists": len(trainer.windows), "held_out_MRR_in_lists": score}
+    return replace(
+        _card(job, "reranker", towers.card.dim, towers.card.encoder, data),
+        context_length=towers.card.context_length,
+        config={"towers": towers.id, "hidden_dim": trainer.net.hidden.out_features, "depth": RERANK_DEPTH},
+        parameters=sum(parameter.numel() for parameter in trainer.net.parameters()),
+        limits=bundle.LIMITS,
+    )
+
+
+def _card(job: Job, kind: str, dim: int, encoder: str, data: dict[str, Any]) -> Card:
     return Card(
-        name=job.name,
-        kind="net",
-        dim=corpus.dim,
-        encoder=job.encoder,
+        name=job.model,
+        kind=kind,
+        dim=dim,
+        encoder=encoder,
         license=job.license,
         attribution=job.attribution,
-        data={
-            "train": job.data[0],
-            "windows": len(train),
-            "held_out_windows": len(held_out),
-            f"held_out_{'MRR' if job.two_tower else 'cosine'}": round(score, 5),
-            "split": f"by article, {job.held_out:.0%} held out to choose the epoch, seed {job.recipe.seed}",
-            "held_out": job.held_out,
-            "seed": job.recipe.seed,
-            **teachers,
-        },
+        data=data,
         command=job.command,
-        reference=reference_of(corpus),
-        limits=LIMITS,
     )

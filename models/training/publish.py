@@ -1,61 +1,68 @@
-"""From a trained net, or a corpus, to a version in the registry: exported, scored, carded, sealed."""
+"""Publishes a net, a two-tower, or a corpus with towers as a version: exported, scored as served, with a card."""
 
 from __future__ import annotations
 
-import json
-import logging
-import struct
-import tempfile
-import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import numpy as np
-import onnx
 import torch
-from onnx.external_data_helper import set_external_data
-from onnx.helper import make_node
-from onnx.numpy_helper import from_array
-from onnx.shape_inference import infer_shapes
-from safetensors.numpy import save as save_tensors
 from torch import nn
 
 from models.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.nets import architecture_of, config_dict
+from models.nets.two_tower import TwoTower
 from models.predictor import build_predictor
-from models.registry.card import CARD_FILE, Card, Reference
-from models.registry.checkpoint import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE, BadCheckpoint, parse_checkpoint
+from models.registry import manifest
+from models.registry.card import CARD_FILE, BadCard, Card, Reference
+from models.registry.checkpoint import BadCheckpoint, parse_checkpoint
 from models.registry.registry import Registry, Version
-from models.retrieval.corpus import (
-    CORPUS_FILES,
-    PASSAGES_FILE,
-    SPANS_FILE,
-    Corpus,
-    Passages,
-    count_chunks,
-    map_unverified_corpus,
-    read_corpus,
-    write_passages,
-)
-from models.retrieval.index import IVF_FILE
-from models.runtimes.torch import run_net, state_arrays
-from models.training import indexing
-from models.training.indexing import Progress
-from models.training.parts import beside
+from models.retrieval.corpus import CORPUS_FILES, Corpus, parse_corpus
+from models.retrieval.reranker import RERANKER_FILE
+from models.retrieval.retriever import build_retriever
+from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE, tower_index_bytes
+from models.training import bundle
+from models.training.bundle import TowerBundle, neighbours_of
+from models.training.export import net_files
 from models.vectors import Floats, normalise
 from models.windows import Windows, windows
 
-GOLDEN = 64  # golden contexts in a version; fewer say too little about its space
-FLAT_ROWS = 25_000  # chunks up to which exact search takes less than half a millisecond
-Index = Literal["auto", "flat", "ivf"]
+GOLDEN = 64  # golden contexts in a version; fewer would describe its space too coarsely
 
 
 class NotAsTrained(BadCheckpoint):
-    """A net that is not, as it will be served, what was trained; says both scores."""
+    """The net as served does not score what it scored in training; the message has both scores."""
+
+
+class Served(Protocol):
+    """A draft of a version, loaded as it will be served."""
+
+    def held_out_score(self, data: Windows) -> float:
+        """Return the score by which training chose the epoch."""
+        ...
+
+    def score(self, corpus: Corpus, train: Corpus | None = None) -> dict[str, Any]:
+        """Return the scores on a corpus and those of the baselines, as `evaluate` does."""
+        ...
+
+
+class ServedNet:
+    """A net that predicts, loaded as it will be served."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        draft = parse_checkpoint("draft", files)
+        self._predictor = build_predictor(draft, device="cpu", threads=torch.get_num_threads())
+
+    def held_out_score(self, data: Windows) -> float:
+        """Return the mean cosine."""
+        return mean_cosine(self._predictor.predict_batch, data)
+
+    def score(self, corpus: Corpus, train: Corpus | None = None) -> dict[str, Any]:
+        """Return the scores on a corpus and those of the baselines."""
+        return evaluate(self._predictor, corpus, self._predictor.card.context_length, train)
 
 
 def publish(
@@ -67,173 +74,116 @@ def publish(
     train: Corpus | None = None,
     held_out: tuple[Windows, float] | None = None,
 ) -> Version:
-    """Store `net` as a new version of `card.name`.
+    """Store a net, or a two-tower, as a new version of `card.name`.
 
-    The card's sizes are read off the net, its scores computed by the serving predictor on every
-    corpus of `data` (with the ridge baseline where `train` is given); `golden` is `(G, T, D)`, `held_out`
-    windows with the mean cosine that the net in training scored on them.
+    Args:
+        registry: where the version is stored.
+        net: the trained net; the card's sizes are read from it.
+        card: everything else that the card says.
+        golden: contexts `(G, T, D)` for the golden vectors.
+        data: corpora, by name, on which the card has the scores of the served version.
+        train: the training set, to fit the ridge baseline.
+        held_out: windows, and what the net scored on them in training.
 
     Raises:
-        BadConfig: `net` is of no known class, whatever it is called.
+        BadConfig: `net` is not of a known class.
         BadCheckpoint: the exported net does not answer as the torch net does.
-        NotAsTrained: the serving predictor scores otherwise on `held_out` than training did.
+        NotAsTrained: the served version does not score on `held_out` what training did.
     """
     card = replace(card, **facts(net))
     files = net_files(net, golden)
-    draft = parse_checkpoint("draft", {**files, CARD_FILE: card.to_markdown().encode()})
-    served = build_predictor(draft, device="cpu", threads=torch.get_num_threads())
+    served = _load_draft(card, files)
     if held_out:
-        compare(mean_cosine(served.predict_batch, held_out[0]), held_out[1])
-    scores = {name: rounded(evaluate(served, corpus, card.context_length, train)) for name, corpus in data.items()}
-    card = replace(card, scores=scores, limits=(*card.limits, *_beaten_by(scores)))
+        _compare(served.held_out_score(held_out[0]), held_out[1])
+    scores = {name: rounded(served.score(corpus, train)) for name, corpus in data.items()}
+    limits = _better_baselines(scores) if card.kind == "net" else ()
+    return _add(registry, replace(card, scores=scores, limits=(*card.limits, *limits)), files)
+
+
+def _load_draft(card: Card, files: Mapping[str, bytes]) -> Served:
+    draft = {**files, CARD_FILE: card.to_markdown().encode()}
+    return ServedNet(draft) if card.kind == "net" else TowerBundle("draft", draft)
+
+
+def _add(registry: Registry, card: Card, files: Mapping[str, bytes]) -> Version:
     return registry.add(card.name, {**files, CARD_FILE: card.to_markdown().encode()})
 
 
-def publish_corpus(
-    registry: Registry,
-    directory: Path,
-    card: Card,
-    index: Index = "auto",
-    progress: Progress = lambda done, total: None,
+def publish_bundle(
+    registry: Registry, directory: Path, card: Card, maker: TowerBundle, reranker: Version | None
 ) -> Version:
-    """Store the corpus in `directory` as a new version of `card.name`.
+    """Store the corpus in `directory` with its index, the towers of `maker` and a reranker as one version.
 
-    `flat` stores it as it is, to be searched exactly; `ivf` adds an approximate index and lets the rest stay on disk;
-    `auto` is `flat` up to `FLAT_ROWS` chunks. `progress` is called with (steps done, steps in all) of the index.
+    The card has the retrieval scores of the bundle on its own corpus, found by the serving retriever.
 
     Raises:
-        BadCorpus: a file is missing or unreadable, they contradict each other, or a vector is not finite.
-        BadIndex: the approximate index does not find enough.
+        BadCorpus: the corpus cannot be read.
+        BadCheckpoint: the towers read other vectors than the corpus has, or the reranker is not one of these towers.
     """
-    if index == "ivf" or (index == "auto" and count_chunks(directory) > FLAT_ROWS):
-        return _publish_indexed(registry, directory, card, progress)
-    corpus = read_corpus(directory)
-    files = {name: (directory / name).read_bytes() for name in CORPUS_FILES}
-    return _add_corpus(registry, card, corpus, len(corpus.articles), files)
+    files = {name: (directory / name).read_bytes() for name in CORPUS_FILES} | maker.files
+    config = dict(maker.config)
+    if reranker:
+        files[RERANKER_FILE] = _reranker_file(reranker, maker.id)
+        config["reranker"] = reranker.id
+    corpus = parse_corpus(files)
+    if (corpus.dim, card.encoder) != (maker.card.dim, maker.card.encoder):
+        expected = f"D = {maker.card.dim}, {maker.card.encoder}"
+        raise BadCheckpoint(f"the corpus has D = {corpus.dim}, {card.encoder}; the towers read {expected}")
+    vectors, neighbours = maker.payload(corpus.vectors), neighbours_of(corpus.vectors)
+    files[TOWER_INDEX_FILE] = tower_index_bytes(files[PAYLOAD_FILE], vectors, neighbours)
+    card = replace(
+        card,
+        dim=corpus.dim,
+        context_length=maker.card.context_length,
+        config=config,
+        data={**card.data, "chunks": len(corpus), "articles": len(corpus.articles)},
+        limits=bundle.LIMITS if "reranker" in config else (),
+    )
+    draft = {**files, CARD_FILE: card.to_markdown().encode()}
+    # raises if the version could not be served
+    build_retriever("draft", "", draft)
+    scores = {card.name: rounded(TowerBundle(maker.id, draft).score(corpus))}
+    return _add(registry, replace(card, scores=scores), files)
 
 
-def _publish_indexed(registry: Registry, directory: Path, card: Card, progress: Progress) -> Version:
-    registry.root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".passages-", dir=registry.root) as text:
-        articles = write_passages(directory, Path(text))
-        files = {name: directory / name for name in CORPUS_FILES}
-        files |= {name: Path(text) / name for name in (PASSAGES_FILE, SPANS_FILE)}
-        corpus = map_unverified_corpus(files)
-        with beside(registry.root / card.name) as parts:
-            lists, card = indexing.build(corpus, card, progress, parts)
-            return _add_corpus(registry, card, corpus, articles, {**files, IVF_FILE: lists.to_bytes()})
-
-
-def _add_corpus(
-    registry: Registry, card: Card, corpus: Passages, articles: int, files: Mapping[str, bytes | Path]
-) -> Version:
-    counts = {"chunks": len(corpus), "articles": articles}
-    card = replace(card, dim=corpus.dim, data={**card.data, **counts})
-    return registry.add(card.name, {**files, CARD_FILE: card.to_markdown().encode()})
-
-
-def net_files(net: nn.Module, golden: Floats) -> dict[str, bytes]:
-    """Return the weights, the ONNX graph and the golden vectors of `net` as files."""
-    weights = save_tensors(state_arrays(net.state_dict()))
-    vectors = {"context": golden, "vector": run_net(net, golden)}
-    return {
-        WEIGHTS_FILE: weights,
-        GRAPH_FILE: export_graph(net, golden.shape[1:], weights),
-        GOLDEN_FILE: save_tensors(vectors),
-    }
-
-
-def export_graph(net: nn.Module, shape: tuple[int, ...], weights: bytes) -> bytes:
-    """Return the ONNX graph of `net` for contexts `(B, *shape)`, its parameters left in `weights`.
-
-    The graph names the bytes of each tensor in the safetensors file beside it as ONNX external data,
-    so the weights exist once and `onnxruntime.InferenceSession("net.onnx")` opens the pair as it is.
-    """
-    with _quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of its own deprecations and of its own GRU
-        program = torch.onnx.export(
-            net.cpu().eval(),
-            (torch.zeros(2, *shape),),
-            dynamo=True,
-            optimize=False,
-            input_names=["context"],
-            output_names=["vector"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=65536)},),
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
-    _fold_static_shapes(model)
-    _strip(model)
-    _point_at(model, weights)
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-def _fold_static_shapes(model: onnx.ModelProto) -> None:
-    """Replace every `Shape` whose dimensions are known by a constant.
-
-    The exporter takes the size of a recurrent state from its shape, and slices the weights of the gates
-    by it: not folded, onnxruntime reorders these weights anew for every request.
-    """
-    inferred = infer_shapes(model, data_prop=True).graph
-    known = {info.name: info.type.tensor_type.shape.dim for info in (*inferred.value_info, *inferred.input)}
-    for node in model.graph.node:
-        bounds = {attribute.name: attribute.i for attribute in node.attribute}
-        dims = known.get(node.input[0], ())[bounds.get("start", 0) : bounds.get("end")] if node.input else ()
-        if node.op_type == "Shape" and dims and all(dim.HasField("dim_value") for dim in dims):
-            value = from_array(np.array([dim.dim_value for dim in dims], np.int64))
-            node.CopyFrom(make_node("Constant", [], [node.output[0]], value=value))
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
-    for item in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
-        del item.metadata_props[:]
-        item.ClearField("doc_string")
-
-
-def _point_at(model: onnx.ModelProto, weights: bytes) -> None:
-    (size,) = struct.unpack_from("<Q", weights)
-    header = json.loads(weights[8 : 8 + size])
-    for tensor in model.graph.initializer:
-        if tensor.name in header:
-            begin, end = header[tensor.name]["data_offsets"]
-            place = {"offset": 8 + size + begin, "length": end - begin}
-            set_external_data(tensor, WEIGHTS_FILE, **place)
-            tensor.ClearField("raw_data")
-
-
-def compare(served: float, trained: float) -> None:
-    """Raise `NotAsTrained` where a score as served is further than the tolerance from what it was in training."""
-    if not abs(served - trained) <= TOLERANCE:
-        raise NotAsTrained(f"served it scores {served:.4f}, in training it scored {trained:.4f}")
-
-
-@contextmanager
-def _quiet() -> Any:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the exporter warns of packages that nobody here needs
+def _reranker_file(version: Version, towers_id: str) -> bytes:
     try:
-        yield
-    finally:
-        logging.disable(before)
+        files = manifest.read_files(version.path)
+        card = Card.from_markdown(files[CARD_FILE].decode())
+        if card.config["towers"] != towers_id:
+            raise BadCheckpoint(f"{version.id} was trained on results of {card.config['towers']}, not of {towers_id}")
+        return files[RERANKER_FILE]
+    except (manifest.Corrupt, BadCard, KeyError) as error:
+        raise BadCheckpoint(f"{version.id} is not a reranker: {error}") from error
 
 
-def _beaten_by(scores: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for every data set on which a baseline has the higher cosine."""
-    said = []
+def _compare(served: float, trained: float) -> None:
+    if not abs(served - trained) <= TOLERANCE:
+        raise NotAsTrained(f"the net scores {served:.4f} as served; it scored {trained:.4f} in training")
+
+
+def _better_baselines(scores: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each data set on which a baseline has a higher cosine than the net."""
+    sentences = []
     for data, score in scores.items():
         name, best = max(score["baselines"].items(), key=lambda item: item[1]["cosine"])
         if best["cosine"] > score["cosine"]:
-            said.append(f"On {data} the baseline {name} scores {best['cosine']:.4f}, this net {score['cosine']:.4f}.")
-    return said
+            sentences.append(
+                f"On {data} the baseline {name} scores {best['cosine']:.4f}, this net {score['cosine']:.4f}."
+            )
+    return sentences
 
 
 def facts(net: nn.Module) -> dict[str, Any]:
-    """Return what a card says of a net that can be read off it."""
-    config = config_dict(net)
+    """Return what can be read from a net for its card: kind, architecture, sizes and number of parameters.
+
+    A two-tower has the architecture and sizes of its query tower, and the parameters of both.
+    """
+    query = net.query if isinstance(net, TwoTower) else net
+    config = config_dict(query)
     return {
-        "architecture": architecture_of(net),
+        "kind": "two_tower" if isinstance(net, TwoTower) else "net",
+        "architecture": architecture_of(query),
         "config": config,
         "dim": config["dim"],
         "context_length": config["context_length"],
@@ -242,7 +192,7 @@ def facts(net: nn.Module) -> dict[str, Any]:
 
 
 def golden_contexts(corpus: Corpus | None, dim: int, length: int) -> Floats:
-    """Return contexts `(G, T, D)` spread over the corpus, or seeded random unit ones without it."""
+    """Return contexts `(G, T, D)` spread over the corpus; without a corpus, seeded random ones of unit length."""
     if corpus is None:
         noise = np.random.default_rng(0).standard_normal((GOLDEN, length, dim))
         return normalise(noise + noise.mean(axis=1, keepdims=True))
@@ -265,12 +215,12 @@ def _mean_std(values: Floats) -> tuple[float, float]:
 
 
 def rounded(scores: Any) -> Any:
-    """Return `scores` with every float cut to five decimals, for a card that people read."""
+    """Return `scores` with every float rounded to five decimals, as a card shows them."""
     if isinstance(scores, dict):
         return {key: rounded(value) for key, value in scores.items()}
     return round(scores, 5) if isinstance(scores, float) else scores
 
 
 def today() -> str:
-    """Return today's date in UTC, as versions carry it."""
+    """Return today's date in UTC, in the form that version names begin with."""
     return f"{datetime.now(UTC):%Y-%m-%d}"

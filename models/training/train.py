@@ -1,4 +1,4 @@
-"""The one training loop, for every net: seeded, resumable, with the baselines in sight."""
+"""The training loop for every net: seeded and resumable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,40 +16,23 @@ from torch.nn.functional import cosine_similarity, mse_loss, normalize
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from models.nets import build
+from models.recipe import Recipe
 from models.runtimes import NoSuchDevice
-from models.training.parts import identity
+from models.training.work_cache import arrays_digest
 from models.windows import Windows
 
-Schedule = Literal["baseline", "optimised"]
 FLOOR = 1e-6  # learning rate at the end of the cosine
 WARM_UP = 0.05  # share of all steps
+_BLOCK = 1024  # windows that a net answers at a time
 
 
 class AnotherRun(ValueError):
-    """A state that was written by another run than the one that wants to go on from it."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every knob of a training run; the defaults are the seed recipe."""
-
-    epochs: int = 20
-    batch_size: int = 32
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    schedule: Schedule = "optimised"
-    negatives: int = 3  # of the same article, for each window of a two-tower; a near miss comes on top
-    noise: float = 0.0  # standard deviation, per vector, of Gaussian noise added to unit contexts
-    reverse: float = 0.0  # share of batches read backwards: from what follows, predict what came before
-    teachers: tuple[str, ...] = ()  # ids of the versions to learn from
-    distil: float = 0.5  # share of the target that is the teachers' answer
-    seed: int = 0
+    """The file to resume from is not the state of this run."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch brought: mean loss, held-out score, learning rate at its end."""
+    """The outcome of one epoch: mean loss, held-out score, and learning rate at its end."""
 
     number: int
     loss: float
@@ -58,7 +41,7 @@ class Epoch:
 
 
 def warm_up_cosine(step: int, total: int, peak: float) -> float:
-    """Return the factor on `peak` at `step`: 5 % linear warm-up, then cosine down to 1e-6."""
+    """Return the factor on the learning rate `peak` at `step`: linear warm-up over 5 %, then cosine down to 1e-6."""
     warm = max(1, round(WARM_UP * total))
     if step < warm:
         return (step + 1) / warm
@@ -67,38 +50,42 @@ def warm_up_cosine(step: int, total: int, peak: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def find(device: str) -> torch.device:
-    """Return a device of torch; raises `NoSuchDevice` where it is none, or not here."""
+def torch_device(name: str) -> torch.device:
+    """Return a torch device that tensors can be made on; raises `NoSuchDevice`."""
     try:
-        return torch.empty(0, device=device).device
+        return torch.empty(0, device=name).device
     except (AssertionError, RuntimeError) as error:
-        raise NoSuchDevice(f"torch sees no {device} here") from error
+        raise NoSuchDevice(f"torch sees no {name} here") from error
 
 
 class Trainer:
-    """Trains one net on windows; holds all the state that resuming needs. `measure` is what `score` returns."""
+    """Trains one net to predict the next vector, and holds all state that resuming needs.
+
+    `measure` names what `score` returns. A subclass for another objective overrides `make_net`, `loss` and `score`.
+
+    Raises:
+        BadConfig: the net does not have such sizes.
+        NoSuchDevice: torch does not have the device.
+    """
 
     measure = "cosine"
+    loss_is_per_dimension = True
 
     def __init__(
-        self,
-        architecture: str,
-        config: dict[str, Any],
-        recipe: Recipe,
-        train: Windows,
-        device: str = "cpu",
-        teacher: nn.Module | None = None,
+        self, architecture: str, config: dict[str, Any], recipe: Recipe, train: Windows, device: str = "cpu"
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.device = recipe, find(device)
-        self.architecture, self.config = architecture, config
-        self.data = identity(train)
+        self.recipe = recipe
+        self.device = torch_device(device)
+        self.architecture = architecture
+        self.config = config
+        self.windows = train
+        self.data = arrays_digest(train)
         self.net: nn.Module = self.make_net().to(self.device)
         self.vectors = torch.from_numpy(train.vectors).to(self.device)
         self.start = torch.from_numpy(train.start)
         self.length = train.length
-        self.unit = train.vectors.shape[1]  # by which a loss is multiplied to be reported: MSE is per dimension
-        self.taught = self._ask(teacher.to(self.device)) if teacher else None
+        self.teacher_answers: Tensor | None = None
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -108,7 +95,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
 
     def make_net(self) -> nn.Module:
-        """Return the fresh net; raises `BadConfig` as `build` does."""
+        """Return the untrained net; raises `BadConfig`."""
         return build(self.architecture, self.config)
 
     def _scheduler(self) -> LRScheduler | ReduceLROnPlateau:
@@ -117,8 +104,22 @@ class Trainer:
         peak = self.recipe.learning_rate
         return LambdaLR(self.optimizer, lambda step: warm_up_cosine(step, self.steps, peak))
 
+    @torch.no_grad()
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Mix the teacher's answers into the targets, by the recipe's share.
+
+        The teacher answers every window once, for all epochs: `teacher_answers` is `(2, N, D)`, indexed by whether the
+        window is read backwards and by its first row; `(1, N, D)` if the recipe reads no batch backwards.
+        """
+        teacher = teacher.to(self.device)
+        answers = self.vectors.new_zeros(2 if self.recipe.reverse else 1, *self.vectors.shape)
+        for backwards, of_direction in enumerate(answers):
+            for start in torch.split(self.start, _BLOCK):
+                of_direction[start] = teacher(self.gather(start, bool(backwards))[0])
+        self.teacher_answers = answers
+
     def run(self, held_out: Windows, save_to: Path | str, report: Callable[[Epoch], None]) -> nn.Module:
-        """Train to the last epoch, saving the state after each; return the net of the best epoch."""
+        """Train to the last epoch and save the state after each; return the net of the best epoch."""
         while len(self.history) < self.recipe.epochs:
             epoch = self._epoch(held_out)
             if epoch.score > self.best_score:
@@ -131,7 +132,7 @@ class Trainer:
 
     def _epoch(self, held_out: Windows) -> Epoch:
         self.net.train()
-        losses = [self._step(rows) for rows in self.batches(len(self.history))]
+        losses = [self.step(rows) for rows in self.batches(len(self.history))]
         score = self.score(held_out)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(score)
@@ -144,18 +145,11 @@ class Trainer:
         shuffled = self.start[torch.randperm(len(self.start), generator=order)]
         yield from torch.split(shuffled, self.recipe.batch_size)
 
-    def loss(self, start: Tensor) -> Tensor:
-        """Return the loss on the windows that begin at the rows `start` `(B,)`."""
-        backwards = bool(self.recipe.reverse and torch.rand(()) < self.recipe.reverse)
-        context, target = self._gather(start, backwards)
-        if self.taught is not None:
-            target = torch.lerp(target, self.taught[int(backwards)][start.to(self.device)], self.recipe.distil)
-        if self.recipe.noise:
-            scale = self.recipe.noise / context.shape[2] ** 0.5
-            context = normalize(context + scale * torch.randn_like(context), dim=2)
-        return mse_loss(self.net(context), target)
+    def step(self, start: Tensor) -> float:
+        """Take one optimiser step on the windows that begin at the rows `start` `(B,)`; return the loss.
 
-    def _step(self, start: Tensor) -> float:
+        A loss that is a mean over dimensions is reported as the sum over them.
+        """
         loss = self.loss(start)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -163,22 +157,23 @@ class Trainer:
         self.optimizer.step()
         if isinstance(self.scheduler, LambdaLR):
             self.scheduler.step()
-        reported: float = loss.item() * self.unit
-        return reported
+        scale = self.vectors.shape[1] if self.loss_is_per_dimension else 1
+        return float(loss.item() * scale)
 
-    @torch.no_grad()
-    def _ask(self, teacher: nn.Module) -> Tensor:
-        """Return the teacher's answers `(2, N, D)`, or `(1, N, D)` where no batch is read backwards.
+    def loss(self, start: Tensor) -> Tensor:
+        """Return the loss on the windows that begin at the rows `start` `(B,)`."""
+        backwards = bool(self.recipe.reverse and torch.rand(()) < self.recipe.reverse)
+        context, target = self.gather(start, backwards)
+        if self.teacher_answers is not None:
+            answer = self.teacher_answers[int(backwards)][start.to(self.device)]
+            target = torch.lerp(target, answer, self.recipe.distil)
+        if self.recipe.noise:
+            scale = self.recipe.noise / context.shape[2] ** 0.5
+            context = normalize(context + scale * torch.randn_like(context), dim=2)
+        return mse_loss(self.net(context), target)
 
-        The first index says whether the window is, the second is its first row. Asked once, for all epochs.
-        """
-        taught = self.vectors.new_zeros(2 if self.recipe.reverse else 1, *self.vectors.shape)
-        for backwards, answers in enumerate(taught):
-            for start in torch.split(self.start, 1024):
-                answers[start] = teacher(self._gather(start, bool(backwards))[0])
-        return taught
-
-    def _gather(self, start: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
+    def gather(self, start: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
+        """Return the contexts `(B, T, D)` and next vectors `(B, D)` of windows, in either reading direction."""
         rows = start[:, None] + torch.arange(self.length + 1)
         rows = rows.flip(1) if backwards else rows
         block = self.vectors[rows.to(self.device)]  # (B, T + 1, D)
@@ -186,7 +181,7 @@ class Trainer:
 
     @property
     def best_score(self) -> float:
-        """The held-out score of the best epoch so far, below -1 before the first."""
+        """The held-out score of the best epoch so far; minus infinity before the first."""
         return max((epoch.score for epoch in self.history), default=-math.inf)
 
     @torch.no_grad()
@@ -194,7 +189,7 @@ class Trainer:
         """Return the mean cosine between prediction and true next vector over `data`."""
         self.net.eval()
         total = 0.0
-        for rows in np.array_split(np.arange(len(data)), max(1, len(data) // 1024)):
+        for rows in np.array_split(np.arange(len(data)), max(1, len(data) // _BLOCK)):
             context = torch.from_numpy(data.vectors[data.rows()[rows]]).to(self.device)
             target = torch.from_numpy(data.vectors[data.target[rows]]).to(self.device)
             total += cosine_similarity(self.net(context), target).sum().item()
@@ -220,21 +215,26 @@ class Trainer:
         part.replace(path)
 
     def resume(self, path: Path | str) -> None:
-        """Go on from the state in `path`.
+        """Continue from the state in `path`.
 
         Raises:
-            AnotherRun: it is none, or belongs to another net, configuration, recipe or training set.
+            AnotherRun: the file is missing or not a state, or belongs to another net, config, recipe or training set.
         """
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-            mine = (self.architecture, self.config, self.recipe, self.data)
-            theirs = (state["architecture"], state["config"], Recipe(**state["recipe"]), state.get("data", self.data))
+            this_run = (self.architecture, self.config, self.recipe, self.data)
+            saved_run = (
+                state["architecture"],
+                state["config"],
+                Recipe(**state["recipe"]),
+                state.get("data", self.data),
+            )
         except FileNotFoundError as error:
-            raise AnotherRun(f"no run was stopped that left {path}") from error
+            raise AnotherRun(f"{path}: no such state; no run to resume") from error
         except (KeyError, TypeError, RuntimeError, EOFError, UnpicklingError) as error:
-            raise AnotherRun(f"{path} is no state of a run") from error
-        if theirs != mine:
-            raise AnotherRun(f"{path} was written by another run: {state['recipe']}")
+            raise AnotherRun(f"{path}: not the state of a training run") from error
+        if saved_run != this_run:
+            raise AnotherRun(f"{path}: written by another run, with the recipe {state['recipe']}")
         self.net.load_state_dict(state["net"])
         self.best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])

@@ -11,7 +11,7 @@ from bench import leaderboard, leaderboard_report
 from models.evaluate import evaluate
 from models.registry.registry import Registry
 from models.retrieval.corpus import Corpus, read_corpus
-from models.training.parts import Parts
+from models.training.work_cache import WorkCache
 from tests.conftest import SHIPPED
 
 
@@ -40,12 +40,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    return Parts(tmp_path_factory.mktemp("parts"))
+def parts(tmp_path_factory: pytest.TempPathFactory) -> WorkCache:
+    return WorkCache(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")
-def figures(registry: Registry, data: dict[str, Corpus], parts: Parts) -> dict[str, Any]:
+def figures(registry: Registry, data: dict[str, Corpus], parts: WorkCache) -> dict[str, Any]:
     found = leaderboard.measure(registry, data, None, 1, lambda what: None, parts)
     return {"command": "lvm leaderboard", **found}
 
@@ -67,7 +67,7 @@ def test_scores_equal_those_of_evaluate_and_lie_in_their_intervals(
 
 
 def test_stopped_measurement_resumes_after_the_scores(
-    registry: Registry, data: dict[str, Corpus], figures: dict[str, Any], parts: Parts
+    registry: Registry, data: dict[str, Corpus], figures: dict[str, Any], parts: WorkCache
 ) -> None:
     def stop(what: str) -> None:
         if what == "timing":
@@ -119,4 +119,4 @@ def test_recommends_by_the_rules() -> None:
 
 def test_rejects_a_registry_without_nets(tmp_path: Path, data: dict[str, Corpus]) -> None:
     with pytest.raises(leaderboard.NothingToRank, match="D = 384"):
-        leaderboard.measure(Registry(tmp_path), data, None, 1, lambda what: None, Parts(tmp_path))
+        leaderboard.measure(Registry(tmp_path), data, None, 1, lambda what: None, WorkCache(tmp_path))

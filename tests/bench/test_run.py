@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.load import WrongAnswers
 from bench.run import measure
-from models.training.parts import Parts
+from models.training.work_cache import WorkCache
 
 
 def test_does_not_repeat_a_finished_section(tmp_path: Path) -> None:
@@ -19,10 +19,10 @@ def test_does_not_repeat_a_finished_section(tmp_path: Path) -> None:
     first: dict[str, Any] = {"failures": {}}
     again: dict[str, Any] = {"failures": {}}
     for figures in (first, again):
-        measure("nets", section, figures, Parts(tmp_path), ("plan",))
+        measure("nets", section, figures, WorkCache(tmp_path), ("plan",))
     assert runs == ["nets"]
     assert first == again == {"nets": {"rows": 3}, "failures": {"mosec": "did not start"}}
-    measure("nets", section, again, Parts(tmp_path), ("another plan",))
+    measure("nets", section, again, WorkCache(tmp_path), ("another plan",))
     assert len(runs) == 2
 
 
@@ -31,6 +31,6 @@ def test_repeats_a_section_with_a_wrong_answer(tmp_path: Path) -> None:
         raise WrongAnswers("0.5 from torch's answer")
 
     figures: dict[str, Any] = {"failures": {}}
-    measure("rows", wrong, figures, Parts(tmp_path), ())
+    measure("rows", wrong, figures, WorkCache(tmp_path), ())
     assert figures == {"failures": {"rows": "0.5 from torch's answer"}}
     assert not list(tmp_path.iterdir())

@@ -23,6 +23,7 @@ from models.registry.registry import Registry, Version
 from models.retrieval.corpus import read_corpus, write_corpus
 from models.runtimes.torch import build_net
 from models.training import publish
+from models.training.export import net_files
 from models.vectors import normalise
 from tests.conftest import LVM, PATIENCE_S, Process, until
 from tests.fakes import octets_of
@@ -76,7 +77,7 @@ def slow(registry: Registry) -> Version:
         state[name] *= WIDER**0.5  # the net divides by the root of the count of keys
     net.load_state_dict(state)
     card = replace(known.card, **publish.facts(net))
-    files = publish.net_files(net, known.golden_context)
+    files = net_files(net, known.golden_context)
     return registry.add("amn", {**files, CARD_FILE: card.to_markdown().encode()})
 
 

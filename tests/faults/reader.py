@@ -46,7 +46,7 @@ def read_corpus(directory: Path) -> None:
 
 def read_foreign(directory: Path) -> None:
     """Read a customer's checkpoint."""
-    from models.training.foreign import read_net as read
+    from models.training.torch_import import read_net as read
 
     read(directory / "checkpoint.pt", "amn")
 

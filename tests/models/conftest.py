@@ -13,6 +13,7 @@ from hypothesis import settings
 from torch import nn
 
 from models.nets import build
+from models.recipe import DataSet, Job, Recipe
 from models.registry.card import Card
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import (
@@ -21,9 +22,8 @@ from models.retrieval.corpus import (
     write_corpus,
 )
 from models.training import bundle, publish
-from models.training.job import Job, run_job
-from models.training.rerank import RerankJob, run_rerank_job
-from models.training.train import Recipe
+from models.training.job import run_job
+from models.training.publish_corpus import publish_corpus
 from models.vectors import Floats, normalise
 
 settings.register_profile("steady", deadline=None, derandomize=True)  # the same today, and on a busy machine
@@ -161,19 +161,13 @@ def job_of(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     def make(net: str, **changes: Any) -> Job:
         job = Job(
             net=net,
-            name=net,
             config=TINY[net],
             recipe=Recipe(epochs=2, batch_size=32, learning_rate=5e-3),
-            data=("tiny", corpus_dir),
-            validate=(),
+            data=DataSet("tiny", corpus_dir),
             encoder="tiny-encoder",
             context_length=LENGTH,
             held_out=0.2,
-            device="cpu",
-            state=tmp_path_factory.mktemp("runs") / "deep" / f"{net}.pt",
-            resume=False,
-            license="cc-by-sa-3.0",
-            attribution="",
+            run=tmp_path_factory.mktemp("runs") / "deep" / f"{net}.pt",
             command=f"lvm train {net} --data tiny",
         )
         return replace(job, **changes)
@@ -182,11 +176,17 @@ def job_of(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 @pytest.fixture(scope="session")
+def val(corpus_dir: Path, other_dir: Path) -> tuple[DataSet, ...]:
+    """The data sets that the trained net is scored on."""
+    return DataSet("other", other_dir), DataSet("tiny", corpus_dir)
+
+
+@pytest.fixture(scope="session")
 def trained(
-    published: Registry, corpus_dir: Path, other_dir: Path, job_of: Callable[..., Job]
+    published: Registry, val: tuple[DataSet, ...], job_of: Callable[..., Job]
 ) -> tuple[Version, list[str], list[tuple[int, int]]]:
     """What one whole training job of a tiny AMN returned, said and reported as progress."""
-    job = job_of("amn", validate=(("other", other_dir), ("tiny", corpus_dir)))
+    job = job_of("amn", val=val)
     said: list[str] = []
     progress: list[tuple[int, int]] = []
     version = run_job(job, published, lambda done, total: progress.append((done, total)), said.append)
@@ -206,43 +206,35 @@ def towers_version(published: Registry, corpus_dir: Path, tmp_path_factory: pyte
         name="two-tower",
         config=TINY["mamba"],
         recipe=Recipe(epochs=2, batch_size=16, learning_rate=1e-3),
-        data=("tiny", corpus_dir),
-        validate=(),
+        data=DataSet("tiny", corpus_dir),
         encoder="tiny-encoder",
         context_length=LENGTH,
         held_out=0.5,
-        device="cpu",
-        state=tmp_path_factory.mktemp("runs") / "towers.pt",
-        resume=False,
-        license="cc-by-sa-3.0",
-        attribution="",
+        run=tmp_path_factory.mktemp("runs") / "towers.pt",
         command="lvm train mamba --two-tower",
         two_tower=True,
     )
-    return run_job(job, published, lambda done, total: None, lambda said: None)
+    return run_job(job, published, lambda done, total: None, lambda line: None)
 
 
 @pytest.fixture(scope="session")
-def rerank_job(towers_version: Version, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> RerankJob:
-    """How a reranker of that two-tower is made."""
-    return RerankJob(
-        name="reranker",
-        towers=towers_version,
-        data=("tiny", corpus_dir),
+def rerank_job(towers_version: Version, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The job of a reranker of that two-tower."""
+    return Job(
+        net="reranker",
+        towers=towers_version.id,
+        data=DataSet("tiny", corpus_dir),
         config={"hidden_dim": 8},
         recipe=Recipe(epochs=4, batch_size=32, learning_rate=1e-2),
-        state=tmp_path_factory.mktemp("runs") / "reranker.pt",
-        resume=False,
-        license="cc-by-sa-3.0",
-        attribution="",
+        run=tmp_path_factory.mktemp("runs") / "reranker.pt",
         command="lvm train reranker",
     )
 
 
 @pytest.fixture(scope="session")
-def reranker_version(published: Registry, rerank_job: RerankJob) -> Version:
+def reranker_version(published: Registry, rerank_job: Job) -> Version:
     """The reranker of that two-tower."""
-    return run_rerank_job(rerank_job, published, lambda done, total: None, lambda said: None)
+    return run_job(rerank_job, published, lambda done, total: None, lambda line: None)
 
 
 @pytest.fixture(scope="session")
@@ -251,7 +243,7 @@ def bundle_version(
 ) -> Version:
     """Both with the index of the validation set."""
     passages = card(name="passages", kind="corpus", dim=0)
-    return bundle.publish_bundle(published, other_dir, passages, bundle.read(towers_version), reranker_version)
+    return publish.publish_bundle(published, other_dir, passages, bundle.read(towers_version), reranker_version)
 
 
 @pytest.fixture(scope="session")
@@ -267,7 +259,7 @@ def gru_version(published: Registry, gru_net: nn.Module, card: Callable[..., Car
 
 @pytest.fixture(scope="session")
 def corpus_version(published: Registry, corpus_dir: Path, card: Callable[..., Card]) -> Version:
-    return publish.publish_corpus(published, corpus_dir, card(name="passages", kind="corpus", dim=0))
+    return publish_corpus(published, corpus_dir, card(name="passages", kind="corpus", dim=0))
 
 
 @pytest.fixture(scope="session")
@@ -278,7 +270,7 @@ def larger_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def indexed_version(published: Registry, larger_dir: Path, card: Callable[..., Card]) -> Version:
-    return publish.publish_corpus(published, larger_dir, card(name="larger", kind="corpus", dim=0), "ivf")
+    return publish_corpus(published, larger_dir, card(name="larger", kind="corpus", dim=0), "ivf")
 
 
 @pytest.fixture

@@ -13,14 +13,16 @@ from torch import nn
 from models.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.nets import BadConfig, LSTMStack, LSTMStackConfig, build, config_dict
 from models.predictor import load_predictor
+from models.recipe import Job
 from models.registry.card import CARD_FILE, Card
 from models.registry.checkpoint import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE, BadCheckpoint, load_checkpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import build_net, run_net, state_arrays
-from models.training.job import Job, run_job
-from models.training.publish import NotAsTrained, export_graph, golden_contexts, net_files, publish
+from models.training.export import export_graph, net_files
+from models.training.job import run_job
+from models.training.publish import NotAsTrained, golden_contexts, publish
 from models.windows import Windows, hold_out, windows
 from tests.conftest import LVM
 
@@ -90,7 +92,7 @@ def test_save_refuses_a_net_that_is_not_what_was_trained(
     trained_net: nn.Module, served_net: nn.Module, registry: Registry, card: Made, data: Windows
 ) -> None:
     promised = (data, cosine_of(trained_net, data))
-    with pytest.raises(NotAsTrained, match=r"served it scores -?0\.\d{4}, in training it scored 0\.\d{4}"):
+    with pytest.raises(NotAsTrained, match=r"scores -?0\.\d{4} as served; it scored 0\.\d{4} in training"):
         publish(registry, served_net, card(), golden_contexts(None, 16, 5), {}, held_out=promised)
     assert registry.versions() == []
 

@@ -10,7 +10,7 @@ import pytest
 from bench.capacity.costs import BadCosts, Costs
 from bench.capacity.sizing import EXACT, LOAD, Demand, plan
 from bench.capacity.table import of_plan
-from models.training.publish import FLAT_ROWS
+from models.training.publish_corpus import FLAT_ROWS
 
 DEMAND = Demand(rate=1000, p99_ms=100, net="gru", rows=8, cores=4, memory_gb=8)
 

@@ -39,14 +39,14 @@ def replica(tmp_path: Path) -> Iterator[Start]:
 
 def test_replicas_that_differ_are_told_apart_and_so_is_one_that_is_away(replica: Start) -> None:
     one, other = replica("one"), replica("other")
-    found = replicas.ask([one.url, other.url], TOKEN)
+    found = replicas.fetch([one.url, other.url], TOKEN)
     assert [each.error for each in found] == [None, None]
     assert replicas.differing(found) == {}
     registry = Registry(other.app.state.lineup.registry.root)
     amn, gru = registry.resolve("primary"), add_version(registry, "gru")
     registry.point("primary", gru)
-    until(lambda: replicas.ask([other.url], TOKEN)[0].served("primary") == gru.id, "the promotion")
-    found = replicas.ask([one.url, other.url, NOBODY], TOKEN)
+    until(lambda: replicas.fetch([other.url], TOKEN)[0].served("primary") == gru.id, "the promotion")
+    found = replicas.fetch([one.url, other.url, NOBODY], TOKEN)
     assert replicas.differing(found) == {"primary": {one.url: amn.id, other.url: gru.id}}
     *served, away = replicas.rows(found)
     assert [(row[0], row[1], row[2], row[-1]) for row in served] == [
@@ -76,5 +76,5 @@ def test_the_command_shows_replicas_and_checks_them(replica: Start, capsys: pyte
 
 def test_a_stranger_is_no_replica(replica: Start) -> None:
     server = replica("one")
-    (found,) = replicas.ask([f"{server.url}/readyz?"], TOKEN)
+    (found,) = replicas.fetch([f"{server.url}/readyz?"], TOKEN)
     assert found.error is not None

@@ -26,7 +26,8 @@ from models.runtimes import (
 )
 from models.runtimes.onnx import OnnxRuntime
 from models.runtimes.torch import TorchRuntime, best_device, build_net, run_net
-from models.training.publish import golden_contexts, net_files
+from models.training.export import net_files
+from models.training.publish import golden_contexts
 from models.vectors import Floats
 
 Contexts = Callable[..., Floats]

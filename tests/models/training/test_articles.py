@@ -16,7 +16,7 @@ import pytest
 from models.retrieval.corpus import CORPUS_FILES, read_corpus
 from models.text.encoder import EncoderError, Progress
 from models.training.articles import BadArticles, Summary, build, read, warnings
-from models.training.parts import beside
+from models.training.work_cache import cache_next_to
 from models.vectors import Floats
 from models.windows import windows
 from tests.fakes import HashEncoder, prose
@@ -39,7 +39,7 @@ def write_lines(path: Path, *articles: Any) -> Path:
 
 
 def make(source: Path, out: Path) -> Summary:
-    return build(source, out, HashEncoder(), lambda done, total: None, beside(out))
+    return build(source, out, HashEncoder(), lambda done, total: None, cache_next_to(out))
 
 
 # --- reading ---
@@ -280,7 +280,11 @@ def test_progress_ends_at_the_number_of_chunks(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": ["a", "b", "c"]})
     build(
-        source, tmp_path / "out", HashEncoder(), lambda done, total: seen.append((done, total)), beside(tmp_path / "o")
+        source,
+        tmp_path / "out",
+        HashEncoder(),
+        lambda done, total: seen.append((done, total)),
+        cache_next_to(tmp_path / "o"),
     )
     assert seen == [(3, 3)]
 
@@ -304,7 +308,9 @@ def test_what_stands_at_the_destination_is_left_alone(tmp_path: Path, occupy: Ca
 def test_unusable_vectors_leave_nothing_behind(tmp_path: Path, vectors: Floats) -> None:
     source = write_lines(tmp_path / "in.jsonl", json.loads(GOOD))
     with pytest.raises(EncoderError, match="fake"):
-        build(source, tmp_path / "out", BrokenEncoder(vectors), lambda done, total: None, beside(tmp_path / "out"))
+        build(
+            source, tmp_path / "out", BrokenEncoder(vectors), lambda done, total: None, cache_next_to(tmp_path / "out")
+        )
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -330,7 +336,7 @@ class OtherEncoder(StoppingEncoder):
 
 def test_what_was_stopped_goes_on_after_the_chunks_that_are_encoded(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": [f"chunk {n}" for n in range(300)]})
-    out, parts = tmp_path / "out", beside(tmp_path / "out")
+    out, parts = tmp_path / "out", cache_next_to(tmp_path / "out")
     for encoder in (StoppingEncoder(stops_at=4), StoppingEncoder()):
         with contextlib.suppress(KeyboardInterrupt):
             build(source, out, encoder, lambda done, total: None, parts)
@@ -351,7 +357,7 @@ def test_what_a_killed_run_left_goes_with_the_next_that_succeeds(tmp_path: Path)
                 tmp_path / "out",
                 HashEncoder(),
                 lambda *_: os.kill(os.getpid(), signal.SIGKILL),
-                beside(tmp_path / "out"),
+                cache_next_to(tmp_path / "out"),
             )
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -372,7 +378,7 @@ def test_chunks_of_another_text_or_model_are_encoded_anew(
     tmp_path: Path, kind: type[StoppingEncoder], first: str, asked: list[int]
 ) -> None:
     texts = [f"chunk {n}" for n in range(300)]
-    out, parts = tmp_path / "out", beside(tmp_path / "out")
+    out, parts = tmp_path / "out", cache_next_to(tmp_path / "out")
     source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": ["chunk", *texts[1:]]})
     with pytest.raises(KeyboardInterrupt):
         build(source, out, StoppingEncoder(4), lambda done, total: None, parts)

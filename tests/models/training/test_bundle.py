@@ -19,7 +19,7 @@ from models.retrieval.corpus import (
 from models.retrieval.reranker import NEIGHBOUR_COUNT, RERANK_DEPTH, RERANKER_FILE
 from models.retrieval.retriever import Retriever, Search, load_retriever
 from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE
-from models.training import bundle
+from models.training import bundle, publish
 from models.vectors import Floats
 from models.windows import windows
 
@@ -122,7 +122,7 @@ def test_a_bundle_makes_a_bundle_of_another_corpus(
     registry: Registry, retriever: Retriever, bundle_version: Version, corpus_dir: Path, card: Callable[..., Card]
 ) -> None:
     made = bundle.read(bundle_version)
-    version = bundle.publish_bundle(registry, corpus_dir, card(name="more", kind="corpus", dim=0), made, None)
+    version = publish.publish_bundle(registry, corpus_dir, card(name="more", kind="corpus", dim=0), made, None)
     again = load_retriever(version.path)
     assert (len(again.corpus), again.reranks, again.query_maker) == (
         240,
@@ -175,18 +175,18 @@ def test_a_reranker_of_other_towers_is_refused(
 ) -> None:
     made = bundle.read(towers_version)
     made.id = "two-tower/another"
-    with pytest.raises(BadCheckpoint, match="was trained on what"):
-        bundle.publish_bundle(registry, corpus_dir, card(name="x", kind="corpus"), made, reranker_version)
-    with pytest.raises(BadCheckpoint, match="no reranker"):
-        bundle.publish_bundle(registry, corpus_dir, card(name="x", kind="corpus"), made, towers_version)
+    with pytest.raises(BadCheckpoint, match="was trained on results of"):
+        publish.publish_bundle(registry, corpus_dir, card(name="x", kind="corpus"), made, reranker_version)
+    with pytest.raises(BadCheckpoint, match="is not a reranker"):
+        publish.publish_bundle(registry, corpus_dir, card(name="x", kind="corpus"), made, towers_version)
 
 
 def test_a_corpus_of_another_encoder_is_refused(
     registry: Registry, towers_version: Version, corpus_dir: Path, card: Callable[..., Card]
 ) -> None:
     other = card(name="x", kind="corpus", encoder="another")
-    with pytest.raises(BadCheckpoint, match="for towers of D = 16, tiny-encoder"):
-        bundle.publish_bundle(registry, corpus_dir, other, bundle.read(towers_version), None)
+    with pytest.raises(BadCheckpoint, match="the towers read D = 16, tiny-encoder"):
+        publish.publish_bundle(registry, corpus_dir, other, bundle.read(towers_version), None)
 
 
 def test_a_net_holds_no_towers_and_towers_are_no_net(amn_version: Version, towers_version: Version) -> None:
@@ -210,7 +210,7 @@ def test_without_a_reranker_the_towers_serve_alone(
     registry: Registry, towers_version: Version, other_dir: Path, card: Callable[..., Card]
 ) -> None:
     made = bundle.read(towers_version)
-    plain = bundle.publish_bundle(registry, other_dir, card(name="plain", kind="corpus", dim=0), made, None)
+    plain = publish.publish_bundle(registry, other_dir, card(name="plain", kind="corpus", dim=0), made, None)
     retriever = load_retriever(plain.path)
     assert not retriever.reranks
     assert RERANKER_FILE not in {path.name for path in plain.path.iterdir()}

@@ -12,7 +12,7 @@ from models.retrieval.corpus import Corpus, MappedCorpus
 from models.retrieval.index import BadIndex, FlatIndex, InvertedLists
 from models.retrieval.retriever import load_retriever
 from models.training import indexing
-from models.training.parts import Parts
+from models.training.work_cache import WorkCache
 
 Build = Callable[[Corpus, indexing.Progress, Path], tuple[InvertedLists, Card]]
 
@@ -32,7 +32,7 @@ def mapped_corpus() -> Callable[[Corpus], MappedCorpus]:
 def build(mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]) -> Build:
     """Return a function that indexes a corpus in memory, keeping parts in a directory."""
     return lambda corpus, progress, parts: indexing.build(
-        mapped_corpus(corpus), card(kind="corpus"), progress, Parts(parts)
+        mapped_corpus(corpus), card(kind="corpus"), progress, WorkCache(parts)
     )
 
 
@@ -57,7 +57,7 @@ def test_the_scan_that_recall_is_measured_by_is_exact(
 ) -> None:
     ticks: list[int] = []
     mapped = mapped_corpus(corpus)
-    scan = indexing.Scan(mapped, indexing.Kept(Parts(tmp_path), "", 1, lambda done, total: ticks.append(done)))
+    scan = indexing.Scan(mapped, indexing.Kept(WorkCache(tmp_path), "", 1, lambda done, total: ticks.append(done)))
     queries = corpus.vectors[::40]
     flat = FlatIndex(mapped.vectors_at(np.arange(240))).search(queries, 30)
     scores, rows = scan.search(queries, 30)

@@ -1,13 +1,17 @@
 """One training job from end to end: the baselines first, then epochs, then a version that can be served."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from models.evaluate import mean_cosine
 from models.predictor import load_predictor
+from models.recipe import DataSet, Job
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
+from models.training.job import run_job
 from models.windows import hold_out, windows
 
 Trained = tuple[Version, list[str], list[tuple[int, int]]]
@@ -56,6 +60,22 @@ def test_the_card_tells_what_it_was_made_of(trained: Trained, corpus: Corpus) ->
     assert card.limits
     assert set(card.scores) == {"other", "tiny"}
     assert "ridge" in card.scores["other"]["baselines"]
+
+
+def test_a_job_that_is_stopped_resumes_to_the_same_version(
+    trained: Trained, job_of: Callable[..., Job], val: tuple[DataSet, ...], tmp_path: Path
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    job = job_of("amn", val=val)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, Registry(tmp_path), stop, lambda line: None)
+    lines: list[str] = []
+    version = run_job(replace(job, resume=True), Registry(tmp_path), lambda done, total: None, lines.append)
+    assert [line.split(":")[0] for line in lines if line.startswith("epoch")] == ["epoch 2"]
+    assert version.id == trained[0].id
 
 
 def test_the_net_learned_more_than_the_mean(trained: Trained) -> None:

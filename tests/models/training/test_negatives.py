@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from models.recipe import Recipe
 from models.retrieval.corpus import Corpus
 from models.training.negatives import Negatives, near_misses
-from models.training.towers import MINED, TowerTrainer
-from models.training.train import Epoch, Recipe
+from models.training.tower_trainer import MINED, TowerTrainer
+from models.training.train import Epoch
 from models.windows import NoWindows, Windows, compact_windows, hold_out, windows
 
 K = 3

@@ -32,7 +32,8 @@ from models.retrieval.corpus import (
 )
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import build_net, run_net
-from models.training.publish import FLAT_ROWS, GOLDEN, golden_contexts, publish, publish_corpus, reference_of, rounded
+from models.training.publish import GOLDEN, golden_contexts, publish, reference_of, rounded
+from models.training.publish_corpus import FLAT_ROWS, publish_corpus
 from models.vectors import normalise
 from models.windows import windows
 

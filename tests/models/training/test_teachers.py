@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from models.recipe import Job
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry, RegistryError, Version
 from models.runtimes.torch import build_net
-from models.training.job import Job, run_job
+from models.training.job import run_job
 from models.training.teachers import UnfitTeacher, load_teachers
 from models.vectors import Floats
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.recipe import Recipe, Schedule
 from models.retrieval.corpus import (
     Corpus,
 )
-from models.training.train import AnotherRun, Epoch, Recipe, Schedule, Trainer, warm_up_cosine
+from models.training.train import AnotherRun, Epoch, Trainer, warm_up_cosine
 from models.vectors import Floats
 from models.windows import Windows, hold_out, windows
 
@@ -125,7 +126,7 @@ def test_a_state_of_another_recipe_is_refused(
     trainer_of: Callable[..., Trainer], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     trainer_of().save(tmp_path / "run.pt")
-    with pytest.raises(ValueError, match="was written by another run"):
+    with pytest.raises(ValueError, match="written by another run"):
         trainer_of(**change).resume(tmp_path / "run.pt")
 
 
@@ -134,7 +135,7 @@ def test_a_state_of_another_net_or_size_is_refused(
 ) -> None:
     trainer_of().save(tmp_path / "run.pt")
     for other in (trainer_of("lstm"), Trainer("amn", {**NETS["amn"], "key_dim": 4}, RECIPE, split[0])):
-        with pytest.raises(ValueError, match="was written by another run"):
+        with pytest.raises(ValueError, match="written by another run"):
             other.resume(tmp_path / "run.pt")
 
 
@@ -143,7 +144,7 @@ def test_a_state_of_other_data_is_refused(
 ) -> None:
     trainer_of().save(tmp_path / "run.pt")
     fewer = Trainer("amn", NETS["amn"], RECIPE, split[0].take(np.arange(len(split[0]) - 1)))
-    with pytest.raises(AnotherRun, match="was written by another run"):
+    with pytest.raises(AnotherRun, match="written by another run"):
         fewer.resume(tmp_path / "run.pt")
 
 
@@ -153,7 +154,7 @@ def test_what_is_no_state_is_said_to_be_none(
 ) -> None:
     if data is not None:
         (tmp_path / "run.pt").write_bytes(data)
-    with pytest.raises(AnotherRun, match="no state of a run" if data is not None else "no run was stopped"):
+    with pytest.raises(AnotherRun, match="not the state of a training run" if data is not None else "no such state"):
         trainer_of().resume(tmp_path / "run.pt")
 
 
@@ -284,7 +285,7 @@ def test_the_loss_is_the_squared_distance_and_the_gradient_is_clipped(
     with torch.no_grad():
         answer = trainer.net(torch.from_numpy(split[0].contexts()[:7]))
     expected = float(((answer - torch.from_numpy(split[0].targets()[:7])) ** 2).sum(dim=1).mean())
-    assert trainer._step(rows) == pytest.approx(expected, rel=1e-5)
+    assert trainer.step(rows) == pytest.approx(expected, rel=1e-5)
     norm = torch.stack([p.grad.norm() for p in trainer.net.parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -295,7 +296,7 @@ def test_the_noise_has_the_length_that_was_asked_for(split: tuple[Windows, Windo
 
     trainer = Trainer("amn", dict(NETS["amn"]), replace(RECIPE, noise=0.2, reverse=0.0), split[0])
     trainer.net.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    trainer._step(trainer.start)
+    trainer.step(trainer.start)
     clean = torch.from_numpy(split[0].contexts())
     assert torch.allclose(seen[0].norm(dim=2), torch.ones(seen[0].shape[:2]), atol=1e-5)
     assert (seen[0] - clean).norm(dim=2).mean().item() == pytest.approx(0.2, rel=0.1)
@@ -311,12 +312,12 @@ def test_the_share_of_batches_asked_for_is_read_backwards(
     trainer.net.register_forward_pre_hook(lambda module, given: read.append(given[0]))
     start = trainer.start[:4]
     for _ in range(20):
-        trainer._step(start)
-    either = {turned: trainer._gather(start, turned)[0] for turned in (False, True)}
+        trainer.step(start)
+    either = {turned: trainer.gather(start, turned)[0] for turned in (False, True)}
     assert {turned for context in read for turned in either if torch.equal(context, either[turned])} == backwards
     block = trainer.vectors[start[:, None] + torch.arange(6)]
     for turned, rows in ((False, block), (True, block.flip(1))):
-        assert torch.equal(torch.cat([either[turned], trainer._gather(start, turned)[1][:, None]], dim=1), rows)
+        assert torch.equal(torch.cat([either[turned], trainer.gather(start, turned)[1][:, None]], dim=1), rows)
 
 
 @pytest.mark.parametrize("reverse", [0.0, 1.0])
@@ -328,12 +329,13 @@ def test_a_teachers_share_of_the_target_is_the_recipes(split: tuple[Windows, Win
             return context[:, 0]
 
     recipe = replace(RECIPE, noise=0.0, reverse=reverse, distil=0.25)
-    trainer = Trainer("amn", {**NETS["amn"], "dropout": 0.0}, recipe, split[0], teacher=First())
-    context, true = trainer._gather(trainer.start[:7], bool(reverse))
+    trainer = Trainer("amn", {**NETS["amn"], "dropout": 0.0}, recipe, split[0])
+    trainer.learn_from(First())
+    context, true = trainer.gather(trainer.start[:7], bool(reverse))
     with torch.no_grad():
         answer = trainer.net(context)
     expected = float(((answer - 0.75 * true - 0.25 * context[:, 0]) ** 2).sum(dim=1).mean())
-    assert trainer._step(trainer.start[:7]) == pytest.approx(expected, rel=1e-5)
+    assert trainer.step(trainer.start[:7]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_state_from_before_a_knob_was_there_is_of_its_default(
@@ -344,7 +346,7 @@ def test_a_state_from_before_a_knob_was_there_is_of_its_default(
     del state["recipe"]["reverse"]
     torch.save(state, tmp_path / "run.pt")
     trainer_of(reverse=0.0).resume(tmp_path / "run.pt")
-    with pytest.raises(ValueError, match="was written by another run"):
+    with pytest.raises(ValueError, match="written by another run"):
         trainer_of(reverse=0.5).resume(tmp_path / "run.pt")
 
 

@@ -1,4 +1,4 @@
-"""Training of a two-tower by the one loop: symmetric InfoNCE, same-article negatives, mined near misses."""
+"""Training of a two-tower: symmetric InfoNCE, negatives from the same article, mined near misses."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.evaluate import rank_metrics, ranks
 from models.nets import build
 from models.nets.two_tower import TwoTower, info_nce
+from models.recipe import Recipe
 from models.training.negatives import Negatives, near_misses
-from models.training.train import Recipe, Trainer
+from models.training.train import Trainer
 from models.vectors import Floats
 from models.windows import Windows, compact_windows
 
@@ -22,38 +23,32 @@ BANK = 4096  # windows whose chunks are searched together for near misses: about
 
 
 class TowerTrainer(Trainer):
-    """Trains a query tower of the net `architecture` with its payload tower; an epoch's score is the held-out MRR."""
+    """Trains a query tower of the net `architecture` with its payload tower; the score of an epoch is the MRR."""
 
     measure = "MRR"
+    loss_is_per_dimension = False
     net: TwoTower
 
     def __init__(
-        self,
-        architecture: str,
-        config: dict[str, Any],
-        recipe: Recipe,
-        train: Windows,
-        device: str = "cpu",
-        teacher: nn.Module | None = None,
+        self, architecture: str, config: dict[str, Any], recipe: Recipe, train: Windows, device: str = "cpu"
     ) -> None:
-        train = compact_windows(train)  # held-out chunks are not even wrong answers
-        super().__init__(architecture, config, recipe, train, device, teacher)
-        self.unit = 1
-        self.negatives = Negatives(train, recipe.negatives)
+        # held-out chunks must not serve as wrong answers either
+        super().__init__(architecture, config, recipe, compact_windows(train), device)
+        self.negatives = Negatives(self.windows, recipe.negatives)
 
     def make_net(self) -> TwoTower:
-        """Return fresh towers; raises `BadConfig` as `build` does."""
+        """Return untrained towers; raises `BadConfig`."""
         return TwoTower(build(self.architecture, self.config), self.config["dim"])
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
-        """Look for near misses with the towers as they are, then go on as every training does."""
+        """Mine near misses with the current towers, then yield batches as every trainer does."""
         self.mine()
         self.net.train()
         yield from super().batches(epoch)
 
     @torch.no_grad()
     def mine(self) -> None:
-        """Find the near misses of every window among the chunks around it."""
+        """Find the near misses of every window among the chunks near it."""
         self.net.eval()
         for start in torch.split(self.start, BANK):
             first, end = int(start[0]), int(start[-1]) + self.length + 1

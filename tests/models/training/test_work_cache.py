@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.training.parts import Input, Parts, beside, digest
+from models.training.work_cache import Input, WorkCache, cache_next_to, digest
 
 
 def test_a_part_is_made_once_for_the_same_inputs(tmp_path: Path) -> None:
@@ -16,17 +16,20 @@ def test_a_part_is_made_once_for_the_same_inputs(tmp_path: Path) -> None:
         made.append("part")
         return b"%d" % len(made)
 
-    parts = Parts(tmp_path / "parts")
-    assert [parts.get(make, "a", np.arange(3)), Parts(tmp_path / "parts").get(make, "a", np.arange(3))] == [b"1", b"1"]
-    assert parts.get(make, "a", np.arange(4)) == b"2"
+    parts = WorkCache(tmp_path / "parts")
+    assert [
+        parts.get_bytes(make, "a", np.arange(3)),
+        WorkCache(tmp_path / "parts").get_bytes(make, "a", np.arange(3)),
+    ] == [b"1", b"1"]
+    assert parts.get_bytes(make, "a", np.arange(4)) == b"2"
 
 
 def test_arrays_and_figures_come_back_as_they_were(tmp_path: Path) -> None:
-    parts = Parts(tmp_path)
+    parts = WorkCache(tmp_path)
     for _ in range(2):
-        found = parts.arrays(lambda: {"a": np.arange(6, dtype=np.int32).reshape(2, 3)}, "arrays")["a"]
+        found = parts.get_arrays(lambda: {"a": np.arange(6, dtype=np.int32).reshape(2, 3)}, "arrays")["a"]
         assert (found.dtype, found.tolist()) == (np.int32, [[0, 1, 2], [3, 4, 5]])
-        assert parts.figures(lambda: {"R@1": 0.1}, "figures") == {"R@1": 0.1}
+        assert parts.get_json(lambda: {"R@1": 0.1}, "figures") == {"R@1": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_what_fails_half_way_leaves_no_part(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Parts(tmp_path).get(fail, "a")
+        WorkCache(tmp_path).get_bytes(fail, "a")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -58,9 +61,9 @@ def test_what_fails_half_way_leaves_no_part(tmp_path: Path) -> None:
 def test_parts_stay_where_the_same_command_can_go_on(
     tmp_path: Path, error: type[BaseException] | None, stay: bool
 ) -> None:
-    parts = beside(tmp_path / "made")
+    parts = cache_next_to(tmp_path / "made")
     with contextlib.suppress(ValueError, OSError, KeyboardInterrupt), parts:
-        parts.get(lambda: b"part", "a")
+        parts.get_bytes(lambda: b"part", "a")
         if error:
             raise error
     assert (tmp_path / ".made.parts").exists() is stay

@@ -117,7 +117,7 @@ KNOWN: Mapping[str, Any] = {  # by the name that a file says: what makes the val
 }
 
 
-def load(path: Path) -> Any:
+def safe_load(path: Path) -> Any:
     """Return what `torch.save` wrote to `path`; tensors are mapped from the file, so they cost no memory until used.
 
     Raises:

@@ -10,33 +10,49 @@ import torch
 
 from models.nets import BadConfig
 from models.nets.reranker import RerankerNet
+from models.recipe import Job, Recipe
+from models.registry import manifest
 from models.registry.card import Card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
-from models.training import bundle, rerank
-from models.training.parts import Parts
-from models.training.train import AnotherRun, Epoch, Recipe
+from models.training import bundle
+from models.training.bundle import TowerBundle
+from models.training.job import run_job
+from models.training.rerank_trainer import Lists, RerankTrainer, held_out_banks, joined, lists_of, served
+from models.training.train import AnotherRun, Epoch
+from models.training.work_cache import WorkCache
 from models.windows import NoWindows, hold_out, windows
 
 
 @pytest.fixture(scope="module")
-def made(towers_version: Version) -> bundle.Made:
+def made(towers_version: Version) -> TowerBundle:
     return bundle.read(towers_version)
 
 
 @pytest.fixture(scope="module")
-def lists(made: bundle.Made, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[rerank.Lists]:
-    parts = Parts(tmp_path_factory.mktemp("parts"))
-    return [rerank.listed(made, bank, parts) for bank in rerank.held_out_banks(made.card, corpus)]
+def lists(made: TowerBundle, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[Lists]:
+    cache = WorkCache(tmp_path_factory.mktemp("cache"))
+    return [lists_of(made, bank, cache) for bank in held_out_banks(made.card, corpus)]
+
+
+@pytest.fixture
+def towers_registry(towers_version: Version, tmp_path: Path) -> Registry:
+    """A registry that holds the two-tower alone."""
+    registry = Registry(tmp_path / "registry")
+    files = {
+        path.name: path.read_bytes() for path in towers_version.path.iterdir() if path.name != manifest.CHECKSUMS_FILE
+    }
+    registry.add(towers_version.name, files)
+    return registry
 
 
 def quiet(epoch: Epoch) -> None:
     pass
 
 
-def test_the_banks_are_of_the_articles_that_the_towers_held_out(made: bundle.Made, corpus: Corpus) -> None:
-    banks = rerank.held_out_banks(made.card, corpus)
+def test_the_banks_are_of_the_articles_that_the_towers_held_out(made: TowerBundle, corpus: Corpus) -> None:
+    banks = held_out_banks(made.card, corpus)
     train, held_out = hold_out(windows(corpus, 5), 0.5, seed=0)
     articles = [set(bank.article.tolist()) for bank in banks]
     assert len(banks) == 2
@@ -45,28 +61,28 @@ def test_the_banks_are_of_the_articles_that_the_towers_held_out(made: bundle.Mad
     assert not (articles[0] | articles[1]) & set(train.article.tolist())
 
 
-def test_towers_that_do_not_say_what_they_held_out_are_refused(made: bundle.Made, corpus: Corpus) -> None:
+def test_towers_that_do_not_say_what_they_held_out_are_refused(made: TowerBundle, corpus: Corpus) -> None:
     with pytest.raises(BadCheckpoint, match="held out"):
-        rerank.held_out_banks(replace(made.card, data={}), corpus)
+        held_out_banks(replace(made.card, data={}), corpus)
     with pytest.raises(NoWindows):
-        rerank.held_out_banks(replace(made.card, data={"held_out": 0.01, "seed": 0}), corpus)
+        held_out_banks(replace(made.card, data={"held_out": 0.01, "seed": 0}), corpus)
 
 
-def test_a_list_holds_the_true_next_chunk_where_it_says(lists: list[rerank.Lists], made: bundle.Made) -> None:
-    some = rerank.joined(lists)
+def test_a_list_holds_the_true_next_chunk_where_it_says(lists: list[Lists], made: TowerBundle) -> None:
+    some = joined(lists)
     assert len(some) == len(some.figures) == len(some.truth) > 50
     assert (np.diff(some.start) > 0).all()
     last = np.array([some.vectors[start + 4] @ some.vectors[start + 5] for start in some.start])
     assert np.allclose(some.figures[np.arange(len(some)), some.truth, 4], last, atol=1e-5)
 
 
-def test_training_orders_better_than_the_towers(lists: list[rerank.Lists], tmp_path: Path) -> None:
+def test_training_orders_better_than_the_towers(lists: list[Lists], tmp_path: Path) -> None:
     recipe = Recipe(epochs=40, batch_size=8, learning_rate=1e-2)
-    trainer = rerank.RerankTrainer({"hidden_dim": 8}, recipe, lists[1])
+    trainer = RerankTrainer("reranker", {"hidden_dim": 8}, recipe, lists[1])
     trainer.run(lists[0], tmp_path / "r.pt", quiet)
     as_found = float(np.mean(1 / (1 + lists[0].truth)))
     assert trainer.best_score > as_found
-    again = rerank.RerankTrainer({"hidden_dim": 8}, recipe, lists[1])
+    again = RerankTrainer("reranker", {"hidden_dim": 8}, recipe, lists[1])
     again.run(lists[0], tmp_path / "r.pt", quiet)
     assert again.history == trainer.history
 
@@ -77,24 +93,24 @@ def test_what_is_served_is_what_was_trained() -> None:
     figures = torch.randn(3, 10, 21)
     with torch.no_grad():
         expected = net(figures).numpy()
-    assert np.allclose(rerank.served(net).score(figures.numpy()), expected, atol=1e-5)
+    assert np.allclose(served(net).score(figures.numpy()), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("stops_at", [1, 3], ids=["a bank", "an epoch"])
 def test_a_job_that_is_stopped_goes_on_to_the_same_version(
-    reranker_version: Version, rerank_job: rerank.RerankJob, tmp_path: Path, stops_at: int
+    reranker_version: Version, rerank_job: Job, towers_registry: Registry, tmp_path: Path, stops_at: int
 ) -> None:
     def stop(done: int, total: int) -> None:
         if done == stops_at:
             raise KeyboardInterrupt
 
-    job, done = replace(rerank_job, state=tmp_path / "r.pt"), list[int]()
+    job, done = replace(rerank_job, run=tmp_path / "r.pt"), list[int]()
     with pytest.raises(KeyboardInterrupt):
-        rerank.run_rerank_job(job, Registry(tmp_path), stop, lambda said: None)
+        run_job(job, towers_registry, stop, lambda said: None)
     banks = [path.stat().st_mtime_ns for path in (tmp_path / ".r.pt.parts").iterdir()]
     again = replace(job, resume=job.state.exists())
-    made = rerank.run_rerank_job(again, Registry(tmp_path), lambda n, total: done.append(n), lambda said: None)
-    assert (len(banks), done) == ((1, [1, 2, 3, 4, 5, 6]) if stops_at == 1 else (2, [1, 2, 4, 5, 6]))
+    made = run_job(again, towers_registry, lambda n, total: done.append(n), lambda said: None)
+    assert (len(banks), done) == ((1, [1, 2, 2, 3, 4, 5, 6]) if stops_at == 1 else (2, [1, 2, 3, 4, 5, 6]))
     assert made.id == reranker_version.id
     assert not (tmp_path / ".r.pt.parts").exists()
 
@@ -105,11 +121,11 @@ def test_a_job_that_is_stopped_goes_on_to_the_same_version(
     ids=["run", "config"],
 )
 def test_a_typing_error_costs_none_of_the_lists(
-    rerank_job: rerank.RerankJob, tmp_path: Path, slip: dict[str, Any], error: type[Exception]
+    rerank_job: Job, towers_registry: Registry, tmp_path: Path, slip: dict[str, Any], error: type[Exception]
 ) -> None:
-    job = replace(rerank_job, state=tmp_path / "r.pt", **slip)
+    job = replace(rerank_job, run=tmp_path / "r.pt", **slip)
     with pytest.raises(error):
-        rerank.run_rerank_job(job, Registry(tmp_path), lambda done, total: None, lambda said: None)
+        run_job(job, towers_registry, lambda done, total: None, lambda said: None)
     assert len([*(tmp_path / ".r.pt.parts").iterdir()]) == 2
 
 

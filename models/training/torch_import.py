@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from models.nets import NETS
 from models.registry.checkpoint import BadCheckpoint
-from models.training import untrusted
-from models.training.untrusted import listed, shown
+from models.training.safe_torch_load import listed, safe_load, shown
 
 MAX_CONTEXT = 4096  # chunks; a Transformer's mask takes the square of it
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers: DDP, torch.compile, Lightning, a plain attribute
@@ -58,7 +57,7 @@ def read_net(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = untrusted.load(path)
+    saved: dict[str, Any] = safe_load(path)
     state = saved.get("model_state_dict") if isinstance(saved, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         has = f"it has the keys {listed(list(map(str, saved)))}" if isinstance(saved, dict) else _kind_of(saved)

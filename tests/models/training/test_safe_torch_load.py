@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.registry.checkpoint import BadCheckpoint
-from models.training.untrusted import load
+from models.training.safe_torch_load import safe_load
 
 NEW_YEAR = datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC)
 HARMLESS: dict[str, tuple[Any, Any]] = {
@@ -61,7 +61,7 @@ HARMLESS: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize(("value", "expected"), HARMLESS.values(), ids=HARMLESS)
 def test_reads_harmless_values_as_plain_ones(tmp_path: Path, value: Any, expected: Any) -> None:
     torch.save({"a": [value], "w": torch.ones(3)}, tmp_path / "x.pt")
-    read = load(tmp_path / "x.pt")
+    read = safe_load(tmp_path / "x.pt")
     assert read["a"] == [expected]
     assert torch.equal(read["w"], torch.ones(3))
 
@@ -69,7 +69,7 @@ def test_reads_harmless_values_as_plain_ones(tmp_path: Path, value: Any, expecte
 @pytest.mark.parametrize("value", [np.zeros(3), np.array(["a", None], object), np.dtype("f8"), np.dtype([("a", "f4")])])
 def test_reads_past_arrays_and_types_of_numpy(tmp_path: Path, value: Any) -> None:
     torch.save({"a": value, "w": torch.ones(3)}, tmp_path / "x.pt")
-    assert torch.equal(load(tmp_path / "x.pt")["w"], torch.ones(3))
+    assert torch.equal(safe_load(tmp_path / "x.pt")["w"], torch.ones(3))
 
 
 class Strange:
@@ -88,7 +88,7 @@ class Strange:
 def test_names_a_class_that_is_refused_and_where_it_stands(tmp_path: Path, saved: Any, where: str) -> None:
     torch.save(saved, tmp_path / "x.pt")
     with pytest.raises(BadCheckpoint) as refused:
-        load(tmp_path / "x.pt")
+        safe_load(tmp_path / "x.pt")
     assert f"x.pt: {where} `{Strange.__module__}.Strange`" in str(refused.value)
     assert "damaged" not in str(refused.value)
 
@@ -96,19 +96,19 @@ def test_names_a_class_that_is_refused_and_where_it_stands(tmp_path: Path, saved
 def test_names_a_class_of_an_old_file_too(tmp_path: Path) -> None:
     torch.save({"a": Strange()}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
     with pytest.raises(BadCheckpoint, match=r"holds a `.*Strange`"):
-        load(tmp_path / "x.pt")
+        safe_load(tmp_path / "x.pt")
 
 
 def test_a_whole_module_is_refused_with_what_to_save_instead(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pt")
     with pytest.raises(BadCheckpoint, match=r"it holds a `torch\.nn\..*Linear`.*save the state dictionary"):
-        load(tmp_path / "x.pt")
+        safe_load(tmp_path / "x.pt")
 
 
 def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3)}, tmp_path / "x.pt")
     with pytest.raises(BadCheckpoint, match=r"a safetensors file, expected what torch\.save wrote"):
-        load(tmp_path / "x.pt")
+        safe_load(tmp_path / "x.pt")
 
 
 # What is no file
@@ -131,19 +131,19 @@ def listen(path: Path) -> None:
 def test_never_waits_for_what_is_no_regular_file(tmp_path: Path, make: Callable[[Path], object], kind: str) -> None:
     make(tmp_path / "x.pt")
     with pytest.raises(BadCheckpoint, match=f"is {kind}, expected a regular file"):
-        load(tmp_path / "x.pt")
+        safe_load(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x80\x02.", b"x" * 100, b"\x80\x02]" + b"]" * 10_000 + b"a."])
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(BadCheckpoint):
-        load(tmp_path / "x.pt")
+        safe_load(tmp_path / "x.pt")
 
 
 def test_what_damages_a_pickle_is_told_on_one_line_without_advice_to_trust_it(rewritten: Callable[..., Path]) -> None:
     with pytest.raises(BadCheckpoint, match=r"damaged \(UnpicklingError: .+\)$") as refused:
-        load(rewritten(pickle=b"\x80\x02\x93."))
+        safe_load(rewritten(pickle=b"\x80\x02\x93."))
     assert "\n" not in str(refused.value)
     assert "weights_only" not in str(refused.value)
 
@@ -172,13 +172,13 @@ def rewritten(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_an_archive_that_was_written_anew_is_read(rewritten: Callable[..., Path]) -> None:
-    assert torch.equal(load(rewritten())["a"], torch.ones(3))
+    assert torch.equal(safe_load(rewritten())["a"], torch.ones(3))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_compressed_member_is_refused_unread(rewritten: Callable[..., Path], method: int) -> None:
     with pytest.raises(BadCheckpoint, match=r"member '.*' is compressed; torch\.save stores"):
-        load(rewritten(method))
+        safe_load(rewritten(method))
 
 
 def test_overlapping_members_are_refused(rewritten: Callable[..., Path]) -> None:
@@ -191,12 +191,12 @@ def test_overlapping_members_are_refused(rewritten: Callable[..., Path]) -> None
     last = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, many * count, many * count, many * size, place, 0)
     path.write_bytes(data[:place] + data[place:end] * many + last)
     with pytest.raises(BadCheckpoint, match=r"its members say they have \d+ bytes, the file has room for"):
-        load(path)
+        safe_load(path)
 
 
 def test_a_huge_pickle_is_refused(rewritten: Callable[..., Path]) -> None:
     with pytest.raises(BadCheckpoint, match="bytes beside the tensors, expected at most"):
-        load(rewritten(pickle=b"\x80\x02" + b"(" * (9 << 20)))
+        safe_load(rewritten(pickle=b"\x80\x02" + b"(" * (9 << 20)))
 
 
 @pytest.mark.parametrize("shift", [1, -1, 30])
@@ -207,7 +207,7 @@ def test_an_archive_on_which_readers_may_differ_is_refused(rewritten: Callable[.
     struct.pack_into("<L", data, len(data) - 6, place + shift)
     path.write_bytes(data)
     with pytest.raises(BadCheckpoint, match="damaged archive"):
-        load(path)
+        safe_load(path)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_an_archive_with_something_around_it_is_refused(
     path = rewritten()
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(BadCheckpoint):
-        load(path)
+        safe_load(path)
 
 
 def pickled(*parts: bytes) -> bytes:
@@ -230,14 +230,14 @@ def test_a_tensor_larger_than_its_bytes_is_refused(rewritten: Callable[..., Path
     (data,) = (data for name, data in members_of(rewritten()).items() if name.endswith("data.pkl"))
     assert data.count(b"K\x03") == 2, "the size of the storage, and of the tensor"
     with pytest.raises(BadCheckpoint):
-        load(rewritten(pickle=data.replace(b"K\x03", b"J\x00\x00\x00\x70")))
+        safe_load(rewritten(pickle=data.replace(b"K\x03", b"J\x00\x00\x00\x70")))
 
 
 def test_a_pickle_that_takes_memory_without_end_is_refused(rewritten: Callable[..., Path]) -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
     gigabyte = b"cbuiltins\nbytearray\n" + b"J\x00\x00\x00\x40\x85R"
     with pytest.raises(BadCheckpoint, match="MemoryError"):
-        load(rewritten(pickle=pickled(b"](", gigabyte * 8, b"e")))
+        safe_load(rewritten(pickle=pickled(b"](", gigabyte * 8, b"e")))
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
@@ -257,5 +257,5 @@ def test_nothing_runs(tmp_path: Path, rewritten: Callable[..., Path], protocol: 
     for bomb in (Bomb(os.mkdir, str(mark)), Bomb(eval, f"open({str(mark)!r}, 'w')"), Bomb(io.open, str(mark), "w")):
         for saved in (bomb, {"a": bomb}, [bomb]):
             with pytest.raises(BadCheckpoint):
-                load(rewritten(pickle=pickle.dumps(saved, protocol)))
+                safe_load(rewritten(pickle=pickle.dumps(saved, protocol)))
     assert not mark.exists()

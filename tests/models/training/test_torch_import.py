@@ -3,8 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lvm.cli import app, exit_codes
 from models.nets import architecture_of, config_dict
 from models.predictor import load_predictor
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry
-from models.training.foreign import NameMismatch, read_net
+from models.training.torch_import import NameMismatch, read_net
 from models.vectors import Floats
 
 ROOT = Path(__file__).parents[3]
@@ -415,26 +414,30 @@ def test_no_tensors_at_all_are_told_by_name(tmp_path: Path) -> None:
 # The command
 
 
-def lvm_import(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from lvm.cli import main; main()", "import", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "LVM_REGISTRY": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+Import = Callable[..., tuple[object, str, str]]
+
+
+@pytest.fixture
+def lvm_import(registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Import:
+    """Return a function that runs `lvm import` in this process and returns exit code, stdout and stderr."""
+    monkeypatch.setenv("LVM_REGISTRY", str(registry.root))
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as end:
+            exit_codes.run(lambda: app(["import", *map(str, arguments)]))
+        return end.value.code, *capsys.readouterr()
+
+    return run
 
 
 def test_the_command_prints_the_version_it_made(
-    save: Save, tiny_net: TinyNet, registry: Registry, contexts: Callable[..., Floats]
+    lvm_import: Import, save: Save, tiny_net: TinyNet, registry: Registry, contexts: Callable[..., Floats]
 ) -> None:
     net = tiny_net("lstm")
-    done = lvm_import(registry.root, save(net), "--name", "lstm", "--encoder", "tiny-encoder", "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    code, output, messages = lvm_import(save(net), "--name", "lstm", "--encoder", "tiny-encoder", "--json")
+    assert code == 0, messages
     (version,) = registry.versions()
-    assert told == {"version": version.version, "id": version.id, "path": str(version.path)}
+    assert json.loads(output) == {"version": version.version, "id": version.id, "path": str(version.path)}
     served = load_predictor(version.path, device="cpu")
     assert (served.card.encoder, served.card.name, served.card.parameters) == (
         "tiny-encoder",
@@ -445,10 +448,11 @@ def test_the_command_prints_the_version_it_made(
 
 
 def test_the_command_refuses_a_bad_file_with_its_status_and_the_missing_name(
-    save: Save, tiny_net: TinyNet, registry: Registry
+    lvm_import: Import, save: Save, tiny_net: TinyNet, registry: Registry
 ) -> None:
-    done = lvm_import(registry.root, save(tiny_net("amn"), {"query_encoder.bias": None}), "--name", "amn", "--json")
-    assert (done.returncode, done.stdout) == (65, "")
-    assert "missing: query_encoder.bias" in done.stderr
-    assert "Traceback" not in done.stderr
+    bad = save(tiny_net("amn"), {"query_encoder.bias": None})
+    code, output, messages = lvm_import(bad, "--name", "amn", "--json")
+    assert (code, output) == (65, "")
+    assert "missing: query_encoder.bias" in messages
+    assert "Traceback" not in messages
     assert registry.versions() == []

@@ -1,0 +1,159 @@
+"""Commands that build versions and what they are built from: `lvm data`, `lvm train`, `lvm corpus`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lvm.cli.arguments import (
+    AsJson,
+    DataDir,
+    as_utf8,
+    check_model_name,
+    complete_alias_or_version,
+    complete_version,
+    existing_registry,
+    named_dir,
+    registry,
+)
+from lvm.cli.options import options_from
+from lvm.cli.output import (
+    command_line,
+    how_to_continue,
+    long_work,
+    print_json,
+    print_message,
+    print_table,
+    print_version,
+)
+from models.recipe import RERANKER, Job
+
+
+def data(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help='Lines of {"title", "text" or "chunks"} (.jsonl, .jsonl.gz; - or a pipe), or .txt files.',
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="The data set to make; must not exist.")],
+    encoder: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-MiniLM-L6-v2",
+    allow_download: Annotated[bool, typer.Option(help="Allow the encoder to be downloaded from its hub.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn articles into a data set of chunks and vectors.
+
+    Text is cut at sentence ends. Chunks that the encoder cannot read are left out. The data set is stored whole or not
+    at all. Ctrl-C stops the work; the same command continues it.
+    """
+    from models.text.encoder import SentenceTransformersEncoder, open_encoder
+    from models.training import articles
+    from models.training.work_cache import cache_next_to
+
+    with long_work("encoding chunks", lambda: how_to_continue(out)) as progress:
+        threads = os.cpu_count() or 1
+        model = (
+            SentenceTransformersEncoder(encoder, allow_download=True)
+            if allow_download
+            else open_encoder(encoder, threads)
+        )
+        made = articles.build(source, out, model, progress, cache_next_to(out))
+    for warning in articles.warnings(made):
+        print_message(f"lvm: {warning}")
+    summary = asdict(made)
+    print_json(summary) if as_json else print_table(("what", "count"), [(k, str(v)) for k, v in summary.items()])
+
+
+@options_from(Job, {"teachers": complete_alias_or_version, "towers": complete_version})
+def train(job: Job, as_json: AsJson = False) -> None:
+    """Train a net, score it as it will be served, and store it.
+
+    Ctrl-C stops the training; the same command with --resume continues after the last finished epoch. A reranker is
+    trained on the articles of --data that its --towers held out.
+    """
+    from models.training.job import run_job
+
+    _check(job)
+    found = existing_registry() if job.towers or job.recipe.teachers else registry()
+    job = replace(job, command=command_line())
+    with long_work(f"training {job.net}", lambda: _how_to_resume(job.state)) as progress:
+        version = run_job(job, found, progress, print_message)
+    print_version(version, as_json)
+
+
+def _check(job: Job) -> None:
+    if (job.net == RERANKER) is not bool(job.towers):
+        raise typer.BadParameter("required for a reranker, and only for a reranker", param_hint="--towers")
+    if job.two_tower and (job.recipe.noise or job.recipe.reverse or job.recipe.teachers):
+        raise typer.BadParameter("a two-tower takes no --noise, --reverse or --teacher", param_hint="--two-tower")
+
+
+def _how_to_resume(state: Path) -> str:
+    if state.exists():
+        return f"the state after the last finished epoch is in {state}; continue with --resume"
+    return how_to_continue(state)
+
+
+def corpus(
+    name: Annotated[str, typer.Argument(callback=check_model_name, help="The corpus's name in the registry.")],
+    data: DataDir,
+    encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
+    license_: Annotated[str, typer.Option("--license", callback=as_utf8, help="Licence of the text.")] = "cc-by-sa-3.0",
+    attribution: Annotated[
+        str, typer.Option(callback=as_utf8, help="Whom the licence of the text requires to be named.")
+    ] = "",
+    index: Annotated[
+        Literal["auto", "flat", "ivf"],
+        typer.Option(help="flat: exact; ivf: approximate, files stay on disk; auto: ivf for large corpora."),
+    ] = "auto",
+    towers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ALIAS|VERSION",
+            autocompletion=complete_alias_or_version,
+            help="A two-tower, or a bundle, whose towers the new bundle gets.",
+        ),
+    ] = None,
+    reranker: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", autocompletion=complete_version, help="The reranker of these towers."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store a data set for `retriever` to search.
+
+    With --towers the version is a bundle, which takes contexts as well as queries.
+    """
+    from models.registry.card import Card
+    from models.training.publish_corpus import publish_corpus
+
+    source, directory = named_dir(data)
+    if towers is None and reranker is not None:
+        raise typer.BadParameter("a reranker needs --towers", param_hint="--reranker")
+    if towers is not None and index == "ivf":
+        raise typer.BadParameter("a bundle with --towers is searched exactly", param_hint="--index")
+
+    card = Card(
+        name=name,
+        kind="corpus",
+        dim=0,
+        encoder=encoder,
+        license=license_,
+        attribution=attribution,
+        data={"source": source},
+        command=command_line(),
+    )
+    with long_work("building the index", lambda: how_to_continue(registry().root / name)) as progress:
+        if towers is None:
+            version = publish_corpus(registry(), directory, card, index, progress)
+        else:
+            from models.training import bundle, publish
+
+            found = existing_registry()
+            maker = bundle.read(found.find(towers))
+            version = publish.publish_bundle(found, directory, card, maker, found.find(reranker) if reranker else None)
+    print_version(version, as_json)

@@ -1,0 +1,192 @@
+"""Commands that measure: `lvm evaluate`, `lvm leaderboard`, `lvm bench`, `lvm plan`."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from lvm.cli.arguments import (
+    AliasOrVersion,
+    AsJson,
+    DataDir,
+    check_environment,
+    existing_registry,
+    named_dir,
+)
+from lvm.cli.exit_codes import FAILED
+from lvm.cli.output import (
+    NOTHING_STORED,
+    command_line,
+    how_to_continue,
+    long_work,
+    print_json,
+    print_message,
+    print_table,
+)
+from models.recipe import NAMED_DIR
+
+Section = StrEnum("Section", ["nets", "closed", "rows", "open", "protocol", "retrieval", "start"])
+
+
+def evaluate(
+    version: AliasOrVersion,
+    data: DataDir,
+    train_data: Annotated[
+        Path | None, typer.Option("--train-data", help="Training set, to fit the ridge baseline.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bf16 or int8.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Score a version as it is served, beside baselines.
+
+    Towers search DIR as their corpus. The command fails if the score is worse than the card says.
+    """
+    from models.evaluate import compare_with_card
+    from models.evaluate import evaluate as score
+    from models.predictor import load_predictor
+    from models.registry.card import read_card
+    from models.retrieval.corpus import read_corpus
+
+    target, (name, directory) = existing_registry().find(version), named_dir(data)
+    with long_work("scoring", lambda: NOTHING_STORED):
+        train = read_corpus(train_data) if train_data else None
+        if read_card(target.path).kind in ("corpus", "two_tower"):
+            from models.training import bundle
+
+            served: Any = bundle.read(target)
+            scores = served.score(read_corpus(directory), train)
+        else:
+            served = load_predictor(target.path, device, os.cpu_count() or 1, precision)
+            scores = score(served, read_corpus(directory), served.card.context_length, train)
+    card = compare_with_card(scores, served.card)
+    if as_json:
+        print_json({"version": target.id, "data": name, "runtime": served.runtime, "card": card, **scores})
+    else:
+        _print_scores(served.card.name, scores, served.runtime, card)
+    if card and card["is_worse"]:
+        raise typer.Exit(FAILED)
+
+
+def _print_scores(name: str, scores: dict[str, Any], runtime: str, card: dict[str, Any] | None) -> None:
+    everything = {name: scores, **scores["baselines"]}
+    print_table(
+        ("predictor", "cosine", "margin", "R@1", "R@5", "R@50", "MRR", "MRR with context"),
+        [_score_row(name, figures) for name, figures in everything.items()],
+    )
+    if card:
+        verdict = "worse than" if card["is_worse"] else "within"
+        print_message(
+            f"{runtime}: cosine {card['difference']:+.5f} beside the card's {card['cosine']:.5f} on {card['data']}, "
+            f"{verdict} the tolerance of {card['tolerance']}"
+        )
+
+
+def _score_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
+    without, with_ = figures["retrieval"]["without_context"], figures["retrieval"]["with_context"]
+    retrieval = [without[k] for k in ("R@1", "R@5", "R@50", "MRR")]
+    numbers = (figures["cosine"], figures["margin"], *retrieval, with_["MRR"])
+    return name, *(f"{number:.4f}" for number in numbers)
+
+
+def leaderboard(
+    data: Annotated[str, typer.Option(metavar=NAMED_DIR, help="In-distribution data set, not trained on.")],
+    ood: Annotated[str, typer.Option(metavar=NAMED_DIR, help="Data set of another domain.")],
+    train_data: Annotated[
+        Path | None,
+        typer.Option("--train-data", help="Training set, to fit the ridge baseline; default its scores on the cards."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of every timing; the median counts.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Report file; default LEADERBOARD.md in the registry.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time and score every net beside the baselines.
+
+    Writes tables, a plot and recommendations. Ctrl-C stops the work; the same command continues it, and repeats the
+    timing.
+    """
+    from bench import leaderboard as board
+    from bench import leaderboard_report, plot
+    from models.retrieval.corpus import read_corpus
+    from models.training.work_cache import cache_next_to
+
+    found = existing_registry()
+    sets = {name: read_corpus(directory) for name, directory in (named_dir(data), named_dir(ood))}
+    train = read_corpus(train_data) if train_data else None
+    target = out or found.root / "LEADERBOARD.md"
+    with long_work("timing and scoring", lambda: how_to_continue(target)), cache_next_to(target) as cache:
+        measured = board.measure(found, sets, train, rounds, print_message, cache)
+        figures = {"command": command_line(), **measured}
+        target.write_text(leaderboard_report.to_markdown(figures), encoding="utf-8")
+    plot.draw_leaderboard(target.with_name("leaderboard.png"), figures)
+    recommended = leaderboard_report.recommend(figures)
+    if as_json:
+        print_json({**figures, "recommendations": recommended})
+    else:
+        print_table(("for", "choose", "rule"), [(use, net, rule) for use, rule, net in recommended])
+        print_message(f"{target}")
+
+
+def bench(
+    seconds: Annotated[float, typer.Option(min=0.01, help="Seconds of one measurement.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each measurement.")] = 5,
+    out: Annotated[Path, typer.Option(help="Directory for report.md, report.json and plots.")] = Path("runs/bench"),
+    dim: Annotated[int, typer.Option(min=1, help="Dimensions of the nets (D).")] = 768,
+    peers: Annotated[
+        Path | None,
+        typer.Option(callback=check_environment, help="Virtual environment of other servers to measure as well."),
+    ] = None,
+    only: Annotated[list[Section] | None, typer.Option(help="A section; repeat for several. Default all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure nets and service beside a naive app.
+
+    Ratios compare measurements of one run. Ctrl-C stops the work; the same command continues after the last finished
+    section. The command fails if an answer was wrong or another server did not start.
+    """
+    from bench.options import BenchOptions
+    from bench.run import run
+    from models.training.work_cache import cache_next_to
+
+    options = BenchOptions(seconds, rounds, dim, out)
+    report = out / "report.md"
+    with long_work("measuring", lambda: how_to_continue(report)) as progress, cache_next_to(report) as cache:
+        figures = run(options, only or list(Section), peers, print_message, progress, cache)
+    print_json(figures) if as_json else typer.echo(report)
+    if figures["failures"]:
+        raise typer.Exit(FAILED)
+
+
+def plan(
+    rate: Annotated[float, typer.Option(min=0.001, help="Requests per second at the peak.")],
+    p99: Annotated[float, typer.Option(min=0.001, help="Milliseconds that 99 % of the requests may take at most.")],
+    net: Annotated[str, typer.Option(help="A net with measured costs: amn, gru, gmn.")] = "amn",
+    wire: Annotated[Literal["octet", "json"], typer.Option(help="How contexts are sent.")] = "octet",
+    rows: Annotated[int, typer.Option(min=1, help="Contexts in a request.")] = 1,
+    vectors: Annotated[float, typer.Option(min=0, help="Vectors to search for each request; 0: none.")] = 0,
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores of a machine; default those of this one.")] = None,
+    memory_gb: Annotated[float, typer.Option(min=0.1, help="Memory of a machine, GB.")] = 8.0,
+    costs: Annotated[
+        Path | None, typer.Option(help="Costs from `python -m bench.capacity measure`; default those that ship.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate how many machines a load needs.
+
+    Workers, memory and index shards, from measured costs and a simulation; docs/capacity.md explains the method.
+    """
+    from bench.capacity import sizing, table
+    from bench.capacity.costs import SHIPPED, Costs
+    from service.settings import cores as cores_here
+
+    demand = sizing.Demand(rate, p99, net, wire, rows, round(vectors), cores or cores_here(), memory_gb)
+    found = sizing.plan(Costs.read(costs or SHIPPED), demand)
+    if as_json:
+        print_json(found)
+        return
+    print_table(("what", "value", "because"), table.of_plan(found))
+    print_message(f"costs of {found['costs']['machine']}, {found['costs']['date']}")

@@ -1,0 +1,135 @@
+"""Training of a reranker on what its towers find in articles that were held out from their training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from models.evaluate import window_searches
+from models.nets import BadConfig
+from models.nets.reranker import RerankerNet
+from models.registry.card import Card
+from models.registry.checkpoint import BadCheckpoint
+from models.retrieval.corpus import Corpus
+from models.retrieval.reranker import RERANK_DEPTH, Reranker
+from models.training.bundle import TowerBundle
+from models.training.train import Trainer
+from models.training.work_cache import Arrays, WorkCache, arrays_digest, source_digest
+from models.vectors import Floats
+from models.windows import NoWindows, Rows, Windows, compact_windows, hold_out, require_windows
+
+ARTICLES = 118  # articles in a bank; the figures depend on how many chunks there are to choose from
+
+
+@dataclass(frozen=True)
+class Lists(Windows):
+    """Windows, each with the list of C chunks that the towers found for it.
+
+    `figures` `(W, C, F)` are what the reranker reads, `truth` `(W,)` is the true next chunk's place in the list.
+    """
+
+    figures: Floats
+    truth: Rows
+
+
+class RerankTrainer(Trainer):
+    """Trains a reranker to put the true next chunk first; the score of an epoch is the MRR in held-out lists."""
+
+    measure = "MRR in lists"
+    loss_is_per_dimension = False
+    net: RerankerNet
+    windows: Lists
+
+    def make_net(self) -> RerankerNet:
+        """Return the untrained net, standardised to the training lists; raises `BadConfig`."""
+        figures = self.windows.figures.reshape(-1, self.windows.figures.shape[2])
+        mean, scale = (torch.from_numpy(part(figures, axis=0, dtype=np.float64)).float() for part in (np.mean, np.std))
+        try:
+            return RerankerNet(mean, scale, **self.config)
+        except TypeError as error:
+            raise BadConfig(f"reranker: {error}") from error
+
+    def loss(self, start: Tensor) -> Tensor:
+        """Return the cross-entropy of the true next chunk within its list."""
+        which = np.searchsorted(self.windows.start, start.numpy())
+        figures, truth = self.windows.figures[which], self.windows.truth[which]
+        return cross_entropy(self.net(torch.from_numpy(figures)), torch.from_numpy(truth))
+
+    @torch.no_grad()
+    def score(self, data: Windows) -> float:
+        """Return the MRR of the true next chunks within the lists of `data`."""
+        assert isinstance(data, Lists)
+        scores = self.net(torch.from_numpy(data.figures)).numpy()
+        true = np.take_along_axis(scores, data.truth[:, None], 1)
+        return float(np.mean(1 / (scores >= true).sum(axis=1)))
+
+
+def held_out_banks(card: Card, corpus: Corpus) -> list[Windows]:
+    """Return the windows of the articles that towers held out in training, in banks of equally many articles.
+
+    Raises:
+        BadCheckpoint: the card does not say what was held out.
+        NoWindows: the articles make fewer than two banks.
+    """
+    try:
+        share, seed = float(card.data["held_out"]), int(card.data["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadCheckpoint(f"the card does not say what the towers held out: {error}") from error
+    data = hold_out(require_windows(corpus, card.context_length), share, seed)[1]
+    articles = np.unique(data.article)
+    np.random.default_rng(seed).shuffle(articles)
+    count = min(max(round(len(articles) / ARTICLES), 2), len(articles))
+    if count < 2:
+        raise NoWindows("the towers held out one article; a reranker needs at least two")
+    return [data.take(np.isin(data.article, part)) for part in np.array_split(articles, count)]
+
+
+def lists_of(towers: TowerBundle, bank: Windows, cache: WorkCache) -> Lists:
+    """Return what the towers find for each window among the chunks of a bank, if the true chunk is found at all."""
+    found = cache.get_arrays(lambda: _find(towers, bank), source_digest(), towers.id, arrays_digest(bank))
+    part = bank.take(found["kept"])
+    return Lists(part.vectors, part.start, part.article, part.length, found["figures"], found["truth"])
+
+
+def _find(towers: TowerBundle, bank: Windows) -> Arrays:
+    """Return which windows `(K,)` of a bank are `kept`, and their `figures` and `truth` as in `Lists`."""
+    data = compact_windows(bank)
+    position = np.arange(len(data.vectors), dtype=np.int32)
+    retriever = towers.retriever_over(Corpus(data.vectors, np.zeros_like(position), position, {}))
+    queries = window_searches(data, exclude_context=True, k=RERANK_DEPTH)
+    found = [retriever.find_candidates([query])[0] for query in queries]
+    width = min(len(rows) for _, rows in found)
+    rows = np.array([rows[:width] for _, rows in found])
+    is_true = rows == data.target[:, None]
+    kept = np.flatnonzero(is_true.any(axis=1))
+    contexts = data.contexts()
+    figures = np.array([retriever.candidate_features(contexts[n], found[n][0][:width], rows[n]) for n in kept])
+    return {"kept": kept, "figures": figures, "truth": is_true[kept].argmax(axis=1)}
+
+
+def joined(lists: list[Lists]) -> Lists:
+    """Return the lists of several banks as one, cut to the shortest list, ordered by row."""
+    width = min(part.figures.shape[1] for part in lists)
+    parts = [_cut(part, width) for part in lists]
+    start, article, figures, truth = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "article", "figures", "truth")
+    )
+    order = np.argsort(start)
+    first = parts[0]
+    return Lists(first.vectors, start[order], article[order], first.length, figures[order], truth[order])
+
+
+def _cut(lists: Lists, width: int) -> Lists:
+    kept = lists.truth < width
+    part = lists.take(kept)
+    figures, truth = lists.figures[kept, :width], lists.truth[kept]
+    return Lists(part.vectors, part.start, part.article, part.length, figures, truth)
+
+
+def served(net: RerankerNet) -> Reranker:
+    """Return the reranker for serving that orders as `net` does."""
+    return Reranker(*(part.detach().numpy() for part in net.folded()))

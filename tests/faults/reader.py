@@ -22,7 +22,7 @@ from models.registry import manifest
 from models.registry.checkpoint import BadCheckpoint
 from models.retrieval.retriever import Search, load_retriever
 from models.runtimes import MIN_PARITY
-from tests.faults.versions import seal, spoiled
+from tests.faults.versions import corrupted, write_version
 
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.bind", "os.symlink")
 
@@ -66,8 +66,8 @@ def main(read: Callable[[Path], None], files: dict[str, bytes], out: Path, rando
     found: Counter[str] = Counter()
     for _ in range(count):
         name = random.choice(sorted(files))
-        way, data = spoiled(random, files[name])
-        seal(out, {**files, name: data})
+        way, data = corrupted(random, files[name])
+        write_version(out, {**files, name: data})
         try:
             read(out)
             found[f"{way} in {name}: harmless"] += 1

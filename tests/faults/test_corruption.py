@@ -26,7 +26,7 @@ from models.retrieval.retriever import load_retriever
 from tests.conftest import ROOT, until
 from tests.fakes import D, T, card, contexts, octets_of
 from tests.faults.conftest import Injected, Target, lvm, sizes
-from tests.faults.versions import corpus_files, files, graph, seal, spoiled
+from tests.faults.versions import corpus_files, corrupted, files, graph, write_version
 
 OCTETS = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
 LOADERS: dict[str, tuple[Callable[[], dict[str, bytes]], Callable[[Path], Any]]] = {
@@ -41,13 +41,13 @@ def test_a_version_that_was_altered_is_refused_whatever_was_altered(
     count: int, kind: str, tmp_path: Path, injected: Injected
 ) -> None:
     make, load = LOADERS[kind]
-    whole = seal(tmp_path / "20260101-000000000000", make())
+    whole = write_version(tmp_path / "20260101-000000000000", make())
     load(whole)
     random, names = Random(0), sorted(path.name for path in whole.iterdir())
     for _ in range(count):
         file = whole / random.choice(names)
         before = file.read_bytes()
-        way, after = spoiled(random, before)
+        way, after = corrupted(random, before)
         file.write_bytes(after)
         with pytest.raises(BadCheckpoint):
             load(whole)
@@ -60,13 +60,13 @@ def test_files_that_changed_places_are_refused(kind: str, tmp_path: Path, inject
     make, load = LOADERS[kind]
     whole = make()
     for number, (one, other) in enumerate((a, b) for a in whole for b in whole if a != b):
-        path = seal(tmp_path / str(number), whole)
+        path = write_version(tmp_path / str(number), whole)
         (path / one).write_bytes(whole[other])
         (path / other).write_bytes(whole[one])
         with pytest.raises(BadCheckpoint):
             load(path)
         with pytest.raises(BadCheckpoint):
-            load(seal(tmp_path / f"sealed-{number}", {**whole, one: whole[other], other: whole[one]}))
+            load(write_version(tmp_path / f"sealed-{number}", {**whole, one: whole[other], other: whole[one]}))
         injected(f"{kind}: two files changed places, sealed or not", "refused", 2)
 
 
@@ -144,13 +144,13 @@ def test_what_is_wrong_with_a_version_is_refused_by_the_server_too_and_the_old_o
     wrong = wrong_versions()
     for number in range(20):
         name = random.choice(sorted(files()))
-        way, data = spoiled(random, files()[name])
+        way, data = corrupted(random, files()[name])
         wrong[f"{way} in {name} ({number})"] = {**files(2), name: data}
     golden = load_predictor(old.path, device="cpu")
     before = len(server.opened())
     for number, (what, given) in enumerate(wrong.items()):
         spoil = server.registry.root / "models" / "amn" / f"20270101-{number:012d}"
-        seal(spoil, given)
+        write_version(spoil, given)
         if "(" in what:
             (spoil / manifest.CHECKSUMS_FILE).write_bytes((old.path / manifest.CHECKSUMS_FILE).read_bytes())
         move(server.registry, spoil)

@@ -63,7 +63,7 @@ def tiny_registry(root: Path) -> Path:
     return root
 
 
-def seal(directory: Path, files: Mapping[str, bytes]) -> Path:
+def write_version(directory: Path, files: Mapping[str, bytes]) -> Path:
     """Write `files` with sums that fit, as who spoiled them in bad faith would; nothing is synced, for speed."""
     directory.mkdir()
     sums = "".join(f"{manifest.digest(data)}  {name}\n" for name, data in sorted(files.items()))
@@ -72,7 +72,7 @@ def seal(directory: Path, files: Mapping[str, bytes]) -> Path:
     return directory
 
 
-def spoiled(random: Random, data: bytes) -> tuple[str, bytes]:
+def corrupted(random: Random, data: bytes) -> tuple[str, bytes]:
     """Return what was done to `data`, and other bytes than it."""
     at = random.randrange(len(data) or 1)
     ways = {

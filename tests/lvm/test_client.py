@@ -1,4 +1,4 @@
-"""The client against the live service, its faults included; time and chance passed in where they decide."""
+"""The client against a live service and its faults; clock and random numbers are passed in."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Serve = Callable[..., Running]
 
 
 def answering(*replies: httpx.Response | Exception) -> tuple[httpx.MockTransport, list[httpx.Request]]:
-    """Return a network that gives `replies` in turn, and what was sent over it."""
+    """Return a network that returns `replies` in turn, and the requests that it received."""
     sent: list[httpx.Request] = []
 
     def reply(request: httpx.Request) -> httpx.Response:
@@ -43,7 +43,7 @@ def answering(*replies: httpx.Response | Exception) -> tuple[httpx.MockTransport
 
 
 def busy(retry_after: int = 0) -> httpx.Response:
-    """Return a refusal as the service gives it."""
+    """Return a rejection as the service sends it."""
     body = {"type": "urn:lvm:problem:overloaded", "detail": "the queue is full"}
     return httpx.Response(503, json=body, headers={"retry-after": str(retry_after), "x-request-id": "abc"})
 
@@ -56,7 +56,7 @@ def done(rows: int = 1, dim: int = 8) -> httpx.Response:
 
 @contextmanager
 def speaking(speak: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Run a server that reads the head of a request and says what `speak` says; yield its URL."""
+    """Run a server that reads the head of a request and then calls `speak`; yield its URL."""
     ended = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.1)
@@ -80,7 +80,7 @@ def speaking(speak: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def drips(said: bytes) -> Callable[[socket.socket], None]:
-    """Say something one byte at a time."""
+    """Send bytes one at a time."""
 
     def speak(connection: socket.socket) -> None:
         for at in range(len(said)):
@@ -91,7 +91,7 @@ def drips(said: bytes) -> Callable[[socket.socket], None]:
 
 
 def says(said: bytes) -> Callable[[socket.socket], None]:
-    """Say something at once."""
+    """Send bytes at once."""
     return lambda connection: connection.sendall(said)
 
 
@@ -102,13 +102,13 @@ def reads_slowly(connection: socket.socket) -> None:
 
 
 def predict(url: str, rows: np.ndarray, **policy: Any) -> Prediction:
-    """Ask from a thread that blocks."""
+    """Call the client from a thread."""
     with Client(url, **policy) as client:
         return client.predict(rows)
 
 
 def predict_in_loop(url: str, rows: np.ndarray, **policy: Any) -> Prediction:
-    """Ask from an event loop."""
+    """Call the client from an event loop."""
 
     async def ask() -> Prediction:
         async with AsyncClient(url, **policy) as client:
@@ -118,7 +118,7 @@ def predict_in_loop(url: str, rows: np.ndarray, **policy: Any) -> Prediction:
 
 
 def passages(*results: Any, **members: Any) -> httpx.Response:
-    """Return what /retrieve answers."""
+    """Return a response of /retrieve."""
     return httpx.Response(200, json={"results": list(results), **members})
 
 
@@ -127,7 +127,7 @@ WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 32\r\n\r\n" + bytes(32)
 BOTH_WAYS = pytest.mark.parametrize("ask", [predict, predict_in_loop])
 
 
-def test_arrays_go_in_and_arrays_of_the_same_rank_come_out(serve: Serve) -> None:
+def test_returns_arrays_of_the_rank_of_the_request(serve: Serve) -> None:
     rows = contexts(3)
     with Client(serve().url) as client:
         many, one = client.predict(rows), client.predict(rows[0])
@@ -136,7 +136,7 @@ def test_arrays_go_in_and_arrays_of_the_same_rank_come_out(serve: Serve) -> None
     assert [made.served_by for made in many.made_by] == ["primary"]
 
 
-def test_asyncio_gets_the_same_answers(serve: Serve) -> None:
+def test_async_client_returns_the_same(serve: Serve) -> None:
     rows, url = contexts(3), serve().url
 
     async def ask() -> tuple[np.ndarray, list[int]]:
@@ -150,7 +150,7 @@ def test_asyncio_gets_the_same_answers(serve: Serve) -> None:
     np.testing.assert_allclose(vectors, mean_of(rows), atol=1e-6)
 
 
-def test_more_contexts_than_a_request_takes_are_sent_in_several(serve: Serve) -> None:
+def test_splits_many_contexts_into_several_requests(serve: Serve) -> None:
     service, rows = serve(max_rows=4), contexts(10)
     with Client(service.url, rows=4) as client:
         np.testing.assert_allclose(client.predict(rows).vectors, mean_of(rows), atol=1e-6)
@@ -158,7 +158,7 @@ def test_more_contexts_than_a_request_takes_are_sent_in_several(serve: Serve) ->
     assert service.metric("lvm_requests_total", route="/predict", outcome="ok") == 3
 
 
-def test_passages_have_names_and_options_are_the_routes(serve: Serve) -> None:
+def test_retrieve_returns_passages_and_sends_options(serve: Serve) -> None:
     with Client(serve().url) as client:
         found = client.retrieve(corpus().vectors[3], k=2, exclude=[3, 4])
         assert len(found) == 2
@@ -166,7 +166,7 @@ def test_passages_have_names_and_options_are_the_routes(serve: Serve) -> None:
         assert all(passage.title.startswith("Article") and passage.text for passage in found)
 
 
-def test_the_model_and_the_profile_are_passed_on(serve: Serve) -> None:
+def test_sends_model_and_profile(serve: Serve) -> None:
     with Client(serve().url) as client:
         assert client.predict(contexts()[0], profile="batch").made_by[0].model == "gru"
         assert client.predict(contexts()[0], model="gru").made_by[0].served_by == "fallback"
@@ -180,7 +180,7 @@ def test_the_model_and_the_profile_are_passed_on(serve: Serve) -> None:
         (contexts()[0], {"model": "nobody"}, errors.UnknownModel),
     ],
 )
-def test_errors_are_the_classes_that_the_service_raised(
+def test_raises_the_error_classes_of_the_service(
     serve: Serve, asked: np.ndarray, options: dict[str, str], error: type[errors.ServiceError]
 ) -> None:
     with Client(serve().url) as client, pytest.raises(error) as raised:
@@ -190,7 +190,7 @@ def test_errors_are_the_classes_that_the_service_raised(
     assert 400 <= raised.value.status < 500
 
 
-def test_a_pointer_says_which_value_is_wrong(serve: Serve) -> None:
+def test_an_error_points_at_the_wrong_value(serve: Serve) -> None:
     rows = contexts(2)
     rows[1, 2, 3] = np.inf
     with Client(serve().url) as client, pytest.raises(errors.Invalid) as raised:
@@ -198,14 +198,14 @@ def test_a_pointer_says_which_value_is_wrong(serve: Serve) -> None:
     assert raised.value.pointer == "/1/2/3"
 
 
-def test_both_nets_failing_is_told_after_the_retries(serve: Serve) -> None:
+def test_raises_model_failed_after_the_retries(serve: Serve) -> None:
     service = serve(amn=raises, gru=raises)
     with Client(service.url, retries=1, draw=lambda: 0.0) as client, pytest.raises(errors.Unavailable):
         client.predict(contexts()[0])
     assert service.metric("lvm_requests_total", route="/predict", outcome="model_failed") == 2
 
 
-def test_a_deadline_is_the_callers_and_the_services(serve: Serve) -> None:
+def test_client_and_service_share_the_deadline(serve: Serve) -> None:
     gate = Gate()
     service = serve(amn=gate, gru=gate)
     with Client(service.url, timeout=0.2) as client, pytest.raises(errors.Expired):
@@ -214,14 +214,14 @@ def test_a_deadline_is_the_callers_and_the_services(serve: Serve) -> None:
     assert service.metric("lvm_requests_total", route="/predict", outcome="expired") == 1
 
 
-def test_a_refusal_is_asked_again_after_what_it_asks_for() -> None:
+def test_retries_after_the_retry_after_of_a_rejection() -> None:
     network, sent = answering(busy(), busy(), done())
     with Client("http://x", transport=network, draw=lambda: 0.0) as client:
         assert client.predict(contexts()[0]).made_by[0].version == "1"
     assert len(sent) == 3
 
 
-def test_no_pause_outlives_the_deadline() -> None:
+def test_never_pauses_beyond_the_deadline() -> None:
     network, sent = answering(busy(retry_after=60))
     with Client("http://x", transport=network, timeout=5) as client, pytest.raises(errors.Overloaded) as raised:
         client.predict(contexts()[0])
@@ -229,7 +229,7 @@ def test_no_pause_outlives_the_deadline() -> None:
     assert (raised.value.retry_after, raised.value.request_id) == (60, "abc")
 
 
-def test_pauses_are_random_and_may_double() -> None:
+def test_pauses_are_random_and_double() -> None:
     drawn = count(1)
     network, sent = answering(busy(), busy(), busy(), done())
     with Client("http://x", transport=network, draw=lambda: next(drawn) * 1e-6) as client:
@@ -238,7 +238,7 @@ def test_pauses_are_random_and_may_double() -> None:
     assert next(drawn) >= 4
 
 
-def test_a_broken_connection_is_asked_again_and_then_told() -> None:
+def test_retries_a_broken_connection_then_raises() -> None:
     network, sent = answering(httpx.ReadError("reset"), done())
     with Client("http://x", transport=network, draw=lambda: 0.0) as client:
         client.predict(contexts()[0])
@@ -248,14 +248,14 @@ def test_a_broken_connection_is_asked_again_and_then_told() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 500, 504])
-def test_what_cannot_pass_is_asked_once(status: int) -> None:
+def test_never_retries_what_cannot_succeed(status: int) -> None:
     network, sent = answering(httpx.Response(status, text="<html>a proxy</html>"))
     with Client("http://x", transport=network) as client, pytest.raises(errors.ServiceError) as raised:
         client.predict(contexts()[0])
     assert (len(sent), raised.value.status) == (1, status)
 
 
-def test_each_try_carries_the_time_that_is_left() -> None:
+def test_each_try_sends_the_remaining_time() -> None:
     times = iter([100.0, 100.0, 101.0, 101.0, 102.0])
     network, sent = answering(busy(), done())
     with Client("http://x", transport=network, timeout=5, draw=lambda: 0.0, clock=lambda: next(times)) as client:
@@ -263,14 +263,14 @@ def test_each_try_carries_the_time_that_is_left() -> None:
     assert [float(request.headers["x-request-timeout-ms"]) for request in sent] == [5000, 4000]
 
 
-def test_a_token_goes_along() -> None:
+def test_sends_the_token() -> None:
     network, sent = answering(done())
     with Client("http://x", token="secret", transport=network) as client:
         client.predict(contexts()[0])
     assert sent[0].headers["authorization"] == "Bearer secret"
 
 
-def test_every_error_of_the_service_comes_back_as_itself() -> None:
+def test_every_service_error_keeps_its_class() -> None:
     def below(kind: type[errors.ServiceError]) -> set[type[errors.ServiceError]]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
@@ -281,7 +281,7 @@ def test_every_error_of_the_service_comes_back_as_itself() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8,), (1, 1, 5, 8)])
-def test_other_ranks_are_refused_before_anything_is_sent(shape: tuple[int, ...]) -> None:
+def test_rejects_wrong_ranks_before_sending(shape: tuple[int, ...]) -> None:
     network, sent = answering(done())
     with Client("http://x", transport=network) as client, pytest.raises(ValueError, match="expected"):
         client.predict(np.zeros(shape))
@@ -298,7 +298,7 @@ def test_rejects_arrays_of_another_shape_than_the_nets(serve: Serve, shape: tupl
 
 
 @pytest.mark.parametrize("shape", [(T * D,), (1, D), (2 * D,), (2, D)])
-def test_rejects_what_is_neither_a_query_nor_a_context(serve: Serve, shape: tuple[int, ...]) -> None:
+def test_rejects_neither_query_nor_context(serve: Serve, shape: tuple[int, ...]) -> None:
     with Client(serve().url) as client, pytest.raises(errors.Invalid, match="expected"):
         client.retrieve(np.ones(shape))
 
@@ -314,7 +314,7 @@ def test_rejects_what_is_neither_a_query_nor_a_context(serve: Serve, shape: tupl
         contexts(2)[::-1][::-1],
     ],
 )
-def test_every_layout_of_numbers_is_sent_as_it_means(serve: Serve, given: Any) -> None:
+def test_sends_every_memory_layout_correctly(serve: Serve, given: Any) -> None:
     with Client(serve().url) as client:
         np.testing.assert_allclose(client.predict(given).vectors, mean_of(contexts(2)), atol=1e-6)
 
@@ -331,7 +331,7 @@ def test_float16_and_integers_are_sent_as_float32(serve: Serve) -> None:
     "given",
     ["text", [["1.5"]], [[1, 2], [3]], None, {}, contexts()[0] > 0, contexts()[0] * 1j, [], [[]], np.zeros((2, T, 0))],
 )
-def test_rejects_what_is_no_array_of_numbers(given: Any) -> None:
+def test_rejects_arrays_without_numbers(given: Any) -> None:
     network, sent = answering(done())
     with Client("http://x", transport=network) as client, pytest.raises(ValueError, match="contexts"):
         client.predict(given)
@@ -353,7 +353,7 @@ def test_rejects_what_is_no_array_of_numbers(given: Any) -> None:
     ],
     ids=["answer", "head", "continue", "body", "request"],
 )
-def test_a_call_ends_at_its_deadline_however_slowly_bytes_come(
+def test_a_call_ends_at_its_deadline_if_bytes_arrive_slowly(
     ask: Callable[..., Prediction], speak: Callable[[socket.socket], None]
 ) -> None:
     rows = np.ones((100, 500, 8)) if speak is reads_slowly else contexts()[0]
@@ -363,7 +363,9 @@ def test_a_call_ends_at_its_deadline_however_slowly_bytes_come(
 
 @BOTH_WAYS
 @pytest.mark.parametrize("timeout", [None, math.inf, 1e300, 7200, 3600.001])
-def test_no_limit_and_long_limits_are_fine(serve: Serve, ask: Callable[..., Prediction], timeout: float | None) -> None:
+def test_accepts_no_timeout_and_long_timeouts(
+    serve: Serve, ask: Callable[..., Prediction], timeout: float | None
+) -> None:
     assert ask(serve().url, contexts()[0], timeout=timeout).vectors.shape == (D,)
 
 
@@ -381,14 +383,14 @@ def test_rejects_an_invalid_policy(policy: dict[str, Any]) -> None:
             kind("http://x", **policy)
 
 
-def test_a_long_pause_is_not_waited_for_even_without_a_limit() -> None:
+def test_never_waits_for_a_long_pause_even_without_a_timeout() -> None:
     network, sent = answering(busy(retry_after=100_000))
     with Client("http://x", transport=network, timeout=None) as client, pytest.raises(errors.Overloaded):
         client.predict(contexts()[0])
     assert len(sent) == 1
 
 
-def test_a_cancelled_call_is_cancelled() -> None:
+def test_cancellation_stops_a_call() -> None:
     async def leave(url: str) -> None:
         async with AsyncClient(url) as client:
             call = asyncio.create_task(client.predict(contexts()[0]))
@@ -420,14 +422,14 @@ def test_a_cancelled_call_is_cancelled() -> None:
         httpx.Response(307, headers={"location": "http://elsewhere/"}),
     ],
 )
-def test_rejects_an_answer_that_is_none_to_the_request(answer: httpx.Response) -> None:
+def test_rejects_a_response_that_does_not_match_the_request(answer: httpx.Response) -> None:
     network, sent = answering(answer)
     with Client("http://x", transport=network) as client, pytest.raises(BadAnswer, match="response"):
         client.predict(contexts()[0])
     assert len(sent) == 1
 
 
-def test_new_members_of_an_answer_are_accepted() -> None:
+def test_accepts_new_members_of_a_response() -> None:
     network, _ = answering(passages({**PASSAGE, "language": "en"}, more=1))
     with Client("http://x", transport=network) as client:
         assert client.retrieve(np.ones(8))[0].title == "Rabbit"
@@ -450,7 +452,7 @@ def test_new_members_of_an_answer_are_accepted() -> None:
         httpx.Response(200, content=b"[" * 100_000),
     ],
 )
-def test_rejects_passages_that_lack_a_member_or_have_a_wrong_one(answer: httpx.Response) -> None:
+def test_rejects_passages_with_missing_or_wrong_members(answer: httpx.Response) -> None:
     network, _ = answering(answer)
     with Client("http://x", transport=network) as client, pytest.raises(BadAnswer):
         client.retrieve(np.ones(8), k=2)
@@ -471,21 +473,21 @@ def test_rejects_passages_that_lack_a_member_or_have_a_wrong_one(answer: httpx.R
         b"HTTP/1.1 999 No\r\ncontent-length: 2\r\n\r\n\xff\xfe",
     ],
 )
-def test_whatever_is_answered_leaves_as_a_service_error(ask: Callable[..., Prediction], said: bytes) -> None:
+def test_any_response_becomes_a_service_error(ask: Callable[..., Prediction], said: bytes) -> None:
     with speaking(says(said)) as url, pytest.raises(errors.ServiceError) as raised:
         ask(url, contexts()[0], retries=1, draw=lambda: 0.0)
     assert str(raised.value)
 
 
 @BOTH_WAYS
-def test_rejects_an_answer_that_expands_without_end(ask: Callable[..., Prediction]) -> None:
+def test_rejects_a_decompression_bomb(ask: Callable[..., Prediction]) -> None:
     body = gzip.compress(bytes(MAX_ANSWER_BYTES + 10_000))
     head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body)
     with speaking(says(head + body)) as url, pytest.raises(BadAnswer, match="more than"):
         ask(url, contexts()[0], timeout=None)
 
 
-def test_a_compressed_answer_is_read() -> None:
+def test_reads_a_compressed_response() -> None:
     body = gzip.compress(np.ones(8, "<f4").tobytes())
     network, _ = answering(httpx.Response(200, content=body, headers={"content-encoding": "gzip"}))
     with Client("http://x", transport=network) as client:
@@ -493,13 +495,13 @@ def test_a_compressed_answer_is_read() -> None:
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("odd"), OSError("odd"), httpx.PoolTimeout("odd"), KeyError("odd")])
-def test_no_error_of_the_network_leaves_as_itself(failure: Exception) -> None:
+def test_network_errors_become_service_errors(failure: Exception) -> None:
     network, _ = answering(failure)
     with Client("http://x", transport=network, retries=0) as client, pytest.raises(errors.ServiceError):
         client.predict(contexts()[0])
 
 
-def test_an_error_tells_where_and_in_which_request(serve: Serve) -> None:
+def test_an_error_has_pointer_and_request_id(serve: Serve) -> None:
     with Client(serve().url) as client, pytest.raises(errors.Invalid) as raised:
         client.predict(np.full((T, D), np.nan))
     assert raised.value.pointer in str(raised.value)
@@ -513,13 +515,13 @@ def test_an_error_tells_where_and_in_which_request(serve: Serve) -> None:
     "ids",
     [list(range(10_000)), np.arange(10_000), {3, 4}, (3, 4), [np.int64(3)], (i for i in (3, 4)), np.array([3]), []],
 )
-def test_ids_to_exclude_may_be_many_and_of_any_kind(serve: Serve, ids: Any) -> None:
+def test_accepts_many_ids_to_exclude_of_any_type(serve: Serve, ids: Any) -> None:
     with Client(serve().url) as client:
         left = {passage.id for passage in client.retrieve(corpus().vectors[3], k=np.int64(20), exclude=ids)}
     assert 3 not in left or len(left) == 20
 
 
-def test_flags_of_numpy_are_flags(serve: Serve) -> None:
+def test_accepts_numpy_booleans(serve: Serve) -> None:
     with Client(serve().url) as client:
         assert len(client.retrieve(corpus().vectors[2:7], k=20, exclude_context=np.bool_(False))) == 20
 
@@ -537,14 +539,14 @@ def test_rejects_options_that_cannot_be_sent(serve: Serve, options: dict[str, An
     "url",
     ["", "x", "127.0.0.1:80", "ftp://x", "http://", "http://x?a=1", "http://x#a", "http://x:70000", "http://[::1", 5],
 )
-def test_rejects_what_is_no_url_of_a_service(url: Any) -> None:
+def test_rejects_an_invalid_url(url: Any) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(ValueError, match="URL"):
             kind(url)
 
 
 @pytest.mark.parametrize("token", ["a\nb", "caf\u00e9", 5])
-def test_rejects_a_token_that_no_header_can_carry(token: Any) -> None:
+def test_rejects_a_token_that_is_not_printable(token: Any) -> None:
     with pytest.raises(ValueError, match="token"):
         Client("http://x", token=token)
 
@@ -580,7 +582,7 @@ def test_errors_name_the_proxy_and_not_its_password(
 
 
 @BOTH_WAYS
-def test_the_machine_itself_is_not_asked_through_a_proxy(
+def test_uses_no_proxy_for_this_machine(
     serve: Serve, ask: Callable[..., Prediction], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -589,14 +591,14 @@ def test_the_machine_itself_is_not_asked_through_a_proxy(
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "a.localhost", "127.0.0.2", "[::1]", "[::ffff:127.0.0.1]"])
-def test_every_name_of_the_machine_itself_is_without_a_proxy(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uses_no_proxy_for_any_name_of_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://proxy.test")
     assert proxy_of(httpx.URL(f"http://{host}:8000")) is None
     assert proxy_of(httpx.URL("http://service.test:8000")) is not None
 
 
 @pytest.mark.parametrize("proxy", ["gopher://x", "http://[::1"])
-def test_rejects_a_proxy_that_is_none(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_an_invalid_proxy(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", proxy)
     for kind in (Client, AsyncClient):
         with pytest.raises(ValueError, match="proxy"):

@@ -1,4 +1,4 @@
-"""A tiny world for the tests of models/: articles of correlated vectors, nets small enough to export in seconds."""
+"""Fixtures for the tests of models/: articles of correlated vectors, and nets that are exported in seconds."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Two cores are shared; sums in one order make runs equal bit for bit."""
+    """One thread: tests share few cores, and sums in one order make runs equal bit for bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +51,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def article_vectors(seed: int, articles: int, chunks: int, dim: int) -> Floats:
-    """Chunks drift around their article's topic, so that the context says something of the next."""
+    """Chunks drift around the topic of their article, so that the context predicts the next one."""
     random = np.random.default_rng(seed)
     topic = random.standard_normal((articles, 1, dim))
     drift = np.cumsum(0.3 * random.standard_normal((articles, chunks, dim)), axis=1)
@@ -104,7 +104,7 @@ def make_corpus() -> Callable[..., Corpus]:
 
 @pytest.fixture(scope="session")
 def tiny_net() -> Callable[..., nn.Module]:
-    """Return a function that builds a tiny net whose every weight says something."""
+    """Return a function that builds a tiny net with random weights in every tensor."""
 
     def make(architecture: str, seed: int = 0, **changes: Any) -> nn.Module:
         torch.manual_seed(seed)
@@ -130,7 +130,7 @@ def contexts() -> Callable[..., Floats]:
 
 @pytest.fixture(scope="session")
 def card() -> Callable[..., Card]:
-    """Return a function that makes the card of a net, or of what the changes say."""
+    """Return a function that makes the card of a net, with the changes given."""
 
     def make(**changes: Any) -> Card:
         plain = Card("toy", "net", DIM, "tiny-encoder", "cc-by-sa-3.0", "The authors of the tiny articles.")
@@ -149,7 +149,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """The registry that versions lie in; read only."""
+    """The registry of the versions; read only."""
     root = tmp_path_factory.mktemp("published")
     return Registry(root)
 
@@ -185,7 +185,7 @@ def val(corpus_dir: Path, other_dir: Path) -> tuple[DataSet, ...]:
 def trained(
     published: Registry, val: tuple[DataSet, ...], job_of: Callable[..., Job]
 ) -> tuple[Version, list[str], list[tuple[int, int]]]:
-    """What one whole training job of a tiny AMN returned, said and reported as progress."""
+    """What one training job of a tiny AMN returned, printed and reported as progress."""
     job = job_of("amn", val=val)
     said: list[str] = []
     progress: list[tuple[int, int]] = []
@@ -241,7 +241,7 @@ def reranker_version(published: Registry, rerank_job: Job) -> Version:
 def bundle_version(
     published: Registry, towers_version: Version, reranker_version: Version, other_dir: Path, card: Callable[..., Card]
 ) -> Version:
-    """Both with the index of the validation set."""
+    """A bundle of both with the index of the validation set."""
     passages = card(name="passages", kind="corpus", dim=0)
     return publish.publish_bundle(published, other_dir, passages, bundle.read(towers_version), reranker_version)
 
@@ -275,7 +275,7 @@ def indexed_version(published: Registry, larger_dir: Path, card: Callable[..., C
 
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Version], Path]:
-    """Return a function that copies a version to where a test may break it."""
+    """Return a function that copies a version, for a test to damage."""
 
     def copy(version: Version) -> Path:
         return Path(shutil.copytree(version.path, tmp_path / "copy" / version.version))
@@ -284,8 +284,8 @@ def copy_of(tmp_path: Path) -> Callable[[Version], Path]:
 
 
 @pytest.fixture
-def reseal() -> Callable[[Path], None]:
-    """Return a function that makes a directory's sums true again, as one who means harm would."""
+def rewrite_checksums() -> Callable[[Path], None]:
+    """Return a function that updates the manifest of a directory, as an attacker would."""
     from models.registry import manifest
 
     def seal(directory: Path) -> None:

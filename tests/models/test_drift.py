@@ -1,4 +1,4 @@
-"""Contexts of another encoder, or of another length, are told from those of this one by a few figures."""
+"""Reference statistics detect contexts of another encoder, or of another length."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def shipped() -> Floats:
 
 @pytest.fixture(scope="module")
 def space(shipped: Floats) -> ReferenceStats:
-    """Of as many contexts as a version has golden ones, from the first half of the articles."""
+    """Statistics of as many contexts as a version has golden ones, from the first half of the articles."""
     return ReferenceStats.from_contexts(shipped[np.linspace(0, len(shipped) // 2, GOLDEN).astype(int)])
 
 
@@ -32,7 +32,7 @@ def drift(space: ReferenceStats, contexts: Floats) -> dict[str, float]:
     return dict(zip(STATISTICS, space.deviations(space.measure(contexts).mean(axis=0)).tolist(), strict=True))
 
 
-def test_other_articles_of_the_encoder_are_no_drift(space: ReferenceStats, contexts: Floats) -> None:
+def test_other_articles_of_the_encoder_show_no_drift(space: ReferenceStats, contexts: Floats) -> None:
     assert all(abs(off) < 1 for off in drift(space, contexts).values())
 
 
@@ -42,15 +42,15 @@ def test_length_shows_and_changes_nothing_else(space: ReferenceStats, contexts: 
     assert [long[name] for name in STATISTICS[1:]] == pytest.approx([usual[name] for name in STATISTICS[1:]], abs=1e-3)
 
 
-def test_a_turned_space_is_out_of_line(space: ReferenceStats, contexts: Floats) -> None:
-    """All inner products stay, as between two encoders of one family; the direction that vectors share does not."""
+def test_rotated_vectors_show_drift(space: ReferenceStats, contexts: Floats) -> None:
+    """A rotation keeps all inner products, as between two encoders of one family, but not the mean direction."""
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((384, 384)))[0].astype(np.float32)
     off = drift(space, contexts @ turn)
     assert off["alignment"] < MIN_ALIGNMENT < -1 < drift(space, contexts)["alignment"]
     assert off["neighbour_cosine"] == pytest.approx(drift(space, contexts)["neighbour_cosine"], abs=1e-2)
 
 
-def test_vectors_that_have_nothing_in_common_show(space: ReferenceStats) -> None:
+def test_random_vectors_show_drift(space: ReferenceStats) -> None:
     noise = normalise(np.random.default_rng(2).standard_normal((100, 5, 384)).astype(np.float32))
     assert drift(space, noise)["neighbour_cosine"] < -2
 

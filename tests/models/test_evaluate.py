@@ -1,4 +1,4 @@
-"""Every score is what its definition gives by hand: cosine, margin, ranks in both protocols, and the baselines."""
+"""Every score matches its definition, computed by hand: cosine, margin, ranks in both protocols, baselines."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ MakeCorpus = Callable[..., Corpus]
 
 
 class Says:
-    """A predictor that answers by the function given."""
+    """A predictor that calls the given function."""
 
     def __init__(self, answer: Callable[[Floats], Any]) -> None:
         self.answer = answer
@@ -31,7 +31,7 @@ class Says:
 
 
 class Tells:
-    """A predictor that answers row by row what it was told, whatever the context."""
+    """A predictor with given answers, row by row."""
 
     def __init__(self, vectors: Floats) -> None:
         self.vectors, self.told = vectors, 0
@@ -51,9 +51,7 @@ def cos(degrees: float) -> float:
 
 
 @pytest.mark.parametrize(("carded", "is_worse"), [(0.5, False), (0.5009, False), (0.5011, True), (0.4, False)])
-def test_a_score_stands_beside_the_cards_on_the_same_corpus(
-    card: Callable[..., Card], carded: float, is_worse: bool
-) -> None:
+def test_compares_a_score_with_the_card(card: Callable[..., Card], carded: float, is_worse: bool) -> None:
     counts = {"windows": 3, "articles": 1, "chunks": 5}
     known = card(scores={"other": {**counts, "chunks": 6, "cosine": 0.9}, "ours": {**counts, "cosine": carded}})
     found = compare_with_card({**counts, "cosine": 0.5}, known)
@@ -79,7 +77,7 @@ def test_a_small_example_by_hand(make_corpus: MakeCorpus) -> None:
 
 
 def test_ranks_by_hand_in_both_protocols(make_corpus: MakeCorpus) -> None:
-    """Two articles, T = 1; the bank is 0, 30, 70 | 100, 145 degrees, and the query is told."""
+    """Two articles, T = 1; the bank is 0, 30, 70 | 100, 145 degrees, and the query is given."""
     corpus = make_corpus(circle(0, 30, 70, 100, 145), [1, 1, 1, 2, 2], [0, 1, 2, 0, 1])
     # windows: 0 -> 30, 30 -> 70, 100 -> 145
     # query 10: 0, 30, 70, 100, 145 -> true 30 is 2nd, 1st without 0
@@ -202,13 +200,13 @@ def test_the_baselines_are_their_formulae(corpus: Corpus, other: Corpus) -> None
     assert len({round(score["cosine"], 5) for score in scores.values()}) == 4
 
 
-def test_persistence_has_no_margin_to_speak_of(corpus: Corpus) -> None:
+def test_persistence_has_no_margin(corpus: Corpus) -> None:
     scores = evaluate(Says(lambda contexts: contexts[:, -1]), corpus, 5)
     assert scores["baselines"]["persistence"] == {k: scores[k] for k in ("cosine", "margin", "retrieval")}
     assert scores["margin"] == pytest.approx(scores["cosine"] - 1, abs=1e-6)
 
 
-def test_ridge_is_there_only_where_it_was_fitted(corpus: Corpus) -> None:
+def test_ridge_requires_a_training_corpus(corpus: Corpus) -> None:
     scores = evaluate(Says(lambda contexts: contexts[:, -1]), corpus, 5)
     assert set(scores["baselines"]) == {"persistence", "mean", "weighted_mean"}
 
@@ -222,12 +220,12 @@ def test_ridge_solves_its_normal_equations(corpus: Corpus) -> None:
     assert np.allclose(ridge(train)(train.contexts()), expected, atol=1e-4)
 
 
-def test_the_early_look_is_the_late_one(corpus: Corpus) -> None:
+def test_baseline_scores_equal_the_evaluation(corpus: Corpus) -> None:
     early = baseline_scores(windows(corpus, 5))
     late = evaluate(Says(lambda contexts: contexts[:, -1]), corpus, 5)["baselines"]
     assert early == {name: pytest.approx(score["cosine"], abs=1e-6) for name, score in late.items()}
 
 
-def test_articles_too_short_for_a_window_are_told(make_corpus: MakeCorpus) -> None:
+def test_rejects_articles_too_short_for_a_window(make_corpus: MakeCorpus) -> None:
     with pytest.raises(ValueError, match="no article has more than 5 chunks"):
         evaluate(Says(lambda contexts: contexts[:, -1]), make_corpus(circle(0, 1, 2, 3, 4)), 5)

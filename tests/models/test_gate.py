@@ -1,4 +1,4 @@
-"""Each check of the gate objects to what it is for and to nothing else; damage is no matter of judgement."""
+"""Each check of the gate objects to its own fault only; a damaged version raises."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def adopt(registry: Registry, version: Version, **changes: Any) -> Version:
 
 
 def objections(registry: Registry, alias: str, version: Version, **data: Corpus) -> set[type[Objection]]:
-    """Return what is objected to; to latency, which is this machine's, not here."""
+    """Return the objections, except to latency, which depends on this machine."""
     return {type(each) for each in gate.judge(registry, alias, version, data).objections} - {TooSlow}
 
 
@@ -56,7 +56,7 @@ def scored(version: Version, by: float) -> dict[str, Any]:
     return {name: {**score, "cosine": score["cosine"] + by} for name, score in scores.items()}
 
 
-def test_a_sound_net_passes_and_its_figures_are_told(registry: Registry, amn_version: Version, other: Corpus) -> None:
+def test_a_sound_net_passes_with_its_figures(registry: Registry, amn_version: Version, other: Corpus) -> None:
     version = adopt(registry, amn_version)
     verdict = gate.judge(registry, "primary", version, {"other": other})
     assert verdict.objections == ()
@@ -75,12 +75,12 @@ def test_a_card_must_be_complete(
     assert objections(registry, "primary", version, other=other) == {IncompleteCard}
 
 
-def test_a_score_without_counts_cannot_be_checked_and_is_lacking(registry: Registry, amn_version: Version) -> None:
+def test_a_score_without_counts_is_incomplete(registry: Registry, amn_version: Version) -> None:
     version = adopt(registry, amn_version, scores={"other": {**scored(amn_version, 0)["other"], "windows": None}})
     assert NoData in objections(registry, "primary", version)
 
 
-def test_scores_that_nothing_at_hand_can_check_are_an_objection(
+def test_objects_to_scores_without_test_data(
     registry: Registry, amn_version: Version, make_corpus: Callable[..., Corpus], corpus_dir: Path
 ) -> None:
     version = adopt(registry, amn_version)
@@ -88,9 +88,7 @@ def test_scores_that_nothing_at_hand_can_check_are_an_objection(
     assert objections(registry, "primary", version, strange=strange) == {NoData}
 
 
-def test_the_corpus_that_retriever_points_at_is_at_hand(
-    registry: Registry, amn_version: Version, corpus_version: Version
-) -> None:
+def test_uses_the_corpus_of_the_retriever(registry: Registry, amn_version: Version, corpus_version: Version) -> None:
     registry.point("retriever", adopt(registry, corpus_version))
     verdict = gate.judge(registry, "primary", adopt(registry, amn_version), {})
     assert verdict.objections == ()
@@ -98,16 +96,14 @@ def test_the_corpus_that_retriever_points_at_is_at_hand(
 
 
 @pytest.mark.parametrize("by", [0.002, -0.002, float("nan")])
-def test_a_card_that_claims_more_or_less_than_is_served_is_no_card_of_it(
+def test_objects_to_scores_that_differ_from_the_card(
     registry: Registry, amn_version: Version, other: Corpus, by: float
 ) -> None:
     version = adopt(registry, amn_version, scores=scored(amn_version, by))
     assert objections(registry, "primary", version, other=other) == {NotAsCarded}
 
 
-def test_a_net_of_another_space_than_the_other_aliases_is_objected_to(
-    registry: Registry, amn_version: Version, other: Corpus
-) -> None:
+def test_objects_to_another_encoder_or_shape(registry: Registry, amn_version: Version, other: Corpus) -> None:
     version = adopt(registry, amn_version)
     strange = adopt(registry, amn_version, encoder="another")
     registry.point("primary", strange)
@@ -147,7 +143,7 @@ def test_a_net_may_be_a_little_worse_than_the_incumbent(
         assert gate.check_incumbent(case) == {"other": {"cosine": 0.5}}
 
 
-def test_what_serves_is_scored_anew_on_the_same_data(
+def test_scores_the_incumbent_on_the_same_data(
     registry: Registry, amn_version: Version, gru_version: Version, other: Corpus
 ) -> None:
     registry.point("primary", adopt(registry, amn_version))
@@ -160,8 +156,8 @@ def test_what_serves_is_scored_anew_on_the_same_data(
     assert objections(registry, "primary", worse, other=other) == {WorseThanIncumbent}
 
 
-def test_a_net_that_takes_much_longer_than_the_incumbent_is_objected_to(card: Made) -> None:
-    """The slow one works fifty times as much, and it is work that counts, not what else the machine does."""
+def test_objects_to_a_much_slower_net(card: Made) -> None:
+    """The slow one computes fifty times as much. CPU time counts, not the load of the machine."""
 
     def slow(contexts: Floats) -> Floats:
         return [normalise(contexts)[:, 0] for _ in range(50)][-1]
@@ -173,7 +169,7 @@ def test_a_net_that_takes_much_longer_than_the_incumbent_is_objected_to(card: Ma
     assert gate.check_latency(Case(contender(slow, 0, card()), None, {}, {})) == {}
 
 
-def test_a_candidate_need_not_be_the_equal_of_the_one_before(
+def test_never_compares_candidates(
     registry: Registry, amn_version: Version, gru_version: Version, other: Corpus
 ) -> None:
     registry.point("candidate", adopt(registry, amn_version))
@@ -182,9 +178,7 @@ def test_a_candidate_need_not_be_the_equal_of_the_one_before(
 
 
 @pytest.mark.parametrize("lost", ["file", "version"])
-def test_anything_sound_follows_an_incumbent_that_is_damaged(
-    registry: Registry, amn_version: Version, other: Corpus, lost: str
-) -> None:
+def test_ignores_a_damaged_incumbent(registry: Registry, amn_version: Version, other: Corpus, lost: str) -> None:
     broken = adopt(registry, amn_version, attribution="broken")
     registry.point("primary", broken)
     path = broken.path if lost == "version" else broken.path / GOLDEN_FILE
@@ -192,7 +186,7 @@ def test_anything_sound_follows_an_incumbent_that_is_damaged(
     assert objections(registry, "primary", adopt(registry, amn_version), other=other) == set()
 
 
-def test_damage_is_raised_and_no_matter_of_judgement(registry: Registry, amn_version: Version) -> None:
+def test_raises_for_a_damaged_version(registry: Registry, amn_version: Version) -> None:
     broken = adopt(registry, amn_version)
     (broken.path / GOLDEN_FILE).unlink()
     with pytest.raises(BadCheckpoint):
@@ -214,14 +208,14 @@ def test_a_bundle_is_scored_as_it_retrieves(registry: Registry, bundle_version: 
     assert objections(registry, "retriever", adopt(registry, bundle_version, **command, scores=proud)) == {NotAsCarded}
 
 
-def test_a_bundle_of_other_passages_is_not_held_to_the_incumbents(card: Made, make_corpus: Any) -> None:
+def test_never_compares_bundles_of_different_corpora(card: Made, make_corpus: Any) -> None:
     one, other = (make_corpus(np.random.default_rng(seed).standard_normal((9, 16))) for seed in (0, 1))
     bundles = [Contender(str(home), card(), "R@5", len, lambda data: 0, home) for home in (one, one, other)]
     assert are_comparable(bundles[0], bundles[1])
     assert not are_comparable(bundles[0], bundles[2])
 
 
-def test_a_data_set_without_a_window_is_told(
+def test_raises_for_a_data_set_without_windows(
     registry: Registry, amn_version: Version, make_corpus: Callable[..., Corpus]
 ) -> None:
     short = make_corpus(np.eye(16)[:3])

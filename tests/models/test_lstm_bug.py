@@ -1,4 +1,4 @@
-"""The customer's LSTM bug, made again: two nets of one name, weights loaded non-strictly. Every gate refuses it."""
+"""The customer's LSTM bug, reproduced: two nets of one name, weights loaded non-strictly. Every gate rejects it."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def trained_net() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def served_net(trained_net: nn.Module) -> nn.Module:
-    """What was served under the same name: another class, of whose tensors only the last was in the file."""
+    """The net that was served under the same name: another class; only its last tensor was in the file."""
     torch.manual_seed(1)
     net = build("lstm", {"dim": 16, "hidden_dim": 64})
     found = net.load_state_dict(trained_net.state_dict(), strict=False)
@@ -59,7 +59,7 @@ def forged(
     corpus: Corpus,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Version:
-    """A version as the bug would leave it: weights and golden vectors of one net, architecture of the other."""
+    """A version with the bug: weights and golden vectors of one net, architecture of the other."""
     weights, golden = save(state_arrays(trained_net.state_dict())), golden_contexts(corpus, 16, 5)
     files = {
         WEIGHTS_FILE: weights,
@@ -84,11 +84,11 @@ def lvm(registry: Registry, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_bug_is_the_bug(trained_net: nn.Module, served_net: nn.Module, data: Windows) -> None:
-    """Nothing failed, and what was served had forgotten nearly all: 0.5758 became 0.4102 at the customer."""
+    """Nothing failed, but the score of the served net fell from 0.5758 to 0.4102."""
     assert cosine_of(served_net, data) < cosine_of(trained_net, data) - 0.1
 
 
-def test_save_refuses_a_net_that_is_not_what_was_trained(
+def test_save_rejects_a_net_that_was_not_trained(
     trained_net: nn.Module, served_net: nn.Module, registry: Registry, card: Made, data: Windows
 ) -> None:
     promised = (data, cosine_of(trained_net, data))
@@ -97,7 +97,7 @@ def test_save_refuses_a_net_that_is_not_what_was_trained(
     assert registry.versions() == []
 
 
-def test_save_refuses_a_second_class_of_a_known_name(registry: Registry, card: Made) -> None:
+def test_save_rejects_a_second_class_of_a_known_name(registry: Registry, card: Made) -> None:
     class LSTM(LSTMStack):
         """The name of one net, the layers of the other."""
 
@@ -107,14 +107,14 @@ def test_save_refuses_a_second_class_of_a_known_name(registry: Registry, card: M
     assert registry.versions() == []
 
 
-def test_load_refuses_the_weights_of_another_net(forged: Version) -> None:
+def test_load_rejects_the_weights_of_another_net(forged: Version) -> None:
     with pytest.raises(UnfitRuntime, match="to the golden vectors"):
         load_predictor(forged.path, device="cpu")
     with pytest.raises(BadCheckpoint, match=r"(?s)Missing key.*lstm\.weight_ih_l0.*Unexpected key.*blocks\.0\.lstm"):
         build_net(load_checkpoint(forged.path))
 
 
-def test_evaluate_and_promote_refuse_the_weights_of_another_net(forged: Version, corpus_dir: os.PathLike[str]) -> None:
+def test_evaluate_and_promote_reject_the_weights_of_another_net(forged: Version, corpus_dir: os.PathLike[str]) -> None:
     registry = Registry(forged.path.parents[2])
     for words in (("evaluate", forged.id, "--data", os.fspath(corpus_dir)), ("promote", "primary", forged.id)):
         refused = lvm(registry, *words)
@@ -123,7 +123,7 @@ def test_evaluate_and_promote_refuse_the_weights_of_another_net(forged: Version,
     assert registry.aliases() == {}
 
 
-def test_evaluate_refuses_a_forgery_without_a_seam(
+def test_evaluate_rejects_a_consistent_forgery(
     trained_net: nn.Module,
     served_net: nn.Module,
     registry: Registry,
@@ -131,7 +131,7 @@ def test_evaluate_refuses_a_forgery_without_a_seam(
     corpus: Corpus,
     corpus_dir: os.PathLike[str],
 ) -> None:
-    """Even where all files are of the net that is served, and only the card's scores of the one that was trained."""
+    """Even if all files are of the served net, and only the scores on the card are of the trained one."""
 
     class Trained:
         predict_batch = staticmethod(lambda contexts: run_net(trained_net, contexts))

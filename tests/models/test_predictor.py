@@ -1,4 +1,4 @@
-"""What serves is what was trained: a version loads without torch and answers any batch as its net does."""
+"""A version loads without torch and answers any batch like the net that was trained."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def predictor(gru_version: Version) -> Predictor:
     return load_predictor(gru_version.path, device="cpu")
 
 
-def test_it_says_what_it_serves(predictor: Predictor, gru_version: Version) -> None:
+def test_describes_its_version(predictor: Predictor, gru_version: Version) -> None:
     checkpoint = load_checkpoint(gru_version.path)
     assert (predictor.name, predictor.version, predictor.runtime) == ("gru", gru_version.version, "onnxruntime")
     assert predictor.sha256 == checkpoint.sha256
@@ -64,7 +64,7 @@ def test_a_batch_of_n_is_n_singles(predictor: Predictor, contexts: Callable[...,
     assert np.allclose(predictor.predict_batch(context), alone, atol=1e-5)
 
 
-def test_one_poisonous_row_spoils_no_other(predictor: Predictor, contexts: Callable[..., Floats]) -> None:
+def test_a_bad_row_affects_no_other(predictor: Predictor, contexts: Callable[..., Floats]) -> None:
     context = contexts(8)
     healthy = predictor.predict_batch(context)
     context[3, 2, 5] = np.nan
@@ -107,13 +107,13 @@ def test_no_part_of_serving_imports_torch(
     assert np.array_equal(np.load(tmp_path / "answer.npy"), predictor.predict_batch(contexts(3)))
 
 
-def test_a_damaged_version_is_refused(gru_version: Version, copy_of: Callable[[Version], Path]) -> None:
+def test_rejects_a_damaged_version(gru_version: Version, copy_of: Callable[[Version], Path]) -> None:
     directory = copy_of(gru_version)
     (directory / WEIGHTS_FILE).write_bytes(b"")
     with pytest.raises(BadCheckpoint, match=r"weights\.safetensors was altered"):
         load_predictor(directory)
 
 
-def test_a_corpus_is_no_predictor(corpus_version: Version) -> None:
+def test_rejects_a_corpus_as_a_predictor(corpus_version: Version) -> None:
     with pytest.raises(BadCheckpoint, match="is not a net"):
         load_predictor(corpus_version.path)

@@ -1,4 +1,4 @@
-"""The encoder that ships makes the vectors that ship: text encoded today fits the corpus of yesterday."""
+"""The shipped encoder makes the vectors of the shipped corpus."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_word_pieces_are_counted_as_the_shipped_corpus_counts_them(
     assert [encoder.count_tokens(text) for text in article["chunks"]] == article["ntok"]
 
 
-def test_an_encoder_answers_unit_vectors_and_counts_beyond_what_it_reads(
+def test_returns_unit_vectors_and_counts_all_word_pieces(
     encoder: SentenceTransformersEncoder,
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -64,7 +64,7 @@ def test_an_encoder_answers_unit_vectors_and_counts_beyond_what_it_reads(
     assert encoder.encode([], lambda done, total: None).shape == (0, encoder.dim)
 
 
-def test_a_model_that_is_not_here_is_refused_with_how_to_get_it() -> None:
+def test_rejects_a_missing_model_with_the_remedy() -> None:
     with pytest.raises(EncoderError, match="hf download sentence-transformers/gtr-t5-base"):
         open_encoder("sentence-transformers/gtr-t5-base", threads=1)
 
@@ -76,6 +76,6 @@ def test_the_encoder_without_torch_gives_the_same_vectors(encoder: SentenceTrans
     assert [encoder.text_info(text) for text in texts] == [minilm.text_info(text) for text in texts]
 
 
-def test_a_directory_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
+def test_rejects_a_directory_without_a_model_by_name(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=f"{tmp_path} cannot be loaded"):
         SentenceTransformersEncoder(str(tmp_path))

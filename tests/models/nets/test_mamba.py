@@ -1,4 +1,4 @@
-"""Mamba's scan is the recurrence that the paper writes, and an untrained Mamba hands on the last vector."""
+"""Mamba's scan is the recurrence of the paper, and an untrained Mamba returns the last vector."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Every net has the reference's size, maps any (B, T, D) to unit vectors, and answers a batch as it does each of it."""
+"""Every net has the reference size, maps any (B, T, D) to unit vectors, and treats a batch like single rows."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -142,7 +142,7 @@ def test_an_untrained_net_that_corrects_the_weighted_mean_predicts_it(contexts: 
 def test_a_correction_is_added_to_the_weighted_mean_and_to_nothing_else(
     tiny_net: TinyNet, contexts: Contexts, architecture: str
 ) -> None:
-    """With the same weights, the net that predicts alone gives the direction of the correction."""
+    """With the same weights, the net without a decay returns the direction of the correction."""
     context = torch.from_numpy(contexts(8))
     alone, correcting = tiny_net(architecture), tiny_net(architecture, decay=0.5)
     correcting.load_state_dict(alone.state_dict(), strict=True)
@@ -154,7 +154,7 @@ def test_a_correction_is_added_to_the_weighted_mean_and_to_nothing_else(
     assert torch.allclose(normalize(across, dim=1), normalize(residual, dim=1), atol=1e-3)
 
 
-def test_an_unknown_net_or_size_is_refused() -> None:
+def test_rejects_an_unknown_net_or_size() -> None:
     with pytest.raises(BadConfig, match="choose from"):
         build("perceptron", {})
     with pytest.raises(BadConfig, match="surprise"):
@@ -171,7 +171,7 @@ def test_blocks_are_counted_by_name_not_by_the_highest_number(indices: list[int]
 
 
 def textbook_amn(net: Any, context: Tensor) -> Tensor:
-    """The net as its paper would write it: keys of every context vector, one query, softmax(q.k / sqrt(d))."""
+    """The textbook formula: keys of every context vector, one query, softmax(q.k / sqrt(d))."""
     baseline = context.mean(dim=1)
     keys, query = net.context_encoder(context), net.query_encoder(baseline)
     scores = torch.einsum("btk,bk->bt", keys, query) / np.sqrt(keys.shape[2])
@@ -219,7 +219,7 @@ def test_gmn_costs_no_more_than_amn() -> None:
 
 
 def test_the_mixtures_of_gmn_turn_with_the_space(tiny_net: TinyNet, contexts: Contexts) -> None:
-    """Without the residual it knows no direction, only what vectors have in common: as good in any domain."""
+    """Without the residual it depends only on inner products, so it is as good in any domain."""
     net: Any = tiny_net("gmn")
     with torch.no_grad():
         net.residual_net[-1].weight.zero_()
@@ -251,7 +251,7 @@ def test_a_block_is_the_norm_of_input_and_cell(tiny_net: TinyNet) -> None:
 
 
 def test_a_gru_in_steps_is_the_gru(tiny_net: TinyNet) -> None:
-    """What is exported is what is trained; the first step, which is written otherwise, alone as well."""
+    """The exported form equals the trained one, also for the first step alone, which is computed differently."""
     gru: Any = tiny_net("gru").blocks[1].gru
     x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -263,7 +263,7 @@ def test_a_gru_in_steps_is_the_gru(tiny_net: TinyNet) -> None:
 
 
 def test_the_transformer_is_causal(tiny_net: TinyNet, contexts: Contexts) -> None:
-    """What the decoder says at a position does not depend on what follows it."""
+    """The output at a position does not depend on later positions."""
     net: Any = tiny_net("transformer")
     context = torch.from_numpy(contexts(4))
     changed = context.clone()

@@ -1,4 +1,4 @@
-"""Untrained, the payload tower changes nothing; InfoNCE is low where the right answer leads, and spares one's own."""
+"""An untrained payload tower is the identity; InfoNCE is low if the right answer leads, and ignores own chunks."""
 
 import torch
 from torch.nn.functional import cross_entropy, normalize
@@ -10,7 +10,7 @@ def units(*shape: int) -> torch.Tensor:
     return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))), dim=-1)
 
 
-def test_an_untrained_payload_tower_hands_vectors_on() -> None:
+def test_an_untrained_payload_tower_is_the_identity() -> None:
     vectors = units(7, 16)
     assert torch.allclose(Payload(16)(vectors), vectors, atol=1e-6)
 
@@ -25,7 +25,7 @@ def test_the_loss_is_cross_entropy_both_ways() -> None:
     assert torch.allclose(found, expected)
 
 
-def test_what_is_in_ones_own_context_is_no_wrong_answer() -> None:
+def test_passages_of_the_own_context_are_no_negatives() -> None:
     query, positive, negative = units(2, 8), units(2, 8), -units(2, 1, 8)
     own = torch.tensor([[False, True], [True, False]])
     same = info_nce(query, query, negative, own)  # each would lead for the other, too

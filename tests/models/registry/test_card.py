@@ -1,4 +1,4 @@
-"""A card says the same after a round trip, Hugging Face reads it too, and half a card is none."""
+"""A card survives a round trip, Hugging Face reads it too, and incomplete cards are rejected."""
 
 import os
 from collections.abc import Callable
@@ -56,14 +56,14 @@ texts = st.text(characters, max_size=60) | st.sampled_from(EDGES)
 
 
 @pytest.mark.parametrize("card", [PLAIN, FULL, replace(PLAIN, kind="corpus", data={"chunks": 9})])
-def test_a_card_comes_back_as_it_went(card: Card) -> None:
+def test_a_card_survives_a_round_trip(card: Card) -> None:
     assert Card.from_markdown(card.to_markdown()) == card
 
 
 @given(texts, texts, texts, texts, texts, st.lists(texts, max_size=3).map(tuple))
 @example("a", "b", "c ---", "d", "e", ())
 @example("", "", "", "", "", ("",))
-def test_any_text_comes_back(
+def test_any_text_survives_a_round_trip(
     encoder: str, license_: str, attribution: str, command: str, name: str, limits: tuple[str, ...]
 ) -> None:
     card = replace(
@@ -80,7 +80,7 @@ def test_any_text_comes_back(
 
 
 @given(st.floats(allow_nan=False), st.integers(1, 10**6))
-def test_any_number_comes_back_exactly(figure: float, dim: int) -> None:
+def test_any_number_survives_a_round_trip(figure: float, dim: int) -> None:
     card = replace(PLAIN, dim=dim, data={"figure": figure}, reference=Reference((figure, 0.0), (0.1, figure)))
     assert Card.from_markdown(card.to_markdown()) == card
 
@@ -147,7 +147,7 @@ def test_the_smallest_card_is_read() -> None:
         f"{HEAD}{FIELDS}  reference: {{norm: [a, b], neighbour_cosine: [1, 0]}}\n---\n",
     ],
 )
-def test_half_a_card_is_refused(text: str) -> None:
+def test_rejects_an_incomplete_card(text: str) -> None:
     with pytest.raises(BadCard, match="unreadable model card"):
         Card.from_markdown(text)
 
@@ -182,13 +182,13 @@ ODD = {
 
 
 @pytest.mark.parametrize(("line", "reason"), ODD.values(), ids=ODD)
-def test_an_odd_card_is_refused_with_what_is_wrong(line: str, reason: str) -> None:
+def test_rejects_an_invalid_card_with_the_reason(line: str, reason: str) -> None:
     with pytest.raises(BadCard, match=f"unreadable model card: .*{reason}") as refused:
         Card.from_markdown(f"{HEAD}{FIELDS}  {line}\n---\n")
     assert len(str(refused.value)) < 600
 
 
-def test_a_card_with_the_line_ends_of_windows_is_refused_with_the_cause() -> None:
+def test_rejects_crlf_with_the_cause() -> None:
     with pytest.raises(BadCard, match="its lines end in CRLF, expected LF"):
         Card.from_markdown(PLAIN.to_markdown().replace("\n", "\r\n"))
 
@@ -205,16 +205,14 @@ def test_a_card_with_the_line_ends_of_windows_is_refused_with_the_cause() -> Non
         (lambda path: path.write_bytes(b"x" * (1 << 20)), "is larger than"),
     ],
 )
-def test_what_is_no_card_is_refused_and_never_waited_for(
-    tmp_path: Path, make: Callable[[Path], object], reason: str
-) -> None:
+def test_rejects_special_files_without_blocking(tmp_path: Path, make: Callable[[Path], object], reason: str) -> None:
     make(tmp_path / "README.md")
     with pytest.raises(BadCard, match=rf"README\.md: .*{reason}"):
         read_card(tmp_path)
 
 
 @given(st.text(max_size=200), st.integers(0, 2000))
-def test_no_text_raises_anything_else(noise: str, place: int) -> None:
+def test_any_text_is_read_or_raises_bad_card(noise: str, place: int) -> None:
     text = FULL.to_markdown()
     for damaged in (noise, f"---\n{noise}\n---\n", text[:place], text[:place] + noise + text[place:]):
         try:
@@ -224,7 +222,7 @@ def test_no_text_raises_anything_else(noise: str, place: int) -> None:
 
 
 @pytest.mark.parametrize("card", [PLAIN, FULL])
-def test_an_outline_is_a_card_without_figures_of_retrieval(tmp_path: Path, card: Card) -> None:
+def test_a_card_summary_has_no_retrieval_scores(tmp_path: Path, card: Card) -> None:
     (tmp_path / "README.md").write_text(card.to_markdown(), encoding="utf-8")
     found = read_card_summary(tmp_path)
     assert replace(found, scores={}) == replace(card, scores={})

@@ -1,4 +1,4 @@
-"""A version is loaded exactly as it was sealed, or refused with the file or the tensor that is wrong."""
+"""A version is loaded exactly as it was written, or rejected with the name of the wrong file or tensor."""
 
 import subprocess
 from collections.abc import Callable
@@ -28,7 +28,7 @@ CopyOf = Callable[[Version], Path]
 Reseal = Callable[[Path], None]
 
 
-def test_a_fresh_version_is_loaded_as_it_was_made(gru_version: Version, gru_net: nn.Module) -> None:
+def test_loads_a_version_as_it_was_written(gru_version: Version, gru_net: nn.Module) -> None:
     checkpoint = load_checkpoint(gru_version.path)
     assert checkpoint.version == gru_version.version
     assert checkpoint.sha256 == manifest.digest((gru_version.path / WEIGHTS_FILE).read_bytes())
@@ -43,7 +43,7 @@ def test_a_fresh_version_is_loaded_as_it_was_made(gru_version: Version, gru_net:
 
 
 @pytest.mark.parametrize("version", ["amn_version", "gru_version", "corpus_version"])
-def test_sha256sum_accepts_a_fresh_version(request: pytest.FixtureRequest, version: str) -> None:
+def test_sha256sum_accepts_a_version(request: pytest.FixtureRequest, version: str) -> None:
     path = request.getfixturevalue(version).path
     check = subprocess.run(
         ["sha256sum", "--strict", "-c", manifest.CHECKSUMS_FILE], cwd=path, capture_output=True, text=True
@@ -54,7 +54,7 @@ def test_sha256sum_accepts_a_fresh_version(request: pytest.FixtureRequest, versi
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
-def test_one_flipped_bit_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: str, share: float) -> None:
+def test_rejects_a_flipped_bit_by_file_name(gru_version: Version, copy_of: CopyOf, name: str, share: float) -> None:
     path = copy_of(gru_version) / name
     data = bytearray(path.read_bytes())
     data[int(share * len(data))] ^= 0x10
@@ -65,7 +65,7 @@ def test_one_flipped_bit_is_refused_by_name(gru_version: Version, copy_of: CopyO
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("length", [0, 8, -1])
-def test_a_truncated_file_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: str, length: int) -> None:
+def test_rejects_a_truncated_file_by_name(gru_version: Version, copy_of: CopyOf, name: str, length: int) -> None:
     path = copy_of(gru_version) / name
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(BadCheckpoint, match=f"{name} was altered"):
@@ -73,7 +73,7 @@ def test_a_truncated_file_is_refused_by_name(gru_version: Version, copy_of: Copy
 
 
 @pytest.mark.parametrize("name", [*FILES, manifest.CHECKSUMS_FILE])
-def test_a_missing_file_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: str) -> None:
+def test_rejects_a_missing_file_by_name(gru_version: Version, copy_of: CopyOf, name: str) -> None:
     path = copy_of(gru_version) / name
     path.unlink()
     with pytest.raises(BadCheckpoint, match=name):
@@ -81,7 +81,7 @@ def test_a_missing_file_is_refused_by_name(gru_version: Version, copy_of: CopyOf
 
 
 @pytest.mark.parametrize("name", [*FILES, manifest.CHECKSUMS_FILE])
-def test_a_link_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: str) -> None:
+def test_rejects_a_link_by_name(gru_version: Version, copy_of: CopyOf, name: str) -> None:
     path = copy_of(gru_version) / name
     path.unlink()
     path.symlink_to(gru_version.path / name)
@@ -90,24 +90,24 @@ def test_a_link_is_refused_by_name(gru_version: Version, copy_of: CopyOf, name: 
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_left_out_of_the_sums_is_missed_by_name(
-    gru_version: Version, copy_of: CopyOf, reseal: Reseal, name: str
+def test_reports_a_file_missing_from_the_manifest(
+    gru_version: Version, copy_of: CopyOf, rewrite_checksums: Reseal, name: str
 ) -> None:
     directory = copy_of(gru_version)
     (directory / name).unlink()
-    reseal(directory)
+    rewrite_checksums(directory)
     with pytest.raises(BadCheckpoint, match=f"is not a net: it lacks '{name}'"):
         load_checkpoint(directory)
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("garbage", [b"", b"\xff" * 100, b"\x00" * 100, b"{}"], ids=["empty", "ff", "00", "json"])
-def test_sealed_garbage_is_refused(
-    gru_version: Version, copy_of: CopyOf, reseal: Reseal, name: str, garbage: bytes
+def test_rejects_garbage_with_valid_checksums(
+    gru_version: Version, copy_of: CopyOf, rewrite_checksums: Reseal, name: str, garbage: bytes
 ) -> None:
     directory = copy_of(gru_version)
     (directory / name).write_bytes(garbage)
-    reseal(directory)
+    rewrite_checksums(directory)
     if name == GRAPH_FILE:  # which onnxruntime judges: see runtimes/test_runtimes.py
         assert load_checkpoint(directory).graph == garbage
         return
@@ -116,22 +116,22 @@ def test_sealed_garbage_is_refused(
 
 
 def test_an_unlisted_file_is_ignored(gru_version: Version, copy_of: CopyOf) -> None:
-    """Only what the sums name is read; a stray file can do no harm, so it is no reason to refuse."""
+    """Only files of the manifest are read, so another file does no harm."""
     directory = copy_of(gru_version)
     (directory / "net.onnx.data").write_bytes(b"stray")
     assert load_checkpoint(directory).sha256 == load_checkpoint(gru_version.path).sha256
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_weight_that_is_not_finite_is_refused_by_tensor(
-    gru_version: Version, copy_of: CopyOf, reseal: Reseal, value: float
+def test_rejects_non_finite_weights_by_tensor(
+    gru_version: Version, copy_of: CopyOf, rewrite_checksums: Reseal, value: float
 ) -> None:
     directory = copy_of(gru_version)
     weights = load((directory / WEIGHTS_FILE).read_bytes())
     weights["blocks.1.gru.bias_hh_l0"][3] = value
     weights["output_proj.weight"][0, 0] = value
     (directory / WEIGHTS_FILE).write_bytes(save(weights))
-    reseal(directory)
+    rewrite_checksums(directory)
     with pytest.raises(BadCheckpoint, match=r"not finite: blocks\.1\.gru\.bias_hh_l0, output_proj\.weight$"):
         load_checkpoint(directory)
 
@@ -148,7 +148,7 @@ def test_a_weight_that_is_not_finite_is_refused_by_tensor(
         ((16, 5, 16), (16,), r"the shape \(G, D\)"),
     ],
 )
-def test_golden_vectors_of_another_shape_are_refused(
+def test_rejects_golden_vectors_of_another_shape(
     gru_version: Version, context: tuple[int, ...], vector: tuple[int, ...], said: str
 ) -> None:
     files = manifest.read_files(gru_version.path)
@@ -158,26 +158,26 @@ def test_golden_vectors_of_another_shape_are_refused(
 
 
 @pytest.mark.parametrize("name", ["context", "vector"])
-def test_half_the_golden_vectors_are_refused(gru_version: Version, name: str) -> None:
+def test_rejects_half_the_golden_vectors(gru_version: Version, name: str) -> None:
     files = manifest.read_files(gru_version.path)
     golden = load(files[GOLDEN_FILE])
     with pytest.raises(BadCheckpoint, match=f"lacks '{name}'"):
         parse_checkpoint("v", {**files, GOLDEN_FILE: save({k: a for k, a in golden.items() if k != name})})
 
 
-def test_a_card_of_another_dimension_is_refused(gru_version: Version) -> None:
+def test_rejects_a_card_of_another_dimension(gru_version: Version) -> None:
     files = manifest.read_files(gru_version.path)
     card = Card.from_markdown(files[CARD_FILE].decode())
     with pytest.raises(BadCheckpoint, match=r"golden contexts do not have the shape \(G, T, D\) of its card"):
         parse_checkpoint("v", {**files, CARD_FILE: replace(card, dim=768).to_markdown().encode()})
 
 
-def test_a_corpus_is_no_net(corpus_version: Version) -> None:
+def test_rejects_a_corpus_as_a_net(corpus_version: Version) -> None:
     with pytest.raises(BadCheckpoint, match="is not a net: it lacks"):
         load_checkpoint(corpus_version.path)
 
 
-def test_what_is_no_version_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_directory_that_is_no_version(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(BadCheckpoint, match=manifest.CHECKSUMS_FILE):
             load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""A sealed directory is read whole and unaltered, or refused with the name of the file that is not."""
+"""The files of a manifest are read complete and unaltered, or rejected with the name of the wrong file."""
 
 import subprocess
 from pathlib import Path
@@ -21,12 +21,12 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "sealed"
 
 
-def test_what_was_written_is_read(directory: Path) -> None:
+def test_reads_what_was_written(directory: Path) -> None:
     assert manifest.read_files(directory) == FILES
 
 
 @given(st.dictionaries(names, st.binary(max_size=50), min_size=1, max_size=5))
-def test_any_files_come_back(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
+def test_any_files_survive_a_round_trip(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
     if len({name.lower() for name in files}) < len(files):
         return  # a file system may hold them to be one
     directory = tmp_path_factory.mktemp("any") / "sealed"
@@ -35,7 +35,7 @@ def test_any_files_come_back(tmp_path_factory: pytest.TempPathFactory, files: di
     assert manifest.read_digest(directory) == seal
 
 
-def test_the_seal_depends_on_every_name_and_byte_and_on_nothing_else(tmp_path: Path) -> None:
+def test_the_digest_depends_on_names_and_bytes_only(tmp_path: Path) -> None:
     first = manifest.write_files(tmp_path / "1", FILES)
     assert manifest.write_files(tmp_path / "2", dict(reversed(FILES.items()))) == first
     assert manifest.write_files(tmp_path / "3", {**FILES, "z-1.x": b"1"}) != first
@@ -57,7 +57,7 @@ def test_an_existing_directory_is_never_written_into(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_one_flipped_bit_is_refused_by_name(directory: Path, name: str) -> None:
+def test_rejects_a_flipped_bit_by_file_name(directory: Path, name: str) -> None:
     data = bytearray(FILES[name] or b"\x00")
     data[len(data) // 2] ^= 1
     (directory / name).write_bytes(data)
@@ -66,28 +66,28 @@ def test_one_flipped_bit_is_refused_by_name(directory: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.bin", "README.md"])
-def test_a_truncated_file_is_refused_by_name(directory: Path, name: str) -> None:
+def test_rejects_a_truncated_file_by_name(directory: Path, name: str) -> None:
     (directory / name).write_bytes(FILES[name][:-1])
     with pytest.raises(manifest.Corrupt, match=f"{name} was altered"):
         manifest.read_files(directory)
 
 
 @pytest.mark.parametrize("name", [*FILES, manifest.CHECKSUMS_FILE])
-def test_a_missing_file_is_refused_by_name(directory: Path, name: str) -> None:
+def test_rejects_a_missing_file_by_name(directory: Path, name: str) -> None:
     (directory / name).unlink()
     with pytest.raises(manifest.Corrupt, match=f"{name}: No such file"):
         manifest.read_files(directory)
 
 
 @pytest.mark.parametrize("name", [*FILES, manifest.CHECKSUMS_FILE])
-def test_a_link_is_refused_by_name_even_to_the_right_bytes(directory: Path, tmp_path: Path, name: str) -> None:
+def test_rejects_a_link_even_to_the_right_bytes(directory: Path, tmp_path: Path, name: str) -> None:
     (directory / name).rename(tmp_path / name)
     (directory / name).symlink_to(tmp_path / name)
     with pytest.raises(manifest.Corrupt, match=f"{name}: is a symbolic link, expected a regular file"):
         manifest.read_files(directory)
 
 
-def test_a_directory_in_place_of_a_file_is_refused(directory: Path) -> None:
+def test_rejects_a_directory_in_place_of_a_file(directory: Path) -> None:
     (directory / "a.bin").unlink()
     (directory / "a.bin").mkdir()
     with pytest.raises(manifest.Corrupt, match=r"a\.bin: is a directory, expected a regular file"):
@@ -109,14 +109,14 @@ def test_a_directory_in_place_of_a_file_is_refused(directory: Path) -> None:
         "0" * 64 + "  ä.bin\n",
     ],
 )
-def test_sums_that_are_no_sums_or_name_a_path_are_refused(directory: Path, sums: str) -> None:
+def test_rejects_malformed_checksums_and_paths(directory: Path, sums: str) -> None:
     (directory / manifest.CHECKSUMS_FILE).write_text(sums, encoding="latin-1")
     with pytest.raises(manifest.Corrupt, match="is not a list of checksums"):
         manifest.read_files(directory)
 
 
 @pytest.mark.parametrize("position", range(0, 400, 7))
-def test_a_flipped_bit_in_the_sums_is_refused(directory: Path, position: int) -> None:
+def test_rejects_a_flipped_bit_in_the_manifest(directory: Path, position: int) -> None:
     sums = bytearray((directory / manifest.CHECKSUMS_FILE).read_bytes())
     sums[position % len(sums)] ^= 1
     (directory / manifest.CHECKSUMS_FILE).write_bytes(sums)
@@ -124,8 +124,8 @@ def test_a_flipped_bit_in_the_sums_is_refused(directory: Path, position: int) ->
         manifest.read_files(directory)
 
 
-def test_a_file_that_the_sums_do_not_name_is_not_read(directory: Path) -> None:
-    """Nothing is loaded that was not sealed; a stray file is left alone, not an error."""
+def test_ignores_files_outside_the_manifest(directory: Path) -> None:
+    """Files outside the manifest are not loaded, and are no error."""
     (directory / "stray.py").write_text("raise SystemExit")
     assert manifest.read_files(directory) == FILES
 
@@ -133,12 +133,12 @@ def test_a_file_that_the_sums_do_not_name_is_not_read(directory: Path) -> None:
 # Mapped
 
 
-def test_what_is_mapped_is_what_is_read(directory: Path) -> None:
+def test_mapped_files_equal_read_files(directory: Path) -> None:
     assert {name: bytes(data) for name, data in manifest.map_files(directory).items()} == FILES
     assert manifest.file_names(directory) == FILES.keys()
 
 
-def test_a_file_given_as_a_path_is_copied(directory: Path, tmp_path: Path) -> None:
+def test_copies_a_file_given_as_a_path(directory: Path, tmp_path: Path) -> None:
     big = tmp_path / "big"
     big.write_bytes(bytes(range(256)) * 9000)
     seal = manifest.write_files(tmp_path / "1", {"big": big, "small": b"x"})
@@ -147,20 +147,20 @@ def test_a_file_given_as_a_path_is_copied(directory: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_altered_file_is_not_mapped(directory: Path, name: str) -> None:
+def test_never_maps_an_altered_file(directory: Path, name: str) -> None:
     (directory / name).write_bytes(FILES[name] + b"x")
     with pytest.raises(manifest.Corrupt, match=f"{name} was altered"):
         manifest.map_files(directory)
 
 
-def test_a_link_is_not_mapped_even_to_the_right_bytes(directory: Path, tmp_path: Path) -> None:
+def test_never_maps_a_link(directory: Path, tmp_path: Path) -> None:
     (directory / "a.bin").rename(tmp_path / "a.bin")
     (directory / "a.bin").symlink_to(tmp_path / "a.bin")
     with pytest.raises(manifest.Corrupt, match=r"a\.bin: is a symbolic link"):
         manifest.map_files(directory)
 
 
-def test_a_file_replaced_after_it_was_mapped_changes_nothing(directory: Path, tmp_path: Path) -> None:
+def test_replacing_a_mapped_file_changes_nothing(directory: Path, tmp_path: Path) -> None:
     files = manifest.map_files(directory)
     (tmp_path / "other").write_bytes(b"evil" * 10)
     (tmp_path / "other").rename(directory / "a.bin")

@@ -1,4 +1,4 @@
-"""Aliases always point at a complete version, every move is in the ledger, and a bad day needs only Python."""
+"""Aliases always point at a complete version, every move is in the ledger, and a rollback needs only Python."""
 
 import fcntl
 import json
@@ -69,7 +69,7 @@ def add(registry: Registry, *contents: str, name: str = "toy") -> list[Version]:
 
 
 def run(root: Path, *arguments: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
-    """Run the module as a bad day would: no site-packages, no environment but the registry's."""
+    """Run the module without site-packages, and with no environment but LVM_REGISTRY."""
     return subprocess.run(
         [sys.executable, "-S", "-s", "-m", "models.registry", *arguments],
         cwd=ROOT,
@@ -118,7 +118,7 @@ def test_adding_an_existing_version_leaves_it_untouched(registry: Registry) -> N
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "Amn", ".amn", "a b", "a\x00", "a" * 65, "ä", "amn\n"])
-def test_a_name_that_is_no_plain_name_is_refused_before_anything_is_written(registry: Registry, name: str) -> None:
+def test_rejects_an_invalid_name_before_writing(registry: Registry, name: str) -> None:
     with pytest.raises(BadName, match="invalid name"):
         registry.add(name, {"file": b""})
     assert not list(registry.root.iterdir())
@@ -131,7 +131,7 @@ def test_a_failed_write_leaves_nothing_behind(registry: Registry) -> None:
     assert list((registry.root / "models/toy").iterdir()) == []
 
 
-def test_the_residue_of_a_crash_is_no_version(registry: Registry) -> None:
+def test_ignores_partial_versions_of_a_crash(registry: Registry) -> None:
     (version,) = add(registry, "a")
     home = version.path.parent
     manifest.write_files(home / ".part-crash", {"file": b"half"})
@@ -180,7 +180,7 @@ sys.addaudithook(_listen)  # cannot be taken off again; idle while nobody listen
 
 @contextmanager
 def opened() -> Iterator[list[str]]:
-    """Collect the path of every file opened meanwhile."""
+    """Collect the path of every file that is opened."""
     _opened.clear()
     _listening.set()
     try:
@@ -196,7 +196,7 @@ def test_the_listener_hears_of_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wanted", EVIL)
-def test_an_evil_name_is_unknown_and_no_file_is_opened(registry: Registry, wanted: str) -> None:
+def test_a_malicious_name_is_unknown_and_opens_no_file(registry: Registry, wanted: str) -> None:
     add(registry, "a")
     manifest.write_files(registry.root.parent / "secret", {"file": b"secret"})
     manifest.write_files(registry.root / "models" / "secret", {"file": b"secret"})
@@ -211,7 +211,7 @@ def test_an_evil_name_is_unknown_and_no_file_is_opened(registry: Registry, wante
 
 
 @pytest.mark.parametrize("alias", EVIL)
-def test_an_evil_alias_is_not_rolled_back(registry: Registry, alias: str) -> None:
+def test_never_rolls_back_a_malicious_alias(registry: Registry, alias: str) -> None:
     with pytest.raises(NothingToRollBack):
         registry.rollback(alias)
 
@@ -252,7 +252,7 @@ def test_symlinked_versions_and_models_are_unknown(registry: Registry, tmp_path:
         ("primary", "expected models/NAME/VERSION"),
     ],
 )
-def test_says_why_a_link_is_no_alias(registry: Registry, tmp_path: Path, target: str, fault: str) -> None:
+def test_explains_an_invalid_link(registry: Registry, tmp_path: Path, target: str, fault: str) -> None:
     (version,) = add(registry, "a")
     manifest.write_files(tmp_path / "outside", {"file": b"evil"})
     version.path.with_name("linked").symlink_to(version.path)
@@ -266,7 +266,7 @@ def test_says_why_a_link_is_no_alias(registry: Registry, tmp_path: Path, target:
     assert registry.alias_faults() == {}
 
 
-def test_says_why_an_alias_that_lost_its_link_as_a_file_is_none_and_promotion_mends_it(registry: Registry) -> None:
+def test_explains_an_alias_that_became_a_file_and_promotion_repairs_it(registry: Registry) -> None:
     (version,) = add(registry, "a")
     (registry.root / "primary").write_text(f"models/{version.id}")
     assert registry.aliases() == {}
@@ -276,7 +276,7 @@ def test_says_why_an_alias_that_lost_its_link_as_a_file_is_none_and_promotion_me
     assert registry.resolve("primary") == version
 
 
-def test_refuses_to_promote_over_a_directory_and_leaves_nothing(registry: Registry) -> None:
+def test_rejects_promotion_over_a_directory(registry: Registry) -> None:
     (version,) = add(registry, "a")
     shutil.copytree(version.path, registry.root / "primary")
     for move in (
@@ -292,7 +292,7 @@ def test_refuses_to_promote_over_a_directory_and_leaves_nothing(registry: Regist
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
 @pytest.mark.parametrize("name", ["ledger.jsonl", ".lock"])
-def test_never_waits_for_what_is_no_regular_file(registry: Registry, make: Callable[[Path], object], name: str) -> None:
+def test_never_blocks_on_special_files(registry: Registry, make: Callable[[Path], object], name: str) -> None:
     (version,) = add(registry, "a")
     make(registry.root / name)
     with pytest.raises(OSError, match="expected a regular file"):
@@ -301,14 +301,14 @@ def test_never_waits_for_what_is_no_regular_file(registry: Registry, make: Calla
     assert run(registry.root, "rollback", "primary").returncode == 74
 
 
-def test_a_residue_that_is_a_directory_is_no_obstacle(registry: Registry) -> None:
+def test_removes_a_leftover_directory(registry: Registry) -> None:
     (version,) = add(registry, "a")
     (registry.root / ".part-x/deep").mkdir(parents=True)
     registry.point("primary", version)
     assert not list(registry.root.glob(".part-*"))
 
 
-def test_lists_versions_beside_what_people_left_there(registry: Registry) -> None:
+def test_lists_versions_next_to_unrelated_files(registry: Registry) -> None:
     (version,) = add(registry, "a")
     (registry.root / "models/notes.txt").write_text("x")
     (registry.root / "models/loop").symlink_to("loop")
@@ -330,7 +330,7 @@ def modes(root: Path) -> dict[str, int]:
     ("directory", "file"), [(0o2775, 0o664), (0o2770, 0o660), (0o755, 0o644), (0o700, 0o600), (0o1777, 0o664)]
 )
 @pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
-def test_what_is_written_has_the_permissions_of_its_directory(
+def test_new_files_inherit_the_permissions_of_the_directory(
     registry: Registry, umask: int, directory: int, file: int
 ) -> None:
     registry.root.chmod(directory)
@@ -350,9 +350,7 @@ def test_what_is_written_has_the_permissions_of_its_directory(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(("is_shared", "status"), [(True, 0), (False, 74)])
-def test_members_of_a_group_change_what_others_wrote_and_nobody_else_does(
-    registry: Registry, is_shared: bool, status: int
-) -> None:
+def test_only_group_members_change_files_of_others(registry: Registry, is_shared: bool, status: int) -> None:
     os.chown(registry.root, 12345, 54321)
     registry.root.chmod(0o2775)
     a, b = add(registry, "a", "b")
@@ -430,7 +428,7 @@ def test_rollback_after_coming_back_goes_to_the_version_between(registry: Regist
         registry.rollback("primary")
 
 
-def test_promoting_the_same_version_twice_is_no_step_to_go_back(registry: Registry) -> None:
+def test_rollback_skips_repeated_promotions(registry: Registry) -> None:
     a, b = add(registry, "a", "b")
     for version in (a, b, b, b):
         registry.point("primary", version)
@@ -457,7 +455,7 @@ def test_nothing_to_roll_back_changes_nothing(registry: Registry) -> None:
     assert len(registry.ledger()) == 1
 
 
-def test_rollback_to_a_version_that_is_gone_is_refused_and_the_alias_stays(registry: Registry) -> None:
+def test_rejects_rollback_to_a_missing_version(registry: Registry) -> None:
     a, b = add(registry, "a", "b")
     registry.point("primary", a)
     registry.point("primary", b)
@@ -475,7 +473,7 @@ def test_a_lost_alias_is_rolled_back_to_the_last_known(registry: Registry) -> No
     assert registry.rollback("primary").after == b.id
 
 
-def test_residue_of_an_earlier_swap_is_no_obstacle(registry: Registry) -> None:
+def test_removes_leftovers_of_an_earlier_swap(registry: Registry) -> None:
     a, b = add(registry, "a", "b")
     registry.point("primary", a)
     (registry.root / ".part-primary").symlink_to("nowhere")
@@ -512,7 +510,7 @@ def test_a_reader_never_sees_a_missing_or_incomplete_version(registry: Registry)
     assert len(registry.ledger()) == 201
 
 
-def test_a_move_judged_by_aliases_that_moved_meanwhile_is_overtaken(registry: Registry) -> None:
+def test_rejects_a_move_if_aliases_changed_since_the_judgement(registry: Registry) -> None:
     a, b = add(registry, "a", "b")
     registry.point("primary", a)
     since = {"primary": a.id, "fallback": None}
@@ -527,7 +525,7 @@ def test_a_move_judged_by_aliases_that_moved_meanwhile_is_overtaken(registry: Re
 
 
 @pytest.mark.parametrize("kind", [fcntl.LOCK_EX, fcntl.LOCK_SH])
-def test_a_held_lock_is_told_at_once_and_nothing_moves(registry: Registry, kind: int) -> None:
+def test_a_held_lock_raises_at_once(registry: Registry, kind: int) -> None:
     a, b = add(registry, "a", "b")
     registry.point("primary", a)
     registry.point("primary", b)
@@ -543,7 +541,7 @@ def test_a_held_lock_is_told_at_once_and_nothing_moves(registry: Registry, kind:
     assert registry.rollback("primary").after == a.id  # the lock went with its holder
 
 
-def test_the_lock_is_given_back_after_a_failure(registry: Registry) -> None:
+def test_releases_the_lock_after_a_failure(registry: Registry) -> None:
     (a,) = add(registry, "a")
     with pytest.raises(NothingToRollBack):
         registry.rollback("primary")
@@ -553,7 +551,7 @@ def test_the_lock_is_given_back_after_a_failure(registry: Registry) -> None:
 # The ledger
 
 
-def test_the_ledger_is_only_ever_appended_to(registry: Registry) -> None:
+def test_the_ledger_is_append_only(registry: Registry) -> None:
     a, b = add(registry, "a", "b")
     ledger, before = registry.root / "ledger.jsonl", b""
     for move in (
@@ -569,7 +567,7 @@ def test_the_ledger_is_only_ever_appended_to(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("torn", [b'{"time": "2025', b"\x00" * 30, b"\xff\xfe\xc3", b"[]", b'{"other": 1}', b"7"])
-def test_a_torn_line_is_passed_over_and_the_next_starts_its_own(registry: Registry, torn: bytes) -> None:
+def test_skips_a_torn_line_and_starts_a_new_one(registry: Registry, torn: bytes) -> None:
     a, b = add(registry, "a", "b")
     first = registry.point("primary", a)
     with open(registry.root / "ledger.jsonl", "ab") as ledger:
@@ -583,7 +581,7 @@ def test_a_torn_line_is_passed_over_and_the_next_starts_its_own(registry: Regist
     assert registry.rollback("primary").after == a.id
 
 
-def test_a_move_whose_line_a_crash_lost_is_still_a_step_to_go_back(registry: Registry) -> None:
+def test_rollback_knows_a_move_missing_from_the_ledger(registry: Registry) -> None:
     a, b, c = add(registry, "a", "b", "c")
     for version in (a, b, c):
         registry.point("primary", version)
@@ -602,7 +600,7 @@ def test_a_promotion_whose_line_was_lost_last_is_rolled_back_to_the_one_before(r
     assert registry.rollback("primary").after == a.id
 
 
-def test_an_alias_that_moved_on_is_not_moved_by_who_thinks_it_has_not(registry: Registry) -> None:
+def test_rejects_a_rollback_of_an_alias_that_moved(registry: Registry) -> None:
     a, b, c = add(registry, "a", "b", "c")
     registry.point("primary", c)
     with pytest.raises(AliasMoved, match="expected toy/"):
@@ -612,7 +610,7 @@ def test_an_alias_that_moved_on_is_not_moved_by_who_thinks_it_has_not(registry: 
     assert registry.point("primary", a, action="rollback", expected={"primary": c.id}).after == a.id
 
 
-def test_what_was_overrode_stands_in_the_ledger_and_lines_of_before_are_read(registry: Registry) -> None:
+def test_the_ledger_has_overridden_objections_and_reads_old_lines(registry: Registry) -> None:
     a, b = add(registry, "a", "b")
     first = registry.point("primary", a)
     ledger = registry.root / "ledger.jsonl"
@@ -623,7 +621,7 @@ def test_what_was_overrode_stands_in_the_ledger_and_lines_of_before_are_read(reg
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_move_that_the_ledger_cannot_take_is_taken_back(registry: Registry, is_first: bool) -> None:
+def test_undoes_a_move_that_the_ledger_cannot_store(registry: Registry, is_first: bool) -> None:
     a, b = add(registry, "a", "b")
     if not is_first:
         registry.point("primary", a)
@@ -661,7 +659,7 @@ ODD_MEMBERS = {
 }
 
 
-def test_odd_lines_of_the_ledger_are_skipped_and_counted(registry: Registry) -> None:
+def test_skips_and_counts_invalid_lines_of_the_ledger(registry: Registry) -> None:
     a, b = add(registry, "a", "b")
     first = registry.point("primary", a)
     odd = [*ODD_LINES, *(json.dumps({**MOVE, name: value}).encode() for name, value in ODD_MEMBERS.items())]
@@ -684,7 +682,7 @@ def test_reads_a_ledger_that_an_editor_or_a_later_release_wrote(registry: Regist
     assert registry.read_ledger() == Ledger([replace(move, who="?")], 0)
 
 
-def test_a_giant_ledger_is_refused_unread(registry: Registry) -> None:
+def test_rejects_a_giant_ledger_unread(registry: Registry) -> None:
     with open(registry.root / "ledger.jsonl", "wb") as ledger:
         ledger.truncate(1 << 40)
     with pytest.raises(OSError, match="is larger than"):
@@ -717,7 +715,7 @@ def test_any_other_command_is_a_usage_error(registry: Registry, arguments: tuple
     assert answer.stderr.startswith("usage:")
 
 
-def test_the_exit_status_tells_what_failed(registry: Registry) -> None:
+def test_the_exit_status_names_the_failure(registry: Registry) -> None:
     nothing = run(registry.root, "rollback", "primary")
     assert (nothing.returncode, nothing.stdout) == (1, "")
     assert "no earlier version of 'primary'" in nothing.stderr
@@ -746,7 +744,7 @@ def test_a_user_without_a_name_can_roll_back(registry: Registry) -> None:
     assert registry.ledger()[-1].who == str(nobody)
 
 
-def test_a_link_that_cannot_be_read_is_not_taken_for_one_that_is_not_set(tmp_path: Path) -> None:
+def test_an_unreadable_link_is_not_an_unset_alias(tmp_path: Path) -> None:
     (tmp_path / "away").symlink_to("away")  # what leads in circles cannot be read, as a share that is away
     with pytest.raises(OSError, match="Too many levels of symbolic links"):
         Registry(tmp_path / "away").resolve("primary")

@@ -1,4 +1,4 @@
-"""An object store: what is pushed is whole before it is named, what is mirrored is verified, whatever breaks."""
+"""A remote registry: pushed versions are complete before an alias names them, and copies are verified."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STEPS = ("cat_file", "get_file", "put_file", "pipe_file", "makedirs", "rm_file")
 
 
 class Breaking(LocalFileSystem):  # type: ignore[misc]
-    """Files of this machine behind calls that are counted, the nth of which fails."""
+    """A local file system that counts its calls and fails at the nth."""
 
     protocol = "breaking"
     cachable = False
@@ -63,15 +63,15 @@ fsspec.register_implementation("breaking", Breaking, clobber=True)
 
 
 class Site:
-    """A registry that is pushed, the store, and a mirror of it."""
+    """A registry, the store that it is pushed to, and a synced copy."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.refused = root, set[str]()
         self.ours = Registry(root / "ours")
         self.objects = root / "store"
         self.remote = RemoteRegistry(f"breaking://{self.objects}")
-        self.theirs = Registry(root / "mirror")
-        self.mirror = RegistrySync(self.remote, self.theirs, self.check)
+        self.theirs = Registry(root / "synced")
+        self.registry_sync = RegistrySync(self.remote, self.theirs, self.check)
 
     def check(self, alias: str, version: Version) -> None:
         if version.name in self.refused:
@@ -85,11 +85,11 @@ class Site:
         return version
 
     def sync(self) -> None:
-        for alias, said in self.mirror.poll().items():
-            self.mirror.apply(alias, said)
+        for alias, content in self.registry_sync.poll().items():
+            self.registry_sync.apply(alias, content)
 
     def is_whole(self) -> bool:
-        """Whether every version that shows in the mirror is what was sealed, and nothing half-made is left."""
+        """Whether every version in the copy matches its manifest, and no partial version is left."""
         for version in (*self.theirs.versions(), *map(self.theirs.resolve, self.theirs.aliases())):
             manifest.read_files(version.path)
         return not list(self.theirs.root.rglob(".part-*"))
@@ -97,7 +97,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a place where a registry of two aliases was pushed to a store."""
+    """Return a registry with two aliases that was pushed to a store."""
     root = tmp_path_factory.mktemp("pushed")
     RemoteRegistry(f"file://{root}/store").push(registry_of(root / "ours", primary="amn", fallback="gru"))
     return root
@@ -110,7 +110,7 @@ def site(tmp_path: Path, pushed: Path) -> Iterator[Site]:
     Breaking.fatal = 0
 
 
-def test_a_mirror_has_the_versions_the_aliases_and_why_they_moved(site: Site) -> None:
+def test_sync_copies_versions_aliases_and_reasons(site: Site) -> None:
     site.sync()
     new = site.promote("gmn")
     site.sync()
@@ -124,7 +124,7 @@ def test_a_mirror_has_the_versions_the_aliases_and_why_they_moved(site: Site) ->
     assert len(site.theirs.ledger()) == known
 
 
-def test_what_is_there_is_not_pushed_again_and_what_is_here_not_fetched(site: Site) -> None:
+def test_transfers_nothing_twice(site: Site) -> None:
     site.sync()
     Breaking.count = 0
     assert site.remote.push(site.ours) == {}
@@ -135,7 +135,7 @@ def test_what_is_there_is_not_pushed_again_and_what_is_here_not_fetched(site: Si
 
 
 @pytest.mark.parametrize("name", ["note.txt", "README.md", "SHA256SUMS"])
-def test_a_tampered_object_is_refused_with_its_digest(site: Site, name: str) -> None:
+def test_rejects_a_tampered_object_with_its_digest(site: Site, name: str) -> None:
     site.sync()
     before, new = site.theirs.aliases(), site.promote("gmn")
     object_ = site.objects / "models" / new.id / name
@@ -147,7 +147,7 @@ def test_a_tampered_object_is_refused_with_its_digest(site: Site, name: str) -> 
     assert new.id not in {version.id for version in site.theirs.versions()}
 
 
-def test_a_version_that_the_check_refuses_moves_no_alias(site: Site) -> None:
+def test_a_rejected_version_moves_no_alias(site: Site) -> None:
     site.sync()
     before, _ = site.theirs.aliases(), site.promote("gmn")
     site.refused.add("gmn")
@@ -159,8 +159,8 @@ def test_a_version_that_the_check_refuses_moves_no_alias(site: Site) -> None:
     assert site.theirs.aliases() == site.ours.aliases()
 
 
-def test_a_name_that_means_harm_is_refused_and_nothing_is_fetched(site: Site) -> None:
-    pointer = AliasRecord.from_json(site.remote.read("primary") or b"")
+def test_rejects_a_malicious_name_and_fetches_nothing(site: Site) -> None:
+    record = AliasRecord.from_json(site.remote.read("primary") or b"")
     evil = [
         "../../secret",
         "..",
@@ -176,43 +176,43 @@ def test_a_name_that_means_harm_is_refused_and_nothing_is_fetched(site: Site) ->
     ]
     Breaking.count = 0
     for name in (*evil, 7, None, ["amn", "x"]):
-        move = replace(pointer.move, after=name)  # type: ignore[arg-type]
+        move = replace(record.move, after=name)  # type: ignore[arg-type]
         with pytest.raises(BadAliasRecord):
-            site.mirror.apply("primary", replace(pointer, move=move).to_json())
+            site.registry_sync.apply("primary", replace(record, move=move).to_json())
     assert Breaking.count == 0
     assert site.theirs.aliases() == {}
 
 
-def test_what_is_no_pointer_is_refused(site: Site) -> None:
+def test_rejects_invalid_alias_records(site: Site) -> None:
     nonsense = [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"move": {}, "sha256": "0"}', b'{"move": [1]}']
-    for said in nonsense:
+    for content in nonsense:
         with pytest.raises(BadAliasRecord):
-            site.mirror.apply("primary", said)
+            site.registry_sync.apply("primary", content)
 
 
-def test_an_id_is_bound_to_its_sums(site: Site) -> None:
-    pointer = AliasRecord.from_json(site.remote.read("primary") or b"")
+def test_an_id_must_match_its_manifest(site: Site) -> None:
+    record = AliasRecord.from_json(site.remote.read("primary") or b"")
     with pytest.raises(Exception, match="does not end in the digest of its manifest"):
-        site.mirror.apply("primary", replace(pointer, sha256="0" * 64).to_json())
+        site.registry_sync.apply("primary", replace(record, sha256="0" * 64).to_json())
 
 
-def test_names_in_the_sums_stay_within_the_version(site: Site) -> None:
+def test_rejects_paths_in_the_manifest(site: Site) -> None:
     sums = f"{'0' * 64}  ../../../escaped\n".encode()
     seal = manifest.digest(sums)
     at = site.objects / "models" / "amn" / f"20260101-{seal[:12]}"
     at.mkdir(parents=True)
     (at / manifest.CHECKSUMS_FILE).write_bytes(sums)
-    pointer = AliasRecord.from_json(site.remote.read("primary") or b"")
-    move = replace(pointer.move, after=f"amn/{at.name}")
+    record = AliasRecord.from_json(site.remote.read("primary") or b"")
+    move = replace(record.move, after=f"amn/{at.name}")
     with pytest.raises(Corrupt, match="not a list of checksums"):
-        site.mirror.apply("primary", AliasRecord(move, seal).to_json())
+        site.registry_sync.apply("primary", AliasRecord(move, seal).to_json())
     assert not list(site.root.rglob("escaped"))
 
 
-def test_wherever_the_wire_is_cut_the_mirror_is_whole_and_the_next_look_gets_there(site: Site) -> None:
+def test_a_sync_cut_anywhere_stays_intact_and_completes_later(site: Site) -> None:
     for fatal in range(1, 100):
-        site.theirs = Registry(site.root / f"mirror-{fatal}")
-        site.mirror = RegistrySync(site.remote, site.theirs, site.check)
+        site.theirs = Registry(site.root / f"synced-{fatal}")
+        site.registry_sync = RegistrySync(site.remote, site.theirs, site.check)
         Breaking.count, Breaking.fatal = 0, fatal
         with suppress(RemoteUnavailable):
             site.sync()
@@ -225,7 +225,7 @@ def test_wherever_the_wire_is_cut_the_mirror_is_whole_and_the_next_look_gets_the
     assert fatal == 1 + len(ALIASES) + 2 * 3, "every alias was asked for, every file of two versions fetched"
 
 
-def test_wherever_a_push_is_cut_the_store_names_only_what_is_whole(site: Site) -> None:
+def test_a_push_cut_anywhere_names_only_complete_versions(site: Site) -> None:
     for fatal in range(1, 100):
         store = RemoteRegistry(f"breaking://{site.root}/store-{fatal}")
         Breaking.count, Breaking.fatal = 0, fatal
@@ -234,15 +234,15 @@ def test_wherever_a_push_is_cut_the_store_names_only_what_is_whole(site: Site) -
         if Breaking.count < fatal:
             break
         Breaking.fatal = 0
-        for said in filter(None, map(store.read, ALIASES)):
-            pointer = AliasRecord.from_json(said)
-            assert manifest.is_intact(site.root / f"store-{fatal}" / "models" / pointer.move.after, pointer.sha256)
+        for content in filter(None, map(store.read, ALIASES)):
+            record = AliasRecord.from_json(content)
+            assert manifest.is_intact(site.root / f"store-{fatal}" / "models" / record.move.after, record.sha256)
         assert all(map(store.read, store.push(site.ours)))
         assert {alias for alias in ALIASES if store.read(alias)} == {"primary", "fallback"}
     assert 20 < fatal < 99
 
 
-def test_what_another_registry_pushed_is_taken_back_only_by_force(site: Site) -> None:
+def test_overwrites_another_registrys_push_only_by_force(site: Site) -> None:
     other = registry_of(site.root / "other", primary="amn")
     new = add_version(other, "gmn")
     other.point("candidate", new)
@@ -258,7 +258,7 @@ def test_what_another_registry_pushed_is_taken_back_only_by_force(site: Site) ->
     assert (site.remote.read("candidate"), site.remote.push(site.ours)) == (None, {})
 
 
-def test_a_damaged_version_is_not_published(site: Site) -> None:
+def test_never_pushes_a_damaged_version(site: Site) -> None:
     bad = add_version(site.ours, "gmn")
     (bad.path / "note.txt").write_bytes(b"altered")
     site.ours.point("primary", bad)
@@ -268,7 +268,7 @@ def test_a_damaged_version_is_not_published(site: Site) -> None:
     assert site.remote.read("primary") == before
 
 
-def test_what_a_kill_left_halfway_goes_with_the_next_version(site: Site) -> None:
+def test_removes_partial_downloads_with_the_next_version(site: Site) -> None:
     left = site.theirs.root / "models" / "amn" / ".part-killed" / "files"
     left.mkdir(parents=True)
     (left / "weights.safetensors").write_bytes(b"half")
@@ -276,7 +276,7 @@ def test_what_a_kill_left_halfway_goes_with_the_next_version(site: Site) -> None
     assert site.is_whole()
 
 
-def test_what_was_spoiled_in_the_mirror_is_fetched_anew(site: Site) -> None:
+def test_downloads_a_corrupt_local_version_again(site: Site) -> None:
     first = site.ours.resolve("primary")
     site.sync()
     site.promote("gmn")
@@ -291,16 +291,14 @@ def test_what_was_spoiled_in_the_mirror_is_fetched_anew(site: Site) -> None:
     assert site.is_whole()
 
 
-def test_mirrors_in_one_directory_fetch_a_version_once(site: Site) -> None:
+def test_processes_that_share_a_directory_fetch_once(site: Site) -> None:
     checked, start = list[str](), threading.Barrier(4)
 
     def apply(_: int) -> None:
-        mirror = RegistrySync(
-            site.remote, Registry(site.theirs.root), lambda alias, version: checked.append(version.id)
-        )
+        sync_ = RegistrySync(site.remote, Registry(site.theirs.root), lambda alias, version: checked.append(version.id))
         start.wait()
-        for alias, said in mirror.poll().items():
-            mirror.apply(alias, said)
+        for alias, content in sync_.poll().items():
+            sync_.apply(alias, content)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(apply, range(4)))
@@ -309,7 +307,7 @@ def test_mirrors_in_one_directory_fetch_a_version_once(site: Site) -> None:
     assert site.is_whole()
 
 
-def test_an_alias_moved_back_here_stays_so_until_the_store_says_something_new(site: Site) -> None:
+def test_a_local_rollback_stays_until_the_record_changes(site: Site) -> None:
     site.sync()
     first, bad = site.theirs.resolve("primary"), site.promote("gmn")
     site.sync()
@@ -323,7 +321,7 @@ def test_an_alias_moved_back_here_stays_so_until_the_store_says_something_new(si
     assert site.theirs.resolve("primary").id == bad.id
 
 
-def test_a_candidate_goes_and_what_answers_callers_stays(site: Site) -> None:
+def test_removes_only_the_candidate(site: Site) -> None:
     site.ours.point("candidate", add_version(site.ours, "lstm"))
     site.remote.push(site.ours)
     site.sync()
@@ -335,42 +333,42 @@ def test_a_candidate_goes_and_what_answers_callers_stays(site: Site) -> None:
     assert site.theirs.aliases().keys() == {"primary", "fallback"}
 
 
-def test_a_store_that_says_nothing_at_all_is_away(site: Site) -> None:
+def test_an_empty_store_is_unavailable(site: Site) -> None:
     site.objects.rename(site.root / "elsewhere")
     with pytest.raises(RemoteUnavailable, match="lvm push"):
-        site.mirror.poll()
+        site.registry_sync.poll()
 
 
-def test_memory_is_a_store_like_any_other(site: Site) -> None:
+def test_works_with_the_memory_file_system(site: Site) -> None:
     store = RemoteRegistry("memory://somewhere/deep")
     assert store.push(site.ours).keys() == {"primary", "fallback"}
     RegistrySync(store, site.theirs, site.check).apply("primary", store.read("primary"))
     assert site.theirs.aliases() == {"primary": site.ours.aliases()["primary"]}
 
 
-def test_an_alias_set_by_hand_is_published_too(site: Site) -> None:
+def test_pushes_an_alias_set_by_hand(site: Site) -> None:
     (site.ours.root / "ledger.jsonl").unlink()
     pushed = site.remote.push(site.ours, force=True)
     assert json.loads(pushed["primary"].to_json())["move"]["why"] == "set by hand"
 
 
 @pytest.mark.parametrize("url", ["nosuch://bucket", "breaking2://x"])
-def test_what_cannot_be_opened_is_no_store(url: str) -> None:
+def test_rejects_unsupported_urls(url: str) -> None:
     with pytest.raises(UnsupportedRemote, match=r"cannot open .*: Protocol not known"):
         RemoteRegistry(url)
 
 
 @pytest.mark.parametrize("secret", ["me:secret@there/x", "me:s3@cret@there/x", "there/x?sig=s3cret&se=2027"])
-def test_a_password_or_a_signature_in_a_url_is_not_told(secret: str, tmp_path: Path) -> None:
+def test_hides_secrets_of_a_url(secret: str, tmp_path: Path) -> None:
     assert RemoteRegistry(f"memory://{secret}").name == "memory://there/x"
     with pytest.raises(UnsupportedRemote, match=r"cannot open nosuch://there/x: "):
         RemoteRegistry(f"nosuch://{secret}")
     assert local_directory(f"s3://{secret}", tmp_path) == local_directory("s3://there/x", tmp_path), (
-        "nor is a new one a new mirror"
+        "a new secret makes no new copy"
     )
 
 
-def test_each_store_has_a_mirror_of_its_own_and_a_directory_is_itself(tmp_path: Path) -> None:
+def test_each_store_has_its_own_local_directory(tmp_path: Path) -> None:
     one, other = (local_directory(f"s3://{bucket}/lvm", tmp_path) for bucket in ("one", "other"))
     assert one.parent == other.parent == tmp_path
     assert one != other
@@ -381,19 +379,17 @@ def test_each_store_has_a_mirror_of_its_own_and_a_directory_is_itself(tmp_path: 
     "make",
     [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.name), lambda path: path.write_bytes(b"[" * (1 << 21))],
 )
-def test_what_a_store_on_a_disk_has_in_place_of_an_alias_is_refused_alone(
-    site: Site, make: Callable[[Path], object]
-) -> None:
+def test_rejects_special_files_in_place_of_an_alias(site: Site, make: Callable[[Path], object]) -> None:
     make(site.objects / "aliases/candidate.json")
-    said = site.mirror.poll()
-    site.mirror.apply("primary", said["primary"])
+    content = site.registry_sync.poll()
+    site.registry_sync.apply("primary", content["primary"])
     assert site.theirs.aliases().keys() == {"primary"}
     with pytest.raises(BadAliasRecord):
-        site.mirror.apply("candidate", said["candidate"])
+        site.registry_sync.apply("candidate", content["candidate"])
 
 
 @pytest.mark.parametrize("name", [".mirror", "aliases/primary.json"])
-def test_a_mirror_waits_for_no_pipe(site: Site, name: str) -> None:
+def test_never_blocks_on_a_pipe(site: Site, name: str) -> None:
     site.sync()
     path = site.theirs.root / name
     path.unlink()

@@ -1,4 +1,4 @@
-"""A corpus comes back as it was written, and files that contradict each other or hold no numbers are refused."""
+"""A corpus survives a round trip, and invalid or contradictory files are rejected."""
 
 import gzip
 import io
@@ -47,7 +47,7 @@ def files(corpus_dir: Path) -> dict[str, bytes]:
     return {name: (corpus_dir / name).read_bytes() for name in CORPUS_FILES}
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_reads_what_was_written(tmp_path: Path) -> None:
     vectors = normalise(np.random.default_rng(0).standard_normal((5, 8)))
     articles: list[dict[str, Any]] = [
         {"article_id": 7, "title": "Ä", "chunks": ["one", "two 🙂"]},
@@ -72,7 +72,7 @@ def test_equal_corpora_are_equal_bytes(tmp_path: Path, corpus: Corpus, files: di
     assert again[ARTICLES_FILE] == files[ARTICLES_FILE]
 
 
-def test_a_chunk_without_text_or_article_has_none(make_corpus: Callable[..., Corpus]) -> None:
+def test_a_chunk_may_lack_text_and_article(make_corpus: Callable[..., Corpus]) -> None:
     bare = make_corpus(np.eye(2))
     assert bare.chunk(1) == Chunk(0, "", 1, None)
     titled = Corpus(bare.vectors, bare.article, bare.position, {0: {"title": "T", "chunks": ["only one"]}})
@@ -110,7 +110,7 @@ def test_a_missing_file_is_named(tmp_path: Path, files: dict[str, bytes], name: 
         (INDEX_FILE, npy(np.zeros((240,), np.int32))),
     ],
 )
-def test_files_that_contradict_each_other_are_refused(files: dict[str, bytes], name: str, data: bytes) -> None:
+def test_rejects_contradictory_files(files: dict[str, bytes], name: str, data: bytes) -> None:
     with pytest.raises(BadCorpus, match="do not match"):
         parse_corpus({**files, name: data})
 
@@ -130,7 +130,7 @@ class Bomb:
         return (Path.touch, (Path("bomb-went-off"),))
 
 
-def test_a_pickle_in_an_array_is_refused_and_not_run(
+def test_rejects_a_pickle_without_running_it(
     files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -144,14 +144,14 @@ def test_a_pickle_in_an_array_is_refused_and_not_run(
     "text",
     ["{", "[]", "7", "null", '{"title": "no id"}', '{"article_id": null}', '{"article_id": "x"}', '{"article_id": []}'],
 )
-def test_articles_that_are_none_are_refused(files: dict[str, bytes], text: str) -> None:
+def test_rejects_invalid_articles(files: dict[str, bytes], text: str) -> None:
     with pytest.raises(BadCorpus, match="unreadable corpus"):
         parse_corpus({**files, ARTICLES_FILE: gzip.compress(text.encode())})
 
 
 @pytest.mark.parametrize("name", CORPUS_FILES)
 @pytest.mark.parametrize("data", [b"\n", b"garbage" * 20, b"\x93NUMPY\x01\x00", b"\x1f\x8b\x08\x00"])
-def test_garbage_is_refused(files: dict[str, bytes], name: str, data: bytes) -> None:
+def test_rejects_garbage(files: dict[str, bytes], name: str, data: bytes) -> None:
     with pytest.raises(BadCorpus):
         parse_corpus({**files, name: data})
 
@@ -163,9 +163,7 @@ def test_garbage_is_refused(files: dict[str, bytes], name: str, data: bytes) -> 
     bit=st.integers(0, 7),
     cut=st.booleans(),
 )
-def test_damage_raises_nothing_but_bad_corpus(
-    files: dict[str, bytes], name: str, share: float, bit: int, cut: bool
-) -> None:
+def test_damage_raises_only_bad_corpus(files: dict[str, bytes], name: str, share: float, bit: int, cut: bool) -> None:
     data = bytearray(files[name])
     place = int(share * len(data))
     data[place] ^= 1 << bit
@@ -175,8 +173,8 @@ def test_damage_raises_nothing_but_bad_corpus(
         return
 
 
-def test_a_damaged_header_is_refused(files: dict[str, bytes]) -> None:
-    """On which numpy raises what its tokenizer does, and asks for the memory that a header claims."""
+def test_rejects_a_damaged_header(files: dict[str, bytes]) -> None:
+    """For such headers numpy raises errors of its tokenizer, or allocates the memory that they claim."""
     for old, new in ((b"}", b" "), (b"(240, 16)", b"(240, 9**9)"), (b"(240, 16)", b"(99999999999999, 16)")):
         with pytest.raises(BadCorpus, match="unreadable corpus"):
             parse_corpus({**files, VECTORS_FILE: files[VECTORS_FILE].replace(old, new, 1)})
@@ -193,7 +191,7 @@ def test_articles_are_read_line_by_line() -> None:
 
 @pytest.fixture
 def paths(corpus_dir: Path, tmp_path: Path) -> dict[str, Path]:
-    """Every file of the tiny corpus and of its text."""
+    """The files of the tiny corpus, with its text."""
     write_passages(corpus_dir, tmp_path)
     return {name: corpus_dir / name for name in CORPUS_FILES} | {
         name: tmp_path / name for name in (PASSAGES_FILE, SPANS_FILE)
@@ -234,7 +232,7 @@ def test_text_is_found_whatever_the_order_of_articles(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data", [None, b"", b"garbage" * 20, gzip.compress(b"[]", mtime=0), gzip.compress(b"{}", mtime=0)]
 )
-def test_text_that_cannot_be_read_is_refused(corpus_dir: Path, tmp_path: Path, name: str, data: bytes | None) -> None:
+def test_rejects_unreadable_text(corpus_dir: Path, tmp_path: Path, name: str, data: bytes | None) -> None:
     for file in CORPUS_FILES:
         (tmp_path / file).write_bytes((corpus_dir / file).read_bytes())
     (tmp_path / name).write_bytes(data) if data is not None else (tmp_path / name).unlink()
@@ -242,7 +240,7 @@ def test_text_that_cannot_be_read_is_refused(corpus_dir: Path, tmp_path: Path, n
         write_passages(tmp_path, tmp_path)
 
 
-def test_a_row_of_an_article_that_is_not_there_is_refused(corpus_dir: Path, tmp_path: Path) -> None:
+def test_rejects_a_row_of_an_unknown_article(corpus_dir: Path, tmp_path: Path) -> None:
     for file in CORPUS_FILES:
         (tmp_path / file).write_bytes((corpus_dir / file).read_bytes())
     np.save(tmp_path / INDEX_FILE, np.full((240, 2), 999, np.int32))
@@ -267,7 +265,7 @@ def test_a_row_of_an_article_that_is_not_there_is_refused(corpus_dir: Path, tmp_
         (PASSAGES_FILE, None, "No such file"),
     ],
 )
-def test_files_on_disk_that_contradict_each_other_are_refused(
+def test_rejects_contradictory_files_on_disk(
     paths: dict[str, Path], tmp_path: Path, name: str, data: bytes | None, said: str
 ) -> None:
     broken = tmp_path / "broken"
@@ -284,7 +282,7 @@ def test_rows_are_counted_without_reading_the_corpus(corpus_dir: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", CORPUS_FILES)
-def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+def test_rejects_a_pipe_without_blocking(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     for ask in (read_corpus, count_chunks):
         with pytest.raises(BadCorpus, match="expected a regular file"):

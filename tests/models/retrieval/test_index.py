@@ -35,38 +35,38 @@ def test_the_top_k_is_numpys(count: int, k: int, queries: int, seed: int) -> Non
 
 @pytest.mark.parametrize("queries", [1, 30])
 @pytest.mark.parametrize("k", [1, 7, 120])
-def test_equal_scores_come_by_row(queries: int, k: int) -> None:
+def test_orders_equal_scores_by_row(queries: int, k: int) -> None:
     vectors = np.tile(unit(1), (150, 1))
     _, rows = FlatIndex(vectors).search(np.tile(unit(1), (queries, 1)), k)
     assert (rows == np.arange(k)).all()
 
 
-def test_equal_scores_come_by_row_among_others() -> None:
+def test_orders_equal_scores_by_row_among_others() -> None:
     vectors = unit(60)
     vectors[[5, 31, 47]] = vectors[20]
     _, rows = FlatIndex(vectors).search(vectors[20:21], 6)
     assert rows[0, :4].tolist() == [5, 20, 31, 47]
 
 
-def test_the_whole_index_is_found() -> None:
+def test_k_may_be_the_whole_index() -> None:
     _, rows = FlatIndex(unit(9)).search(unit(2, seed=5), 9)
     assert [sorted(found) for found in rows.tolist()] == [list(range(9))] * 2
 
 
-def test_it_counts_and_says_that_it_is_exact() -> None:
+def test_has_a_length_and_is_exact() -> None:
     index = FlatIndex(unit(9))
     assert len(index) == 9
     assert index.is_exact
 
 
-def test_queries_in_any_memory_order_are_understood() -> None:
+def test_accepts_queries_in_any_memory_order() -> None:
     index, queries = FlatIndex(unit(40)), unit(6)
     assert (index.search(np.asfortranarray(queries), 5)[1] == index.search(queries, 5)[1]).all()
     assert (index.search(unit(12)[::2], 5)[1] == index.search(unit(12)[::2].copy(), 5)[1]).all()
 
 
 def clustered(count: int, dim: int, seed: int) -> Floats:
-    """Rows around few centres, along few axes, some repeated and one zero: what bounds are tight and loose on."""
+    """Rows around few centres, along few axes, some repeated and one zero: both tight and loose bounds."""
     random = np.random.default_rng(seed)
     centres = random.standard_normal((5, dim)) * np.geomspace(1, 0.01, dim)
     rows = normalise(centres[random.integers(0, 5, count)] + 0.1 * random.standard_normal((count, dim)))
@@ -76,7 +76,7 @@ def clustered(count: int, dim: int, seed: int) -> Floats:
 
 
 @given(st.integers(3, 3000), st.integers(1, 40), st.integers(1, 100), st.integers(0, 99), st.floats(1e-3, 1e3))
-def test_no_row_is_passed_over(count: int, k: int, dim: int, seed: int, length: float) -> None:
+def test_misses_no_row(count: int, k: int, dim: int, seed: int, length: float) -> None:
     k = min(k, count)
     vectors = clustered(count, dim, seed)
     asked = np.vstack([vectors[:2], unit(1, dim, seed)]) * np.float32(length)
@@ -120,7 +120,7 @@ def ivf(vectors: Floats, nprobe: int, pool: int = 1, count: int = 8) -> IvfIndex
 
 
 @given(st.integers(20, 300), st.integers(1, 40), st.integers(0, 99))
-def test_looking_everywhere_finds_what_the_flat_index_finds(count: int, k: int, seed: int) -> None:
+def test_a_full_scan_equals_the_flat_index(count: int, k: int, seed: int) -> None:
     k = min(k, count)
     vectors, asked = clustered(count, 24, seed), unit(5, 24, seed + 1)
     scores, rows = ivf(vectors, nprobe=8, pool=count).search(asked, k)
@@ -142,7 +142,7 @@ def test_more_lists_are_scanned_until_k_are_found() -> None:
     assert [sorted(found) for found in rows.tolist()] == [list(range(300))] * 3
 
 
-def test_many_queries_at_once_are_as_many_single_ones() -> None:
+def test_a_batch_equals_single_queries() -> None:
     index, asked = ivf(unit(400, 32), nprobe=3, pool=4), unit(20, 32, seed=3)
     scores, rows = index.search(asked, 12)
     single = [index.search(query[None], 12) for query in asked]
@@ -150,20 +150,20 @@ def test_many_queries_at_once_are_as_many_single_ones() -> None:
     assert np.array_equal(scores, np.vstack([found for found, _ in single]))
 
 
-def test_equal_vectors_come_by_row() -> None:
+def test_orders_equal_vectors_by_row() -> None:
     vectors = unit(200, 32)
     vectors[[5, 131, 77]] = vectors[20]
     _, rows = ivf(vectors, nprobe=8, pool=9).search(vectors[20:21], 6)
     assert rows[0, :4].tolist() == [5, 20, 77, 131]
 
 
-def test_it_counts_and_says_that_it_is_not_exact() -> None:
+def test_has_a_length_and_is_not_exact() -> None:
     index = ivf(unit(90, 32), nprobe=1)
     assert len(index) == 90
     assert not index.is_exact
 
 
-def test_lists_come_back_from_their_bytes() -> None:
+def test_lists_survive_a_round_trip() -> None:
     lists = lists_of(unit(90, 32), 8)
     again = InvertedLists.from_bytes(lists.to_bytes())
     assert all(np.array_equal(part, asdict(lists)[name]) for name, part in asdict(again).items())
@@ -190,19 +190,19 @@ def twice(rows: Rows) -> Rows:
         ("centroids", lambda centroids: centroids * np.float32(np.nan), "contradict each other"),
     ],
 )
-def test_lists_that_contradict_themselves_are_refused(part: str, change: Any, said: str) -> None:
+def test_rejects_contradictory_lists(part: str, change: Any, said: str) -> None:
     parts = asdict(lists_of(unit(90, 32), 8))
     with pytest.raises(BadIndex, match=said):
         InvertedLists.from_bytes(save({**parts, part: change(parts[part])}))
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 9, save({"rows": np.zeros(3, np.int32)})])
-def test_a_file_that_holds_no_lists_is_refused(data: bytes) -> None:
+def test_rejects_a_file_without_lists(data: bytes) -> None:
     with pytest.raises(BadIndex, match="unreadable index"):
         InvertedLists.from_bytes(data)
 
 
-def test_lists_of_other_vectors_are_refused() -> None:
+def test_rejects_lists_of_other_vectors() -> None:
     lists, other = lists_of(unit(90, 32), 8), unit(90, 32, seed=1)
     with pytest.raises(BadIndex, match="from other vectors"):
         IvfIndex(lists, other.__getitem__, 1, 1)
@@ -211,7 +211,7 @@ def test_lists_of_other_vectors_are_refused() -> None:
 
 
 @pytest.mark.parametrize("effort", [(0, 1), (1, 0), (-1, 1), ("8", 1), (None, 1), (1.5, 1)])
-def test_an_effort_that_is_no_count_is_refused(effort: tuple[Any, Any]) -> None:
+def test_rejects_invalid_nprobe_and_pool(effort: tuple[Any, Any]) -> None:
     vectors = unit(90, 32)
     with pytest.raises(BadIndex, match="must be positive integers"):
         IvfIndex(lists_of(vectors, 8), vectors.__getitem__, *effort)

@@ -1,4 +1,4 @@
-"""An index in a store answers as the one here does: the wire is tests/e2e/test_milvus.py's."""
+"""The Milvus index answers like the local one. tests/e2e/test_milvus.py tests the network."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def through(build: FakeBuild, known: Retriever) -> Retriever:
     return known.with_indexes({name: MilvusIndex(build, name, index) for name, index in known.indexes.items()})
 
 
-def test_scores_and_order_are_those_of_the_exact_index_to_the_bit() -> None:
-    """Whatever arithmetic the store has, and whatever length the queries."""
+def test_scores_and_order_equal_the_exact_index() -> None:
+    """For any arithmetic of the store, and any length of the queries."""
     queries = np.random.default_rng(0).standard_normal((16, D)).astype(np.float32) * 3
     for ours, theirs in zip(
         MilvusIndex(FakeBuild(), "encoded", LOCAL).search(queries, 7), LOCAL.search(queries, 7), strict=True
@@ -26,14 +26,14 @@ def test_scores_and_order_are_those_of_the_exact_index_to_the_bit() -> None:
         assert np.array_equal(ours, theirs)
 
 
-def test_equal_scores_come_by_row_though_the_store_orders_them_otherwise() -> None:
-    """Also at the end of the list, where a store would choose which of them to give."""
+def test_orders_equal_scores_by_row() -> None:
+    """Also at the end of the list, where a store would choose among them."""
     nothing = np.zeros((1, D), np.float32)
     assert MilvusIndex(FakeBuild(), "encoded", LOCAL).search(nothing, 4)[1].tolist() == [[0, 1, 2, 3]]
 
 
-def test_what_is_excluded_is_left_out_by_the_store_itself() -> None:
-    """Rows that there are not are not named to it, and the index is shorter by those that there are."""
+def test_milvus_filters_excluded_rows() -> None:
+    """Unknown rows are not sent, and the index is shorter by the known ones."""
     build = FakeBuild()
     index = MilvusIndex(build, "encoded", LOCAL).without([3, 1, 3, -1, 999])
     assert len(index) == len(LOCAL) - 2
@@ -41,16 +41,16 @@ def test_what_is_excluded_is_left_out_by_the_store_itself() -> None:
     assert build.asked == [[1, 3]]
 
 
-def test_a_query_that_is_not_finite_never_reaches_the_store() -> None:
-    """It is refused before anything is sent."""
+def test_rejects_non_finite_queries_before_sending() -> None:
+    """It is rejected before anything is sent."""
     build = FakeBuild()
     with pytest.raises(ValueError, match="finite"):
         MilvusIndex(build, "encoded", LOCAL).search(np.full((1, D), np.nan, np.float32), 3)
     assert build.asked == []
 
 
-def test_a_mixed_batch_finds_what_it_finds_here() -> None:
-    """Queries and contexts, with and without exclusions; those that exclude the same are asked together."""
+def test_a_mixed_batch_equals_the_local_index() -> None:
+    """Queries and contexts, with and without exclusions; searches with equal exclusions run together."""
     known, build, context = bundle(), FakeBuild(), contexts(1)[0]
     own = corpus().vectors[2 : 2 + T]
     searches = [
@@ -67,6 +67,6 @@ def test_a_mixed_batch_finds_what_it_finds_here() -> None:
     assert sorted(build.asked) == [[], [], [0], [4, 7]]
 
 
-def test_names_are_what_milvus_takes() -> None:
+def test_names_are_valid_in_milvus() -> None:
     """A collection is named by the digest, an alias by the corpus."""
     assert (collection_of("ef8f512233ff" + "0" * 52), alias_of("wiki-val.2")) == ("lvm_ef8f512233ff", "lvm_wiki_val_2")

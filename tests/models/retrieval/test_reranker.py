@@ -1,4 +1,4 @@
-"""The reranker sees vectors and nothing else, and a file that is not one is refused."""
+"""The reranker reads only vectors, and invalid files are rejected."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def neighbours(count: int, *largest: float) -> Floats:
     return rows
 
 
-def test_there_are_as_many_figures_as_said(contexts: Callable[..., Floats]) -> None:
+def test_has_the_announced_number_of_features(contexts: Callable[..., Floats]) -> None:
     for length in (1, 5, 9):
         context, candidates = contexts(1, length=length)[0], contexts(1, length=7)[0]
         figures = candidate_features(context, np.linspace(1, 0, 7, dtype=np.float32), candidates, neighbours(7))
@@ -32,16 +32,16 @@ def test_there_are_as_many_figures_as_said(contexts: Callable[..., Floats]) -> N
         assert np.isfinite(figures).all()
 
 
-def test_a_passage_knows_how_many_are_closer_to_it_than_the_context_is() -> None:
-    """The third of four neighbours is the context itself: two are closer, and it does not count itself."""
+def test_counts_neighbours_closer_than_the_context() -> None:
+    """The third of four neighbours is the context itself: two are closer; the context does not count."""
     context, candidate = np.eye(4, dtype=np.float32)[:1], np.array([[0.6, 0.8, 0, 0]], np.float32)
     figures = candidate_features(context, np.ones(1, np.float32), candidate, neighbours(1, 0.9, 0.7, 0.6, 0.5))
     assert figures[0, 0] == pytest.approx(0.6)
     assert figures[0, 1] == pytest.approx(np.log1p(2))
 
 
-def test_turning_the_space_turns_nothing_in_the_figures(contexts: Callable[..., Floats]) -> None:
-    """They are cosines, so they mean in other domains what they mean here."""
+def test_features_are_invariant_to_rotation(contexts: Callable[..., Floats]) -> None:
+    """Features are cosines, so they mean the same in other domains."""
     context, candidates = contexts(1)[0], contexts(1, length=7)[0]
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((16, 16)))[0].astype(np.float32)
     scores, known = np.linspace(1, 0, 7, dtype=np.float32), neighbours(7, 0.5)
@@ -51,14 +51,14 @@ def test_turning_the_space_turns_nothing_in_the_figures(contexts: Callable[..., 
     assert np.allclose(before, after, atol=1e-5)
 
 
-def test_it_is_read_as_it_was_written(reranker: Reranker) -> None:
+def test_a_reranker_survives_a_round_trip(reranker: Reranker) -> None:
     figures = np.random.default_rng(1).standard_normal((6, feature_count(5))).astype(np.float32)
     again = Reranker.from_bytes(reranker.to_bytes(), 5)
     assert np.array_equal(again.score(figures), reranker.score(figures))
     assert again.score(figures).shape == (6,)
 
 
-def test_what_is_no_reranker_is_refused(reranker: Reranker) -> None:
+def test_rejects_invalid_rerankers(reranker: Reranker) -> None:
     with pytest.raises(BadReranker, match="unreadable"):
         Reranker.from_bytes(b"no", 5)
     with pytest.raises(BadReranker, match="unreadable"):

@@ -1,4 +1,4 @@
-"""A search returns the k best passages that the caller does not have, and fewer only where the corpus ends."""
+"""A search returns the k best passages outside the context, fewer only if the corpus is smaller."""
 
 import io
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def best(corpus: Corpus, query: Any, without: Any = ()) -> list[int]:
     return [row for row in order if row not in set(without)]
 
 
-def test_it_says_what_it_serves(retriever: Retriever, corpus_version: Version, corpus: Corpus) -> None:
+def test_describes_its_version(retriever: Retriever, corpus_version: Version, corpus: Corpus) -> None:
     assert (retriever.name, retriever.version) == ("passages", corpus_version.version)
     assert (retriever.dim, retriever.runtime, retriever.is_exact) == (16, "FlatIndex", True)
     assert len(retriever.sha256) == 64
@@ -65,7 +65,7 @@ def test_it_says_what_it_serves(retriever: Retriever, corpus_version: Version, c
     retriever.warm_up()
 
 
-def test_hits_carry_row_score_and_passage(retriever: Retriever, corpus: Corpus) -> None:
+def test_hits_have_row_score_and_passage(retriever: Retriever, corpus: Corpus) -> None:
     query = corpus.vectors[45]
     hits = retriever.search_batch([Search(query, 5)])[0]
     assert [hit.row for hit in hits] == best(corpus, query)[:5]
@@ -75,14 +75,14 @@ def test_hits_carry_row_score_and_passage(retriever: Retriever, corpus: Corpus) 
     assert hits[0].chunk == Chunk(102, "Article 2", 5, "chunk 5 of 2")
 
 
-def test_excluded_rows_do_not_come_back_and_others_take_their_place(retriever: Retriever, corpus: Corpus) -> None:
+def test_excludes_rows_and_still_returns_k(retriever: Retriever, corpus: Corpus) -> None:
     query = corpus.vectors[45]
     order = best(corpus, query)
     assert rows_of(retriever, Search(query, 4, exclude=order[:7])) == order[7:11]
     assert rows_of(retriever, Search(query, 4, exclude={order[1], -5, 10**9})) == [order[0], *order[2:5]]
 
 
-def test_the_callers_own_context_does_not_come_back(retriever: Retriever, corpus: Corpus) -> None:
+def test_excludes_the_context(retriever: Retriever, corpus: Corpus) -> None:
     own = [60, 61, 62, 63, 64]
     context = corpus.vectors[own]
     query = normalise(context.mean(axis=0))
@@ -91,20 +91,20 @@ def test_the_callers_own_context_does_not_come_back(retriever: Retriever, corpus
     assert rows_of(retriever, Search(query, 10, exclude_vectors=7 * context)) == best(corpus, query, own)[:10]
 
 
-def test_rounding_does_not_hide_the_callers_own_context(retriever: Retriever, corpus: Corpus) -> None:
+def test_excludes_a_rounded_context(retriever: Retriever, corpus: Corpus) -> None:
     rounded = np.round(corpus.vectors[60:65], 3)
     query = corpus.vectors[62]
     assert rows_of(retriever, Search(query, 5, exclude_vectors=rounded)) == best(corpus, query, range(60, 65))[:5]
 
 
-def test_both_exclusions_add_up(retriever: Retriever, corpus: Corpus) -> None:
+def test_combines_both_exclusions(retriever: Retriever, corpus: Corpus) -> None:
     query = corpus.vectors[62]
     own, others = range(60, 65), best(corpus, query, range(60, 65))
     search = Search(query, 3, exclude=others[:6], exclude_vectors=corpus.vectors[60:65])
     assert rows_of(retriever, search) == best(corpus, query, [*own, *others[:6]])[:3]
 
 
-def test_fewer_than_k_come_only_where_the_corpus_ends(retriever: Retriever, corpus: Corpus) -> None:
+def test_returns_fewer_than_k_only_if_the_corpus_is_smaller(retriever: Retriever, corpus: Corpus) -> None:
     query = corpus.vectors[0]
     assert rows_of(retriever, Search(query, 1000)) == best(corpus, query)
     assert rows_of(retriever, Search(query, 10, exclude=range(235))) == best(corpus, query, range(235))
@@ -112,8 +112,8 @@ def test_fewer_than_k_come_only_where_the_corpus_ends(retriever: Retriever, corp
     assert rows_of(retriever, Search(query, 10, exclude=range(240))) == []
 
 
-def test_a_passage_that_the_corpus_repeats_is_left_out_every_time(retriever_of: Callable[[Any], Retriever]) -> None:
-    """Boilerplate recurs: leaving out fifty copies must not leave the caller with nothing."""
+def test_excludes_every_copy_of_a_passage(retriever_of: Callable[[Any], Retriever]) -> None:
+    """Boilerplate recurs: after the exclusion of fifty copies there must still be results."""
     vectors = np.random.default_rng(0).standard_normal((120, 16))
     vectors[20:70] = vectors[0]
     retriever = retriever_of(vectors)
@@ -123,7 +123,7 @@ def test_a_passage_that_the_corpus_repeats_is_left_out_every_time(retriever_of: 
     assert rows_of(retriever, Search(query, 1000, exclude_vectors=query[None])) == expected
 
 
-def test_equal_scores_come_by_row(retriever_of: Callable[[Any], Retriever]) -> None:
+def test_orders_equal_scores_by_row(retriever_of: Callable[[Any], Retriever]) -> None:
     retriever = retriever_of(np.tile(np.eye(4)[:1], (30, 1)))
     assert rows_of(retriever, Search(retriever.corpus.vectors[0], 5, exclude=[0, 2])) == [1, 3, 4, 5, 6]
 
@@ -139,7 +139,7 @@ searches = st.builds(
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(searches, min_size=1, max_size=40))
-def test_many_searches_in_one_batch_are_as_many_single_ones(
+def test_a_batch_equals_single_searches(
     retriever: Retriever, corpus: Corpus, asked: list[tuple[int, int, list[int], int | None]]
 ) -> None:
     batch = [
@@ -153,13 +153,13 @@ def test_many_searches_in_one_batch_are_as_many_single_ones(
         assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in alone], abs=1e-6)
 
 
-def test_a_net_is_no_corpus(gru_version: Version) -> None:
+def test_rejects_a_net_as_a_corpus(gru_version: Version) -> None:
     with pytest.raises(BadCheckpoint, match=VECTORS_FILE):
         load_retriever(gru_version.path)
 
 
 @pytest.mark.parametrize("name", [*CORPUS_FILES, CARD_FILE])
-def test_an_altered_file_is_refused_by_name(
+def test_rejects_an_altered_file_by_name(
     corpus_version: Version, copy_of: Callable[[Version], Path], name: str
 ) -> None:
     path = copy_of(corpus_version) / name
@@ -185,30 +185,30 @@ def _npy(array: Any) -> bytes:
         (ARTICLES_FILE, b"\x1f\x8b\x08\x00garbage", "unreadable corpus"),
     ],
 )
-def test_sealed_contradictions_are_refused(
+def test_rejects_contradictions_with_valid_checksums(
     corpus_version: Version,
     copy_of: Callable[[Version], Path],
-    reseal: Callable[[Path], None],
+    rewrite_checksums: Callable[[Path], None],
     name: str,
     data: bytes,
     said: str,
 ) -> None:
     directory = copy_of(corpus_version)
     (directory / name).write_bytes(data)
-    reseal(directory)
+    rewrite_checksums(directory)
     with pytest.raises(BadCheckpoint, match=said):
         load_retriever(directory)
 
 
-def test_a_corpus_with_the_card_of_a_net_is_refused(
+def test_rejects_a_corpus_with_the_card_of_a_net(
     corpus_version: Version,
     copy_of: Callable[[Version], Path],
-    reseal: Callable[[Path], None],
+    rewrite_checksums: Callable[[Path], None],
     card: Callable[..., Card],
 ) -> None:
     directory = copy_of(corpus_version)
     (directory / CARD_FILE).write_text(card(kind="net").to_markdown())
-    reseal(directory)
+    rewrite_checksums(directory)
     with pytest.raises(BadCheckpoint, match="its card is of kind net"):
         load_retriever(directory)
 
@@ -227,7 +227,7 @@ def larger(larger_dir: Path) -> Corpus:
 
 
 def found(retriever: Retriever, larger: Corpus, excluding: int = 0) -> float:
-    """Return the share of the ten best that come back, own chunks and the `excluding` best left out."""
+    """Return the recall of the ten best, without own chunks and the `excluding` best."""
     hits = 0
     for start in range(0, 1180, 20):
         context = larger.vectors[start : start + 5]
@@ -238,18 +238,18 @@ def found(retriever: Retriever, larger: Corpus, excluding: int = 0) -> float:
     return hits / 590
 
 
-def test_an_index_of_its_own_is_served_and_says_so(indexed: Retriever, indexed_version: Version) -> None:
+def test_serves_the_index_of_the_version(indexed: Retriever, indexed_version: Version) -> None:
     indexed.warm_up()
     assert (indexed.runtime, indexed.is_exact, indexed.dim) == ("IvfIndex", False, 16)
     assert (indexed.name, indexed.version) == ("larger", indexed_version.version)
 
 
 @pytest.mark.parametrize(("excluding", "least"), [(0, 0.99), (5, 0.99), (100, 0.97), (600, 0.99)])
-def test_recall_holds_whatever_is_excluded(indexed: Retriever, larger: Corpus, excluding: int, least: float) -> None:
+def test_recall_holds_with_exclusions(indexed: Retriever, larger: Corpus, excluding: int, least: float) -> None:
     assert found(indexed, larger, excluding) >= least
 
 
-def test_hits_of_an_index_carry_row_score_and_passage(indexed: Retriever, larger: Corpus) -> None:
+def test_hits_of_an_index_have_row_score_and_passage(indexed: Retriever, larger: Corpus) -> None:
     query = larger.vectors[45]
     hits = indexed.search_batch([Search(query, 5)])[0]
     assert hits[0].row == 45
@@ -257,7 +257,7 @@ def test_hits_of_an_index_carry_row_score_and_passage(indexed: Retriever, larger
     assert [hit.chunk for hit in hits] == [larger.chunk(hit.row) for hit in hits]
 
 
-def test_an_index_too_gives_fewer_than_k_only_where_the_corpus_ends(indexed: Retriever, larger: Corpus) -> None:
+def test_an_index_returns_fewer_than_k_only_if_the_corpus_is_smaller(indexed: Retriever, larger: Corpus) -> None:
     query = larger.vectors[0]
     assert rows_of(indexed, Search(query, 5000)) == best(larger, query)
     assert rows_of(indexed, Search(query, 10, exclude=range(1195))) == best(larger, query, range(1195))
@@ -270,7 +270,7 @@ def test_threads_change_no_answer(indexed: Retriever, indexed_version: Version, 
 
 
 @pytest.mark.parametrize("name", [*CORPUS_FILES, CARD_FILE, IVF_FILE, PASSAGES_FILE, SPANS_FILE])
-def test_an_altered_file_of_an_indexed_version_is_refused_by_name(
+def test_rejects_an_altered_file_of_an_indexed_version(
     indexed_version: Version, copy_of: Callable[[Version], Path], name: str
 ) -> None:
     path = copy_of(indexed_version) / name
@@ -281,45 +281,50 @@ def test_an_altered_file_of_an_indexed_version_is_refused_by_name(
         load_retriever(path.parent)
 
 
-def test_the_index_of_another_corpus_is_refused(
+def test_rejects_the_index_of_another_corpus(
     indexed_version: Version,
     copy_of: Callable[[Version], Path],
-    reseal: Callable[[Path], None],
+    rewrite_checksums: Callable[[Path], None],
 ) -> None:
     directory = copy_of(indexed_version)
     vectors = np.load(directory / VECTORS_FILE)
     (directory / VECTORS_FILE).write_bytes(_npy(vectors[::-1].copy()))
-    reseal(directory)
+    rewrite_checksums(directory)
     with pytest.raises(BadCheckpoint, match="from other vectors"):
         load_retriever(directory)
 
 
-def test_the_index_of_a_smaller_corpus_is_refused(
-    indexed_version: Version, larger_dir: Path, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None]
+def test_rejects_the_index_of_a_smaller_corpus(
+    indexed_version: Version,
+    larger_dir: Path,
+    copy_of: Callable[[Version], Path],
+    rewrite_checksums: Callable[[Path], None],
 ) -> None:
     directory = copy_of(indexed_version)
     for name in (VECTORS_FILE, INDEX_FILE, SPANS_FILE):
         (directory / name).write_bytes(_npy(np.load(directory / name)[:-1]))
-    reseal(directory)
+    rewrite_checksums(directory)
     with pytest.raises(BadCheckpoint, match=r"index has rows and D \(1200"):
         load_retriever(directory)
 
 
 @pytest.mark.parametrize(("old", "new"), [("nprobe:", "probes:"), ("pool: ", "pool: x"), ("pool: ", "pool: -")])
-def test_a_card_that_does_not_say_how_to_search_is_refused(
-    indexed_version: Version, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None], old: str, new: str
+def test_rejects_a_card_without_search_parameters(
+    indexed_version: Version,
+    copy_of: Callable[[Version], Path],
+    rewrite_checksums: Callable[[Path], None],
+    old: str,
+    new: str,
 ) -> None:
     directory = copy_of(indexed_version)
     text = (directory / CARD_FILE).read_text()
     (directory / CARD_FILE).write_text(text.replace(old, new, 1))
-    reseal(directory)
+    rewrite_checksums(directory)
     with pytest.raises(BadCheckpoint, match=r"nprobe|must be positive integers"):
         load_retriever(directory)
 
 
-def test_a_stray_index_that_is_not_sealed_is_left_alone(
-    corpus_version: Version, copy_of: Callable[[Version], Path]
-) -> None:
+def test_ignores_an_index_outside_the_manifest(corpus_version: Version, copy_of: Callable[[Version], Path]) -> None:
     directory = copy_of(corpus_version)
     (directory / IVF_FILE).write_bytes(b"stray")
     assert load_retriever(directory).is_exact

@@ -1,4 +1,4 @@
-"""Graphs are captured once per power of two, every batch takes the smallest that holds it, and gets its own rows."""
+"""Graphs are captured once per power of two; a batch runs in the smallest that holds it and gets its own rows."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from models.vectors import Floats
 
 
 class Capture:
-    """Stands for the GPU: a step that answers from a fixed buffer of `size` rows, and remembers what was captured."""
+    """A fake GPU: a step that answers from a fixed buffer of `size` rows and records its captures."""
 
     def __init__(self) -> None:
         self.captured: list[int] = []
@@ -56,7 +56,7 @@ def test_more_rows_than_the_largest_graph_run_in_several(capture: Capture) -> No
 
 
 @pytest.mark.parametrize(("largest", "sizes"), [(1, [1]), (8, [1, 2, 4, 8]), (100, [1, 2, 4, 8, 16, 32, 64, 128])])
-def test_warming_up_captures_every_size_that_will_be_met(capture: Capture, largest: int, sizes: list[int]) -> None:
+def test_warm_up_captures_every_size(capture: Capture, largest: int, sizes: list[int]) -> None:
     runtime = GraphRuntime("fake", capture)
     Predictor("v", "0", None, runtime, rows(1)).warm_up(largest)  # type: ignore[arg-type]  # no card is read
     for count in range(1, largest + 1):

@@ -1,4 +1,4 @@
-"""Quick is what is quick when nothing interrupts it, and telling so takes a moment."""
+"""Work runs inline if its fastest run is short enough; the measurement takes a bounded time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from models.runtimes.inline import MAX_INLINE_S, MIN_RUNS, MIN_SECONDS, can_run_
 
 
 class Work:
-    """Runs that take seconds as told, the last ever after, on a clock of their own."""
+    """Work with the given durations, the last one repeated, on a fake clock."""
 
     def __init__(self, *seconds: float) -> None:
         self._seconds, self.now, self.runs = list(seconds), 0.0, 0
@@ -22,14 +22,14 @@ class Work:
 
 
 @pytest.mark.parametrize("interrupted", [0, 1, 9])
-def test_what_is_interrupted_in_most_runs_is_quick_for_all_that(interrupted: int) -> None:
+def test_one_fast_run_is_enough(interrupted: int) -> None:
     assert Work(*[0.01] * interrupted, MAX_INLINE_S / 2).runs_inline()
 
 
 @pytest.mark.parametrize(
     ("seconds", "runs"), [(2 * MAX_INLINE_S, MIN_SECONDS / MAX_INLINE_S / 2), (MIN_SECONDS, MIN_RUNS)]
 )
-def test_what_is_slow_is_slow_within_a_moment(seconds: float, runs: float) -> None:
+def test_slow_work_is_detected_within_the_limit(seconds: float, runs: float) -> None:
     work = Work(seconds)
     assert not work.runs_inline()
     assert work.runs == pytest.approx(runs, abs=1)

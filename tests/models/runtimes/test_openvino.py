@@ -1,4 +1,4 @@
-"""Reduced precision serves a net where it answers the golden vectors well enough, and refuses it with the figure."""
+"""A reduced precision serves a net if it matches the golden vectors; otherwise it is rejected with the cosine."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ openvino = pytest.importorskip("models.runtimes.openvino", exc_type=ImportError)
 
 @pytest.fixture(scope="module", params=["primary", "fallback"])
 def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
-    """A net that ships."""
+    """A shipped net."""
     return load_checkpoint(Registry(SHIPPED).resolve(request.param).path)
 
 
@@ -31,9 +31,7 @@ def runtime(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Runtime:
     return made
 
 
-def test_a_real_net_is_served_within_the_gate_or_refused_with_the_figure(
-    checkpoint: Checkpoint, runtime: Runtime
-) -> None:
+def test_a_net_passes_parity_or_is_rejected_with_the_cosine(checkpoint: Checkpoint, runtime: Runtime) -> None:
     precision = runtime.name.removeprefix("openvino-")
     apart = np.sum((runtime.run(checkpoint.golden_context) - checkpoint.golden_vector) ** 2, axis=1)
     worst = float(1 - apart.max() / 2)
@@ -67,7 +65,7 @@ def test_answers_of_one_batch_outlive_the_next(checkpoint: Checkpoint, runtime: 
     assert np.array_equal(first, kept)
 
 
-def test_what_is_too_coarse_is_refused_as_any_runtime_is(checkpoint: Checkpoint, runtime: Runtime) -> None:
+def test_rejects_a_precision_that_is_too_coarse(checkpoint: Checkpoint, runtime: Runtime) -> None:
     turned = checkpoint.golden_vector[:, ::-1].copy()
     with pytest.raises(UnfitRuntime, match="to the golden vectors"):
         check_parity(runtime, replace(checkpoint, golden_vector=turned))
@@ -81,6 +79,6 @@ def test_it_reads_the_verified_weights(checkpoint: Checkpoint, runtime: Runtime)
 
 
 @pytest.mark.parametrize("change", [lambda c: replace(c, graph=b"none"), lambda c: replace(c, weights={})])
-def test_what_cannot_be_read_is_refused(checkpoint: Checkpoint, change: Callable[[Checkpoint], Checkpoint]) -> None:
+def test_rejects_an_unreadable_graph(checkpoint: Checkpoint, change: Callable[[Checkpoint], Checkpoint]) -> None:
     with pytest.raises(BadCheckpoint, match="openvino rejects the graph"):
         openvino.OpenVinoRuntime(change(checkpoint), "bf16", 1)

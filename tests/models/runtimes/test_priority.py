@@ -1,4 +1,4 @@
-"""A net is loaded beside one that answers."""
+"""Threads that load versions have a lower priority."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def priority() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a priority is a process's there")
-def test_what_is_done_aside_gives_way_and_leaves_the_others_as_they_are() -> None:
+def test_lowers_the_priority_of_one_thread_only() -> None:
     before = priority()
     with ThreadPoolExecutor(1, initializer=lower_priority) as aside:
         assert aside.submit(priority).result() == max(NICE, before)
     assert priority() == before
 
 
-def test_no_thread_that_will_answer_callers_is_started_by_one_that_gives_way() -> None:
+def test_a_thread_of_low_priority_starts_no_helpers() -> None:
     known = load_checkpoint(Registry(SHIPPED).resolve("primary").path)
     contexts = known.golden_context[:1].repeat(2 * MIN_ROWS_PER_THREAD, axis=0)
 

@@ -1,4 +1,4 @@
-"""Every runtime answers as the float32 torch net does, or is refused with the figure."""
+"""Every runtime answers like the float32 torch net, or is rejected with the cosine."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -89,15 +89,13 @@ def test_bfloat16_passes_the_same_gate_with_unit_vectors(pair: tuple[nn.Module, 
 
 
 @pytest.mark.parametrize(("device", "precision"), [("cpu", "fp4"), ("cuda", "int8"), ("mps", "int8")])
-def test_a_precision_that_is_not_to_be_had_is_refused_by_name(
-    checkpoint: Checkpoint, device: str, precision: str
-) -> None:
+def test_rejects_an_unavailable_precision_by_name(checkpoint: Checkpoint, device: str, precision: str) -> None:
     with pytest.raises(NoSuchPrecision, match=precision):
         open_runtime(checkpoint, device, 1, precision)
 
 
 def test_the_graph_carries_no_weights(pair: tuple[nn.Module, Checkpoint]) -> None:
-    """It reads those that were verified; changing them changes the answer."""
+    """It reads the verified weights; changing them changes the answer."""
     net, checkpoint = pair
     name = next(
         name for name, _ in net.named_parameters() if name.endswith(("output_proj.bias", "6.bias", "head.3.bias"))
@@ -110,7 +108,7 @@ def test_the_graph_carries_no_weights(pair: tuple[nn.Module, Checkpoint]) -> Non
 
 
 def test_a_published_version_opens_as_plain_onnx(amn_version: Version) -> None:
-    """As the card's readers would: the graph beside its safetensors, with nothing of ours."""
+    """With the graph and its safetensors only, without our code."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(amn_version.path / "net.onnx", providers=["CPUExecutionProvider"])
@@ -123,7 +121,7 @@ def test_a_published_version_opens_as_plain_onnx(amn_version: Version) -> None:
 
 
 class Fake:
-    """A runtime that answers what it is told."""
+    """A runtime with given answers."""
 
     name = "fake"
 
@@ -140,7 +138,7 @@ def test_the_right_answer_passes(checkpoint: Checkpoint) -> None:
 
 
 def turned(vectors: Floats, row: int, cosine: float) -> Floats:
-    """Return `vectors` with one row turned until it has `cosine` to where it was."""
+    """Return `vectors` with one row rotated to the given cosine."""
     answer = vectors.copy()
     side = np.roll(answer[row], 1)
     side -= answer[row] * (side @ answer[row])
@@ -149,7 +147,7 @@ def turned(vectors: Floats, row: int, cosine: float) -> Floats:
 
 
 @pytest.mark.parametrize("row", [0, 7, 15])
-def test_one_answer_beside_the_golden_one_is_refused_with_the_figure(checkpoint: Checkpoint, row: int) -> None:
+def test_rejects_one_wrong_answer_with_the_cosine(checkpoint: Checkpoint, row: int) -> None:
     check_parity(Fake(turned(checkpoint.golden_vector, row, 0.99995)), checkpoint)
     with pytest.raises(
         UnfitRuntime, match=rf"fake: cosine 0\.9990\d\d to the golden vectors; expected >= {MIN_PARITY}"
@@ -158,7 +156,7 @@ def test_one_answer_beside_the_golden_one_is_refused_with_the_figure(checkpoint:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_an_answer_that_is_not_finite_is_refused(checkpoint: Checkpoint, value: float) -> None:
+def test_rejects_non_finite_answers(checkpoint: Checkpoint, value: float) -> None:
     for column in range(16):
         answer = checkpoint.golden_vector.copy()
         answer[5, column] = value
@@ -167,13 +165,13 @@ def test_an_answer_that_is_not_finite_is_refused(checkpoint: Checkpoint, value: 
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, -1.0])
-def test_an_answer_of_another_length_is_refused(checkpoint: Checkpoint, scale: float) -> None:
+def test_rejects_answers_of_another_length(checkpoint: Checkpoint, scale: float) -> None:
     with pytest.raises(UnfitRuntime, match="cosine"):
         check_parity(Fake(checkpoint.golden_vector * np.float32(scale)), checkpoint)
 
 
 @pytest.mark.parametrize("shape", [(16, 15), (15, 16), (16,), (16, 16, 1)])
-def test_an_answer_of_another_shape_is_refused(checkpoint: Checkpoint, shape: tuple[int, ...]) -> None:
+def test_rejects_answers_of_another_shape(checkpoint: Checkpoint, shape: tuple[int, ...]) -> None:
     with pytest.raises(UnfitRuntime, match="answers have shape"):
         check_parity(Fake(np.zeros(shape, np.float32)), checkpoint)
 
@@ -181,16 +179,16 @@ def test_an_answer_of_another_shape_is_refused(checkpoint: Checkpoint, shape: tu
 @pytest.mark.parametrize(
     "serve", [build_predictor, lambda wrong: check_parity(TorchRuntime(wrong, "cpu"), wrong)], ids=["onnx", "torch"]
 )
-def test_weights_that_did_not_make_the_golden_vectors_are_refused(
+def test_rejects_weights_that_do_not_match_the_golden_vectors(
     checkpoint: Checkpoint, serve: Callable[[Checkpoint], object]
 ) -> None:
-    """The LSTM bug: what is served is not what was trained, and every file is as it was sealed."""
+    """The LSTM bug: the served net is not the trained one, although every file matches its checksum."""
     weights = {name: tensor[::-1].copy() for name, tensor in checkpoint.weights.items()}
     with pytest.raises(UnfitRuntime, match=r"cosine -?0\.\d+"):
         serve(replace(checkpoint, weights=weights))
 
 
-def test_golden_answers_that_are_no_numbers_are_refused(checkpoint: Checkpoint) -> None:
+def test_rejects_non_finite_golden_vectors(checkpoint: Checkpoint) -> None:
     with pytest.raises(UnfitRuntime, match="cosine nan"):
         open_runtime(replace(checkpoint, golden_vector=np.full_like(checkpoint.golden_vector, np.nan)), "cpu", 1)
 
@@ -199,7 +197,7 @@ def test_golden_answers_that_are_no_numbers_are_refused(checkpoint: Checkpoint) 
 
 
 @pytest.mark.parametrize("graph", [b"", b"\xff" * 100, b"\x08\x0a", b"{}"])
-def test_a_graph_that_is_none_is_refused(checkpoint: Checkpoint, graph: bytes) -> None:
+def test_rejects_an_invalid_graph(checkpoint: Checkpoint, graph: bytes) -> None:
     with pytest.raises(BadCheckpoint, match="onnxruntime rejects the graph"):
         OnnxRuntime(replace(checkpoint, graph=graph), 1)
 
@@ -208,7 +206,7 @@ def without(checkpoint: Checkpoint, name: str) -> Checkpoint:
     return replace(checkpoint, weights={n: t for n, t in checkpoint.weights.items() if n != name})
 
 
-def test_a_missing_tensor_is_refused_by_both(checkpoint: Checkpoint) -> None:
+def test_both_runtimes_reject_a_missing_tensor(checkpoint: Checkpoint) -> None:
     missing = without(checkpoint, "output_proj.weight")
     with pytest.raises(BadCheckpoint, match=r"output_proj\.weight"):
         build_net(missing)
@@ -216,7 +214,7 @@ def test_a_missing_tensor_is_refused_by_both(checkpoint: Checkpoint) -> None:
         OnnxRuntime(missing, 1)
 
 
-def test_a_tensor_of_another_shape_is_refused_by_both(checkpoint: Checkpoint) -> None:
+def test_both_runtimes_reject_a_tensor_of_another_shape(checkpoint: Checkpoint) -> None:
     weights = {**checkpoint.weights, "output_proj.bias": np.zeros(15, np.float32)}
     with pytest.raises(BadCheckpoint, match=r"output_proj\.bias"):
         build_net(replace(checkpoint, weights=weights))
@@ -224,7 +222,7 @@ def test_a_tensor_of_another_shape_is_refused_by_both(checkpoint: Checkpoint) ->
         open_runtime(replace(checkpoint, weights=weights), "cpu", 1)
 
 
-def test_torch_takes_no_tensor_too_many(checkpoint: Checkpoint) -> None:
+def test_torch_rejects_a_superfluous_tensor(checkpoint: Checkpoint) -> None:
     with pytest.raises(BadCheckpoint, match="surprise"):
         build_net(replace(checkpoint, weights={**checkpoint.weights, "surprise": np.zeros(1, np.float32)}))
 
@@ -241,12 +239,12 @@ def test_torch_builds_only_what_the_card_describes(checkpoint: Checkpoint, chang
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="has an accelerator")
-def test_auto_is_the_cpu_where_there_is_nothing_else() -> None:
+def test_auto_is_the_cpu_without_accelerator() -> None:
     assert find_device("auto") == best_device() == "cpu"
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "tpu"])
-def test_a_device_that_is_not_here_is_refused_by_name(device: str) -> None:
+def test_rejects_a_missing_device_by_name(device: str) -> None:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if available.get(device):
         assert find_device(device) == device
@@ -255,5 +253,5 @@ def test_a_device_that_is_not_here_is_refused_by_name(device: str) -> None:
             find_device(device)
 
 
-def test_saved_arrays_come_back_bit_for_bit(checkpoint: Checkpoint) -> None:
+def test_arrays_survive_a_round_trip(checkpoint: Checkpoint) -> None:
     assert save(dict(checkpoint.weights)) == save(dict(load(save(dict(checkpoint.weights)))))

@@ -1,4 +1,4 @@
-"""Text is cut where a reader would cut it, and no word of it is lost, moved or made up."""
+"""Text is cut as a reader would cut it; no word is lost, moved or invented."""
 
 import hashlib
 import random
@@ -37,23 +37,23 @@ CUT_BEFORE = "d102b13b910e17dac4cde9b64960e80538f0e831f7b1efd62ca85789d49abe7a"
         ("The title 兔子。 means rabbit.", 1),
     ],
 )
-def test_a_sentence_ends_where_a_reader_would_end_it(text: str, count: int) -> None:
+def test_splits_sentences_as_a_reader_would(text: str, count: int) -> None:
     assert len(sentences(text)) == count
     assert "".join(sentences(text)).split() == text.split()
 
 
-def test_a_line_of_dots_costs_no_more_than_its_length() -> None:
+def test_a_line_of_dots_takes_linear_time() -> None:
     started = time.perf_counter()
     sentences("." * 200_000 + "x")
     assert time.perf_counter() - started < 2
 
 
 def pieces_of(text: str) -> int:
-    """Count as word-pieces of scripts without blanks are counted: each character is one, a blank is none."""
+    """Count word-pieces of scripts without spaces: each character is one, a space is none."""
     return len("".join(text.split()))
 
 
-def test_a_script_without_blanks_is_cut_at_its_own_sentence_ends_and_gains_no_blank() -> None:
+def test_splits_scripts_without_spaces() -> None:
     text = "兔子是一种小型哺乳动物,生活在地下洞穴中。它们以草为食,一年四季都在繁殖。野兔则独自生活,不挖洞穴。" * 20
     pieces = chunk(text, pieces_of)
     assert "".join(pieces) == text
@@ -62,7 +62,7 @@ def test_a_script_without_blanks_is_cut_at_its_own_sentence_ends_and_gains_no_bl
 
 
 @pytest.mark.parametrize("character", ["👩\u200d👩\u200d👧", "👍🏽", "e\u0301\u0323", "कि"])
-def test_no_character_is_cut_in_two(character: str) -> None:
+def test_never_cuts_a_character(character: str) -> None:
     text = "(" + character * 307
     pieces = chunk(text, pieces_of)
     assert len(pieces) > 1
@@ -70,11 +70,11 @@ def test_no_character_is_cut_in_two(character: str) -> None:
     assert all(len(piece.lstrip("(")) % len(character) == 0 for piece in pieces)
 
 
-def test_a_word_of_nothing_but_combining_characters_is_cut_all_the_same() -> None:
+def test_cuts_a_word_of_combining_characters() -> None:
     assert "".join(chunk("\u0301" * 5000, pieces_of)) == "\u0301" * 5000
 
 
-def test_a_text_is_counted_a_few_times_over_however_it_is_made() -> None:
+def test_counts_any_text_only_a_few_times() -> None:
     for text in ("… " * 5000, "x" * 5000, "word " * 5000, "One. " * 5000):
         counted = 0
 

@@ -1,4 +1,4 @@
-"""Text encoded today fits the corpus of yesterday, without torch; and what cannot encode says what is missing."""
+"""The encoder without torch makes the vectors of the shipped corpus; unavailable encoders name what is missing."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def test_word_pieces_are_counted_as_the_shipped_corpus_counts_them(minilm: MiniL
     assert [minilm.count_tokens(text) for text in article["chunks"]] == article["ntok"]
 
 
-def test_a_text_is_read_up_to_the_longest_and_counted_beyond(minilm: MiniLM) -> None:
+def test_reads_up_to_the_limit_and_counts_beyond(minilm: MiniLM) -> None:
     seen: list[tuple[int, int]] = []
     vectors = minilm.encode(["short", "word " * 300, "word " * 254], lambda done, total: seen.append((done, total)))
     assert vectors.shape == (3, minilm.dim)
@@ -72,7 +72,7 @@ def test_words_beyond_the_longest_of_the_tokeniser_are_read(minilm: MiniLM, one:
         *("กระต่าย!!!", "รถไฟใต้ดิน... 1", "(🐇) ‽"),  # as good as nothing is
     ],
 )
-def test_a_text_of_which_the_encoder_knows_next_to_nothing_has_a_fault(minilm: MiniLM, text: str) -> None:
+def test_a_mostly_unknown_text_has_a_fault(minilm: MiniLM, text: str) -> None:
     assert minilm.text_info(text).fault
 
 
@@ -89,13 +89,13 @@ def test_a_text_of_which_the_encoder_knows_next_to_nothing_has_a_fault(minilm: M
         ("兔子住在地下洞穴里", 5 / 9),
     ],
 )
-def test_a_text_tells_which_share_of_it_is_in_unknown_words(minilm: MiniLM, text: str, unread: float) -> None:
+def test_reports_the_share_of_unknown_words(minilm: MiniLM, text: str, unread: float) -> None:
     info = minilm.text_info(text)
     assert info.unread == pytest.approx(unread)
     assert info.fault is None
 
 
-def test_a_text_tells_how_much_of_it_is_read(minilm: MiniLM) -> None:
+def test_reports_how_much_of_a_text_is_read(minilm: MiniLM) -> None:
     assert minilm.text_info("word " * 254) == (254, 254, 0)
     assert minilm.text_info("word " * 300 + "🐇") == (301, 254, 0)
     assert not minilm.text_info("word " * 254).truncated
@@ -103,12 +103,12 @@ def test_a_text_tells_how_much_of_it_is_read(minilm: MiniLM) -> None:
     assert minilm.text_info("🐇 " * 254 + "word " * 300).fault  # what is read counts
 
 
-def test_the_graph_that_ships_is_the_one_the_code_draws(minilm: MiniLM) -> None:
+def test_the_shipped_graph_is_what_the_code_makes(minilm: MiniLM) -> None:
     sizes = json.loads((minilm.directory / "config.json").read_text())
     assert graph_of(sizes) == encoder.GRAPH.read_bytes()
 
 
-def test_weights_that_are_not_the_known_ones_are_refused(tmp_path: Path) -> None:
+def test_rejects_unknown_weights(tmp_path: Path) -> None:
     altered = MiniLM(threads=1)
     altered.directory = tmp_path
     with pytest.raises(EncoderError, match="No such file"):
@@ -118,7 +118,7 @@ def test_weights_that_are_not_the_known_ones_are_refused(tmp_path: Path) -> None
         altered.encode(["text"])
 
 
-def test_a_model_is_known_by_the_last_part_of_its_name() -> None:
+def test_identifies_a_model_by_the_last_part_of_its_name() -> None:
     assert is_same_model("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
     assert is_same_model("/models/gtr-t5-base/", "sentence-transformers/gtr-t5-base")
     assert not is_same_model("all-MiniLM-L12-v2", "all-MiniLM-L6-v2")
@@ -140,7 +140,7 @@ for make in (lambda: SentenceTransformersEncoder("all-MiniLM-L6-v2"), lambda: Mi
 """
 
 
-def test_without_the_extras_the_module_imports_and_the_encoders_say_what_is_missing() -> None:
+def test_imports_without_extras_and_names_what_is_missing() -> None:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", WITHOUT_THE_EXTRAS]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)

@@ -132,27 +132,27 @@ def test_a_bundle_makes_a_bundle_of_another_corpus(
 
 
 def test_an_index_of_another_payload_tower_is_refused(
-    bundle_version: Version, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None]
+    bundle_version: Version, copy_of: Callable[[Version], Path], rewrite_checksums: Callable[[Path], None]
 ) -> None:
     """Sealed anew, as one would who swaps the tower: the index still names the one that made it."""
     directory = copy_of(bundle_version)
     payload = load((directory / PAYLOAD_FILE).read_bytes())
     (directory / PAYLOAD_FILE).write_bytes(save({name: 2 * tensor for name, tensor in payload.items()}))
-    reseal(directory)
+    rewrite_checksums(directory)
     with pytest.raises(BadCheckpoint, match="not built by the payload tower"):
         load_retriever(directory)
 
 
 @pytest.mark.parametrize("part", ["vectors", "neighbours", "payload_sha256"])
 def test_a_broken_index_is_refused(
-    bundle_version: Version, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None], part: str
+    bundle_version: Version, copy_of: Callable[[Version], Path], rewrite_checksums: Callable[[Path], None], part: str
 ) -> None:
     def broken(**changes: object) -> Path:
         directory = copy_of(bundle_version)
         parts = {**load((directory / TOWER_INDEX_FILE).read_bytes()), **changes}
         kept = {name: array for name, array in parts.items() if isinstance(array, np.ndarray)}
         (directory / TOWER_INDEX_FILE).write_bytes(save(kept))
-        reseal(directory)
+        rewrite_checksums(directory)
         return directory
 
     with pytest.raises(BadCheckpoint, match="unreadable index"):
@@ -160,12 +160,12 @@ def test_a_broken_index_is_refused(
 
 
 def test_an_index_of_another_corpus_is_refused(
-    bundle_version: Version, copy_of: Callable[[Version], Path], reseal: Callable[[Path], None]
+    bundle_version: Version, copy_of: Callable[[Version], Path], rewrite_checksums: Callable[[Path], None]
 ) -> None:
     directory = copy_of(bundle_version)
     parts = load((directory / TOWER_INDEX_FILE).read_bytes())
     (directory / TOWER_INDEX_FILE).write_bytes(save({**parts, "vectors": parts["vectors"][1:]}))
-    reseal(directory)
+    rewrite_checksums(directory)
     with pytest.raises(BadCheckpoint, match="the corpus has 120 passages"):
         load_retriever(directory)
 

@@ -24,7 +24,7 @@ from models.registry.alias import ALIASES, Alias
 from models.registry.registry import Registry
 from models.registry.remote import local_directory
 from service.deploy.deployments import Deployments
-from service.deploy.loading import ModelLoader, RuntimeLoader
+from service.deploy.loading import ModelLoader
 from service.deploy.registry_sync import keep_deployed, sync_loop
 from service.deploy.watcher import Watcher
 from service.engines.remote import EngineProvider
@@ -171,7 +171,7 @@ def create_app(
     access, exporter = AccessLog(settings.access_log), _exporter(settings)
     aliases = (Alias.RETRIEVER,) if provider else ALIASES
     registry = Registry(local_directory(settings.registry, settings.cache))
-    lineup = Deployments(registry, loaders or RuntimeLoader(settings), settings, metrics, aliases=aliases)
+    lineup = Deployments(registry, loaders or ModelLoader(settings), settings, metrics, aliases=aliases)
     watcher = Watcher(lineup, settings.reload_s, metrics)
     follower = sync_loop(lineup, settings, metrics)
     router = Router(lineup.engines, settings, metrics)

@@ -266,8 +266,8 @@ class Deployments:
                 self._keep(alias, slot, slot.rollout.incumbent)
 
     def _keep(self, alias: Alias, slot: Slot, incumbent: Slot) -> None:
-        if isinstance(slot.engine, Engine):
-            slot.engine.on_answer = None
+        assert isinstance(slot.engine, Engine)
+        slot.engine.on_answer = None
         self._retire(incumbent.engine)
         self._set(alias, replace(slot, rollout=None))
 

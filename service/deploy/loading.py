@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from models.predictor import Predictor, load_predictor
 from models.registry.alias import Alias
@@ -24,28 +24,8 @@ from service.tasks import SerialExecutor
 from service.telemetry.metrics import Metrics
 
 
-class ModelLoader(Protocol):
-    """Loads the models of versions; tests pass in fakes."""
-
-    def load_predictor(self, version: Version) -> Predictor:
-        """Load and warm a net; raises `BadCheckpoint`."""
-        ...
-
-    def load_retriever(self, version: Version) -> Retriever:
-        """Load and warm a corpus; raises `BadCheckpoint`."""
-        ...
-
-    def search_model(self, retriever: Retriever) -> SearchModel:
-        """Return what searches the corpus: its own index, or an external one first."""
-        ...
-
-    def load_encoder(self) -> Encoder:
-        """Load the encoder of text; raises `EncoderError` if there is none."""
-        ...
-
-
-class RuntimeLoader:
-    """Loads models with the runtimes of this machine, as the settings say."""
+class ModelLoader:
+    """Loads the models of versions, with the runtime of the settings; tests pass in a fake."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -108,8 +108,8 @@ class SyncLoop:
 
     async def run(self) -> None:
         """Poll until cancelled, at a lower priority than callers are answered at."""
-        await catch_and_log("give way", self._executor.run(lower_priority))
-        await repeat("follow the store", self.poll, self._poll_s)
+        await catch_and_log("lower the priority", self._executor.run(lower_priority))
+        await repeat("sync the registry", self.poll, self._poll_s)
 
     async def close(self, timeout: float) -> None:
         """Wait `timeout` seconds at most for a version that is being checked, but for no answer."""

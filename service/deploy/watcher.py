@@ -60,7 +60,7 @@ class Watcher:
 
     async def run(self) -> None:
         """Poll the aliases until cancelled."""
-        await repeat("follow aliases", self._poll_all, self._poll_s)
+        await repeat("poll aliases", self._poll_all, self._poll_s)
 
     async def _poll_all(self) -> None:
         for alias in self.deployments.aliases:

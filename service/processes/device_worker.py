@@ -25,7 +25,7 @@ from models.registry.registry import Registry
 from models.registry.remote import local_directory
 from models.vectors import Floats
 from service.deploy.deployments import Deployments
-from service.deploy.loading import RuntimeLoader
+from service.deploy.loading import ModelLoader
 from service.deploy.registry_sync import SyncLoop, keep_deployed, sync_loop
 from service.deploy.watcher import Watcher
 from service.engines.engine import Engine
@@ -194,7 +194,7 @@ async def _run(settings: Settings, metrics: Metrics, listener: socket.socket, li
         loop.add_signal_handler(number, leaving.set)
     on_supervisor_exit(line, place, lambda: loop.call_soon_threadsafe(leaving.set), settings.stop_s)
     registry = Registry(local_directory(settings.registry, settings.cache))
-    deployments = Deployments(registry, RuntimeLoader(settings), settings, metrics, aliases=NET_ALIASES)
+    deployments = Deployments(registry, ModelLoader(settings), settings, metrics, aliases=NET_ALIASES)
     watcher = Watcher(deployments, settings.reload_s, metrics)
     sync = sync_loop(deployments, settings, metrics)
     async with AsyncExitStack() as stack:

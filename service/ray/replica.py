@@ -14,7 +14,7 @@ from models.registry.alias import Alias
 from models.registry.registry import Registry
 from models.retrieval.retriever import Search
 from service.deploy.deployments import Deployments
-from service.deploy.loading import RuntimeLoader
+from service.deploy.loading import ModelLoader
 from service.deploy.watcher import Watcher
 from service.engines.engine import Deployed, Engine, EngineInfo
 from service.engines.predict import Prediction
@@ -51,7 +51,7 @@ class Replica:
         metrics = Metrics(settings.slo_ms, NodeMetrics(settings.slo_ms, metrics_home()).values())
         log_writer().on_drop(metrics.log_dropped.inc)
         registry = Registry(Path(settings.registry))
-        self._deployments = Deployments(registry, RuntimeLoader(own), own, metrics, aliases=(alias,))
+        self._deployments = Deployments(registry, ModelLoader(own), own, metrics, aliases=(alias,))
         watcher = Watcher(self._deployments, own.reload_s, metrics)
         await watcher.start()
         if self._deployments.engine(alias) is None:

@@ -119,11 +119,6 @@ class Deployments:
         return slot.engine if slot else None
 
     @property
-    def candidate(self) -> PredictEngine | None:
-        """The engine that the shadow compares with the others."""
-        return self.engine(Alias.CANDIDATE)
-
-    @property
     def search(self) -> Engine[SearchModel] | None:
         """The engine of the corpus."""
         engine = self.engine(Alias.RETRIEVER)

@@ -12,13 +12,13 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from models.registry.alias import Alias
 from models.retrieval.retriever import Search
 from models.vectors import Floats
 from service.deploy.comparer import TIMEOUT_S, Comparer, Comparison
+from service.deploy.deployments import Slot
 from service.engines.engine import Engine
-from service.engines.remote import PredictEngine
 from service.engines.router import Routed
-from service.engines.search import SearchModel
 from service.telemetry.metrics import Metrics
 
 TOP = 10  # passages, of which the overlap is computed
@@ -26,27 +26,21 @@ MAX_RUNNING = 4  # comparisons at a time; more are skipped, and counted
 
 
 class Shadow:
-    """Compares a `share` of the answers; `candidate` and `search` return the engines of the moment, or None."""
+    """Compares a `share` of the answers with those of the candidate in `slots`, by alias, and counts in `metrics`."""
 
     def __init__(
-        self,
-        candidate: Callable[[], PredictEngine | None],
-        search: Callable[[], Engine[SearchModel] | None],
-        share: float,
-        metrics: Metrics,
-        draw: Callable[[], float] = random,
+        self, slots: Mapping[str, Slot], share: float, metrics: Metrics, draw: Callable[[], float] = random
     ) -> None:
-        self._candidate = candidate
-        self._search = search
+        self._slots = slots
         self._metrics = metrics
         self._comparer = Comparer(lambda: draw() < share, self._report, MAX_RUNNING, metrics.shadowed.inc)
         self.wait = self._comparer.wait
 
     def consider(self, contexts: Floats, routed: Routed) -> None:
         """Compare the answer to the first of `contexts` `(n, T, D)`, later, if it is sampled."""
-        engine = self._candidate()
-        if engine is not None and engine.info.shape == contexts.shape[1:]:
-            self._comparer.offer(engine.run, contexts, routed.prediction)
+        slot = self._slots.get(Alias.CANDIDATE)
+        if slot and slot.engine and slot.engine.info.shape == contexts.shape[1:]:
+            self._comparer.offer(slot.engine.run, contexts, routed.prediction)
 
     async def _report(self, comparison: Comparison) -> None:
         ours, theirs, cosine = comparison
@@ -60,11 +54,11 @@ class Shadow:
 
     async def _overlap(self, ours: Floats, theirs: Floats) -> float | None:
         """Return the share of passages that a search finds by both vectors; None if there is no corpus for them."""
-        engine = self._search()
-        if engine is None or engine.info.shape[1] != len(ours):
+        slot = self._slots.get(Alias.RETRIEVER)
+        if slot is None or not isinstance(slot.engine, Engine) or slot.engine.info.shape[1] != len(ours):
             return None
         deadline = monotonic() + TIMEOUT_S
-        found = [await engine.run(Search(vector, TOP), deadline) for vector in (ours, theirs)]
+        found = [await slot.engine.run(Search(vector, TOP), deadline) for vector in (ours, theirs)]
         first, second = ({hit.row for hit in each.hits} for each in found)
         return len(first & second) / max(len(first), 1)
 

@@ -474,7 +474,7 @@ def add_routes(
 ) -> Callable[[], None]:
     """Add every route of the service to `app`; return what brings the gauges up to date."""
     settings, metrics, state = door.settings, door.metrics, door.state
-    shadow = Shadow(lambda: lineup.candidate, lambda: lineup.search, settings.shadow_share, metrics)
+    shadow = Shadow(lineup.slots, settings.shadow_share, metrics)
     hot = (
         (Predict(router, lineup, door, shadow), "/predict", schemas.PREDICT),
         (Retrieve(router, lineup, door), "/retrieve", schemas.RETRIEVE),

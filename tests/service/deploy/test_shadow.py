@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from models.registry.alias import Alias
 from models.vectors import Floats
+from service.deploy.deployments import Slot
 from service.deploy.shadow import MAX_RUNNING, Shadow, summarize_shadow
-from service.engines.engine import Engine, EngineInfo
+from service.engines.engine import Deployed, Engine, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.remote import PredictEngine
 from service.engines.router import Routed
@@ -43,7 +45,9 @@ def answered(batch: Floats, batch_rows: int = 1) -> Routed:
 def shadow(
     candidate: PredictEngine | None, metrics: Metrics, search: Engine[SearchModel] | None = None, share: float = 1
 ) -> Shadow:
-    return Shadow(lambda: candidate, lambda: search, share, metrics, draw=lambda: 0.5)
+    engines = {Alias.CANDIDATE: candidate, Alias.RETRIEVER: search}
+    slots = {alias: Slot(engine, Deployed("gmn/v", "now")) for alias, engine in engines.items() if engine}
+    return Shadow(slots, share, metrics, draw=lambda: 0.5)
 
 
 def report(metrics: Metrics) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from models.registry.alias import Alias
 from models.registry.registry import Registry, Version
 from service.deploy.watcher import RETRY_S
 from tests.conftest import PATIENCE_S
@@ -47,7 +48,7 @@ def test_lets_a_candidate_go_whose_alias_is_removed_and_loads_it_if_it_is_set_ag
     async def scenario(harness: Harness) -> None:
         for _ in range(2):
             harness.registry.point("candidate", add_version(harness.registry, "good"))
-            await harness.until(lambda: harness.deployments.candidate)
+            await harness.until(lambda: harness.deployments.engine(Alias.CANDIDATE))
             (harness.registry.root / "candidate").unlink()
             await harness.until(lambda: "candidate" not in harness.deployments.slots)
 

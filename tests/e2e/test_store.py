@@ -181,7 +181,7 @@ def test_a_cold_start_without_its_store_says_so_and_exits_75(tmp_path: Path) -> 
     done = subprocess.run(SERVE, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 75
     assert "webhdfs://127.0.0.1:1/lvm: ConnectionError" in done.stderr
-    assert "next: look at the network" in done.stderr
+    assert "next: check the network" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

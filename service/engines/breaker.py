@@ -1,4 +1,4 @@
-"""The breaker: whether an engine that failed is to be tried. A state machine on a monotonic clock, and nothing else."""
+"""The circuit breaker: decides whether to call an engine that has failed. A state machine on a monotonic clock."""
 
 from __future__ import annotations
 
@@ -10,59 +10,62 @@ STATES = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 
 
 class Breaker:
-    """Opens when `failures` of the last `window` calls failed; then lets one probe through a hold time.
+    """Opens when `failures` of the last `window` calls failed; then allows one probe per hold time.
 
-    Between two changes of trust (closed to open, open to closed) lie at least `hold_s` seconds of `clock`. Nothing
-    but a probe closes it, and a probe that says nothing makes way for the next.
+    Between two changes (closed to open, open to closed) there are at least `hold_s` seconds of `clock`. Only a probe
+    that succeeds closes it. A probe without a result makes way for the next.
     """
 
     def __init__(self, failures: int, window: int, hold_s: float, clock: Callable[[], float] = monotonic) -> None:
-        self._failures, self._hold_s, self._clock = failures, hold_s, clock
+        self._failures = failures
+        self._hold_s = hold_s
+        self._clock = clock
         self._recent: deque[bool] = deque(maxlen=window)
         self._changed = -hold_s + clock()
-        self._open = False
-        self._probing = False
-        self._era = 0
+        self._is_open = False
+        self._is_probing = False
+        self._token = 0  # of the calls since the last change
 
     @property
     def state(self) -> str:
         """closed, open, or half_open (the next call is, or one is, the probe)."""
-        if not self._open:
+        if not self._is_open:
             return "closed"
-        return "half_open" if self._probing or not self.hold_left_s else "open"
+        return "half_open" if self._is_probing or not self.hold_left_s else "open"
 
     @property
     def hold_left_s(self) -> float:
-        """Seconds until it may change again, 0 where it may now."""
+        """Seconds until it may change again, or 0."""
         return max(0.0, self._hold_s - (self._clock() - self._changed))
 
     def allow(self) -> int | None:
-        """Return a pass for one call, None where none may go through; half-open, the first is the probe."""
-        if self._open:
-            if self._probing or self.hold_left_s:
+        """Return a token for one call, or None if no call is allowed; in half-open, the first call is the probe."""
+        if self._is_open:
+            if self._is_probing or self.hold_left_s:
                 return None
-            self._probing = True
-            self._era += 1
-        return self._era
+            self._is_probing = True
+            self._token += 1
+        return self._token
 
     def record(self, token: int, *, ok: bool) -> None:
-        """Tell how the call with this pass ended; passes of an earlier state say nothing any more."""
-        if token != self._era:
+        """Record the result of the call with this token; tokens from before the last change are ignored."""
+        if token != self._token:
             return
-        if self._open:
-            self._probing = False
-            self._turn(open_=not ok)
+        if self._is_open:
+            self._is_probing = False
+            self._change(is_open=not ok)
             return
         self._recent.append(ok)
         if self._recent.count(False) >= self._failures and not self.hold_left_s:
-            self._turn(open_=True)
+            self._change(is_open=True)
 
     def forget(self, token: int) -> None:
-        """Tell that the call with this pass ended without saying anything about the engine."""
-        if token == self._era:
-            self._probing = False
+        """End the call with this token without a result: it proves nothing about the engine."""
+        if token == self._token:
+            self._is_probing = False
 
-    def _turn(self, *, open_: bool) -> None:
-        self._open, self._changed = open_, self._clock()
-        self._era += 1
+    def _change(self, *, is_open: bool) -> None:
+        self._is_open = is_open
+        self._changed = self._clock()
+        self._token += 1
         self._recent.clear()

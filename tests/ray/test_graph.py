@@ -1,4 +1,4 @@
-"""What Ray says and what we say of it, without a cluster."""
+"""Deployment clients, errors and the graph, without a cluster."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ Answer = Callable[[], Coroutine[Any, Any, Any]]
 
 
 class Response:
-    """What a call returns: to be awaited, and it runs on unless it is called off."""
+    """What a call returns: an awaitable that runs on unless it is cancelled."""
 
     def __init__(self, end: Coroutine[Any, Any, Any]) -> None:
-        self._end, self.is_off = end, False
+        self._end, self.is_cancelled = end, False
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._end.__await__()
 
     def cancel(self) -> None:
-        self.is_off = True
+        self.is_cancelled = True
 
 
 class Handle:
-    """A deployment handle whose calls end as told, one after the other."""
+    """A deployment handle whose calls have the given results, one after the other."""
 
     deployment_name = "primary"
 
@@ -79,10 +79,10 @@ def ask(handle: Handle, seconds: float = 60) -> Prediction:
     return asyncio.run(run())
 
 
-def test_a_lost_replica_is_made_good_for_by_another_once() -> None:
+def test_asks_another_replica_once_if_one_is_lost() -> None:
     handle = Handle(ActorDiedError(), MADE)
     assert ask(handle).replica == "somewhere"
-    assert [response.is_off for response in handle.asked] == [False, False]
+    assert [response.is_cancelled for response in handle.asked] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -95,71 +95,75 @@ def test_a_lost_replica_is_made_good_for_by_another_once() -> None:
         ((Overloaded("full", retry_after=7),), Overloaded),
     ],
 )
-def test_what_ray_says_becomes_an_error_of_ours_with_retry_after(ends: tuple[Any, ...], error: type[Exception]) -> None:
+def test_turns_errors_of_ray_into_ours_with_retry_after(ends: tuple[Any, ...], error: type[Exception]) -> None:
     with pytest.raises(Unavailable) as raised:
         ask(Handle(*ends))
     assert type(raised.value) is error
     assert raised.value.retry_after in (1, 7)
 
 
-def test_the_deadline_holds_whatever_a_replica_does_and_calls_it_off() -> None:
+def test_cancels_a_call_at_its_deadline() -> None:
     handle = Handle(None)
     with pytest.raises(Expired):
         ask(handle, seconds=0.01)
-    assert [response.is_off for response in handle.asked] == [True]
+    assert [response.is_cancelled for response in handle.asked] == [True]
 
 
 class Replicas(DeploymentClient):
-    """Replicas of one deployment, which answer in turn: as told first, then the last ever after."""
+    """Replicas of one deployment, which answer in turn; the last one answers every later call."""
 
-    def __init__(self, *told: tuple[EngineInfo, Deployed]) -> None:
-        self._told, self.looks = list(told), 0
+    def __init__(self, *descriptions: tuple[EngineInfo, Deployed]) -> None:
+        self._descriptions, self.polls = descriptions, 0
 
     async def describe(self) -> tuple[EngineInfo, Deployed]:
-        self.looks += 1
-        return self._told[min(self.looks, len(self._told)) - 1]
+        self.polls += 1
+        return self._descriptions[min(self.polls, len(self._descriptions)) - 1]
 
 
-def told(
+def serving(
     version: str, since: str, warning: str | None = None, refused: str | None = None
 ) -> tuple[EngineInfo, Deployed]:
     info = EngineInfo("primary", "amn", version, "0" * 64, "fake", (5, 8), "fake", warning)
     return info, Deployed(f"amn/{version}", since, refused)
 
 
-def loans(*each: tuple[EngineInfo, Deployed]) -> list[EngineSet]:
-    """Return what is lent while replicas tell that, and are then looked at once more."""
+def engine_sets(*descriptions: tuple[EngineInfo, Deployed]) -> list[EngineSet]:
+    """Return the engine sets that are provided while replicas answer with these descriptions, in turn."""
 
     async def run() -> list[EngineSet]:
-        replicas, lent = Replicas(*each), list[EngineSet]()
-        lines = DeploymentClients({"primary": replicas}, 0.0)
-        await lines.open(lent.append)
-        while replicas.looks < len(each) + 2:
+        replicas, provided = Replicas(*descriptions), list[EngineSet]()
+        provider = DeploymentClients({"primary": replicas}, 0.0)
+        await provider.open(provided.append)
+        while replicas.polls < len(descriptions) + 2:
             await asyncio.sleep(0)
-        await lines.close()
-        return lent
+        await provider.close()
+        return provided
 
     return asyncio.run(run())
 
 
-def test_replicas_that_came_at_other_times_and_saw_other_inputs_are_no_news() -> None:
-    (loan,) = loans(told("1", "noon", "off: +2.1"), told("1", "one", "off: +2.2"), told("1", "noon", "off: +2.3"))
-    assert loan.live["primary"].since == "noon"
+def test_start_times_and_figures_of_replicas_are_no_news() -> None:
+    (only,) = engine_sets(
+        serving("1", "noon", "off: +2.1"), serving("1", "one", "off: +2.2"), serving("1", "noon", "off: +2.3")
+    )
+    assert only.live["primary"].since == "noon"
 
 
 def test_another_version_a_warning_and_a_refusal_are_news() -> None:
-    news = loans(told("1", "noon"), told("1", "one", "off"), told("1", "two", "off", "amn/2"), told("2", "three"))
-    assert [loan.engines["primary"].info.warning for loan in news] == [None, "off", "off", None]
-    assert [loan.live["primary"].refused for loan in news] == [None, None, "amn/2", None]
-    assert [loan.live["primary"].since for loan in news] == ["noon", "noon", "noon", "three"]
+    news = engine_sets(
+        serving("1", "noon"), serving("1", "one", "off"), serving("1", "two", "off", "amn/2"), serving("2", "three")
+    )
+    assert [each.engines["primary"].info.warning for each in news] == [None, "off", "off", None]
+    assert [each.live["primary"].refused for each in news] == [None, None, "amn/2", None]
+    assert [each.live["primary"].since for each in news] == ["noon", "noon", "noon", "three"]
 
 
-def test_an_error_of_ours_crosses_the_wire_whole() -> None:
+def test_pickles_an_error_with_all_its_fields() -> None:
     error = pickle.loads(pickle.dumps(Overloaded("full", pointer="/x", retry_after=7)))
     assert (error.detail, error.pointer, error.retry_after, error.status) == ("full", "/x", 7, 503)
 
 
-def test_the_config_file_is_of_serves_schema_and_names_what_the_graph_has() -> None:
+def test_the_config_file_matches_the_schema_and_the_graph() -> None:
     said = yaml.safe_load(Path(ROOT / "docker" / "ray" / "serve.yaml").read_text())
     (application,) = ServeDeploySchema.model_validate(said).applications
     Settings(**application.args)

@@ -1,4 +1,4 @@
-"""Batches as large as is quick or saves time, on devices whose times are given."""
+"""The batch sizer, on devices with given times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST = 128
 
 
 def run(sizer: BatchSizer, fixed_s: float, row_s: float, batches: int = 50, offered: int = MOST) -> None:
-    """Run batches of every size up to what is offered and worth it."""
+    """Run batches of every size up to `offered` and the sizer's limit."""
     for n in range(batches):
         rows = min(sizer.rows, offered, 1 << n % 8)
         sizer.learn(rows, fixed_s + row_s * rows)
@@ -31,27 +31,27 @@ def run(sizer: BatchSizer, fixed_s: float, row_s: float, batches: int = 50, offe
         (0.0, 0.03, 1),  # long for one, and no gain by two
     ],
 )
-def test_a_batch_is_as_large_as_is_quick_or_saves_time(fixed_s: float, row_s: float, worth: int) -> None:
+def test_allows_batches_that_are_quick_or_save_time(fixed_s: float, row_s: float, worth: int) -> None:
     sizer = BatchSizer(MOST)
     run(sizer, fixed_s, row_s)
     assert sizer.rows == worth
 
 
-def test_where_only_large_batches_were_seen_they_go_on() -> None:
+def test_does_not_limit_batches_if_only_large_ones_ran() -> None:
     sizer = BatchSizer(MOST)
     for _ in range(10):
         sizer.learn(MOST, 0.5)
     assert sizer.rows == MOST
 
 
-def test_a_stall_of_the_machine_changes_nothing() -> None:
+def test_ignores_one_stall_of_the_machine() -> None:
     sizer = BatchSizer(MOST)
     run(sizer, 0.0001, 0.00003)
     sizer.learn(16, 100 * QUICK_S)
     assert sizer.rows == MOST
 
 
-def test_sizes_that_were_not_worth_it_are_tried_again() -> None:
+def test_tries_larger_sizes_again() -> None:
     sizer = BatchSizer(MOST)
     run(sizer, 0.001, 0.0007)
     assert sizer.rows < MOST
@@ -59,14 +59,14 @@ def test_sizes_that_were_not_worth_it_are_tried_again() -> None:
     assert sizer.rows == MOST
 
 
-def test_a_net_that_grew_slower_is_noticed() -> None:
+def test_notices_a_model_that_became_slower() -> None:
     sizer = BatchSizer(MOST)
     run(sizer, 0.0001, 0.00003)
     run(sizer, 0.001, 0.0007, 8 * round(1 / (DECAY - 1)) * 4)
     assert sizer.rows == 31
 
 
-def test_a_request_larger_than_a_batch_is_learned_from_as_the_largest() -> None:
+def test_counts_a_request_larger_than_a_batch_as_the_largest() -> None:
     sizer = BatchSizer(8)
     sizer.learn(1000, 0.001)
     assert sizer.rows == 8

@@ -1,4 +1,4 @@
-"""The micro-batcher: company without delay, order kept, limits held, nobody's failure but one's own."""
+"""The micro-batcher: batches without delay, in order, within limits; an item fails alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def doubled(items: list[int]) -> list[int]:
 
 
 class Held:
-    """A run that waits until it is let go, and remembers its batches."""
+    """A run that waits until a test lets it go on, and remembers its batches."""
 
     def __init__(self) -> None:
         self.go, self.entered = threading.Event(), threading.Event()
@@ -74,7 +74,7 @@ async def entered(held: Held) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 9), st.booleans())
-def test_every_item_gets_its_own_answer(items: list[int], max_rows: int, inline: bool) -> None:
+def test_returns_to_each_item_its_own_answer(items: list[int], max_rows: int, inline: bool) -> None:
     async def scenario() -> None:
         made = batcher(doubled, max_rows=max_rows, runs_inline=inline)
         assert await answers(made, items) == doubled(items)
@@ -83,7 +83,7 @@ def test_every_item_gets_its_own_answer(items: list[int], max_rows: int, inline:
     asyncio.run(scenario())
 
 
-def test_what_queued_while_the_device_was_busy_forms_the_next_batch() -> None:
+def test_rows_that_queue_while_the_model_runs_form_the_next_batch() -> None:
     async def scenario() -> None:
         held, seen = Held(), []
         made = batcher(held, on_batch=seen.append)
@@ -100,7 +100,7 @@ def test_what_queued_while_the_device_was_busy_forms_the_next_batch() -> None:
     asyncio.run(scenario())
 
 
-def test_rows_are_counted_and_not_items() -> None:
+def test_limits_rows_not_items() -> None:
     async def scenario() -> None:
         held = Held()
         made = batcher(held)
@@ -116,7 +116,7 @@ def test_rows_are_counted_and_not_items() -> None:
     asyncio.run(scenario())
 
 
-def test_inline_one_batch_runs_in_a_turn_of_the_loop_and_needs_no_thread() -> None:
+def test_inline_runs_one_batch_per_loop_iteration_without_a_thread() -> None:
     async def scenario() -> None:
         seen, released = Seen(), list[Batch]()
         threads = threading.active_count()
@@ -136,7 +136,7 @@ def test_inline_one_batch_runs_in_a_turn_of_the_loop_and_needs_no_thread() -> No
     asyncio.run(scenario())
 
 
-def test_inline_a_large_request_lets_others_in_and_a_closed_one_takes_none() -> None:
+def test_inline_runs_small_requests_between_parts_and_rejects_after_close() -> None:
     async def scenario() -> None:
         seen = Seen()
         made = batcher(seen, runs_inline=True)
@@ -152,7 +152,7 @@ def test_inline_a_large_request_lets_others_in_and_a_closed_one_takes_none() -> 
     asyncio.run(scenario())
 
 
-def test_inline_nobody_is_run_for_who_left_or_whose_time_is_up() -> None:
+def test_inline_skips_cancelled_and_expired_items() -> None:
     async def scenario() -> None:
         seen = Seen()
         made = batcher(seen, runs_inline=True)
@@ -168,7 +168,7 @@ def test_inline_nobody_is_run_for_who_left_or_whose_time_is_up() -> None:
     asyncio.run(scenario())
 
 
-def test_a_large_request_lets_others_in_between_its_parts() -> None:
+def test_runs_small_requests_between_the_parts_of_a_large_one() -> None:
     async def scenario() -> None:
         held = Held()
         made = batcher(held)
@@ -185,7 +185,7 @@ def test_a_large_request_lets_others_in_between_its_parts() -> None:
     asyncio.run(scenario())
 
 
-def test_a_full_queue_takes_all_of_a_request_or_nothing() -> None:
+def test_a_full_queue_accepts_all_of_a_request_or_nothing() -> None:
     async def scenario() -> None:
         held = Held()
         made = batcher(held, max_queue=4)
@@ -202,7 +202,7 @@ def test_a_full_queue_takes_all_of_a_request_or_nothing() -> None:
     asyncio.run(scenario())
 
 
-def test_an_expired_item_is_told_in_time_and_never_run() -> None:
+def test_rejects_an_expired_item_in_time_and_never_runs_it() -> None:
     async def scenario() -> None:
         held = Held()
         made = batcher(held)
@@ -218,7 +218,7 @@ def test_an_expired_item_is_told_in_time_and_never_run() -> None:
     asyncio.run(scenario())
 
 
-def test_a_nearer_deadline_is_kept_also_behind_a_farther_one() -> None:
+def test_keeps_an_earlier_deadline_behind_a_later_one() -> None:
     async def scenario() -> None:
         held = Held()
         made = batcher(held)
@@ -234,7 +234,7 @@ def test_a_nearer_deadline_is_kept_also_behind_a_farther_one() -> None:
     asyncio.run(scenario())
 
 
-def test_a_caller_who_leaves_is_not_run_for() -> None:
+def test_does_not_run_a_cancelled_item() -> None:
     async def scenario() -> None:
         held = Held()
         made = batcher(held)
@@ -255,7 +255,7 @@ def test_a_caller_who_leaves_is_not_run_for() -> None:
 
 
 @pytest.mark.parametrize("inline", [False, True])
-def test_one_item_that_breaks_its_batch_fails_alone(inline: bool) -> None:
+def test_fails_only_the_item_that_breaks_its_batch(inline: bool) -> None:
     def picky(items: list[int]) -> list[int]:
         if 3 in items:
             raise RuntimeError
@@ -270,7 +270,7 @@ def test_one_item_that_breaks_its_batch_fails_alone(inline: bool) -> None:
     asyncio.run(scenario())
 
 
-def test_an_exception_among_the_answers_is_its_items_alone() -> None:
+def test_an_exception_among_the_answers_fails_its_item_alone() -> None:
     async def scenario() -> None:
         made = batcher(lambda items: [ModelFailed("no") if item == 1 else item for item in items])
         results = await asyncio.gather(*(made.submit([(i, 1)], soon()) for i in range(3)), return_exceptions=True)
@@ -279,15 +279,15 @@ def test_an_exception_among_the_answers_is_its_items_alone() -> None:
     asyncio.run(scenario())
 
 
-def test_fewer_answers_than_items_fail_the_batch() -> None:
+def test_fails_a_batch_with_fewer_answers_than_items() -> None:
     async def scenario() -> None:
-        with pytest.raises(ModelFailed, match="0 answers to 1"):
+        with pytest.raises(ModelFailed, match="returned 0 answers to 1"):
             await batcher(lambda items: []).submit([(1, 1)], soon())
 
     asyncio.run(scenario())
 
 
-def test_closing_answers_what_was_taken_and_refuses_what_comes() -> None:
+def test_close_answers_accepted_items_and_rejects_new_ones() -> None:
     async def scenario() -> None:
         held = Held()
         made = batcher(held)
@@ -304,7 +304,7 @@ def test_closing_answers_what_was_taken_and_refuses_what_comes() -> None:
     asyncio.run(scenario())
 
 
-def test_a_wait_lets_a_batch_fill_up() -> None:
+def test_a_batch_fills_up_during_its_wait() -> None:
     async def scenario() -> None:
         seen: list[Batch] = []
         made = batcher(doubled, max_rows=4, max_wait_s=30, on_batch=seen.append)
@@ -314,7 +314,7 @@ def test_a_wait_lets_a_batch_fill_up() -> None:
     asyncio.run(scenario())
 
 
-def test_a_wait_ends() -> None:
+def test_runs_a_partial_batch_after_its_wait() -> None:
     async def scenario() -> None:
         seen: list[Batch] = []
         made = batcher(doubled, max_rows=4, max_wait_s=0.02, on_batch=seen.append)
@@ -324,7 +324,7 @@ def test_a_wait_ends() -> None:
     asyncio.run(scenario())
 
 
-def test_a_batch_that_runs_on_and_on_is_told_of() -> None:
+def test_reports_for_how_long_a_batch_has_run() -> None:
     async def scenario() -> None:
         held = Held()
         made = batcher(held)
@@ -339,7 +339,7 @@ def test_a_batch_that_runs_on_and_on_is_told_of() -> None:
     asyncio.run(scenario())
 
 
-def test_tickets_carry_the_times_and_the_size_of_their_batch() -> None:
+def test_tickets_have_the_times_and_the_size_of_their_batch() -> None:
     async def scenario() -> None:
         (ticket,) = await batcher(doubled).submit([(1, 5)], soon())
         assert ticket.batch_rows == 5
@@ -349,7 +349,7 @@ def test_tickets_carry_the_times_and_the_size_of_their_batch() -> None:
     asyncio.run(scenario())
 
 
-def test_a_hung_thread_holds_no_items_and_takes_no_more_than_the_queue() -> None:
+def test_a_hung_thread_keeps_no_items_and_accepts_no_more_than_the_queue() -> None:
     async def scenario() -> None:
         held = Held()
         made = batcher(held, max_queue=10)
@@ -368,7 +368,7 @@ def test_a_hung_thread_holds_no_items_and_takes_no_more_than_the_queue() -> None
     asyncio.run(scenario())
 
 
-def test_items_that_expired_while_their_batch_failed_are_not_run_singly() -> None:
+def test_does_not_rerun_items_that_expired_while_their_batch_failed() -> None:
     seen: list[list[int]] = []
     go = threading.Event()
 
@@ -394,7 +394,7 @@ def test_items_that_expired_while_their_batch_failed_are_not_run_singly() -> Non
     asyncio.run(scenario())
 
 
-def test_a_net_that_fails_every_item_is_not_asked_for_each() -> None:
+def test_stops_rerunning_items_after_failures_in_a_row() -> None:
     seen: list[list[int]] = []
     held = Held()
 
@@ -442,7 +442,7 @@ def test_the_time_of_a_failure_does_not_limit_batches() -> None:
     asyncio.run(scenario())
 
 
-def test_a_failure_among_answers_is_marked_as_its_items_own() -> None:
+def test_marks_a_failure_among_answers_as_its_items_own() -> None:
     async def scenario() -> None:
         held = Held()
 

@@ -1,4 +1,4 @@
-"""The breaker held to a model of it, at any calls, outcomes and passing of time; and its promises one by one."""
+"""The breaker against a model of it, for any calls, results and times; then its promises one by one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOLD_S, WINDOW, FAILURES = 10.0, 8, 4
 
 
 class Clock:
-    """A clock that stands until it is moved."""
+    """A clock that a test moves."""
 
     now = 1000.0
 
@@ -29,7 +29,7 @@ class Clock:
 
 
 def end(breaker: Breaker, *outcomes: bool) -> None:
-    """Let calls through that end so, one after the other."""
+    """Make calls with these results, one after the other."""
     for ok in outcomes:
         token = breaker.allow()
         assert token is not None
@@ -37,7 +37,7 @@ def end(breaker: Breaker, *outcomes: bool) -> None:
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """Any interleaving of calls and clock: the breaker is in the state that a plain model of it says."""
+    """For any sequence of calls and times, the breaker is in the state of a plain model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ class BreakerMachine(RuleBasedStateMachine):
         self.is_open = False
         self.changed = -HOLD_S
         self.recent: deque[bool] = deque(maxlen=WINDOW)
-        self.calls: list[int] = []  # let through since the last change
-        self.stale: list[int] = []  # let through before it
+        self.calls: list[int] = []  # allowed since the last change
+        self.stale: list[int] = []  # allowed before it
         self.probe: int | None = None
 
     def held(self) -> bool:
@@ -65,13 +65,13 @@ class BreakerMachine(RuleBasedStateMachine):
         self.clock.now += seconds
 
     @rule()
-    def a_call_asks(self) -> None:
+    def a_call_begins(self) -> None:
         token = self.breaker.allow()
         if not self.is_open:
-            assert token is not None, "closed, and a call was refused"
+            assert token is not None, "closed, and a call was not allowed"
             self.calls.append(token)
         elif self.held() and self.probe is None:
-            assert token is not None, "half-open, and no probe was let through"
+            assert token is not None, "half-open, and no probe was allowed"
             self.probe = token
         else:
             assert token is None, "a second probe, or one within the hold time"
@@ -86,12 +86,12 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.calls)
     @rule(which=st.integers(0))
-    def a_call_says_nothing(self, which: int) -> None:
+    def a_call_ends_without_a_result(self, which: int) -> None:
         self.breaker.forget(self.calls.pop(which % len(self.calls)))
 
     @precondition(lambda self: self.stale)
     @rule(ok=st.sampled_from([True, False, None]), which=st.integers(0))
-    def a_call_of_an_earlier_era_ends(self, ok: bool | None, which: int) -> None:
+    def a_call_from_before_the_last_change_ends(self, ok: bool | None, which: int) -> None:
         token = self.stale.pop(which % len(self.stale))
         if ok is None:
             self.breaker.forget(token)
@@ -111,7 +111,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.probe is None)
     @rule()
-    def patience_is_always_rewarded(self) -> None:
+    def a_probe_is_allowed_after_the_hold_time(self) -> None:
         self.clock.now += self.breaker.hold_left_s + 1e-6  # a sum of floats may fall short
         token = self.breaker.allow()
         assert token is not None, "a deadlock"
@@ -128,7 +128,7 @@ BreakerMachine.TestCase.settings = hypothesis_settings(max_examples=60, stateful
 TestBreaker = BreakerMachine.TestCase
 
 
-def test_enough_failures_open_it_one_probe_goes_through_and_closes_it() -> None:
+def test_opens_after_enough_failures_and_closes_after_a_successful_probe() -> None:
     clock = Clock()
     breaker = Breaker(FAILURES, WINDOW, HOLD_S, clock)
     end(breaker, *[False] * FAILURES)
@@ -143,7 +143,7 @@ def test_enough_failures_open_it_one_probe_goes_through_and_closes_it() -> None:
 
 
 @given(st.lists(st.booleans(), max_size=200))
-def test_fewer_failures_than_the_limit_in_every_window_send_no_call_elsewhere(wanted: list[bool]) -> None:
+def test_stays_closed_below_the_limit_of_failures_in_every_window(wanted: list[bool]) -> None:
     breaker, recent = Breaker(FAILURES, WINDOW, HOLD_S, Clock()), deque([True] * WINDOW, maxlen=WINDOW)
     for ok in wanted:
         recent.append(ok or list(recent)[1:].count(False) >= FAILURES - 1)
@@ -152,7 +152,7 @@ def test_fewer_failures_than_the_limit_in_every_window_send_no_call_elsewhere(wa
 
 
 @given(st.lists(st.booleans(), max_size=40))
-def test_an_engine_that_is_well_again_is_shunned_for_one_hold_time_at_most(before: list[bool]) -> None:
+def test_closes_at_most_one_hold_time_after_an_engine_recovers(before: list[bool]) -> None:
     clock = Clock()
     breaker = Breaker(FAILURES, WINDOW, HOLD_S, clock)
     for ok in before:
@@ -166,7 +166,7 @@ def test_an_engine_that_is_well_again_is_shunned_for_one_hold_time_at_most(befor
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_at_50_percent_errors_it_changes_at_most_once_a_hold_time(seed: int) -> None:
+def test_changes_at_most_once_per_hold_time_at_50_percent_errors(seed: int) -> None:
     clock, draw, changes = Clock(), random.Random(seed), [-HOLD_S]
     breaker = Breaker(FAILURES, WINDOW, HOLD_S, clock)
     for _ in range(10_000):
@@ -182,19 +182,19 @@ def test_at_50_percent_errors_it_changes_at_most_once_a_hold_time(seed: int) -> 
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 1.0])
-def test_an_engine_whose_probes_succeed_is_shunned_for_half_of_the_time_at_most(share: float) -> None:
-    clock, draw, shunned, calls = Clock(), random.Random(0), 0, 10_000
+def test_is_open_at_most_half_of_the_time_if_probes_succeed(share: float) -> None:
+    clock, draw, not_allowed, calls = Clock(), random.Random(0), 0, 10_000
     breaker = Breaker(FAILURES, WINDOW, HOLD_S, clock)
     for _ in range(calls):
         is_probe = breaker.state == "half_open"
         token = breaker.allow()
         if token is None:
-            shunned += 1
+            not_allowed += 1
         else:
             breaker.record(token, ok=is_probe or draw.random() >= share)
         clock.now += 0.125
-    assert shunned <= calls / 2
+    assert not_allowed <= calls / 2
 
 
-def test_its_clock_is_one_that_nobody_sets() -> None:
+def test_uses_a_monotonic_clock() -> None:
     assert inspect.signature(Breaker).parameters["clock"].default is time.monotonic

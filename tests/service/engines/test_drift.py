@@ -1,4 +1,4 @@
-"""The guard: off-space inputs are visible within a hundred requests, and no caller is harmed by it."""
+"""The drift detector warns within a hundred requests, and never fails a request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def watched(*contexts: Floats) -> DriftDetector:
     return made
 
 
-def test_inputs_of_the_space_are_no_warning() -> None:
+def test_does_not_warn_about_inputs_of_the_reference() -> None:
     made = watched(around(0, 100, seed=1))
     assert made.drift
     assert made.warning() is None
@@ -49,7 +49,7 @@ def test_inputs_of_the_space_are_no_warning() -> None:
     ("foreign", "told"),
     [(2 * around(0, 2 * BLOCK, seed=2), "unit length"), (around(3, 2 * BLOCK, seed=3), "another encoder")],
 )
-def test_what_is_off_shows_within_a_hundred_requests_and_passes(foreign: Floats, told: str) -> None:
+def test_warns_within_a_hundred_requests_and_stops_when_inputs_are_right(foreign: Floats, told: str) -> None:
     made = watched(around(0, 70, seed=1), foreign)
     assert len(foreign) < 100
     assert told in str(made.warning())
@@ -58,7 +58,7 @@ def test_what_is_off_shows_within_a_hundred_requests_and_passes(foreign: Floats,
     assert made.warning() is None
 
 
-def test_a_service_says_so_in_its_metrics_and_models(serve: Serve) -> None:
+def test_shows_the_warning_in_metrics_and_models(serve: Serve) -> None:
     server = serve()
     for vector in corpus().vectors.repeat(5, axis=0):
         query = (5 * vector).tobytes()
@@ -90,6 +90,6 @@ def test_the_norm_policy_decides_what_becomes_of_lengths(serve: Serve, policy: s
         assert same == (policy == "normalise")
 
 
-def test_what_has_no_direction_cannot_be_normalised(serve: Serve) -> None:
+def test_rejects_zero_vectors_if_it_must_normalise(serve: Serve) -> None:
     answer = serve(norm_policy="normalise").http.post("/predict", json={"context": [[0.0] * D] * T})
     assert (answer.status_code, answer.json()["pointer"]) == (422, "/context/0")

@@ -1,4 +1,4 @@
-"""The router: who answers, why, and when to come back where nobody does."""
+"""The router: which engine answers, why, and the Retry-After if none does."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ async def ask(made: Router, seconds: float = 2.0) -> tuple[str, str | None]:
 
 
 @pytest.mark.parametrize("error", [ModelFailed("x"), Expired("x"), Overloaded("x"), Unavailable("x")])
-def test_what_is_not_the_callers_fault_falls_back(error: ServiceError) -> None:
+def test_falls_back_after_an_error_of_the_engine(error: ServiceError) -> None:
     assert asyncio.run(ask(router(error))) == ("fallback", error.reason)
 
 
-def test_the_last_error_is_told_when_nothing_is_left() -> None:
+def test_raises_the_last_error_if_every_engine_failed() -> None:
     with pytest.raises(Overloaded):
         asyncio.run(ask(router(ModelFailed("x"), Overloaded("x"))))
 
 
-def test_the_first_engine_may_use_its_share_of_the_time_and_the_last_all_of_it() -> None:
+def test_gives_the_first_engine_its_share_of_the_time_and_the_last_all_of_it() -> None:
     made = router(ModelFailed("x"))
     began = monotonic()
     asyncio.run(ask(made, 100))
@@ -84,12 +84,12 @@ def test_chains_follow_profile_and_name() -> None:
     with pytest.raises(UnknownModel):
         made.chain("lstm", "realtime")
     made.engines.clear()  # type: ignore[attr-defined]
-    for model in (None, "fallback", "gru"):  # whoever owns the nets is away: no reason to say there is no such net
+    for model in (None, "fallback", "gru"):  # the device worker is away: the model may exist
         with pytest.raises(Unavailable):
             made.chain(model, "realtime")
 
 
-def test_a_hurried_caller_cannot_open_the_breaker() -> None:
+def test_a_short_deadline_does_not_open_the_breaker() -> None:
     async def scenario() -> None:
         made = router(Expired("x"))
         for _ in range(50):
@@ -102,14 +102,14 @@ def test_a_hurried_caller_cannot_open_the_breaker() -> None:
     asyncio.run(scenario())
 
 
-def test_overload_says_nothing_about_the_net() -> None:
+def test_overload_does_not_open_the_breaker() -> None:
     made = router(Overloaded("x"))
     for _ in range(50):
         asyncio.run(ask(made))
     assert made.breakers["primary"].state == "closed"
 
 
-def test_an_open_breaker_with_nothing_behind_is_unavailable_with_retry_after() -> None:
+def test_an_open_breaker_without_a_fallback_has_a_retry_after() -> None:
     made = router(ModelFailed("x"))
     del made.engines["fallback"]  # type: ignore[attr-defined]
     for _ in range(Settings().breaker_failures):
@@ -120,7 +120,7 @@ def test_an_open_breaker_with_nothing_behind_is_unavailable_with_retry_after() -
     assert refusal.value.retry_after == Settings().breaker_hold_s
 
 
-def test_of_two_engines_that_cannot_the_one_back_sooner_says_when_to_come_back() -> None:
+def test_the_shortest_retry_after_wins() -> None:
     made = router(ModelFailed("x", retry_after=2), BreakerOpen("x", retry_after=5))
     with pytest.raises(BreakerOpen) as refusal:
         asyncio.run(ask(made))
@@ -130,7 +130,7 @@ def test_of_two_engines_that_cannot_the_one_back_sooner_says_when_to_come_back()
     assert failure.value.retry_after == 1
 
 
-def test_a_caller_who_leaves_the_probe_makes_way_for_the_next() -> None:
+def test_a_cancelled_probe_makes_way_for_the_next() -> None:
     async def scenario() -> None:
         made = router(ModelFailed("x"))
         made.breakers["primary"] = Breaker(1, 1, 1e-9)

@@ -1,4 +1,4 @@
-"""Text in: chunks, or a passage cut as in training, become the vectors that the net reads, or are refused."""
+"""Text: chunks, or a passage cut as in training, become the vectors that the net reads, or are rejected."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ CHUNKS = [f"chunk {n}" for n in range(T)]
 PASSAGE = prose([60] * (T + 3))
 
 
-class Listener(HashEncoder):
-    """An encoder that remembers its batches, and waits while it is told to."""
+class Recorder(HashEncoder):
+    """An encoder that remembers its batches, and waits while it is closed."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -65,7 +65,7 @@ def post(server: Running, path: str, body: Any, **headers: str) -> httpx.Respons
     return server.http.post(path, json=body, headers=headers)
 
 
-def test_chunks_are_predicted_from_as_their_vectors_are(serve: Serve) -> None:
+def test_chunks_give_the_prediction_of_their_vectors(serve: Serve) -> None:
     server = serve(text=HashEncoder())
     said = post(server, "/predict", {"texts": CHUNKS, "model": "primary"})
     given = post(server, "/predict", {"context": vectors_of(CHUNKS).tolist()}).json()
@@ -78,14 +78,14 @@ def test_chunks_are_predicted_from_as_their_vectors_are(serve: Serve) -> None:
     assert not {"read_as", "chunks"} & given.keys()
 
 
-def test_a_passage_is_cut_as_in_training_and_its_last_chunks_are_the_context(serve: Serve) -> None:
+def test_cuts_a_passage_as_in_training_and_uses_its_last_chunks(serve: Serve) -> None:
     body = post(serve(text=HashEncoder()), "/predict", {"text": PASSAGE}).json()
     assert body["chunks"] == chunk(PASSAGE, words)[-T:]
     np.testing.assert_allclose(body["vector"], mean_of(vectors_of(body["chunks"])[None])[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("corpus", [retriever, bundle])
-def test_a_long_text_is_retrieved_for_as_a_context_and_a_short_one_as_a_query(
+def test_retrieves_for_a_long_text_as_a_context_and_a_short_one_as_a_query(
     serve: Serve, corpus: Callable[[], Retriever]
 ) -> None:
     server = serve(text=HashEncoder(), corpus=corpus)
@@ -124,7 +124,7 @@ def test_a_long_text_is_retrieved_for_as_a_context_and_a_short_one_as_a_query(
         ("/retrieve", {"text": "a query", "rerank": True}, 422, "/rerank"),
     ],
 )
-def test_what_is_no_text_of_a_context_is_refused_with_the_place(
+def test_rejects_a_text_that_is_not_a_context_with_its_place(
     serve: Serve, path: str, body: Any, status: int, pointer: str | None
 ) -> None:
     limit = 500 if status == 413 else 50_000
@@ -135,7 +135,7 @@ def test_what_is_no_text_of_a_context_is_refused_with_the_place(
     assert (answer.status_code, answer.json().get("pointer")) == (status, pointer)
 
 
-def test_a_text_of_too_few_chunks_says_how_many_there_are_and_are_wanted(serve: Serve) -> None:
+def test_says_how_many_chunks_a_short_text_makes(serve: Serve) -> None:
     server = serve(text=HashEncoder())
     detail = post(server, "/predict", {"text": prose([60] * 3)}).json()["detail"]
     assert "makes 3 chunks, a context has 5:" in detail
@@ -164,12 +164,12 @@ def test_rejects_a_text_that_the_encoder_cannot_read(serve: Serve, path: str, bo
     assert "in words unknown to the encoder" in problem["detail"]
 
 
-def test_a_passage_that_cannot_be_read_says_which_chunk(serve: Serve) -> None:
+def test_says_which_chunk_of_a_passage_cannot_be_read(serve: Serve) -> None:
     text = f"{PASSAGE} {UNREADABLE_CHUNK}"
     assert f"chunk {T} of the last {T}: 100%" in post(serve(text=HashEncoder()), "/predict", {"text": text}).text
 
 
-def test_an_answer_says_which_texts_were_read_in_part(serve: Serve) -> None:
+def test_says_which_texts_were_read_in_part(serve: Serve) -> None:
     server = serve(text=HashEncoder())
     texts = ["word " * 261, *CHUNKS[1:-1], "one ? word"]
     for path in ("/predict", "/retrieve"):
@@ -184,13 +184,13 @@ def test_an_answer_says_which_texts_were_read_in_part(serve: Serve) -> None:
     assert query["unread"] == [{"index": 0, "share": 0.5}]
 
 
-def test_an_answer_to_texts_that_were_read_whole_has_nothing_to_say(serve: Serve) -> None:
+def test_has_no_such_fields_if_texts_were_read_whole(serve: Serve) -> None:
     answer = post(serve(text=HashEncoder()), "/predict", {"texts": ["word " * 254, *CHUNKS[1:]]})
     assert not {"truncated", "unread"} & answer.json().keys()
     assert not {"x-truncated", "x-unread"} & answer.headers.keys()
 
 
-def test_text_for_a_net_of_another_encoder_is_refused_with_both_names(serve: Serve) -> None:
+def test_rejects_text_for_a_net_of_another_encoder_with_both_names(serve: Serve) -> None:
     other = HashEncoder()
     other.name = "/models/other"  # type: ignore[misc]
     server = serve(text=other)
@@ -206,7 +206,7 @@ def test_text_for_a_net_of_another_encoder_is_refused_with_both_names(serve: Ser
         assert problem["detail"].endswith("encodes with other")
 
 
-def test_a_fallback_of_another_encoder_does_not_stand_in_for_text(tmp_path: Path) -> None:
+def test_does_not_fall_back_to_a_net_of_another_encoder(tmp_path: Path) -> None:
     class Mixed(FakeLoader):
         def load_predictor(self, version: Version) -> FakePredictor:
             made = super().load_predictor(version)
@@ -221,12 +221,12 @@ def test_a_fallback_of_another_encoder_does_not_stand_in_for_text(tmp_path: Path
         assert post(server, "/predict", {"context": vectors_of(CHUNKS).tolist()}).json()["model"] == "gru"
 
 
-def test_a_policy_on_lengths_finds_nothing_in_text(serve: Serve) -> None:
+def test_a_norm_policy_does_not_apply_to_text(serve: Serve) -> None:
     for policy in ("normalise", "refuse"):
         assert post(serve(text=HashEncoder(), norm_policy=policy), "/predict", {"texts": CHUNKS}).status_code == 200
 
 
-def test_without_an_encoder_vectors_are_served_and_text_is_told_what_is_missing(serve: Serve) -> None:
+def test_serves_vectors_without_an_encoder_and_says_what_is_missing(serve: Serve) -> None:
     server = serve(text=None)
     problem = post(server, "/predict", {"text": PASSAGE}).json()
     assert (problem["type"], problem["detail"]) == ("urn:lvm:problem:no_encoder", "install what encodes text")
@@ -235,7 +235,7 @@ def test_without_an_encoder_vectors_are_served_and_text_is_told_what_is_missing(
     assert server.metric("lvm_requests_total", route="/predict", outcome="no_encoder") == 1
 
 
-def test_an_encoder_that_cannot_be_opened_says_so(serve: Serve) -> None:
+def test_passes_on_why_an_encoder_cannot_be_opened(serve: Serve) -> None:
     class Altered(HashEncoder):
         def encode(self, texts: Sequence[str], *_: Any) -> Floats:
             raise EncoderError("the weights are others")
@@ -245,7 +245,7 @@ def test_an_encoder_that_cannot_be_opened_says_so(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("answer", [np.nan, "raises"])
-def test_an_encoder_that_fails_is_unavailable(serve: Serve, answer: Any) -> None:
+def test_is_unavailable_if_the_encoder_fails(serve: Serve, answer: Any) -> None:
     class Broken(HashEncoder):
         def encode(self, texts: Sequence[str], *_: Any) -> Floats:
             return np.full((len(texts), self.dim), float(answer), np.float32)  # float("raises") raises
@@ -254,43 +254,43 @@ def test_an_encoder_that_fails_is_unavailable(serve: Serve, answer: Any) -> None
     assert (problem["status"], problem["type"]) == (503, "urn:lvm:problem:model_failed")
 
 
-def test_texts_that_wait_are_encoded_together_and_only_the_bad_one_fails(serve: Serve) -> None:
-    listener = Listener()
-    server = serve(text=listener, timeout_ms=60_000)
+def test_encodes_waiting_texts_together_and_fails_only_the_bad_one(serve: Serve) -> None:
+    recorder = Recorder()
+    server = serve(text=recorder, timeout_ms=60_000)
     other = ["other", *CHUNKS[1:]]
-    listener.opened.clear()
+    recorder.opened.clear()
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(post, server, "/predict", {"texts": CHUNKS})
-        assert listener.entered.wait(30)
+        assert recorder.entered.wait(30)
         bodies: list[Any] = [{"texts": other}, {"text": "too short a passage"}, {"texts": CHUNKS}]
         rest = [pool.submit(post, server, "/predict", body) for body in bodies]
         until(lambda: _pending_rows(server) == 4 * T, "all to queue up")
-        listener.opened.set()
+        recorder.opened.set()
         answers = [each.result() for each in (first, *rest)]
     assert [answer.status_code for answer in answers] == [200, 200, 422, 200]
     for answer, said in zip([answers[0], answers[1], answers[3]], [CHUNKS, other, CHUNKS], strict=True):
         np.testing.assert_allclose(answer.json()["vector"], mean_of(vectors_of(said)[None])[0], atol=1e-6)
-    assert sorted(map(len, listener.batches)) == [T, 2 * T]
+    assert sorted(map(len, recorder.batches)) == [T, 2 * T]
 
 
-def test_a_text_that_waits_too_long_expires_and_a_full_queue_refuses(serve: Serve) -> None:
-    listener = Listener()
-    server = serve(text=listener, max_queue=2 * T, timeout_ms=60_000)
-    listener.opened.clear()
+def test_expires_a_text_that_waits_too_long_and_rejects_if_the_queue_is_full(serve: Serve) -> None:
+    recorder = Recorder()
+    server = serve(text=recorder, max_queue=2 * T, timeout_ms=60_000)
+    recorder.opened.clear()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post, server, "/predict", {"texts": CHUNKS})
-        assert listener.entered.wait(30)
+        assert recorder.entered.wait(30)
         assert post(server, "/predict", {"texts": CHUNKS}, **{"x-request-timeout-ms": "20"}).status_code == 504
         second = pool.submit(post, server, "/predict", {"texts": CHUNKS})
         until(lambda: _pending_rows(server) == 2 * T, "the second to queue up")
         full = post(server, "/predict", {"texts": CHUNKS})
         assert (full.status_code, full.json()["type"]) == (503, "urn:lvm:problem:overloaded")
-        listener.opened.set()
+        recorder.opened.set()
         assert [each.result().status_code for each in (first, second)] == [200, 200]
-    assert len(listener.batches) == 2  # what expired was never encoded
+    assert len(recorder.batches) == 2  # what expired was never encoded
 
 
-def test_the_time_of_text_is_counted_apart_from_that_of_vectors(serve: Serve) -> None:
+def test_counts_the_time_of_text_apart_from_that_of_vectors(serve: Serve) -> None:
     server = serve(text=HashEncoder())
     post(server, "/predict", {"texts": CHUNKS})
     post(server, "/predict", {"context": vectors_of(CHUNKS).tolist()})
@@ -303,13 +303,13 @@ def test_the_time_of_text_is_counted_apart_from_that_of_vectors(serve: Serve) ->
     assert "encoder" in server.http.get("/metrics").text
 
 
-def test_octets_answer_text_too(serve: Serve) -> None:
+def test_answers_text_in_octets(serve: Serve) -> None:
     raw = post(serve(text=HashEncoder()), "/predict", {"texts": CHUNKS}, accept="application/octet-stream")
     np.testing.assert_allclose(np.frombuffer(raw.content, "<f4"), normalise(vectors_of(CHUNKS).mean(0)), atol=1e-6)
 
 
 class Slow(HashEncoder):
-    """An encoder that takes its time over each sentence of a passage in capitals, until it is told to hurry."""
+    """An encoder that is slow at each sentence of a passage in capitals, until a test lets it hurry."""
 
     def __init__(self) -> None:
         self.entered, self.hurries = threading.Event(), threading.Event()
@@ -325,7 +325,7 @@ HOG, OTHER = ({"authorization": f"Bearer {token * 20}"} for token in "ho")
 TWO_CLIENTS = f"hog:{'h' * 20},other:{'o' * 20}"
 
 
-def test_a_short_text_of_another_client_is_read_while_a_long_one_is_cut(serve: Serve) -> None:
+def test_encodes_a_short_text_of_another_client_while_a_long_one_is_cut(serve: Serve) -> None:
     slow = Slow()
     server = serve(text=slow, tokens=TWO_CLIENTS, timeout_ms=120_000, max_text=500_000)
     with ThreadPoolExecutor(2) as pool:
@@ -338,20 +338,20 @@ def test_a_short_text_of_another_client_is_read_while_a_long_one_is_cut(serve: S
         assert long.result().json()["chunks"] == chunk(prose([20] * 2000), words)[-T:]
 
 
-def test_a_client_that_fills_the_queue_leaves_another_its_own(serve: Serve) -> None:
-    listener = Listener()
-    server = serve(text=listener, max_queue=4 * T, tokens=TWO_CLIENTS, timeout_ms=60_000)
-    listener.opened.clear()
+def test_clients_take_turns_in_the_queue(serve: Serve) -> None:
+    recorder = Recorder()
+    server = serve(text=recorder, max_queue=4 * T, tokens=TWO_CLIENTS, timeout_ms=60_000)
+    recorder.opened.clear()
     with ThreadPoolExecutor(8) as pool:
         hog = [pool.submit(post, server, "/predict", {"texts": CHUNKS}, **HOG)]
-        assert listener.entered.wait(30)
+        assert recorder.entered.wait(30)
         hog += [pool.submit(post, server, "/predict", {"texts": CHUNKS}, **HOG) for _ in range(2)]
         until(lambda: _pending_rows(server) == 3 * T, "the hog's texts to queue up")
         other = pool.submit(post, server, "/predict", {"texts": ["other", *CHUNKS[1:]]}, **OTHER)
         until(lambda: _pending_rows(server) == 4 * T, "the other's to queue up")
-        listener.opened.set()
+        recorder.opened.set()
         assert [each.result().status_code for each in (*hog, other)] == [200] * 4
-    order = [text for batch in listener.batches for text in batch]
+    order = [text for batch in recorder.batches for text in batch]
     assert order.index("other") <= 2 * T  # behind one of the hog's at most, and the one that ran
 
 
@@ -360,7 +360,7 @@ def test_a_long_text_costs_more_rows_than_a_short_one() -> None:
     assert extra_rows("x" * 50_000) == extra_rows(["x" * 10_000] * 5) == 50
 
 
-def test_a_client_whose_long_texts_wait_is_told_to_come_later(serve: Serve) -> None:
+def test_rejects_a_client_with_too_many_long_texts_waiting(serve: Serve) -> None:
     slow = Slow()
     server = serve(text=slow, tokens=TWO_CLIENTS, timeout_ms=120_000)
     passage = {"text": prose([20] * 400)}  # some 40,000 characters

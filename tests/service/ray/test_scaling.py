@@ -1,4 +1,4 @@
-"""Replicas by queue wait: what is told of the load, and what follows from it."""
+"""Autoscaling by queue wait: the load statistics, and the decision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.ray.scaling import BUSY, QUEUE_WAIT, LoadStats, QueueWait
         (1, 0.0, 0.0, 1),
     ],
 )
-def test_replicas_follow_the_wait_up_and_the_work_down(
+def test_adds_replicas_by_wait_and_removes_them_by_load(
     replicas: int, wait_s: float, busy: float, wanted: float
 ) -> None:
     told = {name: dict.fromkeys(range(replicas), value) for name, value in ((QUEUE_WAIT, wait_s), (BUSY, busy))}
@@ -27,18 +27,18 @@ def test_replicas_follow_the_wait_up_and_the_work_down(
     assert QueueWait(0.02)(context) == (pytest.approx(wanted), {})
 
 
-def test_a_replica_that_has_not_told_is_not_taken_for_idle() -> None:
+def test_assumes_that_a_replica_without_statistics_is_busy() -> None:
     told = {QUEUE_WAIT: {0: 0.001, 1: 0.001}, BUSY: {0: 0.9, 1: 0.9}}
     context = SimpleNamespace(aggregated_metrics=told, current_num_replicas=4, target_num_replicas=4)
     assert QueueWait(0.02)(context) == (4, {})
 
 
-def test_where_nothing_is_known_yet_nothing_changes() -> None:
+def test_changes_nothing_without_statistics() -> None:
     context = SimpleNamespace(aggregated_metrics={}, current_num_replicas=1, target_num_replicas=3)
     assert QueueWait()(context) == (3, {})
 
 
-def test_a_load_tells_means_and_begins_anew() -> None:
+def test_reads_the_means_and_resets_them() -> None:
     load = LoadStats()
     load.add(0.2, 0.1, requests=2)
     load.add(0.4, 0.1, requests=2)

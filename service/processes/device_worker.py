@@ -166,7 +166,7 @@ async def listen(device: DeviceWorker, listener: socket.socket) -> asyncio.Abstr
 
 
 def run_device_worker(slot: int, listener: int, line: int, home: Path) -> int:
-    """Serve on the socket `listener` until told to stop.
+    """Serve on the socket `listener` until SIGTERM or SIGINT, or until the supervisor exits.
 
     Args:
         slot: of the shared-memory metrics in `home`.
@@ -224,7 +224,7 @@ async def _watch(
     device: DeviceWorker, deployments: Deployments, sync: SyncLoop | None, line: socket.socket, leaving: asyncio.Event
 ) -> None:
     """Announce changes to the HTTP workers, and beat to the supervisor, until `leaving` is set."""
-    guarded = CatchAndLog("tell the workers")
+    guarded = CatchAndLog("announce engines")
     last_beat = 0.0
     while not leaving.is_set():
         with guarded:

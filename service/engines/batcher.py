@@ -43,10 +43,10 @@ class BatchLimits:
 
 
 class Ticket(Generic[Item, Answer]):
-    """One item on its way through the batcher: its caller's future and deadline, then its answer or error, and times.
+    """One item on its way through the batcher, with the future of its caller.
 
-    `queue_s` and `run_s` are seconds; `batch_rows` the rows that ran together; `tag` what the batcher's `tag` returned
-    when the item was submitted.
+    When the future is done there is an `answer` or an `error`. `queue_s` and `run_s` are seconds; `batch_rows` the rows
+    that ran together; `tag` what the batcher's `tag` returned when the item was submitted.
     """
 
     __slots__ = (
@@ -103,7 +103,9 @@ Run = Callable[[list[Item]], Sequence["Answer | Exception"]]
 
 
 class MicroBatcher(Generic[Item, Answer]):
-    """Runs items in batches of up to `max_rows` rows, fewer if larger batches gain nothing, in order, in one thread.
+    """Runs items in batches, in order, in one thread.
+
+    A batch has up to `max_rows` rows, or fewer if larger batches gain nothing.
 
     Args:
         run: maps n items to n answers, in order; an answer that is an exception fails its item alone. If `run` raises,

@@ -12,8 +12,8 @@ STATES = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
 class Breaker:
     """Opens when `failures` of the last `window` calls failed; then allows one probe per hold time.
 
-    Between two changes (closed to open, open to closed) there are at least `hold_s` seconds of `clock`. Only a probe
-    that succeeds closes it. A probe without a result makes way for the next.
+    Between two changes (closed to open, open to closed) there are at least `hold_s` seconds of `clock`. Only a failure
+    opens it, and only a probe that succeeds closes it. A probe without a result makes way for the next.
     """
 
     def __init__(self, failures: int, window: int, hold_s: float, clock: Callable[[], float] = monotonic) -> None:
@@ -56,7 +56,7 @@ class Breaker:
             self._change(is_open=not ok)
             return
         self._recent.append(ok)
-        if self._recent.count(False) >= self._failures and not self.hold_left_s:
+        if not ok and self._recent.count(False) >= self._failures and not self.hold_left_s:
             self._change(is_open=True)
 
     def forget(self, token: int) -> None:

@@ -63,7 +63,7 @@ Answer = TypeVar("Answer", covariant=True)
 
 
 class Model(Protocol[Request, Answer]):
-    """What an engine runs: an adapter that turns requests into items of batches, and results into answers."""
+    """What an engine runs: turns requests into items of batches, and results into answers."""
 
     @property
     def info(self) -> EngineInfo:
@@ -172,15 +172,16 @@ class Engine(Generic[M]):
         self._metrics.batch_released.inc(self._alias, batch.reason)
         if self._full_wait_s is not None:
             self.stats.add_batch(batch.rows, batch.seconds)
-        traced = [self._span(ticket, ticket.tag, batch) for ticket in batch.tickets if ticket.tag is not None]
+        traced = [self._traced(ticket, batch) for ticket in batch.tickets if ticket.tag is not None]
         if traced:
             attributes: Attributes = {"lvm.rows": batch.rows, "lvm.reason": batch.reason}
             export_batch_spans(self._alias, batch.began, batch.seconds, attributes, traced)
 
-    def _span(self, ticket: Ticket[Any, Any], record: RequestSpan, batch: Batch) -> BatchedRequest:
+    def _traced(self, ticket: Ticket[Any, Any], batch: Batch) -> BatchedRequest:
+        span: RequestSpan = ticket.tag
         result = None if ticket.error else ticket.answer
         error = type(ticket.error).__name__ if ticket.error else None
-        return BatchedRequest(record, ticket.queued_at, self.model.stages(result, batch.seconds), error)
+        return BatchedRequest(span, ticket.queued_at, self.model.stages(result, batch.seconds), error)
 
 
 def _ignore(contexts: Floats) -> None: ...

@@ -146,7 +146,7 @@ def test_start_times_and_figures_of_replicas_are_no_news() -> None:
     (only,) = engine_sets(
         serving("1", "noon", "off: +2.1"), serving("1", "one", "off: +2.2"), serving("1", "noon", "off: +2.3")
     )
-    assert only.live["primary"].since == "noon"
+    assert only.deployed["primary"].since == "noon"
 
 
 def test_another_version_a_warning_and_a_refusal_are_news() -> None:
@@ -154,8 +154,8 @@ def test_another_version_a_warning_and_a_refusal_are_news() -> None:
         serving("1", "noon"), serving("1", "one", "off"), serving("1", "two", "off", "amn/2"), serving("2", "three")
     )
     assert [each.engines["primary"].info.warning for each in news] == [None, "off", "off", None]
-    assert [each.live["primary"].refused for each in news] == [None, None, "amn/2", None]
-    assert [each.live["primary"].since for each in news] == ["noon", "noon", "noon", "three"]
+    assert [each.deployed["primary"].refused for each in news] == [None, None, "amn/2", None]
+    assert [each.deployed["primary"].since for each in news] == ["noon", "noon", "noon", "three"]
 
 
 def test_pickles_an_error_with_all_its_fields() -> None:

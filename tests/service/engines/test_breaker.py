@@ -81,7 +81,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def a_call_ends(self, ok: bool, which: int) -> None:
         self.breaker.record(self.calls.pop(which % len(self.calls)), ok=ok)
         self.recent.append(ok)
-        if self.recent.count(False) >= FAILURES and self.held():
+        if not ok and self.recent.count(False) >= FAILURES and self.held():
             self.turn(is_open=True)
 
     @precondition(lambda self: self.calls)
@@ -162,6 +162,17 @@ def test_closes_at_most_one_hold_time_after_an_engine_recovers(before: list[bool
         clock.now += 1
     clock.now += HOLD_S
     end(breaker, *[True] * 100)
+    assert breaker.state == "closed"
+
+
+def test_a_success_does_not_open_it_after_failures_within_the_hold_time() -> None:
+    clock = Clock()
+    breaker = Breaker(FAILURES, WINDOW, HOLD_S, clock)
+    end(breaker, *[False] * FAILURES)
+    clock.now += HOLD_S
+    end(breaker, True, *[False] * FAILURES)
+    clock.now += HOLD_S
+    end(breaker, True)
     assert breaker.state == "closed"
 
 

@@ -31,26 +31,26 @@ from models.vectors import Floats
 
 Article = dict[str, Any]  # one line of `articles.jsonl.gz`; before chunking it may hold `text` for `chunks`
 
-CONTEXT = 5  # T at which the summary counts windows
-BLOCK = 128  # chunks that are encoded, and kept, together
+CONTEXT = 5  # T for which the summary counts windows
+BLOCK = 128  # chunks that are encoded and cached together
 PROBE = "The same model makes the same vector of this."
-TITLE = 80  # longest first line of a text file, in characters, that is taken as its title
-LARGEST = 2**28  # bytes of one article: a file without line ends must not fill the memory
+MAX_TITLE = 80  # characters of a text file's first line that can be its title
+MAX_ARTICLE_BYTES = 2**28  # a file without line ends must not fill the memory
 GZIP = b"\x1f\x8b"
 STDIN = Path("-")
 KINDS = "a .jsonl, .jsonl.gz or .txt file, a directory of .txt files, or - for lines from a pipe"
 
 
 class BadArticles(ValueError):
-    """Articles that cannot be read or used; the message opens with the file and, where known, the line."""
+    """Articles cannot be read or used; the message starts with the file and, if known, the line."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a build made; `windows` is at T = 5, `dropped` counts articles without a chunk that can be read.
+    """Counts of a new data set; `windows` are those at T = 5, `dropped` articles have no chunk that can be read.
 
-    Of the chunks, `truncated` go on after the last word-piece that the encoder reads, and `unread` hold words that it
-    does not know. The `unreadable` are not among them: they were left out.
+    Of the chunks, `truncated` are longer than the encoder reads, and `unread` contain words that it does not know.
+    The `unreadable` chunks were left out, and `chunks` does not count them.
     """
 
     encoder: str
@@ -65,16 +65,18 @@ class Summary:
 
 
 def warnings(made: Summary) -> list[str]:
-    """Return what the vectors of a build say nothing of, one sentence each."""
-    truncated = f"{made.truncated} of {made.chunks} chunks are longer than the encoder reads; their vectors stop there"
-    unreadable = f"{made.unreadable} chunks were left out: the encoder knows next to none of their words"
+    """Return one sentence for each kind of text that the vectors do not represent."""
+    truncated = (
+        f"{made.truncated} of {made.chunks} chunks are longer than the encoder reads; their vectors ignore the rest"
+    )
+    unreadable = f"{made.unreadable} chunks were left out: the encoder knows almost none of their words"
     return [*([truncated] if made.truncated else []), *([unreadable] if made.unreadable else [])]
 
 
 def build(source: Path, out: Path, encoder: Encoder, progress: Progress, cache: WorkCache) -> Summary:
     """Write the articles of `source` as the new corpus directory `out`, whole or not at all.
 
-    Chunks that an article brings are taken as they are, however long; text is cut by `chunk`. Those that the encoder
+    The chunks of an article are used as they are, however long; a text is cut by `chunk`. Chunks that the encoder
     cannot read are left out. Vectors stay in `cache` until all is written, so that stopped work continues after them.
 
     Args:
@@ -145,7 +147,7 @@ def _chunked(article: Article, encoder: Encoder) -> tuple[Article, list[TextInfo
 def _vectors(encoder: Encoder, articles: Sequence[Article], progress: Progress, cache: WorkCache) -> Floats:
     texts = [text for article in articles for text in article["chunks"]]
     vectors = np.empty((len(texts), encoder.dim), np.float32)
-    model = encoder.encode([PROBE]).tobytes()  # by its name, a directory whose files changed would be the same one
+    model = encoder.encode([PROBE]).tobytes()  # a name would not tell an encoder from another in the same directory
     for first in range(0, len(texts), BLOCK):
         block = texts[first : first + BLOCK]
         kept = cache.get_arrays(partial(_encoded, encoder, block), model, *block)
@@ -166,14 +168,14 @@ def _encoded(encoder: Encoder, texts: Sequence[str]) -> Arrays:
 # --- reading ---
 
 
-def read(source: Path, largest: int = LARGEST) -> Iterator[Article]:
+def read(source: Path, largest: int = MAX_ARTICLE_BYTES) -> Iterator[Article]:
     """Yield the articles of `source`, each with `article_id`, `title`, `source` and `chunks` or `text`.
 
     `source` is a `.jsonl`, `.jsonl.gz` or `.txt` file (upper case or not), a directory of `.txt` files, or a pipe or
     device of lines, plain or compressed; `-` is the standard input. Each is read once.
-    An article without an id gets its place in the order, from 0. Further fields are carried through.
-    In a text file a first line of up to 80 characters is the title, and leaves the text where a blank
-    line follows; otherwise the title is the file's name. An article has at most `largest` bytes.
+    An article without an id gets its index, from 0. Unknown fields are kept. In a text file a first line of up to
+    80 characters is the title; if a blank line follows, it is not part of the text. Otherwise the title is the file's
+    name. An article has at most `largest` bytes.
 
     Raises:
         BadArticles: `source` is missing, holds nothing of a known kind, or an article is malformed.
@@ -186,13 +188,13 @@ def read(source: Path, largest: int = LARGEST) -> Iterator[Article]:
 
 
 def shown(path: Path) -> str:
-    """Return a path as UTF-8 in which a terminal finds nothing to obey, whatever bytes its name is made of."""
+    """Return a path as printable UTF-8, whatever bytes its name has."""
     name = os.fsencode(path).decode(errors="replace")
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in name)
 
 
 def _located(source: Path, largest: int) -> Iterator[tuple[str, Article]]:
-    """Yield where each article stands, as a message would say it, and the article."""
+    """Yield the location of each article, for messages, and the article."""
     name = source.name.lower()
     try:
         if source.is_dir():
@@ -209,7 +211,7 @@ def _located(source: Path, largest: int) -> Iterator[tuple[str, Article]]:
 
 
 def _is_stream(source: Path) -> bool:
-    """Say whether `source` is a pipe or a device, or a name of one: `/dev/stdin` may be a file all the same."""
+    """Return whether `source` is a pipe or a device, or the name of one: `/dev/stdin` may be a file."""
     return source == STDIN or not source.is_file() or source.parts[:2] in (("/", "dev"), ("/", "proc"))
 
 
@@ -218,13 +220,13 @@ def _texts_in(directory: Path) -> list[Path]:
     if not texts:
         raise BadArticles(f"{shown(directory)}: holds no .txt file; expected {KINDS}")
     for path in texts:
-        if not path.is_file():  # a pipe nobody writes to would never end
+        if not path.is_file():  # a pipe without a writer would never end
             raise BadArticles(f"{shown(path)}: not a file")
     return texts
 
 
 def _called(path: Path) -> str:
-    """Return the name that an article keeps of where it was read."""
+    """Return the `source` of an article that has none: the name of its file."""
     return "stdin" if _is_stream(path) and not path.suffix else shown(Path(path.name))
 
 
@@ -273,7 +275,7 @@ def _parse(where: str, line: bytes) -> Article:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the members of an object; the service refuses a key that stands twice, too."""
+    """Return the members of an object; raises `ValueError` for a duplicate key, as the service rejects it."""
     members: dict[str, Any] = {}
     for key, value in pairs:
         if key in members:
@@ -283,7 +285,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _fault(article: Any) -> str | None:
-    """Say what is wrong with one line's value, or None."""
+    """Return what is wrong with the value of a line, or None."""
     if not isinstance(article, Mapping):
         return "expected an object"
     if not isinstance(article.get("title"), str):
@@ -307,11 +309,11 @@ def _fault_of_body(article: Mapping[str, Any]) -> str | None:
 
 
 def _check_id(where: str, value: Any, seen: set[int]) -> None:
-    """Refuse an id that is no int32 from 0 up, or not new; add it to `seen`."""
+    """Raise `BadArticles` if an id is not a new int32 from 0 up; otherwise add it to `seen`."""
     if type(value) is not int or not 0 <= value < 2**31:
         raise BadArticles(f"{where}: `article_id` must be an integer from 0 to 2^31 - 1")
     if value in seen:
-        raise BadArticles(f"{where}: `article_id` {value} stands for an earlier article")
+        raise BadArticles(f"{where}: `article_id` {value} is already used by an earlier article")
     seen.add(value)
 
 
@@ -319,7 +321,7 @@ def _from_text(path: Path, largest: int) -> Iterator[tuple[str, Article]]:
     text = _text(path, largest).strip()
     first, _, rest = text.partition("\n")
     first = first.strip()
-    titled = 0 < len(first) <= TITLE
+    titled = 0 < len(first) <= MAX_TITLE
     if titled and _starts_blank(rest):
         text = rest
     title = first if titled else shown(Path(path.stem))
@@ -327,7 +329,7 @@ def _from_text(path: Path, largest: int) -> Iterator[tuple[str, Article]]:
 
 
 def _starts_blank(rest: str) -> bool:
-    """Say whether a blank line comes next (a wrapped first sentence has none: it must not lose a line)."""
+    """Return whether a blank line follows; after the first line of a wrapped sentence, none does."""
     return not rest.partition("\n")[0].strip()
 
 

@@ -1,8 +1,8 @@
-"""The ONNX graph of a BERT sentence encoder, written node by node: neither torch nor transformers has a part in it.
+"""Builds the ONNX graph of a BERT sentence encoder node by node, without torch and transformers.
 
-The graph is of one text: (S,) word-piece ids in, the unit vector `(D,)` out, the mean over its word-pieces between. One
-text has no padding, so no mask. Tensors keep their names and the layout of their safetensors file, which stays where
-it is; the graph alone is a few kilobytes.
+The graph encodes one text: `(S,)` word-piece ids in, the unit vector `(D,)` of their mean out. One text has no padding,
+so the graph has no mask. Tensors keep their names and layout in the safetensors file, which the graph refers to; the
+graph itself is a few kilobytes.
 
 After J. Devlin et al., BERT, 2019; pooling as N. Reimers and I. Gurevych, Sentence-BERT, 2019.
 """
@@ -28,7 +28,7 @@ Sizes = Mapping[str, Any]  # what a `config.json` of transformers calls them
 
 
 class _Graph:
-    """Nodes in order; a method adds some and returns the name of what comes out."""
+    """Nodes in order; each method adds nodes and returns the name of the last output."""
 
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
@@ -82,16 +82,16 @@ class _Graph:
         query, key, value = [self.node("Transpose", part, perm=turn) for part, turn in zip(parts, turns, strict=True)]
         scale = self.constant("scale", (dim // heads) ** -0.5, np.float32)
         weights = self.node("Softmax", self.node("Mul", self.node("MatMul", query, key), scale), axis=-1)
-        heard = self.node("Transpose", self.node("MatMul", weights, value), perm=(1, 0, 2))
-        return self.linear(self.node("Reshape", heard, joined), f"{name}.output.dense", dim, dim)
+        attended = self.node("Transpose", self.node("MatMul", weights, value), perm=(1, 0, 2))
+        return self.linear(self.node("Reshape", attended, joined), f"{name}.output.dense", dim, dim)
 
     def layer(self, x: str, name: str) -> str:
         dim, wide = self.sizes["hidden_size"], self.sizes["intermediate_size"]
-        heard = self.node("Add", x, self.attention(x, f"{name}.attention"))
-        x = self.normed(heard, f"{name}.attention.output.LayerNorm")
+        attended = self.node("Add", x, self.attention(x, f"{name}.attention"))
+        x = self.normed(attended, f"{name}.attention.output.LayerNorm")
         hidden = self.node("Gelu", self.linear(x, f"{name}.intermediate.dense", wide, dim))
-        thought = self.node("Add", x, self.linear(hidden, f"{name}.output.dense", dim, wide))
-        return self.normed(thought, f"{name}.output.LayerNorm")
+        added = self.node("Add", x, self.linear(hidden, f"{name}.output.dense", dim, wide))
+        return self.normed(added, f"{name}.output.LayerNorm")
 
     def pooled(self, x: str) -> str:
         mean = self.node("ReduceMean", x, self.constant("rows", [0]), keepdims=0)
@@ -100,7 +100,7 @@ class _Graph:
 
 
 def graph_of(sizes: Sizes) -> bytes:
-    """Return the graph of an encoder of these sizes, its weights named as external data."""
+    """Return the graph of an encoder of these sizes; its weights are external data."""
     graph = _Graph(sizes)
     x = graph.embeddings("ids")
     for layer in range(sizes["num_hidden_layers"]):
@@ -122,7 +122,7 @@ def _external(name: str, shape: tuple[int, ...]) -> onnx.TensorProto:
 
 
 def main() -> None:
-    """Write the graph of the encoder that a package carries, by the `config.json` of the directory named."""
+    """Write the graph of the packaged encoder; the argument is the directory of its `config.json`."""
     encoder.GRAPH.write_bytes(graph_of(json.loads((Path(sys.argv[1]) / "config.json").read_text())))
 
 

@@ -1,6 +1,6 @@
-"""Wrong answers to learn from: chunks of the same article, and near misses that the towers took for right.
+"""Wrong answers to learn from: chunks of the same article, and near misses that the towers score highly.
 
-Everything is named by its row in the corpus, never by its place in a batch: a shuffle changes nothing.
+Chunks and windows are identified by their row in the corpus, never by their place in a batch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from models.windows import NoWindows, Windows
 
 
 class Negatives:
-    """Draws `same + 1` wrong rows for each window, of which none is its next chunk or in its context.
+    """Draws `same + 1` wrong rows for each window; none is its next chunk or in its context.
 
-    `same` come from the window's article and one from the near misses that were found for it; where there are none,
-    any other row of the corpus takes their place, so that every window has as many.
+    `same` rows come from the window's article, and one from the near misses found for it. If there are none, other rows
+    of the corpus replace them, so that every window has equally many.
 
     Raises:
         NoWindows: the corpus is a single window.
@@ -39,13 +39,13 @@ class Negatives:
         return torch.cat([others[:, :-1], torch.where(near >= 0, near, others[:, -1])[:, None]], dim=1)
 
     def remember(self, start: Tensor, near: Tensor) -> None:
-        """Take `near` `(B, M)` for the near misses of the windows that begin at `start`; -1 is none."""
+        """Store `near` `(B, M)` as the near misses of the windows that begin at `start`; -1: none."""
         if self._near.shape[1] != near.shape[1]:
             self._near = torch.full((len(self._near), near.shape[1]), -1)
         self._near[start] = near
 
     def _others(self, start: Tensor, count: int) -> Tensor:
-        """Draw rows of each article as if the window were not there, then step over it."""
+        """Draw rows of each article as if it did not contain the window, then skip the window."""
         begin, end = self._begin[start, None], self._end[start, None]
         places = (torch.rand(len(start), count) * (end - begin - self._span)).long()
         rows = begin + places
@@ -53,7 +53,7 @@ class Negatives:
 
 
 def _bounds(data: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """Return for every row of the corpus where the run of windows that it begins a part of starts and ends."""
+    """Return, for each row that a window begins at, the first row of its article's windows and the row after them."""
     rows = len(data.vectors)
     begin, end = np.zeros(rows, np.int64), np.full(rows, rows)
     for article in np.unique(data.article):
@@ -63,9 +63,9 @@ def _bounds(data: Windows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def near_misses(scores: Tensor, start: Tensor, first: int, span: int, count: int) -> Tensor:
-    """Return the `count` best-scored wrong rows `(B, count)` of a bank, -1 where it has no more.
+    """Return the `count` wrong rows `(B, count)` of a bank with the best scores; -1 if there are no more.
 
-    `scores` `(B, N)` are those of the rows from `first` on; the `span` rows from each `start` are right, or known.
+    `scores` `(B, N)` belong to the rows from `first` on. The `span` rows from each `start` are the window itself.
     """
     own = start[:, None] - first + torch.arange(span)
     best = scores.scatter(1, own, -torch.inf).topk(min(count, scores.shape[1]), dim=1)

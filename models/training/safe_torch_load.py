@@ -1,7 +1,7 @@
-"""Files from strangers: what `torch.save` wrote, read without running anything, within bounds of memory and time.
+"""Reads untrusted files that `torch.save` wrote: no code in them runs, and memory and time are bounded.
 
-torch's reader of weights calls only what it is told to. Here that is what makes plain values: numbers of numpy, paths,
-dates, namespaces, collections. They come as plain Python; numpy's own readers trust their bytes, so none is called.
+torch's weights-only unpickler calls only allowed functions. Those allowed here make plain values: numbers of numpy,
+paths, dates, namespaces, collections. numpy's own readers trust their bytes, so none of them is allowed.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ _LONGEST, _MOST_SHOWN = 80, 20
 
 
 class Inert:
-    """What stands for a value that nothing here needs."""
+    """Replaces a value that is not needed."""
 
     def __init__(self, *arguments: object) -> None:
-        """Take what it is made of, and forget it."""
+        """Accept and discard the arguments."""
 
     def __setstate__(self, state: object) -> None:
-        """Take its state, and forget it."""
+        """Accept and discard the state."""
 
 
-class Refused(Inert):
-    """What stands for a value whose class is not known to be harmless."""
+class Unknown(Inert):
+    """Replaces a value whose class is not known to be harmless."""
 
     named = ""
 
 
 class _Dtype(Inert):
-    """The type of numpy's numbers; `code` is None for all that is no plain number."""
+    """A dtype of numpy; `code` is None unless it is that of plain numbers."""
 
     def __init__(self, code: object, *_: object) -> None:
         self.code = code if isinstance(code, str) and _NUMBER.fullmatch(code) else None
         self.order = "<"
 
     def __setstate__(self, state: object) -> None:
-        """Take the order of bytes alone."""
+        """Read the byte order; discard the rest."""
         if isinstance(state, tuple) and state[1:2] == (">",):
             self.order = ">"
 
@@ -97,7 +97,7 @@ _FLAVOURS: Mapping[str, type] = {
     "WindowsPath": PureWindowsPath,
     "PureWindowsPath": PureWindowsPath,
 }
-KNOWN: Mapping[str, Any] = {  # by the name that a file says: what makes the value
+KNOWN: Mapping[str, Any] = {  # by the name in the file: what makes the value
     **{f"{home}.{name}": made for home in ("pathlib", "pathlib._local") for name, made in _FLAVOURS.items()},
     **{f"numpy.{core}.multiarray.scalar": _number for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
@@ -118,11 +118,11 @@ KNOWN: Mapping[str, Any] = {  # by the name that a file says: what makes the val
 
 
 def safe_load(path: Path) -> Any:
-    """Return what `torch.save` wrote to `path`; tensors are mapped from the file, so they cost no memory until used.
+    """Return what `torch.save` wrote to `path`; tensors are mapped from the file and use no memory until they are read.
 
     Raises:
-        BadCheckpoint: the file is damaged, no checkpoint, would take more memory than its size, or holds values of a
-            class that is not known to be harmless; the message names the class and where it stands.
+        BadCheckpoint: the file is damaged, is not a checkpoint, would take more memory than its size, or holds a value
+            of a class that is not known to be harmless; the message names the class and the place of the value.
     """
     try:
         with open(disk.open_regular(path), "rb") as file:
@@ -139,27 +139,27 @@ def _load(path: Path, file: BufferedReader) -> Any:
     is_archive = start.startswith(_ZIP)
     if is_archive:
         _check_archive(path, file, size)
-    place = f"/dev/fd/{file.fileno()}"  # the very file that was checked
+    place = f"/dev/fd/{file.fileno()}"  # the same file that was checked
     unknown: list[str] = []
     try:
         known: list[Any] = [(made, name) for name, made in KNOWN.items()]
         with _quiet(), _bounded(2 * size + _MEMORY, _SECONDS), safe_globals(known):
             unknown = get_unsafe_globals_in_checkpoint(place) if is_archive else []
-            with safe_globals([(type("Refused", (Refused,), {"named": name}), name) for name in unknown]):
+            with safe_globals([(type("Unknown", (Unknown,), {"named": name}), name) for name in unknown]):
                 saved = torch.load(place, map_location="cpu", weights_only=True, mmap=is_archive or None)
     except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
-        _refuse(path, unknown or _GLOBAL.findall(str(error)), error)
+        _reject(path, unknown or _GLOBAL.findall(str(error)), error)
     if unknown:
-        _refuse(path, unknown, None, _place_of_refused(saved))
+        _reject(path, unknown, None, _place_of_unknown(saved))
     return saved
 
 
-def _refuse(path: Path, unknown: list[str], cause: Exception | None, found: tuple[str, str] | None = None) -> NoReturn:
-    """Raise `BadCheckpoint` that says which class is not known, and where a value of it stands if that was found."""
+def _reject(path: Path, unknown: list[str], cause: Exception | None, found: tuple[str, str] | None = None) -> NoReturn:
+    """Raise `BadCheckpoint` with the class that is not known, and the place of a value of it if that was found."""
     if not unknown:
         reason = (_REASON.findall(str(cause)) or str(cause).split("\n"))[0]
         raise BadCheckpoint(
-            f"{path}: no torch checkpoint, or damaged ({type(cause).__name__}: {shown(reason)})"
+            f"{path}: not a torch checkpoint, or damaged ({type(cause).__name__}: {shown(reason)})"
         ) from cause
     where, name = found or ("", sorted(unknown)[0])
     holds = f"`{shown(where)}` holds a" if where else "it holds a"
@@ -193,7 +193,7 @@ def _check_archive(path: Path, file: BufferedReader, size: int) -> None:
 
 
 def _ends_plainly(file: BufferedReader, size: int, directory: int) -> bool:
-    """Whether the records at the end of an archive lie as torch writes them, and name one place of its directory."""
+    """Return whether the records at the end of an archive are where torch writes them, and agree on its directory."""
     file.seek(max(0, size - _END - _LOCATOR_64 - _END_64))
     end = file.read()
     if end[-_END:][:4] != _DIRECTORY_END or end[-2:] != b"\0\0":
@@ -212,9 +212,9 @@ def _address_space() -> int:
 
 @contextmanager
 def _bounded(memory: int, seconds: float) -> Iterator[None]:
-    """Have the process take `memory` bytes more at most meanwhile, and the main thread `seconds`.
+    """Limit the process to `memory` more bytes, and the main thread to `seconds`, within the context.
 
-    Only Linux tells, and bounds, how much address space a process takes.
+    Memory is limited on Linux only, which reports and limits the address space of a process.
     """
     before = resource.getrlimit(resource.RLIMIT_AS)
     ceiling = _address_space() + memory if sys.platform == "linux" else resource.RLIM_INFINITY
@@ -235,7 +235,7 @@ def _bounded(memory: int, seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's warnings of old formats from whoever imports a file."""
+    """Suppress torch's warnings about old formats."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -245,13 +245,13 @@ def _too_slow(*_: object) -> NoReturn:
     raise TimeoutError(f"not read within {_SECONDS:.0f} s")
 
 
-def _place_of_refused(saved: Any) -> tuple[str, str] | None:
-    """Return where the first value of an unknown class stands, as `a.b[0]`, and the name of its class."""
+def _place_of_unknown(saved: Any) -> tuple[str, str] | None:
+    """Return the place of the first value of an unknown class, as `a.b[0]`, and the name of its class."""
     pending: list[tuple[str, Any]] = [("", saved)]
     seen: set[int] = set()
     while pending:
         where, value = pending.pop()
-        if isinstance(value, Refused) or (isinstance(value, type) and issubclass(value, Refused)):
+        if isinstance(value, Unknown) or (isinstance(value, type) and issubclass(value, Unknown)):
             return where, value.named
         if id(value) not in seen:
             seen.add(id(value))
@@ -260,7 +260,7 @@ def _place_of_refused(saved: Any) -> tuple[str, str] | None:
 
 
 def _within(where: str, value: Any) -> list[tuple[str, Any]]:
-    """Return what a collection or a namespace holds, with its place."""
+    """Return the values in a collection or a namespace, with their places."""
     if isinstance(value, argparse.Namespace | types.SimpleNamespace):
         value = vars(value)
     if isinstance(value, Mapping):
@@ -271,12 +271,12 @@ def _within(where: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def shown(text: str) -> str:
-    """Return a text of a file as a message shows it: on one line, escaped, not too long."""
+    """Return a text from a file as a message shows it: on one line, escaped, at most 80 characters."""
     plain = text if text.isprintable() else ascii(text)[1:-1]
     return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]}..."
 
 
 def listed(names: list[str]) -> str:
-    """Return names of a file as a message lists them."""
+    """Return names from a file as a message lists them: at most 20."""
     more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
     return ", ".join(map(shown, names[:_MOST_SHOWN])) + more

@@ -1,4 +1,4 @@
-"""Distillation: versions that already predict, as one teacher for the net in training."""
+"""Distillation: stored versions as one teacher for the net in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.runtimes.torch import build_net
 
 
 class UnfitTeacher(ValueError):
-    """A version that reads other vectors than the net it should teach."""
+    """A teacher reads other dimensions or another context length than the net in training."""
 
 
 class Ensemble(nn.Module):
@@ -35,8 +35,8 @@ def load_teachers(registry: Registry, versions: Sequence[str], dim: int, length:
 
     Raises:
         RegistryError: there is no such version.
-        BadCheckpoint: one must not be used; the message says why.
-        UnfitTeacher: one reads other dimensions or another context length.
+        BadCheckpoint: a version must not be used; the message says why.
+        UnfitTeacher: a version reads other dimensions or another context length.
     """
     found = [load_checkpoint(registry.find(version).path) for version in versions]
     for version, checkpoint in zip(versions, found, strict=True):

@@ -1,4 +1,4 @@
-"""The customer's checkpoints: nets loaded strictly, by the names of their tensors."""
+"""Imports checkpoints that `torch.save` wrote: nets are loaded strictly, by the names of their tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADS = ("nhead", "num_heads", "n_heads", "heads")
 
 
 class NameMismatch(BadCheckpoint):
-    """A state dictionary whose names or shapes are not those of the net; has every one, and shows the first."""
+    """A state dictionary lacks tensors of the net, or has others; the message lists the first of them."""
 
     def __init__(self, architecture: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> None:
         self.missing, self.unexpected, self.shapes = missing, unexpected, shapes
@@ -29,16 +29,16 @@ class NameMismatch(BadCheckpoint):
 
 
 def read_net(
-    path: Path, name: str, context_length: int | None = None, report: Callable[[str], None] = lambda said: None
+    path: Path, name: str, context_length: int | None = None, report: Callable[[str], None] = lambda message: None
 ) -> nn.Module:
     """Return the net saved in `path` under the architecture `name`, every tensor loaded by name.
 
-    The LSTM of 29 October (`lstm_stack`) is told from the other by its names. T is the one given, else
-    the saved configuration's, else 5. Prefixes that wrappers put before every name are removed; `report` is told so.
+    `lstm_stack` is recognised by its tensor names. T is `context_length`, else that of the saved configuration, else 5.
+    A prefix that a wrapper put before every name is removed; `report` is called with a message about it.
 
     Raises:
-        NameMismatch: a tensor is missing, unexpected, or of another shape, with the whole lists.
-        BadCheckpoint: the file is no checkpoint, asks to run code, or says it is another net.
+        NameMismatch: a tensor is missing, unexpected, or has another shape; the exception has the whole lists.
+        BadCheckpoint: the file is not a checkpoint, would run code, or says that it is another net.
     """
     saved = _read(path)
     state, removed = _without_prefixes(saved["model_state_dict"])
@@ -46,13 +46,13 @@ def read_net(
         report(f"removed the prefix `{removed}` from the name of every tensor")
     saved = {**saved, "model_state_dict": state}
     architecture = _architecture(saved, name)
-    with torch.device("meta"):  # sizes read off a file allocate nothing until every tensor bears them out
+    with torch.device("meta"):  # allocates nothing until every tensor confirms the sizes that the file states
         blank = _build(architecture, saved, context_length)
     state = _with_our_positions(state, blank)
     _compare(architecture, blank.state_dict(), state)
     net = _build(architecture, saved, context_length)
     net.load_state_dict(state, strict=True)
-    _refuse_non_finite(net.state_dict())
+    _reject_non_finite(net.state_dict())
     return net.eval()
 
 
@@ -61,12 +61,12 @@ def _read(path: Path) -> dict[str, Any]:
     state = saved.get("model_state_dict") if isinstance(saved, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         has = f"it has the keys {listed(list(map(str, saved)))}" if isinstance(saved, dict) else _kind_of(saved)
-        raise BadCheckpoint(f"{path}: no dictionary with a `model_state_dict` of tensors: {has}")
+        raise BadCheckpoint(f"{path}: expected a dictionary with a `model_state_dict` of tensors; {has}")
     if not isinstance(saved.get("model_config") or {}, dict):
-        raise BadCheckpoint(f"{path}: its `model_config` is no dictionary")
+        raise BadCheckpoint(f"{path}: `model_config` is not a dictionary")
     hollow = [key for key, tensor in state.items() if not _is_whole(tensor)]
     if hollow:
-        raise BadCheckpoint(f"{path}: empty, larger than its storage, or no plain tensor: {listed(hollow)}")
+        raise BadCheckpoint(f"{path}: empty, larger than their storage, or not plain tensors: {listed(hollow)}")
     return saved
 
 
@@ -75,7 +75,7 @@ def _kind_of(saved: Any) -> str:
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Return a state with the prefixes that all its names have removed, and these."""
+    """Return a state without the prefixes that all its names have, and these prefixes."""
     removed = ""
     while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), ""):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
@@ -90,7 +90,7 @@ def _is_whole(tensor: Tensor) -> bool:
 
 def _architecture(saved: Mapping[str, Any], name: str) -> str:
     if name not in NETS:
-        raise BadCheckpoint(f"no net is called {name!r}: choose from {', '.join(NETS)}")
+        raise BadCheckpoint(f"unknown net {name!r}; choose from {', '.join(NETS)}")
     said = str(saved.get("model_type") or name).lower()
     if said.split("_")[0] != name.split("_")[0]:
         raise BadCheckpoint(f"the file says it is {shown(said)!r}, not {name!r}")
@@ -103,17 +103,17 @@ def _build(architecture: str, saved: Mapping[str, Any], context_length: int | No
     config = saved.get("model_config") or {}
     try:
         sizes = vars(config_type.from_state(saved["model_state_dict"]))
-    except (LookupError, ValueError):  # a tensor that tells a size is missing: compare with the reference and say so
+    except (LookupError, ValueError):  # a tensor that gives a size is missing: `_compare` reports it
         sizes = vars(config_type(**({"dim": config["input_dim"]} if "input_dim" in config else {})))
     said = [config[key] for key in _HEADS if key in config]
     heads = {"heads": said[0]} if said and "heads" in sizes else {}
     length = context_length or config.get("context_length") or sizes["context_length"]
     if not (isinstance(length, int) and 0 < length <= MAX_CONTEXT):
-        raise BadCheckpoint(f"a context of {shown(repr(length))} chunks, want 1 to {MAX_CONTEXT}")
+        raise BadCheckpoint(f"a context of {shown(repr(length))} chunks; expected 1 to {MAX_CONTEXT}")
     try:
         net: nn.Module = net_type(config_type(**{**sizes, **heads, "context_length": length}))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise BadCheckpoint(f"no {architecture} has these sizes: {error}") from error
+        raise BadCheckpoint(f"these sizes do not fit {architecture}: {error}") from error
     return net
 
 
@@ -127,7 +127,7 @@ def _with_our_positions(state: dict[str, Tensor], net: nn.Module) -> dict[str, T
 
 def _compare(architecture: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     shapes = [
-        f"{name} {tuple(theirs[name].shape)}, want {tuple(ours[name].shape)}"
+        f"{name} {tuple(theirs[name].shape)}, expected {tuple(ours[name].shape)}"
         for name in sorted(ours.keys() & theirs.keys())
         if ours[name].shape != theirs[name].shape
     ]
@@ -136,7 +136,7 @@ def _compare(architecture: str, ours: Mapping[str, Tensor], theirs: Mapping[str,
         raise NameMismatch(architecture, missing, unexpected, shapes)
 
 
-def _refuse_non_finite(state: Mapping[str, Tensor]) -> None:
+def _reject_non_finite(state: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise BadCheckpoint(f"not finite: {', '.join(sorted(broken))}")

@@ -37,7 +37,7 @@ def replica(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-def test_replicas_that_differ_are_told_apart_and_so_is_one_that_is_away(replica: Start) -> None:
+def test_shows_replicas_that_differ_or_do_not_answer(replica: Start) -> None:
     one, other = replica("one"), replica("other")
     found = replicas.fetch([one.url, other.url], TOKEN)
     assert [each.error for each in found] == [None, None]
@@ -74,7 +74,7 @@ def test_the_command_shows_replicas_and_checks_them(replica: Start, capsys: pyte
         versions.models(check=True)
 
 
-def test_a_stranger_is_no_replica(replica: Start) -> None:
+def test_another_service_is_not_a_replica(replica: Start) -> None:
     server = replica("one")
     (found,) = replicas.fetch([f"{server.url}/readyz?"], TOKEN)
     assert found.error is not None

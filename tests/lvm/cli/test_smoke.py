@@ -119,17 +119,17 @@ def test_each_check_sees_its_fault_and_no_other(server: Running, faulty: str, tr
     }
 
 
-def test_an_expected_version_and_golden_vectors_are_held_to(server: Running) -> None:
+def test_fails_for_another_version_or_other_golden_vectors(server: Running) -> None:
     assert outcomes(server, version="amn/other")["models"] == "failed"
     wrong = outcomes(server, golden=lambda served: (contexts(3), -mean_of(contexts(3))))
     assert [check for check, outcome in wrong.items() if outcome == "failed"] == CHECKS[2:4]
 
 
-def test_what_is_not_served_is_skipped(serve: Callable[..., Running]) -> None:
+def test_skips_what_is_not_served(serve: Callable[..., Running]) -> None:
     assert outcomes(serve(retriever=False))["retrieve"] == "skipped"
 
 
-def test_the_command_tells_by_its_exit_status(server: Running, tmp_path: Path) -> None:
+def test_the_exit_code_is_the_outcome(server: Running, tmp_path: Path) -> None:
     def smoke(*words: str) -> tuple[int, Any]:
         env = {**os.environ, "LVM_REGISTRY": str(tmp_path / "none")}
         done = subprocess.run([LVM, "smoke", *words, "--json"], capture_output=True, text=True, env=env)

@@ -111,7 +111,7 @@ GOOD = b'{"title": "A", "chunks": ["fine"]}\n'
         (b'{"title": "A", "chunks": ["a"], "article_id": "1"}', "`article_id` must be"),
         (b'{"title": "A", "chunks": ["a"], "article_id": true}', "`article_id` must be"),
         (b'{"title": "A", "chunks": ["a"], "article_id": 2147483648}', "`article_id` must be"),
-        (b'{"title": "A", "chunks": ["a"], "article_id": 0}', "stands for an earlier"),
+        (b'{"title": "A", "chunks": ["a"], "article_id": 0}', "already used by an earlier"),
     ],
 )
 def test_a_malformed_line_is_named_by_file_and_line(tmp_path: Path, line: bytes, reason: str) -> None:
@@ -136,13 +136,13 @@ def test_a_text_file_in_another_encoding_is_named_by_file_and_line(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "data.csv"])
-def test_a_source_of_no_known_kind_is_refused(tmp_path: Path, name: str) -> None:
+def test_rejects_a_source_of_unknown_kind(tmp_path: Path, name: str) -> None:
     (tmp_path / "data.csv").touch()
     with pytest.raises(BadArticles, match=name):
         list(read(tmp_path / name))
 
 
-def test_a_byte_order_mark_line_ends_of_another_system_and_blank_lines_are_passed_over(tmp_path: Path) -> None:
+def test_ignores_byte_order_mark_crlf_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.strip() + b"\r\n\r\n  \n" + GOOD.strip())
     assert [article["article_id"] for article in read(path)] == [0, 1]
@@ -188,20 +188,20 @@ def test_a_descriptor_of_the_process_is_a_source_of_lines(tmp_path: Path) -> Non
         assert [article["source"] for article in read(Path(f"/dev/fd/{file.fileno()}"))] == ["stdin"]
 
 
-def test_a_pipe_among_text_files_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_rejects_a_pipe_among_text_files_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.txt")
     with pytest.raises(BadArticles, match=r"a\.txt: not a file"):
         list(read(tmp_path))
 
 
-def test_a_directory_without_text_files_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_directory_without_text_files(tmp_path: Path) -> None:
     (tmp_path / "notes.md").touch()
     with pytest.raises(BadArticles, match=r"holds no \.txt file"):
         list(read(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["in.jsonl.gz", "in.txt"])
-def test_what_never_ends_a_line_is_refused_before_it_fills_the_memory(tmp_path: Path, name: str) -> None:
+def test_rejects_an_endless_line_before_it_fills_the_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(gzip.compress(b" " * 10_000_000))
     with pytest.raises(BadArticles, match=f"{name}.*: more than 5000 bytes"):
@@ -224,7 +224,7 @@ def test_a_file_name_of_any_bytes_becomes_a_title_that_can_be_written(tmp_path: 
     assert (line["title"], line["source"]) == (title, f"{title}.txt")
 
 
-def test_a_message_shows_a_name_and_obeys_nothing_in_it(tmp_path: Path) -> None:
+def test_a_message_escapes_a_file_name(tmp_path: Path) -> None:
     (tmp_path / "a\x1b[2J\n.jsonl").write_text("{")
     with pytest.raises(BadArticles, match=r"a\\x1b\[2J\\n\.jsonl:1: not JSON"):
         list(read(tmp_path / "a\x1b[2J\n.jsonl"))
@@ -256,7 +256,7 @@ def test_an_article_too_short_for_a_chunk_is_left_out_and_counted(tmp_path: Path
     assert list(read_corpus(tmp_path / "out").articles) == [1]
 
 
-def test_chunks_that_cannot_be_read_are_left_out_and_told(tmp_path: Path) -> None:
+def test_unreadable_chunks_are_left_out_and_counted(tmp_path: Path) -> None:
     texts = ["fine", "? ??", "word " * 300, "one ? word"]
     source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": texts}, {"title": "B", "chunks": ["?"]})
     summary = make(source, tmp_path / "out")
@@ -267,11 +267,11 @@ def test_chunks_that_cannot_be_read_are_left_out_and_told(tmp_path: Path) -> Non
     assert [warning.split(" ", 1)[0] for warning in warnings(summary)] == ["1", "2"]
 
 
-def test_a_build_that_read_everything_warns_of_nothing(tmp_path: Path) -> None:
+def test_no_warnings_if_everything_was_read(tmp_path: Path) -> None:
     assert warnings(make(write_lines(tmp_path / "in.jsonl", json.loads(GOOD)), tmp_path / "out")) == []
 
 
-def test_articles_that_cannot_be_read_at_all_are_refused(tmp_path: Path) -> None:
+def test_rejects_articles_that_cannot_be_read_at_all(tmp_path: Path) -> None:
     with pytest.raises(BadArticles, match="no article yields a chunk that fake can read"):
         make(write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": ["?"]}), tmp_path / "out")
 
@@ -289,13 +289,13 @@ def test_progress_ends_at_the_number_of_chunks(tmp_path: Path) -> None:
     assert seen == [(3, 3)]
 
 
-def test_nothing_to_encode_is_refused(tmp_path: Path) -> None:
+def test_rejects_nothing_to_encode(tmp_path: Path) -> None:
     with pytest.raises(BadArticles, match="no article yields a chunk"):
         make(write_lines(tmp_path / "in.jsonl"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("occupy", [Path.mkdir, Path.touch, lambda path: path.symlink_to("gone")])
-def test_what_stands_at_the_destination_is_left_alone(tmp_path: Path, occupy: Callable[[Path], None]) -> None:
+def test_an_existing_destination_is_unchanged(tmp_path: Path, occupy: Callable[[Path], None]) -> None:
     source = write_lines(tmp_path / "in.jsonl", json.loads(GOOD))
     out = tmp_path / "out"
     occupy(out)
@@ -334,7 +334,7 @@ class OtherEncoder(StoppingEncoder):
         return -super().vector(text)
 
 
-def test_what_was_stopped_goes_on_after_the_chunks_that_are_encoded(tmp_path: Path) -> None:
+def test_stopped_work_continues_after_the_encoded_chunks(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": [f"chunk {n}" for n in range(300)]})
     out, parts = tmp_path / "out", cache_next_to(tmp_path / "out")
     for encoder in (StoppingEncoder(stops_at=4), StoppingEncoder()):
@@ -347,7 +347,7 @@ def test_what_was_stopped_goes_on_after_the_chunks_that_are_encoded(tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out", "whole"}
 
 
-def test_what_a_killed_run_left_goes_with_the_next_that_succeeds(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_go_with_the_next_success(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in.jsonl", json.loads(GOOD))
     child = os.fork()
     if not child:
@@ -374,7 +374,7 @@ def test_what_a_killed_run_left_goes_with_the_next_that_succeeds(tmp_path: Path)
         (OtherEncoder, "chunk", [1, 128, 128, 44]),
     ],
 )
-def test_chunks_of_another_text_or_model_are_encoded_anew(
+def test_chunks_of_another_text_or_model_are_encoded_again(
     tmp_path: Path, kind: type[StoppingEncoder], first: str, asked: list[int]
 ) -> None:
     texts = [f"chunk {n}" for n in range(300)]

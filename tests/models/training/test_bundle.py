@@ -33,7 +33,7 @@ def rows_of(retriever: Retriever, search: Search) -> list[int]:
     return [hit.row for hit in retriever.search_batch([search])[0]]
 
 
-def test_it_says_what_it_serves(retriever: Retriever, towers_version: Version, bundle_version: Version) -> None:
+def test_a_bundle_names_its_parts(retriever: Retriever, towers_version: Version, bundle_version: Version) -> None:
     assert retriever.query_maker == (towers_version.name, towers_version.version)
     assert retriever.reranks
     assert (retriever.name, retriever.version) == ("passages", bundle_version.version)
@@ -93,7 +93,7 @@ def test_a_batch_of_every_kind_of_search_is_each_of_them(retriever: Retriever, o
     assert retriever.search_batch(kinds) == [retriever.search_batch([kind])[0] for kind in kinds]
 
 
-def test_each_stage_is_told_as_it_ends(retriever: Retriever, other: Corpus) -> None:
+def test_reports_each_stage_when_it_ends(retriever: Retriever, other: Corpus) -> None:
     def stages(search: Search) -> list[str]:
         laps: list[str] = []
         retriever.search_batch([search], laps.append)
@@ -131,7 +131,7 @@ def test_a_bundle_makes_a_bundle_of_another_corpus(
     )
 
 
-def test_an_index_of_another_payload_tower_is_refused(
+def test_rejects_an_index_of_another_payload_tower(
     bundle_version: Version, copy_of: Callable[[Version], Path], rewrite_checksums: Callable[[Path], None]
 ) -> None:
     """Sealed anew, as one would who swaps the tower: the index still names the one that made it."""
@@ -144,7 +144,7 @@ def test_an_index_of_another_payload_tower_is_refused(
 
 
 @pytest.mark.parametrize("part", ["vectors", "neighbours", "payload_sha256"])
-def test_a_broken_index_is_refused(
+def test_rejects_a_broken_index(
     bundle_version: Version, copy_of: Callable[[Version], Path], rewrite_checksums: Callable[[Path], None], part: str
 ) -> None:
     def broken(**changes: object) -> Path:
@@ -159,7 +159,7 @@ def test_a_broken_index_is_refused(
         load_retriever(broken(**{part: None}))
 
 
-def test_an_index_of_another_corpus_is_refused(
+def test_rejects_an_index_of_another_corpus(
     bundle_version: Version, copy_of: Callable[[Version], Path], rewrite_checksums: Callable[[Path], None]
 ) -> None:
     directory = copy_of(bundle_version)
@@ -170,7 +170,7 @@ def test_an_index_of_another_corpus_is_refused(
         load_retriever(directory)
 
 
-def test_a_reranker_of_other_towers_is_refused(
+def test_rejects_a_reranker_of_other_towers(
     registry: Registry, towers_version: Version, reranker_version: Version, corpus_dir: Path, card: Callable[..., Card]
 ) -> None:
     made = bundle.read(towers_version)
@@ -181,7 +181,7 @@ def test_a_reranker_of_other_towers_is_refused(
         publish.publish_bundle(registry, corpus_dir, card(name="x", kind="corpus"), made, towers_version)
 
 
-def test_a_corpus_of_another_encoder_is_refused(
+def test_rejects_a_corpus_of_another_encoder(
     registry: Registry, towers_version: Version, corpus_dir: Path, card: Callable[..., Card]
 ) -> None:
     other = card(name="x", kind="corpus", encoder="another")

@@ -40,7 +40,7 @@ def quiet(done: int, total: int) -> None:
     pass
 
 
-def test_the_card_tells_kind_effort_and_recall(indexed_version: Version, larger_dir: Path) -> None:
+def test_the_card_has_index_parameters_and_recall(indexed_version: Version, larger_dir: Path) -> None:
     card = load_retriever(indexed_version.path).card
     assert set(card.config) == {"index", "lists", "nprobe", "pool", "recall@10", "queries"}
     assert (card.config["index"], card.config["lists"], card.config["queries"]) == ("ivf", 64, 400)
@@ -52,12 +52,13 @@ def test_the_card_tells_kind_effort_and_recall(indexed_version: Version, larger_
     assert card.data == {"chunks": 1200, "articles": 60}
 
 
-def test_the_scan_that_recall_is_measured_by_is_exact(
+def test_the_reference_scan_is_exact(
     corpus: Corpus, mapped_corpus: Callable[[Corpus], MappedCorpus], tmp_path: Path
 ) -> None:
     ticks: list[int] = []
     mapped = mapped_corpus(corpus)
-    scan = indexing.Scan(mapped, indexing.Kept(WorkCache(tmp_path), "", 1, lambda done, total: ticks.append(done)))
+    steps = indexing.CachedSteps(WorkCache(tmp_path), "", 1, lambda done, total: ticks.append(done))
+    scan = indexing.Scan(mapped, steps)
     queries = corpus.vectors[::40]
     flat = FlatIndex(mapped.vectors_at(np.arange(240))).search(queries, 30)
     scores, rows = scan.search(queries, 30)
@@ -66,7 +67,7 @@ def test_the_scan_that_recall_is_measured_by_is_exact(
     assert (len(scan), len(ticks), scan.is_exact) == (240, 1, True)
 
 
-def test_work_that_is_stopped_goes_on_to_the_same_index(corpus: Corpus, build: Build, tmp_path: Path) -> None:
+def test_stopped_work_continues_to_the_same_index(corpus: Corpus, build: Build, tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         if done == 9:  # centroids, and one of two blocks
             raise KeyboardInterrupt
@@ -81,7 +82,7 @@ def test_work_that_is_stopped_goes_on_to_the_same_index(corpus: Corpus, build: B
     assert (lists.to_bytes(), again) == (whole.to_bytes(), card)
 
 
-def test_parts_of_another_corpus_are_not_taken(
+def test_parts_of_another_corpus_are_not_used(
     corpus: Corpus, make_corpus: Callable[..., Corpus], build: Build, tmp_path: Path
 ) -> None:
     other = make_corpus(corpus.vectors[::-1])
@@ -89,7 +90,7 @@ def test_parts_of_another_corpus_are_not_taken(
     assert build(other, quiet, tmp_path / "one")[0].to_bytes() == build(other, quiet, tmp_path)[0].to_bytes()
 
 
-def test_progress_is_told_to_the_end(corpus: Corpus, build: Build, tmp_path: Path) -> None:
+def test_progress_is_reported_to_the_end(corpus: Corpus, build: Build, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     build(corpus, lambda done, total: told.append((done, total)), tmp_path)
     assert told == [(step, 10) for step in range(1, 11)]
@@ -103,7 +104,7 @@ def test_a_corpus_that_repeats_itself_can_be_indexed(
     assert carded.config["recall@10"] >= 0.99
 
 
-def test_the_least_effort_that_finds_enough_is_taken() -> None:
+def test_tuning_takes_the_smallest_parameters_that_reach_the_recall() -> None:
     def recall(nprobe: int, pool: int) -> float:
         return 1.0 if nprobe >= 7 and pool >= 4 else 0.9
 
@@ -111,15 +112,13 @@ def test_the_least_effort_that_finds_enough_is_taken() -> None:
     assert indexing.tune(recall, 7) == (7, 5)
 
 
-def test_lists_that_never_find_enough_are_refused() -> None:
+def test_rejects_lists_with_too_low_recall() -> None:
     asked: list[int] = []
     with pytest.raises(BadIndex, match="store it with a flat index"):
         indexing.tune(lambda nprobe, pool: asked.append(nprobe) or 0.98, 64)  # type: ignore[func-returns-value]
     assert asked[-1] == 64
 
 
-def test_too_few_chunks_for_an_index_are_refused(
-    make_corpus: Callable[..., Corpus], build: Build, tmp_path: Path
-) -> None:
+def test_rejects_too_few_chunks_for_an_index(make_corpus: Callable[..., Corpus], build: Build, tmp_path: Path) -> None:
     with pytest.raises(BadIndex, match="99 chunks are too few"):
         build(make_corpus(np.eye(99)), quiet, tmp_path)

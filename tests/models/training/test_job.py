@@ -23,7 +23,7 @@ def test_the_version_is_in_the_registry_and_can_be_served(trained: Trained, publ
     assert load_predictor(version.path, device="cpu").name == "amn"
 
 
-def test_the_baselines_are_said_before_the_first_epoch(trained: Trained) -> None:
+def test_baselines_are_reported_before_the_first_epoch(trained: Trained) -> None:
     said = trained[1]
     assert [line.split(":")[0] for line in said] == [
         "baseline persistence",
@@ -39,7 +39,7 @@ def test_progress_starts_at_nothing_and_ends_at_the_last_epoch(trained: Trained)
     assert trained[2] == [(0, 2), (1, 2), (2, 2)]
 
 
-def test_the_card_tells_what_it_was_made_of(trained: Trained, corpus: Corpus) -> None:
+def test_the_card_names_data_split_and_command(trained: Trained, corpus: Corpus) -> None:
     served = load_predictor(trained[0].path, device="cpu")
     card = served.card
     rest, held_out = hold_out(windows(corpus, 5), 0.2, 0)
@@ -62,7 +62,7 @@ def test_the_card_tells_what_it_was_made_of(trained: Trained, corpus: Corpus) ->
     assert "ridge" in card.scores["other"]["baselines"]
 
 
-def test_a_job_that_is_stopped_resumes_to_the_same_version(
+def test_a_stopped_job_resumes_to_the_same_version(
     trained: Trained, job_of: Callable[..., Job], val: tuple[DataSet, ...], tmp_path: Path
 ) -> None:
     def stop(done: int, total: int) -> None:

@@ -80,7 +80,7 @@ def test_an_article_of_one_window_borrows_its_negatives(make_corpus: Callable[..
     assert set(negatives.flatten().tolist()) == set(range(6, 15))
 
 
-def test_a_corpus_of_one_window_is_refused(make_corpus: Callable[..., Corpus]) -> None:
+def test_rejects_a_corpus_of_one_window(make_corpus: Callable[..., Corpus]) -> None:
     with pytest.raises(NoWindows):
         Negatives(of_articles(make_corpus, 6), K)
 
@@ -96,17 +96,13 @@ def test_there_are_no_more_near_misses_than_wrong_rows() -> None:
     assert found.tolist() == [[2, -1, -1]]
 
 
-def test_the_rank_is_one_where_there_is_nothing_else_to_choose(
-    trainer: TowerTrainer, make_corpus: Callable[..., Corpus]
-) -> None:
+def test_the_rank_is_one_without_other_passages(trainer: TowerTrainer, make_corpus: Callable[..., Corpus]) -> None:
     """A sample without negatives is not a sample without a rank."""
     vectors = np.random.default_rng(0).standard_normal((6, 16))
     assert trainer.score(windows(make_corpus(vectors), 5)) == 1
 
 
-def test_the_state_is_saved_where_a_text_says(
-    trainer: TowerTrainer, split: tuple[Windows, Windows], tmp_path: Path
-) -> None:
+def test_the_state_path_may_be_a_string(trainer: TowerTrainer, split: tuple[Windows, Windows], tmp_path: Path) -> None:
     trainer.run(split[1], str(tmp_path / "towers.pt"), quiet)
     trainer.resume(str(tmp_path / "towers.pt"))
     assert [epoch.number for epoch in trainer.history] == [1, 2]

@@ -77,7 +77,7 @@ def test_a_version_holds_its_files_and_no_more(gru_version: Version) -> None:
     assert gru_version.version.split("-")[1] == manifest.read_digest(gru_version.path)[:12]
 
 
-def test_the_graph_is_valid_has_no_weights_and_tells_nothing_of_this_machine(gru_version: Version) -> None:
+def test_the_graph_is_valid_without_weights_and_machine_details(gru_version: Version) -> None:
     graph = (gru_version.path / "net.onnx").read_bytes()
     onnx.checker.check_model(str(gru_version.path / "net.onnx"))
     assert b"/work" not in graph
@@ -95,7 +95,7 @@ def test_the_graph_is_valid_has_no_weights_and_tells_nothing_of_this_machine(gru
     assert all(t.name in outside or len(t.raw_data) < 64 for t in model.graph.initializer)
 
 
-def test_a_net_with_a_weight_that_is_no_number_is_not_published(
+def test_rejects_a_net_with_a_weight_that_is_not_finite(
     registry: Registry, tiny_net: Callable[..., nn.Module], card: Callable[..., Card]
 ) -> None:
     net: Any = tiny_net("amn")
@@ -106,7 +106,7 @@ def test_a_net_with_a_weight_that_is_no_number_is_not_published(
     assert registry.versions() == []
 
 
-def test_an_export_that_answers_otherwise_is_not_published(
+def test_rejects_an_export_with_other_answers(
     registry: Registry, tiny_net: Callable[..., nn.Module], card: Callable[..., Card]
 ) -> None:
     """Served otherwise than trained: what the golden vectors are there to find."""
@@ -188,7 +188,7 @@ def test_a_small_corpus_gets_no_index_unless_asked(indexed_version: Version, cor
     assert (indexed_version.path / "ivf.safetensors").exists()
 
 
-def test_a_large_corpus_gets_an_index_unless_told_otherwise(
+def test_a_large_corpus_gets_an_index_unless_flat(
     registry: Registry, tmp_path: Path, card: Callable[..., Card]
 ) -> None:
     rows = FLAT_ROWS + 1

@@ -61,7 +61,7 @@ def test_the_banks_are_of_the_articles_that_the_towers_held_out(made: TowerBundl
     assert not (articles[0] | articles[1]) & set(train.article.tolist())
 
 
-def test_towers_that_do_not_say_what_they_held_out_are_refused(made: TowerBundle, corpus: Corpus) -> None:
+def test_rejects_towers_that_do_not_say_what_they_held_out(made: TowerBundle, corpus: Corpus) -> None:
     with pytest.raises(BadCheckpoint, match="held out"):
         held_out_banks(replace(made.card, data={}), corpus)
     with pytest.raises(NoWindows):
@@ -97,7 +97,7 @@ def test_what_is_served_is_what_was_trained() -> None:
 
 
 @pytest.mark.parametrize("stops_at", [1, 3], ids=["a bank", "an epoch"])
-def test_a_job_that_is_stopped_goes_on_to_the_same_version(
+def test_a_stopped_job_continues_to_the_same_version(
     reranker_version: Version, rerank_job: Job, towers_registry: Registry, tmp_path: Path, stops_at: int
 ) -> None:
     def stop(done: int, total: int) -> None:
@@ -120,7 +120,7 @@ def test_a_job_that_is_stopped_goes_on_to_the_same_version(
     [({"resume": True}, AnotherRun), ({"config": {"hiden_dim": 8}}, BadConfig)],
     ids=["run", "config"],
 )
-def test_a_typing_error_costs_none_of_the_lists(
+def test_a_wrong_option_keeps_the_cached_lists(
     rerank_job: Job, towers_registry: Registry, tmp_path: Path, slip: dict[str, Any], error: type[Exception]
 ) -> None:
     job = replace(rerank_job, run=tmp_path / "r.pt", **slip)
@@ -129,7 +129,7 @@ def test_a_typing_error_costs_none_of_the_lists(
     assert len([*(tmp_path / ".r.pt.parts").iterdir()]) == 2
 
 
-def test_the_version_says_whose_finds_it_orders(
+def test_a_reranker_card_names_its_towers(
     reranker_version: Version, towers_version: Version, published: Registry
 ) -> None:
     card = Card.from_markdown((reranker_version.path / "README.md").read_text())

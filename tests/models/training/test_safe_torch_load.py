@@ -85,7 +85,7 @@ class Strange:
         (Strange(), "it holds a"),
     ],
 )
-def test_names_a_class_that_is_refused_and_where_it_stands(tmp_path: Path, saved: Any, where: str) -> None:
+def test_rejects_names_a_class_that_and_where_it_stands(tmp_path: Path, saved: Any, where: str) -> None:
     torch.save(saved, tmp_path / "x.pt")
     with pytest.raises(BadCheckpoint) as refused:
         safe_load(tmp_path / "x.pt")
@@ -99,7 +99,7 @@ def test_names_a_class_of_an_old_file_too(tmp_path: Path) -> None:
         safe_load(tmp_path / "x.pt")
 
 
-def test_a_whole_module_is_refused_with_what_to_save_instead(tmp_path: Path) -> None:
+def test_rejects_a_whole_module_with_what_to_save_instead(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pt")
     with pytest.raises(BadCheckpoint, match=r"it holds a `torch\.nn\..*Linear`.*save the state dictionary"):
         safe_load(tmp_path / "x.pt")
@@ -128,20 +128,20 @@ def listen(path: Path) -> None:
         (lambda path: path.symlink_to("/dev/zero"), "a device"),
     ],
 )
-def test_never_waits_for_what_is_no_regular_file(tmp_path: Path, make: Callable[[Path], object], kind: str) -> None:
+def test_does_not_wait_for_an_irregular_file(tmp_path: Path, make: Callable[[Path], object], kind: str) -> None:
     make(tmp_path / "x.pt")
     with pytest.raises(BadCheckpoint, match=f"is {kind}, expected a regular file"):
         safe_load(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x80\x02.", b"x" * 100, b"\x80\x02]" + b"]" * 10_000 + b"a."])
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_rejects_a_file_that_is_not_a_checkpoint(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(BadCheckpoint):
         safe_load(tmp_path / "x.pt")
 
 
-def test_what_damages_a_pickle_is_told_on_one_line_without_advice_to_trust_it(rewritten: Callable[..., Path]) -> None:
+def test_reports_a_damaged_pickle_on_one_line_without_advice_to_trust_it(rewritten: Callable[..., Path]) -> None:
     with pytest.raises(BadCheckpoint, match=r"damaged \(UnpicklingError: .+\)$") as refused:
         safe_load(rewritten(pickle=b"\x80\x02\x93."))
     assert "\n" not in str(refused.value)
@@ -176,12 +176,12 @@ def test_an_archive_that_was_written_anew_is_read(rewritten: Callable[..., Path]
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_compressed_member_is_refused_unread(rewritten: Callable[..., Path], method: int) -> None:
+def test_rejects_a_compressed_member_without_reading_it(rewritten: Callable[..., Path], method: int) -> None:
     with pytest.raises(BadCheckpoint, match=r"member '.*' is compressed; torch\.save stores"):
         safe_load(rewritten(method))
 
 
-def test_overlapping_members_are_refused(rewritten: Callable[..., Path]) -> None:
+def test_rejects_overlapping_members(rewritten: Callable[..., Path]) -> None:
     """Each entry of the directory names the same bytes again."""
     path = rewritten()
     data = path.read_bytes()
@@ -194,13 +194,13 @@ def test_overlapping_members_are_refused(rewritten: Callable[..., Path]) -> None
         safe_load(path)
 
 
-def test_a_huge_pickle_is_refused(rewritten: Callable[..., Path]) -> None:
+def test_rejects_a_huge_pickle(rewritten: Callable[..., Path]) -> None:
     with pytest.raises(BadCheckpoint, match="bytes beside the tensors, expected at most"):
         safe_load(rewritten(pickle=b"\x80\x02" + b"(" * (9 << 20)))
 
 
 @pytest.mark.parametrize("shift", [1, -1, 30])
-def test_an_archive_on_which_readers_may_differ_is_refused(rewritten: Callable[..., Path], shift: int) -> None:
+def test_rejects_an_archive_on_which_readers_may_differ(rewritten: Callable[..., Path], shift: int) -> None:
     path = rewritten()
     data = bytearray(path.read_bytes())
     (place,) = struct.unpack_from("<L", data, len(data) - 6)
@@ -213,7 +213,7 @@ def test_an_archive_on_which_readers_may_differ_is_refused(rewritten: Callable[.
 @pytest.mark.parametrize(
     "spoil", [lambda data: b"x" * 50 + data, lambda data: data + b"x", lambda data: data + data[:30]]
 )
-def test_an_archive_with_something_around_it_is_refused(
+def test_rejects_an_archive_with_something_around_it(
     rewritten: Callable[..., Path], spoil: Callable[[bytes], bytes]
 ) -> None:
     path = rewritten()
@@ -226,14 +226,14 @@ def pickled(*parts: bytes) -> bytes:
     return b"\x80\x02" + b"".join(parts) + b"."
 
 
-def test_a_tensor_larger_than_its_bytes_is_refused(rewritten: Callable[..., Path]) -> None:
+def test_rejects_a_tensor_larger_than_its_bytes(rewritten: Callable[..., Path]) -> None:
     (data,) = (data for name, data in members_of(rewritten()).items() if name.endswith("data.pkl"))
     assert data.count(b"K\x03") == 2, "the size of the storage, and of the tensor"
     with pytest.raises(BadCheckpoint):
         safe_load(rewritten(pickle=data.replace(b"K\x03", b"J\x00\x00\x00\x70")))
 
 
-def test_a_pickle_that_takes_memory_without_end_is_refused(rewritten: Callable[..., Path]) -> None:
+def test_rejects_a_pickle_that_takes_memory_without_end(rewritten: Callable[..., Path]) -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
     gigabyte = b"cbuiltins\nbytearray\n" + b"J\x00\x00\x00\x40\x85R"
     with pytest.raises(BadCheckpoint, match="MemoryError"):

@@ -36,14 +36,12 @@ def test_no_gradient_reaches_a_teacher(
 
 
 @pytest.mark.parametrize(("dim", "length"), [(384, 5), (16, 4)])
-def test_a_teacher_of_another_space_is_refused(
-    published: Registry, gru_version: Version, dim: int, length: int
-) -> None:
+def test_rejects_a_teacher_of_another_space(published: Registry, gru_version: Version, dim: int, length: int) -> None:
     with pytest.raises(UnfitTeacher, match=rf"gru/.* reads D, T = \(16, 5\), the net \({dim}, {length}\)"):
         load_teachers(published, [gru_version.id], dim, length)
 
 
-def test_a_teacher_that_is_not_there_is_refused(registry: Registry) -> None:
+def test_rejects_a_missing_teacher(registry: Registry) -> None:
     with pytest.raises(RegistryError):
         load_teachers(registry, ["gru/20260101-0123456789ab"], 16, 5)
 

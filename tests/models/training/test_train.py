@@ -122,7 +122,7 @@ def test_a_finished_run_is_resumed_to_its_best_net(
 
 
 @pytest.mark.parametrize("change", [{"epochs": 4}, {"learning_rate": 1e-3}, {"seed": 1}, {"schedule": "baseline"}])
-def test_a_state_of_another_recipe_is_refused(
+def test_rejects_a_state_of_another_recipe(
     trainer_of: Callable[..., Trainer], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     trainer_of().save(tmp_path / "run.pt")
@@ -130,7 +130,7 @@ def test_a_state_of_another_recipe_is_refused(
         trainer_of(**change).resume(tmp_path / "run.pt")
 
 
-def test_a_state_of_another_net_or_size_is_refused(
+def test_rejects_a_state_of_another_net_or_size(
     trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
 ) -> None:
     trainer_of().save(tmp_path / "run.pt")
@@ -139,7 +139,7 @@ def test_a_state_of_another_net_or_size_is_refused(
             other.resume(tmp_path / "run.pt")
 
 
-def test_a_state_of_other_data_is_refused(
+def test_rejects_a_state_of_other_data(
     trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
 ) -> None:
     trainer_of().save(tmp_path / "run.pt")
@@ -149,7 +149,7 @@ def test_a_state_of_other_data_is_refused(
 
 
 @pytest.mark.parametrize("data", [None, b"", b"no state", b"PK\x03\x04"])
-def test_what_is_no_state_is_said_to_be_none(
+def test_rejects_a_file_that_is_not_a_state(
     trainer_of: Callable[..., Trainer], tmp_path: Path, data: bytes | None
 ) -> None:
     if data is not None:
@@ -338,9 +338,7 @@ def test_a_teachers_share_of_the_target_is_the_recipes(split: tuple[Windows, Win
     assert trainer.step(trainer.start[:7]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_state_from_before_a_knob_was_there_is_of_its_default(
-    trainer_of: Callable[..., Trainer], tmp_path: Path
-) -> None:
+def test_a_state_without_a_newer_parameter_has_its_default(trainer_of: Callable[..., Trainer], tmp_path: Path) -> None:
     trainer_of(reverse=0.0).save(tmp_path / "run.pt")
     state = torch.load(tmp_path / "run.pt", weights_only=True)
     del state["recipe"]["reverse"]

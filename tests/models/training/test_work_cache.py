@@ -46,7 +46,7 @@ def test_other_inputs_have_another_digest(one: tuple[Input, ...], other: tuple[I
     assert digest(*one) == digest(*one) != digest(*other)
 
 
-def test_what_fails_half_way_leaves_no_part(tmp_path: Path) -> None:
+def test_a_failed_step_leaves_no_part(tmp_path: Path) -> None:
     def fail() -> bytes:
         raise KeyboardInterrupt
 
@@ -58,7 +58,7 @@ def test_what_fails_half_way_leaves_no_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "stay"), [(None, False), (ValueError, False), (OSError, True), (KeyboardInterrupt, True)]
 )
-def test_parts_stay_where_the_same_command_can_go_on(
+def test_parts_stay_if_the_same_command_can_continue(
     tmp_path: Path, error: type[BaseException] | None, stay: bool
 ) -> None:
     parts = cache_next_to(tmp_path / "made")

@@ -54,13 +54,15 @@ MAX_ANSWER_BYTES = 64 << 20
 class Unreachable(ServiceError):
     """The connection failed, or broke before the response was complete."""
 
-    status, reason = 502, "unreachable"
+    status = 502
+    reason = "unreachable"
 
 
 class BadAnswer(ServiceError):
     """The response does not match the request: wrong shape, not finite, incomplete or too large."""
 
-    status, reason = 502, "bad_answer"
+    status = 502
+    reason = "bad_answer"
 
 
 class MadeBy(NamedTuple):
@@ -149,7 +151,9 @@ class Conversation:
         self._timeout = _parse_timeout(timeout)
         self._retries = _parse_count("retries", retries, 0)
         self._rows = _parse_count("rows", rows, 1)
-        self._clock, self._draw, self._route = clock, draw, route
+        self._clock = clock
+        self._draw = draw
+        self._route = route
 
     def predict(self, contexts: ArrayLike, options: Mapping[str, Any], traceparent: str | None) -> Steps[Prediction]:
         """Request the next vectors of contexts `(n, T, D)`, or of one `(T, D)`."""
@@ -219,7 +223,8 @@ class ResponseBody:
     """
 
     def __init__(self, response: httpx.Response, ask: HttpRequest, deadline: float) -> None:
-        self._answer, self._deadline = response, deadline
+        self._answer = response
+        self._deadline = deadline
         self._parts: list[bytes] = []
         self._left = MAX_ANSWER_BYTES + len(ask.content)
         if response.headers.get("content-encoding", "identity").strip().lower() not in CODINGS:

@@ -33,7 +33,9 @@ class ServiceError(Exception):
 
     def __init__(self, detail: str, *, pointer: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(detail)
-        self.detail, self.pointer, self.retry_after = detail, pointer, retry_after
+        self.detail = detail
+        self.pointer = pointer
+        self.retry_after = retry_after
         # set by the client
         self.request_id: str | None = None
 
@@ -52,50 +54,58 @@ class ServiceError(Exception):
 class Malformed(ServiceError):
     """The body does not match its media type."""
 
-    status, reason = 400, "malformed"
+    status = 400
+    reason = "malformed"
 
 
 class Unauthorised(ServiceError):
     """A token is required, and is missing or unknown."""
 
-    status, reason = 401, "unauthorised"
+    status = 401
+    reason = "unauthorised"
     headers = ((b"www-authenticate", b"Bearer"),)
 
 
 class UnknownModel(ServiceError):
     """No alias that is served, and no model behind one, has this name."""
 
-    status, reason = 404, "unknown_model"
+    status = 404
+    reason = "unknown_model"
 
 
 class UnknownArticle(ServiceError):
     """The corpus has no such article."""
 
-    status, reason = 404, "unknown_article"
+    status = 404
+    reason = "unknown_article"
 
 
 class TooSlow(ServiceError):
     """The headers or the body did not arrive in time."""
 
-    status, reason = 408, "too_slow"
+    status = 408
+    reason = "too_slow"
 
 
 class HeadersTooLarge(ServiceError):
     """The headers exceed the limit."""
 
-    status, reason = 431, "headers_too_large"
+    status = 431
+    reason = "headers_too_large"
 
 
 class TooLarge(ServiceError):
     """The body exceeds the limit."""
 
-    status, reason = 413, "too_large"
+    status = 413
+    reason = "too_large"
 
 
 class UnsupportedMediaType(ServiceError):
     """The route does not accept this media type."""
 
-    status, reason = 415, "unsupported_media_type"
+    status = 415
+    reason = "unsupported_media_type"
 
 
 class UnsupportedCoding(UnsupportedMediaType):
@@ -108,19 +118,22 @@ class UnsupportedCoding(UnsupportedMediaType):
 class UnknownExpectation(ServiceError):
     """The Expect header has a value other than 100-continue."""
 
-    status, reason = 417, "unknown_expectation"
+    status = 417
+    reason = "unknown_expectation"
 
 
 class UnknownHttpVersion(ServiceError):
     """The version of HTTP is neither 1.1 nor 1.0."""
 
-    status, reason = 505, "unknown_http_version"
+    status = 505
+    reason = "unknown_http_version"
 
 
 class Invalid(ServiceError):
     """The request is well-formed, but has an invalid context, query or option; the detail never echoes a value."""
 
-    status, reason = 422, "invalid"
+    status = 422
+    reason = "invalid"
 
 
 class NoEncoder(Invalid):
@@ -132,19 +145,22 @@ class NoEncoder(Invalid):
 class ClientLimit(ServiceError):
     """The client has used its share of the limit while other clients wait; with Retry-After."""
 
-    status, reason = 429, "client_limit"
+    status = 429
+    reason = "client_limit"
 
 
 class Expired(ServiceError):
     """The deadline passed, in the queue or in the net."""
 
-    status, reason = 504, "expired"
+    status = 504
+    reason = "expired"
 
 
 class Unavailable(ServiceError):
     """The request is valid, but cannot be served now; retry later, by default after a second."""
 
-    status, reason = 503, "unavailable"
+    status = 503
+    reason = "unavailable"
 
     def __init__(self, detail: str, *, pointer: str | None = None, retry_after: int = 1) -> None:
         super().__init__(detail, pointer=pointer, retry_after=retry_after)

@@ -31,7 +31,8 @@ class TwoTower(nn.Module):
 
     def __init__(self, query: nn.Module, dim: int) -> None:
         super().__init__()
-        self.query, self.payload = query, Payload(dim)
+        self.query = query
+        self.payload = Payload(dim)
 
     def forward(self, context: Tensor) -> Tensor:
         """Map contexts `(B, T, D)` to unit queries `(B, D)`."""

@@ -14,7 +14,9 @@ from models.registry import manifest
 from models.registry.card import CARD_FILE, BadCard, Card
 from models.vectors import Floats
 
-WEIGHTS_FILE, GRAPH_FILE, GOLDEN_FILE = "weights.safetensors", "net.onnx", "golden.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
+GRAPH_FILE = "net.onnx"
+GOLDEN_FILE = "golden.safetensors"
 
 
 class BadCheckpoint(ValueError):

@@ -29,11 +29,15 @@ from models.registry.alias import ALIASES
 
 ACTIONS = ("promote", "rollback")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-_LEDGER, _LOCK, _PART = "ledger.jsonl", ".lock", ".part-"
+_LEDGER = "ledger.jsonl"
+_LOCK = ".lock"
+_PART = ".part-"
 # There is no link. Any other error may mean that a network share is unavailable.
 _NO_LINK = (errno.ENOENT, errno.ENOTDIR, errno.EINVAL)
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-_MAX_LINE_BYTES, _MAX_LEDGER_BYTES = 1 << 20, 1 << 28  # bytes
+# bytes
+_MAX_LINE_BYTES = 1 << 20
+_MAX_LEDGER_BYTES = 1 << 28
 
 
 class RegistryError(Exception):

@@ -94,7 +94,8 @@ class RemoteRegistry:
     """Versions and aliases below a URL."""
 
     def __init__(self, url: str) -> None:
-        self._url, self.name = url, without_secret(url)
+        self._url = url
+        self.name = without_secret(url)
         try:
             from fsspec import get_filesystem_class
             from fsspec.utils import get_protocol

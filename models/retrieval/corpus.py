@@ -27,9 +27,12 @@ from models.registry import disk, manifest
 from models.registry.manifest import Buffer
 from models.vectors import Floats, normalise
 
-VECTORS_FILE, INDEX_FILE, ARTICLES_FILE = "vectors.f16.npy", "index.npy", "articles.jsonl.gz"
+VECTORS_FILE = "vectors.f16.npy"
+INDEX_FILE = "index.npy"
+ARTICLES_FILE = "articles.jsonl.gz"
 CORPUS_FILES = (VECTORS_FILE, INDEX_FILE, ARTICLES_FILE)
-PASSAGES_FILE, SPANS_FILE = "passages.txt", "spans.npy"
+PASSAGES_FILE = "passages.txt"
+SPANS_FILE = "spans.npy"
 # rows of a large corpus that are processed at a time
 BLOCK_ROWS = 16_384
 # The header of a .npy file is shorter than this.

@@ -237,7 +237,9 @@ class IvfIndex:
         self, lists: InvertedLists, vectors_at: Callable[[Rows], Floats], nprobe: int, pool: int, threads: int = 1
     ) -> None:
         self.vectors_at: Callable[[Rows], Floats] = vectors_at
-        self._nprobe, self._pool, self._threads = nprobe, pool, threads
+        self._nprobe = nprobe
+        self._pool = pool
+        self._threads = threads
         if not all(isinstance(number, int) and number > 0 for number in (nprobe, pool)):
             raise BadIndex(f"nprobe {nprobe!r} and pool {pool!r} must be positive integers")
         self._lists = empty_ivf_index(lists.centroids)

@@ -31,7 +31,10 @@ INSERT_ROWS = 1024
 HNSW_PARAMS = {"M": 32, "efConstruction": 360}
 # for each message of a push
 PUSH_TIMEOUT_S = 60.0
-_SHA256, _ROWS, _KIND, _IS_COMPLETE = "lvm.sha256", "lvm.rows", "lvm.index", "lvm.complete"
+_SHA256 = "lvm.sha256"
+_ROWS = "lvm.rows"
+_KIND = "lvm.index"
+_IS_COMPLETE = "lvm.complete"
 
 
 class IndexUnavailable(Exception):
@@ -99,7 +102,10 @@ class MilvusCollection:
     """
 
     def __init__(self, uri: str, token: str, sha256: str, rows: int) -> None:
-        self._uri, self._token, self._sha256, self._rows = uri, token, sha256, rows
+        self._uri = uri
+        self._token = token
+        self._sha256 = sha256
+        self._rows = rows
         self._name = collection_of(sha256)
         self._until = 0.0
         self._client: Any = None
@@ -188,7 +194,10 @@ class MilvusIndex:
     """Searches a field of a collection and rescores the hits by the vectors of `local`, so scores are equal to its."""
 
     def __init__(self, build: MilvusCollection, field: str, local: VectorIndex, exclude: Sequence[int] = ()) -> None:
-        self._build, self._field, self._local, self._exclude = build, field, local, exclude
+        self._build = build
+        self._field = field
+        self._local = local
+        self._exclude = exclude
 
     @property
     def is_exact(self) -> bool:
@@ -238,8 +247,11 @@ class MilvusPush:
     """Puts the vectors of a version into Milvus. A repeated push continues where the last one stopped."""
 
     def __init__(self, uri: str, token: str, sha256: str, indexes: Mapping[str, VectorIndex], kind: IndexKind) -> None:
-        self._uri, self._client = uri, connect(uri, token, PUSH_TIMEOUT_S)
-        self._name, self._indexes, self._kind = collection_of(sha256), indexes, kind
+        self._uri = uri
+        self._client = connect(uri, token, PUSH_TIMEOUT_S)
+        self._name = collection_of(sha256)
+        self._indexes = indexes
+        self._kind = kind
         self._rows = len(next(iter(indexes.values())))
         self._marks = {_SHA256: sha256, _ROWS: str(self._rows), _KIND: kind}
 

@@ -19,7 +19,8 @@ from models.retrieval.reranker import NEIGHBOUR_COUNT
 from models.runtimes import Runtime, open_runtime
 from models.vectors import Floats, normalise
 
-PAYLOAD_FILE, TOWER_INDEX_FILE = "payload.safetensors", "towers.safetensors"
+PAYLOAD_FILE = "payload.safetensors"
+TOWER_INDEX_FILE = "towers.safetensors"
 
 
 @dataclass(frozen=True)

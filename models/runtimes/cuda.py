@@ -63,7 +63,8 @@ class CapturedNet:
 
     @torch.inference_mode()
     def __init__(self, net: nn.Module, size: int, shape: tuple[int, ...], stream: torch.cuda.Stream) -> None:
-        self._stream, self._graph = stream, torch.cuda.CUDAGraph()
+        self._stream = stream
+        self._graph = torch.cuda.CUDAGraph()
         self._given_here = torch.zeros(size, *shape, pin_memory=True)
         with torch.cuda.stream(stream):
             self._given = torch.zeros(size, *shape, device="cuda")

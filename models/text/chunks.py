@@ -101,9 +101,12 @@ class _Packer:
     """Fills one chunk at a time: `open` with `size` word-pieces; `chunks` are complete, the last with `closed`."""
 
     def __init__(self, count: Count, sizes: Sizes) -> None:
-        self.count, self.sizes = count, sizes
+        self.count = count
+        self.sizes = sizes
         self.chunks: list[str] = []
-        self.open, self.size, self.closed = "", 0, 0
+        self.open = ""
+        self.size = 0
+        self.closed = 0
 
     def add(self, text: str, size: int | None = None) -> list[tuple[str, int | None]]:
         """Add text to the open chunk; if it is too long for one chunk, return the parts to add instead."""
@@ -112,7 +115,8 @@ class _Packer:
             self._close()
         if self.size + size > self.sizes.most and len(text) > _CLUSTER:
             return self._parts(text, size)
-        self.open, self.size = self.open + text, self.size + size
+        self.open = self.open + text
+        self.size = self.size + size
         if self.size > self.sizes.full:
             self._close()
         return []

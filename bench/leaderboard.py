@@ -172,5 +172,5 @@ def _facts(version: Version, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _speed(rounds: int, mode: RunMode, runs: Mapping[str, Runtime], contexts: Floats) -> dict[str, Any]:
-    queries, batches = nets.timed(rounds, runs, contexts)
+    queries, batches = nets.time_in_rounds(rounds, runs, contexts)
     return {name: {"query": queries[name], "batch": batches[name]} for name in runs}

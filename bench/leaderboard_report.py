@@ -32,7 +32,8 @@ def recommend(figures: Figures) -> list[tuple[str, str, str]]:
     """Return (use, rule, choice) for every use; the choice is the best of those that the rule admits."""
     inside, outside = figures["scores"].values()
     home, away = figures["scores"]
-    nets, speed = figures["nets"], figures["speed"]
+    nets = figures["nets"]
+    speed = figures["speed"]
     fit = [name for name in nets if all(scores[name]["beyond"]["interval"][0] > 0 for scores in (inside, outside))]
     swift = [name for name in fit if speed[name]["batch"][BATCH] <= BATCH_MS]
     return [

@@ -42,13 +42,13 @@ def reloads(url: str, alias: str) -> int:
     return sum(int(s.value) for s in scrape(url) if (s.name, s.labels) == ("lvm_reloads_total", wanted))
 
 
-def costs(url: str, route: str = "/predict", engine: str = "primary") -> Counts:
+def counters(url: str, route: str = "/predict", engine: str = "primary") -> Counts:
     """Return seconds by stage, seconds of processor, and counts of requests, batches and rows since the start."""
     named = ((_named(sample.name, sample.labels, route, engine), sample.value) for sample in scrape(url))
     return {name: value for name, value in named if name}
 
 
-def between(before: Counts, after: Counts) -> Counts:
+def growth(before: Counts, after: Counts) -> Counts:
     """Return by how much every count grew."""
     return {name: value - before.get(name, 0.0) for name, value in after.items()}
 

@@ -19,8 +19,8 @@ import torch
 
 from bench.load import WrongAnswers
 from bench.options import ROOT, BenchOptions
-from bench.stats import TOLERANCE, apart, times_ms, typical
-from bench.untrained import NETS, by_name, draw
+from bench.stats import TOLERANCE, max_difference, times_ms, typical
+from bench.untrained import NETS, by_name, draw_contexts
 from models.registry.checkpoint import Checkpoint, load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes import MIN_PARITY, Runtime, UnfitRuntime, open_runtime
@@ -97,7 +97,7 @@ def run_modes() -> list[RunMode]:
     return found
 
 
-def opened(loaded: Mapping[str, Checkpoint], modes: Sequence[RunMode]) -> dict[tuple[str, RunMode], Runtime]:
+def open_all(loaded: Mapping[str, Checkpoint], modes: Sequence[RunMode]) -> dict[tuple[str, RunMode], Runtime]:
     """Return every net in every mode, without those whose precision is too low for the net to be served."""
     runs = {}
     for (net, checkpoint), mode in product(loaded.items(), modes):
@@ -118,13 +118,13 @@ def tables(options: BenchOptions, registry: Registry) -> dict[str, Any]:
     """
     versions = by_name(registry)
     loaded = {net: load_checkpoint(versions[net].path) for net in NETS}
-    runs = opened(loaded, run_modes())
-    contexts = draw(max(BATCHES), options.dim)
+    runs = open_all(loaded, run_modes())
+    contexts = draw_contexts(max(BATCHES), options.dim)
     distances = {
-        (net, mode): distance(runtime, loaded[net], contexts, REDUCED if mode.is_reduced else WRONG)
+        (net, mode): checked_difference(runtime, loaded[net], contexts, REDUCED if mode.is_reduced else WRONG)
         for (net, mode), runtime in runs.items()
     }
-    queries, batches = timed(options.rounds, runs, contexts)
+    queries, batches = time_in_rounds(options.rounds, runs, contexts)
     return {
         "query": [_query_row(*key, queries[key], distances[key]) for key in runs],
         "batch": [_batch_row(*key, batches[key]) for key in runs],
@@ -135,7 +135,9 @@ def tables(options: BenchOptions, registry: Registry) -> dict[str, Any]:
     }
 
 
-def timed(rounds: int, runs: Mapping[Key, Runtime], contexts: Floats) -> tuple[dict[Key, Figures], dict[Key, Figures]]:
+def time_in_rounds(
+    rounds: int, runs: Mapping[Key, Runtime], contexts: Floats
+) -> tuple[dict[Key, Figures], dict[Key, Figures]]:
     """Return, for each of `runs` in turn, figures of single queries and milliseconds a sample by batch size."""
     queries: dict[Key, list[Figures]] = {key: [] for key in runs}
     batches: dict[Key, list[Figures]] = {key: [] for key in runs}
@@ -168,7 +170,7 @@ def _seconds(runtime: Runtime, contexts: Floats) -> float:
     return perf_counter() - began
 
 
-def distance(runtime: Runtime, checkpoint: Checkpoint, contexts: Floats, limit: float = WRONG) -> float:
+def checked_difference(runtime: Runtime, checkpoint: Checkpoint, contexts: Floats, limit: float = WRONG) -> float:
     """Return the largest difference of one component to torch's answers, alone and in a batch.
 
     Raises:
@@ -176,7 +178,7 @@ def distance(runtime: Runtime, checkpoint: Checkpoint, contexts: Floats, limit: 
     """
     right = run_net(build_net(checkpoint), contexts)
     singles = np.concatenate([runtime.run(context[None]) for context in contexts[:16]])
-    worst = max(apart(runtime.run(contexts), right), apart(singles, right[:16]))
+    worst = max(max_difference(runtime.run(contexts), right), max_difference(singles, right[:16]))
     if not worst <= limit:
         raise WrongAnswers(f"{checkpoint.card.name} on {runtime.name}: {worst:g} from torch's answer")
     return worst

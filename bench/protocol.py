@@ -10,8 +10,8 @@ import httpx
 import numpy as np
 
 from bench.servers import RunningServer
-from bench.stats import apart
-from bench.untrained import draw
+from bench.stats import max_difference
+from bench.untrained import draw_contexts
 from models.vectors import Floats
 
 OCTETS = "application/octet-stream"
@@ -23,15 +23,15 @@ def same_answers(server: RunningServer, dim: int) -> dict[str, float | None]:
 
     None if Triton's client is not installed.
     """
-    contexts = draw(4, dim, seed=1)
+    contexts = draw_contexts(4, dim, seed=1)
     shape = "x".join(map(str, contexts.shape))
     headers = {"content-type": f"{OCTETS}; shape={shape}", "accept": OCTETS}
     known = httpx.post(f"{server.url}/predict", content=contexts.tobytes(), headers=headers).raise_for_status()
     vectors = np.frombuffer(known.content, "<f4").reshape(-1, dim)
     has_triton = importlib.util.find_spec("tritonclient") is not None
     return {
-        "kserve_json": apart(_by_json(server, contexts), vectors),
-        "triton_client": apart(_by_triton(server, contexts), vectors) if has_triton else None,
+        "kserve_json": max_difference(_by_json(server, contexts), vectors),
+        "triton_client": max_difference(_by_triton(server, contexts), vectors) if has_triton else None,
     }
 
 

@@ -47,7 +47,7 @@ def typical(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: median(each[name] for each in rounds) for name in rounds[0]}
 
 
-def apart(vectors: Floats, expected: Floats) -> float:
+def max_difference(vectors: Floats, expected: Floats) -> float:
     """Return the largest difference of one component, infinity if shapes differ or a value is not finite."""
     if vectors.shape != expected.shape:
         return math.inf

@@ -31,7 +31,7 @@ def registry_of(out: Path, dim: int) -> Registry:
     for name in NETS:
         if name not in known:
             print(f"bench: exporting {name} at D = {dim}", file=sys.stderr, flush=True)
-            publish.publish(registry, seeded(name, dim), _card(name, dim), draw(publish.GOLDEN, dim), {})
+            publish.publish(registry, seeded(name, dim), _card(name, dim), draw_contexts(publish.GOLDEN, dim), {})
     for alias, name in (("primary", "amn"), ("fallback", "gru")):
         if alias not in registry.aliases():
             registry.point(alias, by_name(registry)[name], why="to be measured")
@@ -57,7 +57,7 @@ def with_noise(net: nn.Module, scale: float) -> nn.Module:
     return net.eval()
 
 
-def draw(count: int, dim: int, seed: int = 0) -> Floats:
+def draw_contexts(count: int, dim: int, seed: int = 0) -> Floats:
     """Return contexts `(count, T, dim)` of unit vectors that resemble their neighbours."""
     noise = np.random.default_rng(seed).standard_normal((count, LENGTH, dim))
     return normalise(noise + noise.mean(axis=1, keepdims=True))

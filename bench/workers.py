@@ -16,7 +16,7 @@ from bench.machine import processor_s
 from bench.options import SHIPPED
 from bench.servers import Launch, launched, service
 from bench.stats import ratios
-from bench.untrained import draw
+from bench.untrained import draw_contexts
 from loadtest.tables import table
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def compare(options: argparse.Namespace) -> list[Round]:
     """Return the rounds, each of every case in turn; raises `WrongAnswers`."""
     version = load_checkpoint(Registry(SHIPPED).resolve("primary").path)
-    given = draw(CONTEXTS, version.card.dim)
+    given = draw_contexts(CONTEXTS, version.card.dim)
     traffic = keep(options.out / "traffic", given, run_net(build_net(version), given))
     with ExitStack() as stack:
         servers = [stack.enter_context(launched(launch(case), options.out / "logs")) for case in CASES]

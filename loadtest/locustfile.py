@@ -39,7 +39,8 @@ class LvmUser(FastHttpUser):
     def ask(self) -> None:
         """Send the next context; a 200 with a body of the wrong shape is a failure."""
         self.turn = (self.turn + 1) % len(self.bodies)
-        exchange, body = self.exchange, self.bodies[self.turn]
+        exchange = self.exchange
+        body = self.bodies[self.turn]
         name = f"/{self.route} {self.wire}"
         with self.client.post(
             exchange.path,

@@ -14,8 +14,7 @@ import numpy as np
 from bench.capacity import measure
 from bench.capacity.costs import Costs
 from bench.capacity.knee import ERRORS, PROBE_S, WARM_UP, knee, up_and_down, worker_of
-from bench.contract import harness
-from bench.contract.harness import ContractOptions, Fixtures, Harness
+from bench.contract.harness import ContractOptions, Fixtures, Harness, cores, launch, write_answers
 from bench.machine import core_s, processor_s
 from bench.servers import RunningServer, launched
 from loadtest.plan import Wire
@@ -74,26 +73,26 @@ def _costs(out: Path, case: Case) -> Costs:
     return measure.costs(out, [case.net], wires=[WIRE])
 
 
-def _predict(costs: Costs, case: Case, cores: float = 1.0) -> float:
-    return knee(worker_of(costs, case.net, WIRE, case.rows, cores), case.p99_ms, SIMULATED)
+def _predict(costs: Costs, case: Case, core: float = 1.0) -> float:
+    return knee(worker_of(costs, case.net, WIRE, case.rows, core), case.p99_ms, SIMULATED)
 
 
 def _measure(out: Path, case: Case, start: float) -> tuple[float, float]:
     """Return the knee of a service on its core, requests per second, and the share of the core that others left it."""
     registry, version = measure.registry_of(out, case.net)
-    answers = harness.write_answers(out / f"answers-{case.net}.npz", (version,))
-    with launched(harness.launch(registry.root), out / "logs") as server:
+    answers = write_answers(out / f"answers-{case.net}.npz", (version,))
+    with launched(launch(registry.root), out / "logs") as server:
         options = ContractOptions(out, case.p99_ms, case.rows, minutes=0)
-        site = Harness(options, server, Fixtures(registry, (version, version), answers))
+        harness = Harness(options, server, Fixtures(registry, (version, version), answers))
         shares: list[float] = []
-        return up_and_down(lambda rate: _holds(site, rate, shares), start, PROBES), float(np.mean(shares))
+        return up_and_down(lambda rate: _holds(harness, rate, shares), start, PROBES), float(np.mean(shares))
 
 
-def _holds(site: Harness, rate: float, shares: list[float]) -> bool:
+def _holds(harness: Harness, rate: float, shares: list[float]) -> bool:
     """Return whether a rate holds, by a probe during which others left the core alone, if there is one in `TRIES`."""
     for _ in range(TRIES):
         _wait_for_quiet()
-        holds, free = _probe(site, rate)
+        holds, free = _probe(harness, rate)
         if free >= ALONE:
             break
     shares.append(free)
@@ -102,25 +101,25 @@ def _holds(site: Harness, rate: float, shares: list[float]) -> bool:
 
 def _wait_for_quiet() -> None:
     """Wait until all cores were idle for a second, `WAIT_S` at most; the limiter forgets its rejections."""
-    cores = sorted({core for side in harness.cores() for core in side})
+    watched = sorted({core for side in cores() for core in side})
     for _ in range(WAIT_S):
-        before = [core_s(core) for core in cores]
+        before = [core_s(core) for core in watched]
         sleep(1.0)
-        if all(_share(then, core_s(core)) <= 1 - ALONE for core, then in zip(cores, before, strict=True)):
+        if all(_share(then, core_s(core)) <= 1 - ALONE for core, then in zip(watched, before, strict=True)):
             return
 
 
-def _probe(site: Harness, rate: float) -> tuple[bool, float]:
+def _probe(harness: Harness, rate: float) -> tuple[bool, float]:
     limits = {
         "warmup": WARM_UP * PROBE_S,
-        "max_p99_ms": site.options.slo_ms,
+        "max_p99_ms": harness.options.slo_ms,
         "max_error_rate": ERRORS,
         "min_offered": 0.95,
     }
-    began = _spent(site.server)
-    number = len(site.loads)
-    found = site.load(f"probe-{number}", rate, PROBE_S, seed=number, **limits).summary
-    free = 1 - _share(began, _spent(site.server))
+    began = _spent(harness.server)
+    number = len(harness.loads)
+    found = harness.load(f"probe-{number}", rate, PROBE_S, seed=number, **limits).summary
+    free = 1 - _share(began, _spent(harness.server))
     late_ms = found["generator_lag_ms"]["p99"]
     print(
         f"capacity: {rate:.0f}/s {'holds' if found['ok'] else 'does not hold'}, p99 {found['latency_ms']['p99']} ms, "
@@ -133,7 +132,7 @@ def _probe(site: Harness, rate: float) -> tuple[bool, float]:
 
 def _spent(server: RunningServer) -> tuple[float, float]:
     """Return the seconds that the core of the service worked for others, and those that passed."""
-    worked, passed = core_s(harness.cores()[0][0])
+    worked, passed = core_s(cores()[0][0])
     return worked - sum(processor_s(server.pid)), passed
 
 

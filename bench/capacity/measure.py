@@ -56,7 +56,7 @@ def registry_of(out: Path, name: str) -> tuple[Registry, Version]:
     return registry, version
 
 
-def launch(registry: Registry) -> Launch:
+def launch_unlimited(registry: Registry) -> Launch:
     """Return how to start the service on its core; it admits all that the closed loops send, and has time for it."""
     return harness.launch(registry.root).having(LVM_CONCURRENCY="2048", LVM_TIMEOUT_MS="60000")
 
@@ -69,13 +69,14 @@ def costs(
     with_search: bool = False,
 ) -> Costs:
     """Return the costs of nets that ship and of requests for them on `wires`, from closed loops of `seconds` each."""
-    nets, rest_mb = {}, []
+    nets = {}
+    rest_mb = []
     for name in names:
         registry, version = registry_of(out, name)
         net = load_predictor(version.path, "cpu", threads=1)
         net.warm_up(BATCHES[-1])
         weight_mb = loading(version.path, RunMode("onnxruntime", "cpu", 1))["grown_mb"]
-        with launched(launch(registry), out / "logs") as server:
+        with launched(launch_unlimited(registry), out / "logs") as server:
             nets[name] = _net(out, server, net, weight_mb, wires, seconds)
             rest_mb.append(rss_mb(server.pid) - len(ALIASES) * weight_mb)
     found = searching.search(out, seconds) if with_search else None
@@ -89,16 +90,16 @@ def _net(
     given = contexts.load()
     traffic = keep(out / "traffic" / net.name, given, net.predict_batch(given))
 
-    def closed(wire: Wire, rows: int, connections: int) -> Spent:
+    def closed(wire: Wire, rows: int, connections: int) -> LoadCost:
         workload = Workload(server, wire, traffic, rows)
         workload.warm_up(connections)
-        return _spend(server, lambda: workload.measure(connections, seconds))
+        return _cost_of(server, lambda: workload.measure(connections, seconds))
 
-    def opened(wire: Wire, rows: int, most_per_second: float) -> Spent:
+    def opened(wire: Wire, rows: int, most_per_second: float) -> LoadCost:
         workload = Workload(server, wire, traffic, rows)
         load = {"rate": f"{SHARE * most_per_second:.1f}", "arrivals": "poisson", "connections": 1000}
         limits = {"timeout": 10, "max_error_rate": 0.001, "check_every": CHECK_EVERY}
-        return _spend(server, lambda: workload.run(**load, **limits, seconds=seconds))
+        return _cost_of(server, lambda: workload.run(**load, **limits, seconds=seconds))
 
     together = {wire: {rows: closed(wire, rows, connections) for rows, connections in TOGETHER} for wire in wires}
     batch = curve(net)
@@ -119,7 +120,7 @@ def _net(
 
 
 @dataclass(frozen=True)
-class Spent:
+class LoadCost:
     """What a load took: requests, batches and their rows, seconds of the event loop and of other threads."""
 
     requests: float
@@ -162,11 +163,11 @@ def _typical_s(net: Predictor, batch: contexts.Vectors) -> float:
     return median(times)
 
 
-def _spend(server: RunningServer, send: Callable[[], object]) -> Spent:
-    before = metrics.costs(server.url)
+def _cost_of(server: RunningServer, send: Callable[[], object]) -> LoadCost:
+    before = metrics.counters(server.url)
     began = processor_s(server.pid)
     send()
-    grown = metrics.between(before, metrics.costs(server.url))
+    grown = metrics.growth(before, metrics.counters(server.url))
     ended = processor_s(server.pid)
     counts = {name: grown[name] for name in ("requests", "batches", "rows")}
-    return Spent(**counts, loop_s=ended[0] - began[0], aside_s=ended[1] - began[1])
+    return LoadCost(**counts, loop_s=ended[0] - began[0], aside_s=ended[1] - began[1])

@@ -88,8 +88,8 @@ def _request_s(out: Path, seconds: float) -> float:
     with launched(harness.launch(SHIPPED), out / "logs") as server:
         workload = Workload(server, "octet", traffic, route="retrieve")
         workload.warm_up(CONNECTIONS)
-        before = metrics.costs(server.url, "/retrieve")
+        before = metrics.counters(server.url, "/retrieve")
         began = sum(processor_s(server.pid))
         workload.measure(CONNECTIONS, seconds)
-        grown = metrics.between(before, metrics.costs(server.url, "/retrieve"))
+        grown = metrics.growth(before, metrics.counters(server.url, "/retrieve"))
         return (sum(processor_s(server.pid)) - began) / grown["requests"]

@@ -144,8 +144,9 @@ def _searcher(costs: Costs, search: SearchCosts, demand: Demand, shards: int) ->
     """
     rows = ceil(demand.vectors / shards)
     each = search.exact_bytes if _kind(rows) == "exact" else search.approximate_bytes
-    spent, taken = search.request_s / 2, _query_s(search, rows)
-    worker = Worker(1, spent, spent, Line(0.0, taken), is_inline=taken <= MAX_INLINE_S)
+    half_s = search.request_s / 2
+    search_s = _query_s(search, rows)
+    worker = Worker(1, half_s, half_s, Line(0.0, search_s), is_inline=search_s <= MAX_INLINE_S)
     return worker, costs.process_mb + 1e-6 * rows * each
 
 

@@ -11,7 +11,9 @@ from loadtest.tables import Figures
 
 def of_plan(found: Figures) -> list[tuple[str, str, str]]:
     """Return a plan as rows: the quantity, its value, and the reason."""
-    demand, serving, limits = found["demand"], found["serving"], found["limits"]
+    demand = found["demand"]
+    serving = found["serving"]
+    limits = found["limits"]
     times = ", ".join(f"{name} {value:.1f} ms" for name, value in found["latency_ms"].items())
     fewest = limits["workers_if_the_net_took_no_time"]
     rows = [

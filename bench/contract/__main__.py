@@ -11,9 +11,16 @@ from time import perf_counter
 from typing import Any
 
 from bench import machine, plot, report
-from bench.contract import harness, runs, targets
+from bench.contract import runs, targets
 from bench.contract.capacity_search import NoCapacity
-from bench.contract.harness import ContractOptions, Harness
+from bench.contract.harness import (
+    WORKLOAD,
+    ContractOptions,
+    Harness,
+    leave_service_core,
+    make_fixtures,
+    running,
+)
 from bench.contract.measures import Figures
 
 
@@ -23,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = perf_counter()
     options = ContractOptions(given.out, given.slo_ms, given.rows, given.minutes)
     options.out.mkdir(parents=True, exist_ok=True)
-    described = {**asdict(options), "out": str(options.out), "workload": f"{harness.WORKLOAD}, {options.rows} rows"}
+    described = {**asdict(options), "out": str(options.out), "workload": f"{WORKLOAD}, {options.rows} rows"}
     figures: dict[str, Any] = {"machine": machine.describe(), "plan": described}
     stolen, ticks = machine.ticks()
     try:
@@ -44,26 +51,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure(options: ContractOptions, only: Sequence[str], c: float | None) -> Iterator[tuple[str, Figures]]:
     """Yield every run's name and figures; from here on this process, too, stays off the service's core."""
-    fixtures = harness.make_fixtures(options.out)
-    harness.leave_service_core()
-    with harness.running(options, fixtures) as site:
-        found: Figures = {"per_second": c, "probes": []} if c else runs.find_capacity(site)
+    fixtures = make_fixtures(options.out)
+    leave_service_core()
+    with running(options, fixtures) as harness:
+        found: Figures = {"per_second": c, "probes": []} if c else runs.find_capacity(harness)
         yield "capacity", found
         c = float(found["per_second"])
-        for name, run in _loads(site, c).items():
+        for name, run in _loads(harness, c).items():
             if name in only:
-                yield name, runs.reconciled(site, run)
+                yield name, runs.reconciled(harness, run)
     if "life" in only:
         yield "life", runs.life(options, fixtures, c)
 
 
-def _loads(site: Harness, c: float) -> dict[str, Callable[[], Figures]]:
+def _loads(harness: Harness, c: float) -> dict[str, Callable[[], Figures]]:
     return {
-        "2C": lambda: runs.overload(site, c, 2, 60),
-        "10C": lambda: runs.overload(site, c, 10, 60),
-        "promotions": lambda: runs.promotions(site, c),
-        "fairness": lambda: runs.fairness(site, c),
-        "soak": lambda: runs.soak(site, c),
+        "2C": lambda: runs.overload(harness, c, 2, 60),
+        "10C": lambda: runs.overload(harness, c, 10, 60),
+        "promotions": lambda: runs.promotions(harness, c),
+        "fairness": lambda: runs.fairness(harness, c),
+        "soak": lambda: runs.soak(harness, c),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from bench.load import Workload, WrongAnswers, keep
 from bench.peers import echo, naive
 from bench.servers import RunningServer
-from bench.untrained import draw
+from bench.untrained import draw_contexts
 from loadtest.plan import Wire
 from models.runtimes.torch import run_net
 
@@ -18,7 +18,7 @@ KINDS = pytest.mark.parametrize(("wire", "rows"), [("json", 1), ("octet", 1), ("
 
 
 def ask(directory: Path, server: RunningServer, wire: Wire, rows: int, expected: Any) -> int:
-    workload = Workload(server, wire, keep(directory, draw(len(expected), DIM), expected), rows)
+    workload = Workload(server, wire, keep(directory, draw_contexts(len(expected), DIM), expected), rows)
     return int(workload.run(rate=100, seconds=0.1, connections=2, min_offered=0)["checked"])
 
 
@@ -26,7 +26,7 @@ def ask(directory: Path, server: RunningServer, wire: Wire, rows: int, expected:
 @pytest.mark.parametrize("tuned", [False, True])
 def test_naive_answers_as_its_net(tmp_path: Path, peer: Any, tiny_net: Any, wire: Wire, rows: int, tuned: bool) -> None:
     server = peer(naive.create_app(tiny_net, 5, DIM, is_tuned=tuned), "naive", "/octet")
-    assert ask(tmp_path, server, wire, rows, run_net(tiny_net, draw(4, DIM))) == 10
+    assert ask(tmp_path, server, wire, rows, run_net(tiny_net, draw_contexts(4, DIM))) == 10
 
 
 @KINDS
@@ -38,4 +38,4 @@ def test_echo_answers_its_constant(tmp_path: Path, peer: Any, wire: Wire, rows: 
 def test_rejects_answers_of_another_net(tmp_path: Path, peer: Any, tiny_net: Any) -> None:
     server = peer(naive.create_app(tiny_net, 5, DIM), "naive", "/octet")
     with pytest.raises(WrongAnswers, match="'invalid': 10"):
-        ask(tmp_path, server, "octet", 1, run_net(tiny_net, draw(4, DIM)) + np.float32(1e-3))
+        ask(tmp_path, server, "octet", 1, run_net(tiny_net, draw_contexts(4, DIM)) + np.float32(1e-3))

@@ -77,7 +77,7 @@ def test_report_names_a_failed_section(figures: dict[str, Any]) -> None:
 
 
 def test_writes_report_and_pictures(figures: dict[str, Any], tmp_path: Path) -> None:
-    figures["plots"] = plot.draw(tmp_path, figures)
+    figures["plots"] = plot.draw_contexts(tmp_path, figures)
     report.write(tmp_path, figures, report.to_markdown)
     assert json.loads((tmp_path / "report.json").read_text())["closed"]["cells"]
     text = (tmp_path / "report.md").read_text()
@@ -93,7 +93,7 @@ def test_stages_are_per_request_with_their_remainders() -> None:
     assert spent["infer"] == pytest.approx(2.0)
     assert (spent["rest"], spent["outside"]) == (pytest.approx(3.0), pytest.approx(2.0))
     assert (spent["cpu"], spent["batch_rows"]) == (pytest.approx(4.0), pytest.approx(10.0))
-    assert stages(metrics.between(after, after), 1.0) == {}
+    assert stages(metrics.growth(after, after), 1.0) == {}
 
 
 @pytest.mark.parametrize(

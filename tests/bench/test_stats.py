@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bench.stats import apart, interval, ratios, spread, times_ms, typical
+from bench.stats import interval, max_difference, ratios, spread, times_ms, typical
 
 
 def test_percentiles_are_by_nearest_rank_and_in_milliseconds() -> None:
@@ -52,7 +52,7 @@ def test_weights_articles_by_their_windows() -> None:
 
 def test_difference_is_of_the_worst_component_and_infinite_if_vectors_cannot_be_compared() -> None:
     expected = np.zeros((2, 3), np.float32)
-    assert apart(expected, expected) == 0
-    assert apart(expected + np.float32(0.5), expected) == pytest.approx(0.5)
-    assert apart(expected[:1], expected) == math.inf
-    assert apart(np.full((2, 3), np.nan, np.float32), expected) == math.inf
+    assert max_difference(expected, expected) == 0
+    assert max_difference(expected + np.float32(0.5), expected) == pytest.approx(0.5)
+    assert max_difference(expected[:1], expected) == math.inf
+    assert max_difference(np.full((2, 3), np.nan, np.float32), expected) == math.inf

@@ -8,7 +8,7 @@ import pytest
 
 from bench.capacity import table
 from bench.capacity.costs import Curve
-from bench.capacity.measure import Spent
+from bench.capacity.measure import LoadCost
 from bench.machine import core_s, processor_s
 
 ROW = {"net": "gru", "rows": 8, "p99_ms": 100.0, "predictions": [150.0, 152.0], "measured": 148.0, "ratio": 1.02}
@@ -35,7 +35,7 @@ def test_separates_the_first_thread_from_the_others() -> None:
 
 
 def test_batch_on_the_event_loop_is_not_charged_to_the_request() -> None:
-    batch, spent = Curve((1, 100), (0.01, 1.0)), Spent(requests=100, batches=4, rows=200, loop_s=3.0, aside_s=8.0)
+    batch, spent = Curve((1, 100), (0.01, 1.0)), LoadCost(requests=100, batches=4, rows=200, loop_s=3.0, aside_s=8.0)
     assert spent.batch_s == (50, 2.0)
     assert spent.batches_s(batch) == pytest.approx(4 * 0.5)
     assert spent.request_s(batch, is_inline=True) == pytest.approx((3.0 - 2.0) / 100)

@@ -138,6 +138,7 @@ class Pool:
 
     def answered(self, connection: ClientConnection) -> None:
         """Record the response on `connection`, then reuse it unless the server asked to close."""
+        done = monotonic()
         record = self.record
         index = connection.index
         status = connection.parser.get_status_code()
@@ -147,11 +148,11 @@ class Pool:
         record.served_by[index] = record.servers.code(connection.served_by)
         record.retry_after[index] = connection.retry_after
         connection.index = IDLE
-        self._finish(index, status)
         if connection.parser.should_keep_alive():
             self._reuse(connection)
         else:
             connection.transport.close()
+        self._finish(index, status, done)
         # The next request is already on its way, so checking does not delay it.
         if status == 200 and index % self.plan.check_every == 0:
             self._check(index, version, body)
@@ -163,18 +164,19 @@ class Pool:
             self.idle.remove(connection)
         if connection.index != IDLE:
             self.record.blame(error or EOFError("closed by the server"))
-            self._finish(connection.index, _loss(connection))
+            self._finish(connection.index, _loss(connection), monotonic())
             connection.index = IDLE
         self._grow()
 
     def expire(self) -> None:
         """Give up on every request whose timeout has passed."""
-        overdue = monotonic() - self.plan.timeout
+        now = monotonic()
+        overdue = now - self.plan.timeout
         while self.waiting and self.record.intended[self.waiting[0]] <= overdue:
-            self._finish(self.waiting.popleft(), Failure.TIMEOUT)
+            self._finish(self.waiting.popleft(), Failure.TIMEOUT, now)
         for connection in tuple(self.connections):
             if connection.index != IDLE and self.record.intended[connection.index] <= overdue:
-                self._finish(connection.index, Failure.TIMEOUT)
+                self._finish(connection.index, Failure.TIMEOUT, now)
                 connection.index = IDLE
                 connection.transport.abort()
 
@@ -218,14 +220,14 @@ class Pool:
         except OSError as error:
             self.record.blame(error)
             if self.waiting:
-                self._finish(self.waiting.popleft(), Failure.REFUSED)
+                self._finish(self.waiting.popleft(), Failure.REFUSED, monotonic())
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self.opening.discard(task)
         self._grow()
 
-    def _finish(self, index: int, outcome: int) -> None:
-        self.record.done[index] = monotonic()
+    def _finish(self, index: int, outcome: int, done: float) -> None:
+        self.record.done[index] = done
         self.record.outcome[index] = outcome
         self.unfinished -= 1
         self.on_finish()

@@ -75,6 +75,7 @@ class Record:
         for name, (kind, initial) in _COLUMNS.items():
             setattr(self, name, array(kind, [initial]) * len(intended))
         self.intended = intended
+        self._appends = [(getattr(self, name).append, initial) for name, (_, initial) in _COLUMNS.items()]
         self.versions = Labels()
         self.servers = Labels()
         self.causes: dict[str, int] = {}
@@ -89,8 +90,8 @@ class Record:
 
     def add(self, intended: float) -> int:
         """Append a request and return its index."""
-        for name, (_, initial) in _COLUMNS.items():
-            getattr(self, name).append(initial)
+        for append, initial in self._appends:
+            append(initial)
         self.intended[-1] = intended
         return len(self.intended) - 1
 

@@ -3,91 +3,65 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from importlib.metadata import version
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI
+from fastapi import Request as FastAPIRequest
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.routing import Match
+from starlette.routing import Route as StarletteRoute
 
-from lvm.errors import (
-    Invalid,
-    ServiceError,
-    Unauthorised,
-    Unavailable,
-)
+from lvm.errors import Malformed
 from models.registry.alias import ALIASES, Alias
 from models.registry.registry import Registry
 from models.registry.remote import local_directory
 from service.deploy.deployments import Deployments
 from service.deploy.loading import ModelLoader
 from service.deploy.registry_sync import keep_deployed, sync_loop
+from service.deploy.shadow import Shadow
 from service.deploy.watcher import Watcher
 from service.engines.remote import EngineProvider
 from service.engines.router import Router
-from service.http import schemas
+from service.http import asgi, checks, schemas
 from service.http.auth import PROBES, Tokens, read_tokens
-from service.http.connection import OTHER
-from service.http.gateway import (
-    CANCELLED,
-    DEPARTED,
-    NOSNIFF,
-    Door,
-    HotRoute,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    State,
-    marks,
-    problem_reply,
-    request_id,
-)
-from service.http.headers import combine, path_of
-from service.http.problems import PROBLEM, problem
-from service.http.routes import console, oip
-from service.http.routes.hot import DocumentedHotRoute, add_routes, refuse_unknown_query
+from service.http.gateway import OTHER, Gateway, Route, State, routes_by_path
+from service.http.messages import Handler
+from service.http.routes import articles, console, health, oip, registry
+from service.http.routes.common import document_route
+from service.http.routes.predict import Predict
+from service.http.routes.retrieve import Retrieve
 from service.overload.admission import Admission, Limit
 from service.overload.fairness import Slicer
 from service.overload.limiter import AdaptiveLimit, FixedLimit
 from service.settings import BadSettings, Settings
-from service.telemetry.log import AccessLog, log_writer, logger
+from service.telemetry.log import AccessLog, log_writer
 from service.telemetry.metrics import Metrics
 from service.telemetry.shared_memory import MetricValues
-from service.telemetry.tracing import Tracer, parse
+from service.telemetry.tracing import Tracer
 
 if TYPE_CHECKING:
     from service.telemetry.otlp import Exporter
 
-STATUS_REASONS = {401: "unauthorised", 404: "unknown_route", 405: "method_not_allowed", 500: "internal"}
-GUARDS = (  # against what a browser may make of an answer; a page brings its own policy
-    NOSNIFF,
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"cache-control", b"no-store"),
-)
+MAX_COLD_BODY = oip.MAX_INDEX_BODY  # bytes of a body of a route that FastAPI answers
 
 
 class Service(FastAPI):
-    """FastAPI with a short cut: a POST to a hot route goes straight to it, past router and middleware."""
+    """The application: FastAPI with a gateway before it, which answers the hot routes itself."""
 
-    def __init__(self, metrics: Metrics, tokens: Tokens, access: AccessLog, **options: Any) -> None:
-        super().__init__(**options)
-        self.metrics, self.tokens, self.access = metrics, tokens, access
-        self.hot: dict[str, HotRoute] = {}
-        self.infer: HotRoute | None = None
-        self.labels: set[str] = set()
-        self.slicer = Slicer()
-        self.open: frozenset[str] = PROBES
+    gateway: Gateway
 
-    def short_cut(self) -> None:
-        """Learn the routes; to be called once they are all there."""
-        self.hot = {route.path: route.hot for route in self.routes if isinstance(route, DocumentedHotRoute)}
-        self.open = PROBES | console.places().keys()  # a page asks for the token that its requests then carry
-        self.labels = {route.path for route in self.routes if isinstance(route, Route)}
+    def __init__(self, metrics: Metrics, tokens: Tokens, slicer: Slicer, **options: Any) -> None:
+        # Exceptions leave FastAPI as they are: the gateway makes problems of them.
+        unhandled: dict[Any, Any] = dict.fromkeys((HTTPException, RequestValidationError), asgi.reraise)
+        super().__init__(exception_handlers=unhandled, **options)
+        self.metrics = metrics
+        self.tokens = tokens
+        self.slicer = slicer
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, with what requests and errors name."""
@@ -95,62 +69,19 @@ class Service(FastAPI):
         document["components"]["schemas"].update(schemas.COMPONENTS)
         return document
 
-    def hot_route(self, path: str) -> HotRoute | None:
-        """Return the hot route of a path, if it is one."""
-        route = self.hot.get(path)
-        return self.infer if route is None and oip.is_infer(path) else route
+    def methods_of(self, scope: asgi.Scope) -> set[str]:
+        """Return the methods that the path of a scope allows."""
+        routes = [route for route in self.routes if isinstance(route, StarletteRoute)]
+        found = [route.methods or () for route in routes if route.matches(scope)[0] is not Match.NONE]
+        allowed = set[str]().union(*found)
+        return allowed | {"HEAD"} if "GET" in allowed else allowed
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or run the lifespan."""
-        if scope["type"] != "http":
-            return await super().__call__(scope, receive, send)
-        raw_path = scope.get("raw_path") or b""
-        if b"%" in raw_path and unquote(raw_path) == scope["path"]:
-            scope = {**scope, "path": path_of(raw_path)}
-        hot = self.hot_route(scope["path"]) if scope["method"] == "POST" else None
-        if hot is not None:
-            return await hot(scope, receive, send)
-        return await self._counted(scope, receive, send)
-
-    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = combine(scope["headers"])
-        scope = {**scope, "headers": list(headers.items())}
-        if is_head := scope["method"] == "HEAD":
-            scope["method"] = "GET"  # the same answer, without its body
-        identity = scope["lvm.request_id"] = request_id(headers.get(b"x-request-id"))
-        outcome, status, began = CANCELLED, DEPARTED, perf_counter()
-
-        async def tell(message: Message) -> None:
-            nonlocal outcome, status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                outcome = _outcome(status)
-                set_already = {name for name, _ in message["headers"]}
-                guards = (guard for guard in GUARDS if guard[0] not in set_already)
-                message["headers"] = [
-                    *message["headers"],
-                    *guards,
-                    (b"x-request-id", identity.encode()),
-                    *self.state.process.headers,
-                ]
-            elif is_head and message["type"] == "http.response.body":
-                message["body"] = b""
-            await send(message)
-
-        client, *_ = scope.get("client") or ("",)
-        try:
-            if scope["path"] not in self.open:
-                client = self.tokens.client_of(headers) or client
-            await super().__call__(scope, receive, tell)
-        except Unauthorised as error:
-            await _response(error, identity, scope["path"])(scope, receive, tell)
-        finally:
-            label = scope["path"] if scope["path"] in self.labels else OTHER
-            self.metrics.requests.inc(label, outcome)
-            if scope["path"] not in PROBES and self.access.wants(status):
-                ms, trace = round((perf_counter() - began) * 1e3, 3), parse(headers.get(b"traceparent", b""))
-                said = {**marks(identity, trace), "client": client}
-                self.access.write(status, route=label, outcome=outcome, ms=ms, **said)
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        """Answer one request of another server, or run the lifespan."""
+        if scope["type"] == "http":
+            await asgi.serve(self.gateway, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(
@@ -159,22 +90,25 @@ def create_app(
     metric_values: MetricValues | None = None,
     provider: EngineProvider | None = None,
 ) -> Service:
-    """Return the service for `settings`; `loaders` stands in for the real ones in tests, workers share `metric_values`.
+    """Return the service for `settings`. Nothing is loaded before the lifespan starts.
 
-    With a `provider`, the nets are its; the corpus and the encoder are loaded here all the same.
+    Args:
+        settings: all settings.
+        loaders: what loads models; tests pass fakes.
+        metric_values: the values of the metrics, shared among workers.
+        provider: supplies the nets, if they run in another process; the corpus and the encoder always run here.
 
-    Nothing is loaded before the lifespan starts. `app.state.process` tells and decides whether the
-    process is draining.
+    `app.state.process` holds whether the process is draining; setting it drains.
     """
     metrics, state, tokens = Metrics(settings.slo_ms, metric_values), State(), read_tokens(settings)
     log_writer().on_drop(metrics.log_dropped.inc)
-    access, exporter = AccessLog(settings.access_log), _exporter(settings)
+    access, exporter, slicer = AccessLog(settings.access_log), _exporter(settings), Slicer()
     aliases = (Alias.RETRIEVER,) if provider else ALIASES
-    registry = Registry(local_directory(settings.registry, settings.cache))
-    lineup = Deployments(registry, loaders or ModelLoader(settings), settings, metrics, aliases=aliases)
-    watcher = Watcher(lineup, settings.reload_s, metrics)
-    follower = sync_loop(lineup, settings, metrics)
-    router = Router(lineup.engines, settings, metrics)
+    store = Registry(local_directory(settings.registry, settings.cache))
+    deployments = Deployments(store, loaders or ModelLoader(settings), settings, metrics, aliases=aliases)
+    watcher = Watcher(deployments, settings.reload_s, metrics)
+    sync = sync_loop(deployments, settings, metrics)
+    router = Router(deployments.engines, settings, metrics)
     admission = Admission(_limit(settings), settings, metrics)
 
     @contextlib.asynccontextmanager
@@ -182,42 +116,98 @@ def create_app(
         async with contextlib.AsyncExitStack() as stack:
             try:
                 if provider:
-                    await provider.open(lineup.set_engines)
+                    await provider.open(deployments.set_engines)
                     stack.push_async_callback(provider.close)
                 if exporter:
                     stack.callback(exporter.close)
-                await stack.enter_async_context(keep_deployed(watcher, follower, settings.grace_s))
+                await stack.enter_async_context(keep_deployed(watcher, sync, settings.grace_s))
             except Exception as error:
                 state.failure = error
                 raise
             yield
             state.is_draining = True
 
+    def observe() -> None:
+        deployments.observe()
+        router.observe()
+        if sync:
+            sync.observe()
+        admission.observe()
+        metrics.ready.set(float(deployments.is_ready and not state.is_draining))
+
     app = Service(
         metrics,
         tokens,
-        access,
+        slicer,
         title="LVM Serve",
         version=version("lvm-serve"),
         lifespan=lifespan,
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        dependencies=[Depends(refuse_unknown_query)],
+        dependencies=[Depends(_reject_unknown_query)],
     )
-    app.state.process, app.state.settings, app.state.lineup = state, settings, lineup
-    tracer = Tracer(exporter, settings.trace_share) if exporter else None
-    door = Door(settings, metrics, state, tokens, admission, access, tracer, app.slicer)
-    app.state.observe = add_routes(app, router, lineup, door, follower)
-    app.infer = oip.add_routes(app, router, lineup, door)
-    app.state.admission = admission
-    app.add_exception_handler(ServiceError, _on_service_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_bad_parameter)
-    app.add_exception_handler(OSError, _on_os_error)
-    app.add_exception_handler(Exception, _on_anything_else)
-    app.short_cut()
+    app.state.process, app.state.settings, app.state.lineup = state, settings, deployments
+    app.state.admission, app.state.observe = admission, observe
+    document_route(app, "/predict", schemas.PREDICT)
+    document_route(app, "/retrieve", schemas.RETRIEVE)
+    registry.add_routes(app, router, deployments, sync)
+    articles.add_routes(app, deployments)
+    console.add_routes(app)
+    health.add_routes(app, deployments, state, settings, metrics, observe)
+    oip.add_routes(app, router, deployments, state, settings)
+    shadow = Shadow(deployments.slots, settings.shadow_share, metrics)
+    hot: dict[str, Handler] = {
+        "/predict": Predict(router, deployments, shadow, settings, slicer),
+        "/retrieve": Retrieve(router, deployments, settings, metrics, slicer),
+        oip.INFER: oip.Infer(router, settings, slicer),
+    }
+    app.gateway = Gateway(
+        _routes(app, hot, settings),
+        timeout_ms=settings.timeout_ms,
+        state=state,
+        tokens=tokens,
+        admission=admission,
+        metrics=metrics,
+        access=access,
+        tracer=Tracer(exporter, settings.trace_share) if exporter else None,
+    )
     return app
+
+
+def _routes(app: Service, hot: dict[str, Handler], settings: Settings) -> Callable[[bytes, str], Route]:
+    """Return what finds the route of a request: the hot ones by their handlers, the others answered by FastAPI."""
+    max_body = round(settings.max_body_mb * 1e6)
+    admitted = {path: Route(path, handler, max_body=max_body, is_admitted=True) for path, handler in hot.items()}
+    infer = admitted.pop(oip.INFER)
+    handler = asgi.AsgiHandler(partial(FastAPI.__call__, app), app.methods_of, oip.missing)
+    without_token = PROBES | console.places().keys()  # a page asks for the token that its requests then carry
+    others = {
+        route.path: Route(
+            route.path,
+            handler,
+            max_body=MAX_COLD_BODY,
+            is_open=route.path in without_token,
+            is_logged=route.path not in PROBES,
+        )
+        for route in app.routes
+        if isinstance(route, StarletteRoute)
+    }
+    unknown = Route(OTHER, handler, max_body=MAX_COLD_BODY)
+    return routes_by_path(admitted, lambda path: infer if oip.is_infer(path) else None, others, unknown)
+
+
+async def _reject_unknown_query(request: FastAPIRequest) -> None:
+    """Raise `Malformed` or `Invalid` if an option of the query string is repeated, or unknown to the route.
+
+    Probes ignore the query string: balancers may add what they like.
+    """
+    if request.scope["path"] in PROBES:
+        return
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(set(names)) < len(names):
+        raise Malformed("duplicate option in the query string")
+    checks.reject_unknown(names, {field.alias for field in request.scope["route"].dependant.query_params}, "option")
 
 
 def _limit(settings: Settings) -> Limit:
@@ -232,60 +222,6 @@ def _exporter(settings: Settings) -> Exporter | None:
     try:
         from service.telemetry.otlp import Exporter
     except ImportError as error:
-        raise BadSettings("LVM_OTLP_ENDPOINT requires OpenTelemetry: pip install 'lvm-serve[otlp]'") from error
+        detail = "LVM_OTLP_ENDPOINT requires OpenTelemetry: pip install 'lvm-serve[otlp]'"
+        raise BadSettings(detail) from error
     return Exporter(settings.otlp_endpoint)
-
-
-def _outcome(status: int) -> str:
-    return "ok" if status < 400 else STATUS_REASONS.get(status, "unavailable" if status == 503 else "other")
-
-
-async def _on_service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)
-    return _response(error, request.scope["lvm.request_id"], request.url.path)
-
-
-def _response(error: ServiceError, identity: str, path: str) -> Response:
-    reply = problem_reply(error, identity, path)
-    headers = {name.decode(): value.decode() for name, value in reply.headers}
-    return Response(reply.body, reply.status, headers, reply.media_type.decode())
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    headers = error.headers
-    if error.status_code == 405:
-        headers = {"allow": ", ".join(sorted(_methods(request)))}
-    reason = STATUS_REASONS.get(error.status_code, "other")
-    path = request.url.path
-    detail = (oip.missing(path) if error.status_code == 404 else None) or str(error.detail)
-    body = problem(error.status_code, reason, detail, request.scope["lvm.request_id"], path=path)
-    return Response(body, error.status_code, headers, PROBLEM.decode())
-
-
-def _methods(request: Request) -> set[str]:
-    """Return the methods that the path of a request allows."""
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    found = [route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    allowed = set[str]().union(*found)
-    return allowed | {"HEAD"} if "GET" in allowed else allowed
-
-
-async def _on_bad_parameter(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    faults = error.errors()
-    said = "; ".join(f"{fault['loc'][-1]}: {fault['msg']}" for fault in faults)
-    return await _on_service_error(request, Invalid(said, pointer=f"/{faults[0]['loc'][-1]}"))
-
-
-async def _on_os_error(request: Request, error: Exception) -> Response:
-    """Files that cannot be read now, for want of descriptors or of their disk, may be read in a moment."""
-    identity = request.scope["lvm.request_id"]
-    logger().error("file not read", route=request.url.path, request_id=identity, reason=str(error))
-    return await _on_service_error(request, Unavailable("a file that the answer needs cannot be read now"))
-
-
-async def _on_anything_else(request: Request, error: Exception) -> Response:
-    identity = request.scope["lvm.request_id"]
-    logger().error("unexpected", route=request.url.path, request_id=identity, exc_info=error)
-    return await _on_service_error(request, ServiceError("an unexpected error; the log has more under this id"))

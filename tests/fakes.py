@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,6 +100,12 @@ class FakePredictor:
         """Map contexts `(B, T, D)` to whatever `answer` makes of them."""
         self.batches.append(len(batch))
         return self.answer(batch)
+
+
+class Shaped(NamedTuple):
+    """A target whose items have a shape."""
+
+    shape: tuple[int, ...]
 
 
 class Gate:

@@ -1,4 +1,4 @@
-"""Who may call: the clients whose bearer tokens are known (RFC 6750). Without any, everybody may."""
+"""Authentication: clients with known bearer tokens (RFC 6750). If no token is set, every client may call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROBES = frozenset({"/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/hea
 
 
 class Tokens:
-    """The known tokens, of which only digests are kept, and the clients they belong to."""
+    """The known tokens, kept as digests, and the names of their clients."""
 
     def __init__(self, clients: Mapping[str, str]) -> None:
         """Take `clients`: token to client name."""
@@ -26,12 +26,12 @@ class Tokens:
         return len(self._known)
 
     def client_of(self, headers: Mapping[bytes, bytes]) -> str | None:
-        """Return the client whose token `headers` carry, None where no token is wanted.
+        """Return the client whose token `headers` carry, None if no tokens are set.
 
-        Every known token is compared, in constant time, so how long it takes tells nothing about any.
+        Every known token is compared, in constant time, so the duration reveals nothing about them.
 
         Raises:
-            Unauthorised: a token is wanted and is not there, or is none of those known.
+            Unauthorised: the token is missing or unknown.
         """
         if not self._known:
             return None
@@ -41,15 +41,15 @@ class Tokens:
             if compare_digest(known, digest):
                 found = client
         if found is None or scheme.lower() != b"bearer":
-            raise Unauthorised("want a known token: Authorization: Bearer ...")
+            raise Unauthorised("missing or unknown token; expected Authorization: Bearer TOKEN")
         return found
 
 
 def read_tokens(settings: Settings) -> Tokens:
-    """Return the tokens of LVM_TOKENS and LVM_TOKENS_FILE: `name:token`, or a token alone, whose name is its place.
+    """Return the tokens of LVM_TOKENS and LVM_TOKENS_FILE: `name:token`, or a token, named by its position.
 
     Raises:
-        BadSettings: the file cannot be read or holds none, an entry is malformed, a token stands twice.
+        BadSettings: the file cannot be read or is empty, an entry is malformed, a token is repeated.
     """
     entries = _split(settings.tokens.get_secret_value())
     if settings.tokens_file:
@@ -59,10 +59,10 @@ def read_tokens(settings: Settings) -> Tokens:
         match = ENTRY.fullmatch(entry)
         if not match:
             raise BadSettings(
-                f"LVM_TOKENS: entry {place} is not `token` or `name:token`, a token 16 letters or digits long or more"
+                f"LVM_TOKENS: entry {place} is malformed; expected `token` or `name:token`, 16 characters or more"
             )
         if match[2] in clients:
-            raise BadSettings(f"LVM_TOKENS: the token of entry {place} stands twice")
+            raise BadSettings(f"LVM_TOKENS: duplicate token, entry {place}")
         clients[match[2]] = match[1] or f"token-{place}"
     return Tokens(clients)
 
@@ -77,5 +77,5 @@ def _of_file(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadSettings(f"LVM_TOKENS_FILE: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
     if not entries:
-        raise BadSettings("LVM_TOKENS_FILE: holds no token")
+        raise BadSettings("LVM_TOKENS_FILE: the file holds no token")
     return entries

@@ -1,19 +1,23 @@
-"""HTTP/1.1 at the socket: uvicorn's, with a short way for hot routes and limits on what a caller may do.
+"""One HTTP/1.1 connection: bytes to requests, responses to bytes, and limits on what a client may send and how slowly.
 
-One connection's requests are answered in their turn, whatever the answer is; each is counted once; what is
-refused is told why; and an idle connection holds nothing.
+uvicorn makes a `Connection` for each socket that it accepts (its `http=` class) and knows it by three things: it is
+among `server_state.connections` while it is open, `shutdown` asks it to close, and, as a member of
+`server_state.tasks`, `cancel` ends what still runs when the grace period is over.
+
+The responses of a connection are sent in the order of its requests, whatever they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Coroutine
+from collections import deque
+from functools import partial
+from http import HTTPStatus
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, Protocol, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from lvm.errors import (
     Draining,
@@ -21,299 +25,306 @@ from lvm.errors import (
     Malformed,
     Overloaded,
     ServiceError,
-    TooLarge,
     TooSlow,
-    Unauthorised,
     UnknownExpectation,
     UnknownHttpVersion,
 )
-from service.http.gateway import (
-    BLANK,
-    NOSNIFF,
-    Call,
-    Headers,
-    HotRoute,
-    Reply,
-    declared_length,
-    joined,
-    problem_reply,
-    request_id,
-)
-from service.http.headers import (
-    combine,
-    is_host,
-    origin_form,
-    path_of,
-    tokens,
-)
-from service.http.problems import PROBLEM
+from service.http.eager import EagerTask
+from service.http.gateway import Gateway
+from service.http.headers import combine, is_host, origin_form, path_of, tokens
+from service.http.messages import Headers, Request, Response, declared_length
 from service.http.tcp import ending
-from service.overload.fairness import Work
-from service.telemetry.log import logger
+from service.overload.fairness import Slicer, Work
 
-OTHER = "other"  # the route label of what never reached a route
 CLOSE = (b"connection", b"close")
-KEEP_ALIVE = (b"connection", b"keep-alive")  # without it an HTTP/1.0 caller expects the end of the connection
+KEEP_ALIVE = (b"connection", b"keep-alive")  # without it an HTTP/1.0 client expects the connection to end
 CONTINUE = frozenset({b"100-continue"})
-HALF_CLOSED_S = 5.0  # longest wait for the answer to a caller that has closed its own side
-LINGER_S = 0.25  # for what is on its way in when the sockets close
-LAST_TURNS = 8  # of LINGER_S each, at the end, for a request to arrive whole: its caller may be on a busy machine
-MAX_PIPELINE = 64  # requests of one connection that wait for an earlier answer
-MAX_SKIP = 2**20  # bytes of a refused body that are read, so that the connection stays
-MAX_HEAD = 16 * 1024  # bytes of a request line and headers
-AT_ONCE = 64 * 1024  # bytes that are parsed as they come: a context in JSON and its head, at the least
-PIECE = 16 * 1024  # bytes that are parsed at once of more
-CHUNKS = 4 * 1024  # the same, of a chunked body, which may be in chunks of a byte
-SLICE_S = 0.002  # of parsing, after which others get their turn
+CONTINUE_LINE = b"HTTP/1.1 100 Continue\r\n\r\n"
+STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 END_OF_HEAD = b"\r\n\r\n"
+HALF_CLOSED_S = 5.0  # longest wait for the response to a client that has closed its own side
+LINGER_S = 0.25  # for bytes that are on their way when a socket closes
+LAST_WAITS = 8  # of LINGER_S each, at shutdown, for a request to arrive whole: its client may be on a busy machine
+MAX_PIPELINE = 64  # requests of one connection that wait for an earlier response
+MAX_SKIP = 2**20  # bytes of an unread body that are skipped to keep the connection
+MAX_HEAD = 16 * 1024  # bytes of a request line and headers
+AT_ONCE = 64 * 1024  # bytes that are parsed as they arrive: at least a context in JSON, with its head
+PIECE = 16 * 1024  # bytes of a longer input that are parsed at a time
+CHUNKS = 4 * 1024  # the same, of a chunked body, whose chunks may be a byte long
+SLICE_S = 0.002  # of parsing, before other connections get their turn
 
 
-class HotCycle:
-    """One request to a hot route on its way: body in, one write out, no ASGI and no task between.
+class ServerState(Protocol):
+    """What is used of uvicorn's `ServerState`; `default_headers` holds the Date, and is replaced once a second."""
 
-    Stands where uvicorn keeps its RequestResponseCycle, and among its tasks, so pipelining, keep-alive
-    and shutdown are uvicorn's own. Answers in its turn, whatever the answer is. The answer starts as
-    soon as the body is whole, while its bytes are in the cache; asyncio has such eager tasks only from
-    Python 3.12.
-    """
+    connections: set[Any]
+    tasks: set[Any]
+    default_headers: Headers
 
-    message_event = asyncio.Event()  # uvicorn sets it; nobody waits
 
-    def __init__(self, protocol: Protocol, route: HotRoute, call: Call, *, keep_alive: bool, is_http10: bool) -> None:
-        self.route, self.call, self.keep_alive = route, call, keep_alive
-        self._is_http10 = is_http10
-        self.disconnected = self.response_complete = self.is_whole = False
-        self._protocol = protocol
-        self._expects_continue = protocol.expect_100_continue
-        self._body: bytes = b""
-        self._declared = declared_length(call.headers)
-        self._begun = self._closes = False
-        self._error: ServiceError | None = None
-        self._answer: Coroutine[Any, None, Reply] | None = None
+class Application(Protocol):
+    """What is used of the application that uvicorn was given."""
 
-    @property
-    def more_body(self) -> bool:
-        """Whether a part of the body is still to come."""
-        return not self.is_whole
+    gateway: Gateway
+    slicer: Slicer
 
-    def knock(self) -> None:
-        """Say whose it is and how many bytes the head declares, or be refused."""
-        try:
-            self.route.knock(self.call, self._declared)
-        except (Unauthorised, TooLarge) as error:
-            self.fail(error)
-        except ServiceError as error:
-            self._refuse(error)
 
-    def begin(self) -> None:
-        """Be the request that is next on its connection, and refused where its body would come in vain."""
-        self._begun = True
-        self._protocol.running = self
-        try:
-            self.call.place.check()
-        except ServiceError as error:
-            self._refuse(self._error or error)
-        if self._expects_continue and not self.is_whole and not self._error:
-            self._protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._go_on()
+class Incoming(Request):
+    """A request on a connection, while it arrives and until its response is sent."""
 
-    def _refuse(self, error: ServiceError) -> None:
-        """Answer with `error`; the connection stays where the body is short, and is here or sure to come."""
-        if self.is_whole or (0 < self._declared <= min(MAX_SKIP, self.route.max_body) and not self._expects_continue):
-            self._keep(error)
-        else:
-            self.fail(error)
+    is_ready = is_whole = is_first = was_pipelined = False
+    keep_alive = is_http10 = expects_continue = False
+    task: EagerTask[Response] | None = None
+    response: Response | None = None
+    _waiter: asyncio.Future[None] | None = None
 
-    def _keep(self, error: ServiceError) -> None:
-        """Remember what to answer, without its traceback, which holds this cycle: it would wait for the collector."""
-        self._error = self._error or error.with_traceback(None)
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        method: bytes,
+        path: str,
+        query: bytes,
+        headers: dict[bytes, bytes],
+        client: str,
+    ) -> None:
+        super().__init__(method, path, query, headers, client)
+        self._transport = transport
 
-    def feed(self, part: bytes) -> None:
-        """Take a part of the body, unless the request is refused."""
-        if self._error:
-            return
-        self._body = joined(self._body, part)
-        size = len(self._body)
-        try:
-            if size > self.route.max_body:
-                raise TooLarge(f"a body of more than {self.route.max_body} bytes")
-            if size > self.call.place.size:
-                self.call.place.grow(size + self._protocol.unread)
-        except ServiceError as error:
-            self.fail(error)
+    async def turn(self) -> None:
+        """Wait until it is the first of its connection; raises its failure."""
+        while not (self.is_first or self.failure):
+            await self._wait()
+        if self.failure:
+            raise self.failure
+
+    async def read(self) -> None:
+        """Wait until the body is complete, and ask for it if the client waits for that; raises as `Request.read`."""
+        if self.expects_continue and not (self.is_whole or self.failure):
+            self._transport.write(CONTINUE_LINE)
+        while not (self.is_whole or self.failure):
+            await self._wait()
+        if self.failure:
+            raise self.failure
+
+    def become_first(self) -> None:
+        """Continue: every earlier request of the connection is answered."""
+        self.is_first = True
+        self.is_ready = self.is_whole
+        self._wake()
+
+    def end(self) -> None:
+        """Continue: the body is complete."""
+        self.is_whole = True
+        self.is_ready = self.is_first
+        if self._waiter is not None:
+            self._wake()
+
+    def fail(self, error: ServiceError) -> None:
+        """Have it answered with `error`, kept without its traceback, which would hold the request."""
+        self.failure = self.failure or error.with_traceback(None)
+        self.body = b""
+        self._wake()
+
+    def cancel(self) -> None:
+        """Stop what runs for it."""
+        if self.task:
+            self.task.cancel()
 
     @property
     def left(self) -> int:
-        """Bytes that are sure to come still; 0 where the head does not say."""
-        return max(0, self._declared - len(self._body))
+        """Bytes of the body that are declared and have not arrived."""
+        return max(0, self.declared - len(self.body))
 
-    def end(self) -> None:
-        """The body is whole."""
-        self.is_whole = True
-        self._go_on()
+    @property
+    def is_started(self) -> bool:
+        """Whether the gateway has been given the request."""
+        return self.task is not None or self.response is not None
 
-    def fail(self, error: ServiceError) -> None:
-        """Answer with `error`, when it is this request's turn, and close: what follows is not read."""
-        if self.response_complete:
-            self._protocol.close_gently()
-            return
-        self._keep(error)
-        self._closes = True
-        self._body = b""
-        self._protocol.deaf = True
-        self._go_on()
+    @property
+    def can_skip_body(self) -> bool:
+        """Whether the rest of the body, unread, costs less than a new connection, and is sure to come."""
+        return self.is_whole or (0 < self.declared <= MAX_SKIP and not self.expects_continue)
 
-    def depart(self) -> None:
-        """The caller is gone: stop what runs for it."""
-        if not self.response_complete:
-            self.route.depart(self.call)
-            self._forget()
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
 
-    def cancel(self, msg: str | None = None) -> None:
-        """Answer that the grace is over; uvicorn asks for it, as of any task that outlives the grace."""
-        self._protocol.loop.call_soon(self._give_up)
-
-    def _give_up(self) -> None:
-        if not self.response_complete:
-            self._finish(self.route.problem(Draining("the grace is over"), self.call.id))
-
-    def _go_on(self) -> None:
-        if not self._begun or self.response_complete or self._answer:
-            return
-        if self.is_whole and not self._error:
-            self._enter()
-        if self._error:
-            self._tell(self._error)
-        elif self.is_whole:
-            self._protocol.tasks.add(self)  # type: ignore[arg-type]  # uvicorn waits for them at shutdown
-            self._answer = self.route.answer(self.call)
-            self._resume()
-
-    def _tell(self, error: ServiceError) -> None:
-        """Answer with `error`; at once where the service is too busy to say more than no."""
-        protocol = self._protocol
-        stays = self.keep_alive and not (self._closes or self.route.closes or protocol.transport.is_closing())
-        if not stays or self._is_http10 or len(self.call.id) != len(BLANK):
-            self._finish(self.route.problem(error, self.call.id))
-            return
-        self.route.refuse(error, self.call)
-        dated = protocol.server_state.default_headers
-        protocol.transport.write(self.route.refusal(error, self.call, dated, _as_bytes))
-        self._forget()
-        protocol.answered(keep_alive=True)
-
-    def _enter(self) -> None:
-        call = self.call
-        call.body, self._body = self._body, b""
-        call.restart()
-        try:
-            call.place.enter()
-        except ServiceError as error:
-            self._keep(error)
-
-    def _resume(self, _: object = None) -> None:
-        """Run the answer until it is there, or waits for a future that then resumes it."""
-        if self._answer is None:
-            return
-        try:
-            future = self._answer.send(None)
-        except StopIteration as end:
-            self._finish(end.value)
-        except BaseException as error:
-            logger().error("unexpected", route=self.route.path, **self.call.marks(), exc_info=error)
-            self._finish(self.route.problem(ServiceError("an unexpected error"), self.call.id))
-        else:
-            future._asyncio_future_blocking = False  # what a task does to say that it took notice
-            future.add_done_callback(self._resume)
-
-    def _finish(self, reply: Reply) -> None:
-        protocol = self._protocol
-        if protocol.transport.is_closing():
-            self.depart()
-            return
-        headers = self.route.headers(reply, self.call.id)
-        self.keep_alive = self.keep_alive and not self._closes and headers[-1] != CLOSE
-        if not self.keep_alive and headers[-1] != CLOSE:
-            headers.append(CLOSE)
-        elif self.keep_alive and self._is_http10:
-            headers.append(KEEP_ALIVE)
-        self.route.count(reply, self.call)  # before it is sent: an answer that somebody has is a counted one
-        protocol.transport.write(_as_bytes(reply, protocol.server_state.default_headers + headers))
-        self._forget()
-        protocol.answered(keep_alive=self.keep_alive)
-
-    def _forget(self) -> None:
-        """Hold nothing that an idle connection would keep alive."""
-        self.response_complete = True
-        self._protocol.running = None
-        self._protocol.tasks.discard(self)
-        answer, self._answer = self._answer, None
-        self.call.body = b""
-        self.call.place.leave()
-        self._body = b""
-        if answer:
-            answer.close()
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 with a short way for hot routes, and limits on what may come in and how slowly."""
+class Connection(asyncio.Protocol):
+    """The HTTP/1.1 protocol at a socket. uvicorn's argument `app_state` is not used."""
 
-    app: Any
-    waiting_since: float | None = None  # monotonic; None while a request is being answered or none is begun
-    idle_since: float | None = None  # monotonic; None while a request is being answered or comes in
-    writing_since: float | None = None  # monotonic; None while the caller reads what it is sent
-    half_closed_since: float | None = None  # monotonic; None while the caller may send more
-    running: HotCycle | None = None
-    peer = ""  # its address
-    url = b""  # of the request that is coming in, as far as it is known
-    deaf = False  # what still comes in is not looked at
-    _unparsed_head = 0  # bytes of a head that is not complete
-    _parsed_head = 0  # bytes of the request line, headers and trailers
-    _in_head = False
-    _ended = False  # whether a request ended in the bytes at hand
-    _is_chunked = False  # whether the body that comes in is
-    _unread, _at = b"", 0  # what has come in, and up to where it is parsed
-    _reading: asyncio.Future[None] | None = None  # done when that is parsed
-    _owes_next = False  # whether the next request waits for the last answer to be read
-    _offers_upgrade = False  # whether the head at hand does
-    _was_pipelined = False  # whether the request that is being answered waited for an earlier answer
+    def __init__(
+        self,
+        config: Any,
+        server_state: ServerState,
+        app_state: object = None,
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        app: Application = config.loaded_app
+        self._gateway = app.gateway
+        self._slicer = app.slicer
+        self._server = server_state
+        self.loop = _loop or asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._peer = ""  # the client's address
+        self._pipeline: deque[Incoming] = deque()  # requests without a sent response, the first of them being answered
+        self._incoming: Incoming | None = None  # the one whose body is arriving
+        # Clocks, in seconds of `monotonic`; None while they stand still.
+        self._waiting_since: float | None = None  # for the rest of a request, or the first one
+        self._idle_since: float | None = None
+        self._writing_since: float | None = None  # the client does not read what it is sent
+        self._half_closed_since: float | None = None
+        # Of the request that is arriving:
+        self._url = b""
+        self._headers: Headers = []
+        self._in_head = False
+        self._parsed_head = 0  # bytes of the request line, headers and trailers
+        self._unparsed_head = 0  # bytes of a head that is not complete
+        self._is_chunked = False
+        self._expects_continue = False
+        self._offers_upgrade = False
+        # Of the input:
+        self._ignores_input = False
+        self._message_ended = False  # in the bytes at hand
+        self._unread, self._at = b"", 0  # what has arrived, and up to where it is parsed
+        self._reading: asyncio.Future[None] | None = None  # done when that is parsed
+        self._is_reading_paused = False
+        self._owes_next = False  # whether the next request waits until the client has read the last response
+        self._parser = self._new_parser()
+
+    def _new_parser(self) -> Any:
+        parser = httptools.HttpRequestParser(self)
+        # Pipelined requests behind a `Connection: close` must not be an error of the parser, before the response.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    # ---- called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the clock of the first request."""
-        super().connection_made(transport)  # type: ignore[arg-type]
-        self.waiting_since = monotonic()
-        self.peer = self.client[0] if self.client else ""
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]) if isinstance(peer, tuple) else ""
+        self._server.connections.add(self)
+        self._server.tasks.add(self)
+        self._waiting_since = monotonic()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop what runs for the client, and hold nothing of it."""
+        self._server.connections.discard(self)
+        self._server.tasks.discard(self)
+        for request in self._pipeline:
+            request.cancel()
+        self._pipeline.clear()
+        if self._reading:
+            self._reading.cancel()
+        self._unread, self._at = b"", 0
+        self._incoming = self._parser = None
 
     def data_received(self, data: bytes) -> None:
-        """Parse what is short at once; else the body of known length as one piece, and all other in pieces, in turn."""
-        if len(data) <= AT_ONCE and not self._is_chunked and not self.unread:
+        """Parse short input at once; of longer input, a body of known length as one piece, all else in small pieces."""
+        if len(data) <= AT_ONCE and not self._is_chunked and not self._unread_size:
             self._parse(data)
             return
         self._unread, self._at = self._unread[self._at :] + data, 0
         if self._reading is None:
             self._read_on()
 
+    def eof_received(self) -> bool:
+        """Wait for the response if a client closes its side right behind its request (RFC 9112, 9.6).
+
+        A client that waited before it closed has given up; its FIN looks the same.
+        """
+        last = self._pipeline[-1] if self._pipeline else None
+        if last is None or not last.is_whole:
+            return False
+        if not last.was_pipelined and not ending(self._transport).is_prompt:
+            return False
+        last.keep_alive = False
+        self._half_closed_since = monotonic()
+        return True
+
+    def pause_writing(self) -> None:
+        """Start the clock of a client that does not read."""
+        self._writing_since = monotonic()
+
+    def resume_writing(self) -> None:
+        """Continue: the client has read."""
+        self._writing_since = None
+        if self._owes_next:
+            self._owes_next = False
+            self._next()
+            self._flush()
+
+    # ---- called by the server
+
+    def shutdown(self, waits: int = LAST_WAITS) -> None:
+        """Close as soon as every request is answered. A request that is arriving has `waits` short waits to arrive.
+
+        Bytes that are here are read first, also of a connection that was idle.
+        """
+        if waits and (self._waiting_since is not None or self._has_unread()):
+            self.loop.call_later(LINGER_S, self.shutdown, waits - 1)
+        elif self._pipeline:
+            self._pipeline[-1].keep_alive = False
+        else:
+            self._transport.close()
+
+    def cancel(self, msg: object = None) -> None:
+        """Answer every request that still runs: the grace period is over."""
+        for request in self._pipeline:
+            request.fail(Draining("the server is shutting down and the grace period is over"))
+            request.cancel()
+
+    def close_if_slow(self, before: float, idle_before: float) -> None:
+        """Close if the client has been slow to send or to read since `before`, idle since `idle_before`, or is gone."""
+        if self._is_gone() or (self._writing_since or before) < before:
+            self._transport.abort()
+        elif (self._idle_since or idle_before) < idle_before:
+            self._transport.close()
+        elif (self._waiting_since or before) < before:
+            if self._in_head or (self._incoming and not self._incoming.response):
+                self.loop.call_soon(self._refuse, TooSlow("the request did not arrive in time"))
+            else:
+                self._transport.close()  # it never sent a byte, or is answered
+
+    def _is_gone(self) -> bool:
+        """Return whether a client that closed its side does not read either, or has waited for too long."""
+        since = self._half_closed_since
+        return since is not None and (since < monotonic() - HALF_CLOSED_S or ending(self._transport).is_reset)
+
+    def _has_unread(self) -> bool:
+        if self._transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
+
+    # ---- input
+
     @property
-    def unread(self) -> int:
-        """Bytes that have come in and wait for their turn to be parsed."""
+    def _unread_size(self) -> int:
         return len(self._unread) - self._at
 
     def _read_on(self) -> None:
         work = self._read_pieces()
         if self._is_chunked or next(work, self) is None:
-            self.flow.pause_reading()
-            self._reading = self.app.slicer.start(self.peer, work)
+            self._reading = self._slicer.start(self._peer, work)
             self._reading.add_done_callback(self._has_read)
+            self._regulate_reading()
 
     def _has_read(self, reading: asyncio.Future[None]) -> None:
         self._reading = None
-        if not self.pipeline and not self.transport.is_closing():
-            self.flow.resume_reading()
+        self._regulate_reading()
 
     def _read_pieces(self) -> Work[None]:
-        """Parse what has come in; yield where it is a chunked body, whose chunks may be tiny, and takes long."""
+        """Parse what has arrived; yield if it is a chunked body, whose chunks may be tiny, and takes long."""
         until = perf_counter() + SLICE_S
-        while self.unread and self.parser is not None:
+        while self._unread_size and self._parser is not None:
             start, self._at = self._at, min(len(self._unread), self._at + self._piece())
             self._parse(memoryview(self._unread)[start : self._at])
             if self._is_chunked and perf_counter() > until:
@@ -323,350 +334,264 @@ class Protocol(HttpToolsProtocol):
 
     def _piece(self) -> int:
         """Return how many bytes to parse next: the rest of a body, a head, or some of what may be in many parts."""
-        cycle: Any = self.cycle
-        if isinstance(cycle, HotCycle) and not cycle.is_whole and not self._in_head:
-            return cycle.left or CHUNKS
+        if self._incoming is not None and not self._in_head:
+            return self._incoming.left or CHUNKS
         head = self._unread.find(END_OF_HEAD, self._at, self._at + PIECE)
         return PIECE if head < 0 else head + len(END_OF_HEAD) - self._at
 
-    def _parse(self, data: bytes | memoryview) -> None:
-        """Parse, unless the head of the request grows too long."""
-        if self.deaf:
+    def _regulate_reading(self) -> None:
+        """Read no further while input waits to be parsed, or a request waits behind another."""
+        pause = self._reading is not None or len(self._pipeline) > 1
+        if pause == self._is_reading_paused or self._transport.is_closing():
             return
-        self._ended = False
+        self._is_reading_paused = pause
+        if pause:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Parse, unless the head of the request grows too long; start a request whose body is only partly here."""
+        if self._ignores_input:
+            return
+        self._message_ended = False
         try:
             self._feed(data)
         except httptools.HttpParserError:
-            self.refuse(Malformed("the bytes received are not an HTTP request"))
-        if self._in_head and not self._ended:
+            self._refuse(Malformed("the bytes received are not an HTTP request"))
+        if self._in_head and not self._message_ended:
             self._unparsed_head += len(data)
             self._check_head(self._unparsed_head)
+        if self._incoming is not None and not self._incoming.is_started:
+            self._start(self._incoming)
 
     def _feed(self, data: bytes | memoryview) -> None:
-        """Parse; if the parser stops at an offer to upgrade, go on as if there were none (RFC 9110, 7.8)."""
+        """Parse; if the parser stops at an offer to upgrade, continue as if there were none (RFC 9110, 7.8)."""
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)
+            return
         except httptools.HttpParserUpgrade as offer:
             rest, end = memoryview(data), offer.args[0]
-        else:
-            return
-        while not self.deaf:
+        while not self._ignores_input:
             head, rest = self._head_without_offer(), rest[end:]
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            self.parser.feed_data(head)
+            self._parser = self._new_parser()
+            self._parser.feed_data(head)
             try:
-                self.parser.feed_data(rest)
+                self._parser.feed_data(rest)
+                return
             except httptools.HttpParserUpgrade as offer:
                 end = offer.args[0]
-            else:
-                return
 
     def _head_without_offer(self) -> bytes:
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        version = self._parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, version)]
+        lines += [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
 
+    # ---- called by the parser
+
     def on_message_begin(self) -> None:
-        """Start the clock of this request; uvicorn's scope is made when it is known to be uvicorn's."""
-        self.url, self.headers, self.expect_100_continue = b"", [], False
-        self._unparsed_head, self._parsed_head, self._in_head = 0, 0, True
-        self.waiting_since, self.idle_since = monotonic(), None
-        self._was_pipelined = False
+        """Start the clock of a request."""
+        self._url, self._headers = b"", []
+        self._unparsed_head = self._parsed_head = 0
+        self._in_head = True
+        self._expects_continue = False
+        self._waiting_since, self._idle_since = monotonic(), None
 
     def on_url(self, url: bytes) -> None:
-        """Take a part of the request line."""
-        super().on_url(url)
+        """Take a part of the request target."""
+        self._url += url
         self._parsed_head += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or a trailer."""
         self._parsed_head += len(name) + len(value)
-        if not self._in_head:
+        if self._in_head:
+            self._headers.append((name.lower(), value.strip(b" \t")))
+        else:
             self._check_head(self._parsed_head)
-            return
-        self.headers.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Start a cycle, hot or uvicorn's own, unless the head says what is not served."""
+        """Queue the request, unless its head asks for something that is not served."""
         self._in_head, self._unparsed_head = False, 0
         self._check_head(self._parsed_head)
-        method = self.parser.get_method()
-        self._offers_upgrade = self.parser.should_upgrade() and method != b"CONNECT"
-        if self.deaf or self._offers_upgrade:
+        parser = self._parser
+        method, version = parser.get_method(), parser.get_http_version()
+        self._offers_upgrade = parser.should_upgrade() and method != b"CONNECT"
+        if self._ignores_input or self._offers_upgrade:
             return
-        headers, version = dict(self.headers), self.parser.get_http_version()
-        if len(headers) < len(self.headers):
-            headers = combine(self.headers)
+        headers = dict(self._headers)
+        if len(headers) < len(self._headers):
+            headers = combine(self._headers)
         self._is_chunked = b"transfer-encoding" in headers
         if fault := self._fault(method, version, headers):
-            self.refuse(fault)
+            self._refuse(fault)
             return
-        target, _, query = self.url.partition(b"?")
+        target, _, query = self._url.partition(b"?")
         path = target.decode("ascii") if b"%" not in target else path_of(target)
-        route = self.app.hot_route(path) if method == b"POST" else None
-        if (query or route is None) and b"#" in self.url:
-            self.refuse(Malformed("the request target has a fragment"))
-        elif route is None:
-            self._start_asgi(version)
-        else:
-            self._start_hot(route, route.call(headers, query, path, self.peer), version)
+        request = Incoming(self._transport, method, path, query, headers, self._peer)
+        request.keep_alive = parser.should_keep_alive()
+        request.is_http10 = version == "1.0"
+        request.expects_continue = self._expects_continue
+        self._incoming = request
+        self._queue(request)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body, unless the request was rejected or is answered."""
+        request = self._incoming
+        if self._ignores_input or request is None or request.failure or request.response:
+            return
+        try:
+            request.add(body, self._unread_size)
+        except ServiceError as error:
+            request.fail(error)
+
+    def on_message_complete(self) -> None:
+        """Stop the clock: the request is complete."""
+        if self._offers_upgrade:
+            return  # its head will be parsed again
+        self._waiting_since, self._message_ended, self._is_chunked = None, True, False
+        request, self._incoming = self._incoming, None
+        if self._ignores_input or request is None:
+            return
+        request.end()
+        if not request.is_started:
+            self._start(request)
+
+    # ---- heads that are rejected
 
     def _fault(self, method: bytes, version: str, headers: dict[bytes, bytes]) -> ServiceError | None:
-        """Return why a request is refused for its head; bring its target into one form."""
+        """Return why a request is rejected for its head; bring its target into origin form."""
         host = headers.get(b"host")
         if version not in ("1.1", "1.0"):
             return UnknownHttpVersion(f"the request is HTTP/{version}; expected HTTP/1.1 or HTTP/1.0")
         if host is None and version == "1.1":
-            return Malformed("an HTTP/1.1 request names its host")
+            return Malformed("missing Host header")
         if host and not is_host(host):
-            return Malformed("the Host header does not name one host")
-        if not self.url.startswith(b"/") and (fault := self._take_origin_form(method)):
+            return Malformed("malformed Host header; expected one host")
+        if not self._url.startswith(b"/") and (fault := self._use_origin_form(method)):
             return fault
-        if len(self.pipeline) >= MAX_PIPELINE:
-            return Overloaded(f"more than {MAX_PIPELINE} requests ahead of their answers")
+        if b"#" in self._url:
+            return Malformed("the request target has a fragment")
+        if len(self._pipeline) > MAX_PIPELINE:
+            return Overloaded(f"more than {MAX_PIPELINE} pipelined requests wait for their responses")
         if b"transfer-encoding" in headers or b"expect" in headers:
-            return self._fault_of_body(version, headers)
+            return self._fault_of_framing(version, headers)
         return None
 
-    def _fault_of_body(self, version: str, headers: dict[bytes, bytes]) -> ServiceError | None:
-        """Return why a request is refused for how its body comes; learn whether it waits for 100 Continue."""
+    def _fault_of_framing(self, version: str, headers: dict[bytes, bytes]) -> ServiceError | None:
+        """Return why a request is rejected for how its body arrives; note whether it waits for 100 Continue."""
         coding, expected = headers.get(b"transfer-encoding"), headers.get(b"expect", b"")
         if coding is not None and version == "1.0":
             return Malformed("HTTP/1.0 has no Transfer-Encoding")
         if coding is not None and coding.lower() != b"chunked":
-            return Malformed("the Transfer-Encoding is not chunked")
+            return Malformed("unsupported Transfer-Encoding; expected chunked")
         if version == "1.0":
             return None  # its Expect is ignored (RFC 9110, 10.1.1)
         if not tokens(expected) <= CONTINUE:
-            return UnknownExpectation("the Expect header is not 100-continue")
-        self.expect_100_continue = bool(expected) and (coding is not None or declared_length(headers) > 0)
+            return UnknownExpectation("unsupported Expect header; expected 100-continue")
+        self._expects_continue = bool(expected) and (coding is not None or declared_length(headers) > 0)
         return None
 
-    def _take_origin_form(self, method: bytes) -> ServiceError | None:
+    def _use_origin_form(self, method: bytes) -> ServiceError | None:
         if method == b"CONNECT":
             return Malformed("CONNECT is for proxies")
-        self.url = b"/" if (method, self.url) == (b"OPTIONS", b"*") else origin_form(self.url)
-        return Malformed("the request target is no path and no URL") if self.url.startswith(b"*") else None
-
-    def _start_asgi(self, version: str) -> None:
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
-        super().on_message_begin()
-        self.url, self.expect_100_continue = url, expects
-        self.headers += headers
-        super().on_headers_complete()
-        if version == "1.0" and self.parser.should_keep_alive():
-            self.cycle.keep_alive = True
-            self.cycle.default_headers = [*self.cycle.default_headers, KEEP_ALIVE]
-
-    def _start_hot(self, route: HotRoute, call: Call, version: str) -> None:
-        keep_alive = self.parser.should_keep_alive()
-        cycle = HotCycle(self, route, call, keep_alive=keep_alive, is_http10=version == "1.0")
-        cycle.knock()
-        self._line_up(cycle)
-
-    def _line_up(self, cycle: HotCycle | Refusal) -> None:
-        previous: Any = self.cycle
-        self.cycle = cycle  # type: ignore[assignment]
-        if previous is None or previous.response_complete:
-            cycle.begin()
-        else:
-            self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
-
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if isinstance(cycle, HotCycle | Refusal):
-            cycle.begin()
-        else:
-            super()._start_asgi_task(cycle, app)
-
-    def on_body(self, body: bytes) -> None:
-        """Take a part of the body, unless the request was refused."""
-        cycle: Any = self.cycle
-        if self.deaf:
-            return
-        if isinstance(cycle, HotCycle):
-            cycle.feed(body)
-        else:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Stop the clock: the request is whole."""
-        if self._offers_upgrade:
-            return  # its head will be parsed again
-        self.waiting_since, self._ended, self._is_chunked = None, True, False
-        cycle: Any = self.cycle
-        if self.deaf:
-            return
-        if isinstance(cycle, HotCycle):
-            cycle.end()
-        else:
-            super().on_message_complete()
-
-    def answered(self, *, keep_alive: bool) -> None:
-        """Go on to the next request of the connection, once the caller has read enough of the answer."""
-        if not keep_alive:
-            self.close_gently()
-        elif self.flow.write_paused:
-            self._owes_next = True
-        else:
-            self.on_response_complete()
-
-    def close_gently(self) -> None:
-        """Close; where the caller may still be sending, not before it had time to read the answer.
-
-        Closing on unread bytes resets the connection, and a reset takes the answer with it.
-        """
-        self.waiting_since = None
-        if self.deaf and not self.transport.is_closing():
-            self.transport.write_eof()
-            self.loop.call_later(LINGER_S, self.transport.close)
-        else:
-            self.transport.close()
-
-    def on_response_complete(self) -> None:
-        """Start the next request, and read no further while others wait behind it.
-
-        Stands in for uvicorn's, which arms a timer after every answer; here one sweep looks after all.
-        """
-        self.server_state.total_requests += 1
-        if self.transport.is_closing():
-            return
-        self.flow.resume_reading()
-        if not self.pipeline:
-            self.idle_since = monotonic()
-            return
-        self._was_pipelined = True
-        self._start_asgi_task(*self.pipeline.pop())
-        if self.pipeline:
-            self.flow.pause_reading()
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Wait for the answer of a caller that closes its side behind its request (RFC 9112, 9.6), but of no other.
-
-        One that waited before it closed has given up; its FIN looks the same.
-        """
-        cycle: Any = self.cycle
-        if cycle is None or cycle.response_complete or cycle.more_body:
-            return False
-        if not self._was_pipelined and not ending(self.transport).is_prompt:
-            return False
-        cycle.keep_alive = False
-        self.half_closed_since = monotonic()
-        return True
-
-    def pause_writing(self) -> None:
-        """Start the clock of a caller who does not read."""
-        super().pause_writing()
-        self.writing_since = monotonic()
-
-    def resume_writing(self) -> None:
-        """Go on: the caller has read."""
-        super().resume_writing()
-        self.writing_since = None
-        if self._owes_next:
-            self._owes_next = False
-            self.on_response_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop what runs for a caller that is gone, and hold nothing of it."""
-        super().connection_lost(exc)
-        waiting = [cycle for cycle, _ in self.pipeline if isinstance(cycle, HotCycle)]
-        for cycle in (self.running, self.cycle, *waiting):
-            if isinstance(cycle, HotCycle):
-                cycle.depart()
-        self.pipeline.clear()
-        if self._reading:
-            self._reading.cancel()
-        self._unread, self._at = b"", 0
-        self.cycle = None  # type: ignore[assignment]
-
-    def shutdown(self, turns: int = LAST_TURNS) -> None:
-        """Close as soon as nothing is owed: a request that is on its way in has a moment, `turns`, to arrive.
-
-        Bytes that are here are read first, also of a connection that was idle.
-        """
-        if turns and (self.waiting_since is not None or self._has_unread()):
-            self.loop.call_later(LINGER_S, self.shutdown, turns - 1)
-        else:
-            super().shutdown()
-
-    def _has_unread(self) -> bool:
-        if self.transport.is_closing():
-            return False
-        there = select.poll()
-        there.register(self.transport.get_extra_info("socket"), select.POLLIN)
-        return bool(there.poll(0))
-
-    def close_if_slow(self, before: float, idle_before: float) -> None:
-        """Close on a caller slow to send, or to read, since `before`, or idle since `idle_before`, or gone."""
-        if self._is_gone() or (self.writing_since or before) < before:
-            self.transport.abort()
-        elif (self.idle_since or idle_before) < idle_before:
-            self.transport.close()
-        elif (self.waiting_since or before) < before:
-            if self._in_head or isinstance(self.cycle, HotCycle):
-                self.refuse(TooSlow("the request did not arrive in time"))
-            else:
-                self.transport.close()  # never said a word, or is answered already
-
-    def _is_gone(self) -> bool:
-        """Return whether a caller that closed its side does not read either, or has waited for too long."""
-        since = self.half_closed_since
-        return since is not None and (since < monotonic() - HALF_CLOSED_S or ending(self.transport).is_reset)
-
-    def refuse(self, error: ServiceError) -> None:
-        """Answer the request that is coming in with `error`, in its turn, and close."""
-        if self.deaf:
-            return
-        self.deaf = True
-        cycle: Any = self.cycle
-        if isinstance(cycle, HotCycle) and not cycle.is_whole:
-            cycle.fail(error)
-        elif cycle is not None and getattr(cycle, "more_body", False):
-            self.transport.close()  # uvicorn's own: it tells the application
-        else:
-            self._line_up(Refusal(self, error))
+        self._url = b"/" if (method, self._url) == (b"OPTIONS", b"*") else origin_form(self._url)
+        if self._url.startswith(b"*"):
+            return Malformed("malformed request target; expected a path or a URL")
+        return None
 
     def _check_head(self, size: int) -> None:
         if size > MAX_HEAD:
-            self.refuse(HeadersTooLarge(f"more than {MAX_HEAD} bytes of headers"))
+            self._refuse(HeadersTooLarge(f"the headers are longer than {MAX_HEAD} bytes"))
 
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer the request that is arriving with `error`, in its turn, and close."""
+        if self._ignores_input or self._transport.is_closing():
+            return
+        self._ignores_input = True
+        request = self._incoming
+        if request is None:
+            path = self._url.partition(b"?")[0].decode("latin-1")
+            request = Incoming(self._transport, b"", path, b"", {}, self._peer)
+            self._queue(request)
+        elif request.response is not None:
+            self._close_gently()
+            return
+        request.keep_alive = False
+        request.fail(error)
+        if not request.is_started:
+            self._start(request)
 
-class Refusal:
-    """A request that never reached a route: in its turn it is answered, counted and the connection closed."""
+    # ---- requests and responses
 
-    def __init__(self, protocol: Protocol, error: ServiceError) -> None:
-        self.disconnected = self.response_complete = self.keep_alive = self.more_body = False
-        self.message_event = asyncio.Event()
-        self._protocol, self._error = protocol, error
-        self._path = protocol.url.partition(b"?")[0].decode("latin-1")
+    def _queue(self, request: Incoming) -> None:
+        request.is_first = not self._pipeline
+        request.was_pipelined = not request.is_first
+        self._pipeline.append(request)
+        if request.was_pipelined:
+            self._regulate_reading()
 
-    def begin(self) -> None:
-        """Answer, and close."""
-        self.response_complete = True
-        app, error, identity = self._protocol.app, self._error, request_id(None)
-        app.metrics.requests.inc(OTHER, error.reason)
-        if app.access.wants(error.status):
-            client = self._protocol.peer
-            app.access.write(error.status, route=OTHER, outcome=error.reason, client=client, request_id=identity)
-        reply = problem_reply(error, identity, self._path)
-        headers = [
-            *self._protocol.server_state.default_headers,  # Date, which uvicorn renews once a second
-            (b"content-type", PROBLEM),
-            (b"content-length", b"%d" % len(reply.body)),
-            NOSNIFF,
-            *reply.headers,
-            CLOSE,
-        ]
-        self._protocol.transport.write(_as_bytes(reply, headers))
-        self._protocol.close_gently()
+    def _start(self, request: Incoming) -> None:
+        request.task = EagerTask(self._gateway.handle(request), partial(self._finish, request), self.loop)
+        request.task.start()
 
+    def _finish(self, request: Incoming, response: Response | None) -> None:
+        request.task = None
+        request.response = response
+        if response is None:
+            self._transport.abort()
+        else:
+            self._flush()
 
-def _as_bytes(reply: Reply, headers: Headers) -> bytes:
-    parts = [STATUS_LINE[reply.status]]
-    for name, value in headers:
-        parts += (name, b": ", value, b"\r\n")
-    parts += (b"\r\n", reply.body)
-    return b"".join(parts)
+    def _flush(self) -> None:
+        """Send the responses that need not wait for an earlier one."""
+        while self._pipeline and self._pipeline[0].response and not self._owes_next:
+            self._send(self._pipeline.popleft())
+
+    def _send(self, request: Incoming) -> None:
+        response = request.response
+        if response is None or self._transport.is_closing():
+            return
+        keep_alive = request.keep_alive and not response.closes and request.can_skip_body
+        headers = self._server.default_headers + response.headers
+        if not keep_alive:
+            headers.append(CLOSE)
+        elif request.is_http10:
+            headers.append(KEEP_ALIVE)
+        lines = [STATUS_LINES[response.status], *[b": ".join(header) for header in headers], b"", response.body]
+        self._transport.write(b"\r\n".join(lines))
+        request.body = response.body = b""
+        if not keep_alive:
+            self._ignores_input = True
+            self._close(request)
+        elif self._writing_since is not None:
+            self._owes_next = True
+        else:
+            self._next()
+
+    def _next(self) -> None:
+        """Continue with the next request of the connection."""
+        if self._is_reading_paused:
+            self._regulate_reading()
+        if self._pipeline:
+            self._pipeline[0].become_first()
+        else:
+            self._idle_since = monotonic()
+
+    def _close(self, request: Incoming) -> None:
+        self._waiting_since = None
+        if request.is_whole:
+            self._transport.close()
+        else:
+            self._close_gently()
+
+    def _close_gently(self) -> None:
+        """Close, but not before the client had time to read the response: it may still be sending.
+
+        To close on unread bytes resets the connection, and a reset discards the response.
+        """
+        self._waiting_since = None
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            self.loop.call_later(LINGER_S, self._transport.close)

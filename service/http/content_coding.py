@@ -1,4 +1,4 @@
-"""Content codings of request bodies: gzip, decoded in steps within a limit, what is long beside the event loop."""
+"""Content codings of request bodies: gzip, decoded in steps, within a limit, long bodies in a thread."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from service.http.headers import elements
 GZIP = frozenset({b"gzip", b"x-gzip"})
 WBITS = 16 + zlib.MAX_WBITS  # what zlib calls gzip
 STEP = 2**17  # bytes that go in, and come out, at a time
-AT_ONCE = 2  # steps on the event loop, less than 1 ms
+AT_ONCE = 2  # steps on the event loop, in less than 1 ms
 IN_THREAD = 32  # steps in a thread before what came out is counted
 MAX_MEMBERS = 10_000  # each costs some microseconds, however short
 
 
-async def decode(body: bytes, codings: bytes, limit: int, hold: Callable[[int], None]) -> bytes:
-    """Return a body without the `codings` of its Content-Encoding; `hold` is told how many bytes are kept.
+async def decode(body: bytes, codings: bytes, limit: int, reserve: Callable[[int], None]) -> bytes:
+    """Return a body without the `codings` of its Content-Encoding; `reserve` is called with the bytes in memory.
 
     Raises:
         UnsupportedCoding: it has other codings than gzip, once.
@@ -30,15 +30,15 @@ async def decode(body: bytes, codings: bytes, limit: int, hold: Callable[[int], 
     if not named:
         return body
     if len(named) > 1 or named[0] not in GZIP:
-        raise UnsupportedCoding("the Content-Encoding is neither gzip nor identity")
+        raise UnsupportedCoding("unsupported Content-Encoding; expected gzip or identity")
     steps, parts, size = gunzip(body), [], 0
     found = list(islice(steps, AT_ONCE))
     while found:
         parts += found
         size += sum(map(len, found))
         if size > limit:
-            raise TooLarge(f"a body of more than {limit} bytes when decoded")
-        hold(len(body) + size)
+            raise TooLarge(f"the decoded body is longer than {limit} bytes")
+        reserve(len(body) + size)
         found = await asyncio.get_running_loop().run_in_executor(None, list, islice(steps, IN_THREAD))
     return b"".join(parts)
 
@@ -53,7 +53,7 @@ def gunzip(body: bytes) -> Iterator[bytes]:
             try:
                 part = member.decompress(taken, STEP)
             except zlib.error as error:
-                raise Malformed("the body is not gzip, which its Content-Encoding says") from error
+                raise Malformed("the body is not gzip, as its Content-Encoding says") from error
             left = member.unused_data if member.eof else member.unconsumed_tail
             rest = rest[len(taken) - len(left) :]
             if not (part or rest or member.eof):

@@ -1,398 +1,303 @@
-"""The door: every request comes in here and every answer goes out, counted once.
-
-Hot routes are plain ASGI: body in, bytes out, no framework between. All others go on to FastAPI.
-"""
+"""The gateway: the one place that authenticates, admits, times, counts, traces and logs requests, forms the headers of
+responses and turns exceptions into problems (RFC 9457)."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping, Sequence
-from dataclasses import dataclass, field
-from random import getrandbits
+import asyncio
+from collections.abc import Callable, Mapping
 from time import monotonic, perf_counter, time
-from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
-from lvm.errors import (
-    Invalid,
-    Malformed,
-    ServiceError,
-    TooLarge,
-    UnsupportedMediaType,
-)
+from lvm.errors import ServiceError, Unavailable
 from service.http import content_coding
 from service.http.auth import Tokens
-from service.http.headers import combine, decimal, media_type
-from service.http.problems import PROBLEM, problem
-from service.overload.admission import Admission, Place
-from service.overload.fairness import Slicer
-from service.settings import Settings
+from service.http.messages import (
+    ClientDisconnected,
+    Handler,
+    Headers,
+    Request,
+    Response,
+    problem_of,
+)
+from service.overload.admission import Admission, Permit
 from service.telemetry.log import AccessLog, logger
 from service.telemetry.metrics import STAGES, Metrics
-from service.telemetry.tracing import (
-    Attributes,
-    RequestSpan,
-    TraceContext,
-    Tracer,
-    current_span,
-    parse,
-)
+from service.telemetry.tracing import Attributes, Tracer, current_span, parse
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
-CANCELLED, DEPARTED = "cancelled", 499  # nginx's status of callers who left; it is sent to nobody
-NOSNIFF = (b"x-content-type-options", b"nosniff")  # a browser shall not guess what an answer is
-JSON = b"application/json"
-CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})  # of JSON: ASCII is UTF-8, too
-CLOSING = (401, 408, 413)  # the rest of the body is not worth reading
-MAX_DIGITS = 18  # of a length in bytes; Python refuses to read thousands
-BLANK = "0" * 16  # where the id of a request goes
-
-
-class Departed(Exception):
-    """The caller left before the request was whole."""
+OTHER = "other"  # the route label of requests that reached no route
+CANCELLED = "cancelled"  # the outcome of requests whose client disconnected
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for them; it is never sent
+CLOSING = (401, 408, 413)  # after these the rest of the body is not read
+WITHOUT_CONTENT = (204, 304)
+NOSNIFF = (b"x-content-type-options", b"nosniff")  # a browser must not guess the type of a response
+GUARDS: Headers = [  # against what a browser may do with a response; a page brings its own policy
+    NOSNIFF,
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+]
+UNEXPECTED = "an unexpected error; the log has more under this id"
 
 
 class State:
-    """What became of the process: on its way out (503 on /readyz, connections close), or why it did not start."""
+    """The state of the process: draining (503 on /readyz, connections close), or why it did not start."""
 
     def __init__(self) -> None:
         self.is_draining = False
         self.failure: Exception | None = None
-        self.headers: Headers = []  # of every answer
+        self.headers: Headers = []  # added to every response
 
 
-@dataclass(frozen=True)
-class Door:
-    """What every hot route lies behind."""
+class Route:
+    """How the requests to a path are treated.
 
-    settings: Settings
-    metrics: Metrics
-    state: State
-    tokens: Tokens
-    admission: Admission
-    access: AccessLog
-    tracer: Tracer | None = None
-    slicer: Slicer = field(default_factory=Slicer)
-
-
-class Call:
-    """One request to a hot route: its headers, body, deadline (monotonic seconds), identity, and place among all.
-
-    `trace` is its place in a trace, where it is part of one; `recorded` its record, where its spans are exported.
-
-    Fairness knows its client by the name of its token, where tokens are wanted, else by its address.
+    Attributes:
+        label: its name in metrics, logs and traces.
+        max_body: the longest body it reads, in bytes.
+        is_admitted: whether its requests are admitted, timed by stage and traced; its handler sets their rows.
+        is_open: whether it needs no token.
+        is_logged: whether its requests may have a line in the access log.
     """
-
-    __slots__ = ("body", "deadline", "headers", "id", "path", "place", "query", "recorded", "started", "trace")
 
     def __init__(
-        self, headers: dict[bytes, bytes], query: bytes, path: str, timeout_ms: float, peer: str, admission: Admission
+        self,
+        label: str,
+        handler: Handler,
+        *,
+        max_body: int,
+        is_admitted: bool = False,
+        is_open: bool = False,
+        is_logged: bool = True,
     ) -> None:
-        self.started = perf_counter()
-        self.headers = headers
-        self.query, self.path = query, path
-        self.body: bytes = b""
-        self.place = Place(admission, peer)
-        self.id = request_id(self.headers.get(b"x-request-id"))
-        self.deadline = monotonic() + timeout_ms / 1000
-        traceparent = headers.get(b"traceparent")
-        self.trace: TraceContext | None = None if traceparent is None else parse(traceparent)
-        self.recorded: RequestSpan | None = None
-
-    def restart(self) -> None:
-        """Start the clock anew: the body is whole, what was before was the caller's time."""
-        waited = perf_counter() - self.started
-        self.started += waited
-        self.deadline += waited
-
-    def record(self, tracer: Tracer) -> None:
-        """Begin to record it, if it is sampled."""
-        self.recorded = tracer.start(self.trace, self.headers.get(b"tracestate", b""))
-        if self.recorded is not None:
-            self.trace = self.recorded.trace
-
-    def marks(self) -> dict[str, str]:
-        """Return what its lines in the log are found by."""
-        return marks(self.id, self.trace)
-
-    def take_timeout(self, most_ms: float) -> None:
-        """Move the deadline to what X-Request-Timeout-Ms asks for; raises `Invalid` where it is none."""
-        asked = self.headers.get(b"x-request-timeout-ms")
-        if asked is None:
-            return
-        timeout = decimal(asked)
-        if not 0 < timeout <= 3_600_000:
-            raise Invalid("X-Request-Timeout-Ms wants milliseconds, more than 0 and at most 3600000")
-        self.deadline += (timeout - most_ms) / 1000
-
-    def options(self) -> dict[str, str]:
-        """Return the options of the query string; raises `Malformed` where one stands twice."""
-        if not self.query:
-            return {}
-        pairs = parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
-        if len(dict(pairs)) != len(pairs):
-            raise Malformed("an option stands twice in the query string")
-        return dict(pairs)
+        self.label = label
+        self.handler = handler
+        self.max_body = max_body
+        self.is_admitted = is_admitted
+        self.is_open = is_open
+        self.is_logged = is_logged
 
 
-class Reply(NamedTuple):
-    """An answer: body, media type, more headers, how it counts, seconds by stage, who made it, and the stage that
-    its whole time counts as."""
+class Gateway:
+    """Answers every request, whatever the transport.
 
-    body: bytes
-    media_type: bytes
-    headers: Sequence[tuple[bytes, bytes]] = ()
-    outcome: str = "ok"
-    stages: tuple[tuple[str, float], ...] = ()
-    status: int = 200
-    made_by: str = ""
-    total: str = "total"
+    Args:
+        find: returns the route of a method and a path.
+        timeout_ms: how long a request may take that does not say.
+        state: tells whether the process is draining.
+        tracer: records spans, if they are exported.
+    """
 
+    def __init__(
+        self,
+        find: Callable[[bytes, str], Route],
+        *,
+        timeout_ms: float,
+        state: State,
+        tokens: Tokens,
+        admission: Admission,
+        metrics: Metrics,
+        access: AccessLog,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._find = find
+        self._timeout_s = timeout_ms / 1000
+        self._state = state
+        self._tokens = tokens
+        self._admission = admission
+        self._metrics = metrics
+        self._access = access
+        self._tracer = tracer
+        metrics.in_flight.precreate(STAGES)
+        metrics.requests.precreate(STAGES, ("ok", "fallback"))
+        self._seconds = {
+            route: {stage: metrics.seconds.labels(route, stage) for stage in stages} for route, stages in STAGES.items()
+        }
+        self._refused = Route(OTHER, _unreachable, max_body=0)
 
-Handler = Callable[[Call], Coroutine[Any, Any, Reply]]
-
-
-def request_id(given: bytes | None) -> str:
-    """Return the caller's request id where it is a plain short word, else a new one."""
-    if given and len(given) <= 64 and given.replace(b"-", b"").replace(b"_", b"").isalnum():
-        return given.decode("ascii")
-    return f"{getrandbits(64):016x}"
-
-
-def marks(identity: str, trace: TraceContext | None) -> dict[str, str]:
-    """Return what lines in the log about a request are found by."""
-    return {"request_id": identity} | ({"trace_id": trace.trace_id} if trace else {})
-
-
-class HotRoute:
-    """One hot route: takes a call, gives a reply, counts it once. Runs below uvicorn, or as plain ASGI."""
-
-    def __init__(self, path: str, handler: Handler, door: Door) -> None:
-        self.path, self._handler, self._door = path, handler, door
-        self.timeout_ms = door.settings.timeout_ms
-        self.max_body = round(door.settings.max_body_mb * 1e6)
-        self._refusals: dict[tuple[str, int | None], list[bytes]] = {}
-        self._refused_at: Headers = []
-        metrics = door.metrics
-        self._in_flight = metrics.in_flight.precreate((path,))
-        self._requests = metrics.requests.precreate((path,), ("ok", "fallback"))
-        self._seconds = {stage: metrics.seconds.labels(path, stage) for stage in STAGES[path]}
-        self._tracer, self._access = door.tracer, door.access
-        self._is_told = self._tracer is not None or self._access.share > 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request as an ASGI application."""
-        peer = scope.get("client") or ("",)
-        call = self.call(combine(scope["headers"]), scope["query_string"], scope["path"], peer[0])
-        try:
-            self.knock(call, declared_length(call.headers))
-            await read_body(call, receive, self.max_body)
-            reply = await self.answer(call)
-        except Departed:
-            self.depart(call)
-            return
-        except ServiceError as error:
-            reply = self.problem(error, call.id)
-        finally:
-            call.place.leave()
-        headers = self.headers(reply, call.id)
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
-        self.count(reply, call)
-
-    @property
-    def closes(self) -> bool:
-        """Whether every answer closes its connection."""
-        return self._door.state.is_draining
-
-    def call(self, headers: dict[bytes, bytes], query: bytes, path: str, peer: str) -> Call:
-        """Return a call to this route from the address `peer`."""
-        return Call(headers, query, path, self.timeout_ms, peer, self._door.admission)
-
-    def knock(self, call: Call, length: int) -> None:
-        """Learn from the head of a call whose it is, and whether there is room for the `length` bytes that it declares.
-
-        Strangers leave no trace.
+    async def handle(self, request: Request) -> Response:
+        """Return the complete response to `request`. It is counted, and what it held is released.
 
         Raises:
-            Unauthorised: its token is not known.
-            TooLarge: they are too many.
-            Overloaded, ClientLimit: there is no room for them.
+            ClientDisconnected, asyncio.CancelledError: nobody waits for a response; this is counted, too.
         """
-        call.place.client = self._door.tokens.client_of(call.headers) or call.place.client
-        if self._tracer is not None:
-            call.record(self._tracer)
-        if length > self.max_body:
-            raise TooLarge(f"a body of {length} bytes, at most {self.max_body}")
-        call.place.expect(length)
-
-    async def answer(self, call: Call) -> Reply:
-        """Return the reply to a call whose body is whole."""
-        self._in_flight.inc(self.path)
-        if self._tracer is not None:
-            current_span.set(call.recorded)
+        route = self._refused if request.failure else self._find(request.method, request.path)
         try:
-            call.take_timeout(self.timeout_ms)
-            if b"content-encoding" in call.headers:
-                codings = call.headers[b"content-encoding"]
-                call.body = await content_coding.decode(call.body, codings, self.max_body, call.place.grow)
-            return await self._handler(call)
-        except ServiceError as error:
-            return self.problem(error, call.id)
+            response = await self._respond(route, request)
+        except (ClientDisconnected, asyncio.CancelledError):
+            if request.failure is None:
+                self._count(route, request, CLIENT_CLOSED_REQUEST, CANCELLED)
+                if request.permit is not None:
+                    request.permit.release()
+                raise
+            response = problem_of(request.failure, request)
         except Exception as error:
-            logger().error("unexpected", route=self.path, **call.marks(), exc_info=error)
-            return self.problem(ServiceError("an unexpected error; the log has more under this id"), call.id)
+            response = self._problem(route, request, error)
+        self._complete(route, request, response)
+        self._count(route, request, response.status, response.outcome, response)
+        if request.permit is not None:
+            request.permit.release()
+        return response
+
+    async def _respond(self, route: Route, request: Request) -> Response:
+        """Return the response of a route; raises what the handler raises, and what keeps the request from it."""
+        if request.failure:
+            raise request.failure
+        if not route.is_open:
+            request.client = self._tokens.client_of(request.headers) or request.client
+        request.max_body = route.max_body
+        if not route.is_admitted:
+            if not request.is_ready:
+                await request.turn()
+            return await route.handler(request)
+        if self._tracer is not None or b"traceparent" in request.headers:
+            self._begin_trace(request)
+        request.check_size(request.declared or len(request.body))
+        permit = request.permit = Permit(self._admission, request.client)
+        permit.reserve(len(request.body), request.declared)
+        if not request.is_ready:
+            await self._receive(request)
+        permit.set_rows(1)
+        request.arrived = monotonic()
+        request.deadline = request.arrived + self._timeout_s
+        in_flight = self._metrics.in_flight
+        in_flight.inc(route.label)
+        try:
+            if b"x-request-timeout-ms" in request.headers:
+                request.read_timeout()
+            if b"content-encoding" in request.headers:
+                await self._decode(request)
+            return await route.handler(request)
         finally:
-            self._in_flight.dec(self.path)
+            in_flight.dec(route.label)
 
-    def count(self, reply: Reply, call: Call) -> None:
-        """Count a reply that is sent now."""
-        self._requests.inc(self.path, reply.outcome)
-        if reply.status == 200:  # a quick refusal must not make the service look fast
-            taken_s = perf_counter() - call.started
-            self._door.admission.serve(self.path, reply.made_by, call.place.rows, taken_s)
-            for stage, seconds in reply.stages:
-                self._seconds[stage].observe(seconds)
-            self._seconds[reply.total].observe(taken_s)
-            if call.trace is not None and call.trace.is_sampled:
-                self._exemplify(((reply.total, taken_s), *reply.stages), call.trace.trace_id)
-        if self._is_told or reply.status >= 500:
-            self._tell(call, reply.status, reply.outcome, reply)
+    async def _receive(self, request: Request) -> None:
+        """Wait for the turn and the body of a request; it is rejected before its body is sent, if there is no room."""
+        await request.turn()
+        self._admission.check_row(request.client)
+        await request.read()
+        request.started = perf_counter()
 
-    def refuse(self, error: ServiceError, call: Call) -> None:
-        """Count a refusal that is sent now."""
-        self._requests.inc(self.path, error.reason)
-        if self._is_told or error.status >= 500:
-            self._tell(call, error.status, error.reason)
+    async def _decode(self, request: Request) -> None:
+        codings = request.headers[b"content-encoding"]
+        reserve = request.permit.reserve if request.permit else lambda size: None
+        request.body = await content_coding.decode(request.body, codings, request.max_body, reserve)
 
-    def depart(self, call: Call) -> None:
-        """Count a caller who left before the answer."""
-        self._requests.inc(self.path, CANCELLED)
-        self._tell(call, DEPARTED, CANCELLED)
+    def _begin_trace(self, request: Request) -> None:
+        """Start the span of a request, if it is sampled. Unauthenticated requests are not traced."""
+        traceparent = request.headers.get(b"traceparent")
+        if traceparent is not None:
+            request.trace = parse(traceparent)
+        if self._tracer is not None:
+            request.span = self._tracer.start(request.trace, request.headers.get(b"tracestate", b""))
+            current_span.set(request.span)
+            if request.span is not None:
+                request.trace = request.span.trace
 
-    def _exemplify(self, stages: Iterable[tuple[str, float]], trace_id: str) -> None:
-        now = time()
-        for stage, seconds in stages:
-            self._seconds[stage].add_exemplar(seconds, trace_id, now)
+    def _problem(self, route: Route, request: Request, error: Exception) -> Response:
+        """Return the response to an exception, whose traceback would hold the request until a garbage collection."""
+        if isinstance(error, ServiceError):
+            return problem_of(error.with_traceback(None), request)
+        if isinstance(error, OSError) and not route.is_admitted:
+            # For want of file descriptors, or of the disk: it may be readable in a moment.
+            logger().error("file not read", route=request.path, **request.log_fields(), reason=str(error))
+            return problem_of(Unavailable("a file that the answer needs cannot be read now"), request)
+        logger().error("unexpected", route=request.path, **request.log_fields(), exc_info=error)
+        return problem_of(ServiceError(UNEXPECTED), request)
 
-    def _tell(self, call: Call, status: int, outcome: str, reply: Reply | None = None) -> None:
-        """Tell the log and the trace how a call ended, where they want to know."""
-        ended, rows, made_by = perf_counter(), call.place.rows, reply.made_by if reply else ""
-        if self._access.wants(status):
-            ms, client = round((ended - call.started) * 1e3, 3), call.place.client
-            said = {**call.marks(), "client": client, "served_by": made_by}
-            self._access.write(status, route=self.path, outcome=outcome, ms=ms, rows=rows, **said)
-        if call.recorded is not None:
-            spent = dict(reply.stages) if reply else {}
-            for stage, start in (("decode", call.started), ("encode", ended - spent.get("encode", 0.0))):
-                if stage in spent:
-                    call.recorded.add_child(stage, start, start + spent[stage], {})
-            known: Attributes = {"http.response.status_code": status, "lvm.outcome": outcome, "lvm.rows": rows}
-            name = {"http.request.method": "POST", "http.route": self.path, "lvm.request_id": call.id}
-            failed = outcome if status >= 500 else None
-            call.recorded.finish(f"POST {self.path}", call.started, ended, {**name, **known}, failed)
+    def _complete(self, route: Route, request: Request, response: Response) -> None:
+        """Add the headers that every response has, and drop the body of a response to HEAD."""
+        guards = [NOSNIFF] if route.is_admitted else _guards_beside(response.headers)
+        headers = [(b"x-request-id", request.id.encode()), *guards, *response.headers, *self._state.headers]
+        if response.status not in WITHOUT_CONTENT:
+            headers.append((b"content-type", response.media_type))
+            headers.append((b"content-length", b"%d" % len(response.body)))
+        response.headers = headers
+        response.closes = self._state.is_draining or response.status in CLOSING
+        if request.method == b"HEAD":
+            response.body = b""
 
-    def refusal(
-        self, error: ServiceError, call: Call, dated: Headers, write: Callable[[Reply, Headers], bytes]
-    ) -> bytes:
-        """Return the answer, as `write` writes it, to one for whom there is no room: made before but for the id.
+    def _count(
+        self, route: Route, request: Request, status: int, outcome: str, response: Response | None = None
+    ) -> None:
+        """Count a request, and log and trace it if it is to be. It is counted before the client has the response."""
+        self._metrics.requests.inc(route.label, outcome)
+        ended = perf_counter()
+        if response is not None and status == 200 and route.is_admitted:  # a quick rejection must not look fast
+            self._time(route, request, response, ended - request.started)
+        if route.is_logged and self._access.wants(status):
+            self._log(route, request, status, outcome, response, ended)
+        if request.span is not None:
+            self._trace(route, request, status, outcome, response, ended)
 
-        It begins with the headers `dated`, and is made again if these change.
-        """
-        if dated is not self._refused_at:
-            self._refusals.clear()
-            self._refused_at = dated
-        known = error.detail, error.retry_after
-        pieces = self._refusals.get(known)
-        if pieces is None:
-            reply = self.problem(error, BLANK)
-            pieces = write(reply, dated + self.headers(reply, BLANK)).split(BLANK.encode())
-            self._refusals[known] = pieces
-        return call.id.encode().join(pieces)
+    def _time(self, route: Route, request: Request, response: Response, seconds: float) -> None:
+        self._admission.record_served(route.label, response.served_by, request.rows, seconds)
+        histograms = self._seconds[route.label]
+        stages = (*response.stages, (response.total, seconds))
+        for stage, stage_s in stages:
+            histograms[stage].observe(stage_s)
+        if request.trace is not None and request.trace.is_sampled:
+            now = time()
+            for stage, stage_s in stages:
+                histograms[stage].add_exemplar(stage_s, request.trace.trace_id, now)
 
-    def headers(self, reply: Reply, identity: str) -> Headers:
-        """Return all headers of a reply."""
-        headers = [
-            (b"content-type", reply.media_type),
-            (b"content-length", b"%d" % len(reply.body)),
-            (b"x-request-id", identity.encode()),
-            NOSNIFF,
-            *reply.headers,
-            *self._door.state.headers,
-        ]
-        if self.closes or reply.status in CLOSING:
-            headers.append((b"connection", b"close"))
-        return headers
+    def _log(
+        self, route: Route, request: Request, status: int, outcome: str, response: Response | None, ended: float
+    ) -> None:
+        if not route.is_admitted:
+            request.trace = parse(request.headers.get(b"traceparent", b""))
+        fields: dict[str, str | float] = {**request.log_fields(), "client": request.client}
+        fields["ms"] = round((ended - request.started) * 1e3, 3)
+        if route.is_admitted:
+            fields["rows"] = request.rows
+            fields["served_by"] = response.served_by if response else ""
+        self._access.write(status, route=route.label, outcome=outcome, **fields)
 
-    def problem(self, error: ServiceError, identity: str) -> Reply:
-        """Return the answer to an error."""
-        return problem_reply(error, identity, self.path)
-
-
-def problem_reply(error: ServiceError, identity: str, path: str) -> Reply:
-    """Return the RFC 9457 answer to an error of a request for `path`, with Retry-After where it has one."""
-    retry = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after else []
-    body = problem(error.status, error.reason, error.detail, identity, path=path, pointer=error.pointer)
-    return Reply(body, PROBLEM, [*error.headers, *retry], error.reason, status=error.status)
-
-
-def declared_length(headers: dict[bytes, bytes]) -> int:
-    """Return the bytes of a body as its head declares them, 0 where it does not."""
-    said = headers.get(b"content-length", b"")
-    return int(said) if said.isdigit() and len(said) <= MAX_DIGITS else 0
-
-
-def joined(body: bytes, part: bytes) -> bytes:
-    """Return a body with one more part; in place from the second on, for parts may be tiny, and each has a head."""
-    if not body:
-        return part
-    whole: Any = body
-    if isinstance(whole, bytes):
-        whole = bytearray(whole)
-    whole += part
-    return whole  # type: ignore[no-any-return]  # readers of a body take either
+    def _trace(
+        self, route: Route, request: Request, status: int, outcome: str, response: Response | None, ended: float
+    ) -> None:
+        span = request.span
+        assert span is not None
+        seconds = dict(response.stages) if response else {}
+        starts = {"decode": request.started, "encode": ended - seconds.get("encode", 0.0)}
+        for stage, start in starts.items():
+            if stage in seconds:
+                span.add_child(stage, start, start + seconds[stage], {})
+        attributes: Attributes = {
+            "http.request.method": "POST",
+            "http.route": route.label,
+            "lvm.request_id": request.id,
+            "http.response.status_code": status,
+            "lvm.outcome": outcome,
+            "lvm.rows": request.rows,
+        }
+        span.finish(f"POST {route.label}", request.started, ended, attributes, outcome if status >= 500 else None)
 
 
-async def read_body(call: Call, receive: Receive, limit: int) -> None:
-    """Read the whole body of a call, and let its rows in.
+def _guards_beside(headers: Headers) -> Headers:
+    """Return the guards that a handler did not set itself."""
+    names = dict(headers)
+    return [guard for guard in GUARDS if guard[0] not in names]
 
-    Raises:
-        TooLarge: it is longer than `limit` bytes.
-        Overloaded, ClientLimit: there is no room.
-        Departed: the caller left before it was whole.
+
+async def _unreachable(request: Request) -> Response:
+    """Stand in for the handler of requests that the transport rejects."""
+    raise AssertionError("a rejected request has no handler")
+
+
+def routes_by_path(
+    admitted: Mapping[str, Route], pattern: Callable[[str], Route | None], others: Mapping[str, Route], unknown: Route
+) -> Callable[[bytes, str], Route]:
+    """Return the function that finds the route of a method and a path.
+
+    Args:
+        admitted: the routes of POST, by path.
+        pattern: returns the route of a POST whose path is not in `admitted`, if it has one.
+        others: all other routes, by path.
+        unknown: the route of all other paths.
     """
-    call.place.check()
-    body: bytes = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Departed
-        body = joined(body, message.get("body", b""))
-        if len(body) > limit:
-            raise TooLarge(f"a body of more than {limit} bytes")
-        call.place.grow(len(body))
-        if not message.get("more_body"):
-            break
-    call.body = body
-    call.place.enter()
 
+    def find(method: bytes, path: str) -> Route:
+        route = None
+        if method == b"POST":
+            route = admitted.get(path) or pattern(path)
+        return route or others.get(path, unknown)
 
-def want_media_type(call: Call, *known: bytes) -> bytes:
-    """Return the media type of the body, JSON if none is named.
-
-    Raises:
-        UnsupportedMediaType: it is not one of `known`, or JSON in a charset other than UTF-8.
-    """
-    header = call.headers.get(b"content-type", JSON)
-    if header in known:
-        return header
-    named = media_type(header)
-    if named is None or named.name not in known:
-        raise UnsupportedMediaType(f"want {b' or '.join(known).decode()}")
-    if named.name == JSON and not CHARSETS.issuperset(value.lower() for value in named.values(b"charset")):
-        raise UnsupportedMediaType("the charset is not utf-8, which JSON is in")
-    return named.name
+    return find

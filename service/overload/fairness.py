@@ -1,4 +1,4 @@
-"""Fair turns: clients take turns, whatever each of them has queued; long work runs on the event loop in slices."""
+"""Fairness: clients take turns, however much each has queued; long work runs on the event loop in slices."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RoundRobin(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """A `SimpleQueue` in which clients take turns; `client_of` says whose an item is."""
+    """A `SimpleQueue` in which clients take turns; `client_of` returns the client of an item."""
 
     def __init__(self, client_of: Callable[[T], Hashable]) -> None:
         self._items: RoundRobin[T] = RoundRobin()
@@ -53,22 +53,22 @@ class FairQueue(Generic[T]):
             self._changed.notify()
 
     def get(self, *, timeout: float | None = None) -> T:
-        """Return the next item, as soon as there is one; raises `Empty` after `timeout` seconds."""
+        """Wait for the next item and return it; raises `Empty` after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(self._items.__len__, timeout):
                 raise Empty
             return self._items.pop()[1]
 
     def get_nowait(self) -> T:
-        """Return the next item; raises `Empty` if there is none."""
+        """Return the next item; raises `Empty` if it has no items."""
         return self.get(timeout=0)
 
     def empty(self) -> bool:
-        """Return whether there is none."""
+        """Return whether it has no items."""
         return not self._items
 
     def qsize(self) -> int:
-        """Return how many there are."""
+        """Return the number of items."""
         with self._changed:
             return len(self._items)
 
@@ -81,46 +81,46 @@ class Slicer:
 
     def __init__(self) -> None:
         self._queued: RoundRobin[tuple[Work[Any], asyncio.Future[Any]]] = RoundRobin()
-        self._will_turn = False
+        self._is_scheduled = False
 
     async def run(self, client: Hashable, work: Work[T]) -> T:
-        """Return what `work` returns, or raise what it raises; it is dropped if the caller leaves."""
+        """Return what `work` returns, or raise what it raises; drop it if the caller is cancelled."""
         done = self.start(client, work)
         try:
             return await done
         finally:
             done.cancel()
-            del done  # what it raises holds this frame: it would wait for the collector
+            del done  # an exception of `work` holds this frame, which would wait for a garbage collection
 
     def start(self, client: Hashable, work: Work[T]) -> asyncio.Future[T]:
         """Queue `work` of `client`; return the future of its result, which may be cancelled."""
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queued.put(client, (work, done))
-        self._go_on()
+        self._schedule()
         return done
 
-    def _go_on(self) -> None:
-        if self._queued and not self._will_turn:
-            self._will_turn = True
-            asyncio.get_running_loop().call_soon(self._turn)
+    def _schedule(self) -> None:
+        if self._queued and not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._run_slice)
 
-    def _turn(self) -> None:
-        self._will_turn = False
+    def _run_slice(self) -> None:
+        self._is_scheduled = False
         client, (work, done) = self._queued.pop()
         if done.done():
             work.close()
         elif _advance(work, done):
             self._queued.put(client, (work, done))
-        self._go_on()
+        self._schedule()
 
 
 def _advance(work: Work[T], done: asyncio.Future[T]) -> bool:
-    """Run a slice of `work`; return whether there is more, else settle `done`."""
+    """Run a slice of `work`; return whether there is more, else complete `done`."""
     try:
         next(work)
     except StopIteration as end:
         done.set_result(end.value)
-    except Exception as error:  # without this frame, which holds `done`, which holds the error
+    except Exception as error:  # without this frame: it holds `done`, which holds the error
         done.set_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
     else:
         return True

@@ -17,7 +17,7 @@ from typing import NoReturn
 import uvicorn
 
 from service.app import Service, create_app
-from service.http.connection import LINGER_S, Protocol
+from service.http.connection import LINGER_S, Connection
 from service.processes.acceptor import Acceptor
 from service.processes.sockets import bind, check_exposure, lock_address, stop_accepting
 from service.settings import Settings, unknown_settings
@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
         """Close the connections that are too slow, or idle for too long."""
         now, known = monotonic(), self._settings
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Protocol):
+            if isinstance(connection, Connection):
                 connection.close_if_slow(now - known.receive_s, now - known.keep_alive_s)
 
     @contextlib.contextmanager
@@ -144,7 +144,7 @@ def uvicorn_config(app: Service, settings: Settings) -> uvicorn.Config:
     """Return how uvicorn runs `app`. uvicorn logs nothing, because the service counts or logs every event."""
     return uvicorn.Config(
         app,
-        http=Protocol,
+        http=Connection,
         loop="uvloop",
         ws="none",
         lifespan="on",

@@ -9,13 +9,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from service.app import create_app
-from service.http.gateway import (
-    Message,
-    Receive,
-    Scope,
-    Send,
-)
-from service.http.routes.hot import check_live
+from service.http.asgi import Message, Receive, Scope, Send
+from service.http.routes.health import check_live
 from service.ray.deployment_client import DeploymentClient, DeploymentClients
 from service.ray.node_metrics import NodeMetrics, metrics_home
 from service.settings import Settings

@@ -19,7 +19,7 @@ from service.deploy.watcher import Watcher
 from service.engines.engine import Deployed, Engine, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.search import Found
-from service.http.routes.hot import check_live
+from service.http.routes.health import check_live
 from service.ray.node_metrics import NodeMetrics, metrics_home
 from service.ray.scaling import LoadStats
 from service.settings import Settings

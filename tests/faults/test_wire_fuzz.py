@@ -16,25 +16,25 @@ import pytest
 from lvm.errors import Invalid, ServiceError
 from models.vectors import Floats
 from service.engines.router import Router
-from service.http import codec
+from service.http import checks, codec
 from service.http.codec import Decoded, Fields, JsonReader
-from service.http.gateway import Call
-from service.http.routes.hot import PREDICT_OPTIONS
+from service.http.messages import Request
+from service.http.octets import FLOAT16, decode_octets
 from service.http.routes.oip import HEADER_LENGTH, Infer
-from service.overload.admission import Admission
-from service.overload.limiter import FixedLimit
+from service.http.routes.predict import OPTIONS
+from service.overload.fairness import Slicer
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
+from tests.fakes import Shaped
 from tests.faults.conftest import Injected, sizes
 
 SHAPE, ROWS, SEED = (2, 3), 3, 20261123
 STATUSES = {200, 400, 404, 413, 415, 422}
-NOBODY = Admission(FixedLimit(1), Settings(), Metrics())
-TEXTS = {"text": codec.passage(99), "texts": codec.passages(99)}
-PREDICT = Fields({"context": 0, "contexts": 1}, PREDICT_OPTIONS, TEXTS)
+TEXTS = {"text": checks.passage(99), "texts": checks.passages(99)}
+PREDICT = Fields({"context": 0, "contexts": 1}, OPTIONS, TEXTS)
 RETRIEVE = Fields(
     {"query": 0, "context": 0},
-    {"k": codec.whole(1, 9), "exclude": codec.wholes(5), "exclude_context": codec.flag, "model": codec.text},
+    {"k": checks.whole(1, 9), "exclude": checks.wholes(5), "exclude_context": checks.flag, "model": checks.text},
     TEXTS,
 )
 WORDS = [
@@ -172,29 +172,30 @@ def mutated(random: Random, body: bytes) -> bytes:
     return body
 
 
-def shape_of(field: str, options: dict[str, Any]) -> tuple[int, ...]:
-    return (3,) if field == "query" else SHAPE
+def resolve(field: str, options: dict[str, Any]) -> Shaped:
+    return Shaped((3,) if field == "query" else SHAPE)
 
 
 def json_reader(fields: Fields) -> Decode:
     made = JsonReader(fields, ROWS)
 
     def decode(body: bytes) -> Floats | None:
-        found = made.read(body, shape_of)
-        return found.rows if found.words is None else None
+        found = made.read(body, resolve)
+        return found.rows if found.text is None else None
 
     return decode
 
 
 def infer() -> Decode:
     settings = Settings(max_rows=ROWS)
-    handler = Infer(Router({}, settings, Metrics()), settings)
+    handler = Infer(Router({}, settings, Metrics()), settings, Slicer())
 
     def decode(body: bytes) -> Floats:
         length, _, rest = body.partition(b";")
-        call = Call({HEADER_LENGTH: length} if length.isdigit() else {}, b"", "/v2/models/amn/infer", 1000, "", NOBODY)
-        call.body = rest if length.isdigit() else body
-        return handler._decode(call, SHAPE).rows
+        headers = {HEADER_LENGTH: length} if length.isdigit() else {}
+        request = Request(b"POST", "/v2/models/amn/infer", b"", headers)
+        request.body = rest if length.isdigit() else body
+        return codec.drained(handler.parse(request, SHAPE)).rows
 
     return decode
 
@@ -203,8 +204,8 @@ FORMATS: dict[str, tuple[Callable[[Random], bytes], Decode]] = {
     "JSON of /predict": (predict_body, json_reader(PREDICT)),
     "JSON of /retrieve": (retrieve_body, json_reader(RETRIEVE)),
     "JSON and binary of infer": (infer_body, infer()),
-    "octets, float32": (octets, lambda body: codec.decode_octets(body, SHAPE, ROWS)),
-    "octets, float16": (octets, lambda body: codec.decode_octets(body, SHAPE, ROWS, codec.FLOAT16)),
+    "octets, float32": (octets, lambda body: decode_octets(body, SHAPE, ROWS)),
+    "octets, float16": (octets, lambda body: decode_octets(body, SHAPE, ROWS, FLOAT16)),
 }
 
 
@@ -214,13 +215,13 @@ def inputs(make: Callable[[Random], bytes], count: int) -> Iterator[bytes]:
         yield mutated(random, make(random))
 
 
-def verdict(read: Callable[[], Decoded]) -> tuple[Any, ...]:
+def verdict(read: Callable[[], Decoded[Shaped]]) -> tuple[Any, ...]:
     """Return what a reader makes of a body: rows, field and options, or a status: of two faults, either may be told."""
     try:
         found = read()
     except ServiceError as error:
         return (error.status,)
-    return 200, found.rows.tobytes(), found.words, found.field, found.options
+    return 200, found.rows.tobytes(), found.text, found.field, found.options
 
 
 @sizes(4_000, 250_000)
@@ -249,7 +250,7 @@ def test_the_two_readers_of_json_say_the_same(
 ) -> None:
     reader = JsonReader(fields, ROWS)
     for body in inputs(make, count):
-        quick, slow = partial(reader.read, body, shape_of), partial(reader.read_strictly, body, shape_of)
+        quick, slow = partial(reader.read, body, resolve), partial(reader.read_strictly, body, resolve)
         assert verdict(quick) == verdict(slow), body
     injected("bodies read twice, quickly and strictly", "the same rows, or the same status", count)
 
@@ -260,5 +261,5 @@ def test_any_query_string_is_options_or_invalid(count: int, injected: Injected) 
     for _ in range(count):
         given = {random.choice((*RETRIEVE.options, "x")): random.choice(WORDS).decode("latin-1") for _ in range(2)}
         with suppress(Invalid):
-            assert codec.query_options(given, RETRIEVE).keys() <= RETRIEVE.options.keys()
+            assert checks.query_options(given, RETRIEVE.options).keys() <= RETRIEVE.options.keys()
     injected("query strings", "options, or 422", count)

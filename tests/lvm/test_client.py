@@ -21,7 +21,7 @@ import pytest
 from lvm import errors
 from lvm.client import MAX_ANSWER_BYTES, AsyncClient, BadAnswer, Client, Prediction, Unreachable, error_from
 from lvm.transport import proxy_of
-from service.http.problems import problem
+from service.http.messages import Request, problem
 from tests.conftest import Running
 from tests.fakes import D, Gate, T, contexts, corpus, mean_of, raises
 
@@ -275,7 +275,8 @@ def test_every_service_error_keeps_its_class() -> None:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
     for kind in below(errors.ServiceError) - {Unreachable}:
-        body = problem(kind.status, kind.reason, "why", "id", pointer="/k")
+        request = Request(b"POST", "/predict", b"", {b"x-request-id": b"id"})
+        body = problem(request, kind.status, kind.reason, "why", [], pointer="/k").body
         error = error_from(httpx.Response(kind.status, content=body))
         assert (type(error), error.detail, error.pointer) == (kind, "why", "/k")
 

@@ -10,14 +10,14 @@ from fastapi import FastAPI, Path, Query, Response
 from lvm.errors import UnknownArticle
 from models.retrieval.retriever import Retriever
 from service.deploy.deployments import Deployments
-from service.http import codec, schemas
+from service.http import codec, octets, schemas
 
 LAST = 2**31 - 1  # ids are int32
 Offset = Annotated[int, Query(ge=0, le=LAST, description="How many to pass over.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many to return at most.")]
 
 
-def add_routes(app: FastAPI, lineup: Deployments) -> None:
+def add_routes(app: FastAPI, deployments: Deployments) -> None:
     """Add /articles and /articles/{article} to `app`; they run in threads, for a corpus may lie on disk."""
 
     @app.get("/articles", response_model=schemas.Articles, responses=schemas.ARTICLES)
@@ -27,7 +27,7 @@ def add_routes(app: FastAPI, lineup: Deployments) -> None:
         limit: Limit = 100,
     ) -> Response:
         """The articles of the corpus that /retrieve searches, by id."""
-        retriever = lineup.search_engine().model.retriever
+        retriever = deployments.search_engine().model.retriever
         found = [entry for entry in retriever.article_index.entries if search.casefold() in entry.title.casefold()]
         page = [entry._asdict() for entry in found[offset : offset + limit]]
         return _json({**_corpus(retriever), "total": len(found), "articles": page})
@@ -35,7 +35,7 @@ def add_routes(app: FastAPI, lineup: Deployments) -> None:
     @app.get("/articles/{article}", response_model=schemas.Article, responses=schemas.ARTICLES)
     def article(article: Annotated[int, Path(ge=0, le=LAST)]) -> Response:
         """One article in reading order: the passages with their vectors."""
-        return _json(_article(lineup.search_engine().model.retriever, article))
+        return _json(_article(deployments.search_engine().model.retriever, article))
 
 
 def _article(retriever: Retriever, article: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _article(retriever: Retriever, article: int) -> dict[str, Any]:
 def _passage(retriever: Retriever, row: int) -> dict[str, Any]:
     chunk = retriever.corpus.chunk(row)
     vector = retriever.corpus.vectors_at(np.array([row]))[0]
-    return {"id": row, "position": chunk.position, "text": chunk.text, "vector": codec.encode_base64(vector)}
+    return {"id": row, "position": chunk.position, "text": chunk.text, "vector": octets.encode_base64(vector)}
 
 
 def _corpus(retriever: Retriever) -> dict[str, str]:

@@ -12,7 +12,8 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException
+from fastapi import Request as FastAPIRequest
 
 from lvm.errors import (
     Invalid,
@@ -24,53 +25,38 @@ from models.vectors import Floats
 from service.deploy.deployments import Deployments
 from service.engines.remote import PredictEngine
 from service.engines.router import Routed, Router
-from service.http import codec, content_coding, schemas
-from service.http.codec import (
-    JSON,
-    OCTETS,
-    Decoded,
-    Shape,
-)
-from service.http.gateway import (
-    Call,
-    Door,
-    HotRoute,
-    Reply,
-    want_media_type,
-)
+from service.http import checks, codec, content_coding, octets, schemas
+from service.http.codec import Decoded
+from service.http.gateway import State
 from service.http.json_slices import LongArray, find_array
-from service.http.routes.hot import (
-    DocumentedHotRoute,
-    check_live,
-    check_ready,
-    headers_of,
-    outcome_of,
-    stages_of,
-)
+from service.http.messages import JSON, MAX_DIGITS, Request, Response
+from service.http.octets import OCTETS, Shape
+from service.http.routes.common import Chain, document_route, outcome_of, prediction_headers, prediction_stages
+from service.http.routes.health import check_live, check_ready
 from service.overload.fairness import Slicer, Work
 from service.settings import Settings
 
 INPUT, OUTPUT, DATATYPE = "context", "vector", "FP32"
 HEADER_LENGTH = b"inference-header-content-length"
-MAX_DIGITS = 18  # of a length in bytes; Python refuses to read thousands
 MODEL = "/v2/models/{model}"
+INFER = MODEL + "/infer"
 EXTENSIONS = ("binary_tensor_data", "model_configuration")
-MISSING = {  # extensions of Triton, by what their paths contain
+MISSING = {  # what to use instead of extensions of Triton, by a part of their paths
     "/stats": "there is no statistics extension: GET /metrics counts and times all requests",
     "/trace/setting": "there is no trace extension: LVM_OTLP_ENDPOINT and LVM_TRACE_SHARE are set at start",
     "/logging": "there is no logging extension: LVM_LOG_LEVEL is set at start",
     "sharedmemory": "there is no shared memory extension: send tensors in the body, as JSON or binary",
     "/repository/models/": "models are loaded by the registry: lvm promote, lvm rollback",
 }
-# What `curl -d` says of any body; Triton takes JSON from it.
+# What `curl -d` sends with any body; Triton reads JSON from it.
 FORM = b"application/x-www-form-urlencoded"
 MEMBERS = ("id", "model_name", "parameters", "inputs", "outputs")
 MAX_INDEX_BODY = 2**16  # bytes
 Json = Mapping[str, Any]
 
 
-def _neutral(*values: Any) -> codec.Check:
-    """A parameter that is not supported, but for the `values` that say the same as none."""
+def _neutral(*values: Any) -> checks.Check:
+    """A parameter that is not supported, except for the `values` that have no effect."""
 
     def check(value: Any, pointer: str) -> None:
         if value not in values:
@@ -79,20 +65,20 @@ def _neutral(*values: Any) -> codec.Check:
     return check
 
 
-PARAMETERS: Mapping[str, codec.Check] = {
-    "binary_data_output": codec.flag,
-    "timeout": codec.whole(0, 3_600_000_000),
+PARAMETERS: Mapping[str, checks.Check] = {
+    "binary_data_output": checks.flag,
+    "timeout": checks.whole(0, 3_600_000_000),
     "priority": _neutral(0),
     "sequence_id": _neutral(0, ""),
     "sequence_start": _neutral(False),
     "sequence_end": _neutral(False),
 }
-INPUT_PARAMETERS: Mapping[str, codec.Check] = {"binary_data_size": codec.whole(0, 2**53)}
-OUTPUT_PARAMETERS: Mapping[str, codec.Check] = {"binary_data": codec.flag}
+INPUT_PARAMETERS: Mapping[str, checks.Check] = {"binary_data_size": checks.whole(0, 2**53)}
+OUTPUT_PARAMETERS: Mapping[str, checks.Check] = {"binary_data": checks.flag}
 
 
-class Asked(NamedTuple):
-    """What an infer request asks for: rows, the caller's id for it, and a binary answer or not."""
+class ParsedRequest(NamedTuple):
+    """What an infer request asks for: rows, the caller's id for it, and a binary response or not."""
 
     rows: Floats
     id: str | None
@@ -100,87 +86,89 @@ class Asked(NamedTuple):
 
 
 class Infer:
-    """POST /v2/models/{model}[/versions/{version}]/infer."""
+    """Answers POST /v2/models/{model}[/versions/{version}]/infer."""
 
-    def __init__(self, router: Router, settings: Settings, slicer: Slicer | None = None) -> None:
-        self._router, self._max_rows, self._norms = router, settings.max_rows, settings.norm_policy
-        self._arrays, self._slicer = codec.ArrayReader(), slicer or Slicer()
-        self._timeout_ms = settings.timeout_ms
+    def __init__(self, router: Router, settings: Settings, slicer: Slicer) -> None:
+        self._router = router
+        self._max_rows = settings.max_rows
+        self._norm_policy = settings.norm_policy
+        self._arrays = codec.ArrayReader()
+        self._slicer = slicer
 
-    async def __call__(self, call: Call) -> Reply:
-        """Answer one call; errors leave as `ServiceError`."""
-        want_media_type(call, JSON, OCTETS, FORM)
-        codec.refuse_unknown(call.options(), (), "option")
-        chain = _chain(self._router, *_names(call.path))
-        asked = await self._read(call, chain[0].info.shape)
-        call.place.settle(len(asked.rows))
-        decoded_s = perf_counter() - call.started
-        routed = await self._router.predict(asked.rows, chain, call.deadline)
+    async def __call__(self, request: Request) -> Response:
+        """Return the response; raises `ServiceError`."""
+        request.media_type(JSON, OCTETS, FORM)
+        checks.reject_unknown(request.options(), (), "option")
+        chain = Chain(_chain(self._router, *_names(request.path)))
+        parsed = await self._read(request, chain.shape)
+        request.set_rows(len(parsed.rows))
+        decode_s = perf_counter() - request.started
+        routed = await self._router.predict(parsed.rows, chain.engines, request.deadline)
         began = perf_counter()
-        body, media_type, more = _encode(asked, routed)
-        stages = (*stages_of(routed, decoded_s), ("encode", perf_counter() - began))
-        return Reply(
-            body, media_type, [*headers_of(routed, stages), *more], outcome_of(routed), stages, made_by=routed.served_by
-        )
+        body, media_type, more = _encode(parsed, routed)
+        stages = (*prediction_stages(routed, decode_s), ("encode", perf_counter() - began))
+        headers = [*prediction_headers(routed, stages), *more]
+        outcome = outcome_of(routed)
+        return Response(body, media_type, headers, outcome=outcome, stages=stages, served_by=routed.served_by)
 
-    async def _read(self, call: Call, shape: Shape) -> Asked:
-        if len(call.body) <= codec.QUICK:
-            return self._decode(call, shape)
-        return await self._slicer.run(call.place.client, self._decode_in_slices(call, shape))
-
-    def _decode(self, call: Call, shape: Shape) -> Asked:
-        return codec.drained(self._decode_in_slices(call, shape))
-
-    def _decode_in_slices(self, call: Call, shape: Shape) -> Work[Asked]:
-        header, tail = _split(call)
+    def parse(self, request: Request, shape: Shape) -> Work[ParsedRequest]:
+        """Return what a request asks of a model of contexts of `shape`; yield between slices; raises `ServiceError`."""
+        header, tail = _split(request)
         if len(header) <= codec.QUICK:
-            return self._asked(call, codec.parse_object(header), tail, shape)
+            return self._parsed(request, codec.parse_object(header), tail, shape)
         array = find_array(header, "data")
         if array is None or not array.is_most_of_the_body:
             codec.check_values(header)
             yield
-            return self._asked(call, codec.parse_object(header), tail, shape)
+            return self._parsed(request, codec.parse_object(header), tail, shape)
         codec.check_values(array.rest)
         document = codec.parse_object(array.rest)
         tensor = _only_input(document)
         if tensor.get("data") != []:
-            raise Invalid("want a list of numbers", pointer="/inputs/0/data")
+            raise Invalid("expected a list of numbers", pointer="/inputs/0/data")
         data = yield from self._numbers(array, _count(tensor, shape), shape)
         document["inputs"][0]["data"] = data
-        return self._asked(call, document, tail, shape)
+        return self._parsed(request, document, tail, shape)
+
+    async def _read(self, request: Request, shape: Shape) -> ParsedRequest:
+        work = self.parse(request, shape)
+        if len(request.body) <= codec.QUICK:
+            return codec.drained(work)
+        return await self._slicer.run(request.client, work)
 
     def _numbers(self, array: LongArray, count: int, shape: Shape) -> Work[Floats]:
         if count > self._max_rows:
-            raise TooLarge(f"{count} rows, at most {self._max_rows}", pointer="/inputs/0/data")
+            raise TooLarge(f"{count} rows; expected at most {self._max_rows}", pointer="/inputs/0/data")
         item, most = (shape, count) if array.depth > 1 else ((), count * math.prod(shape))
         data = yield from self._arrays.read(array, item, "/inputs/0/data", most, Invalid)
         if len(data) != most:
-            raise Invalid(f"want a list of {most}, not list of {len(data)}", pointer="/inputs/0/data")
+            raise Invalid(f"{len(data)} items; expected {most}", pointer="/inputs/0/data")
         return data
 
-    def _asked(self, call: Call, json: dict[str, Any], tail: bytes, shape: Shape) -> Asked:
+    def _parsed(self, request: Request, json: dict[str, Any], tail: bytes, shape: Shape) -> ParsedRequest:
         document = _members(json, "", MEMBERS)
-        if "model_name" in document and document["model_name"] != _names(call.path)[0]:
+        if "model_name" in document and document["model_name"] != _names(request.path)[0]:
             raise Invalid("not the model of the path", pointer="/model_name")
         parameters = _parameters(document, "", PARAMETERS)
-        self._take_timeout(call, parameters.get("timeout"))
-        given = Decoded(_rows(_only_input(document), tail, shape, self._max_rows), "inputs", {})
-        rows = codec.held_to(self._norms, given).rows
-        return Asked(rows, _id(document), _wants_binary(document, parameters))
+        _set_timeout(request, parameters.get("timeout"))
+        rows = _rows(_only_input(document), tail, shape, self._max_rows)
+        rows = codec.normalised(self._norm_policy, Decoded(rows, "inputs", {}, None)).rows
+        return ParsedRequest(rows, _id(document), _wants_binary(document, parameters))
 
-    def _take_timeout(self, call: Call, microseconds: int | None) -> None:
-        """Move the deadline to what the parameter `timeout` asks for; 0 asks for nothing."""
-        if not microseconds:
-            return
-        if b"x-request-timeout-ms" in call.headers:
-            raise Invalid("given in the header X-Request-Timeout-Ms, too", pointer="/parameters/timeout")
-        call.deadline += (microseconds / 1000 - self._timeout_ms) / 1000
+
+def _set_timeout(request: Request, microseconds: int | None) -> None:
+    """Set the deadline to what the parameter `timeout` asks for; 0 asks for nothing."""
+    if not microseconds:
+        return
+    if b"x-request-timeout-ms" in request.headers:
+        raise Invalid("given also in the header X-Request-Timeout-Ms", pointer="/parameters/timeout")
+    request.set_timeout(microseconds / 1000)
 
 
 def _names(path: str) -> tuple[str, str | None]:
     parts = path.split("/")[3:-1]  # behind "", v2, models and before infer: NAME[, versions, VERSION]
     if len(parts) not in (1, 3) or parts[1:2] not in ([], ["versions"]):
-        raise UnknownModel("no such model")
+        raise UnknownModel("unknown model: malformed path")
     return parts[0], parts[2] if len(parts) == 3 else None
 
 
@@ -189,28 +177,28 @@ def _chain(router: Router, model: str, version: str | None) -> list[PredictEngin
     if version is None:
         return chain
     if chain[0].info.version != version:
-        raise UnknownModel(f"{chain[0].info.name} is served in version {chain[0].info.version}")
+        raise UnknownModel(f"unknown version of {chain[0].info.name}; available: {chain[0].info.version}")
     return chain[:1]
 
 
-def _split(call: Call) -> tuple[bytes, bytes]:
-    length = call.headers.get(HEADER_LENGTH)
+def _split(request: Request) -> tuple[bytes, bytes]:
+    length = request.headers.get(HEADER_LENGTH)
     if length is None:
-        return call.body, b""
-    if not length.isdigit() or len(length) > MAX_DIGITS or int(length) > len(call.body):
-        raise Malformed("Inference-Header-Content-Length is no length within the body")
-    return call.body[: int(length)], call.body[int(length) :]
+        return request.body, b""
+    if not length.isdigit() or len(length) > MAX_DIGITS or int(length) > len(request.body):
+        raise Malformed("malformed Inference-Header-Content-Length; expected a length within the body")
+    return request.body[: int(length)], request.body[int(length) :]
 
 
 def _only_input(document: Json) -> Json:
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1:
-        raise Invalid(f"want a list of one input, {INPUT}", pointer="/inputs")
+        raise Invalid(f"expected a list of one input, {INPUT}", pointer="/inputs")
     tensor = _members(inputs[0], "/inputs/0", ("name", "datatype", "shape", "parameters", "data"))
     if tensor.get("name") != INPUT:
-        raise Invalid(f"the input is called {INPUT}", pointer="/inputs/0/name")
+        raise Invalid(f"unknown input; expected {INPUT}", pointer="/inputs/0/name")
     if tensor.get("datatype") != DATATYPE:
-        raise Invalid(f"the datatype of {INPUT} is {DATATYPE}", pointer="/inputs/0/datatype")
+        raise Invalid(f"unsupported datatype; expected {DATATYPE}", pointer="/inputs/0/datatype")
     return tensor
 
 
@@ -221,12 +209,12 @@ def _members(value: Any, pointer: str, known: Collection[str], what: str = "memb
         Invalid: it is not an object, or has a member that is not `known`.
     """
     if not isinstance(value, dict):
-        raise Invalid("want an object", pointer=pointer)
-    codec.refuse_unknown(value, known, what, pointer)
+        raise Invalid("expected an object", pointer=pointer)
+    checks.reject_unknown(value, known, what, pointer)
     return {name: member for name, member in value.items() if member is not None}
 
 
-def _parameters(document: Json, pointer: str, checks: Mapping[str, codec.Check]) -> dict[str, Any]:
+def _parameters(document: Json, pointer: str, checks: Mapping[str, checks.Check]) -> dict[str, Any]:
     pointer = f"{pointer}/parameters"
     given = _members(document.get("parameters", {}), pointer, checks.keys(), "parameter")
     return {name: checks[name](value, f"{pointer}/{name}") for name, value in given.items()}
@@ -234,85 +222,84 @@ def _parameters(document: Json, pointer: str, checks: Mapping[str, codec.Check])
 
 def _id(document: Json) -> str | None:
     identity = document.get("id")
-    return identity if identity in (None, "") else codec.text(identity, "/id")
+    return identity if identity in (None, "") else checks.text(identity, "/id")
 
 
 def _rows(tensor: Json, tail: bytes, shape: Shape, max_rows: int) -> Floats:
     count, parameters = _count(tensor, shape), _parameters(tensor, "/inputs/0", INPUT_PARAMETERS)
     size = parameters.get("binary_data_size")
     if (size or 0) != len(tail):
-        raise Malformed(f"{len(tail)} bytes follow the JSON object; binary_data_size says {size or 0}")
+        raise Malformed(f"{len(tail)} bytes follow the JSON object; expected binary_data_size, {size or 0}")
     if size is not None and "data" in tensor:
-        raise Invalid("given beside binary_data_size", pointer="/inputs/0/data")
+        raise Invalid("given both here and as binary data", pointer="/inputs/0/data")
     if size is None:
         return codec.decode_tensor(_data(tensor), "/inputs/0/data", (count, *shape), max_rows)
-    rows = codec.decode_octets(tail, shape, max_rows)
+    rows = octets.decode_octets(tail, shape, max_rows)
     if len(rows) != count:
-        raise Malformed(f"the data holds {len(rows)} rows, its shape says {count}")
+        raise Malformed(f"the data holds {len(rows)} rows; expected {count}, as its shape says")
     return rows
 
 
 def _data(tensor: Json) -> list[Any] | Floats:
     data: Any = tensor.get("data")
     if not isinstance(data, list | np.ndarray):
-        raise Invalid("want a list of numbers, or binary_data_size", pointer="/inputs/0/data")
+        raise Invalid("expected a list of numbers, or binary_data_size", pointer="/inputs/0/data")
     return data
 
 
 def _count(tensor: Json, shape: Shape) -> int:
-    """Return how many rows the shape of an input says."""
+    """Return the number of rows in the shape of an input."""
     given = tensor.get("shape")
     count = given[0] if isinstance(given, list) and given and type(given[0]) in (int, float) else 0
     if count < 1 or count % 1 or given != [count, *shape] or bool in map(type, given):
-        raise Invalid(f"want the shape [-1, {', '.join(map(str, shape))}]", pointer="/inputs/0/shape")
+        raise Invalid(f"expected the shape [-1, {', '.join(map(str, shape))}]", pointer="/inputs/0/shape")
     return int(count)
 
 
 def _wants_binary(document: Json, parameters: Json) -> bool:
     outputs = document.get("outputs", [])
     if not isinstance(outputs, list) or len(outputs) > 1:
-        raise Invalid(f"want a list of one output, {OUTPUT}", pointer="/outputs")
+        raise Invalid(f"expected a list of one output, {OUTPUT}", pointer="/outputs")
     output = _members(outputs[0], "/outputs/0", ("name", "parameters")) if outputs else {}
     if output.get("name", OUTPUT) != OUTPUT:
-        raise Invalid(f"the output is called {OUTPUT}", pointer="/outputs/0/name")
+        raise Invalid(f"unknown output; expected {OUTPUT}", pointer="/outputs/0/name")
     wanted: bool = parameters.get("binary_data_output", False)
     return _parameters(output, "/outputs/0", OUTPUT_PARAMETERS).get("binary_data", wanted) is True
 
 
-def _encode(asked: Asked, routed: Routed) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
+def _encode(parsed: ParsedRequest, routed: Routed) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
     vectors = routed.prediction.vectors
     output: dict[str, Any] = {"name": OUTPUT, "datatype": DATATYPE, "shape": list(vectors.shape)}
     answer = {
         "model_name": routed.prediction.model,
         "model_version": routed.prediction.version,
-        **({} if asked.id is None else {"id": asked.id}),
+        **({} if parsed.id is None else {"id": parsed.id}),
         "parameters": {"served_by": routed.served_by, "fallback_reason": routed.fallback_reason or ""},
         "outputs": [output],
     }
-    if not asked.binary:
+    if not parsed.binary:
         output["data"] = vectors.ravel()
         return codec.encode_json(answer), JSON, []
-    data = codec.encode_octets(vectors)
+    data = octets.encode_octets(vectors)
     output["parameters"] = {"binary_data_size": len(data)}
     header = codec.encode_json(answer)
     return header + data, OCTETS, [(HEADER_LENGTH, b"%d" % len(header))]
 
 
 def is_infer(path: str) -> bool:
-    """Whether a path is that of an infer request."""
+    """Return whether a path is that of an infer request."""
     return path.startswith("/v2/models/") and path.endswith("/infer")
 
 
 def missing(path: str) -> str | None:
-    """Return what stands in for the extension of Triton that a path belongs to, None if it belongs to none."""
+    """Return what to use instead of the extension of Triton that a path belongs to, None if it belongs to none."""
     if not path.startswith("/v2/"):
         return None
-    return next((said for part, said in MISSING.items() if part in path), None)
+    return next((instead for part, instead in MISSING.items() if part in path), None)
 
 
-def add_routes(app: FastAPI, router: Router, lineup: Deployments, door: Door) -> HotRoute:
-    """Add the protocol's routes to `app`; return the hot one, which is found by its path's two ends."""
-    settings, state = door.settings, door.state
+def add_routes(app: FastAPI, router: Router, deployments: Deployments, state: State, settings: Settings) -> None:
+    """Add the protocol's routes to `app`, but for infer, which is only documented there."""
 
     @app.get("/v2", responses=schemas.UNAUTHORISED, response_model=schemas.ServerMetadata)
     async def server_metadata() -> Any:
@@ -322,13 +309,13 @@ def add_routes(app: FastAPI, router: Router, lineup: Deployments, door: Door) ->
     @app.get("/v2/health/live", responses=schemas.PROBLEMS)
     async def live() -> dict[str, bool]:
         """200 while every inference thread beats."""
-        check_live(lineup, settings)
+        check_live(deployments, settings)
         return {"live": True}
 
     @app.get("/v2/health/ready", responses=schemas.PROBLEMS)
     async def ready() -> dict[str, bool]:
         """200 while /readyz says so."""
-        check_ready(lineup, state)
+        check_ready(deployments, state)
         return {"ready": True}
 
     @app.get("/v2/models/stats", include_in_schema=False)
@@ -338,31 +325,29 @@ def add_routes(app: FastAPI, router: Router, lineup: Deployments, door: Door) ->
 
     _add_repository_index(app, router)
     _add_model_routes(app, router, settings.max_rows)
-    route = HotRoute(MODEL + "/infer", Infer(router, door.settings, door.slicer), door)
-    app.routes.append(DocumentedHotRoute(route, **schemas.INFER))
-    app.routes.append(DocumentedHotRoute(route, MODEL + "/versions/{version}/infer", **schemas.INFER_VERSION))
-    return route
+    document_route(app, INFER, schemas.INFER)
+    document_route(app, MODEL + "/versions/{version}/infer", schemas.INFER_VERSION)
 
 
 def _add_repository_index(app: FastAPI, router: Router) -> None:
     @app.post("/v2/repository/index", response_model=list[schemas.IndexEntry], **schemas.INDEX)
-    async def repository_index(request: Request) -> Any:
+    async def repository_index(request: FastAPIRequest) -> Any:
         """Every name that a model can be asked by; all of them are ready."""
         body = await _small_body(request)
         asked = _members(codec.parse_object(body) if body else {}, "", ("ready",))
-        codec.flag(asked.get("ready", False), "/ready")
+        checks.flag(asked.get("ready", False), "/ready")
         named = {
             name: engine.info.version for alias, engine in router.engines.items() for name in (alias, engine.info.name)
         }
         return [{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in named.items()]
 
 
-async def _small_body(request: Request) -> bytes:
+async def _small_body(request: FastAPIRequest) -> bytes:
     body = b""
     async for part in request.stream():
         body += part
         if len(body) > MAX_INDEX_BODY:
-            raise TooLarge(f"a body of more than {MAX_INDEX_BODY} bytes")
+            raise TooLarge(f"the body is longer than {MAX_INDEX_BODY} bytes")
     codings = request.headers.get("content-encoding", "").encode("latin-1")
     return await content_coding.decode(body, codings, MAX_INDEX_BODY, lambda size: None) if codings else body
 

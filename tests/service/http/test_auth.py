@@ -152,13 +152,13 @@ def test_a_malformed_entry_is_refused_and_not_repeated(entry: str) -> None:
 
 
 def test_a_token_that_stands_twice_is_refused() -> None:
-    with pytest.raises(BadSettings, match="stands twice"):
+    with pytest.raises(BadSettings, match="duplicate token"):
         read_tokens(settings_of(f"alice:{ALICE},bob:{ALICE}"))
 
 
 def test_a_file_that_is_missing_empty_or_no_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
-    for content, reason in ((None, "No such file"), (b"\n", "holds no token"), (b"\xff", "not UTF-8")):
+    for content, reason in ((None, "No such file"), (b"\n", "the file holds no token"), (b"\xff", "not UTF-8")):
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(BadSettings, match=f"LVM_TOKENS_FILE: {reason}"):

@@ -20,33 +20,37 @@ from lvm.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
-from service.http import codec
+from service.http import checks, codec
 from service.http.codec import (
     Decoded,
     Fields,
     JsonReader,
+)
+from service.http.octets import (
     decode_octets,
+    encode_base64,
     octet_type,
 )
+from tests.fakes import Shaped
 
-FIELDS = Fields({"context": 0, "contexts": 1}, {"model": codec.text, "k": codec.whole(1, 9), "own": codec.flag})
+FIELDS = Fields({"context": 0, "contexts": 1}, {"model": checks.text, "k": checks.whole(1, 9), "own": checks.flag})
 SHAPE = (2, 3)
 
 
-def shape_of(field: str, options: dict[str, Any]) -> tuple[int, ...]:
-    return SHAPE
+def resolve(field: str, options: dict[str, Any]) -> Shaped:
+    return Shaped(SHAPE)
 
 
-def fast(body: bytes) -> Decoded | None:
-    return JsonReader(FIELDS, 3).read_fast(body, shape_of)
+def fast(body: bytes) -> Decoded[Shaped] | None:
+    return JsonReader(FIELDS, 3).read_fast(body, resolve)
 
 
-def strict(body: bytes) -> Decoded:
-    return JsonReader(FIELDS, 3).read_strictly(body, shape_of)
+def strict(body: bytes) -> Decoded[Shaped]:
+    return JsonReader(FIELDS, 3).read_strictly(body, resolve)
 
 
-def decode_json(body: bytes) -> Decoded:
-    return JsonReader(FIELDS, 3).read(body, shape_of)
+def decode_json(body: bytes) -> Decoded[Shaped]:
+    return JsonReader(FIELDS, 3).read(body, resolve)
 
 
 floats = st.floats(-(2**29), 2**29, width=32) | st.integers(-(2**29), 2**29)
@@ -184,9 +188,9 @@ def test_json_of_float32_reads_back_exactly() -> None:
 @pytest.mark.parametrize("body", [b'{"context": [[1, 2, 3], [4, 5, 6]]%s}' % more for more in (b"", b', "k": null')])
 def test_options_of_the_query_string_are_added_to_those_of_the_body(body: bytes) -> None:
     reader = JsonReader(FIELDS, 3)
-    assert reader.read(body, shape_of, {"k": 3}).options == {"k": 3}
+    assert reader.read(body, resolve, {"k": 3}).options == {"k": 3}
     with pytest.raises(Invalid) as refusal:
-        reader.read(body.replace(b"null", b"4").replace(b"]]}", b']], "k": 4}'), shape_of, {"k": 3})
+        reader.read(body.replace(b"null", b"4").replace(b"]]}", b']], "k": 4}'), resolve, {"k": 3})
     assert refusal.value.pointer == "/k"
 
 
@@ -194,13 +198,13 @@ def test_options_of_the_query_string_are_added_to_those_of_the_body(body: bytes)
     ("given_", "read"), [({"k": "3"}, {"k": 3}), ({"own": "false"}, {"own": False}), ({"model": "a"}, {"model": "a"})]
 )
 def test_query_strings_are_held_to_the_same_checks(given_: dict[str, str], read: dict[str, Any]) -> None:
-    assert codec.query_options(given_, FIELDS) == read
+    assert checks.query_options(given_, FIELDS.options) == read
 
 
 @pytest.mark.parametrize("given_", [{"k": "0"}, {"k": "x"}, {"own": "yes"}, {"what": "1"}])
 def test_query_options_that_are_none_are_refused(given_: dict[str, str]) -> None:
     with pytest.raises(Invalid):
-        codec.query_options(given_, FIELDS)
+        checks.query_options(given_, FIELDS.options)
 
 
 def test_one_reader_reads_on_after_any_fault() -> None:
@@ -209,9 +213,9 @@ def test_one_reader_reads_on_after_any_fault() -> None:
     for bad in (b"{", b'{"context": [[true, 2, 3], [4, 5, 6]]}', b'{"context": [[1, 2, 3], [4, 5, 6]], "k": 0}'):
         refusals = []
         with pytest.raises(ServiceError) as refusal:
-            reader.read(bad, shape_of)
+            reader.read(bad, resolve)
         refusals.append(refusal.value)
-        assert reader.read(good, shape_of).rows.shape == (1, 2, 3)
+        assert reader.read(good, resolve).rows.shape == (1, 2, 3)
 
 
 @pytest.mark.parametrize("value", ["1e20", "-3e38", "1.1e9"])
@@ -234,16 +238,18 @@ def test_half_a_character_is_told_of_in_whole_ones() -> None:
 
 WIDE = (4, 64)
 ROWS = 500
-LONG = Fields({"contexts": 1, "context": 0}, {"k": codec.whole(1, 9), "model": codec.text}, {"text": codec.passage(9)})
+LONG = Fields(
+    {"contexts": 1, "context": 0}, {"k": checks.whole(1, 9), "model": checks.text}, {"text": checks.passage(9)}
+)
 
 
-def slices_of(body: bytes) -> tuple[Decoded, int]:
+def slices_of(body: bytes) -> tuple[Decoded[Shaped], int]:
     """Return what a body says, read as it is where others wait, and in how many slices."""
     reader, count = JsonReader(LONG, ROWS), 1
-    at_once = reader.read_at_once(body, lambda field, options: WIDE)
+    at_once = reader.read_at_once(body, lambda field, options: Shaped(WIDE))
     if at_once is not None:
         return at_once, count
-    work = reader.read_in_slices(body, lambda field, options: WIDE)
+    work = reader.read_in_slices(body, lambda field, options: Shaped(WIDE))
     while True:
         try:
             next(work)
@@ -268,7 +274,7 @@ def test_a_long_body_is_read_in_slices_as_a_short_one_is_read(indent: int | None
 
 
 def test_long_base64_is_read_in_slices() -> None:
-    text = [codec.encode_base64(row) for row in numbers()]
+    text = [encode_base64(row) for row in numbers()]
     found, count = slices_of(json.dumps({"contexts": text, "k": 1}).encode())
     np.testing.assert_array_equal(found.rows, numbers())
     assert count > 4

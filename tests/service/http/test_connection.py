@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.app import create_app
-from service.http.connection import HotCycle
+from service.http.connection import Incoming
 from service.settings import Settings
 from tests.conftest import Running, running, until
 from tests.fakes import FakeLoader, Gate, contexts, octets_of, registry_of
@@ -256,8 +256,8 @@ def test_an_idle_connection_holds_nothing_of_its_last_request(serve: Serve) -> N
     rows = contexts(50)
     assert server.http.post("/predict", content=rows.tobytes(), headers=octets_of(rows)).status_code == 200
     gc.collect()
-    cycles = [made for made in gc.get_objects() if isinstance(made, HotCycle)]
-    assert all(cycle.call.body == b"" and cycle._answer is None for cycle in cycles)
+    requests = [made for made in gc.get_objects() if isinstance(made, Incoming)]
+    assert all(request.body == b"" and request.task is None for request in requests)
 
 
 def chunked(body: bytes, size: int) -> bytes:

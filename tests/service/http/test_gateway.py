@@ -15,17 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
+from service.http.asgi import Message, serve
 from service.http.auth import Tokens
-from service.http.connection import HotCycle
-from service.http.gateway import (
-    Call,
-    Door,
-    HotRoute,
-    Message,
-    Reply,
-    State,
-)
-from service.overload.admission import Admission, Place
+from service.http.connection import Incoming
+from service.http.gateway import Gateway, Route, State
+from service.http.messages import Request, Response
+from service.overload.admission import Admission, Permit
 from service.overload.limiter import FixedLimit
 from service.settings import Settings
 from service.telemetry.log import AccessLog
@@ -119,7 +114,7 @@ def test_a_request_leaves_nothing_to_the_collector(serve: Serve, body: bytes, is
         stack.callback(gc.enable)
         gc.disable()
         ask(100)
-        left = sum(isinstance(each, HotCycle) for each in gc.get_objects())
+        left = sum(isinstance(each, Incoming) for each in gc.get_objects())
         assert left < 10, "requests that only the collector would let go of"
 
 
@@ -273,12 +268,21 @@ def test_who_comes_at_once_is_answered_or_refused_and_the_counts_say_so(serve: S
 def test_below_another_server_the_same_rules_hold() -> None:
     known = Admission(FixedLimit(1), Settings(), Metrics())
 
-    async def handler(call: Call) -> Reply:
-        assert (known.rows, known.size) == (1, len(call.body))
-        call.place.settle(2)
-        return Reply(b"{}", b"application/json")
+    async def handler(request: Request) -> Response:
+        assert (known.rows, known.size) == (1, len(request.body))
+        request.set_rows(2)
+        return Response(b"{}", b"application/json", [])
 
-    route = HotRoute("/predict", handler, Door(Settings(), Metrics(), State(), Tokens({}), known, AccessLog(0)))
+    route = Route("/predict", handler, max_body=1000, is_admitted=True)
+    gateway = Gateway(
+        lambda method, path: route,
+        timeout_ms=1000,
+        state=State(),
+        tokens=Tokens({}),
+        admission=known,
+        metrics=Metrics(),
+        access=AccessLog(0),
+    )
 
     async def ask(*bodies: bytes) -> int:
         parts = [{"type": "http.request", "body": body, "more_body": True} for body in bodies]
@@ -294,14 +298,20 @@ def test_below_another_server_the_same_rules_hold() -> None:
             sent.append(message)
 
         headers = [(b"content-type", b"application/octet-stream")]
-        scope = {"headers": headers, "query_string": b"", "path": "/predict", "client": ("192.0.2.1", 1)}
-        await route(scope, receive, send)
+        scope = {
+            "method": "POST",
+            "path": "/predict",
+            "query_string": b"",
+            "headers": headers,
+            "client": ("192.0.2.1", 1),
+        }
+        await serve(gateway, scope, receive, send)
         return sent[0]["status"] if sent else 0
 
     assert asyncio.run(ask(b"x" * 40, b"x" * 40)) == 200
     assert asyncio.run(ask(b"x", b"gone")) == 0
-    other = Place(known, "192.0.2.1")
-    other.enter()
+    other = Permit(known, "192.0.2.1")
+    other.set_rows(1)
     assert asyncio.run(ask(b"x")) == 503
-    other.leave()
+    other.release()
     assert (known.rows, known.size, known.clients) == (0, 0, {})

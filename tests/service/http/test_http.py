@@ -152,7 +152,7 @@ def test_a_caller_that_closes_its_side_and_is_reset_is_not_run_for(serve: Serve)
         assert server.http.get("/livez").status_code == 200
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     until(lambda: server.metric("lvm_requests_total", route="/predict", outcome="cancelled") == 1, "the count")
-    assert server.app.state.admission.clients == {}
+    until(lambda: server.app.state.admission.clients == {}, "the release")
     gate.opened.set()
 
 
@@ -160,7 +160,7 @@ def test_a_caller_that_closes_its_side_and_is_reset_is_not_run_for(serve: Serve)
 def test_a_caller_that_closes_in_the_middle_gets_no_answer(serve: Serve, sent: bytes) -> None:
     server = serve()
     assert statuses(exchange(server, sent, half_close=True)) in ([], [100])
-    assert server.app.state.admission.clients == {}
+    until(lambda: server.app.state.admission.clients == {}, "the release")
 
 
 # ---- methods

@@ -12,7 +12,7 @@ import pytest
 
 from service.app import create_app
 from service.http.routes import oip
-from service.http.routes.hot import PREDICT_OPTIONS
+from service.http.routes.predict import OPTIONS
 from service.settings import Settings
 from tests.conftest import Running
 from tests.fakes import D, T, contexts, corpus
@@ -50,7 +50,7 @@ def nodes(value: Any) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        *(("/predict", {"context": CONTEXT, name: None}) for name in (*PREDICT_OPTIONS, "contexts", "text", "texts")),
+        *(("/predict", {"context": CONTEXT, name: None}) for name in (*OPTIONS, "contexts", "text", "texts")),
         ("/predict", {"context": CONTEXT, "model": "gru", "encoding": "base64"}),
         ("/predict", {"contexts": [CONTEXT], "profile": "batch"}),
         ("/retrieve", {"query": QUERY, "k": 3.0, "exclude": [1, 2.0], "rerank": False}),
@@ -127,7 +127,7 @@ def test_answers_are_as_the_document_says(serve: Serve) -> None:
 
 
 def test_every_option_of_the_code_is_in_the_document() -> None:
-    assert set(PREDICT_OPTIONS) < set(schema_of("/predict")["properties"])
+    assert set(OPTIONS) < set(schema_of("/predict")["properties"])
     schemas = DOCUMENT["components"]["schemas"]
     for name, checks in (
         ("InferParameters", oip.PARAMETERS),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lvm.errors import ClientLimit, Overloaded
-from service.overload.admission import Admission, Place
+from service.overload.admission import Admission, Permit
 from service.overload.limiter import FixedLimit
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -26,102 +26,102 @@ class Probing(FixedLimit):
     """A limit that was 4 and is lower for a moment."""
 
     @property
-    def lasting(self) -> float:
+    def sustained(self) -> float:
         return 4.0
 
 
-def enter(known: Admission, client: str, rows: int = 1) -> Place:
-    place = Place(known, client)
-    place.check()
-    place.grow(rows * ROW)
-    place.enter()
-    place.settle(rows)
-    return place
+def enter(known: Admission, client: str, rows: int = 1) -> Permit:
+    permit = Permit(known, client)
+    known.check_row(client)
+    permit.reserve(rows * ROW)
+    permit.set_rows(1)
+    permit.set_rows(rows)
+    return permit
 
 
-def test_rows_are_let_in_up_to_the_limit_and_again_when_some_have_left() -> None:
+def test_admits_rows_up_to_the_limit_and_again_once_some_are_released() -> None:
     known = admission(4)
-    places = [enter(known, "a") for _ in range(4)]
+    permits = [enter(known, "a") for _ in range(4)]
     with pytest.raises(Overloaded):
         enter(known, "a")
-    places[0].leave()
+    permits[0].release()
     enter(known, "a")
     assert known.rows == 4
 
 
-def test_a_large_request_is_let_in_where_a_small_one_is_and_fills_the_room() -> None:
+def test_admits_a_large_request_if_there_is_room_for_one_row() -> None:
     known = admission(4)
     enter(known, "a", 3)
     large = enter(known, "a", 100)
     with pytest.raises(Overloaded):
         enter(known, "a")
-    large.leave()
+    large.release()
     assert known.rows == 3
 
 
-def test_rows_are_corrected_by_what_was_decoded() -> None:
+def test_sets_rows_to_what_was_decoded_unless_released() -> None:
     known = admission(4)
-    place = enter(known, "a", 3)
-    place.settle(1)
+    permit = enter(known, "a", 3)
+    permit.set_rows(1)
     assert (known.rows, known.clients["a"].rows) == (1, 1)
-    place.leave()
-    place.settle(7)
+    permit.release()
+    permit.set_rows(7)
     assert known.rows == 0
 
 
-def test_who_would_not_be_let_in_is_told_so_before_the_body_comes() -> None:
+def test_rejects_on_the_head_if_there_is_no_room_for_a_row() -> None:
     known = admission(1)
     enter(known, "a")
     with pytest.raises(Overloaded):
-        Place(known, "a").check()
+        known.check_row("a")
     assert known.size == ROW
 
 
-def test_a_body_that_is_on_its_way_holds_bytes_and_no_rows() -> None:
+def test_an_incomplete_body_holds_bytes_and_no_rows() -> None:
     known = admission(1)
-    Place(known, "a").grow(1000 * ROW)
+    Permit(known, "a").reserve(1000 * ROW)
     enter(known, "a")
     assert (known.rows, known.size) == (1, 1001 * ROW)
 
 
-def test_bytes_are_let_in_up_to_the_limit_and_a_body_alone_whatever_its_size() -> None:
+def test_admits_bytes_up_to_the_limit_and_a_single_body_of_any_size() -> None:
     known = admission(max_in_flight_mb=0.001)
-    first = Place(known, "a")
-    first.grow(5000)
+    first = Permit(known, "a")
+    first.reserve(5000)
     with pytest.raises(Overloaded, match="bytes"):
-        Place(known, "a").grow(1)
-    first.leave()
-    chunked = Place(known, "a")
-    other = Place(known, "a")
-    other.grow(900)
-    chunked.grow(100)
+        Permit(known, "a").reserve(1)
+    first.release()
+    chunked = Permit(known, "a")
+    other = Permit(known, "a")
+    other.reserve(900)
+    chunked.reserve(100)
     with pytest.raises(Overloaded, match="bytes"):
-        chunked.grow(101)
-    chunked.leave()
-    other.leave()
+        chunked.reserve(101)
+    chunked.release()
+    other.release()
     assert (known.size, known.clients) == (0, {})
 
 
-def test_long_bodies_leave_room_to_short_ones() -> None:
+def test_long_bodies_leave_room_for_short_ones() -> None:
     known = admission(max_in_flight_mb=1)
-    Place(known, "a").grow(870_000)
+    Permit(known, "a").reserve(870_000)
     with pytest.raises(Overloaded, match="bytes"):
-        Place(known, "a").grow(70_000)
-    Place(known, "a").grow(60_000)
-    Place(known, "a").grow(60_000)
+        Permit(known, "a").reserve(70_000)
+    Permit(known, "a").reserve(60_000)
+    Permit(known, "a").reserve(60_000)
 
 
-def test_of_a_long_body_that_is_declared_only_the_first_bytes_are_held() -> None:
+def test_reserves_only_the_first_bytes_of_a_declared_length() -> None:
     known = admission(max_in_flight_mb=1)
-    place = Place(known, "a")
-    place.expect(800_000)
+    permit = Permit(known, "a")
+    permit.reserve(0, declared=800_000)
     assert known.size < 100_000
-    place.grow(800_000)
+    permit.reserve(800_000)
     with pytest.raises(Overloaded, match="bytes"):
-        Place(known, "a").expect(800_000)
+        Permit(known, "a").reserve(0, declared=800_000)
 
 
-def test_one_client_alone_may_use_all_and_another_gets_its_share_at_once() -> None:
+def test_a_single_client_may_use_all_and_another_gets_its_share_at_once() -> None:
     known = admission(4)
     hog = [enter(known, "hog") for _ in range(4)]
     small = enter(known, "small")
@@ -130,16 +130,16 @@ def test_one_client_alone_may_use_all_and_another_gets_its_share_at_once() -> No
         with pytest.raises(ClientLimit) as refused:
             enter(known, client)
         assert refused.value.retry_after == 1
-    for place in hog[:3]:
-        place.leave()
-    small.leave()
+    for permit in hog[:3]:
+        permit.release()
+    small.release()
     enter(known, "hog")
 
 
-def test_a_client_that_asks_for_little_is_let_in_though_it_holds_its_share_for_a_moment() -> None:
+def test_admits_a_light_client_that_holds_its_share_for_a_moment() -> None:
     known = admission(4)
     for _ in range(20):
-        enter(known, "hog").leave()
+        enter(known, "hog").release()
     for _ in range(4):
         enter(known, "hog")
     for _ in range(4):  # its share is 2
@@ -148,11 +148,11 @@ def test_a_client_that_asks_for_little_is_let_in_though_it_holds_its_share_for_a
         enter(known, "small")
 
 
-def test_a_client_that_asks_for_little_is_not_refused_for_a_probe() -> None:
+def test_does_not_reject_a_light_client_because_of_a_probe() -> None:
     limit = Probing(4)
     known = Admission(limit, Settings(), Metrics(), lambda: 0.0)
     for _ in range(20):
-        enter(known, "hog").leave()
+        enter(known, "hog").release()
     enter(known, "hog")
     limit.rows = 1
     with pytest.raises(Overloaded):
@@ -163,11 +163,11 @@ def test_a_client_that_asks_for_little_is_not_refused_for_a_probe() -> None:
         enter(known, "small")
 
 
-def test_what_was_taken_long_ago_makes_nobody_modest() -> None:
+def test_rows_admitted_long_ago_make_no_client_light() -> None:
     now = 0.0
     known = admission(4, lambda: now)
     for _ in range(20):
-        enter(known, "hog").leave()  # and nobody was served
+        enter(known, "hog").release()  # and nobody was served
     now = 2.0
     for _ in range(4):
         enter(known, "hog")
@@ -177,17 +177,17 @@ def test_what_was_taken_long_ago_makes_nobody_modest() -> None:
         enter(known, "small")
 
 
-def test_a_client_with_its_bytes_full_leaves_another_its_share() -> None:
+def test_a_client_that_fills_the_bytes_leaves_another_its_share() -> None:
     known = admission(max_in_flight_mb=0.001)
-    Place(known, "hog").grow(1000)
-    Place(known, "small").grow(500)
+    Permit(known, "hog").reserve(1000)
+    Permit(known, "small").reserve(500)
     with pytest.raises(ClientLimit):
-        Place(known, "hog").grow(1)
+        Permit(known, "hog").reserve(1)
     with pytest.raises(ClientLimit):
-        Place(known, "small").grow(1)
+        Permit(known, "small").reserve(1)
 
 
-def test_more_clients_than_the_limit_get_no_more_than_the_limit() -> None:
+def test_many_clients_get_no_more_than_the_limit() -> None:
     known = admission(4)
     inside = 0
     for n in range(100):
@@ -200,81 +200,80 @@ def test_more_clients_than_the_limit_get_no_more_than_the_limit() -> None:
     assert len(known.clients) == 4
 
 
-def test_every_refusal_is_counted_by_its_reason() -> None:
-    known = admission(1, max_in_flight_mb=0.0001)
+def test_counts_rejections_by_reason() -> None:
+    metrics = Metrics()
+    known = Admission(FixedLimit(1), Settings(max_in_flight_mb=0.0001), metrics)
     enter(known, "a")
     with pytest.raises(Overloaded, match="rows"):
-        Place(known, "a").check()
+        known.check_row("a")
     with pytest.raises(Overloaded, match="bytes"):
-        Place(known, "a").grow(99)
-    text = known._metrics.scrape()[0].decode()
+        Permit(known, "a").reserve(99)
+    text = metrics.scrape()[0].decode()
     assert [f'lvm_refusals_total{{reason="{r}"}} 1.0' in text for r in ("rows", "bytes")] == [True, True]
 
 
-def test_retry_after_is_the_backlog_over_the_rate_of_service() -> None:
+def test_retry_after_is_the_backlog_divided_by_the_service_rate() -> None:
     now = 0.0
     known = admission(1000, lambda: now)
     assert known.backlog_s() == 1
-    places = [enter(known, "a", 10) for _ in range(60)]
-    for place in places[:10]:
+    permits = [enter(known, "a", 10) for _ in range(60)]
+    for permit in permits[:10]:
         now += 0.1
-        known.serve("/predict", "primary", 10, 0.1)
-        place.leave()
+        known.record_served("/predict", "primary", 10, 0.1)
+        permit.release()
     assert known.backlog_s() == 5  # 500 rows at 100 a second
 
 
 class Reservations(RuleBasedStateMachine):
-    """Requests come, grow, enter, are corrected and leave in any order, some of them twice."""
+    """Requests reserve bytes, set their rows and release in any order, some of them twice."""
 
     @initialize(limit=st.integers(1, 20), size=st.integers(40, 2000))
     def begin(self, limit: int, size: int) -> None:
         self.known = admission(limit, max_in_flight_mb=size / 1e6)
         self.limit, self.most = limit, size
-        self.places: list[Place] = []
+        self.permits: list[Permit] = []
 
     @rule(client=st.sampled_from("abcd"), size=st.integers(0, 800))
-    def come(self, client: str, size: int) -> None:
-        place, before = Place(self.known, client), (self.known.rows, self.known.size)
+    def arrive(self, client: str, size: int) -> None:
+        permit, before = Permit(self.known, client), (self.known.rows, self.known.size)
         try:
-            place.check()
-            place.grow(size)
+            self.known.check_row(client)
+            permit.reserve(size)
         except (Overloaded, ClientLimit):
             assert (self.known.rows, self.known.size) == before
             assert self.known.rows >= self.limit or self.known.size + size > self.most
-        self.places.append(place)
+        self.permits.append(permit)
 
-    @rule(data=st.data(), more=st.integers(0, 400), step=st.sampled_from(["grow", "enter", "settle", "leave"]))
-    def go_on(self, data: st.DataObject, more: int, step: str) -> None:
-        if not self.places:
+    @rule(data=st.data(), more=st.integers(0, 400), name=st.sampled_from(["reserve", "set rows", "release"]))
+    def step(self, data: st.DataObject, more: int, name: str) -> None:
+        if not self.permits:
             return
-        place = data.draw(st.sampled_from(self.places))
+        permit = data.draw(st.sampled_from(self.permits))
         try:
-            if step == "grow":
-                place.grow(place.size + more)
-            elif step == "enter" and not place.rows:
-                place.enter()
-            elif step == "settle" and place.rows:
-                place.settle(1 + more)
+            if name == "reserve":
+                permit.reserve(permit.size + more)
+            elif name == "set rows":
+                permit.set_rows(1 + more if permit.rows else 1)
         except (Overloaded, ClientLimit):
             pass
-        if step == "leave":
-            place.leave()
-            place.leave()
-            self.places.remove(place)
+        if name == "release":
+            permit.release()
+            permit.release()
+            self.permits.remove(permit)
 
     @invariant()
-    def all_is_accounted_for(self) -> None:
+    def sums_agree(self) -> None:
         if not hasattr(self, "known"):
             return
-        assert self.known.rows == sum(place.rows for place in self.places)
-        assert self.known.size == sum(place.size for place in self.places)
-        assert self.known.rows == sum(held.rows for held in self.known.clients.values())
-        assert self.known.size == sum(held.size for held in self.known.clients.values())
-        assert all(held.requests > 0 for held in self.known.clients.values())
+        assert self.known.rows == sum(permit.rows for permit in self.permits)
+        assert self.known.size == sum(permit.size for permit in self.permits)
+        assert self.known.rows == sum(usage.rows for usage in self.known.clients.values())
+        assert self.known.size == sum(usage.size for usage in self.known.clients.values())
+        assert all(usage.requests > 0 for usage in self.known.clients.values())
 
     def teardown(self) -> None:
-        for place in getattr(self, "places", ()):
-            place.leave()
+        for permit in getattr(self, "permits", ()):
+            permit.release()
         if hasattr(self, "known"):
             assert (self.known.rows, self.known.size, self.known.clients) == (0, 0, {})
 

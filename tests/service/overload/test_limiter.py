@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from service.overload.limiter import (
     BURST_S,
-    LEAST,
+    MIN_ROWS,
     PERIOD_S,
-    PROBE,
+    PROBE_ROWS,
     PROBE_S,
     AdaptiveLimit,
     FixedLimit,
@@ -67,7 +67,7 @@ class Simulation:
                     self._waiting.append(next_one)
                 else:
                     refused += 1
-                    self.limit.refuse(self.now)
+                    self.limit.reject(self.now)
                 next_one = next(arrivals)
             self.now = until
             for since in batch:
@@ -153,28 +153,28 @@ def test_a_slow_phase_is_got_used_to_and_forgotten() -> None:
     assert server.run(QUICK, QUICK.capacity * 0.5, 2)[1] == 0
 
 
-def test_under_lasting_load_the_least_is_measured_anew_with_few_rows() -> None:
+def test_under_sustained_load_the_least_is_measured_anew_with_few_rows() -> None:
     server = Simulation()
     seen: list[float] = []
     for _ in range(int((PERIOD_S + 2) * 20)):
         server.run(SLOW, 3 * SLOW.capacity, 0.05)
         seen.append(server.limit.rows)
-    assert PROBE in seen
-    assert seen.count(PROBE) <= 20 * PROBE_S + 4
-    assert seen[-1] >= LEAST
+    assert PROBE_ROWS in seen
+    assert seen.count(PROBE_ROWS) <= 20 * PROBE_S + 4
+    assert seen[-1] >= MIN_ROWS
 
 
 def test_a_probe_ends_though_nobody_is_served() -> None:
     now = 0.0
     limit = AdaptiveLimit(MOST, now)
-    while limit.rows != PROBE:
+    while limit.rows != PROBE_ROWS:
         before, now = limit.rows, now + 0.01
-        limit.refuse(now)
+        limit.reject(now)
         limit.observe(("/predict", "primary", 1), 0.001, 1, now)
-    limit.refuse(now)
-    assert limit.rows == PROBE
+    limit.reject(now)
+    assert limit.rows == PROBE_ROWS
     now += PROBE_S * 1.01
-    limit.refuse(now)
+    limit.reject(now)
     assert limit.rows == before
 
 
@@ -185,7 +185,7 @@ def test_kinds_are_compared_with_their_own() -> None:
         now += 0.01
         slow = step % 2
         limit.observe(("/predict", "fallback" if slow else "primary", 1), 0.2 if slow else 0.0002, 300, now)
-        limit.refuse(now)
+        limit.reject(now)
         if limit._before_probe is None:
             assert limit.rows == MOST
 
@@ -206,6 +206,6 @@ def test_whatever_it_sees_the_limit_stays_within_its_bounds(
         now += pause
         limit.observe(("/predict", "primary", in_flight.bit_length()), seconds, in_flight, now)
         if refused:
-            limit.refuse(now)
-        assert min(most, PROBE) <= limit.rows <= most
-        assert limit.rows >= min(LEAST, most) or limit._before_probe is not None
+            limit.reject(now)
+        assert min(most, PROBE_ROWS) <= limit.rows <= most
+        assert limit.rows >= min(MIN_ROWS, most) or limit._before_probe is not None

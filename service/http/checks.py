@@ -1,0 +1,131 @@
+"""Checks of options: each takes a value and its JSON pointer, and returns the value or raises `Invalid`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from lvm.errors import Invalid, TooLarge
+
+Check = Callable[[Any, str], Any]
+
+
+def text(value: Any, pointer: str) -> str:
+    """A short string."""
+    if not isinstance(value, str) or not 0 < len(value) <= 200 or _plain_text(value) != value:
+        raise Invalid("expected a string of 1 to 200 characters", pointer=pointer)
+    return value
+
+
+def passage(most: int) -> Check:
+    """A text of at most `most` characters that is not blank."""
+
+    def check(value: Any, pointer: str) -> str:
+        if not isinstance(value, str) or not value.strip() or _plain_text(value) != value:
+            raise Invalid("expected a string that is not blank", pointer=pointer)
+        if len(value) > most:
+            raise TooLarge(f"{len(value)} characters; expected at most {most}", pointer=pointer)
+        return value
+
+    return check
+
+
+def passages(most: int) -> Check:
+    """A list of texts, of at most `most` characters together, none of them blank."""
+    each = passage(most)
+
+    def check(value: Any, pointer: str) -> list[str]:
+        if not isinstance(value, list) or not value:
+            raise Invalid("expected a list of strings that is not empty", pointer=pointer)
+        texts = [each(item, f"{pointer}/{at}") for at, item in enumerate(value)]
+        each("".join(texts), pointer)
+        return texts
+
+    return check
+
+
+def one_of(*choices: str) -> Check:
+    """One of a few words."""
+
+    def check(value: Any, pointer: str) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise Invalid(f"expected one of {', '.join(choices)}", pointer=pointer)
+        return value
+
+    return check
+
+
+def whole(least: int, most: int) -> Check:
+    """A whole number in a range, 10.0 as well as 10, but not a boolean."""
+
+    def check(value: Any, pointer: str) -> int:
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not int or not least <= value <= most:
+            raise Invalid(f"expected a whole number from {least} to {most}", pointer=pointer)
+        return value
+
+    return check
+
+
+def wholes(most: int) -> Check:
+    """A list of at most `most` whole numbers, not negative."""
+    each = whole(0, 2**53)
+
+    def check(value: Any, pointer: str) -> list[int]:
+        if not isinstance(value, list) or len(value) > most:
+            raise Invalid(f"expected a list of at most {most} ids", pointer=pointer)
+        return [each(item, f"{pointer}/{at}") for at, item in enumerate(value)]
+
+    return check
+
+
+def flag(value: Any, pointer: str) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise Invalid("expected true or false", pointer=pointer)
+    return value
+
+
+def query_options(given: Mapping[str, str], options: Mapping[str, Check]) -> dict[str, Any]:
+    """Return the options of a query string, with the same checks as those of a JSON body.
+
+    Raises:
+        Invalid: an option is unknown, of the wrong kind or out of range.
+    """
+    reject_unknown(given, options, "option")
+    return {name: _from_query(options[name], value, f"/{name}") for name, value in given.items()}
+
+
+def _from_query(check: Check, value: str, pointer: str) -> Any:
+    """Check a query option as a word, else as JSON: a number, true, false, a list."""
+    try:
+        return check(value, pointer)
+    except Invalid:
+        return check(_json_or_word(value), pointer)
+
+
+def _json_or_word(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def reject_unknown(names: Iterable[str], known: Collection[str], what: str, pointer: str = "") -> None:
+    """Raise `Invalid` if one of `names`, which are members of what `pointer` points at, is not `known`."""
+    unknown = sorted(name for name in names if name not in known)
+    if unknown:
+        name = escaped(unknown[0])
+        expected = ", ".join(sorted(known)) or "none"
+        raise Invalid(f'unknown {what} "{name}"; known: {expected}', pointer=f"{pointer}/{name}")
+
+
+def escaped(name: str) -> str:
+    """Return a name as a JSON pointer has it, at most 100 characters of it."""
+    return _plain_text(name[:100]).replace("~", "~0").replace("/", "~1")
+
+
+def _plain_text(value: str) -> str:
+    return value.encode("utf-8", "replace").decode()  # JSON can escape half of a surrogate pair

@@ -1,0 +1,259 @@
+"""Requests and responses, and the response to an error: what both transports and all handlers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import lru_cache
+from http import HTTPStatus
+from random import getrandbits
+from time import perf_counter
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+
+from lvm.errors import Invalid, Malformed, ServiceError, TooLarge, UnsupportedMediaType
+from service.http.headers import decimal, media_type
+from service.overload.admission import Permit
+from service.telemetry.tracing import RequestSpan, TraceContext
+
+Header = tuple[bytes, bytes]
+Headers = list[Header]
+Stages = tuple[tuple[str, float], ...]
+
+JSON = b"application/json"
+PROBLEM = b"application/problem+json"
+JSON_CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})  # ASCII is a part of UTF-8
+MAX_DIGITS = 18  # of a length in bytes; Python refuses to parse thousands
+MAX_TIMEOUT_MS = 3_600_000
+
+
+class ClientDisconnected(Exception):
+    """The client closed the connection before it was answered."""
+
+
+class Request:
+    """One request: its head, its body as far as it has arrived, and what the gateway knows about it.
+
+    A transport whose bodies arrive in parts makes a subclass that waits for them in `turn` and `read`.
+
+    Attributes:
+        path: without percent-encoding.
+        headers: names in lower case.
+        body: bytes, or a bytearray if it arrived in several parts.
+        declared: the Content-Length, 0 if there is none.
+        is_ready: whether the body is complete and the request may be answered now.
+        failure: why the transport rejects the request; set by `fail`.
+        client: the name of the caller's token, else its address.
+        permit: what it holds of the rows and bytes in flight.
+        max_body: the limit of its route, in bytes.
+        started: when its body was complete, in seconds of `perf_counter`.
+        arrived, deadline: when its body was complete, and until when it is to be answered, in seconds of `monotonic`.
+        trace: its place in a trace, if it is part of one.
+        span: its span, if it is sampled.
+    """
+
+    body: bytes = b""
+    is_ready = True
+    failure: ServiceError | None = None
+    permit: Permit | None = None
+    max_body = 0
+    arrived = deadline = 0.0
+    trace: TraceContext | None = None
+    span: RequestSpan | None = None
+
+    def __init__(self, method: bytes, path: str, query: bytes, headers: dict[bytes, bytes], client: str = "") -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.client = client
+        self.id = request_id(headers.get(b"x-request-id"))
+        self.declared = declared_length(headers)
+        self.started = perf_counter()
+
+    async def turn(self) -> None:
+        """Wait until every earlier request of the connection is answered; raises as `read`."""
+
+    async def read(self) -> None:
+        """Wait until the body is complete.
+
+        Raises:
+            ServiceError: the transport or `add` rejected it.
+            ClientDisconnected: the client left before.
+        """
+
+    def add(self, part: bytes, unread: int = 0) -> None:
+        """Append a part of the body; `unread` bytes more have been received.
+
+        Raises:
+            TooLarge: the body is longer than `max_body`.
+            Overloaded, ClientLimit: there is no room for it.
+        """
+        self.body = joined(self.body, part) if self.body else part
+        if not self.max_body:
+            return  # the gateway has not begun: it will check
+        self.check_size(len(self.body))
+        if self.permit is not None:
+            self.permit.reserve(len(self.body) + unread)
+
+    def check_size(self, size: int) -> None:
+        """Raise `TooLarge` if a body of `size` bytes is longer than `max_body`."""
+        if size > self.max_body:
+            raise TooLarge(f"the body is longer than {self.max_body} bytes")
+
+    def set_timeout(self, milliseconds: float) -> None:
+        """Set the deadline, from the time when the body was complete."""
+        self.deadline = self.arrived + milliseconds / 1000
+
+    def read_timeout(self) -> None:
+        """Set the deadline to what X-Request-Timeout-Ms asks for; raises `Invalid` if it is malformed."""
+        milliseconds = decimal(self.headers[b"x-request-timeout-ms"])
+        if not 0 < milliseconds <= MAX_TIMEOUT_MS:
+            raise Invalid(f"malformed X-Request-Timeout-Ms; expected milliseconds, over 0 and up to {MAX_TIMEOUT_MS}")
+        self.set_timeout(milliseconds)
+
+    def set_rows(self, rows: int) -> None:
+        """Tell the permit how many rows were decoded."""
+        if self.permit is not None:
+            self.permit.set_rows(rows)
+
+    @property
+    def rows(self) -> int:
+        """The rows that it holds."""
+        return self.permit.rows if self.permit is not None else 0
+
+    def log_fields(self) -> dict[str, str]:
+        """Return the fields that lines of the log about this request are found by."""
+        return {"request_id": self.id} | ({"trace_id": self.trace.trace_id} if self.trace else {})
+
+    def options(self) -> dict[str, str]:
+        """Return the options of the query string; raises `Malformed` if one is repeated."""
+        if not self.query:
+            return {}
+        pairs = parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)
+        options = dict(pairs)
+        if len(options) != len(pairs):
+            raise Malformed("duplicate option in the query string")
+        return options
+
+    def media_type(self, *known: bytes) -> bytes:
+        """Return the media type of the body, JSON if there is no Content-Type.
+
+        Raises:
+            UnsupportedMediaType: it is not one of `known`, or JSON in a charset other than UTF-8.
+        """
+        header = self.headers.get(b"content-type", JSON)
+        if header in known:
+            return header
+        parsed = media_type(header)
+        if parsed is None or parsed.name not in known:
+            raise UnsupportedMediaType(f"unsupported media type; expected {b' or '.join(known).decode()}")
+        if parsed.name == JSON and not JSON_CHARSETS.issuperset(value.lower() for value in parsed.values(b"charset")):
+            raise UnsupportedMediaType("unsupported charset of application/json; expected utf-8")
+        return parsed.name
+
+
+class Response:
+    """One response: what a handler answers, and what the gateway adds.
+
+    Attributes:
+        headers: the handler's own; complete once the gateway has returned it.
+        outcome: how it is counted.
+        stages: pairs of a stage and its seconds.
+        served_by: the alias that answered, if one did.
+        total: the stage that its whole time is counted as.
+        closes: whether the connection closes after it.
+    """
+
+    total = "total"
+    closes = False
+
+    def __init__(
+        self,
+        body: bytes,
+        media_type: bytes,
+        headers: Headers,
+        status: int = 200,
+        outcome: str = "ok",
+        stages: Stages = (),
+        served_by: str = "",
+    ) -> None:
+        self.body = body
+        self.media_type = media_type
+        self.headers = headers
+        self.status = status
+        self.outcome = outcome
+        self.stages = stages
+        self.served_by = served_by
+
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+"""What answers the requests to a route: an ordinary coroutine function.
+
+It runs in an `EagerTask`: `asyncio.timeout`, `asyncio.sleep(0)`, `asyncio.current_task` and `asyncio.TaskGroup` work as
+in any task. What it may await are asyncio's futures, as in any task; another object is rejected with a RuntimeError.
+"""
+
+
+def problem(
+    request: Request, status: int, reason: str, detail: str, headers: Headers, pointer: str | None = None
+) -> Response:
+    """Return an RFC 9457 response, with a JSON pointer if there is one.
+
+    Below /v2, the member `error` repeats the detail: clients of the Open Inference Protocol read only that member.
+    """
+    repeats_detail = request.path.startswith("/v2") and request.path[3:4] in ("", "/")
+    before_id, after_id = _problem_body(status, reason, detail, pointer, repeats_detail)
+    return Response(before_id + request.id.encode() + after_id, PROBLEM, headers, status, reason)
+
+
+@lru_cache(maxsize=64)
+def _problem_body(
+    status: int, reason: str, detail: str, pointer: str | None, repeats_detail: bool
+) -> tuple[bytes, bytes]:
+    """Return the body of a problem before and after the request id. Overload repeats a few of them many times."""
+    placeholder = "-" * 20
+    body: dict[str, Any] = {
+        "request_id": placeholder,
+        "type": f"urn:lvm:problem:{reason}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+    }
+    if repeats_detail:
+        body["error"] = detail
+    if pointer is not None:
+        body["pointer"] = pointer
+    before, _, after = orjson.dumps(body).partition(placeholder.encode())
+    return before, after
+
+
+def problem_of(error: ServiceError, request: Request) -> Response:
+    """Return the response to an error, with its headers, and Retry-After if it has one."""
+    headers = [*error.headers]
+    if error.retry_after:
+        headers.append((b"retry-after", b"%d" % error.retry_after))
+    return problem(request, error.status, error.reason, error.detail, headers, error.pointer)
+
+
+def request_id(given: bytes | None) -> str:
+    """Return the caller's request id if it is a short word of letters, digits, `-` and `_`, else a new one."""
+    if given and len(given) <= 64 and given.replace(b"-", b"").replace(b"_", b"").isalnum():
+        return given.decode("ascii")
+    return "%016x" % getrandbits(64)  # noqa: UP031  # quicker than an f-string
+
+
+def declared_length(headers: dict[bytes, bytes]) -> int:
+    """Return the Content-Length, 0 if there is none or it is malformed."""
+    value = headers.get(b"content-length", b"")
+    return int(value) if value.isdigit() and len(value) <= MAX_DIGITS else 0
+
+
+def joined(body: bytes, part: bytes) -> bytes:
+    """Return a body with one more part, in place from the third on: parts may be tiny."""
+    whole: Any = body
+    if isinstance(whole, bytes):
+        whole = bytearray(whole)
+    whole += part
+    return whole  # type: ignore[no-any-return]  # readers of a body take either

@@ -1,0 +1,166 @@
+"""What the handlers of predictions share: decoding, text, and the members and headers that say what answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from models.vectors import Floats
+from service.deploy.deployments import Deployments
+from service.engines.remote import PredictEngine
+from service.engines.router import Routed
+from service.engines.text import ENCODER, Encoded, TextInput
+from service.http import checks, codec
+from service.http.codec import Decoded, Fields, JsonReader
+from service.http.messages import Headers, Request, Response, Stages
+from service.http.octets import Shape
+from service.overload.fairness import Slicer
+from service.settings import Settings
+from service.telemetry.metrics import TOTAL_TEXT
+
+T = TypeVar("T", bound=codec.Target)
+MADE_BY = ("model", "version", "served_by", "fallback_reason")
+
+
+class Chain(NamedTuple):
+    """The engines that may answer, in the order in which they are tried."""
+
+    engines: list[PredictEngine]
+
+    @property
+    def shape(self) -> Shape:
+        """The shape (T, D) of a context of the first one."""
+        return self.engines[0].info.shape
+
+
+def document_route(app: FastAPI, path: str, documentation: dict[str, Any]) -> None:
+    """Document POST `path` in `app`, which never sees such requests: the gateway answers them before."""
+
+    async def documented() -> None: ...
+
+    app.routes.append(APIRoute(path, documented, methods=["POST"], **documentation))
+
+
+def text_fields(settings: Settings) -> dict[str, checks.Check]:
+    """Return the fields of a body that hold text, with their checks."""
+    return {"text": checks.passage(settings.max_text), "texts": checks.passages(settings.max_text)}
+
+
+def query_options(request: Request, fields: Fields) -> dict[str, Any]:
+    """Return the options of the query string; raises `Malformed` or `Invalid`."""
+    return checks.query_options(request.options(), fields.options) if request.query else {}
+
+
+async def read_json(
+    reader: JsonReader,
+    request: Request,
+    resolve: Callable[[str, dict[str, Any]], T],
+    query: Mapping[str, Any],
+    slicer: Slicer,
+) -> Decoded[T]:
+    """Return what the JSON body of a request holds, with the options of its `query`; a long one is read in slices."""
+    decoded = reader.read_at_once(request.body, resolve, query)
+    if decoded is None:
+        return await slicer.run(request.client, reader.read_in_slices(request.body, resolve, query))
+    return decoded
+
+
+async def embed(
+    deployments: Deployments,
+    encoder: str,
+    decoded: Decoded[T],
+    length: int,
+    request: Request,
+    *,
+    may_be_query: bool = False,
+) -> Decoded[T]:
+    """Return a decoded text as vectors `(1, length, D)` of `encoder`, or as a query `(1, D)` if it `may_be_query`.
+
+    Raises:
+        NoEncoder: there is no such encoder here.
+        Invalid: the text is too short.
+        Overloaded, Expired: as every engine.
+    """
+    assert decoded.text is not None
+    engine = deployments.encoder.require(encoder, f"/{decoded.field}")
+    read = await engine.run(TextInput(decoded.text, length, may_be_query, request.client), request.deadline)
+    rows: Floats = read.vectors if read.read_as == "query" else read.vectors[None]
+    chunks = {"chunks": read.chunks} if decoded.field == "text" else {}
+    info = {"read_as": read.read_as, **chunks, **_not_fully_read(read)}
+    return decoded._replace(rows=rows, field=read.read_as, text_info=info)
+
+
+def _not_fully_read(read: Encoded) -> dict[str, list[dict[str, Any]]]:
+    """Return which chunks were truncated, and which hold unknown words; neither member if there is none."""
+    truncated = [
+        {"index": at, "word_pieces": info.word_pieces, "read": info.read}
+        for at, info in enumerate(read.infos)
+        if info.truncated
+    ]
+    unread = [{"index": at, "share": round(info.unread, 3)} for at, info in enumerate(read.infos) if info.unread]
+    return {name: found for name, found in (("truncated", truncated), ("unread", unread)) if found}
+
+
+def mark_as_text(response: Response, text_info: Mapping[str, Any]) -> Response:
+    """Return the response to a text: timed apart from those to vectors; headers name the chunks not fully read."""
+    response.total = TOTAL_TEXT
+    response.served_by = ENCODER
+    for name in ("truncated", "unread"):
+        if chunks := text_info.get(name):
+            indices = ", ".join(str(each["index"]) for each in chunks)
+            response.headers.append((f"x-{name}".encode(), indices.encode()))
+    return response
+
+
+def prediction_stages(routed: Routed, decode_s: float) -> Stages:
+    """Return the seconds of the stages of every prediction."""
+    prediction = routed.prediction
+    return ("decode", decode_s), ("queue", prediction.queue_s), ("infer", prediction.infer_s)
+
+
+def outcome_of(routed: Routed) -> str:
+    """Return how a response is counted."""
+    return "fallback" if routed.fallback_reason else "ok"
+
+
+def members_of(routed: Routed) -> dict[str, Any]:
+    """Return the members of a body that say which model answered, and why."""
+    made_by = routed.prediction.model, routed.prediction.version, routed.served_by, routed.fallback_reason
+    return dict(zip(MADE_BY, made_by, strict=True))
+
+
+def milliseconds(stages: Stages) -> dict[str, float]:
+    """Return stages as a body has them."""
+    return {stage: round(seconds * 1e3, 3) for stage, seconds in stages}
+
+
+@lru_cache(maxsize=64)
+def model_headers(model: str, version: str, served_by: str) -> Headers:
+    """Return the headers that say which model answered."""
+    return [
+        (b"x-model", model.encode()),
+        (b"x-model-version", version.encode()),
+        (b"x-served-by", served_by.encode()),
+    ]
+
+
+def timing_header(stages: Stages) -> tuple[bytes, bytes]:
+    """Return Server-Timing."""
+    timing = ", ".join([f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in stages])
+    return b"server-timing", timing.encode()
+
+
+def prediction_headers(routed: Routed, stages: Stages) -> Headers:
+    """Return the headers that say which model answered, why, and where the time went."""
+    prediction = routed.prediction
+    headers = [timing_header(stages), *model_headers(prediction.model, prediction.version, routed.served_by)]
+    headers.append((b"x-batch-size", b"%d" % prediction.batch_rows))
+    if routed.fallback_reason:
+        headers.append((b"x-fallback-reason", routed.fallback_reason.encode()))
+    if prediction.replica:
+        headers.append((b"x-replica", prediction.replica.encode()))
+    return headers

@@ -1,0 +1,60 @@
+"""Probes and /metrics: whether this process is live and ready, and what it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request, Response
+
+from lvm.errors import Draining, Unavailable
+from service.deploy.deployments import Deployments
+from service.http import schemas
+from service.http.gateway import State
+from service.http.headers import exposition_format
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+
+
+def check_live(deployments: Deployments, settings: Settings) -> None:
+    """Raise `Unavailable` if an inference thread is dead or hangs."""
+    if deployments.stuck_s() > settings.hang_s:
+        raise Unavailable("an inference thread is dead or hangs")
+
+
+def check_ready(deployments: Deployments, state: State) -> None:
+    """Raise `Draining` or `Unavailable` if no request should come here."""
+    if state.is_draining:
+        raise Draining("the process is shutting down")
+    if not deployments.is_ready:
+        raise Unavailable("no net is loaded")
+
+
+def add_routes(
+    app: FastAPI,
+    deployments: Deployments,
+    state: State,
+    settings: Settings,
+    metrics: Metrics,
+    observe: Callable[[], None],
+) -> None:
+    """Add the probes and /metrics to `app`; `observe` updates the gauges."""
+
+    @app.get("/metrics", response_class=Response, responses=schemas.METRICS)
+    async def scrape(request: Request) -> Response:
+        """Prometheus text, or OpenMetrics when asked for."""
+        observe()
+        text, media_type = metrics.scrape(exposition_format(request.headers.get("accept", "")))
+        return Response(text, headers={"content-type": media_type})
+
+    @app.get("/livez", responses=schemas.PROBLEMS)
+    async def livez() -> dict[str, str]:
+        """200 while the process and every inference thread beat."""
+        check_live(deployments, settings)
+        return {"status": "live"}
+
+    @app.get("/readyz", responses=schemas.PROBLEMS)
+    @app.get("/healthz", responses=schemas.PROBLEMS)
+    async def readyz() -> dict[str, str]:
+        """200 while a net is loaded, warm, and the process is not draining."""
+        check_ready(deployments, state)
+        return {"status": "ready"}

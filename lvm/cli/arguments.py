@@ -12,11 +12,7 @@ import typer
 
 from models.recipe import NAMED_DIR, DataSet
 from models.registry.alias import ALIASES
-from models.registry.registry import (
-    Registry,
-    RegistryError,
-    check_name,
-)
+from models.registry.registry import Registry, RegistryError
 from models.registry.remote import CACHE_DIRECTORY, is_url, local_directory, without_secret
 
 
@@ -69,11 +65,6 @@ def check_alias(alias: str) -> str:
     if alias not in ALIASES:
         raise typer.BadParameter(f"{alias!r} is not one of {', '.join(ALIASES)}", param_hint="ALIAS")
     return alias
-
-
-def check_model_name(name: str) -> str:
-    """Return the name of a new model, before long work starts; raises `BadName`."""
-    return check_name(name)
 
 
 def check_environment(directory: Path | None) -> Path | None:

@@ -13,7 +13,6 @@ from lvm.cli.arguments import (
     AsJson,
     DataDir,
     as_utf8,
-    check_model_name,
     complete_alias_or_version,
     complete_version,
     existing_registry,
@@ -31,6 +30,7 @@ from lvm.cli.output import (
     print_version,
 )
 from models.recipe import RERANKER, Job
+from models.registry.registry import check_name
 
 
 def data(
@@ -99,7 +99,7 @@ def _how_to_resume(state: Path) -> str:
 
 
 def corpus(
-    name: Annotated[str, typer.Argument(callback=check_model_name, help="The corpus's name in the registry.")],
+    name: Annotated[str, typer.Argument(callback=check_name, help="The corpus's name in the registry.")],
     data: DataDir,
     encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
     license_: Annotated[str, typer.Option("--license", callback=as_utf8, help="Licence of the text.")] = "cc-by-sa-3.0",

@@ -9,12 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from lvm.cli.arguments import (
-    AsJson,
-    Token,
-    Url,
-    registry_to_read,
-)
+from lvm.cli.arguments import AsJson, Token, Url, registry_to_read
 from lvm.cli.exit_codes import FAILED, OK
 from lvm.cli.output import print_json, print_message
 

@@ -22,12 +22,7 @@ from lvm.cli.arguments import (
     registry,
 )
 from lvm.cli.exit_codes import FAILED
-from lvm.cli.output import (
-    print_json,
-    print_message,
-    print_table,
-    print_version,
-)
+from lvm.cli.output import print_json, print_message, print_table, print_version
 from models.recipe import NAMED_DIR
 from models.registry.registry import Move
 

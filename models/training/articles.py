@@ -20,12 +20,7 @@ import numpy as np
 
 from models.retrieval.corpus import write_corpus
 from models.text.chunks import chunk
-from models.text.encoder import (
-    Encoder,
-    EncoderError,
-    Progress,
-    TextInfo,
-)
+from models.text.encoder import Encoder, EncoderError, Progress, TextInfo
 from models.training.work_cache import Arrays, WorkCache
 from models.vectors import Floats
 
@@ -181,9 +176,9 @@ def read(source: Path, largest: int = MAX_ARTICLE_BYTES) -> Iterator[Article]:
         BadArticles: `source` is missing, holds nothing of a known kind, or an article is malformed.
     """
     seen: set[int] = set()
-    for place, (where, article) in enumerate(_located(source, largest)):
+    for place, (location, article) in enumerate(_located(source, largest)):
         article = {"article_id": place, **article}
-        _check_id(where, article["article_id"], seen)
+        _check_id(location, article["article_id"], seen)
         yield article
 
 
@@ -242,8 +237,8 @@ def _from_lines(path: Path, largest: int) -> Iterator[tuple[str, Article]]:
     name = _called(path)
     for number, line in _lines(path, largest):
         if line.strip():
-            where = f"{shown(path)}:{number}"
-            yield where, {"source": name, **_parse(where, line)}
+            location = f"{shown(path)}:{number}"
+            yield location, {"source": name, **_parse(location, line)}
 
 
 def _lines(path: Path, largest: int) -> Iterator[tuple[int, bytes]]:
@@ -257,20 +252,20 @@ def _lines(path: Path, largest: int) -> Iterator[tuple[int, bytes]]:
         raise BadArticles(f"{shown(path)}:{number + 1}: unreadable: {error}") from error
 
 
-def _check_size(where: str, article: bytes, largest: int) -> None:
+def _check_size(location: str, article: bytes, largest: int) -> None:
     if len(article) > largest:
-        raise BadArticles(f"{where}: more than {largest} bytes; expected one article")
+        raise BadArticles(f"{location}: more than {largest} bytes; expected one article")
 
 
-def _parse(where: str, line: bytes) -> Article:
+def _parse(location: str, line: bytes) -> Article:
     try:
         article = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_unique)
         json.dumps(article, ensure_ascii=False, allow_nan=False).encode()  # a lone surrogate, or NaN, parses
     except (ValueError, RecursionError) as error:
-        raise BadArticles(f"{where}: not JSON in UTF-8: {error}") from error
+        raise BadArticles(f"{location}: not JSON in UTF-8: {error}") from error
     fault = _fault(article)
     if fault:
-        raise BadArticles(f"{where}: {fault}")
+        raise BadArticles(f"{location}: {fault}")
     return dict(article)
 
 
@@ -308,12 +303,12 @@ def _fault_of_body(article: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _check_id(where: str, value: Any, seen: set[int]) -> None:
+def _check_id(location: str, value: Any, seen: set[int]) -> None:
     """Raise `BadArticles` if an id is not a new int32 from 0 up; otherwise add it to `seen`."""
     if type(value) is not int or not 0 <= value < 2**31:
-        raise BadArticles(f"{where}: `article_id` must be an integer from 0 to 2^31 - 1")
+        raise BadArticles(f"{location}: `article_id` must be an integer from 0 to 2^31 - 1")
     if value in seen:
-        raise BadArticles(f"{where}: `article_id` {value} is already used by an earlier article")
+        raise BadArticles(f"{location}: `article_id` {value} is already used by an earlier article")
     seen.add(value)
 
 

@@ -12,10 +12,7 @@ import faiss
 import numpy as np
 
 from models.registry.card import Card
-from models.retrieval.corpus import (
-    BLOCK_ROWS,
-    MappedCorpus,
-)
+from models.retrieval.corpus import BLOCK_ROWS, MappedCorpus
 from models.retrieval.index import (
     BadIndex,
     InvertedLists,

@@ -161,8 +161,8 @@ def _reject(path: Path, unknown: list[str], cause: Exception | None, found: tupl
         raise BadCheckpoint(
             f"{path}: not a torch checkpoint, or damaged ({type(cause).__name__}: {shown(reason)})"
         ) from cause
-    where, name = found or ("", sorted(unknown)[0])
-    holds = f"`{shown(where)}` holds a" if where else "it holds a"
+    location, name = found or ("", sorted(unknown)[0])
+    holds = f"`{shown(location)}` holds a" if location else "it holds a"
     raise BadCheckpoint(
         f"{path}: {holds} `{shown(name)}`, a class or function that would have to be run; expected tensors and plain "
         "values: save the state dictionary, not the whole module, and leave that out"
@@ -250,23 +250,23 @@ def _place_of_unknown(saved: Any) -> tuple[str, str] | None:
     pending: list[tuple[str, Any]] = [("", saved)]
     seen: set[int] = set()
     while pending:
-        where, value = pending.pop()
+        location, value = pending.pop()
         if isinstance(value, Unknown) or (isinstance(value, type) and issubclass(value, Unknown)):
-            return where, value.named
+            return location, value.named
         if id(value) not in seen:
             seen.add(id(value))
-            pending += reversed(_within(where, value))
+            pending += reversed(_within(location, value))
     return None
 
 
-def _within(where: str, value: Any) -> list[tuple[str, Any]]:
+def _within(location: str, value: Any) -> list[tuple[str, Any]]:
     """Return the values in a collection or a namespace, with their places."""
     if isinstance(value, argparse.Namespace | types.SimpleNamespace):
         value = vars(value)
     if isinstance(value, Mapping):
-        return [(f"{where}.{name}".lstrip("."), each) for name, each in value.items()]
+        return [(f"{location}.{name}".lstrip("."), each) for name, each in value.items()]
     if isinstance(value, list | tuple | set | frozenset):
-        return [(f"{where}[{index}]", each) for index, each in enumerate(value)]
+        return [(f"{location}[{index}]", each) for index, each in enumerate(value)]
     return []
 
 

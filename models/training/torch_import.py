@@ -24,8 +24,8 @@ class NameMismatch(BadCheckpoint):
     def __init__(self, architecture: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> None:
         self.missing, self.unexpected, self.shapes = missing, unexpected, shapes
         found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-        said = "; ".join(f"{what}: {listed(names)}" for what, names in found.items() if names)
-        super().__init__(f"not a state of {architecture}: {said}")
+        mismatches = "; ".join(f"{what}: {listed(names)}" for what, names in found.items() if names)
+        super().__init__(f"not a state of {architecture}: {mismatches}")
 
 
 def read_net(
@@ -91,9 +91,9 @@ def _is_whole(tensor: Tensor) -> bool:
 def _architecture(saved: Mapping[str, Any], name: str) -> str:
     if name not in NETS:
         raise BadCheckpoint(f"unknown net {name!r}; choose from {', '.join(NETS)}")
-    said = str(saved.get("model_type") or name).lower()
-    if said.split("_")[0] != name.split("_")[0]:
-        raise BadCheckpoint(f"the file says it is {shown(said)!r}, not {name!r}")
+    stated = str(saved.get("model_type") or name).lower()
+    if stated.split("_")[0] != name.split("_")[0]:
+        raise BadCheckpoint(f"the file says it is {shown(stated)!r}, not {name!r}")
     stacked = any(key.startswith("blocks.") for key in saved["model_state_dict"])
     return "lstm_stack" if name == "lstm" and stacked else name
 
@@ -105,8 +105,8 @@ def _build(architecture: str, saved: Mapping[str, Any], context_length: int | No
         sizes = vars(config_type.from_state(saved["model_state_dict"]))
     except (LookupError, ValueError):  # a tensor that gives a size is missing: `_compare` reports it
         sizes = vars(config_type(**({"dim": config["input_dim"]} if "input_dim" in config else {})))
-    said = [config[key] for key in _HEADS if key in config]
-    heads = {"heads": said[0]} if said and "heads" in sizes else {}
+    head_counts = [config[key] for key in _HEADS if key in config]
+    heads = {"heads": head_counts[0]} if head_counts and "heads" in sizes else {}
     length = context_length or config.get("context_length") or sizes["context_length"]
     if not (isinstance(length, int) and 0 < length <= MAX_CONTEXT):
         raise BadCheckpoint(f"a context of {shown(repr(length))} chunks; expected 1 to {MAX_CONTEXT}")

@@ -13,9 +13,7 @@ from models.predictor import load_predictor
 from models.registry.card import Card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry, Version
-from models.retrieval.corpus import (
-    Corpus,
-)
+from models.retrieval.corpus import Corpus
 from models.retrieval.reranker import NEIGHBOUR_COUNT, RERANK_DEPTH, RERANKER_FILE
 from models.retrieval.retriever import Retriever, Search, load_retriever
 from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE

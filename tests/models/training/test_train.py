@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.recipe import Recipe, Schedule
-from models.retrieval.corpus import (
-    Corpus,
-)
+from models.retrieval.corpus import Corpus
 from models.training.train import AnotherRun, Epoch, Trainer, warm_up_cosine
 from models.vectors import Floats
 from models.windows import Windows, hold_out, windows

@@ -147,7 +147,7 @@ def create_app(
         redirect_slashes=False,
         dependencies=[Depends(_reject_unknown_query)],
     )
-    app.state.process, app.state.settings, app.state.lineup = state, settings, deployments
+    app.state.process, app.state.settings, app.state.deployments = state, settings, deployments
     app.state.admission, app.state.observe = admission, observe
     document_route(app, "/predict", schemas.PREDICT)
     document_route(app, "/retrieve", schemas.RETRIEVE)

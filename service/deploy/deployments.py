@@ -98,9 +98,9 @@ class Deployments:
         self.engines: dict[str, PredictEngine] = {}
         self.encoder = EncoderSlot()
         # reads the registry, which may be on a share that hangs
-        self.executor = SerialExecutor()
+        self.registry_executor = SerialExecutor()
         # reads the cards: thousands take seconds, which no alias may wait for
-        self.inventory_executor = SerialExecutor()
+        self.card_executor = SerialExecutor()
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
@@ -218,8 +218,8 @@ class Deployments:
         # a copy: tasks leave the set when they end
         background = [asyncio.wait([*self._background], timeout=timeout)] if self._background else []
         await asyncio.gather(*closing, *background, self.loader.shutdown(timeout))
-        self.executor.close()
-        self.inventory_executor.close()
+        self.registry_executor.close()
+        self.card_executor.close()
 
     def _set(self, alias: Alias, slot: Slot) -> None:
         self.slots[alias] = slot
@@ -282,7 +282,7 @@ class Deployments:
 
     async def _record(self, rollback: Rollback) -> None:
         try:
-            await rollback.record(self.registry, self.executor, self._settings.reload_s)
+            await rollback.record(self.registry, self.registry_executor, self._settings.reload_s)
         except (OSError, RegistryError) as error:
             self._metrics.reloads.inc(rollback.alias, "unrecorded")
             logger().error("alias not moved back", alias=rollback.alias, version=rollback.version, reason=str(error))

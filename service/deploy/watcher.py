@@ -98,7 +98,7 @@ class Watcher:
             await self._deploy(alias, version)
 
     async def _resolve(self, alias: Alias) -> Version:
-        return await self.deployments.executor.run(self.deployments.registry.resolve, alias)
+        return await self.deployments.registry_executor.run(self.deployments.registry.resolve, alias)
 
     def _on_unset(self, alias: Alias) -> None:
         """Let the candidate go, which answers no caller; what answers callers stays."""

@@ -43,7 +43,7 @@ class Worker(Server):
 
     def each_second(self) -> None:
         """Send a heartbeat unless a batch hangs, and update the gauges that a scrape of another worker reads."""
-        if self._app.state.lineup.stuck_s() <= self._settings.hang_s:
+        if self._app.state.deployments.stuck_s() <= self._settings.hang_s:
             send_heartbeat(self._channel)
         self._app.state.observe()
         super().each_second()

@@ -1,4 +1,4 @@
-"""What /models says: versions, aliases, cards, what is live since when, the breakers."""
+"""The bodies of /models and /ledger: the slot of each alias, a summary of each version, and the moves of aliases."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from service.engines.search import SearchModel
 Stamp = tuple[int, int, int]  # time of the last change in nanoseconds, size in bytes, inode
 
 
-def describe(
+def models_body(
     router: Router, deployments: Deployments, sync: SyncLoop | None, versions: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return the body of /models; `versions` are the summaries of an `Inventory`."""
+    """Return the body of /models; `versions` are the summaries of a `VersionListing`."""
     encoder = deployments.encoder
     return {
         "aliases": {str(alias): _alias(slot, router.breakers.get(alias)) for alias, slot in deployments.slots.items()},
@@ -34,34 +34,34 @@ def describe(
     }
 
 
-class Inventory:
-    """What the cards of a registry's versions say. A card is read again only if its file has changed."""
+class VersionListing:
+    """A summary of each version of a registry, from its card. A card is read again only if its file has changed."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._ids: list[str] = []
-        self._known: dict[str, tuple[Stamp | None, dict[str, Any]]] = {}
+        self._read: dict[str, tuple[Stamp | None, dict[str, Any]]] = {}
 
     def refresh(self) -> None:
-        """Read what is new; `summaries` may be asked meanwhile. Raises `OSError` if the registry cannot be read."""
+        """Read the cards that are new; `summaries` works meanwhile. Raises `OSError` if the registry cannot be read."""
         versions = self._registry.versions()
         self._ids = [version.id for version in versions]
         served = self._registry.aliases().values()
         for version in sorted(versions, key=lambda version: version.id not in served):
             stamp = _stamp(version.path / CARD_FILE)
-            if self._known.get(version.id, (None,))[0] != stamp or stamp is None:
-                self._known[version.id] = stamp, summary(version)
-        self._known = {identity: self._known[identity] for identity in self._ids}
+            if self._read.get(version.id, (None,))[0] != stamp or stamp is None:
+                self._read[version.id] = stamp, summary(version)
+        self._read = {identity: self._read[identity] for identity in self._ids}
 
     def summaries(self) -> list[dict[str, Any]]:
-        """Return a summary of every version; of those that `refresh` has not come to, the id."""
+        """Return a summary of every version; for a card that is not read yet, the id and an error."""
         unread = "its card is not read yet: ask again"
-        known = self._known
-        return [known[each][1] if each in known else {"id": each, "error": unread} for each in self._ids]
+        read = self._read
+        return [read[each][1] if each in read else {"id": each, "error": unread} for each in self._ids]
 
 
 def summary(version: Version) -> dict[str, Any]:
-    """Return what a version's card says, as `/models` and `lvm models` show it."""
+    """Return what `/models` and `lvm models` show of a version: its card, or why that cannot be read."""
     try:
         card = read_card_summary(version.path)
     except BadCard as error:
@@ -83,7 +83,7 @@ def summary(version: Version) -> dict[str, Any]:
     }
 
 
-def ledger(registry: Registry, offset: int, limit: int) -> dict[str, Any]:
+def ledger_body(registry: Registry, offset: int, limit: int) -> dict[str, Any]:
     """Return the body of /ledger: `limit` moves, newest first, after the newest `offset`."""
     moves, skipped = registry.read_ledger()
     newest = moves[::-1][offset : offset + limit]
@@ -91,7 +91,7 @@ def ledger(registry: Registry, offset: int, limit: int) -> dict[str, Any]:
 
 
 def card_text(registry: Registry, name: str, version: str) -> bytes:
-    """Return the card of a version as it was written; raises `UnknownModel`."""
+    """Return the file of a version's card; raises `UnknownModel` if there is none."""
     try:
         found = registry.find(f"{name}/{version}")
     except UnknownVersion as error:
@@ -103,7 +103,7 @@ def card_text(registry: Registry, name: str, version: str) -> bytes:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """Return what changes if a file does, None if it cannot be found out."""
+    """Return a value that changes with the file, or None if the file cannot be examined."""
     try:
         found = os.stat(path)
     except OSError:

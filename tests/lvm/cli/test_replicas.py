@@ -42,7 +42,7 @@ def test_shows_replicas_that_differ_or_do_not_answer(replica: Start) -> None:
     found = replicas.fetch([one.url, other.url], TOKEN)
     assert [each.error for each in found] == [None, None]
     assert replicas.differing(found) == {}
-    registry = Registry(other.app.state.lineup.registry.root)
+    registry = Registry(other.app.state.deployments.registry.root)
     amn, gru = registry.resolve("primary"), add_version(registry, "gru")
     registry.point("primary", gru)
     until(lambda: replicas.fetch([other.url], TOKEN)[0].served("primary") == gru.id, "the promotion")
@@ -65,7 +65,7 @@ def test_the_command_shows_replicas_and_checks_them(replica: Start, capsys: pyte
     found = json.loads(capsys.readouterr().out)
     assert [each["error"] for each in found["replicas"]] == [None, None]
     versions.models(urls, token=TOKEN)
-    assert server.app.state.lineup.slots["primary"].deployed.version in capsys.readouterr().out
+    assert server.app.state.deployments.slots["primary"].deployed.version in capsys.readouterr().out
     with pytest.raises(typer.Exit) as end:
         versions.models(urls, check=True)
     assert end.value.exit_code == FAILED

@@ -75,7 +75,7 @@ def outcomes(server: Running, transport: httpx.BaseTransport | None = None, **op
 
 def test_a_sound_service_passes_every_check(server: Running) -> None:
     assert outcomes(server) == dict.fromkeys(CHECKS, "ok")
-    primary = server.app.state.lineup.slots["primary"].deployed.version
+    primary = server.app.state.deployments.slots["primary"].deployed.version
     assert outcomes(server, version=primary, golden=lambda served: None) == dict.fromkeys(CHECKS, "ok")
 
 

@@ -236,5 +236,5 @@ def test_a_version_that_does_not_load_never_moves_the_alias(tmp_path: Path) -> N
         said = lambda: server.http.get("/models").json()["aliases"]["primary"]["refused"]  # noqa: E731
         until(said, "the refusal")
         assert said() == {"id": bad.id, "reason": f"{bad.id} was altered"}
-        assert server.app.state.lineup.registry.resolve("primary").id == good.id
+        assert server.app.state.deployments.registry.resolve("primary").id == good.id
     assert AliasRecord.from_json(RemoteRegistry(settings.registry).read("primary") or b"").move.after == bad.id

@@ -136,7 +136,7 @@ def test_asks_only_a_candidate_of_the_same_shape_for_sampled_requests(why: str) 
 
 def test_a_service_shadows_its_candidate_until_the_alias_is_removed(serve: Any, tmp_path: Any) -> None:
     server = serve(shadow_share=1)
-    registry = server.app.state.lineup.registry
+    registry = server.app.state.deployments.registry
     registry.point("candidate", registry.resolve("fallback"), why="maybe")
     until(lambda: "candidate" in server.http.get("/models").json()["aliases"], "the candidate to be loaded")
     answer = server.http.post("/predict", json={"context": contexts()[0].tolist()})

@@ -374,5 +374,5 @@ def test_rejects_a_client_with_too_many_long_texts_waiting(serve: Serve) -> None
 
 
 def _pending_rows(server: Any) -> int:
-    rows: int = server.app.state.lineup.encoder.engine.batcher.pending_rows
+    rows: int = server.app.state.deployments.encoder.engine.batcher.pending_rows
     return rows

@@ -103,7 +103,7 @@ def test_a_name_in_the_query_string_may_look_like_a_number(serve: Serve) -> None
 
 def test_rejects_an_unknown_option_on_every_route_that_is_read_but_the_probes(serve: Serve) -> None:
     server = serve()
-    version = server.app.state.lineup.registry.resolve("primary")
+    version = server.app.state.deployments.registry.resolve("primary")
     names = {"{article}": "0", "{model}": "amn", "{version}": version.version, "{name}": version.name}
     paths = [path for path, item in server.http.get("/openapi.json").json()["paths"].items() if "get" in item]
     assert len(paths) >= 16

@@ -134,7 +134,8 @@ def test_requests_in_one_batch_and_the_batch_link_to_each_other(tmp_path: Path) 
             until(gate.entered.is_set, "the first to run alone")
             for thread in threads[1:]:
                 thread.start()
-            until(lambda: server.app.state.lineup.engines["primary"].batcher.pending_rows == 4, "the others to wait")
+            batcher = server.app.state.deployments.engines["primary"].batcher
+            until(lambda: batcher.pending_rows == 4, "the others to wait")
             gate.opened.set()
             for thread in threads:
                 thread.join()

@@ -70,7 +70,7 @@ def test_without_a_corpus_there_are_no_articles(serve: Serve) -> None:
 
 def test_a_card_is_the_file_of_the_version(serve: Serve) -> None:
     server = serve()
-    version = server.app.state.lineup.registry.resolve("primary")
+    version = server.app.state.deployments.registry.resolve("primary")
     answer = server.http.get(f"/models/{version.id}/card")
     assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
     assert answer.content == (version.path / "README.md").read_bytes()
@@ -86,7 +86,7 @@ def test_no_other_name_opens_a_file(serve: Serve, name: str) -> None:
 
 def test_the_ledger_comes_newest_first_and_paged(serve: Serve) -> None:
     server = serve()
-    registry = server.app.state.lineup.registry
+    registry = server.app.state.deployments.registry
     registry.point("fallback", add_version(registry, "gru", "second"), why="to see it")
     told = server.http.get("/ledger").json()
     assert (told["total"], told["moves"][0]["alias"], told["moves"][0]["why"]) == (4, "fallback", "to see it")

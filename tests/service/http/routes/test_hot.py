@@ -516,7 +516,7 @@ def test_a_caller_who_left_costs_nothing_and_counts_as_cancelled(serve: Serve) -
 
 def test_a_broken_version_is_refused_and_the_old_one_goes_on(serve: Serve) -> None:
     server = serve()
-    registry = server.app.state.lineup.registry
+    registry = server.app.state.deployments.registry
     registry.point("primary", add_version(registry, "broken"))
     until(lambda: server.metric("lvm_reloads_total", alias="primary", outcome="refused") == 1, "the refusal")
     assert post(server, {"context": contexts()[0].tolist()}).json()["model"] == "amn"
@@ -527,7 +527,7 @@ def test_a_broken_version_is_refused_and_the_old_one_goes_on(serve: Serve) -> No
 
 def test_a_promotion_is_picked_up_while_serving(serve: Serve) -> None:
     server = serve()
-    registry = server.app.state.lineup.registry
+    registry = server.app.state.deployments.registry
     new = add_version(registry, "amn", "second")
     registry.point("primary", new)
     context = {"context": contexts()[0].tolist()}
@@ -564,7 +564,7 @@ def test_rows_that_fail_alone_do_not_open_the_breaker_for_others(serve: Serve) -
 def test_a_corpus_swapped_while_a_context_is_predicted_is_searched_all_the_same(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate)
-    registry = server.app.state.lineup.registry
+    registry = server.app.state.deployments.registry
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(post, server, {"context": corpus().vectors[:5].tolist()}, "/retrieve")
         until(gate.entered.is_set, "the prediction to begin")
@@ -588,7 +588,7 @@ class HangingPath(type(Path())):  # type: ignore[misc]
 
 def test_a_registry_that_hangs_is_told_in_time_and_holds_up_nobody(serve: Serve) -> None:
     server = serve()
-    registry = server.app.state.lineup.registry
+    registry = server.app.state.deployments.registry
     registry.root = HangingPath(registry.root)
     try:
         assert server.http.get("/ledger").json()["detail"] == "the registry does not answer"
@@ -602,7 +602,7 @@ def test_a_registry_that_hangs_is_told_in_time_and_holds_up_nobody(serve: Serve)
 
 def test_models_and_ledger_tell_what_is_odd_beside_what_is_not(serve: Serve) -> None:
     server = serve()
-    registry = server.app.state.lineup.registry
+    registry = server.app.state.deployments.registry
     known = server.http.get("/models").json()["versions"]
     odd = {name: registry.add(name, {"README.md": b"\xff"}) for name in ("deep", "piped", "bare")}
     (odd["deep"].path / "README.md").write_text(f"---\nlvm: {'[' * 60_000}\n---\n")
@@ -625,7 +625,7 @@ def test_models_and_ledger_tell_what_is_odd_beside_what_is_not(serve: Serve) -> 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
 def test_a_ledger_that_is_no_file_is_told_and_not_waited_for(serve: Serve, make: Callable[[Path], object]) -> None:
     server = serve()
-    ledger = server.app.state.lineup.registry.root / "ledger.jsonl"
+    ledger = server.app.state.deployments.registry.root / "ledger.jsonl"
     ledger.rename(ledger.with_name("before"))
     make(ledger)
     answer = server.http.get("/ledger")
@@ -635,7 +635,7 @@ def test_a_ledger_that_is_no_file_is_told_and_not_waited_for(serve: Serve, make:
 
 def test_a_card_that_changed_is_read_again(serve: Serve) -> None:
     server = serve()
-    amn = server.app.state.lineup.registry.resolve("primary")
+    amn = server.app.state.deployments.registry.resolve("primary")
     before = (amn.path / "README.md").read_text()
     (amn.path / "README.md").write_text("half a copy")
     assert "unreadable model card" in server.http.get("/models").text

@@ -72,23 +72,12 @@ class Application(Protocol):
 class Incoming(Request):
     """A request on a connection, while it arrives and until its response is sent."""
 
+    transport: asyncio.Transport
     is_ready = is_whole = is_first = was_pipelined = False
     keep_alive = is_http10 = expects_continue = False
     task: EagerTask[Response] | None = None
     response: Response | None = None
     _waiter: asyncio.Future[None] | None = None
-
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        method: bytes,
-        path: str,
-        query: bytes,
-        headers: dict[bytes, bytes],
-        client: str,
-    ) -> None:
-        super().__init__(method, path, query, headers, client)
-        self._transport = transport
 
     async def turn(self) -> None:
         """Wait until it is the first of its connection; raises its failure."""
@@ -100,7 +89,7 @@ class Incoming(Request):
     async def read(self) -> None:
         """Wait until the body is complete, and ask for it if the client waits for that; raises as `Request.read`."""
         if self.expects_continue and not (self.is_whole or self.failure):
-            self._transport.write(CONTINUE_LINE)
+            self.transport.write(CONTINUE_LINE)
         while not (self.is_whole or self.failure):
             await self._wait()
         if self.failure:
@@ -429,7 +418,7 @@ class Connection(asyncio.Protocol):
             return
         target, _, query = self._url.partition(b"?")
         path = target.decode("ascii") if b"%" not in target else path_of(target)
-        request = Incoming(self._transport, method, path, query, headers, self._peer)
+        request = Incoming(method, path, query, headers, self._peer)
         request.keep_alive = parser.should_keep_alive()
         request.is_http10 = version == "1.0"
         request.expects_continue = self._expects_continue
@@ -513,7 +502,7 @@ class Connection(asyncio.Protocol):
         request = self._incoming
         if request is None:
             path = self._url.partition(b"?")[0].decode("latin-1")
-            request = Incoming(self._transport, b"", path, b"", {}, self._peer)
+            request = Incoming(b"", path, b"", {}, self._peer)
             self._queue(request)
         elif request.response is not None:
             self._close_gently()
@@ -526,6 +515,7 @@ class Connection(asyncio.Protocol):
     # ---- requests and responses
 
     def _queue(self, request: Incoming) -> None:
+        request.transport = self._transport
         request.is_first = not self._pipeline
         request.was_pipelined = not request.is_first
         self._pipeline.append(request)

@@ -150,6 +150,8 @@ class Gateway:
         if self._tracer is not None or b"traceparent" in request.headers:
             self._begin_trace(request)
         request.check_size(request.declared or len(request.body))
+        if request.is_ready:
+            self._admission.check_row(request.client)
         permit = request.permit = Permit(self._admission, request.client)
         permit.reserve(len(request.body), request.declared)
         if not request.is_ready:
@@ -173,6 +175,7 @@ class Gateway:
         await request.turn()
         self._admission.check_row(request.client)
         await request.read()
+        self._admission.check_row(request.client)
         request.started = perf_counter()
 
     async def _decode(self, request: Request) -> None:

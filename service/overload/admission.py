@@ -219,14 +219,9 @@ class Permit:
         self._admission.size += more
 
     def set_rows(self, rows: int) -> None:
-        """Hold `rows` rows: 1 once the body is complete, the exact number once it is decoded.
-
-        Raises:
-            Overloaded, ClientLimit: there is no room for the first row. Later calls do not raise.
-        """
+        """Hold `rows` rows: 1 once the body is complete and `check_row` found room, then as many as were decoded."""
         usage = self._usage
         if not self.rows:
-            self._admission.check_row(self._client)
             usage = usage or self._start()
         elif usage is not None:
             self._admission.record_admitted(self._client, rows)

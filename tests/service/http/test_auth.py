@@ -39,7 +39,7 @@ def routes_of(server: Running) -> list[tuple[str, str]]:
     return [(method, route.path) for route in found for method in route.methods or () if method != "HEAD"]
 
 
-def test_every_route_but_the_probes_and_the_page_wants_a_token(serve: Serve) -> None:
+def test_every_route_except_probes_and_console_requires_a_token(serve: Serve) -> None:
     server = serve(tokens=ALICE)
     known = [*routes_of(server), ("OPTIONS", "/predict"), ("GET", "/nothing"), ("POST", "/%70redict")]
     assert {path for _, path in known} > PROBES | {"/"}
@@ -57,7 +57,7 @@ def test_every_route_but_the_probes_and_the_page_wants_a_token(serve: Serve) -> 
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/predict"), ("GET", "/models")])
-def test_what_is_not_the_token_is_refused_and_counted(serve: Serve, method: str, path: str) -> None:
+def test_rejects_and_counts_wrong_tokens(serve: Serve, method: str, path: str) -> None:
     server = serve(tokens=f"alice:{ALICE},{BOB}")
     for given in WRONG:
         headers = [] if given is None else [(b"authorization", given.encode("latin-1"))]
@@ -66,7 +66,7 @@ def test_what_is_not_the_token_is_refused_and_counted(serve: Serve, method: str,
 
 
 @pytest.mark.parametrize("given", [f"Bearer {ALICE}", f"BEARER  {BOB}"])
-def test_any_known_token_opens_every_kind_of_route(serve: Serve, given: str) -> None:
+def test_accepts_every_known_token_on_every_kind_of_route(serve: Serve, given: str) -> None:
     server = serve(tokens=f"alice:{ALICE},{BOB}")
     server.http.headers["authorization"] = given
     context = contexts()
@@ -77,13 +77,13 @@ def test_any_known_token_opens_every_kind_of_route(serve: Serve, given: str) -> 
     assert server.http.options("/predict").status_code == 405
 
 
-def test_without_tokens_nobody_needs_one(serve: Serve) -> None:
+def test_requires_no_token_if_none_is_set(serve: Serve) -> None:
     server = serve()
     assert server.http.get("/models").status_code == 200
     assert server.http.get("/models", headers=bearer("whatever-it-may-be")).status_code == 200
 
 
-def test_a_stranger_is_refused_before_the_body_is_sent_and_closed_on(serve: Serve) -> None:
+def test_rejects_an_unauthenticated_caller_before_its_body_and_closes(serve: Serve) -> None:
     host, port = serve(tokens=ALICE).url.removeprefix("http://").split(":")
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9999999\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=60) as connection:
@@ -96,7 +96,7 @@ def test_a_stranger_is_refused_before_the_body_is_sent_and_closed_on(serve: Serv
 
 
 @pytest.mark.parametrize("path", ["/predict", "/v2/models/amn/infer", "/models"])
-def test_below_another_server_a_stranger_is_refused_before_the_body_is_read(tmp_path: Path, path: str) -> None:
+def test_rejects_an_unauthenticated_caller_before_its_body_under_asgi(tmp_path: Path, path: str) -> None:
     app = create_app(Settings(registry=registry_of(tmp_path).root, tokens=ALICE), FakeLoader())  # type: ignore[arg-type]
     scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
     sent: list[Any] = []
@@ -113,7 +113,7 @@ def test_below_another_server_a_stranger_is_refused_before_the_body_is_read(tmp_
     assert ("error" in json.loads(sent[1]["body"])) is path.startswith("/v2")  # what Triton's clients read
 
 
-def test_tokens_are_told_to_nobody(serve: Serve, tmp_path: Path) -> None:
+def test_tokens_are_never_shown(serve: Serve, tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(BOB)
     server = serve(tokens=f"alice:{ALICE}", tokens_file=file)
@@ -131,7 +131,7 @@ def settings_of(tokens: str = "", file: Path | None = None) -> Settings:
     return Settings(tokens=tokens, tokens_file=file)  # type: ignore[arg-type]
 
 
-def test_a_token_knows_its_client_by_name_or_by_place(tmp_path: Path) -> None:
+def test_a_token_names_its_client_or_its_position(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"carol:{'c' * 16}\n{'d' * 16}\n")
     tokens = read_tokens(settings_of(f"alice:{ALICE}, {BOB}", file))
@@ -145,18 +145,18 @@ def test_a_token_knows_its_client_by_name_or_by_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", ["short", "a:short", "b ad:" + ALICE, "a:b:" + ALICE, ALICE + "\xe4", "a:"])
-def test_a_malformed_entry_is_refused_and_not_repeated(entry: str) -> None:
+def test_rejects_a_malformed_entry_without_echoing_it(entry: str) -> None:
     with pytest.raises(BadSettings, match=r"LVM_TOKENS: entry \d") as refusal:
         read_tokens(settings_of(f"{ALICE[::-1]},{entry}"))
     assert entry not in str(refusal.value)
 
 
-def test_a_token_that_stands_twice_is_refused() -> None:
+def test_rejects_a_duplicate_token() -> None:
     with pytest.raises(BadSettings, match="duplicate token"):
         read_tokens(settings_of(f"alice:{ALICE},bob:{ALICE}"))
 
 
-def test_a_file_that_is_missing_empty_or_no_text_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_tokens_file_that_is_missing_empty_or_binary(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     for content, reason in ((None, "No such file"), (b"\n", "the file holds no token"), (b"\xff", "not UTF-8")):
         if content is not None:
@@ -169,12 +169,12 @@ def test_a_file_that_is_missing_empty_or_no_text_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.1", "::1"])
-def test_loopback_wants_no_token(address: str) -> None:
+def test_loopback_requires_no_token(address: str) -> None:
     check_exposure(address, Tokens({}), insecure=False)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.2", "8.8.8.8", "fe80::1%eth0", "2001:db8::1"])
-def test_what_others_reach_wants_a_token_or_the_word_insecure(address: str) -> None:
+def test_a_reachable_address_requires_a_token_or_insecure(address: str) -> None:
     with pytest.raises(CannotListen, match=r"LVM_TOKENS .* 127\.0\.0\.1, .* --insecure \(LVM_INSECURE=true\)"):
         check_exposure(address, Tokens({}), insecure=False)
     check_exposure(address, Tokens({ALICE: "alice"}), insecure=False)
@@ -184,7 +184,7 @@ def test_what_others_reach_wants_a_token_or_the_word_insecure(address: str) -> N
 # ---- what browsers heed
 
 
-def test_answers_tell_browsers_not_to_guess_keep_or_frame_them(serve: Serve) -> None:
+def test_responses_forbid_browsers_to_sniff_store_or_frame_them(serve: Serve) -> None:
     server = serve()
     for method, path in [*routes_of(server), ("GET", "/nothing"), ("OPTIONS", "/predict")]:
         headers = server.http.request(method, path).headers
@@ -195,7 +195,7 @@ def test_answers_tell_browsers_not_to_guess_keep_or_frame_them(serve: Serve) -> 
             assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(policy)
 
 
-def test_no_other_site_is_let_in_and_nothing_of_the_host_or_server_comes_back(serve: Serve) -> None:
+def test_allows_no_other_origin_and_reveals_no_server(serve: Serve) -> None:
     server = serve()
     given = {"origin": "https://evil.example", "host": "evil.example", "x-forwarded-host": "evil.example"}
     preflight = given | {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
@@ -208,7 +208,7 @@ def test_no_other_site_is_let_in_and_nothing_of_the_host_or_server_comes_back(se
         assert "evil" not in str(answer.headers) + answer.text
 
 
-def test_fairness_knows_a_caller_by_the_name_of_its_token(serve: Callable[..., Running]) -> None:
+def test_fairness_identifies_a_client_by_its_tokens_name(serve: Callable[..., Running]) -> None:
     gate = Gate()
     service = serve(amn=gate, tokens="ann:" + "a" * 16 + ",bob:" + "b" * 16)
     with ThreadPoolExecutor() as pool:

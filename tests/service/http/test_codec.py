@@ -60,7 +60,7 @@ options = st.fixed_dictionaries({}, optional={"model": st.just("amn"), "k": st.i
 
 @settings(deadline=None)
 @given(options, st.one_of(context, st.lists(context, min_size=1, max_size=3)))
-def test_the_fast_reader_takes_what_is_right_and_reads_what_the_strict_one_reads(
+def test_the_fast_reader_accepts_valid_bodies_and_agrees_with_the_strict_one(
     given_options: dict[str, Any], rows: list[Any]
 ) -> None:
     field = "contexts" if isinstance(rows[0][0], list) else "context"
@@ -83,7 +83,7 @@ anything = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(["context", "contexts"]), anything)
-def test_no_body_is_right_to_one_reader_and_wrong_to_the_other(field: str, value: Any) -> None:
+def test_both_readers_accept_the_same_bodies(field: str, value: Any) -> None:
     body = json.dumps({field: value}).encode()
     try:
         slow: Decoded | None = strict(body)
@@ -100,13 +100,13 @@ def test_no_body_is_right_to_one_reader_and_wrong_to_the_other(field: str, value
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60))
-def test_any_bytes_end_in_an_answer_or_a_service_error(body: bytes) -> None:
+def test_any_bytes_give_rows_or_a_service_error(body: bytes) -> None:
     for call in (lambda: decode_json(body), lambda: decode_octets(body, SHAPE, 3)):
         with contextlib.suppress(ServiceError):
             call()
 
 
-def test_a_number_in_brackets_of_its_own_is_not_taken_for_a_number() -> None:
+def test_rejects_a_number_in_brackets_of_its_own() -> None:
     body = b'{"context": [[1, 2, [3]], [4, 5, 6]]}'
     assert fast(body) is None
     with pytest.raises(Invalid) as refusal:
@@ -115,24 +115,24 @@ def test_a_number_in_brackets_of_its_own_is_not_taken_for_a_number() -> None:
 
 
 @pytest.mark.parametrize("more", ['"model": null, "contexts": null', '"k": 3.0'])
-def test_the_fast_reader_takes_null_and_whole_numbers_with_a_point(more: str) -> None:
+def test_the_fast_reader_accepts_null_and_whole_floats(more: str) -> None:
     quick = fast(f'{{"context": [[1, 2, 3], [4, 5, 6]], {more}}}'.encode())
     assert quick is not None
     assert quick.options in ({}, {"k": 3})
 
 
-def test_brackets_in_a_string_do_not_confuse() -> None:
+def test_brackets_in_a_string_do_not_matter() -> None:
     body = b'{"context": [[1, 2, 3], [4, 5, 6]], "model": "[["}'
     assert decode_json(body).options == {"model": "[["}
 
 
-def test_other_encodings_than_utf8_are_malformed() -> None:
+def test_rejects_encodings_other_than_utf8() -> None:
     for encoding in ("utf-16", "utf-32"):
         with pytest.raises(Malformed):
             decode_json('{"context": [[1, 2, 3], [4, 5, 6]]}'.encode(encoding))
 
 
-def test_rows_are_counted() -> None:
+def test_rejects_too_many_rows() -> None:
     rows = [[[0.0] * 3] * 2] * 4
     with pytest.raises(TooLarge):
         decode_json(json.dumps({"contexts": rows}).encode())
@@ -140,7 +140,7 @@ def test_rows_are_counted() -> None:
         decode_octets(b"\0" * 24 * 4, SHAPE, 3)
 
 
-def test_octets_are_read_in_place() -> None:
+def test_octets_are_not_copied() -> None:
     body = np.arange(12, dtype="<f4").tobytes()
     rows = decode_octets(body, SHAPE, 3)
     np.testing.assert_array_equal(rows.ravel(), np.arange(12))
@@ -197,17 +197,17 @@ def test_options_of_the_query_string_are_added_to_those_of_the_body(body: bytes)
 @pytest.mark.parametrize(
     ("given_", "read"), [({"k": "3"}, {"k": 3}), ({"own": "false"}, {"own": False}), ({"model": "a"}, {"model": "a"})]
 )
-def test_query_strings_are_held_to_the_same_checks(given_: dict[str, str], read: dict[str, Any]) -> None:
+def test_query_options_pass_the_same_checks(given_: dict[str, str], read: dict[str, Any]) -> None:
     assert checks.query_options(given_, FIELDS.options) == read
 
 
 @pytest.mark.parametrize("given_", [{"k": "0"}, {"k": "x"}, {"own": "yes"}, {"what": "1"}])
-def test_query_options_that_are_none_are_refused(given_: dict[str, str]) -> None:
+def test_rejects_invalid_query_options(given_: dict[str, str]) -> None:
     with pytest.raises(Invalid):
         checks.query_options(given_, FIELDS.options)
 
 
-def test_one_reader_reads_on_after_any_fault() -> None:
+def test_a_reader_works_on_after_an_error() -> None:
     reader = JsonReader(FIELDS, 3)
     good = b'{"context": [[1, 2, 3], [4, 5, 6]]}'
     for bad in (b"{", b'{"context": [[true, 2, 3], [4, 5, 6]]}', b'{"context": [[1, 2, 3], [4, 5, 6]], "k": 0}'):
@@ -219,7 +219,7 @@ def test_one_reader_reads_on_after_any_fault() -> None:
 
 
 @pytest.mark.parametrize("value", ["1e20", "-3e38", "1.1e9"])
-def test_what_would_overflow_a_square_is_no_embedding(value: str) -> None:
+def test_rejects_numbers_whose_square_overflows(value: str) -> None:
     with pytest.raises(Invalid) as refusal:
         decode_json(b'{"context": [[1, 2, 3], [4, %s, 6]]}' % value.encode())
     assert refusal.value.pointer == "/context/1/1"
@@ -228,7 +228,7 @@ def test_what_would_overflow_a_square_is_no_embedding(value: str) -> None:
         decode_octets(octets, SHAPE, 3)
 
 
-def test_half_a_character_is_told_of_in_whole_ones() -> None:
+def test_replaces_a_lone_surrogate_in_a_pointer() -> None:
     with pytest.raises(Invalid) as refusal:
         decode_json(b'{"\\ud800": 1}')
     assert refusal.value.pointer == "/?"
@@ -282,7 +282,7 @@ def test_long_base64_is_read_in_slices() -> None:
 
 @pytest.mark.parametrize("value", [None, True, "1", [1], 1e40])
 @pytest.mark.parametrize("at", [0, ROWS - 2])
-def test_a_fault_far_into_a_long_body_is_found_and_its_place_told(at: int, value: Any) -> None:
+def test_points_at_a_fault_far_into_a_long_body(at: int, value: Any) -> None:
     rows = numbers().tolist()
     rows[at][3][63] = value
     with pytest.raises(Invalid) as refusal:
@@ -295,14 +295,14 @@ def test_a_fault_far_into_a_long_body_is_found_and_its_place_told(at: int, value
     [(b"]]]", b"]],]"), (b"]]]", b"]]]]"), (b"[[[", b"[[[["), (b"]],", b"]],,"), (b", ", b" "), (b"]]]}", b"]]]")],
 )
 @pytest.mark.parametrize("last", [True, False])
-def test_a_long_body_that_is_no_json_is_refused(good: bytes, bad: bytes, last: bool) -> None:
+def test_rejects_a_long_body_that_is_not_json(good: bytes, bad: bytes, last: bool) -> None:
     body = json.dumps({"contexts": numbers().tolist()}).encode()
     at = body.rindex(good) if last else body.index(good)
     with pytest.raises((Malformed, Invalid)):
         slices_of(body[:at] + bad + body[at + len(good) :])
 
 
-def test_a_long_body_with_too_many_rows_is_refused() -> None:
+def test_rejects_a_long_body_with_too_many_rows() -> None:
     with pytest.raises(TooLarge):
         slices_of(json.dumps({"contexts": numbers(ROWS + 1).tolist()}).encode())
 
@@ -327,7 +327,7 @@ HEAVY = {
 
 
 @pytest.mark.parametrize("name", HEAVY)
-def test_a_heavy_body_is_refused_with_little_of_it_read(name: str, made: list[int]) -> None:
+def test_rejects_an_expensive_body_early(name: str, made: list[int]) -> None:
     with pytest.raises((Invalid, Malformed)):
         slices_of(HEAVY[name])
     assert sum(made) < 70_000

@@ -38,14 +38,14 @@ def problem(answer: bytes) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("header", [b"x: " + b"y" * 20_000, b"\r\n".join(b"h%d: v" % i for i in range(3000))])
-def test_headers_over_16_kib_are_refused(serve: Serve, header: bytes) -> None:
+def test_rejects_headers_over_16_kib(serve: Serve, header: bytes) -> None:
     server = serve()
     answer = exchange(server, b"POST /predict HTTP/1.1\r\nhost: x\r\n", header, b"\r\n\r\n")
     assert problem(answer) == (431, "headers_too_large")
     assert server.metric("lvm_requests_total", route="other", outcome="headers_too_large") == 1
 
 
-def test_an_endless_header_is_refused_before_it_ends(serve: Serve) -> None:
+def test_rejects_an_endless_header_before_it_ends(serve: Serve) -> None:
     assert problem(exchange(serve(), b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000)) == (431, "headers_too_large")
 
 
@@ -53,7 +53,7 @@ def test_an_endless_header_is_refused_before_it_ends(serve: Serve) -> None:
     "sent",
     [b"POST /predict HTTP/1.1\r\nhost: x\r\n", b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{"],
 )
-def test_slow_callers_are_told_and_closed_on(serve: Serve, sent: bytes) -> None:
+def test_answers_slow_clients_and_closes(serve: Serve, sent: bytes) -> None:
     assert problem(exchange(serve(receive_s=0.2), sent)) == (408, "too_slow")
 
 
@@ -89,11 +89,11 @@ def test_slow_callers_are_told_and_closed_on(serve: Serve, sent: bytes) -> None:
         b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n",
     ],
 )
-def test_what_is_no_http_or_could_smuggle_is_malformed(serve: Serve, sent: bytes) -> None:
+def test_rejects_malformed_and_smuggled_requests(serve: Serve, sent: bytes) -> None:
     assert problem(exchange(serve(), sent)) == (400, "malformed")
 
 
-def test_silent_sockets_by_the_hundred_keep_nobody_waiting_and_are_closed(serve: Serve) -> None:
+def test_closes_hundreds_of_silent_sockets_while_others_are_served(serve: Serve) -> None:
     server = serve(receive_s=0.5)
     host, port = server.url.removeprefix("http://").split(":")
     with ExitStack() as stack:
@@ -103,7 +103,7 @@ def test_silent_sockets_by_the_hundred_keep_nobody_waiting_and_are_closed(serve:
     assert server.app.state.admission.clients == {}
 
 
-def test_a_body_longer_than_the_head_limit_is_fine(serve: Serve) -> None:
+def test_accepts_a_body_longer_than_the_head_limit(serve: Serve) -> None:
     batch = contexts(400)
     answer = serve().http.post("/predict", content=batch.tobytes(), headers=octets_of(batch))
     assert len(answer.json()["vectors"]) == 400
@@ -128,31 +128,31 @@ def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
 HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\n"
 
 
-def test_half_a_character_in_a_name_is_answered_and_counted(serve: Serve) -> None:
+def test_a_lone_surrogate_in_a_key_is_answered_and_counted(serve: Serve) -> None:
     server = serve()
     got = server.http.post("/predict", content=b'{"\\ud800": 1}', headers={"content-type": "application/json"})
     assert (got.status_code, got.json()["pointer"]) == (422, "/?")
     assert server.metric("lvm_requests_total", route="/predict", outcome="invalid") == 1
 
 
-def test_a_request_without_a_host_is_malformed(serve: Serve) -> None:
+def test_rejects_a_request_without_a_host(serve: Serve) -> None:
     assert problem(exchange(serve(), b"GET /livez HTTP/1.1\r\n\r\n")) == (400, "malformed")
 
 
-def test_endless_trailers_are_refused(serve: Serve) -> None:
+def test_rejects_endless_trailers(serve: Serve) -> None:
     body = contexts()[0].tobytes()
     chunked = HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(body) + body + b"\r\n0\r\n"
     answer = exchange(serve(), chunked, b"t: " + b"x" * 9000 + b"\r\n", b"t: " + b"x" * 9000 + b"\r\n\r\n")
     assert problem(answer) == (431, "headers_too_large")
 
 
-def test_a_silent_connection_is_closed_and_is_no_request(serve: Serve) -> None:
+def test_closes_a_silent_connection_and_counts_no_request(serve: Serve) -> None:
     server = serve(receive_s=0.2)
     assert exchange(server) == b""
     assert server.metric("lvm_requests_total", route="other", outcome="too_slow") == 0
 
 
-def test_a_slow_body_counts_once_and_on_its_route(serve: Serve) -> None:
+def test_counts_a_slow_body_once_on_its_route(serve: Serve) -> None:
     server = serve(receive_s=0.2)
     answer = exchange(server, HEAD + b"x-request-id: slow\r\ncontent-length: 9\r\n\r\nabc")
     assert problem(answer) == (408, "too_slow")
@@ -170,7 +170,7 @@ def test_a_slow_body_counts_once_and_on_its_route(serve: Serve) -> None:
         (b"nonsense\r\n\r\n", 400, "malformed"),
     ],
 )
-def test_a_fault_behind_a_good_request_is_answered_behind_it(
+def test_answers_a_faulty_pipelined_request_after_the_good_one(
     serve: Serve, second: bytes, status: int, reason: str
 ) -> None:
     body = contexts()[0].tobytes()
@@ -181,7 +181,7 @@ def test_a_fault_behind_a_good_request_is_answered_behind_it(
     assert problem(b"HTTP/1.1 " + bad) == (status, reason)
 
 
-def test_one_connection_cannot_pile_up_requests_without_end(serve: Serve) -> None:
+def test_bounds_the_pipeline_of_a_connection(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate, gru=gate)
     body = contexts()[0].tobytes()
@@ -198,7 +198,7 @@ def test_one_connection_cannot_pile_up_requests_without_end(serve: Serve) -> Non
     assert received.count(b"HTTP/1.1 503") == 1
 
 
-def test_many_refusals_in_a_row_are_all_told(serve: Serve) -> None:
+def test_answers_every_one_of_many_pipelined_rejections(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate, gru=gate)
     body = contexts()[0].tobytes()
@@ -216,7 +216,7 @@ def test_many_refusals_in_a_row_are_all_told(serve: Serve) -> None:
     assert server.metric("lvm_in_flight_requests", route="/predict") == 0
 
 
-def test_an_idle_connection_is_closed_and_one_that_is_not_stays(serve: Serve) -> None:
+def test_closes_an_idle_connection_and_keeps_a_busy_one(serve: Serve) -> None:
     server = serve(keep_alive_s=0.5)
     body = contexts()[0].tobytes()
     request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
@@ -236,7 +236,7 @@ def test_an_idle_connection_is_closed_and_one_that_is_not_stays(serve: Serve) ->
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_who_is_still_waiting_when_the_grace_is_over_is_told(tmp_path: Path) -> None:
+def test_answers_requests_that_outlast_the_grace_period(tmp_path: Path) -> None:
     gate = Gate()
     registry = registry_of(tmp_path / "registry", primary="amn", fallback="gru")
     settings = Settings(registry=registry.root, grace_s=0.2)
@@ -267,9 +267,7 @@ def chunked(body: bytes, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5_000, 100_000])
-def test_a_body_in_chunks_of_any_size_is_read_whole_and_what_follows_it_is_the_next_request(
-    serve: Serve, size: int
-) -> None:
+def test_reads_chunks_of_any_size_and_the_request_behind_them(serve: Serve, size: int) -> None:
     server, batch = serve(), contexts(20)
     head = HEAD.replace(b"octet-stream", b"octet-stream; shape=20x5x8")
     first = head + b"accept: application/octet-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -284,7 +282,7 @@ def test_a_body_in_chunks_of_any_size_is_read_whole_and_what_follows_it_is_the_n
     assert server.app.state.admission.size == 0
 
 
-def test_what_is_declared_and_not_sent_keeps_nobody_out(serve: Serve) -> None:
+def test_a_declared_body_that_is_not_sent_reserves_little(serve: Serve) -> None:
     server = serve(max_in_flight_mb=1)
     host, port = server.url.removeprefix("http://").split(":")
     with ExitStack() as stack:
@@ -298,7 +296,7 @@ def test_what_is_declared_and_not_sent_keeps_nobody_out(serve: Serve) -> None:
     until(lambda: server.app.state.admission.size == 0, "all to be released")
 
 
-def test_a_long_body_for_which_there_is_no_room_is_refused_on_its_head(serve: Serve) -> None:
+def test_rejects_a_long_body_without_room_on_its_head(serve: Serve) -> None:
     server = serve(max_in_flight_mb=1)
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as other:

@@ -78,7 +78,7 @@ def is_empty(server: Running) -> None:
     until(lambda: (known.rows, known.size, known.clients) == (0, 0, {}), "all to be given back")
 
 
-def test_no_room_is_told_on_the_head_and_the_connection_stays(serve: Serve) -> None:
+def test_rejects_on_the_head_and_keeps_the_connection(serve: Serve) -> None:
     with saturated(serve) as server, connected(server) as connection:
         connection.sendall(HEAD + LENGTH % len(BODY) + b"\r\n")
         status, headers, body = answer(connection)
@@ -97,7 +97,7 @@ def test_no_room_is_told_on_the_head_and_the_connection_stays(serve: Serve) -> N
 
 @pytest.mark.parametrize("is_full", [True, False])
 @pytest.mark.parametrize("body", [BODY, BODY[:-4], BODY[:-4] + b"\0\0\xc0\x7f"], ids=["right", "short", "nan"])
-def test_a_request_leaves_nothing_to_the_collector(serve: Serve, body: bytes, is_full: bool) -> None:
+def test_a_request_leaves_nothing_to_the_garbage_collector(serve: Serve, body: bytes, is_full: bool) -> None:
     """Garbage in cycles, a little a request, stops all the others for a tenth of a second every few."""
     with ExitStack() as stack:
         server = stack.enter_context(saturated(serve)) if is_full else serve()
@@ -118,7 +118,7 @@ def test_a_request_leaves_nothing_to_the_collector(serve: Serve, body: bytes, is
         assert left < 10, "requests that only the collector would let go of"
 
 
-def test_a_refused_request_keeps_its_id_and_the_protocol_its_errors(serve: Serve) -> None:
+def test_a_rejection_keeps_the_request_id_and_the_protocols_error_member(serve: Serve) -> None:
     with saturated(serve) as server:
         got = server.http.post("/v2/models/primary/infer", json={}, headers={"X-Request-ID": "mine"})
         assert (got.status_code, got.headers["x-request-id"], got.json()["request_id"]) == (503, "mine", "mine")
@@ -134,9 +134,7 @@ def test_a_refused_request_keeps_its_id_and_the_protocol_its_errors(serve: Serve
     ],
     ids=["long", "expecting", "chunked"],
 )
-def test_where_the_body_may_be_long_or_never_come_the_connection_closes_behind_the_answer(
-    serve: Serve, head: bytes
-) -> None:
+def test_closes_after_a_rejection_if_the_body_may_be_long_or_never_arrive(serve: Serve, head: bytes) -> None:
     with saturated(serve) as server, connected(server) as connection:
         connection.sendall(HEAD + head)
         status, headers, _ = answer(connection)
@@ -144,7 +142,7 @@ def test_where_the_body_may_be_long_or_never_come_the_connection_closes_behind_t
         assert connection.recv(1) == b""
 
 
-def test_a_request_behind_another_on_its_connection_takes_no_room_before_its_turn(serve: Serve) -> None:
+def test_a_pipelined_request_holds_no_rows_before_its_turn(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate, gru=gate, timeout_ms=60_000, concurrency=1)
     with connected(server) as connection:
@@ -155,7 +153,7 @@ def test_a_request_behind_another_on_its_connection_takes_no_room_before_its_tur
     is_empty(server)
 
 
-def test_probes_models_and_metrics_answer_while_there_is_no_room(serve: Serve) -> None:
+def test_probes_models_and_metrics_are_answered_under_overload(serve: Serve) -> None:
     with saturated(serve) as server:
         for path in ("/livez", "/readyz", "/healthz", "/models", "/v2/health/ready", "/metrics"):
             assert server.http.get(path).status_code == 200
@@ -164,7 +162,7 @@ def test_probes_models_and_metrics_answer_while_there_is_no_room(serve: Serve) -
         assert "lvm_limit_rows 1" in text
 
 
-def test_a_chunked_body_is_refused_when_it_grows_beyond_the_room_there_is(serve: Serve) -> None:
+def test_rejects_a_chunked_body_that_outgrows_the_room(serve: Serve) -> None:
     server = serve(max_in_flight_mb=0.001)
     with connected(server) as first, connected(server) as second:
         first.sendall(HEAD + LENGTH % 900 + b"\r\n")
@@ -180,7 +178,7 @@ def test_a_chunked_body_is_refused_when_it_grows_beyond_the_room_there_is(serve:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127/8 on its loopback")
-def test_who_has_more_than_its_share_waits_for_who_has_less(serve: Serve) -> None:
+def test_rejects_a_client_over_its_share_and_admits_one_below(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate, gru=gate, timeout_ms=60_000, concurrency=4, max_batch=1)
     many = len(BODY) * 4
@@ -200,7 +198,7 @@ def test_who_has_more_than_its_share_waits_for_who_has_less(serve: Serve) -> Non
     is_empty(server)
 
 
-def test_whatever_becomes_of_a_request_it_gives_all_back_and_is_counted_once(serve: Serve) -> None:
+def test_every_request_is_released_and_counted_once_however_it_ends(serve: Serve) -> None:
     server = serve(receive_s=0.3, max_body_mb=0.01)
     fates = {
         "ok": REQUEST,
@@ -225,7 +223,7 @@ def test_whatever_becomes_of_a_request_it_gives_all_back_and_is_counted_once(ser
     is_empty(server)
 
 
-def test_callers_who_leave_in_the_midst_give_all_back(serve: Serve) -> None:
+def test_releases_everything_of_clients_that_disconnect(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate, gru=gate, timeout_ms=60_000)
 
@@ -248,7 +246,7 @@ def test_callers_who_leave_in_the_midst_give_all_back(serve: Serve) -> None:
     assert server.metric("lvm_requests_total", route="/predict", outcome="cancelled") >= 2
 
 
-def test_who_comes_at_once_is_answered_or_refused_and_the_counts_say_so(serve: Serve) -> None:
+def test_concurrent_requests_are_answered_or_rejected_and_counted(serve: Serve) -> None:
     server = serve(concurrency=3)
 
     async def storm() -> list[int]:
@@ -265,7 +263,7 @@ def test_who_comes_at_once_is_answered_or_refused_and_the_counts_say_so(serve: S
     is_empty(server)
 
 
-def test_below_another_server_the_same_rules_hold() -> None:
+def test_admission_holds_under_asgi() -> None:
     known = Admission(FixedLimit(1), Settings(), Metrics())
 
     async def handler(request: Request) -> Response:

@@ -95,11 +95,11 @@ def test_an_offer_to_upgrade_is_ignored(serve: Serve, offer: bytes, size: int) -
     assert server.metric("lvm_requests_total", route="/predict", outcome="ok") == 3
 
 
-def test_the_body_of_a_request_that_offers_an_upgrade_is_its_body(serve: Serve) -> None:
+def test_reads_the_body_of_a_request_that_offers_an_upgrade(serve: Serve) -> None:
     assert statuses(exchange(serve(), post(more=OFFERS[0], body=get()) + LAST)) == [400, 200]
 
 
-def test_many_offers_in_a_row_are_bounded_like_any_pipeline(serve: Serve) -> None:
+def test_bounds_a_pipeline_of_upgrade_offers(serve: Serve) -> None:
     answer = exchange(serve(), get(more=b"connection: upgrade\r\nupgrade: h2c\r\n") * 2000)
     assert statuses(answer) == [200] * 65 + [503]
 
@@ -124,11 +124,11 @@ def test_rejects_a_tunnel(serve: Serve) -> None:
     ],
     ids=["hot", "cold", "retrieve", "1.0", "pipelined", "with a torn head", "malformed"],
 )
-def test_a_caller_that_closes_its_side_gets_its_answers(serve: Serve, sent: bytes, expected: list[int]) -> None:
+def test_a_half_closed_client_gets_its_responses(serve: Serve, sent: bytes, expected: list[int]) -> None:
     assert statuses(exchange(serve(), sent, half_close=True)) == expected
 
 
-def test_a_caller_that_closes_its_side_is_waited_for(serve: Serve) -> None:
+def test_waits_for_the_response_to_a_half_closed_client(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate, gru=gate, timeout_ms=60_000)
     with connected(server) as connection:
@@ -142,7 +142,7 @@ def test_a_caller_that_closes_its_side_is_waited_for(serve: Serve) -> None:
     assert fields(answer)["connection"] == "close"
 
 
-def test_a_caller_that_closes_its_side_and_is_reset_is_not_run_for(serve: Serve) -> None:
+def test_cancels_the_request_of_a_half_closed_client_that_resets(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate, gru=gate, timeout_ms=60_000)
     with connected(server) as connection:
@@ -157,7 +157,7 @@ def test_a_caller_that_closes_its_side_and_is_reset_is_not_run_for(serve: Serve)
 
 
 @pytest.mark.parametrize("sent", [b"", post()[:-5], post()[:40], post(more=b"expect: 100-continue\r\n")[: -len(BODY)]])
-def test_a_caller_that_closes_in_the_middle_gets_no_answer(serve: Serve, sent: bytes) -> None:
+def test_a_client_that_closes_within_its_request_gets_no_response(serve: Serve, sent: bytes) -> None:
     server = serve()
     assert statuses(exchange(server, sent, half_close=True)) in ([], [100])
     until(lambda: server.app.state.admission.clients == {}, "the release")
@@ -191,7 +191,7 @@ def test_head_is_get_without_its_body(serve: Serve, http: str) -> None:
     assert raw.partition(b"\r\n\r\n")[2].startswith(b"HTTP/1.1 ")
 
 
-def test_what_a_path_allows_is_said(serve: Serve) -> None:
+def test_responds_405_with_the_allowed_methods(serve: Serve) -> None:
     server = serve()
     for path, allowed in {"/models": "GET, HEAD", "/predict": "POST", "/": "GET, HEAD"}.items():
         for method in ("OPTIONS", "PUT", "TRACE"):
@@ -211,13 +211,13 @@ def test_what_a_path_allows_is_said(serve: Serve) -> None:
         get("/predict", b"content-length: 999999999999\r\n", "POST"),
     ],
 )
-def test_every_answer_has_one_date(serve: Serve, sent: bytes) -> None:
+def test_every_response_has_one_date(serve: Serve, sent: bytes) -> None:
     date = fields(exchange(serve(), sent, half_close=True))["date"]
     assert parsedate_to_datetime(date).tzinfo is not None
     assert date.endswith(" GMT")
 
 
-def test_refusals_have_a_date(serve: Serve) -> None:
+def test_rejections_have_one_date(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate, gru=gate, timeout_ms=60_000, concurrency=1)
     with connected(server) as connection:
@@ -233,7 +233,7 @@ def test_refusals_have_a_date(serve: Serve) -> None:
 # ---- expectations and versions
 
 
-def test_100_continue_is_for_a_body_to_come(serve: Serve) -> None:
+def test_sends_100_continue_only_if_a_body_is_to_come(serve: Serve) -> None:
     server, expects = serve(), b"expect: 100-Continue\r\n"
     whole = post(more=expects)
     with connected(server) as connection:
@@ -386,7 +386,7 @@ def test_the_format_of_the_metrics_is_negotiated(server: Running) -> None:
 
 
 @pytest.mark.parametrize("timeout", ["1_000", "+5", "0x10", "inf", "nan", "5, 5", "-1", "0", ""])
-def test_rejects_timeouts_that_are_no_decimal_numbers(server: Running, timeout: str) -> None:
+def test_rejects_timeouts_that_are_not_decimal_numbers(server: Running, timeout: str) -> None:
     assert ask(server, x_request_timeout_ms=timeout) == 422
 
 
@@ -415,13 +415,13 @@ def test_a_repeated_header_is_one_list(server: Running) -> None:
         *(("POST", "/%2e/predict", 404), ("GET", "/livez%00", 404), ("GET", "/livez/", 404), ("GET", "/%ff", 404)),
     ],
 )
-def test_a_path_means_the_same_however_it_is_written(server: Running, method: str, target: str, status: int) -> None:
+def test_percent_encoding_does_not_change_a_path(server: Running, method: str, target: str, status: int) -> None:
     body = INFER if "v2" in target else JSON
     sent = post(target, b"connection: close\r\n", body) if method == "POST" else get(target, b"connection: close\r\n")
     assert statuses(exchange(server, sent)) == [status]
 
 
-def test_a_target_may_be_absolute(serve: Serve) -> None:
+def test_accepts_an_absolute_target(serve: Serve) -> None:
     server = serve()
     for target in ("http://x/predict", "HTTPS://x:8000/%70redict?model=primary"):
         assert statuses(exchange(server, post(target) + LAST)) == [200, 200]
@@ -436,7 +436,7 @@ def test_a_probe_is_answered_whatever_its_query_string(server: Running, path: st
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_byte_order_mark_is_passed_over(server: Running, path: str) -> None:
+def test_ignores_a_byte_order_mark(server: Running, path: str) -> None:
     mark = b"\xef\xbb\xbf"
     assert ask(server, path, mark + ROUTES[path]) == 200
     assert ask(server, path, mark + mark + ROUTES[path]) == 400

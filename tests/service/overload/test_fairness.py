@@ -20,7 +20,7 @@ from service.overload.fairness import (
 )
 
 
-def test_clients_take_turns_however_much_one_has_queued() -> None:
+def test_clients_take_turns_however_much_each_has_queued() -> None:
     queue: RoundRobin[str] = RoundRobin()
     for item in ("a1", "a2", "a3", "b1", "c1", "c2"):
         queue.put(item[0], item)
@@ -67,7 +67,7 @@ def test_slices_of_clients_alternate_and_others_run_between_them() -> None:
     asyncio.run(main())
 
 
-def test_what_work_raises_reaches_its_caller_and_the_next_work_runs() -> None:
+def test_an_error_reaches_its_caller_and_the_next_work_runs() -> None:
     def failing() -> Work[str]:
         yield
         raise ValueError("no")
@@ -81,7 +81,7 @@ def test_what_work_raises_reaches_its_caller_and_the_next_work_runs() -> None:
     asyncio.run(main())
 
 
-def test_work_whose_caller_left_is_dropped() -> None:
+def test_drops_work_whose_caller_was_cancelled() -> None:
     async def main() -> None:
         slicer, done = Slicer(), list[str]()
         running = asyncio.create_task(slicer.run("a", counting(done, "a", 1000)))
@@ -94,7 +94,7 @@ def test_work_whose_caller_left_is_dropped() -> None:
     asyncio.run(main())
 
 
-def test_what_failing_work_held_is_let_go_at_once_and_not_at_the_next_collection() -> None:
+def test_failing_work_leaves_nothing_to_the_garbage_collector() -> None:
     class Body:
         pass
 

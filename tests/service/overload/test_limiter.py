@@ -99,7 +99,7 @@ def test_overload_keeps_most_of_the_throughput_and_little_of_the_delay(net: Net,
 
 
 @pytest.mark.parametrize("net", [QUICK, SLOW])
-def test_after_an_overload_the_limit_is_soon_out_of_the_way(net: Net) -> None:
+def test_the_limit_recovers_soon_after_an_overload(net: Net) -> None:
     server = Simulation()
     server.run(net, 10 * net.capacity, 5)
     assert server.limit.rows < MOST / 2
@@ -108,7 +108,7 @@ def test_after_an_overload_the_limit_is_soon_out_of_the_way(net: Net) -> None:
     assert server.run(net, 0.5 * net.capacity, 5)[1] == 0
 
 
-def test_a_delay_that_nobody_is_refused_for_is_no_reason_to_refuse() -> None:
+def test_a_delay_without_rejections_does_not_lower_the_limit() -> None:
     server = Simulation()
     server.run(SLOW, 0.5 * SLOW.capacity, 3)
     halved = Net(SLOW.batch_s * 2, SLOW.row_s * 2)
@@ -117,7 +117,7 @@ def test_a_delay_that_nobody_is_refused_for_is_no_reason_to_refuse() -> None:
 
 
 @pytest.mark.parametrize("times", [2, 10])
-def test_a_sudden_overload_finds_little_room_that_nobody_used(times: float) -> None:
+def test_a_sudden_overload_finds_little_unused_room(times: float) -> None:
     server = Simulation()
     server.run(SLOW, 0.5 * SLOW.capacity, 10)
     taken, _ = server.run(SLOW, times * SLOW.capacity, 10)
@@ -135,14 +135,14 @@ def test_lulls_in_an_overload_do_not_let_the_queue_fill() -> None:
         assert max(taken) <= 1.5 * max(steady)
 
 
-def test_a_short_burst_is_let_in() -> None:
+def test_admits_a_short_burst() -> None:
     server = Simulation()
     server.run(QUICK, 1000, 2)
     assert server.run(QUICK, 2 * QUICK.capacity, 0.006)[1] == 0
     assert server.run(QUICK, 1000, 1)[1] == 0
 
 
-def test_a_slow_phase_is_got_used_to_and_forgotten() -> None:
+def test_adapts_to_a_slow_phase_and_back() -> None:
     slow = Net(QUICK.batch_s * 20, QUICK.row_s * 20)
     server = Simulation()
     server.run(QUICK, QUICK.capacity * 0.5, 2)
@@ -153,7 +153,7 @@ def test_a_slow_phase_is_got_used_to_and_forgotten() -> None:
     assert server.run(QUICK, QUICK.capacity * 0.5, 2)[1] == 0
 
 
-def test_under_sustained_load_the_least_is_measured_anew_with_few_rows() -> None:
+def test_probes_the_lowest_latency_under_sustained_load() -> None:
     server = Simulation()
     seen: list[float] = []
     for _ in range(int((PERIOD_S + 2) * 20)):
@@ -164,7 +164,7 @@ def test_under_sustained_load_the_least_is_measured_anew_with_few_rows() -> None
     assert seen[-1] >= MIN_ROWS
 
 
-def test_a_probe_ends_though_nobody_is_served() -> None:
+def test_a_probe_ends_even_if_no_request_is_served() -> None:
     now = 0.0
     limit = AdaptiveLimit(MOST, now)
     while limit.rows != PROBE_ROWS:
@@ -178,7 +178,7 @@ def test_a_probe_ends_though_nobody_is_served() -> None:
     assert limit.rows == before
 
 
-def test_kinds_are_compared_with_their_own() -> None:
+def test_compares_a_request_with_its_own_kind() -> None:
     now = 0.0
     limit = AdaptiveLimit(MOST, now)
     for step in range(1000):
@@ -186,7 +186,7 @@ def test_kinds_are_compared_with_their_own() -> None:
         slow = step % 2
         limit.observe(("/predict", "fallback" if slow else "primary", 1), 0.2 if slow else 0.0002, 300, now)
         limit.reject(now)
-        if limit._before_probe is None:
+        if limit.sustained == limit.rows:
             assert limit.rows == MOST
 
 
@@ -197,9 +197,7 @@ def test_kinds_are_compared_with_their_own() -> None:
     most=st.integers(1, 1000),
 )
 @hypothesis_settings(deadline=None, max_examples=60)
-def test_whatever_it_sees_the_limit_stays_within_its_bounds(
-    steps: list[tuple[float, float, int, bool]], most: int
-) -> None:
+def test_the_limit_stays_within_its_bounds(steps: list[tuple[float, float, int, bool]], most: int) -> None:
     now = 0.0
     limit = AdaptiveLimit(most, now)
     for seconds, pause, in_flight, refused in steps:
@@ -208,4 +206,4 @@ def test_whatever_it_sees_the_limit_stays_within_its_bounds(
         if refused:
             limit.reject(now)
         assert min(most, PROBE_ROWS) <= limit.rows <= most
-        assert limit.rows >= min(MIN_ROWS, most) or limit._before_probe is not None
+        assert limit.rows >= min(MIN_ROWS, most) or limit.sustained != limit.rows

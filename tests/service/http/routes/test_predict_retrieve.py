@@ -39,7 +39,7 @@ def post(server: Running, body: Any, path: str = "/predict", **headers: str) -> 
     return server.http.post(path, json=body, headers=headers)
 
 
-def test_one_context_gets_one_vector_and_who_made_it(serve: Serve) -> None:
+def test_one_context_gets_one_vector_and_the_model_that_made_it(serve: Serve) -> None:
     server = serve()
     context = contexts()
     answer = post(server, {"context": context[0].tolist()})
@@ -115,7 +115,7 @@ def test_a_list_of_one_is_answered_with_a_list(serve: Serve) -> None:
         (b'{"contexts": []}', 422, "invalid", "/contexts"),
     ],
 )
-def test_bodies_that_are_no_request_are_told_why(
+def test_rejects_invalid_bodies_with_a_reason(
     serve: Serve, body: bytes, status: int, reason: str, pointer: str | None
 ) -> None:
     answer = serve().http.post("/predict", content=body, headers={"content-type": "application/json"})
@@ -147,7 +147,7 @@ def test_binary_gets_the_same_verdict_as_json(serve: Serve, value: float) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * (4 * T * D - 1), b"\0" * (4 * T * D + 4)])
-def test_binary_of_the_wrong_length_is_malformed(serve: Serve, content: bytes) -> None:
+def test_rejects_octets_of_the_wrong_length(serve: Serve, content: bytes) -> None:
     assert serve().http.post("/predict", content=content, headers=OCTETS).status_code == 400
 
 
@@ -223,7 +223,7 @@ def test_options_are_checked(serve: Serve, options: dict[str, Any]) -> None:
     assert (answer.status_code, answer.json()["pointer"]) == (422, f"/{next(iter(options))}")
 
 
-def test_a_model_can_be_named_by_alias_or_name_and_then_nothing_stands_in(serve: Serve) -> None:
+def test_a_named_model_has_no_fallback(serve: Serve) -> None:
     server = serve(amn=raises)
     context = contexts()[0].tolist()
     for name in ("gru", "fallback"):
@@ -233,12 +233,12 @@ def test_a_model_can_be_named_by_alias_or_name_and_then_nothing_stands_in(serve:
     assert (unknown.status_code, unknown.json()["type"]) == (404, "urn:lvm:problem:unknown_model")
 
 
-def test_the_batch_profile_asks_gru_first(serve: Serve) -> None:
+def test_the_batch_profile_tries_gru_first(serve: Serve) -> None:
     body = post(serve(), {"context": contexts()[0].tolist(), "profile": "batch"}).json()
     assert (body["model"], body["served_by"], body["fallback_reason"]) == ("gru", "fallback", None)
 
 
-def test_too_many_rows_and_too_long_bodies_are_too_large(serve: Serve) -> None:
+def test_rejects_too_many_rows_and_too_long_bodies(serve: Serve) -> None:
     server = serve(max_rows=2, max_body_mb=0.01)
     assert post(server, {"contexts": contexts(3).tolist()}).status_code == 413
     assert server.http.post("/predict", content=contexts(3).tobytes(), headers=OCTETS).status_code == 413
@@ -250,7 +250,7 @@ def test_too_many_rows_and_too_long_bodies_are_too_large(serve: Serve) -> None:
     assert declared.json()["type"] == "urn:lvm:problem:too_large"
 
 
-def test_routes_methods_and_media_types_that_are_not_ours(serve: Serve) -> None:
+def test_rejects_unknown_routes_methods_and_media_types(serve: Serve) -> None:
     server = serve()
     wrong_method = server.http.get("/predict")
     assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "POST")
@@ -266,7 +266,7 @@ def test_routes_methods_and_media_types_that_are_not_ours(serve: Serve) -> None:
     ("answer", "reason"),
     [(raises, "model_failed"), (answers_nan, "model_failed"), (answers_wrong_shape, "model_failed")],
 )
-def test_a_failing_primary_is_replaced_and_the_reason_told(serve: Serve, answer: Any, reason: str) -> None:
+def test_falls_back_from_a_failing_primary_and_gives_the_reason(serve: Serve, answer: Any, reason: str) -> None:
     server = serve(amn=answer)
     context = contexts()
     got = post(server, {"context": context[0].tolist()})
@@ -283,7 +283,7 @@ def test_a_failing_primary_is_replaced_and_the_reason_told(serve: Serve, answer:
     assert server.metric("lvm_requests_total", route="/predict", outcome="fallback") == 1
 
 
-def test_a_hanging_primary_is_replaced_within_the_deadline(serve: Serve) -> None:
+def test_falls_back_from_a_hanging_primary_within_the_deadline(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate)
     try:
@@ -294,7 +294,7 @@ def test_a_hanging_primary_is_replaced_within_the_deadline(serve: Serve) -> None
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_inference_thread_that_dies_is_told_of_at_once_and_nobody_is_left_without_an_answer(serve: Serve) -> None:
+def test_a_dead_inference_thread_fails_livez_and_every_request_is_answered(serve: Serve) -> None:
     def dies(batch: Any) -> Any:
         raise SystemExit  # nothing that a net may raise, and so the end of its thread
 
@@ -308,13 +308,13 @@ def test_an_inference_thread_that_dies_is_told_of_at_once_and_nobody_is_left_wit
     assert (got.status_code, got.json()["fallback_reason"]) == (200, "draining")
 
 
-def test_both_failing_is_unavailable_with_retry_after(serve: Serve) -> None:
+def test_responds_503_with_retry_after_if_both_fail(serve: Serve) -> None:
     got = post(serve(amn=raises, gru=answers_nan), {"context": contexts()[0].tolist()})
     assert (got.status_code, got.json()["type"]) == (503, "urn:lvm:problem:model_failed")
     assert got.headers["retry-after"] == "1"
 
 
-def test_breakers_open_on_both_nets_say_when_the_first_of_them_is_tried_again(serve: Serve) -> None:
+def test_retry_after_is_that_of_the_breaker_that_closes_first(serve: Serve) -> None:
     server = serve(amn=raises, gru=raises, breaker_failures=2, breaker_window=2, breaker_hold_s=600)
     refusals = [post(server, {"context": contexts()[0].tolist()}) for _ in range(3)]
     assert [got.status_code for got in refusals] == [503] * 3
@@ -322,7 +322,7 @@ def test_breakers_open_on_both_nets_say_when_the_first_of_them_is_tried_again(se
     assert 500 < int(refusals[2].headers["retry-after"]) <= 600
 
 
-def test_both_hanging_is_expired(serve: Serve) -> None:
+def test_responds_504_if_both_hang(serve: Serve) -> None:
     gate = Gate()
     try:
         got = post(serve(amn=gate, gru=gate), {"context": contexts()[0].tolist()}, **{"X-Request-Timeout-Ms": "100"})
@@ -332,7 +332,7 @@ def test_both_hanging_is_expired(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("timeout", ["soon", "0", "-1", "nan", "1e9"])
-def test_a_timeout_that_is_none_is_refused(serve: Serve, timeout: str) -> None:
+def test_rejects_invalid_timeout(serve: Serve, timeout: str) -> None:
     got = post(serve(), {"context": contexts()[0].tolist()}, **{"X-Request-Timeout-Ms": timeout})
     assert got.status_code == 422
 
@@ -352,7 +352,7 @@ def test_the_breaker_spares_a_failing_primary(serve: Serve) -> None:
     assert 'lvm_breaker_open{engine="primary"} 1.0' in server.http.get("/metrics").text
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(serve: Serve) -> None:
+def test_a_full_queue_rejects_at_once_with_retry_after(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate, gru=gate, max_queue=4, max_rows=4, max_batch=4)
     with httpx.Client(base_url=server.url, timeout=60) as other:
@@ -389,7 +389,7 @@ def test_many_rows_run_in_several_batches_in_order(serve: Serve) -> None:
     np.testing.assert_allclose(vectors, mean_of(batch), atol=1e-6)
 
 
-def test_request_ids_are_kept_where_plain_and_made_otherwise(serve: Serve) -> None:
+def test_keeps_plain_request_ids_and_replaces_others(serve: Serve) -> None:
     server = serve()
     context = {"context": contexts()[0].tolist()}
     assert post(server, context, **{"X-Request-ID": "abc-1_2"}).headers["x-request-id"] == "abc-1_2"
@@ -413,7 +413,7 @@ def test_a_query_finds_the_nearest_passages_with_their_text(serve: Serve) -> Non
     assert (body["corpus"], body["is_exact"]) == ("corpus", True)
 
 
-def test_a_context_is_predicted_from_and_does_not_come_back(serve: Serve) -> None:
+def test_a_context_finds_passages_other_than_its_own(serve: Serve) -> None:
     server = serve()
     known = corpus()
     context = known.vectors[2:7].tolist()
@@ -424,13 +424,13 @@ def test_a_context_is_predicted_from_and_does_not_come_back(serve: Serve) -> Non
     assert (without["model"], without["served_by"]) == ("amn", "primary")
 
 
-def test_ids_can_be_excluded_and_fewer_come_only_where_the_corpus_ends(serve: Serve) -> None:
+def test_excluded_ids_do_not_reduce_the_number_of_results(serve: Serve) -> None:
     query = corpus().vectors[0].tolist()
     body = post(serve(), {"query": query, "k": 10, "exclude": list(range(15))}, "/retrieve").json()
     assert sorted(hit["id"] for hit in body["results"]) == list(range(15, 20))
 
 
-def test_retrieve_takes_octets_with_options_in_the_query_string(serve: Serve) -> None:
+def test_retrieve_accepts_octets_with_options_in_the_query_string(serve: Serve) -> None:
     server = serve()
     known = corpus()
     for rows, options in ((known.vectors[3], {}), (known.vectors[2:7], {"context": known.vectors[2:7].tolist()})):
@@ -441,12 +441,12 @@ def test_retrieve_takes_octets_with_options_in_the_query_string(serve: Serve) ->
 
 
 @pytest.mark.parametrize("k", [0, -1, 1001, True, 1.5, "3"])
-def test_k_out_of_range_is_invalid(serve: Serve, k: object) -> None:
+def test_rejects_k_out_of_range(serve: Serve, k: object) -> None:
     got = post(serve(), {"query": [1.0] * D, "k": k}, "/retrieve")
     assert (got.status_code, got.json()["pointer"]) == (422, "/k")
 
 
-def test_k_beyond_the_corpus_brings_all_of_it(serve: Serve) -> None:
+def test_k_beyond_the_corpus_returns_all_of_it(serve: Serve) -> None:
     assert len(post(serve(), {"query": [1.0] * D, "k": 1000}, "/retrieve").json()["results"]) == 20
 
 
@@ -467,7 +467,7 @@ def test_openapi_documents_every_route_and_its_errors(serve: Serve) -> None:
     assert {"200", "400", "404", "413", "415", "422", "503", "504"} <= set(predict["responses"])
 
 
-def test_models_tells_versions_aliases_and_cards(serve: Serve) -> None:
+def test_models_lists_versions_aliases_and_cards(serve: Serve) -> None:
     body = serve().http.get("/models").json()
     assert body["aliases"]["primary"]["id"].startswith("amn/")
     assert body["aliases"]["primary"]["breaker"] == "closed"
@@ -496,13 +496,13 @@ def test_outcomes_in_the_metrics_sum_up_to_the_requests_sent(serve: Serve) -> No
     assert counts["other", "unknown_route"] == 2
 
 
-def test_metrics_come_as_openmetrics_when_asked_for(serve: Serve) -> None:
+def test_metrics_are_openmetrics_on_request(serve: Serve) -> None:
     got = serve().http.get("/metrics", headers={"accept": "application/openmetrics-text"})
     assert got.headers["content-type"].startswith("application/openmetrics-text")
     assert got.text.endswith("# EOF\n")
 
 
-def test_a_caller_who_left_costs_nothing_and_counts_as_cancelled(serve: Serve) -> None:
+def test_a_client_that_disconnects_counts_as_cancelled(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate)
     body = json.dumps({"context": contexts()[0].tolist()})
@@ -514,7 +514,7 @@ def test_a_caller_who_left_costs_nothing_and_counts_as_cancelled(serve: Serve) -
         gate.opened.set()
 
 
-def test_a_broken_version_is_refused_and_the_old_one_goes_on(serve: Serve) -> None:
+def test_a_broken_version_is_rejected_and_the_old_one_stays(serve: Serve) -> None:
     server = serve()
     registry = server.app.state.deployments.registry
     registry.point("primary", add_version(registry, "broken"))
@@ -561,7 +561,7 @@ def test_rows_that_fail_alone_do_not_open_the_breaker_for_others(serve: Serve) -
     assert server.http.get("/livez").status_code == 200
 
 
-def test_a_corpus_swapped_while_a_context_is_predicted_is_searched_all_the_same(serve: Serve) -> None:
+def test_searches_a_corpus_that_was_replaced_during_the_prediction(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate)
     registry = server.app.state.deployments.registry
@@ -586,7 +586,7 @@ class HangingPath(type(Path())):  # type: ignore[misc]
         return Path(self) / name
 
 
-def test_a_registry_that_hangs_is_told_in_time_and_holds_up_nobody(serve: Serve) -> None:
+def test_responds_503_in_time_if_the_registry_hangs(serve: Serve) -> None:
     server = serve()
     registry = server.app.state.deployments.registry
     registry.root = HangingPath(registry.root)
@@ -600,7 +600,7 @@ def test_a_registry_that_hangs_is_told_in_time_and_holds_up_nobody(serve: Serve)
     until(lambda: server.http.get("/models").json()["versions"], "the registry to answer again")
 
 
-def test_models_and_ledger_tell_what_is_odd_beside_what_is_not(serve: Serve) -> None:
+def test_models_and_ledger_list_broken_entries_beside_valid_ones(serve: Serve) -> None:
     server = serve()
     registry = server.app.state.deployments.registry
     known = server.http.get("/models").json()["versions"]
@@ -623,7 +623,7 @@ def test_models_and_ledger_tell_what_is_odd_beside_what_is_not(serve: Serve) -> 
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_a_ledger_that_is_no_file_is_told_and_not_waited_for(serve: Serve, make: Callable[[Path], object]) -> None:
+def test_responds_503_if_the_ledger_is_not_a_file(serve: Serve, make: Callable[[Path], object]) -> None:
     server = serve()
     ledger = server.app.state.deployments.registry.root / "ledger.jsonl"
     ledger.rename(ledger.with_name("before"))

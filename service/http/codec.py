@@ -77,7 +77,7 @@ class Decoded(NamedTuple, Generic[T]):
     """What a body holds.
 
     Attributes:
-        rows: float32 `(n, *shape)`; none as long as a text is not embedded.
+        rows: float32 `(n, *shape)`; empty until a text is embedded.
         field: the field that they, or the text, came in.
         options: the options that were given, checked.
         target: what answers the request.

@@ -80,8 +80,8 @@ class Gateway:
 
     Args:
         find: returns the route of a method and a path.
-        timeout_ms: how long a request may take that does not say.
-        state: tells whether the process is draining.
+        timeout_ms: time limit of a request without X-Request-Timeout-Ms.
+        state: whether the process is draining, and headers of every response.
         tracer: records spans, if they are exported.
     """
 
@@ -116,7 +116,7 @@ class Gateway:
         """Return the complete response to `request`. It is counted, and what it held is released.
 
         Raises:
-            ClientDisconnected, asyncio.CancelledError: nobody waits for a response; this is counted, too.
+            ClientDisconnected, asyncio.CancelledError: the client is gone, so there is no response; counted, too.
         """
         route = self._refused if request.failure else self._find(request.method, request.path)
         try:
@@ -199,7 +199,7 @@ class Gateway:
         if isinstance(error, ServiceError):
             return problem_of(error.with_traceback(None), request)
         if isinstance(error, OSError) and not route.is_admitted:
-            # For want of file descriptors, or of the disk: it may be readable in a moment.
+            # Out of file descriptors, or a disk is away: the file may be readable in a moment.
             logger().error("file not read", route=request.path, **request.log_fields(), reason=str(error))
             return problem_of(Unavailable("a file that the answer needs cannot be read now"), request)
         logger().error("unexpected", route=request.path, **request.log_fields(), exc_info=error)

@@ -40,7 +40,7 @@ class MediaType(NamedTuple):
     parameters: tuple[tuple[bytes, bytes], ...]
 
     def values(self, name: bytes) -> list[bytes]:
-        """Return the values of a parameter: none, one, or several if it is repeated."""
+        """Return the values of a parameter; several if it is repeated."""
         return [value for known, value in self.parameters if known == name]
 
 

@@ -50,7 +50,7 @@ class LongArray:
         return opening[0].count(b"[") if opening else 0
 
     def parts(self, shape: Sequence[int]) -> Iterator[tuple[int, int] | None]:
-        """Return where its parts of whole items of `shape` lie; None, and no more, if an item is too long to be one."""
+        """Yield the bounds of its parts of whole items of `shape`; None, as the last one, if an item is too long."""
         pattern = STRING_END if self.is_of_strings else ITEM_ENDS[len(shape)]
         longest = NUMBER * math.prod(shape) + 1024
         at, end = self.start + 1, self.end - 1

@@ -1,4 +1,4 @@
-"""Raw little-endian numbers, and what their media type says about them."""
+"""Raw little-endian numbers, and the parameters of their media type."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OctetType(NamedTuple):
 
 @lru_cache(maxsize=256)
 def octet_type(header: bytes) -> OctetType:
-    """Return what a header `application/octet-stream` says about the octets.
+    """Return the type of number, and the shape, in a header `application/octet-stream`.
 
     `dtype=float16` halves the bytes; without a dtype they are float32. `shape=2x5x384`, or `shape="2,5,384"`, is
     their shape. Other parameters are ignored.
@@ -74,7 +74,7 @@ def _shape(value: bytes) -> Shape:
 
 
 def read_octets(body: bytes, kind: OctetType, item: Shape, max_rows: int, *, many: bool) -> Floats:
-    """Read the rows `(n, *item)` of a body whose Content-Type says `kind`; more than one only if `many` may be sent.
+    """Read the rows `(n, *item)` of a body of the given `kind`; more than one only if `many`.
 
     Raises:
         Invalid: the shape is not the net's, or not that of the bytes; or there are several rows without a shape.
@@ -163,7 +163,7 @@ def from_base64(value: str, pointer: str, shape: Shape) -> Floats:
 def reject_non_finite(array: Floats, pointer: str) -> None:
     """Raise `Invalid`, with the pointer of the number, if one is not finite or larger than `LARGEST`."""
     size = np.abs(array)
-    if not size.max() <= LARGEST:  # also where it is NaN
+    if not size.max() <= LARGEST:  # also true for NaN
         place = np.unravel_index(int(np.argmin(size <= LARGEST)), array.shape)
         pointer += "".join(f"/{at}" for at in place)
         raise Invalid(f"expected a finite float32, at most {LARGEST:.0e} in size", pointer=pointer)

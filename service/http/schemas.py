@@ -23,7 +23,7 @@ CHUNKS = Field(None, description="Where `text` was given, the chunks of it that 
 
 
 class Truncated(BaseModel):
-    """A chunk that is too long for the encoder: the vector says nothing of the word-pieces beyond those it read."""
+    """A chunk that is too long for the encoder: the vector does not cover the word-pieces beyond those it read."""
 
     index: int = Field(description="Place among `texts` or `chunks`, from 0.")
     word_pieces: int
@@ -31,7 +31,7 @@ class Truncated(BaseModel):
 
 
 class Unread(BaseModel):
-    """A chunk with words that the encoder does not know: the vector says nothing of them."""
+    """A chunk with words that the encoder does not know: the vector does not cover them."""
 
     index: int = Field(description="Place among `texts` or `chunks`, from 0.")
     share: float = Field(description="Share of its letters, digits and symbols; over 0.8 is refused.")
@@ -140,9 +140,9 @@ class Result(BaseModel):
 
 
 class RetrieveResponse(BaseModel):
-    """The best passages, best first; who made the query where a context was given.
+    """The best passages, best first; and what made the query, if a context was given.
 
-    `served_by` is `retriever` where the towers of the corpus made it, else the alias of the net that did. Reranked, the
+    `served_by` is `retriever` if the towers of the corpus made it, else the alias of the net that did. Reranked, the
     order is the reranker's, and scores, inner products as always, need not fall.
     `fallback_reason` is the net's, or why the corpus was searched here and not in its Milvus.
     """
@@ -186,14 +186,14 @@ class OutputParameters(Asked):
 
 
 class RequestedOutput(Asked):
-    """The output that is wanted: there is one, `vector`."""
+    """The output that is asked for; the only one is `vector`."""
 
     name: Literal["vector"] | None = None
     parameters: OutputParameters | None = None
 
 
 class InferParameters(Asked):
-    """Parameters of a request. What is not supported may only say that it is not wanted."""
+    """Parameters of a request. Those that are not supported may only have the value that has no effect."""
 
     binary_data_output: bool | None = Field(None, description="As `binary_data`, which overrides it, of all outputs.")
     timeout: int | None = Field(
@@ -280,7 +280,7 @@ class TensorConfig(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """What a model reads and answers, as Triton says it."""
+    """Inputs and outputs of a model, as in Triton."""
 
     name: str
     platform: str
@@ -392,7 +392,7 @@ class Article(BaseModel):
 
 
 class Move(BaseModel):
-    """One line of the ledger: who moved an alias, when, from where to where, and why."""
+    """One line of the ledger: who moved an alias, when, from which version to which, and why."""
 
     time: str
     who: str
@@ -445,10 +445,10 @@ _UNREAD: Responses = {
 }
 _CHALLENGE = _headers(WWW_Authenticate="Bearer")
 PROBLEMS: Responses = {**_UNREAD, 503: _problem("Not now.", RETRY_AFTER)}
-UNAUTHORISED: Responses = {**_UNREAD, 401: _problem("A token is wanted, and is missing or unknown.", _CHALLENGE)}
+UNAUTHORISED: Responses = {**_UNREAD, 401: _problem("The token is missing or unknown.", _CHALLENGE)}
 _HOT: Responses = {
     **UNAUTHORISED,
-    400: _problem("The bytes are not what their media type says."),
+    400: _problem("The body is not of its media type."),
     404: _problem("No such model, or no such path."),
     408: _problem("The headers or the body came too slowly."),
     413: _problem("The body, or the number of rows, is over the limit."),
@@ -495,7 +495,9 @@ _ROWS = _octets(
     "Little-endian float32 rows; float16 with the parameter `dtype=float16` in the media type. `shape=2x5x384` there "
     "is their shape; without it there is one row only."
 )
-_TENSORS = _octets("A JSON object, and the bytes of a tensor behind it; Inference-Header-Content-Length says where.")
+_TENSORS = _octets(
+    "A JSON object, and the bytes of a tensor behind it; Inference-Header-Content-Length is the length of the object."
+)
 # What requests and errors name; FastAPI adds only what other answers do.
 COMPONENTS: dict[str, Any] = {"Problem": Problem.model_json_schema()}
 
@@ -519,8 +521,8 @@ def _options(model: type[BaseModel], *names: str) -> list[dict[str, Any]]:
 
 
 def _parameter(name: str, place: str, schema: dict[str, Any], description: str | None = None) -> dict[str, Any]:
-    said = {"description": description} if description else {}
-    return {"name": name, "in": place, "required": place == "path", **said, "schema": schema}
+    described = {"description": description} if description else {}
+    return {"name": name, "in": place, "required": place == "path", **described, "schema": schema}
 
 
 _STRING = {"type": "string"}
@@ -529,7 +531,7 @@ _EXCLUDE = _parameter("exclude", "query", {"type": "string", "pattern": r"^\[(\d
 PREDICT: dict[str, Any] = {
     "operation_id": "predict",
     "summary": "Predict the next vector of each context.",
-    "description": "Options stand in the body or, for JSON and octets alike, in the query string; none in both.",
+    "description": "Options are in the body or, for JSON and octets alike, in the query string, but not in both.",
     "response_model": PredictResponse,
     "responses": {
         200: {"headers": {**REQUEST_ID, **MADE_BY}, "content": {"application/octet-stream": _ROWS}},
@@ -543,7 +545,7 @@ PREDICT: dict[str, Any] = {
 RETRIEVE: dict[str, Any] = {
     "operation_id": "retrieve",
     "summary": "Find the passages nearest to a query, or to what a context predicts.",
-    "description": "Options stand in the body or, for JSON and octets alike, in the query string; none in both.",
+    "description": "Options are in the body or, for JSON and octets alike, in the query string, but not in both.",
     "response_model": RetrieveResponse,
     "responses": {200: {"headers": {**REQUEST_ID, **MADE_BY}}, **_HOT},
     "openapi_extra": {

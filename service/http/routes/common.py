@@ -1,4 +1,4 @@
-"""What the handlers of predictions share: decoding, text, and the members and headers that say what answered."""
+"""What the handlers of predictions share: decoding, text, and the members and headers about the model that answered."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ async def embed(
 
 
 def _not_fully_read(read: Encoded) -> dict[str, list[dict[str, Any]]]:
-    """Return which chunks were truncated, and which hold unknown words; neither member if there is none."""
+    """Return which chunks were truncated, and which hold unknown words; without empty members."""
     truncated = [
         {"index": at, "word_pieces": info.word_pieces, "read": info.read}
         for at, info in enumerate(read.infos)
@@ -128,7 +128,7 @@ def outcome_of(routed: Routed) -> str:
 
 
 def members_of(routed: Routed) -> dict[str, Any]:
-    """Return the members of a body that say which model answered, and why."""
+    """Return the members of a body about the model that answered, and why it did."""
     made_by = routed.prediction.model, routed.prediction.version, routed.served_by, routed.fallback_reason
     return dict(zip(MADE_BY, made_by, strict=True))
 
@@ -140,7 +140,7 @@ def milliseconds(stages: Stages) -> dict[str, float]:
 
 @lru_cache(maxsize=64)
 def model_headers(model: str, version: str, served_by: str) -> Headers:
-    """Return the headers that say which model answered."""
+    """Return the headers about the model that answered."""
     return [
         (b"x-model", model.encode()),
         (b"x-model-version", version.encode()),
@@ -155,7 +155,7 @@ def timing_header(stages: Stages) -> tuple[bytes, bytes]:
 
 
 def prediction_headers(routed: Routed, stages: Stages) -> Headers:
-    """Return the headers that say which model answered, why, and where the time went."""
+    """Return the headers about the model that answered, why it did, and the seconds of each stage."""
     prediction = routed.prediction
     headers = [timing_header(stages), *model_headers(prediction.model, prediction.version, routed.served_by)]
     headers.append((b"x-batch-size", b"%d" % prediction.batch_rows))

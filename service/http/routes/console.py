@@ -39,7 +39,7 @@ class Page(NamedTuple):
     etag: str
 
     def answer(self, known: str) -> Response:
-        """Return the file, or 304 where it is among the ETags `known` to the caller."""
+        """Return the file, or 304 if its ETag is among those `known` to the caller."""
         headers = {**HEADERS, "etag": self.etag}
         if has_tag(known.encode("latin-1"), self.etag.encode()):
             return Response(status_code=304, headers=headers)

@@ -236,7 +236,7 @@ def _rows(tensor: Json, tail: bytes, shape: Shape, max_rows: int) -> Floats:
         return codec.decode_tensor(_data(tensor), "/inputs/0/data", (count, *shape), max_rows)
     rows = octets.decode_octets(tail, shape, max_rows)
     if len(rows) != count:
-        raise Malformed(f"the data holds {len(rows)} rows; expected {count}, as its shape says")
+        raise Malformed(f"the data holds {len(rows)} rows; expected {count}, by its shape")
     return rows
 
 
@@ -292,7 +292,7 @@ def is_infer(path: str) -> bool:
 
 
 def missing(path: str) -> str | None:
-    """Return what to use instead of the extension of Triton that a path belongs to, None if it belongs to none."""
+    """Return what to use instead of the extension of Triton that a path belongs to, else None."""
     if not path.startswith("/v2/"):
         return None
     return next((instead for part, instead in MISSING.items() if part in path), None)
@@ -314,7 +314,7 @@ def add_routes(app: FastAPI, router: Router, deployments: Deployments, state: St
 
     @app.get("/v2/health/ready", responses=schemas.PROBLEMS)
     async def ready() -> dict[str, bool]:
-        """200 while /readyz says so."""
+        """200 while /readyz answers 200."""
         check_ready(deployments, state)
         return {"ready": True}
 

@@ -17,8 +17,8 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from lvm.errors import ServiceError, UnknownHttpVersion
-from service.app import STATUS_REASONS
 from service.engines.drift import MAX_DEVIATION, MIN_ALIGNMENT
+from service.http.asgi import REASONS
 from service.http.gateway import CANCELLED
 from service.settings import read_settings
 from service.telemetry.metrics import (
@@ -241,7 +241,7 @@ class TestExpressions:
 
     def test_outcomes_and_stages_are_those_of_the_code(self) -> None:
         known = {
-            "outcome": reasons(400) | {*STATUS_REASONS.values(), *RELOADS, CANCELLED, LOST, "ok", "fallback"},
+            "outcome": reasons(400) | {*REASONS.values(), *RELOADS, CANCELLED, LOST, "ok", "fallback"},
             "stage": {stage for stages in SECONDS.values() for stage in stages},
         }
         for asked in ASKED:

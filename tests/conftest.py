@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.registry.registry import Registry
 from service.app import Service, create_app
-from service.engines.search import SearchModel
+from service.engines.search import SearchAdapter
 from service.processes.server import Server, uvicorn_config
 from service.processes.sockets import bind
 from service.settings import Settings
@@ -89,7 +89,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Running]]:
             retriever: bool = True,
             corpus=corpus_of,
             text=None,
-            search_model=SearchModel,
+            search_model=SearchAdapter,
             amn=mean_of,
             gru=mean_of,
             http="",

@@ -30,8 +30,8 @@ from models.text.encoder import (
     TextInfo,
 )
 from models.vectors import Floats, normalise
-from service.engines.external_index import ExternalSearchModel
-from service.engines.search import SearchModel
+from service.engines.external_index import ExternalSearchAdapter
+from service.engines.search import SearchAdapter
 from service.settings import Settings
 
 D, T = 8, 5
@@ -184,10 +184,10 @@ class FakeBuild:
         order = len(corpus()) - 1 - np.argsort(-scores, axis=1, kind="stable")
         return [[int(row) for row in rows if row not in exclude][:k] for rows in order]
 
-    def search_model(self, corpus: Retriever, settings: Settings, **more: Any) -> ExternalSearchModel:
+    def search_model(self, corpus: Retriever, settings: Settings, **more: Any) -> ExternalSearchAdapter:
         """Return what searches `corpus` in this store first."""
         indexes = {name: MilvusIndex(self, name, index) for name, index in corpus.indexes.items()}
-        return ExternalSearchModel(corpus, corpus.with_indexes(indexes), self, settings, **more)
+        return ExternalSearchAdapter(corpus, corpus.with_indexes(indexes), self, settings, **more)
 
 
 class HashEncoder:
@@ -238,7 +238,7 @@ class FakeLoader:
         self,
         corpus: Callable[[str], Retriever] = retriever,
         text: Encoder | None = None,
-        search_model: Callable[[Retriever], SearchModel] = SearchModel,
+        search_model: Callable[[Retriever], SearchAdapter] = SearchAdapter,
         **answers: Callable[[Floats], Floats],
     ) -> None:
         self.answers, self._corpus, self._text, self.search_model = answers, corpus, text, search_model

@@ -22,8 +22,8 @@ from service.deploy.loading import EngineLoader, ModelLoader
 from service.engines.breaker import STATES
 from service.engines.engine import Deployed, Engine
 from service.engines.remote import EngineSet, PredictEngine, RemoteEngine
-from service.engines.search import SearchModel
-from service.engines.text import TextModel
+from service.engines.search import SearchAdapter
+from service.engines.text import TextAdapter
 from service.settings import Settings
 from service.tasks import CatchAndLog, SerialExecutor, catch_and_log
 from service.telemetry.log import logger
@@ -51,10 +51,10 @@ class EncoderSlot:
     """The engine that encodes text, or why there is none."""
 
     def __init__(self) -> None:
-        self.engine: Engine[TextModel] | None = None
+        self.engine: Engine[TextAdapter] | None = None
         self.missing: str | None = None
 
-    def require(self, wanted: str, pointer: str) -> Engine[TextModel]:
+    def require(self, wanted: str, pointer: str) -> Engine[TextAdapter]:
         """Return the engine of the encoder `wanted`, a name on a card; `pointer` is to the text that needs it.
 
         Raises:
@@ -119,25 +119,25 @@ class Deployments:
         return slot.engine if slot else None
 
     @property
-    def search(self) -> Engine[SearchModel] | None:
+    def retriever_engine(self) -> Engine[SearchAdapter] | None:
         """The engine of the corpus."""
         engine = self.engine(Alias.RETRIEVER)
         return engine if isinstance(engine, Engine) else None
 
-    def search_engine(self) -> Engine[SearchModel]:
+    def require_retriever_engine(self) -> Engine[SearchAdapter]:
         """Return the engine of the corpus.
 
         Raises:
             Unavailable: there is none, or its vectors are of another encoder or size than a net's.
         """
-        search = self.search
-        if search is None:
+        retriever = self.retriever_engine
+        if retriever is None:
             raise Unavailable("no corpus is promoted as `retriever`")
-        *_, dim, encoder = search.info.input_space
+        *_, dim, encoder = retriever.info.input_space
         for engine in self.engines.values():
             if (dim, encoder) != engine.info.input_space[1:]:
                 raise Unavailable(f"the corpus is of another vector space than `{engine.info.alias}`")
-        return search
+        return retriever
 
     def local_engines(self) -> dict[str, Engine[Any]]:
         """Return the engines by alias that run in this process."""
@@ -154,8 +154,8 @@ class Deployments:
         self._metrics.model.label_sets = [(alias, *engine.info.identity) for alias, engine in engines.items()]
         for engine in self._with_encoder():
             engine.observe()
-        if self.search and self.search.model.breaker:
-            self._metrics.breaker.set(STATES[self.search.model.breaker.state], Alias.RETRIEVER)
+        if self.retriever_engine and self.retriever_engine.model.breaker:
+            self._metrics.breaker.set(STATES[self.retriever_engine.model.breaker.state], Alias.RETRIEVER)
 
     # ---- how that changes
 

@@ -14,11 +14,11 @@ from models.retrieval.retriever import Retriever, load_retriever
 from models.runtimes.priority import lower_priority
 from models.text.encoder import Encoder, open_encoder
 from service.engines.engine import Engine
-from service.engines.external_index import ExternalSearchModel
-from service.engines.predict import predict_engine
-from service.engines.remote import RemoteSearch, RemoteSearchModel
-from service.engines.search import SearchModel, search_engine
-from service.engines.text import TextModel, text_engine
+from service.engines.external_index import ExternalSearchAdapter
+from service.engines.predict import make_predict_engine
+from service.engines.remote import RemoteSearch, RemoteSearchAdapter
+from service.engines.search import SearchAdapter, make_search_engine
+from service.engines.text import TextAdapter, make_text_engine
 from service.settings import Settings
 from service.tasks import SerialExecutor
 from service.telemetry.metrics import Metrics
@@ -43,18 +43,18 @@ class ModelLoader:
         retriever.warm_up()
         return retriever
 
-    def search_model(self, retriever: Retriever) -> SearchModel:
+    def search_model(self, retriever: Retriever) -> SearchAdapter:
         """Return what searches the corpus: Milvus first if LVM_MILVUS_URI is set, connected if it answers."""
         settings = self._settings
         if not settings.milvus_uri:
-            return SearchModel(retriever)
+            return SearchAdapter(retriever)
         token = settings.milvus_token.get_secret_value()
         collection = MilvusCollection(settings.milvus_uri, token, retriever.sha256, len(retriever.corpus))
         indexes = {name: MilvusIndex(collection, name, index) for name, index in retriever.indexes.items()}
         with suppress(IndexUnavailable):
             collection.set_timeout(settings.timeout_ms / 1000)
             collection.open()
-        return ExternalSearchModel(retriever, retriever.with_indexes(indexes), collection, settings)
+        return ExternalSearchAdapter(retriever, retriever.with_indexes(indexes), collection, settings)
 
     def load_encoder(self) -> Encoder:
         """Load the encoder of text; raises `EncoderError` if there is none."""
@@ -77,14 +77,14 @@ class EngineLoader:
     async def load(self, alias: Alias, version: Version) -> Engine[Any]:
         """Return the engine that serves `version` as `alias`; raises `BadCheckpoint`."""
         if alias == Alias.RETRIEVER:
-            return search_engine(await self._load_search_model(version), self._settings, self._metrics)
+            return make_search_engine(await self._load_search_model(version), self._settings, self._metrics)
         predictor = await self._executor.run(self._models.load_predictor, version)
         may_run_inline = alias != Alias.CANDIDATE
-        return predict_engine(predictor, alias, self._settings, self._metrics, may_run_inline=may_run_inline)
+        return make_predict_engine(predictor, alias, self._settings, self._metrics, may_run_inline=may_run_inline)
 
-    async def load_encoder(self) -> Engine[TextModel]:
+    async def load_encoder(self) -> Engine[TextAdapter]:
         """Return the engine of the encoder; raises `EncoderError` if there is none."""
-        return text_engine(await asyncio.to_thread(self._models.load_encoder), self._settings, self._metrics)
+        return make_text_engine(await asyncio.to_thread(self._models.load_encoder), self._settings, self._metrics)
 
     def check(self, alias: str, version: Version) -> None:
         """Load a version as `alias` would serve it, and drop it; raises `BadCheckpoint`."""
@@ -98,9 +98,9 @@ class EngineLoader:
         """Wait `timeout` seconds at most for what is being loaded; load nothing more."""
         await self._executor.shutdown(timeout)
 
-    async def _load_search_model(self, version: Version) -> SearchModel:
+    async def _load_search_model(self, version: Version) -> SearchAdapter:
         retriever = await self._executor.run(self._models.load_retriever, version)
         if self.remote_search:
-            return RemoteSearchModel(retriever, self.remote_search)
+            return RemoteSearchAdapter(retriever, self.remote_search)
         # not in the thread that loads: threads that gRPC starts would inherit its low priority
         return await asyncio.to_thread(self._models.search_model, retriever)

@@ -1,6 +1,6 @@
 """The engine: runs one version of a model, with a batcher, statistics and a drift detector.
 
-What differs between kinds of model is in an adapter, a `Model`: `predict.py`, `search.py`, `text.py`. A new kind of
+What differs between kinds of model is in an `EngineAdapter`: `predict.py`, `search.py`, `text.py`. A new kind of
 model is one such file.
 """
 
@@ -62,7 +62,7 @@ Request = TypeVar("Request", contravariant=True)
 Answer = TypeVar("Answer", covariant=True)
 
 
-class Model(Protocol[Request, Answer]):
+class EngineAdapter(Protocol[Request, Answer]):
     """What an engine runs: turns requests into items of batches, and results into answers."""
 
     @property
@@ -88,7 +88,7 @@ class Model(Protocol[Request, Answer]):
         ...
 
 
-M = TypeVar("M", bound=Model[Any, Any], covariant=True)
+M = TypeVar("M", bound=EngineAdapter[Any, Any], covariant=True)
 
 
 class Engine(Generic[M]):
@@ -134,7 +134,7 @@ class Engine(Generic[M]):
             on_batch=self._on_batch,
         )
 
-    async def run(self: Engine[Model[Request, Answer]], request: Request, deadline: float) -> Answer:
+    async def run(self: Engine[EngineAdapter[Request, Answer]], request: Request, deadline: float) -> Answer:
         """Return the answer of the model to `request` before `deadline`, on the monotonic clock.
 
         Raises:

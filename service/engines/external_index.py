@@ -8,14 +8,14 @@ from time import monotonic, perf_counter
 from models.retrieval.milvus import IndexUnavailable, MilvusCollection
 from models.retrieval.retriever import Hit, Retriever, Search
 from service.engines.breaker import Breaker
-from service.engines.search import Found, SearchModel, StageTimer
+from service.engines.search import Found, SearchAdapter, StageTimer
 from service.settings import Settings
 from service.telemetry.log import logger
 
 MIN_SHARE = 0.4  # of a full wait: a failure after less would prove nothing, and cost the connection all the same
 
 
-class ExternalSearchModel(SearchModel):
+class ExternalSearchAdapter(SearchAdapter):
     """Searches a corpus in an external index, behind a circuit breaker, and falls back to its own index.
 
     Args:

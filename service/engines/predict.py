@@ -30,7 +30,7 @@ class Prediction(NamedTuple):
     replica: str = ""  # that made it, if there are several
 
 
-class PredictModel:
+class PredictAdapter:
     """Runs one predictor. A request of more than `max_rows` contexts runs in several batches."""
 
     def __init__(self, predictor: Predictor, alias: str, max_rows: int) -> None:
@@ -80,13 +80,13 @@ class PredictModel:
         return [(contexts[at : at + most], min(most, rows - at)) for at in range(0, rows, most)]
 
 
-def predict_engine(
+def make_predict_engine(
     predictor: Predictor, alias: str, settings: Settings, metrics: Metrics, *, may_run_inline: bool = True
-) -> Engine[PredictModel]:
+) -> Engine[PredictAdapter]:
     """Return the engine that serves `predictor` as `alias`."""
     limits = BatchLimits(settings.max_batch, settings.max_queue, settings.max_wait_ms / 1000)
     return Engine(
-        PredictModel(predictor, alias, limits.max_rows),
+        PredictAdapter(predictor, alias, limits.max_rows),
         limits,
         metrics,
         runs_inline=may_run_inline and predictor.runs_inline and not limits.max_wait_s,

@@ -16,8 +16,8 @@ from models.retrieval.retriever import Retriever, Search
 from models.vectors import Floats
 from service.engines.batcher import MicroBatcher
 from service.engines.engine import Deployed, Engine, EngineInfo
-from service.engines.predict import Prediction, PredictModel
-from service.engines.search import Found, SearchModel
+from service.engines.predict import PredictAdapter, Prediction
+from service.engines.search import Found, SearchAdapter
 from service.telemetry.tracing import export_remote_spans
 
 RemotePredict = Callable[[Floats, float], Awaitable[Prediction]]  # contexts `(n, T, D)`, deadline
@@ -46,10 +46,10 @@ class RemoteEngine:
         return self.info.warning
 
 
-PredictEngine = Engine[PredictModel] | RemoteEngine
+PredictEngine = Engine[PredictAdapter] | RemoteEngine
 
 
-class RemoteSearchModel(SearchModel):
+class RemoteSearchAdapter(SearchAdapter):
     """Searches a corpus in another process; what else is asked of the corpus, `retriever` answers here."""
 
     def __init__(self, retriever: Retriever, search: RemoteSearch) -> None:

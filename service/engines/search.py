@@ -67,7 +67,7 @@ class StageTimer:
 Query = tuple[Search, float]  # a search and its deadline
 
 
-class SearchModel:
+class SearchAdapter:
     """Runs one retriever."""
 
     breaker: Breaker | None = None  # of an external index
@@ -109,7 +109,7 @@ class SearchModel:
         return [Found(hits, timer.stages, self._searched) for hits in each]
 
 
-def search_engine(model: SearchModel, settings: Settings, metrics: Metrics) -> Engine[SearchModel]:
+def make_search_engine(model: SearchAdapter, settings: Settings, metrics: Metrics) -> Engine[SearchAdapter]:
     """Return the engine that serves the corpus of `model`."""
     limits = BatchLimits(settings.max_batch, settings.max_queue)
     return Engine(model, limits, metrics, runs_inline=model.runs_inline)

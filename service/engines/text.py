@@ -83,7 +83,7 @@ class PendingText:
 Batcher = MicroBatcher[PendingText, Encoded | None]
 
 
-class TextModel:
+class TextAdapter:
     """Runs one encoder; each client may have `max_rows_of_client` rows waiting."""
 
     reference = None
@@ -173,9 +173,9 @@ class TextModel:
         return Chunked(read_as, chunks, infos)
 
 
-def text_engine(encoder: Encoder, settings: Settings, metrics: Metrics) -> Engine[TextModel]:
+def make_text_engine(encoder: Encoder, settings: Settings, metrics: Metrics) -> Engine[TextAdapter]:
     """Return the engine that runs `encoder`."""
-    model = TextModel(encoder, min(MAX_ROWS_OF_CLIENT, settings.max_queue))
+    model = TextAdapter(encoder, min(MAX_ROWS_OF_CLIENT, settings.max_queue))
     limits = BatchLimits(MAX_BATCH, settings.max_queue)
     return Engine(model, limits, metrics, client_of=lambda pending: pending.request.client)
 

@@ -29,7 +29,7 @@ from service.deploy.loading import ModelLoader
 from service.deploy.registry_sync import SyncLoop, keep_deployed, sync_loop
 from service.deploy.watcher import Watcher
 from service.engines.engine import Engine
-from service.engines.predict import Prediction, PredictModel
+from service.engines.predict import PredictAdapter, Prediction
 from service.processes.device_client import frame_name
 from service.processes.frames import (
     BadFrame,
@@ -49,7 +49,7 @@ from service.telemetry.shared_memory import SharedMetricValues
 SOCKET = "owner.sock"  # in the directory of the shared-memory metrics, which no other user can read
 TICK_S = 0.1  # between two looks at the engines
 HOUR_S = 3600.0  # the longest deadline of a request
-Predictor = Engine[PredictModel]
+Predictor = Engine[PredictAdapter]
 
 
 class DeviceWorker:

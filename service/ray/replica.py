@@ -98,7 +98,7 @@ class Replica:
             return error  # Ray would log it with a traceback if it were raised
 
     async def _search(self, call: Call) -> Found:
-        found = await self._deployments.search_engine().run(call.item, call.deadline)
+        found = await self._deployments.require_retriever_engine().run(call.item, call.deadline)
         return found._replace(searched=found.searched._replace(replica=self._replica_id))
 
     async def _predict(self, call: Call) -> Prediction:

@@ -27,7 +27,7 @@ def add_routes(app: FastAPI, deployments: Deployments) -> None:
         limit: Limit = 100,
     ) -> Response:
         """The articles of the corpus that /retrieve searches, by id."""
-        retriever = deployments.search_engine().model.retriever
+        retriever = deployments.require_retriever_engine().model.retriever
         found = [entry for entry in retriever.article_index.entries if search.casefold() in entry.title.casefold()]
         page = [entry._asdict() for entry in found[offset : offset + limit]]
         return _json({**_corpus(retriever), "total": len(found), "articles": page})
@@ -35,7 +35,7 @@ def add_routes(app: FastAPI, deployments: Deployments) -> None:
     @app.get("/articles/{article}", response_model=schemas.Article, responses=schemas.ARTICLES)
     def article(article: Annotated[int, Path(ge=0, le=LAST)]) -> Response:
         """One article in reading order: the passages with their vectors."""
-        return _json(_article(deployments.search_engine().model.retriever, article))
+        return _json(_article(deployments.require_retriever_engine().model.retriever, article))
 
 
 def _article(retriever: Retriever, article: int) -> dict[str, Any]:

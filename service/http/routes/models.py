@@ -16,7 +16,7 @@ from service.deploy.registry_sync import SyncLoop
 from service.engines.breaker import Breaker
 from service.engines.engine import Engine
 from service.engines.router import Router
-from service.engines.search import SearchModel
+from service.engines.search import SearchAdapter
 
 Stamp = tuple[int, int, int]  # time of the last change in nanoseconds, size in bytes, inode
 
@@ -119,7 +119,7 @@ def _figures(score: dict[str, Any]) -> dict[str, Any]:
 def _alias(slot: Slot, breaker: Breaker | None) -> dict[str, Any]:
     engine = slot.engine
     deployed = slot.deployed
-    if isinstance(engine, Engine) and isinstance(engine.model, SearchModel):
+    if isinstance(engine, Engine) and isinstance(engine.model, SearchAdapter):
         breaker = engine.model.breaker
     return {
         "id": deployed.version,

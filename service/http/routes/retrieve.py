@@ -14,7 +14,7 @@ from models.vectors import Floats
 from service.deploy.deployments import Deployments
 from service.engines.engine import Engine
 from service.engines.router import Routed, Router
-from service.engines.search import Found, SearchModel
+from service.engines.search import Found, SearchAdapter
 from service.engines.text import extra_rows
 from service.http import checks, codec, octets
 from service.http.codec import Decoded, Fields, JsonReader
@@ -64,7 +64,7 @@ class Answer(NamedTuple):
 class SearchByQuery:
     """The query is searched as it is."""
 
-    engine: Engine[SearchModel]
+    engine: Engine[SearchAdapter]
 
     @property
     def shape(self) -> Shape:
@@ -88,7 +88,7 @@ class SearchByQuery:
 class SearchByTowers:
     """The query tower of the corpus makes the query of the context."""
 
-    engine: Engine[SearchModel]
+    engine: Engine[SearchAdapter]
 
     @property
     def shape(self) -> Shape:
@@ -110,7 +110,7 @@ class SearchByTowers:
 class SearchByNet:
     """A net predicts the query from the context."""
 
-    engine: Engine[SearchModel]
+    engine: Engine[SearchAdapter]
     chain: Chain
     router: Router
     deployments: Deployments
@@ -127,7 +127,7 @@ class SearchByNet:
     async def search(self, decoded: Decoded[Any], deadline: float) -> Answer:
         """Return the answer; raises as every engine."""
         routed = await self.router.predict(decoded.rows, self.chain.engines, deadline)
-        engine = self.deployments.search_engine()  # it may have been replaced meanwhile
+        engine = self.deployments.require_retriever_engine()  # it may have been replaced meanwhile
         found = await engine.run(_search(decoded, routed.prediction.vectors[0]), deadline)
         prediction = routed.prediction
         made_by = (prediction.model, prediction.version, routed.served_by, routed.fallback_reason)
@@ -160,7 +160,7 @@ class Retrieve:
 
     async def __call__(self, request: Request) -> Response:
         """Return the response; raises `ServiceError`."""
-        engine = self._deployments.search_engine()
+        engine = self._deployments.require_retriever_engine()
         decoded = codec.normalised(self._norm_policy, await self._decode(request, engine))
         request.set_rows(1 + extra_rows(decoded.text or ""))
         stages: Stages = (("decode", perf_counter() - request.started),)
@@ -176,7 +176,7 @@ class Retrieve:
         response = _respond(answer, (*stages, *answer.stages), decoded.text_info)
         return response if decoded.text is None else mark_as_text(response, decoded.text_info)
 
-    async def _decode(self, request: Request, engine: Engine[SearchModel]) -> Decoded[QueryPlan]:
+    async def _decode(self, request: Request, engine: Engine[SearchAdapter]) -> Decoded[QueryPlan]:
         def resolve(field: str, options: Mapping[str, Any]) -> QueryPlan:
             return self._plan(field, options, engine)
 
@@ -190,7 +190,7 @@ class Retrieve:
         rows = octets.read_octets(request.body, kind, plan.shape, 1, many=False)
         return Decoded(rows, field, options, plan)
 
-    def _plan(self, field: str, options: Mapping[str, Any], engine: Engine[SearchModel]) -> QueryPlan:
+    def _plan(self, field: str, options: Mapping[str, Any], engine: Engine[SearchAdapter]) -> QueryPlan:
         """Return the plan for a field; the towers make the query of a context, unless a net is named."""
         if field == "query":
             return SearchByQuery(engine)
@@ -200,13 +200,13 @@ class Retrieve:
         return SearchByNet(engine, chain, self._router, self._deployments)
 
     async def _embed(
-        self, request: Request, decoded: Decoded[QueryPlan], engine: Engine[SearchModel]
+        self, request: Request, decoded: Decoded[QueryPlan], engine: Engine[SearchAdapter]
     ) -> Decoded[QueryPlan]:
         """Return a text as vectors, with the plan for how it was read: as a context or a query."""
         encoder = engine.info.encoder
         length = decoded.target.shape[0]
         decoded = await embed(self._deployments, encoder, decoded, length, request, may_be_query=True)
-        engine = self._deployments.search_engine()  # it may have been replaced meanwhile
+        engine = self._deployments.require_retriever_engine()  # it may have been replaced meanwhile
         if engine.info.encoder != encoder:
             raise Unavailable("the corpus was replaced by one of another encoder")
         return decoded._replace(target=self._plan(decoded.field, decoded.options, engine))
@@ -225,7 +225,7 @@ def _search(decoded: Decoded[Any], query: Floats | None) -> Search:
     )
 
 
-def _check_rerank(options: Mapping[str, Any], engine: Engine[SearchModel], *, by_towers: bool) -> None:
+def _check_rerank(options: Mapping[str, Any], engine: Engine[SearchAdapter], *, by_towers: bool) -> None:
     if not options.get("rerank"):
         return
     if not engine.model.retriever.reranks:

@@ -17,7 +17,7 @@ from models.retrieval.retriever import Retriever, Search
 from models.runtimes.priority import has_lowered_priority
 from service.deploy.canary import MIN_COMPARISONS
 from service.engines.engine import Engine
-from service.engines.search import SearchModel
+from service.engines.search import SearchAdapter
 from tests.conftest import PATIENCE_S
 from tests.fakes import FakeLoader, FakePredictor, add_version, card, contexts
 from tests.service.deploy.harness import WINDOW_S, Harness, run
@@ -164,15 +164,15 @@ def test_rolls_back_a_corpus_that_fails(tmp_path: Path) -> None:
         registry, deployments = harness.registry, harness.deployments
         first = add_version(registry, "corpus")
         registry.point("retriever", first)
-        await harness.until(lambda: deployments.search)
-        incumbent = deployments.search
+        await harness.until(lambda: deployments.retriever_engine)
+        incumbent = deployments.retriever_engine
         registry.point("retriever", add_version(registry, "corpus", "second"))
-        await harness.until(lambda: deployments.search is not incumbent)
+        await harness.until(lambda: deployments.retriever_engine is not incumbent)
         bad = Search(np.zeros(3, np.float32), 1)  # of another length than the corpus: its search raises
         for _ in range(5):
             with pytest.raises(ServiceError):
-                await deployments.search_engine().run(bad, monotonic() + 9)
-        await harness.until(lambda: deployments.search is incumbent)
+                await deployments.require_retriever_engine().run(bad, monotonic() + 9)
+        await harness.until(lambda: deployments.retriever_engine is incumbent)
         await harness.until(lambda: registry.resolve("retriever") == first)
 
     run(tmp_path, scenario)
@@ -184,13 +184,13 @@ def test_connects_to_an_index_store_at_full_priority(tmp_path: Path) -> None:
     async def scenario(harness: Harness) -> None:
         connected: list[bool] = []
 
-        def connect(retriever: Retriever) -> SearchModel:
+        def connect(retriever: Retriever) -> SearchAdapter:
             connected.append(has_lowered_priority())
-            return SearchModel(retriever)
+            return SearchAdapter(retriever)
 
         harness.loader.search_model = connect
         harness.registry.point("retriever", add_version(harness.registry, "corpus"))
-        await harness.until(lambda: harness.deployments.search)
+        await harness.until(lambda: harness.deployments.retriever_engine)
         assert connected == [False]
 
     run(tmp_path, scenario)

@@ -16,7 +16,7 @@ from service.engines.engine import Deployed, Engine, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.remote import PredictEngine
 from service.engines.router import Routed
-from service.engines.search import SearchModel, search_engine
+from service.engines.search import SearchAdapter, make_search_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.conftest import until
@@ -43,7 +43,7 @@ def answered(batch: Floats, batch_rows: int = 1) -> Routed:
 
 
 def shadow(
-    candidate: PredictEngine | None, metrics: Metrics, search: Engine[SearchModel] | None = None, share: float = 1
+    candidate: PredictEngine | None, metrics: Metrics, search: Engine[SearchAdapter] | None = None, share: float = 1
 ) -> Shadow:
     engines = {Alias.CANDIDATE: candidate, Alias.RETRIEVER: search}
     slots = {alias: Slot(engine, Deployed("gmn/v", "now")) for alias, engine in engines.items() if engine}
@@ -57,7 +57,7 @@ def report(metrics: Metrics) -> dict[str, Any]:
 def test_compares_and_reports_answers() -> None:
     async def scenario() -> None:
         metrics = Metrics()
-        engine = search_engine(SearchModel(retriever()), Settings(), metrics)
+        engine = make_search_engine(SearchAdapter(retriever()), Settings(), metrics)
         made = shadow(Candidate(), metrics, engine)
         for seed in range(3):
             batch = contexts(4, seed)

@@ -17,16 +17,16 @@ from lvm.errors import (
 )
 from models.vectors import Floats
 from service.engines.engine import Engine
-from service.engines.predict import Prediction, PredictModel, predict_engine
+from service.engines.predict import PredictAdapter, Prediction, make_predict_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.fakes import FakePredictor, Gate, answers_nan, contexts, mean_of, raises
 
 
-def engine(answer: Callable[[Floats], Floats], *, runs_inline: bool = False) -> Engine[PredictModel]:
+def engine(answer: Callable[[Floats], Floats], *, runs_inline: bool = False) -> Engine[PredictAdapter]:
     """Return an engine for which a millisecond is a full wait."""
     settings = Settings(timeout_ms=2, primary_share=0.5)
-    return predict_engine(FakePredictor(answer=answer, runs_inline=runs_inline), "primary", settings, Metrics())
+    return make_predict_engine(FakePredictor(answer=answer, runs_inline=runs_inline), "primary", settings, Metrics())
 
 
 @pytest.mark.parametrize(

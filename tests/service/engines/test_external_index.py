@@ -11,7 +11,7 @@ import pytest
 
 from models.retrieval.milvus import IndexUnavailable, NotPushed
 from models.retrieval.retriever import Search
-from service.engines.external_index import ExternalSearchModel
+from service.engines.external_index import ExternalSearchAdapter
 from service.engines.search import Found
 from service.settings import Settings
 from tests.conftest import Running, until
@@ -31,11 +31,11 @@ class Clock:
         return self.now
 
 
-def model_of(build: FakeBuild, clock: Callable[[], float] = monotonic, **settings: Any) -> ExternalSearchModel:
+def model_of(build: FakeBuild, clock: Callable[[], float] = monotonic, **settings: Any) -> ExternalSearchAdapter:
     return build.search_model(retriever(), Settings(**settings), clock=clock)
 
 
-def search(model: ExternalSearchModel, deadline: float = 1e9) -> Found:
+def search(model: ExternalSearchAdapter, deadline: float = 1e9) -> Found:
     (found,) = model.run([(Search(contexts(1)[0][0], 3), deadline)], lambda inputs: None)
     assert len(found.hits) == 3
     return found

@@ -15,8 +15,8 @@ from models.vectors import Floats
 from service.app import create_app
 from service.engines.engine import Deployed, EngineInfo
 from service.engines.predict import Prediction
-from service.engines.remote import EngineSet, RemoteEngine, RemoteSearchModel
-from service.engines.search import Found, Searched, search_engine
+from service.engines.remote import EngineSet, RemoteEngine, RemoteSearchAdapter
+from service.engines.search import Found, Searched, make_search_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Span, Tracer, current_span
@@ -82,7 +82,7 @@ def test_traces_the_wait_and_the_run_of_a_remote_engine() -> None:
 
     async def scenario() -> None:
         spans, provider = list[Span](), Provider()
-        engine = search_engine(RemoteSearchModel(retriever(), provider.search), Settings(), Metrics())
+        engine = make_search_engine(RemoteSearchAdapter(retriever(), provider.search), Settings(), Metrics())
         await RemoteEngine(INFO, provider.predict).run(contexts(), monotonic() + 9)
         current_span.set(Tracer(spans.append, share=1).start(None))
         await RemoteEngine(INFO, provider.predict).run(contexts(), monotonic() + 9)

@@ -23,7 +23,7 @@ from models.vectors import Floats
 from service.deploy.deployments import Slot
 from service.engines.batcher import BatchLimits
 from service.engines.engine import Deployed, Engine
-from service.engines.predict import Prediction, PredictModel
+from service.engines.predict import PredictAdapter, Prediction
 from service.engines.remote import EngineSet, RemoteEngine
 from service.processes.device_client import LOST, DeviceClient, frame_name
 from service.processes.device_worker import (
@@ -49,15 +49,15 @@ NO_ENGINES = EngineSet({}, {})
 class FakeDeployments:
     """The engines of a device worker; a test replaces them."""
 
-    def __init__(self, **engines: Engine[PredictModel]) -> None:
+    def __init__(self, **engines: Engine[PredictAdapter]) -> None:
         self.engines = engines
         self.slots = {alias: Slot(engine, Deployed(engine.info.version, "now")) for alias, engine in engines.items()}
 
-    def local_engines(self) -> dict[str, Engine[PredictModel]]:
+    def local_engines(self) -> dict[str, Engine[PredictAdapter]]:
         return self.engines
 
 
-class Silent(PredictModel):
+class Silent(PredictAdapter):
     """Never answers, and counts the calls that were cancelled."""
 
     cancelled = 0
@@ -73,7 +73,7 @@ class House:
     """A device worker with one net behind a socket, a client of it, and the engine sets that the client provided."""
 
     def __init__(
-        self, listener: socket.socket, answer: Callable[[Floats], Floats], kind: type[PredictModel], **settings: Any
+        self, listener: socket.socket, answer: Callable[[Floats], Floats], kind: type[PredictAdapter], **settings: Any
     ) -> None:
         self.settings, self._listener, self._kind = Settings(**settings), listener, kind
         self.net = FakePredictor(answer=answer)
@@ -82,7 +82,7 @@ class House:
         self.client = DeviceClient(Path(listener.getsockname()), max_frame_bytes(self.settings))
         self.engine_sets: list[EngineSet] = []
 
-    def make(self, net: FakePredictor) -> Engine[PredictModel]:
+    def make(self, net: FakePredictor) -> Engine[PredictAdapter]:
         limits = BatchLimits(self.settings.max_batch, self.settings.max_queue)
         return Engine(self._kind(net, "primary", limits.max_rows), limits, Metrics(), full_wait_s=1.0)
 
@@ -120,7 +120,7 @@ def live(
     place: Path,
     scenario: Callable[[House], Awaitable[None]],
     answer: Callable[[Floats], Floats] = mean_of,
-    kind: type[PredictModel] = PredictModel,
+    kind: type[PredictAdapter] = PredictAdapter,
     **settings: Any,
 ) -> None:
     """Run a scenario; nothing in it may hang."""
@@ -145,7 +145,7 @@ def live(
 
 @pytest.mark.parametrize("error", [Overloaded("9 rows are waiting", retry_after=7), Expired("late in the queue")])
 def test_passes_on_the_error_of_an_engine(tmp_path: Path, error: ServiceError) -> None:
-    class Refusing(PredictModel):
+    class Refusing(PredictAdapter):
         async def answer(self, contexts: Floats, deadline: float, batcher: Any) -> Prediction:
             raise error
 

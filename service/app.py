@@ -127,12 +127,12 @@ def create_app(
             yield
             state.is_draining = True
 
-    def observe() -> None:
-        deployments.observe()
-        router.observe()
+    def update_gauges() -> None:
+        deployments.update_gauges()
+        router.update_gauges()
         if sync:
-            sync.observe()
-        admission.observe()
+            sync.update_gauges()
+        admission.update_gauges()
         metrics.ready.set(float(deployments.is_ready and not state.is_draining))
 
     app = Service(
@@ -148,13 +148,13 @@ def create_app(
         dependencies=[Depends(_reject_unknown_query)],
     )
     app.state.process, app.state.settings, app.state.deployments = state, settings, deployments
-    app.state.admission, app.state.observe = admission, observe
+    app.state.admission, app.state.update_gauges = admission, update_gauges
     document_route(app, "/predict", schemas.PREDICT)
     document_route(app, "/retrieve", schemas.RETRIEVE)
     registry.add_routes(app, router, deployments, sync)
     articles.add_routes(app, deployments)
     console.add_routes(app)
-    health.add_routes(app, deployments, state, settings, metrics, observe)
+    health.add_routes(app, deployments, state, settings, metrics, update_gauges)
     oip.add_routes(app, router, deployments, state, settings)
     shadow = Shadow(deployments.slots, settings.shadow_share, metrics)
     hot: dict[str, Handler] = {

@@ -92,8 +92,8 @@ app.add_typer(indexes, name="index", rich_help_panel="Versions and aliases")
 _add(indexes, INDEX)
 _add(app, BUILD, "Build")
 _add(app, MEASURE, "Measure")
-app.command("work", hidden=True)(serving.work)
-app.command("own", hidden=True)(serving.own)
+app.command("work", hidden=True)(serving.run_worker)
+app.command("own", hidden=True)(serving.run_device_worker)
 
 
 def main() -> NoReturn:

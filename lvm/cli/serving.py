@@ -47,20 +47,20 @@ def serve(
     _exit(run(settings))
 
 
-def work(slot: int, listener: int, line: int, home: Path) -> None:
+def run_worker(metric_slot: int, listener: int, heartbeat_fd: int, metrics_directory: Path) -> None:
     """Run one of several workers; `serve` starts them."""
     _handle_early_signals()
     from service.processes.worker import run_worker as run
 
-    _exit(run(slot, listener, line, home))
+    _exit(run(metric_slot, listener, heartbeat_fd, metrics_directory))
 
 
-def own(slot: int, listener: int, line: int, home: Path) -> None:
+def run_device_worker(metric_slot: int, listener: int, heartbeat_fd: int, metrics_directory: Path) -> None:
     """Run the device worker, which runs nets for all workers; `serve` starts it."""
     _handle_early_signals()
     from service.processes.device_worker import run_device_worker as run
 
-    _exit(run(slot, listener, line, home))
+    _exit(run(metric_slot, listener, heartbeat_fd, metrics_directory))
 
 
 def _handle_early_signals() -> None:

@@ -147,13 +147,13 @@ class Deployments:
         """Return the longest time, in seconds, that a batch has been running; infinite for a dead thread."""
         return max((engine.batcher.stuck_s() for engine in self._with_encoder()), default=0.0)
 
-    def observe(self) -> None:
+    def update_gauges(self) -> None:
         """Update the gauges of the process, of queues and of versions."""
         self._metrics.observe_process()
         engines = {alias: slot.engine for alias, slot in self.slots.items() if slot.engine}
         self._metrics.model.label_sets = [(alias, *engine.info.identity) for alias, engine in engines.items()]
         for engine in self._with_encoder():
-            engine.observe()
+            engine.update_gauges()
         if self.retriever_engine and self.retriever_engine.model.breaker:
             self._metrics.breaker.set(STATES[self.retriever_engine.model.breaker.state], Alias.RETRIEVER)
 

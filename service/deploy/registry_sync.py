@@ -135,7 +135,7 @@ class SyncLoop:
         else:
             self._on_answer()
 
-    def observe(self) -> None:
+    def update_gauges(self) -> None:
         """Update the gauge of the remote registry."""
         self._metrics.store_age.set(self._clock() - self._answered_at)
 

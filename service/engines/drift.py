@@ -42,7 +42,7 @@ class DriftDetector:
             self.drift = tuple(self._reference.deviations(self._sum / np.float32(self._count)).tolist())
             self._start_block()
 
-    def observe(self) -> None:
+    def update_gauges(self) -> None:
         """Bring the gauges up to date."""
         for figure, drift in zip(STATISTICS, self.drift, strict=False):
             self._gauge.set(drift, self._alias, figure)

@@ -161,11 +161,11 @@ class Engine(Generic[M]):
         """Return what is wrong with the last inputs, or None."""
         return self.drift.warning() if self.drift else None
 
-    def observe(self) -> None:
+    def update_gauges(self) -> None:
         """Bring the gauges up to date."""
         self._metrics.queue_rows.set(self.batcher.pending_rows, self._alias)
         if self.drift:
-            self.drift.observe()
+            self.drift.update_gauges()
 
     def _on_batch(self, batch: Batch) -> None:
         self._batch_rows.observe(batch.rows)

@@ -120,7 +120,7 @@ class Router:
         can_answer = current is not engine and current.info.input_space == engine.info.input_space
         return current if can_answer else None
 
-    def observe(self) -> None:
+    def update_gauges(self) -> None:
         """Bring the gauges of the breakers up to date."""
         for alias, breaker in self.breakers.items():
             self._metrics.breaker.set(STATES[breaker.state], alias)

@@ -158,7 +158,7 @@ class Admission:
         """Return in how many whole seconds the rows in flight will have been served, 1 to `MAX_RETRY_S`."""
         return max(1, min(MAX_RETRY_S, math.ceil(self.rows / self._rate))) if self._rate else 1
 
-    def observe(self) -> None:
+    def update_gauges(self) -> None:
         """Update the gauges."""
         self._metrics.limit_rows.set(self.limit.rows)
         self._metrics.in_flight_rows.set(self.rows)

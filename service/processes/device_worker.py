@@ -165,14 +165,14 @@ async def listen(device: DeviceWorker, listener: socket.socket) -> asyncio.Abstr
     )
 
 
-def run_device_worker(slot: int, listener: int, line: int, home: Path) -> int:
+def run_device_worker(metric_slot: int, listener: int, heartbeat_fd: int, metrics_directory: Path) -> int:
     """Serve on the socket `listener` until SIGTERM or SIGINT, or until the supervisor exits.
 
     Args:
-        slot: of the shared-memory metrics in `home`.
-        listener: file descriptor of a listening socket.
-        line: file descriptor of the socket for heartbeats to the supervisor.
-        home: directory of the shared-memory metrics.
+        metric_slot: the number of its metric file.
+        listener: file descriptor of the listening socket.
+        heartbeat_fd: file descriptor of the socket for heartbeats to the supervisor.
+        metrics_directory: the supervisor's, with the metric files and this process's socket.
 
     Raises:
         UnknownVersion, BadCheckpoint: the version of an alias cannot be served.
@@ -180,19 +180,21 @@ def run_device_worker(slot: int, listener: int, line: int, home: Path) -> int:
     settings = read_settings()
     configure(settings.log_level, worker="owner", pid=os.getpid())
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    metrics = Metrics(settings.slo_ms, SharedMetricValues(home, slot))
+    metrics = Metrics(settings.slo_ms, SharedMetricValues(metrics_directory, metric_slot))
     log_writer().on_drop(metrics.log_dropped.inc)
-    with socket.socket(fileno=line) as reports, socket.socket(fileno=listener) as ours:
-        uvloop.run(_run(settings, metrics, ours, reports, home))
+    with socket.socket(fileno=heartbeat_fd) as heartbeats, socket.socket(fileno=listener) as ours:
+        uvloop.run(_run(settings, metrics, ours, heartbeats, metrics_directory))
     return 0
 
 
-async def _run(settings: Settings, metrics: Metrics, listener: socket.socket, line: socket.socket, place: Path) -> None:
+async def _run(
+    settings: Settings, metrics: Metrics, listener: socket.socket, heartbeats: socket.socket, metrics_directory: Path
+) -> None:
     loop = asyncio.get_running_loop()
     leaving = asyncio.Event()
     for number in SIGNALS:
         loop.add_signal_handler(number, leaving.set)
-    on_supervisor_exit(line, place, lambda: loop.call_soon_threadsafe(leaving.set), settings.stop_s)
+    on_supervisor_exit(heartbeats, metrics_directory, lambda: loop.call_soon_threadsafe(leaving.set), settings.stop_s)
     registry = Registry(local_directory(settings.registry, settings.cache))
     deployments = Deployments(registry, ModelLoader(settings), settings, metrics, aliases=NET_ALIASES)
     watcher = Watcher(deployments, settings.reload_s, metrics)
@@ -202,7 +204,7 @@ async def _run(settings: Settings, metrics: Metrics, listener: socket.socket, li
             device = DeviceWorker(deployments, settings)
             device.announce()
             server = await listen(device, listener)
-            await _watch(device, deployments, sync, line, leaving)
+            await _watch(device, deployments, sync, heartbeats, leaving)
             server.close()
             await _drain(device, settings.drain_s + settings.grace_s)
 
@@ -221,7 +223,11 @@ async def finishes_before(leaving: asyncio.Event, start: Coroutine[Any, Any, obj
 
 
 async def _watch(
-    device: DeviceWorker, deployments: Deployments, sync: SyncLoop | None, line: socket.socket, leaving: asyncio.Event
+    device: DeviceWorker,
+    deployments: Deployments,
+    sync: SyncLoop | None,
+    heartbeats: socket.socket,
+    leaving: asyncio.Event,
 ) -> None:
     """Announce changes to the HTTP workers, and beat to the supervisor, until `leaving` is set."""
     guarded = CatchAndLog("announce engines")
@@ -231,11 +237,11 @@ async def _watch(
             device.announce()
             if monotonic() - last_beat >= 1.0:
                 last_beat = monotonic()
-                deployments.observe()
+                deployments.update_gauges()
                 if sync:
-                    sync.observe()
+                    sync.update_gauges()
                 if deployments.stuck_s() <= device.settings.hang_s:
-                    send_heartbeat(line)
+                    send_heartbeat(heartbeats)
         with suppress(TimeoutError):
             await asyncio.wait_for(leaving.wait(), TICK_S)
 

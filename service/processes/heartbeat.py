@@ -1,6 +1,6 @@
-"""The channel between a process and its supervisor: the process sends a byte a second while it is well.
+"""The heartbeat socket between a process and its supervisor: the process sends a byte a second while it is well.
 
-If the supervisor exits, its end of the channel closes, and the process drains.
+If the supervisor exits, its end of the socket closes, and the process drains.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from time import sleep
 POLL_S = 1.0
 
 
-def send_heartbeat(channel: socket.socket) -> None:
+def send_heartbeat(heartbeats: socket.socket) -> None:
     """Send one byte without blocking. The first reports that the process is ready, later ones that it is alive."""
     with contextlib.suppress(OSError):
-        channel.send(b".", socket.MSG_DONTWAIT)
+        heartbeats.send(b".", socket.MSG_DONTWAIT)
 
 
 def on_supervisor_exit(
-    channel: socket.socket, directory: Path, callback: Callable[[], object], timeout_s: float
+    heartbeats: socket.socket, directory: Path, callback: Callable[[], object], timeout_s: float
 ) -> None:
     """When the supervisor has exited, remove its `directory` and call `callback` in a thread.
 
     The thread ends the process `timeout_s` seconds later, also if the event loop hangs.
     """
-    channel = channel.dup()
+    heartbeats = heartbeats.dup()
     supervisor = os.getppid()
 
     def wait() -> None:
         closed = select.poll()
-        closed.register(channel, select.POLLIN)
+        closed.register(heartbeats, select.POLLIN)
         while not closed.poll(POLL_S * 1000) and os.getppid() == supervisor:
             pass
         shutil.rmtree(directory, ignore_errors=True)

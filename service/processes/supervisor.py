@@ -273,9 +273,9 @@ class Supervisor:
         return started
 
     async def _spawn(
-        self, role: str, slot: int, listener: socket.socket, channel: socket.socket
+        self, role: str, slot: int, listener: socket.socket, heartbeats: socket.socket
     ) -> asyncio.subprocess.Process:
-        descriptors = [listener.fileno(), channel.fileno()]
+        descriptors = [listener.fileno(), heartbeats.fileno()]
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "lvm.cli", COMMANDS[role], str(slot), *map(str, descriptors), str(self._directory)),
             pass_fds=descriptors,

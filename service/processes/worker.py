@@ -27,10 +27,10 @@ class Worker(Server):
 
     _loop: asyncio.AbstractEventLoop | None = None
 
-    def __init__(self, config: uvicorn.Config, app: Service, settings: Settings, channel: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, app: Service, settings: Settings, heartbeats: socket.socket) -> None:
         super().__init__(config, app, settings)
         self._app = app
-        self._channel = channel
+        self._heartbeats = heartbeats
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start. From now on `abandon` finds an event loop."""
@@ -39,13 +39,13 @@ class Worker(Server):
 
     def announce(self) -> None:
         """Report to the supervisor that the worker is ready."""
-        send_heartbeat(self._channel)
+        send_heartbeat(self._heartbeats)
 
     def each_second(self) -> None:
         """Send a heartbeat unless a batch hangs, and update the gauges that a scrape of another worker reads."""
         if self._app.state.deployments.stuck_s() <= self._settings.hang_s:
-            send_heartbeat(self._channel)
-        self._app.state.observe()
+            send_heartbeat(self._heartbeats)
+        self._app.state.update_gauges()
         super().each_second()
 
     def abandon(self) -> None:
@@ -64,22 +64,22 @@ class Worker(Server):
         """Do nothing: the supervisor decides, because a successor may be listening."""
 
 
-def run_worker(slot: int, listener: int, channel: int, directory: Path) -> int:
-    """Serve on the socket `listener`, send heartbeats on the socket `channel`, and return the exit status.
+def run_worker(metric_slot: int, listener: int, heartbeat_fd: int, metrics_directory: Path) -> int:
+    """Serve on the socket `listener` until a signal or until the supervisor exits; return the exit status.
 
     Args:
-        slot: The worker's metric file in `directory`.
-        listener: File descriptor.
-        channel: File descriptor.
-        directory: The supervisor's, with the metric files and, if there is a device worker, its socket.
+        metric_slot: The number of the worker's metric file.
+        listener: File descriptor of the listening socket.
+        heartbeat_fd: File descriptor of the socket for heartbeats to the supervisor.
+        metrics_directory: The supervisor's, with the metric files and, if there is a device worker, its socket.
     """
     settings = read_settings()
-    configure(settings.log_level, worker=slot, pid=os.getpid())
-    has_device_worker = (directory / SOCKET).exists()
-    provider = DeviceClient(directory / SOCKET, max_frame_bytes(settings)) if has_device_worker else None
-    app = create_app(settings, metric_values=SharedMetricValues(directory, slot), provider=provider)
-    app.state.process.headers = [(b"x-worker", b"%d" % slot)]
-    with socket.socket(fileno=channel) as heartbeats, socket.socket(fileno=listener) as ours:
+    configure(settings.log_level, worker=metric_slot, pid=os.getpid())
+    has_device_worker = (metrics_directory / SOCKET).exists()
+    provider = DeviceClient(metrics_directory / SOCKET, max_frame_bytes(settings)) if has_device_worker else None
+    app = create_app(settings, metric_values=SharedMetricValues(metrics_directory, metric_slot), provider=provider)
+    app.state.process.headers = [(b"x-worker", b"%d" % metric_slot)]
+    with socket.socket(fileno=heartbeat_fd) as heartbeats, socket.socket(fileno=listener) as ours:
         worker = Worker(uvicorn_config(app, settings), app, settings, heartbeats)
-        on_supervisor_exit(heartbeats, directory, worker.abandon, settings.stop_s)
+        on_supervisor_exit(heartbeats, metrics_directory, worker.abandon, settings.stop_s)
         return run(worker, app, ours)

@@ -42,7 +42,7 @@ class Ingress:
     def check_health(self) -> None:
         """Raise `Unavailable` if an inference thread hangs; bring the metrics of this node up to date."""
         check_live(self._app.state.deployments, self._settings)
-        self._app.state.observe()
+        self._app.state.update_gauges()
         self._node_metrics.finalize_dead()
 
 

@@ -89,7 +89,7 @@ class Replica:
     def check_health(self) -> None:
         """Raise `Unavailable` if a batch hangs; Ray then replaces this replica."""
         check_live(self._deployments, self._settings)
-        self._deployments.observe()
+        self._deployments.update_gauges()
 
     async def _answer(self, call: Call) -> Result:
         try:

@@ -35,14 +35,14 @@ def add_routes(
     state: State,
     settings: Settings,
     metrics: Metrics,
-    observe: Callable[[], None],
+    update_gauges: Callable[[], None],
 ) -> None:
-    """Add the probes and /metrics to `app`; `observe` updates the gauges."""
+    """Add the probes and /metrics to `app`; `update_gauges` updates the gauges."""
 
     @app.get("/metrics", response_class=Response, responses=schemas.METRICS)
     async def scrape(request: Request) -> Response:
         """Prometheus text, or OpenMetrics when asked for."""
-        observe()
+        update_gauges()
         text, media_type = metrics.scrape(exposition_format(request.headers.get("accept", "")))
         return Response(text, headers={"content-type": media_type})
 

@@ -87,7 +87,7 @@ def test_counts_every_poll_of_an_absent_remote_but_logs_one_and_is_stale_until_i
         harness.remote.away, harness.now = RemoteUnavailable("no route"), 7.0
         for _ in range(3):
             await sync.poll()
-        sync.observe()
+        sync.update_gauges()
         assert harness.metrics.store_age.value() == 7
         expected = {"url": "memory://told", "is_stale": True, "answered": answered, "error": "no route"}
         assert sync.describe() == expected

@@ -153,7 +153,7 @@ def _retrieved(
     return found
 
 
-def _by_towers(name: str, made: bundle.TowerBundle, corpus: Corpus, data: Windows) -> dict[str, Any]:
+def _by_towers(name: str, made: bundle.LoadedTowers, corpus: Corpus, data: Windows) -> dict[str, Any]:
     alone = evaluate_windows(made.query.run, data, made.payload(corpus.vectors)).summary()
     found = {f"{name}, towers alone": {"retrieval": alone["retrieval"]}}
     if made.reranker:

@@ -1,4 +1,4 @@
-"""The reranker in training: a 2-layer MLP over standardised figures, with the standardising folded in to serve."""
+"""The reranker in training: a 2-layer MLP over standardised features, with the standardising folded in to serve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class RerankerNet(nn.Module):
-    """Map figures `(B, C, F)` to scores `(B, C)`; `mean` and `scale` `(F,)` are those of the training set."""
+    """Map features `(B, C, F)` to scores `(B, C)`; `mean` and `scale` `(F,)` are those of the training set."""
 
     def __init__(self, mean: Tensor, scale: Tensor, hidden_dim: int = 64) -> None:
         super().__init__()
@@ -18,13 +18,13 @@ class RerankerNet(nn.Module):
         self.hidden = nn.Linear(len(mean), hidden_dim)
         self.output = nn.Linear(hidden_dim, 1, bias=False)  # a constant would order nothing
 
-    def forward(self, figures: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Score each candidate by itself."""
-        out: Tensor = self.output(torch.relu(self.hidden((figures - self.mean) / self.scale))).squeeze(-1)
+        out: Tensor = self.output(torch.relu(self.hidden((features - self.mean) / self.scale))).squeeze(-1)
         return out
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `hidden` `(H, F)`, `bias` `(H,)` and `output` `(H,)` of the same function of raw figures."""
+        """Return `hidden` `(H, F)`, `bias` `(H,)` and `output` `(H,)` of the same function of raw features."""
         weight = self.hidden.weight / self.scale
         return weight, self.hidden.bias - weight @ self.mean, self.output.weight[0]

@@ -39,7 +39,7 @@ LIMITS = (
 _BLOCK = 1024  # rows, or windows, at a time
 
 
-class TowerBundle:
+class LoadedTowers:
     """The query tower as it is served, the payload tower, and the reranker if there is one.
 
     `id` is the two-tower's version, `config` what the card of a bundle says about its parts.
@@ -108,10 +108,10 @@ class QueryTower:
         self.predict_batch = runtime.run
 
 
-def read(version: Version) -> TowerBundle:
+def read(version: Version) -> LoadedTowers:
     """Return the towers of a version; raises `BadCheckpoint`."""
     try:
-        return TowerBundle(version.id, manifest.read_files(version.path))
+        return LoadedTowers(version.id, manifest.read_files(version.path))
     except (manifest.Corrupt, BadReranker) as error:
         raise BadCheckpoint(f"{version.id}: {error}") from error
 

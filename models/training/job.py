@@ -16,7 +16,15 @@ from models.retrieval.corpus import Corpus, read_corpus
 from models.retrieval.reranker import RERANK_DEPTH, RERANKER_FILE
 from models.training import bundle
 from models.training.publish import golden_contexts, publish, reference_of
-from models.training.rerank_trainer import ARTICLES, Lists, RerankTrainer, held_out_banks, joined, lists_of, served
+from models.training.rerank_trainer import (
+    ARTICLES,
+    CandidateLists,
+    RerankTrainer,
+    find_candidate_lists,
+    held_out_banks,
+    joined,
+    served,
+)
 from models.training.teachers import load_teachers
 from models.training.tower_trainer import TowerTrainer
 from models.training.train import Epoch, Trainer
@@ -112,9 +120,9 @@ def _prepare_reranker(job: Job, registry: Registry, progress: Progress, report: 
     banks = held_out_banks(towers.card, read_corpus(job.data.directory))
     report(f"{len(banks)} banks of about {ARTICLES} articles that the towers have not seen")
     cache = cache_next_to(job.state)
-    lists = list[Lists]()
+    lists = list[CandidateLists]()
     for number, bank in enumerate(banks, 1):
-        lists.append(lists_of(towers, bank, cache))
+        lists.append(find_candidate_lists(towers, bank, cache))
         progress(number, len(banks) + job.recipe.epochs)
     trainer = RerankTrainer(RERANKER, dict(job.config), job.recipe, joined(lists[1:]))
     _prepare_state(job, trainer)
@@ -151,7 +159,7 @@ def _net_card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, score
     return replace(card, reference=reference_of(corpus), limits=LIMITS)
 
 
-def _reranker_card(job: Job, towers: bundle.TowerBundle, trainer: RerankTrainer) -> Card:
+def _reranker_card(job: Job, towers: bundle.LoadedTowers, trainer: RerankTrainer) -> Card:
     score = round(trainer.best_score, 5)
     data = {"train": job.data.name, "lists": len(trainer.windows), "held_out_MRR_in_lists": score}
     return replace(

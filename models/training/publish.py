@@ -25,7 +25,7 @@ from models.retrieval.reranker import RERANKER_FILE
 from models.retrieval.retriever import build_retriever
 from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE, tower_index_bytes
 from models.training import bundle
-from models.training.bundle import TowerBundle, neighbours_of
+from models.training.bundle import LoadedTowers, neighbours_of
 from models.training.export import net_files
 from models.vectors import Floats, normalise
 from models.windows import Windows, windows
@@ -37,7 +37,7 @@ class NotAsTrained(BadCheckpoint):
     """The net as served does not score what it scored in training; the message has both scores."""
 
 
-class Served(Protocol):
+class Draft(Protocol):
     """A draft of a version, loaded as it will be served."""
 
     def held_out_score(self, data: Windows) -> float:
@@ -49,7 +49,7 @@ class Served(Protocol):
         ...
 
 
-class ServedNet:
+class NetDraft:
     """A net that predicts, loaded as it will be served."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -100,9 +100,9 @@ def publish(
     return _add(registry, replace(card, scores=scores, limits=(*card.limits, *limits)), files)
 
 
-def _load_draft(card: Card, files: Mapping[str, bytes]) -> Served:
+def _load_draft(card: Card, files: Mapping[str, bytes]) -> Draft:
     draft = {**files, CARD_FILE: card.to_markdown().encode()}
-    return ServedNet(draft) if card.kind == "net" else TowerBundle("draft", draft)
+    return NetDraft(draft) if card.kind == "net" else LoadedTowers("draft", draft)
 
 
 def _add(registry: Registry, card: Card, files: Mapping[str, bytes]) -> Version:
@@ -110,7 +110,7 @@ def _add(registry: Registry, card: Card, files: Mapping[str, bytes]) -> Version:
 
 
 def publish_bundle(
-    registry: Registry, directory: Path, card: Card, maker: TowerBundle, reranker: Version | None
+    registry: Registry, directory: Path, card: Card, maker: LoadedTowers, reranker: Version | None
 ) -> Version:
     """Store the corpus in `directory` with its index, the towers of `maker` and a reranker as one version.
 
@@ -142,7 +142,7 @@ def publish_bundle(
     draft = {**files, CARD_FILE: card.to_markdown().encode()}
     # raises if the version could not be served
     build_retriever("draft", "", draft)
-    scores = {card.name: rounded(TowerBundle(maker.id, draft).score(corpus))}
+    scores = {card.name: rounded(LoadedTowers(maker.id, draft).score(corpus))}
     return _add(registry, replace(card, scores=scores), files)
 
 

@@ -16,23 +16,23 @@ from models.registry.card import Card
 from models.registry.checkpoint import BadCheckpoint
 from models.retrieval.corpus import Corpus
 from models.retrieval.reranker import RERANK_DEPTH, Reranker
-from models.training.bundle import TowerBundle
+from models.training.bundle import LoadedTowers
 from models.training.train import Trainer
 from models.training.work_cache import Arrays, WorkCache, arrays_digest, source_digest
 from models.vectors import Floats
 from models.windows import NoWindows, Rows, Windows, compact_windows, hold_out, require_windows
 
-ARTICLES = 118  # articles in a bank; the figures depend on how many chunks there are to choose from
+ARTICLES = 118  # articles in a bank; the features depend on how many chunks there are to choose from
 
 
 @dataclass(frozen=True)
-class Lists(Windows):
+class CandidateLists(Windows):
     """Windows, each with the list of C chunks that the towers found for it.
 
-    `figures` `(W, C, F)` are what the reranker reads, `truth` `(W,)` is the true next chunk's place in the list.
+    `features` `(W, C, F)` are what the reranker reads, `truth` `(W,)` is the true next chunk's place in the list.
     """
 
-    figures: Floats
+    features: Floats
     truth: Rows
 
 
@@ -42,12 +42,12 @@ class RerankTrainer(Trainer):
     measure = "MRR in lists"
     loss_is_per_dimension = False
     net: RerankerNet
-    windows: Lists
+    windows: CandidateLists
 
     def make_net(self) -> RerankerNet:
         """Return the untrained net, standardised to the training lists; raises `BadConfig`."""
-        figures = self.windows.figures.reshape(-1, self.windows.figures.shape[2])
-        mean, scale = (torch.from_numpy(part(figures, axis=0, dtype=np.float64)).float() for part in (np.mean, np.std))
+        features = self.windows.features.reshape(-1, self.windows.features.shape[2])
+        mean, scale = (torch.from_numpy(part(features, axis=0, dtype=np.float64)).float() for part in (np.mean, np.std))
         try:
             return RerankerNet(mean, scale, **self.config)
         except TypeError as error:
@@ -56,14 +56,14 @@ class RerankTrainer(Trainer):
     def loss(self, start: Tensor) -> Tensor:
         """Return the cross-entropy of the true next chunk within its list."""
         which = np.searchsorted(self.windows.start, start.numpy())
-        figures, truth = self.windows.figures[which], self.windows.truth[which]
-        return cross_entropy(self.net(torch.from_numpy(figures)), torch.from_numpy(truth))
+        features, truth = self.windows.features[which], self.windows.truth[which]
+        return cross_entropy(self.net(torch.from_numpy(features)), torch.from_numpy(truth))
 
     @torch.no_grad()
     def score(self, data: Windows) -> float:
         """Return the MRR of the true next chunks within the lists of `data`."""
-        assert isinstance(data, Lists)
-        scores = self.net(torch.from_numpy(data.figures)).numpy()
+        assert isinstance(data, CandidateLists)
+        scores = self.net(torch.from_numpy(data.features)).numpy()
         true = np.take_along_axis(scores, data.truth[:, None], 1)
         return float(np.mean(1 / (scores >= true).sum(axis=1)))
 
@@ -88,15 +88,15 @@ def held_out_banks(card: Card, corpus: Corpus) -> list[Windows]:
     return [data.take(np.isin(data.article, part)) for part in np.array_split(articles, count)]
 
 
-def lists_of(towers: TowerBundle, bank: Windows, cache: WorkCache) -> Lists:
+def find_candidate_lists(towers: LoadedTowers, bank: Windows, cache: WorkCache) -> CandidateLists:
     """Return what the towers find for each window among the chunks of a bank, if the true chunk is found at all."""
     found = cache.get_arrays(lambda: _find(towers, bank), source_digest(), towers.id, arrays_digest(bank))
     part = bank.take(found["kept"])
-    return Lists(part.vectors, part.start, part.article, part.length, found["figures"], found["truth"])
+    return CandidateLists(part.vectors, part.start, part.article, part.length, found["features"], found["truth"])
 
 
-def _find(towers: TowerBundle, bank: Windows) -> Arrays:
-    """Return which windows `(K,)` of a bank are `kept`, and their `figures` and `truth` as in `Lists`."""
+def _find(towers: LoadedTowers, bank: Windows) -> Arrays:
+    """Return which windows `(K,)` of a bank are `kept`, and their `features` and `truth` as in `CandidateLists`."""
     data = compact_windows(bank)
     position = np.arange(len(data.vectors), dtype=np.int32)
     retriever = towers.retriever_over(Corpus(data.vectors, np.zeros_like(position), position, {}))
@@ -107,27 +107,27 @@ def _find(towers: TowerBundle, bank: Windows) -> Arrays:
     is_true = rows == data.target[:, None]
     kept = np.flatnonzero(is_true.any(axis=1))
     contexts = data.contexts()
-    figures = np.array([retriever.candidate_features(contexts[n], found[n][0][:width], rows[n]) for n in kept])
-    return {"kept": kept, "figures": figures, "truth": is_true[kept].argmax(axis=1)}
+    features = np.array([retriever.candidate_features(contexts[n], found[n][0][:width], rows[n]) for n in kept])
+    return {"kept": kept, "features": features, "truth": is_true[kept].argmax(axis=1)}
 
 
-def joined(lists: list[Lists]) -> Lists:
+def joined(lists: list[CandidateLists]) -> CandidateLists:
     """Return the lists of several banks as one, cut to the shortest list, ordered by row."""
-    width = min(part.figures.shape[1] for part in lists)
+    width = min(part.features.shape[1] for part in lists)
     parts = [_cut(part, width) for part in lists]
-    start, article, figures, truth = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "article", "figures", "truth")
+    start, article, features, truth = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("start", "article", "features", "truth")
     )
     order = np.argsort(start)
     first = parts[0]
-    return Lists(first.vectors, start[order], article[order], first.length, figures[order], truth[order])
+    return CandidateLists(first.vectors, start[order], article[order], first.length, features[order], truth[order])
 
 
-def _cut(lists: Lists, width: int) -> Lists:
+def _cut(lists: CandidateLists, width: int) -> CandidateLists:
     kept = lists.truth < width
     part = lists.take(kept)
-    figures, truth = lists.figures[kept, :width], lists.truth[kept]
-    return Lists(part.vectors, part.start, part.article, part.length, figures, truth)
+    features, truth = lists.features[kept, :width], lists.truth[kept]
+    return CandidateLists(part.vectors, part.start, part.article, part.length, features, truth)
 
 
 def served(net: RerankerNet) -> Reranker:

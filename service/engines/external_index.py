@@ -8,7 +8,7 @@ from time import monotonic, perf_counter
 from models.retrieval.milvus import IndexUnavailable, MilvusCollection
 from models.retrieval.retriever import Hit, Retriever, Search
 from service.engines.breaker import Breaker
-from service.engines.search import Found, SearchAdapter, StageTimer
+from service.engines.search import SearchAdapter, SearchResult, StageTimer
 from service.settings import Settings
 from service.telemetry.log import logger
 
@@ -47,7 +47,7 @@ class ExternalSearchAdapter(SearchAdapter):
         self._min_s = MIN_SHARE * min(self._timeout_s, settings.timeout_ms / 1000 * self._share)
         self._failure: type[IndexUnavailable] | None = None  # of the last search there
 
-    def _find(self, searches: list[Search], deadline: float) -> list[Found]:
+    def _find(self, searches: list[Search], deadline: float) -> list[SearchResult]:
         began = perf_counter()
         timer = StageTimer()
         try:
@@ -58,7 +58,7 @@ class ExternalSearchAdapter(SearchAdapter):
                 found._replace(queue_s=waited_s, degraded=error.reason) for found in super()._find(searches, deadline)
             ]
         searched = self._searched._replace(is_exact=self._external.is_exact)
-        return [Found(hits, timer.stages, searched) for hits in each]
+        return [SearchResult(hits, timer.stages, searched) for hits in each]
 
     def _find_externally(self, searches: list[Search], deadline: float, timer: StageTimer) -> list[list[Hit]]:
         """Return the hits of each search; the external index gets its share of the time until `deadline`.

@@ -17,11 +17,11 @@ from models.vectors import Floats
 from service.engines.batcher import MicroBatcher
 from service.engines.engine import Deployed, Engine, EngineInfo
 from service.engines.predict import PredictAdapter, Prediction
-from service.engines.search import Found, SearchAdapter
+from service.engines.search import SearchAdapter, SearchResult
 from service.telemetry.tracing import export_remote_spans
 
 RemotePredict = Callable[[Floats, float], Awaitable[Prediction]]  # contexts `(n, T, D)`, deadline
-RemoteSearch = Callable[[Search, float], Awaitable[Found]]  # search, deadline
+RemoteSearch = Callable[[Search, float], Awaitable[SearchResult]]  # search, deadline
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class RemoteSearchAdapter(SearchAdapter):
         self.runs_inline = True  # nothing is ever batched here
         self._search = search
 
-    async def answer(self, search: Search, deadline: float, batcher: MicroBatcher[Any, Any]) -> Found:
+    async def answer(self, search: Search, deadline: float, batcher: MicroBatcher[Any, Any]) -> SearchResult:
         """Return what `search` finds there."""
         found = await self._search(search, deadline)
         export_remote_spans(self.info.alias, found.queue_s, found.stages)

@@ -17,7 +17,7 @@ from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
 
-class Searched(NamedTuple):
+class CorpusInfo(NamedTuple):
     """The corpus that was searched: its name and version, what makes its queries of contexts, and the replica."""
 
     name: str
@@ -32,7 +32,7 @@ class Searched(NamedTuple):
         return cls(retriever.name, retriever.version, retriever.is_exact, retriever.query_maker)
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """The hits of one search, the stages of its batch, what was searched, and the seconds before the batch.
 
     `queue_s` includes the time that was lost to an external index that did not answer.
@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
     hits: list[Hit]
     stages: Stages
-    searched: Searched
+    searched: CorpusInfo
     queue_s: float = 0.0
     degraded: str | None = None  # why the external index, if there is one, was not used
 
@@ -81,14 +81,14 @@ class SearchAdapter:
         self.retriever = retriever
         self.runs_inline = retriever.runs_inline
         self.reference = retriever.reference_stats
-        self._searched = Searched.of(retriever)
+        self._searched = CorpusInfo.of(retriever)
 
-    async def answer(self, search: Search, deadline: float, batcher: MicroBatcher[Query, Found]) -> Found:
+    async def answer(self, search: Search, deadline: float, batcher: MicroBatcher[Query, SearchResult]) -> SearchResult:
         """Return what `search` finds."""
         (ticket,) = await batcher.submit([((search, deadline), 1)], deadline)
         return ticket.answer._replace(queue_s=ticket.queue_s + ticket.answer.queue_s)
 
-    def run(self, items: list[Query], watch: Callable[[Floats], None]) -> Sequence[Found]:
+    def run(self, items: list[Query], watch: Callable[[Floats], None]) -> Sequence[SearchResult]:
         """Return what each search finds."""
         searches = [search for search, _ in items]
         for search in searches[:SAMPLE]:
@@ -97,16 +97,16 @@ class SearchAdapter:
                 watch(inputs[None])
         return self._find(searches, min([deadline for _, deadline in items]))
 
-    def stages(self, result: Found | None, seconds: float) -> Stages:
+    def stages(self, result: SearchResult | None, seconds: float) -> Stages:
         """Return the stages of a batch; `result` does not include the wait before the batch yet."""
         if result is None:
             return (("search", seconds),)
         return (("queue", result.queue_s), *result.stages) if result.queue_s else result.stages
 
-    def _find(self, searches: list[Search], deadline: float) -> list[Found]:
+    def _find(self, searches: list[Search], deadline: float) -> list[SearchResult]:
         timer = StageTimer()
         each = self.retriever.search_batch(searches, timer.end)
-        return [Found(hits, timer.stages, self._searched) for hits in each]
+        return [SearchResult(hits, timer.stages, self._searched) for hits in each]
 
 
 def make_search_engine(model: SearchAdapter, settings: Settings, metrics: Metrics) -> Engine[SearchAdapter]:

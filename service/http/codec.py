@@ -58,7 +58,7 @@ class Fields:
     texts: Mapping[str, Check] = field(default_factory=dict)
 
 
-class Target(Protocol):
+class HasInputShape(Protocol):
     """What answers a request, as far as a reader needs to know."""
 
     @property
@@ -68,8 +68,8 @@ class Target(Protocol):
 
 
 T = TypeVar("T")
-TargetT = TypeVar("TargetT", bound=Target)
-Resolve = Callable[[str, dict[str, Any]], TargetT]
+ResolvedT = TypeVar("ResolvedT", bound=HasInputShape)
+Resolve = Callable[[str, dict[str, Any]], ResolvedT]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -114,7 +114,7 @@ class JsonReader:
         self._places = (*fields.vectors, *fields.texts)
         self._parser, self._arrays = simdjson.Parser(), ArrayReader()
 
-    def read(self, body: bytes, resolve: Resolve[TargetT], query: Mapping[str, Any] = NOTHING) -> Decoded[TargetT]:
+    def read(self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING) -> Decoded[ResolvedT]:
         """Return the rows and options of a JSON object; `null` is absent.
 
         `query` holds the options of the query string, which are checked already.
@@ -128,8 +128,8 @@ class JsonReader:
         return self.read_at_once(body, resolve, query) or drained(self.read_in_slices(body, resolve, query))
 
     def read_at_once(
-        self, body: bytes, resolve: Resolve[TargetT], query: Mapping[str, Any] = NOTHING
-    ) -> Decoded[TargetT] | None:
+        self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
+    ) -> Decoded[ResolvedT] | None:
         """Return what `read` returns, or None if that takes more than a millisecond: then use `read_in_slices`."""
         fast = None
         if len(body) <= AT_ONCE:
@@ -142,8 +142,8 @@ class JsonReader:
         return fast
 
     def read_in_slices(
-        self, body: bytes, resolve: Resolve[TargetT], query: Mapping[str, Any] = NOTHING
-    ) -> Work[Decoded[TargetT]]:
+        self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
+    ) -> Work[Decoded[ResolvedT]]:
         """Return what `read` returns; yield between slices of a few milliseconds."""
         array = find_array(body, *self._fields.vectors)
         if array is None or not array.is_most_of_the_body:
@@ -167,8 +167,8 @@ class JsonReader:
         return Decoded(rows, field, options, target)
 
     def read_fast(
-        self, body: bytes, resolve: Resolve[TargetT], query: Mapping[str, Any] = NOTHING
-    ) -> Decoded[TargetT] | None:
+        self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
+    ) -> Decoded[ResolvedT] | None:
         """Return what is provably right; else return None, or raise anything: the strict reader decides."""
         body = body.removeprefix(BOM)
         if body.startswith(BOM):
@@ -201,8 +201,8 @@ class JsonReader:
         return {**query, **options} if query else options
 
     def read_strictly(
-        self, body: bytes, resolve: Resolve[TargetT], query: Mapping[str, Any] = NOTHING
-    ) -> Decoded[TargetT]:
+        self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
+    ) -> Decoded[ResolvedT]:
         """Return what a body holds, or raise what is wrong with it, and where. Slow and complete."""
         field, value, options = self._members(parse_object(body), query)
         if field in self._fields.texts:

@@ -29,7 +29,7 @@ from models.vectors import Floats
 from service.engines.engine import Deployed, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.remote import EngineSet, RemoteEngine
-from service.engines.search import Found
+from service.engines.search import SearchResult
 from service.tasks import repeat
 from service.telemetry.log import logger
 
@@ -54,9 +54,9 @@ class DeploymentClient:
         prediction, seconds = await self._ask(contexts, deadline)
         return prediction._replace(queue_s=seconds - prediction.infer_s)
 
-    async def search(self, search: Search, deadline: float) -> Found:
+    async def search(self, search: Search, deadline: float) -> SearchResult:
         """Return what `search` finds; raises `Unavailable` and `Expired`."""
-        found: Found
+        found: SearchResult
         found, seconds = await self._ask(search, deadline)
         return found._replace(queue_s=seconds - found.infer_s)
 

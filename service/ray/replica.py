@@ -18,7 +18,7 @@ from service.deploy.loading import ModelLoader
 from service.deploy.watcher import Watcher
 from service.engines.engine import Deployed, Engine, EngineInfo
 from service.engines.predict import Prediction
-from service.engines.search import Found
+from service.engines.search import SearchResult
 from service.http.routes.health import check_live
 from service.ray.node_metrics import NodeMetrics, metrics_home
 from service.ray.scaling import LoadStats
@@ -26,7 +26,7 @@ from service.settings import Settings
 from service.telemetry.log import configure, log_writer
 from service.telemetry.metrics import Metrics
 
-Result = Prediction | Found | ServiceError
+Result = Prediction | SearchResult | ServiceError
 
 
 class Call(NamedTuple):
@@ -97,7 +97,7 @@ class Replica:
         except ServiceError as error:
             return error  # Ray would log it with a traceback if it were raised
 
-    async def _search(self, call: Call) -> Found:
+    async def _search(self, call: Call) -> SearchResult:
         found = await self._deployments.require_retriever_engine().run(call.item, call.deadline)
         return found._replace(searched=found.searched._replace(replica=self._replica_id))
 

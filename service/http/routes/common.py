@@ -22,11 +22,11 @@ from service.overload.fairness import Slicer
 from service.settings import Settings
 from service.telemetry.metrics import TOTAL_TEXT
 
-T = TypeVar("T", bound=codec.Target)
+T = TypeVar("T", bound=codec.HasInputShape)
 MADE_BY = ("model", "version", "served_by", "fallback_reason")
 
 
-class Chain(NamedTuple):
+class FallbackChain(NamedTuple):
     """The engines that may answer, in the order in which they are tried."""
 
     engines: list[PredictEngine]

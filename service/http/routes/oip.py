@@ -31,7 +31,7 @@ from service.http.gateway import State
 from service.http.json_slices import LongArray, find_array
 from service.http.messages import JSON, MAX_DIGITS, Request, Response
 from service.http.octets import OCTETS, Shape
-from service.http.routes.common import Chain, document_route, outcome_of, prediction_headers, prediction_stages
+from service.http.routes.common import FallbackChain, document_route, outcome_of, prediction_headers, prediction_stages
 from service.http.routes.health import check_live, check_ready
 from service.overload.fairness import Slicer, Work
 from service.settings import Settings
@@ -99,7 +99,7 @@ class Infer:
         """Return the response; raises `ServiceError`."""
         request.media_type(JSON, OCTETS, FORM)
         checks.reject_unknown(request.options(), (), "option")
-        chain = Chain(_chain(self._router, *_names(request.path)))
+        chain = FallbackChain(_chain(self._router, *_names(request.path)))
         parsed = await self._read(request, chain.shape)
         request.set_rows(len(parsed.rows))
         decode_s = perf_counter() - request.started

@@ -19,7 +19,7 @@ from service.http.headers import chosen
 from service.http.messages import JSON, Request, Response, Stages
 from service.http.octets import OCTETS
 from service.http.routes.common import (
-    Chain,
+    FallbackChain,
     embed,
     mark_as_text,
     members_of,
@@ -66,7 +66,7 @@ class Predict:
         routed = await self._router.predict(decoded.rows, decoded.target.engines, request.deadline)
         return self._respond(request, decoded, routed, prediction_stages(routed, decode_s))
 
-    async def _predict_text(self, request: Request, decoded: Decoded[Chain], decode_s: float) -> Response:
+    async def _predict_text(self, request: Request, decoded: Decoded[FallbackChain], decode_s: float) -> Response:
         began = perf_counter()
         engines = decoded.target.engines
         first = engines[0].info
@@ -77,7 +77,7 @@ class Predict:
         stages = (*prediction_stages(routed, decode_s), ("embed", embed_s))
         return mark_as_text(self._respond(request, decoded, routed, stages), decoded.text_info)
 
-    async def _decode(self, request: Request) -> Decoded[Chain]:
+    async def _decode(self, request: Request) -> Decoded[FallbackChain]:
         media_type = request.media_type(JSON, OCTETS)
         options = query_options(request, self._fields)
         if media_type == JSON:
@@ -88,14 +88,14 @@ class Predict:
         is_many = kind.shape is not None and kind.shape != chain.shape
         return Decoded(rows, "octets", options, chain, octets_of_many=is_many)
 
-    def _chain(self, field: str, options: Mapping[str, Any]) -> Chain:
+    def _chain(self, field: str, options: Mapping[str, Any]) -> FallbackChain:
         model: str | None = options.get("model")
         profile: Profile = options.get("profile", "realtime")
         if "profile" in options and model not in (None, "primary"):
             raise Invalid("a profile has no effect with this model, the only one that may answer", pointer="/profile")
-        return Chain(self._router.chain(model, profile))
+        return FallbackChain(self._router.chain(model, profile))
 
-    def _respond(self, request: Request, decoded: Decoded[Chain], routed: Routed, stages: Stages) -> Response:
+    def _respond(self, request: Request, decoded: Decoded[FallbackChain], routed: Routed, stages: Stages) -> Response:
         began = perf_counter()
         if dtype := _wanted_octets(request, decoded.options):
             vectors = routed.prediction.vectors
@@ -126,7 +126,7 @@ def _wanted_octets(request: Request, options: Mapping[str, Any]) -> np.dtype[Any
     return None if wanted is None else octets.dtype_of(wanted)
 
 
-def _body(decoded: Decoded[Chain], routed: Routed, stages: Stages) -> dict[str, Any]:
+def _body(decoded: Decoded[FallbackChain], routed: Routed, stages: Stages) -> dict[str, Any]:
     vectors: Any = routed.prediction.vectors
     if decoded.options.get("encoding") == "base64":
         vectors = [octets.encode_base64(vector) for vector in vectors]

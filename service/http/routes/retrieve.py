@@ -14,7 +14,7 @@ from models.vectors import Floats
 from service.deploy.deployments import Deployments
 from service.engines.engine import Engine
 from service.engines.router import Routed, Router
-from service.engines.search import Found, SearchAdapter
+from service.engines.search import SearchAdapter, SearchResult
 from service.engines.text import extra_rows
 from service.http import checks, codec, octets
 from service.http.codec import Decoded, Fields, JsonReader
@@ -22,7 +22,7 @@ from service.http.messages import JSON, Headers, Request, Response, Stages
 from service.http.octets import OCTETS, Shape
 from service.http.routes.common import (
     MADE_BY,
-    Chain,
+    FallbackChain,
     embed,
     mark_as_text,
     milliseconds,
@@ -42,7 +42,7 @@ from service.telemetry.metrics import Metrics
 class Answer(NamedTuple):
     """What a plan found; `made_by` are the values of `MADE_BY`; `routed` is the prediction, if a net made the query."""
 
-    found: Found
+    found: SearchResult
     made_by: tuple[str, str, str, str | None] | None = None
     routed: Routed | None = None
 
@@ -111,7 +111,7 @@ class SearchByNet:
     """A net predicts the query from the context."""
 
     engine: Engine[SearchAdapter]
-    chain: Chain
+    chain: FallbackChain
     router: Router
     deployments: Deployments
 
@@ -196,7 +196,7 @@ class Retrieve:
             return SearchByQuery(engine)
         if "model" not in options and engine.model.retriever.query_maker is not None:
             return SearchByTowers(engine)
-        chain = Chain(self._router.chain(options.get("model"), "realtime"))
+        chain = FallbackChain(self._router.chain(options.get("model"), "realtime"))
         return SearchByNet(engine, chain, self._router, self._deployments)
 
     async def _embed(

@@ -26,18 +26,18 @@ def neighbours(count: int, *largest: float) -> Floats:
 def test_has_the_announced_number_of_features(contexts: Callable[..., Floats]) -> None:
     for length in (1, 5, 9):
         context, candidates = contexts(1, length=length)[0], contexts(1, length=7)[0]
-        figures = candidate_features(context, np.linspace(1, 0, 7, dtype=np.float32), candidates, neighbours(7))
-        assert figures.shape == (7, feature_count(length))
-        assert figures.dtype == np.float32
-        assert np.isfinite(figures).all()
+        features = candidate_features(context, np.linspace(1, 0, 7, dtype=np.float32), candidates, neighbours(7))
+        assert features.shape == (7, feature_count(length))
+        assert features.dtype == np.float32
+        assert np.isfinite(features).all()
 
 
 def test_counts_neighbours_closer_than_the_context() -> None:
     """The third of four neighbours is the context itself: two are closer; the context does not count."""
     context, candidate = np.eye(4, dtype=np.float32)[:1], np.array([[0.6, 0.8, 0, 0]], np.float32)
-    figures = candidate_features(context, np.ones(1, np.float32), candidate, neighbours(1, 0.9, 0.7, 0.6, 0.5))
-    assert figures[0, 0] == pytest.approx(0.6)
-    assert figures[0, 1] == pytest.approx(np.log1p(2))
+    features = candidate_features(context, np.ones(1, np.float32), candidate, neighbours(1, 0.9, 0.7, 0.6, 0.5))
+    assert features[0, 0] == pytest.approx(0.6)
+    assert features[0, 1] == pytest.approx(np.log1p(2))
 
 
 def test_features_are_invariant_to_rotation(contexts: Callable[..., Floats]) -> None:
@@ -52,10 +52,10 @@ def test_features_are_invariant_to_rotation(contexts: Callable[..., Floats]) -> 
 
 
 def test_a_reranker_survives_a_round_trip(reranker: Reranker) -> None:
-    figures = np.random.default_rng(1).standard_normal((6, feature_count(5))).astype(np.float32)
+    features = np.random.default_rng(1).standard_normal((6, feature_count(5))).astype(np.float32)
     again = Reranker.from_bytes(reranker.to_bytes(), 5)
-    assert np.array_equal(again.score(figures), reranker.score(figures))
-    assert again.score(figures).shape == (6,)
+    assert np.array_equal(again.score(features), reranker.score(features))
+    assert again.score(features).shape == (6,)
 
 
 def test_rejects_invalid_rerankers(reranker: Reranker) -> None:

@@ -17,23 +17,30 @@ from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
 from models.training import bundle
-from models.training.bundle import TowerBundle
+from models.training.bundle import LoadedTowers
 from models.training.job import run_job
-from models.training.rerank_trainer import Lists, RerankTrainer, held_out_banks, joined, lists_of, served
+from models.training.rerank_trainer import (
+    CandidateLists,
+    RerankTrainer,
+    find_candidate_lists,
+    held_out_banks,
+    joined,
+    served,
+)
 from models.training.train import AnotherRun, Epoch
 from models.training.work_cache import WorkCache
 from models.windows import NoWindows, hold_out, windows
 
 
 @pytest.fixture(scope="module")
-def made(towers_version: Version) -> TowerBundle:
+def made(towers_version: Version) -> LoadedTowers:
     return bundle.read(towers_version)
 
 
 @pytest.fixture(scope="module")
-def lists(made: TowerBundle, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[Lists]:
+def lists(made: LoadedTowers, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> list[CandidateLists]:
     cache = WorkCache(tmp_path_factory.mktemp("cache"))
-    return [lists_of(made, bank, cache) for bank in held_out_banks(made.card, corpus)]
+    return [find_candidate_lists(made, bank, cache) for bank in held_out_banks(made.card, corpus)]
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def quiet(epoch: Epoch) -> None:
     pass
 
 
-def test_the_banks_are_of_the_articles_that_the_towers_held_out(made: TowerBundle, corpus: Corpus) -> None:
+def test_the_banks_are_of_the_articles_that_the_towers_held_out(made: LoadedTowers, corpus: Corpus) -> None:
     banks = held_out_banks(made.card, corpus)
     train, held_out = hold_out(windows(corpus, 5), 0.5, seed=0)
     articles = [set(bank.article.tolist()) for bank in banks]
@@ -61,22 +68,22 @@ def test_the_banks_are_of_the_articles_that_the_towers_held_out(made: TowerBundl
     assert not (articles[0] | articles[1]) & set(train.article.tolist())
 
 
-def test_rejects_towers_that_do_not_say_what_they_held_out(made: TowerBundle, corpus: Corpus) -> None:
+def test_rejects_towers_that_do_not_say_what_they_held_out(made: LoadedTowers, corpus: Corpus) -> None:
     with pytest.raises(BadCheckpoint, match="held out"):
         held_out_banks(replace(made.card, data={}), corpus)
     with pytest.raises(NoWindows):
         held_out_banks(replace(made.card, data={"held_out": 0.01, "seed": 0}), corpus)
 
 
-def test_a_list_holds_the_true_next_chunk_where_it_says(lists: list[Lists], made: TowerBundle) -> None:
+def test_a_list_holds_the_true_next_chunk_where_it_says(lists: list[CandidateLists], made: LoadedTowers) -> None:
     some = joined(lists)
-    assert len(some) == len(some.figures) == len(some.truth) > 50
+    assert len(some) == len(some.features) == len(some.truth) > 50
     assert (np.diff(some.start) > 0).all()
     last = np.array([some.vectors[start + 4] @ some.vectors[start + 5] for start in some.start])
-    assert np.allclose(some.figures[np.arange(len(some)), some.truth, 4], last, atol=1e-5)
+    assert np.allclose(some.features[np.arange(len(some)), some.truth, 4], last, atol=1e-5)
 
 
-def test_training_orders_better_than_the_towers(lists: list[Lists], tmp_path: Path) -> None:
+def test_training_orders_better_than_the_towers(lists: list[CandidateLists], tmp_path: Path) -> None:
     recipe = Recipe(epochs=40, batch_size=8, learning_rate=1e-2)
     trainer = RerankTrainer("reranker", {"hidden_dim": 8}, recipe, lists[1])
     trainer.run(lists[0], tmp_path / "r.pt", quiet)
@@ -90,10 +97,10 @@ def test_training_orders_better_than_the_towers(lists: list[Lists], tmp_path: Pa
 def test_what_is_served_is_what_was_trained() -> None:
     torch.manual_seed(0)
     net = RerankerNet(torch.randn(21), torch.rand(21) + 0.1, 8)
-    figures = torch.randn(3, 10, 21)
+    features = torch.randn(3, 10, 21)
     with torch.no_grad():
-        expected = net(figures).numpy()
-    assert np.allclose(served(net).score(figures.numpy()), expected, atol=1e-5)
+        expected = net(features).numpy()
+    assert np.allclose(served(net).score(features.numpy()), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("stops_at", [1, 3], ids=["a bank", "an epoch"])

@@ -12,7 +12,7 @@ import pytest
 from models.retrieval.milvus import IndexUnavailable, NotPushed
 from models.retrieval.retriever import Search
 from service.engines.external_index import ExternalSearchAdapter
-from service.engines.search import Found
+from service.engines.search import SearchResult
 from service.settings import Settings
 from tests.conftest import Running, until
 from tests.fakes import FakeBuild, T, bundle, contexts, corpus, raises, retriever
@@ -35,7 +35,7 @@ def model_of(build: FakeBuild, clock: Callable[[], float] = monotonic, **setting
     return build.search_model(retriever(), Settings(**settings), clock=clock)
 
 
-def search(model: ExternalSearchAdapter, deadline: float = 1e9) -> Found:
+def search(model: ExternalSearchAdapter, deadline: float = 1e9) -> SearchResult:
     (found,) = model.run([(Search(contexts(1)[0][0], 3), deadline)], lambda inputs: None)
     assert len(found.hits) == 3
     return found

@@ -16,7 +16,7 @@ from service.app import create_app
 from service.engines.engine import Deployed, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.remote import EngineSet, RemoteEngine, RemoteSearchAdapter
-from service.engines.search import Found, Searched, make_search_engine
+from service.engines.search import CorpusInfo, SearchResult, make_search_engine
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.tracing import Span, Tracer, current_span
@@ -24,7 +24,7 @@ from tests.conftest import running
 from tests.fakes import D, FakeLoader, T, contexts, corpus, mean_of, registry_of, retriever
 
 INFO = EngineInfo("primary", "amn", "1", "0" * 64, "fake", (T, D), "fake")
-SEARCHED = Searched("elsewhere", "20270101-000000000000", True, None, "shelf-7")
+SEARCHED = CorpusInfo("elsewhere", "20270101-000000000000", True, None, "shelf-7")
 
 
 class Provider:
@@ -40,10 +40,10 @@ class Provider:
     async def predict(self, asked: Floats, deadline: float) -> Prediction:
         return Prediction(mean_of(asked), "amn", "2", 0.125, 0.25, len(asked), "shelf-3")
 
-    async def search(self, search: Search, deadline: float) -> Found:
+    async def search(self, search: Search, deadline: float) -> SearchResult:
         if search.k == 2:
             raise Overloaded("all read", retry_after=7)
-        return Found([Hit(4, 0.5, corpus().chunk(4))], (("search", 0.25),), SEARCHED, 0.125)
+        return SearchResult([Hit(4, 0.5, corpus().chunk(4))], (("search", 0.25),), SEARCHED, 0.125)
 
 
 def test_a_remote_search_names_its_replica_and_passes_on_errors(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ class Simulation:
 
     def _enter(self, request: SimulatedRequest) -> None:
         if self._limit and self._in_flight >= self._limit.rows:
-            self._limit.reject(self._now)
+            self._limit.record_rejection(self._now)
             return
         self._in_flight += self._worker.rows
         request.since = self._now

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.nets.start import silence
+from models.nets.initialisation import zero_parameters
 from models.nets.unit import unit
 
 
@@ -39,7 +39,7 @@ class AMN(nn.Module):
         self.context_encoder = nn.Linear(dim, config.key_dim)
         self.query_encoder = nn.Linear(dim, config.key_dim)
         last = nn.Linear(hidden // 2, dim)
-        silence(last)  # an untrained net predicts the mean of the context
+        zero_parameters(last)  # an untrained net predicts the mean of the context
         self.residual_net = nn.Sequential(
             nn.Linear(2 * dim, hidden),
             nn.GELU(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.nets.start import position_weights, silence
+from models.nets.initialisation import position_weights, zero_parameters
 from models.nets.unit import unit
 
 DECAYS = (0.7, 0.0)  # the two mixtures start at the weighted mean and at the last vector
@@ -64,8 +64,8 @@ class GMN(nn.Module):
             nn.Dropout(config.dropout),
             nn.Linear(hidden // 2, config.dim),
         )
-        silence(self.gram_net[-1])  # an untrained net predicts the weighted mean
-        silence(self.residual_net[-1])
+        zero_parameters(self.gram_net[-1])  # an untrained net predicts the weighted mean
+        zero_parameters(self.residual_net[-1])
 
     def forward(self, context: Tensor) -> Tensor:
         """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""

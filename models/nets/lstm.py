@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from models.nets.initialisation import add_weighted_mean, zero_parameters
 from models.nets.stack import RecurrentStack, StackConfig, count_blocks
-from models.nets.start import corrected, silence
 from models.nets.unit import unit
 
 
@@ -39,12 +39,12 @@ class LSTM(nn.Module):
         self.lstm = nn.LSTM(config.dim, config.hidden_dim, config.layers, batch_first=True, dropout=config.dropout)
         self.output_proj = nn.Linear(config.hidden_dim, config.dim)
         if config.decay is not None:
-            silence(self.output_proj)
+            zero_parameters(self.output_proj)
 
     def forward(self, context: Tensor) -> Tensor:
         """Map contexts `(B, T, D)` to unit next vectors `(B, D)`."""
         states, _ = self.lstm(context)  # (B, T, hidden)
-        return unit(corrected(context, self.output_proj(states[:, -1]), self.config.decay))
+        return unit(add_weighted_mean(context, self.output_proj(states[:, -1]), self.config.decay))
 
 
 class LSTMStackConfig(StackConfig):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from models.nets.start import corrected, silence
+from models.nets.initialisation import add_weighted_mean, zero_parameters
 from models.nets.unit import unit
 
 
@@ -100,7 +100,7 @@ class RecurrentStack(nn.Module):
         self.blocks = nn.ModuleList(RecurrentBlock(self.kind, hidden, config.dropout) for _ in range(config.blocks))
         self.output_proj = nn.Linear(hidden, config.dim)
         nn.init.orthogonal_(self.input_proj.weight)
-        silence(self.output_proj)
+        zero_parameters(self.output_proj)
         with torch.no_grad():
             self.input_proj.bias.zero_()
             if config.decay is None:  # an untrained stack predicts the last context vector
@@ -111,4 +111,4 @@ class RecurrentStack(nn.Module):
         x = self.input_proj(context)  # (B, T, hidden)
         for block in self.blocks:
             x = block(x)
-        return unit(corrected(context, self.output_proj(x[:, -1]), self.config.decay))
+        return unit(add_weighted_mean(context, self.output_proj(x[:, -1]), self.config.decay))

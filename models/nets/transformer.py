@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.nets.initialisation import add_weighted_mean, zero_parameters
 from models.nets.stack import count_blocks
-from models.nets.start import corrected, silence
 from models.nets.unit import unit
 
 
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
         self.transformer_decoder = nn.TransformerDecoder(layer, config.layers)
         last = nn.Linear(dim, config.dim)
         if config.decay is not None:
-            silence(last)
+            zero_parameters(last)
         self.head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), last)
         mask = nn.Transformer.generate_square_subsequent_mask(config.context_length)
         self.mask: Tensor
@@ -86,4 +86,4 @@ class Transformer(nn.Module):
         x = self.pos_encoder(self.input_proj(context))  # (B, T, model_dim)
         # Saying that the mask is not known to be causal spares a data-dependent check; it still masks.
         x = self.transformer_decoder(x, x, tgt_mask=self.mask, memory_mask=self.mask, tgt_is_causal=False)
-        return unit(corrected(context, self.head(x[:, -1]), self.config.decay))
+        return unit(add_weighted_mean(context, self.head(x[:, -1]), self.config.decay))

@@ -1,4 +1,4 @@
-"""The two-tower: a query tower reads contexts, a payload tower reads passages; both end in one space."""
+"""The two-tower: one tower reads contexts, the other passages (`payload` in files); both end in one space."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from models.nets.unit import unit
 TEMPERATURE = 0.07
 
 
-class Payload(nn.Module):
-    """The payload tower: a residual MLP over one vector, at first the vector itself."""
+class PassageTower(nn.Module):
+    """The tower of passages, `payload` in files: a residual MLP over one vector, at first the vector itself."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -27,12 +27,12 @@ class Payload(nn.Module):
 
 
 class TwoTower(nn.Module):
-    """A query tower, any net of `(B, T, D)` to `(B, D)`, beside a payload tower."""
+    """A query tower, any net of `(B, T, D)` to `(B, D)`, beside a passage tower."""
 
     def __init__(self, query: nn.Module, dim: int) -> None:
         super().__init__()
         self.query = query
-        self.payload = Payload(dim)
+        self.payload = PassageTower(dim)
 
     def forward(self, context: Tensor) -> Tensor:
         """Map contexts `(B, T, D)` to unit queries `(B, D)`."""

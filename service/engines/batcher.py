@@ -186,7 +186,7 @@ class MicroBatcher(Generic[Item, Answer]):
                 raise ticket.error
         return tickets
 
-    def backlog_s(self) -> int:
+    def retry_after_s(self) -> int:
         """Return in how many whole seconds the waiting rows will have run, at least 1."""
         return max(1, math.ceil(self.pending_rows / self._rows_per_s)) if self._rows_per_s else 1
 
@@ -213,7 +213,7 @@ class MicroBatcher(Generic[Item, Answer]):
         if self.is_closed or self._is_dead():
             raise Draining("this engine accepts no more requests")
         if max(self.pending_rows + rows, self._queue.qsize()) > self._max_queue:
-            raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.backlog_s())
+            raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.retry_after_s())
         self.pending_rows += rows
 
     def _enqueue(self, item: Item, rows: int, deadline: float) -> Ticket[Item, Answer]:
@@ -359,11 +359,11 @@ class MicroBatcher(Generic[Item, Answer]):
                 answers += self._answers([(ticket, item)])
             else:
                 answers.append(Expired("the deadline passed before there was an answer"))
-        mark_alone(answers)
+        mark_own_faults(answers)
         return answers
 
 
-def mark_alone(answers: Sequence[object]) -> None:
+def mark_own_faults(answers: Sequence[object]) -> None:
     """Mark the failures among `answers` as their items' own, if other items of the batch did not fail."""
     failures = [answer for answer in answers if isinstance(answer, ModelFailed)]
     if len(failures) < sum(not isinstance(answer, Expired) for answer in answers):

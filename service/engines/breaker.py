@@ -59,7 +59,7 @@ class Breaker:
         if not ok and self._recent.count(False) >= self._failures and not self.hold_left_s:
             self._change(is_open=True)
 
-    def forget(self, token: int) -> None:
+    def release(self, token: int) -> None:
         """End the call with this token without a result: it proves nothing about the engine."""
         if token == self._token:
             self._is_probing = False

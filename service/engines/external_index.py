@@ -80,7 +80,7 @@ class ExternalSearchAdapter(SearchAdapter):
             self.breaker.record(token, ok=False)
             raise
         except BaseException:
-            self.breaker.forget(token)
+            self.breaker.release(token)
             raise
         self._log(None)
         self.breaker.record(token, ok=True)

@@ -11,7 +11,7 @@ import numpy as np
 from lvm.errors import ModelFailed
 from models.predictor import Predictor
 from models.vectors import Floats
-from service.engines.batcher import BatchLimits, MicroBatcher, mark_alone
+from service.engines.batcher import BatchLimits, MicroBatcher, mark_own_faults
 from service.engines.engine import Engine, EngineInfo, Stages
 from service.engines.stats import full_wait_s
 from service.settings import Settings
@@ -66,7 +66,7 @@ class PredictAdapter:
         if np.isfinite(vectors).all():
             return parts
         answers = [part if np.isfinite(part).all() else ModelFailed("the answer is not finite") for part in parts]
-        mark_alone(answers)
+        mark_own_faults(answers)
         return answers
 
     def stages(self, result: Floats | None, seconds: float) -> Stages:

@@ -105,7 +105,7 @@ class Router:
             if is_engine_fault(error, had_full_wait=had_full_wait):
                 breaker.record(token, ok=False)
             else:
-                breaker.forget(token)
+                breaker.release(token)
             successor = self._successor(engine) if isinstance(error, Draining) else None
             if successor is None:
                 raise

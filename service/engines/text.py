@@ -137,7 +137,7 @@ class TextAdapter:
         """Count the rows of a text as its client's; raises `Overloaded` if the client has too many."""
         client, waiting = request.client, self._waiting[request.client]
         if waiting and waiting + request.rows > self._max_rows_of_client:
-            raise Overloaded(f"{waiting} rows are waiting", retry_after=batcher.backlog_s())
+            raise Overloaded(f"{waiting} rows are waiting", retry_after=batcher.retry_after_s())
         self._waiting[client] += request.rows
         try:
             yield

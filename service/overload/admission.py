@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Protocol
 
 from lvm.errors import ClientLimit, Overloaded
-from service.overload.limiter import Kind
+from service.overload.limiter import LatencyGroup
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -43,11 +43,11 @@ class Limit(Protocol):
         """`rows`, without the effect of a short probe."""
         ...
 
-    def observe(self, kind: Kind, seconds: float, in_flight: int, now: float) -> None:
+    def observe(self, group: LatencyGroup, seconds: float, in_flight: int, now: float) -> None:
         """Record that a request of a kind took `seconds`, with `in_flight` rows in flight."""
         ...
 
-    def reject(self, now: float) -> None:
+    def record_rejection(self, now: float) -> None:
         """Record that a request was rejected."""
         ...
 
@@ -121,7 +121,7 @@ class Admission:
         is_light = sustained >= others + 1 and self._is_far_below_fair_share(client, others)
         if usage.rows + 1 <= (sustained if is_light else share):
             return
-        self.limit.reject(self._clock())
+        self.limit.record_rejection(self._clock())
         raise self._rejection("rows", others > 0 and usage.rows >= share)
 
     def check_size(self, client: str, size: int, more: int) -> None:
@@ -154,7 +154,7 @@ class Admission:
             self._rate += (rate - self._rate) * SMOOTHING if self._rate else rate
             self._served_since, self._served = now, 0
 
-    def backlog_s(self) -> int:
+    def retry_after_s(self) -> int:
         """Return in how many whole seconds the rows in flight will have been served, 1 to `MAX_RETRY_S`."""
         return max(1, min(MAX_RETRY_S, math.ceil(self.rows / self._rate))) if self._rate else 1
 
@@ -176,7 +176,7 @@ class Admission:
 
     def _rejection(self, resource: str, over_share: bool) -> Overloaded | ClientLimit:
         self._metrics.refusals.inc("client" if over_share else resource)
-        retry_after = self.backlog_s()
+        retry_after = self.retry_after_s()
         if over_share:
             detail = "this client has its fair share of requests in flight, and other clients are waiting"
             return ClientLimit(detail, retry_after=retry_after)

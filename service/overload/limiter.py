@@ -2,7 +2,7 @@
 
 Sources: the gradient controllers of Netflix's concurrency-limits (Gradient2Limit) and of Envoy's adaptive concurrency
 filter compare the latency of a request with the lowest ever seen, and lower the limit as the ratio grows. Here a
-request is compared with others of its kind (route, engine, rows by powers of two), and micro-batching may make it take
+request is compared with others of its group (route, engine, rows by powers of two), and micro-batching may make it take
 several times the lowest before the limit falls, because throughput still grows until then. As in BBR's ProbeRTT, the
 lowest latency expires after two periods and, under load, is measured again with few rows in flight. As in CoDel, a
 delay that does not last is a burst, and is admitted. As in TCP, the limit grows in small steps: if one lull in an
@@ -27,7 +27,7 @@ MIN_SAMPLES = 5  # for a change
 PERIOD_S = 30.0  # two of which the lowest latency is kept
 PROBE_S = 0.2  # of a probe at the end of a period, if a request was rejected just before
 
-Kind = tuple[str, str, int]
+LatencyGroup = tuple[str, str, int]
 
 
 class FixedLimit:
@@ -41,10 +41,10 @@ class FixedLimit:
         """The limit."""
         return self.rows
 
-    def observe(self, kind: Kind, seconds: float, in_flight: int, now: float) -> None:
+    def observe(self, group: LatencyGroup, seconds: float, in_flight: int, now: float) -> None:
         """Ignore it."""
 
-    def reject(self, now: float) -> None:
+    def record_rejection(self, now: float) -> None:
         """Ignore it."""
 
 
@@ -63,24 +63,24 @@ class AdaptiveLimit:
         self._peak = 0
         self._rejected = self._is_high = False
         self._before_probe: float | None = None
-        self._lowest: dict[Kind, float] = {}
-        self._lowest_before: dict[Kind, float] = {}
+        self._lowest: dict[LatencyGroup, float] = {}
+        self._lowest_before: dict[LatencyGroup, float] = {}
 
     @property
     def sustained(self) -> float:
         """The limit, without the effect of a probe."""
         return self.rows if self._before_probe is None else self._before_probe
 
-    def observe(self, kind: Kind, seconds: float, in_flight: int, now: float) -> None:
+    def observe(self, group: LatencyGroup, seconds: float, in_flight: int, now: float) -> None:
         """Record the latency of a request; `in_flight` are the rows in flight at its end, including its own."""
-        lowest = self._lowest[kind] = min(seconds, self._lowest.get(kind, seconds))
+        lowest = self._lowest[group] = min(seconds, self._lowest.get(group, seconds))
         self._peak = max(self._peak, in_flight)
         if seconds <= now - self._fell:  # the request began after the limit last fell
-            self._ratios.append(seconds / (MAX_RATIO * min(lowest, self._lowest_before.get(kind, lowest)) + SLACK_S))
+            self._ratios.append(seconds / (MAX_RATIO * min(lowest, self._lowest_before.get(group, lowest)) + SLACK_S))
         if now - self._changed >= INTERVAL_S and len(self._ratios) >= MIN_SAMPLES:
             self._change(now)
 
-    def reject(self, now: float) -> None:
+    def record_rejection(self, now: float) -> None:
         """Record that a request was rejected."""
         self._rejected = True
         if self._before_probe is not None:
@@ -116,7 +116,7 @@ class AdaptiveLimit:
         return min(room, self.rows + self.rows**0.5) if self.rows < room else max(room, self.rows * SHRINK)
 
     def _burst_rows(self) -> float:
-        """Return the rows of a burst, from the kind of request that is quickest per row."""
+        """Return the rows of a burst, from the group of requests that is quickest per row."""
         few, many = (share * self._most for share in BURST)
         lowest = (*self._lowest_before.items(), *self._lowest.items())
         row_s = min(seconds / 2 ** (bits - 1) for (_, _, bits), seconds in lowest)

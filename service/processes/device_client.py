@@ -20,8 +20,8 @@ from service.engines.predict import Prediction
 from service.engines.remote import EngineSet, RemoteEngine
 from service.processes.frames import (
     Frame,
+    FrameKind,
     FrameProtocol,
-    Kind,
     decode_error,
 )
 from service.tasks import repeat
@@ -70,7 +70,7 @@ class Connection(FrameProtocol):
         """
         began = perf_counter()
         frame = await self._ask(name, contexts, deadline)
-        if frame.kind is Kind.ERROR:
+        if frame.kind is FrameKind.ERROR:
             raise decode_error(frame.text)
         queue_s = perf_counter() - began - frame.seconds
         model, version = _model_and_version(frame.name)
@@ -82,14 +82,14 @@ class Connection(FrameProtocol):
         number = next(self._ids)
         future: Future = self._loop.create_future()
         self._pending[number] = future
-        self.send(Frame(Kind.REQUEST, number, name, contexts, seconds=deadline))
+        self.send(Frame(FrameKind.REQUEST, number, name, contexts, seconds=deadline))
         timer = self._loop.call_later(deadline - monotonic(), _expire, future)
         try:
             return await future
         finally:
             timer.cancel()
             if self._pending.pop(number, None):  # unanswered
-                self.send(Frame(Kind.CANCEL, number))
+                self.send(Frame(FrameKind.CANCEL, number))
             self._close_if_done()
 
     def retire(self) -> None:
@@ -103,13 +103,13 @@ class Connection(FrameProtocol):
 
     def on_frame(self, frame: Frame) -> None:
         """Complete a request, pass on the engines, or look for the next device worker because this one leaves."""
-        if frame.kind in (Kind.ANSWER, Kind.ERROR):
+        if frame.kind in (FrameKind.ANSWER, FrameKind.ERROR):
             future = self._pending.pop(frame.id, None)
             if future and not future.done():
                 future.set_result(frame)
-        elif frame.kind is Kind.ENGINES:
+        elif frame.kind is FrameKind.ENGINES:
             self._on_engines(self, frame.text)
-        elif frame.kind is Kind.LEAVING:
+        elif frame.kind is FrameKind.LEAVING:
             self.over.set()
 
     def on_lost(self, why: Exception | None) -> None:

@@ -34,8 +34,8 @@ from service.processes.device_client import frame_name
 from service.processes.frames import (
     BadFrame,
     Frame,
+    FrameKind,
     FrameProtocol,
-    Kind,
     encode_error,
 )
 from service.processes.heartbeat import on_supervisor_exit, send_heartbeat
@@ -78,7 +78,7 @@ class DeviceWorker:
 
     def greet(self, session: WorkerSession) -> None:
         """Send the engines to one HTTP worker."""
-        session.send(Frame(Kind.ENGINES, text=self._announced))
+        session.send(Frame(FrameKind.ENGINES, text=self._announced))
 
     async def answer(self, name: bytes, contexts: Floats, deadline: float) -> tuple[bytes, Prediction]:
         """Return the name of the engine that answered for the engine `name`, and its prediction.
@@ -129,12 +129,12 @@ class WorkerSession(FrameProtocol):
 
     def on_frame(self, frame: Frame) -> None:
         """Start or cancel a request; raises `BadFrame` if the frame is of another kind, or its deadline is absurd."""
-        if frame.kind is Kind.CANCEL:
+        if frame.kind is FrameKind.CANCEL:
             task = self._tasks.pop(frame.id, None)
             if task:
                 task.cancel()
             return
-        is_new = frame.kind is Kind.REQUEST and frame.id not in self._tasks
+        is_new = frame.kind is FrameKind.REQUEST and frame.id not in self._tasks
         if not (is_new and abs(frame.seconds - monotonic()) <= 2 * HOUR_S):
             raise BadFrame(f"{frame.kind.name} {frame.id} with deadline {frame.seconds}")
         self._tasks[frame.id] = asyncio.create_task(self._answer(frame))
@@ -142,12 +142,14 @@ class WorkerSession(FrameProtocol):
     async def _answer(self, frame: Frame) -> None:
         try:
             name, made = await self._device.answer(frame.name, frame.rows, frame.seconds)
-            self.send(Frame(Kind.ANSWER, frame.id, name, made.vectors[:, None], b"", made.batch_rows, made.infer_s))
+            self.send(
+                Frame(FrameKind.ANSWER, frame.id, name, made.vectors[:, None], b"", made.batch_rows, made.infer_s)
+            )
         except ServiceError as error:
-            self.send(Frame(Kind.ERROR, frame.id, text=encode_error(error)))
+            self.send(Frame(FrameKind.ERROR, frame.id, text=encode_error(error)))
         except Exception as error:
             logger().error("unexpected", exc_info=error)
-            self.send(Frame(Kind.ERROR, frame.id, text=encode_error(Unavailable("an unexpected error"))))
+            self.send(Frame(FrameKind.ERROR, frame.id, text=encode_error(Unavailable("an unexpected error"))))
         finally:
             self._tasks.pop(frame.id, None)
 
@@ -251,6 +253,6 @@ async def _drain(device: DeviceWorker, max_s: float) -> None:
     until = monotonic() + max_s
     logger().info("draining", seconds=max_s)
     for session in device.sessions:
-        session.send(Frame(Kind.LEAVING))
+        session.send(Frame(FrameKind.LEAVING))
     while device.sessions and monotonic() < until:
         await asyncio.sleep(TICK_S)

@@ -30,7 +30,7 @@ BUFFER_BYTES = 1 << 18  # a larger frame gets a buffer of its own size
 NO_ROWS = np.zeros((0, 0, 0), np.float32)
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     """What a frame is: the first two come from an HTTP worker, the others from the device worker."""
 
     REQUEST = 1  # rows (n, T, D) for the engine `name`, with the deadline `seconds`
@@ -41,7 +41,7 @@ class Kind(IntEnum):
     LEAVING = 6  # send no more requests; those that are here are still answered
 
 
-KINDS = {int(kind): kind for kind in Kind}
+KINDS = {int(kind): kind for kind in FrameKind}
 ERRORS: dict[str, type[Unavailable]] = {error.reason: error for error in (Overloaded, Draining, ModelFailed)}
 
 
@@ -52,7 +52,7 @@ class BadFrame(Exception):
 class Frame(NamedTuple):
     """One frame; a `name` is that of an engine: `alias model/version`."""
 
-    kind: Kind
+    kind: FrameKind
     id: int = 0
     name: bytes = b""
     rows: Floats = NO_ROWS

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from models.nets import NETS, BadConfig, architecture_of, build, config_dict
+from models.nets.initialisation import weighted_mean
 from models.nets.stack import count_blocks, gru_in_steps
-from models.nets.start import weighted_mean
 from models.nets.unit import unit
 from models.vectors import Floats
 

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from models.nets.two_tower import TEMPERATURE, Payload, info_nce
+from models.nets.two_tower import TEMPERATURE, PassageTower, info_nce
 
 
 def units(*shape: int) -> torch.Tensor:
@@ -12,7 +12,7 @@ def units(*shape: int) -> torch.Tensor:
 
 def test_an_untrained_payload_tower_is_the_identity() -> None:
     vectors = units(7, 16)
-    assert torch.allclose(Payload(16)(vectors), vectors, atol=1e-6)
+    assert torch.allclose(PassageTower(16)(vectors), vectors, atol=1e-6)
 
 
 def test_the_loss_is_cross_entropy_both_ways() -> None:

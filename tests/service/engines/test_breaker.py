@@ -87,14 +87,14 @@ class BreakerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.calls)
     @rule(which=st.integers(0))
     def a_call_ends_without_a_result(self, which: int) -> None:
-        self.breaker.forget(self.calls.pop(which % len(self.calls)))
+        self.breaker.release(self.calls.pop(which % len(self.calls)))
 
     @precondition(lambda self: self.stale)
     @rule(ok=st.sampled_from([True, False, None]), which=st.integers(0))
     def a_call_from_before_the_last_change_ends(self, ok: bool | None, which: int) -> None:
         token = self.stale.pop(which % len(self.stale))
         if ok is None:
-            self.breaker.forget(token)
+            self.breaker.release(token)
         else:
             self.breaker.record(token, ok=ok)
 
@@ -104,7 +104,7 @@ class BreakerMachine(RuleBasedStateMachine):
         token, self.probe = self.probe, None
         assert token is not None
         if ok is None:
-            self.breaker.forget(token)
+            self.breaker.release(token)
             return
         self.breaker.record(token, ok=ok)
         self.is_open, self.changed = not ok, self.clock.now
@@ -115,7 +115,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.clock.now += self.breaker.hold_left_s + 1e-6  # a sum of floats may fall short
         token = self.breaker.allow()
         assert token is not None, "a deadlock"
-        self.breaker.forget(token)
+        self.breaker.release(token)
 
     @invariant()
     def it_is_in_the_state_of_the_model(self) -> None:

@@ -215,13 +215,13 @@ def test_counts_rejections_by_reason() -> None:
 def test_retry_after_is_the_backlog_divided_by_the_service_rate() -> None:
     now = 0.0
     known = admission(1000, lambda: now)
-    assert known.backlog_s() == 1
+    assert known.retry_after_s() == 1
     permits = [enter(known, "a", 10) for _ in range(60)]
     for permit in permits[:10]:
         now += 0.1
         known.record_served("/predict", "primary", 10, 0.1)
         permit.release()
-    assert known.backlog_s() == 5  # 500 rows at 100 a second
+    assert known.retry_after_s() == 5  # 500 rows at 100 a second
 
 
 class Reservations(RuleBasedStateMachine):

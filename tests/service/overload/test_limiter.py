@@ -67,7 +67,7 @@ class Simulation:
                     self._waiting.append(next_one)
                 else:
                     refused += 1
-                    self.limit.reject(self.now)
+                    self.limit.record_rejection(self.now)
                 next_one = next(arrivals)
             self.now = until
             for since in batch:
@@ -169,12 +169,12 @@ def test_a_probe_ends_even_if_no_request_is_served() -> None:
     limit = AdaptiveLimit(MOST, now)
     while limit.rows != PROBE_ROWS:
         before, now = limit.rows, now + 0.01
-        limit.reject(now)
+        limit.record_rejection(now)
         limit.observe(("/predict", "primary", 1), 0.001, 1, now)
-    limit.reject(now)
+    limit.record_rejection(now)
     assert limit.rows == PROBE_ROWS
     now += PROBE_S * 1.01
-    limit.reject(now)
+    limit.record_rejection(now)
     assert limit.rows == before
 
 
@@ -185,7 +185,7 @@ def test_compares_a_request_with_its_own_kind() -> None:
         now += 0.01
         slow = step % 2
         limit.observe(("/predict", "fallback" if slow else "primary", 1), 0.2 if slow else 0.0002, 300, now)
-        limit.reject(now)
+        limit.record_rejection(now)
         if limit.sustained == limit.rows:
             assert limit.rows == MOST
 
@@ -204,6 +204,6 @@ def test_the_limit_stays_within_its_bounds(steps: list[tuple[float, float, int, 
         now += pause
         limit.observe(("/predict", "primary", in_flight.bit_length()), seconds, in_flight, now)
         if refused:
-            limit.reject(now)
+            limit.record_rejection(now)
         assert min(most, PROBE_ROWS) <= limit.rows <= most
         assert limit.rows >= min(MIN_ROWS, most) or limit.sustained != limit.rows

@@ -35,7 +35,7 @@ from service.processes.device_worker import (
 from service.processes.frames import (
     HEAD,
     Frame,
-    Kind,
+    FrameKind,
     encode,
 )
 from service.settings import Settings
@@ -252,7 +252,7 @@ def test_a_device_worker_that_leaves_answers_its_requests_while_the_next_one_ser
         house.deployments = FakeDeployments(primary=house.make(FakePredictor(version="20260202-222222222222")))
         await house.open()
         for session in old.sessions:
-            session.send(Frame(Kind.LEAVING))
+            session.send(Frame(FrameKind.LEAVING))
         await until(lambda: len(house.engine_sets) == 2)
         assert (await house.ask()).version == "20260202-222222222222"
         assert old.sessions, "a request waits there"
@@ -270,8 +270,8 @@ def test_a_device_worker_that_leaves_answers_its_requests_while_the_next_one_ser
     [
         b"\xff" * HEAD.size,
         HEAD.pack(1, 0, 0, 0, 0, 0, 99, 0, 0.0),
-        *(bytes(b"".join(encode(Frame(kind, 1, seconds=0.0)))) for kind in (Kind.ANSWER, Kind.LEAVING)),
-        HEAD.pack(2, 4 * T, 1, T, 1, 0, Kind.REQUEST, 0, float("nan")) + bytes(4 * T),
+        *(bytes(b"".join(encode(Frame(kind, 1, seconds=0.0)))) for kind in (FrameKind.ANSWER, FrameKind.LEAVING)),
+        HEAD.pack(2, 4 * T, 1, T, 1, 0, FrameKind.REQUEST, 0, float("nan")) + bytes(4 * T),
     ],
     ids=["too large", "no kind", "an answer", "the owner's", "no time"],
 )
@@ -282,7 +282,9 @@ def test_closes_only_the_session_of_a_worker_that_sends_bad_frames(tmp_path: Pat
         asked = house.ask()
         await until(gate.entered.is_set)
         _, worker = await asyncio.open_unix_connection(tmp_path / "socket")
-        request = Frame(Kind.REQUEST, 1, frame_name(house.remote.info), contexts(), seconds=monotonic() + PATIENCE_S)
+        request = Frame(
+            FrameKind.REQUEST, 1, frame_name(house.remote.info), contexts(), seconds=monotonic() + PATIENCE_S
+        )
         worker.writelines(encode(request))
         await until(lambda: house.engine.batcher.pending_rows == 2)
         worker.write(spoiled)

@@ -16,8 +16,8 @@ from lvm.errors import (
 from service.processes.frames import (
     HEAD,
     Frame,
+    FrameKind,
     FrameProtocol,
-    Kind,
     decode_error,
     encode,
     encode_error,
@@ -25,9 +25,9 @@ from service.processes.frames import (
 
 ROWS = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
 FRAMES = (
-    Frame(Kind.REQUEST, 7, b"primary amn/1", ROWS, seconds=2.5),
-    Frame(Kind.ENGINES, text=b"{}"),
-    Frame(Kind.CANCEL, 9),
+    Frame(FrameKind.REQUEST, 7, b"primary amn/1", ROWS, seconds=2.5),
+    Frame(FrameKind.ENGINES, text=b"{}"),
+    Frame(FrameKind.CANCEL, 9),
 )
 
 
@@ -75,7 +75,7 @@ def test_frames_arrive_as_they_were_sent_in_any_pieces(step: int) -> None:
 
 
 def test_receives_a_frame_larger_than_the_buffer() -> None:
-    large = Frame(Kind.REQUEST, 1, rows=np.ones((200, 5, 384), np.float32))
+    large = Frame(FrameKind.REQUEST, 1, rows=np.ones((200, 5, 384), np.float32))
     end = End(max_bytes=1 << 24)
     end.feed(as_bytes(FRAMES[1], large, FRAMES[0]), 1 << 16)
     assert [frame.rows.shape for frame in end.frames] == [(0, 0, 0), (200, 5, 384), (2, 3, 4)]

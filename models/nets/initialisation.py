@@ -17,13 +17,13 @@ def position_weights(length: int, decay: float) -> Tensor:
     return weights / weights.sum()
 
 
-def corrected(context: Tensor, correction: Tensor, decay: float | None) -> Tensor:
+def add_weighted_mean(context: Tensor, correction: Tensor, decay: float | None) -> Tensor:
     """Return the weighted mean plus the net's `correction` `(B, D)`; without a decay the net predicts alone."""
     return correction if decay is None else weighted_mean(context, decay) + correction
 
 
 @torch.no_grad()
-def silence(layer: nn.Module) -> None:
+def zero_parameters(layer: nn.Module) -> None:
     """Initialise `layer` so that it returns zero."""
     for parameter in layer.parameters():
         parameter.zero_()

@@ -42,12 +42,12 @@ def measure(
     train: Corpus | None,
     rounds: int,
     log: Callable[[str], None],
-    parts: WorkCache,
+    cache: WorkCache,
 ) -> dict[str, Any]:
     """Return every figure of the leaderboard, ready for JSON.
 
     `data` are the data sets by name, the first in-distribution, the second out of it; the ridge baseline is fitted on
-    `train`, or taken from a card that has it for the same data. Scores are kept in `parts`; times are all of one run.
+    `train`, or taken from a card that has it for the same data. Scores are kept in `cache`; times are all of one run.
 
     Raises:
         NothingToRank: no version is a net of the data's D.
@@ -62,11 +62,11 @@ def measure(
     runs = {name: mode.open(checkpoint) for name, checkpoint in loaded.items()}
     predictors = {**baselines(length, train), **{name: run.run for name, run in runs.items()}}
     known = {name: version.id for name, version in versions.items()} | {"ridge": arrays_digest(train) if train else ""}
-    scores = {name: _scores(predictors, known, windows, log, parts) for name, windows in sets.items()}
+    scores = {name: _scores(predictors, known, windows, log, cache) for name, windows in sets.items()}
     if train is None:
         _add_carded(scores, sets, "ridge", loaded.values())
     for name, corpus in data.items():
-        scores[name].update(_retrieved(registry, corpus, sets[name], log, parts))
+        scores[name].update(_retrieved(registry, corpus, sets[name], log, cache))
     log("timing")
     contexts = next(iter(sets.values())).contexts()[:CONTEXTS]
     return {
@@ -95,14 +95,14 @@ def _scores(
     known: Mapping[str, str],
     data: Windows,
     log: Callable[[str], None],
-    parts: WorkCache,
+    cache: WorkCache,
 ) -> dict[str, Any]:
-    """Return the scores of each predictor; its name and what is `known` of it are its identity in `parts`."""
+    """Return the scores of each predictor; its name and what is `known` of it are its identity in `cache`."""
     found: dict[str, WindowScores] = {}
     for name, predict in predictors.items():
         log(f"scoring {name}")
         inputs = name, known.get(name, ""), arrays_digest(data), source_digest()
-        found[name] = WindowScores(**parts.get_arrays(partial(_outcomes, predict, data), *inputs))
+        found[name] = WindowScores(**cache.get_arrays(partial(_outcomes, predict, data), *inputs))
     standard = found[STANDARD].cosine
     return {name: {**one.summary(), **_certainty(one, standard)} for name, one in found.items()}
 
@@ -134,7 +134,7 @@ def _add_carded(
 
 
 def _retrieved(
-    registry: Registry, corpus: Corpus, data: Windows, log: Callable[[str], None], parts: WorkCache
+    registry: Registry, corpus: Corpus, data: Windows, log: Callable[[str], None], cache: WorkCache
 ) -> dict[str, Any]:
     """Return the retrieval figures of every version with towers, alone and reranked, over the chunks of `corpus`."""
     found: dict[str, Any] = {}
@@ -149,7 +149,7 @@ def _retrieved(
             continue
         log(f"retrieving by {version.name}")
         inputs = version.id, arrays_digest(data), source_digest()
-        found.update(parts.get_json(partial(_by_towers, version.name, made, corpus, data), *inputs))
+        found.update(cache.get_json(partial(_by_towers, version.name, made, corpus, data), *inputs))
     return found
 
 

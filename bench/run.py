@@ -26,11 +26,11 @@ def run(
     environment: Path | None,
     log: Callable[[str], None],
     progress: Callable[[int, int], None],
-    parts: WorkCache,
+    cache: WorkCache,
 ) -> dict[str, Any]:
     """Measure the sections `only`, the peers of `environment` among them, and write the report; return its figures.
 
-    A section is kept in `parts` when it ends, so that its ratios are of one run. `failures` names the sections with a
+    A section is kept in `cache` when it ends, so that its ratios are of one run. `failures` names the sections with a
     wrong answer and the peers that did not start; `progress` is called with (sections done, sections in all).
     """
     figures: dict[str, Any] = {"machine": machine.describe(), "plan": {**asdict(options), "out": str(options.out)}}
@@ -42,7 +42,7 @@ def run(
         for done, (name, section) in enumerate(_sections(options, environment, figures, stack, only).items()):
             progress(done, len(only))
             began = perf_counter()
-            measure(name, section, figures, parts, known)
+            measure(name, section, figures, cache, known)
             log(f"{name} took {perf_counter() - began:.0f} s")
     figures["machine"]["load average at the end"] = machine.load_average()
     figures["targets"] = [target.judge(figures) for target in targets.TARGETS]
@@ -52,11 +52,11 @@ def run(
 
 
 def measure(
-    name: str, section: Callable[[], Any], figures: dict[str, Any], parts: WorkCache, known: tuple[str, ...]
+    name: str, section: Callable[[], Any], figures: dict[str, Any], cache: WorkCache, known: tuple[str, ...]
 ) -> None:
     """Put a section into `figures`, or the reason of its failure; a section can add peers that did not start."""
     try:
-        kept = parts.get_json(lambda: {"figures": section(), "failures": figures["failures"]}, name, *known)
+        kept = cache.get_json(lambda: {"figures": section(), "failures": figures["failures"]}, name, *known)
     except WrongAnswers as error:
         figures["failures"][name] = str(error)
     else:

@@ -123,7 +123,7 @@ Outcome = httpx.Response | Exception | None
 Steps = Generator[HttpRequest | Pause, Outcome, T]
 
 
-class Conversation:
+class RequestFlow:
     """Makes requests of arguments and results of responses, without sockets or event loops.
 
     Args:
@@ -260,7 +260,7 @@ class Client:
         url: address of the service; its path is a prefix of every route.
         token: bearer token, if the service requires one.
         transport: replaces the network in tests; then the deadline is checked only between the parts of a response.
-        policy: `timeout`, `retries` and `rows` of `Conversation`.
+        policy: `timeout`, `retries` and `rows` of `RequestFlow`.
 
     Raises:
         ValueError: the URL, the token, the policy or the proxy of the environment is invalid.
@@ -271,7 +271,7 @@ class Client:
     ) -> None:
         base, headers = _parse_url(url), _client_headers(token)
         proxy = None if transport else proxy_of(base)
-        self._conversation = Conversation(route=_describe_route(base, proxy), **policy)
+        self._flow = RequestFlow(route=_describe_route(base, proxy), **policy)
         transport = transport or _build_transport(lambda: Transport(proxy), proxy)
         self._http = httpx.Client(base_url=base, headers=headers, transport=transport)
 
@@ -291,7 +291,7 @@ class Client:
             ValueError: the array has a wrong number of dimensions or no numbers, or the client is closed.
             ServiceError: the error of the service as a class of `lvm.errors`, or `Unreachable` or `BadAnswer`.
         """
-        return self._run(self._conversation.predict(contexts, {"model": model, "profile": profile}, traceparent))
+        return self._run(self._flow.predict(contexts, {"model": model, "profile": profile}, traceparent))
 
     def retrieve(
         self, query_or_context: ArrayLike, *, k: int = 10, traceparent: str | None = None, **options: Any
@@ -300,7 +300,7 @@ class Client:
 
         `options` are those of the route: `exclude`, `exclude_context`, `rerank`, `model`. Raises as `predict`.
         """
-        return self._run(self._conversation.retrieve(query_or_context, {"k": k, **options}, traceparent))
+        return self._run(self._flow.retrieve(query_or_context, {"k": k, **options}, traceparent))
 
     def close(self) -> None:
         """Close the connections."""
@@ -346,7 +346,7 @@ class AsyncClient:
     ) -> None:
         base, headers = _parse_url(url), _client_headers(token)
         proxy = None if transport else proxy_of(base)
-        self._conversation = Conversation(route=_describe_route(base, proxy), **policy)
+        self._flow = RequestFlow(route=_describe_route(base, proxy), **policy)
         transport = transport or _build_transport(lambda: httpx.AsyncHTTPTransport(proxy=proxy, limits=LIMITS), proxy)
         self._http = httpx.AsyncClient(base_url=base, headers=headers, transport=transport)
 
@@ -359,13 +359,13 @@ class AsyncClient:
         traceparent: str | None = None,
     ) -> Prediction:
         """As `Client.predict`."""
-        return await self._run(self._conversation.predict(contexts, {"model": model, "profile": profile}, traceparent))
+        return await self._run(self._flow.predict(contexts, {"model": model, "profile": profile}, traceparent))
 
     async def retrieve(
         self, query_or_context: ArrayLike, *, k: int = 10, traceparent: str | None = None, **options: Any
     ) -> list[Passage]:
         """As `Client.retrieve`."""
-        return await self._run(self._conversation.retrieve(query_or_context, {"k": k, **options}, traceparent))
+        return await self._run(self._flow.retrieve(query_or_context, {"k": k, **options}, traceparent))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -116,7 +116,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Case:
+class GateInput:
     """The input of every check: the contender, a comparable incumbent, cards of the other aliases, and data sets."""
 
     contender: Contender
@@ -155,7 +155,7 @@ def judge(registry: Registry, alias: str, version: Version, data: Mapping[str, C
     cards = _read_cards(registry, aliases)
     others = {other: card for other, card in cards.items() if other != alias}
     data_sets = {**_known_data(contender, registry, cards.get(Alias.RETRIEVER)), **data}
-    case = Case(contender, _incumbent(registry, alias, contender), others, data_sets)
+    case = GateInput(contender, _incumbent(registry, alias, contender), others, data_sets)
     figures: dict[str, Any] = {"incumbent": aliases.get(alias)}
     objections = []
     for name, check in CHECKS.items():
@@ -237,7 +237,7 @@ def _known_data(contender: Contender, registry: Registry, passages: Card | None)
         return {}
 
 
-def check_card(case: Case) -> list[str]:
+def check_card(case: GateInput) -> list[str]:
     """Return the required fields of the card; raises `IncompleteCard` if one is missing."""
     card = case.contender.card
     required = REQUIRED_FIELDS["bundle" if case.contender.corpus else card.kind]
@@ -251,7 +251,7 @@ def check_card(case: Case) -> list[str]:
     return list(required)
 
 
-def check_space(case: Case) -> dict[str, Any]:
+def check_space(case: GateInput) -> dict[str, Any]:
     """Return D, T and encoder; raises `OtherSpace` if another alias has different ones."""
     ours = _vector_space(case.contender.card)
     for alias, card in case.others.items():
@@ -274,7 +274,7 @@ def _describe_space(space: Mapping[str, Any]) -> str:
     return ", ".join(f"{axis} = {value}" for axis, value in space.items())
 
 
-def check_scores(case: Case) -> dict[str, Any]:
+def check_scores(case: GateInput) -> dict[str, Any]:
     """Return the recomputed scores and those of the card.
 
     Raises:
@@ -299,7 +299,7 @@ def check_scores(case: Case) -> dict[str, Any]:
     return found
 
 
-def check_incumbent(case: Case) -> dict[str, Any]:
+def check_incumbent(case: GateInput) -> dict[str, Any]:
     """Return the incumbent's scores on the same data; raises `WorseThanIncumbent` beyond `MAX_SCORE_LOSS`."""
     contender, found = case.contender, {}
     for name, data in case.windows.items() if case.incumbent else ():
@@ -314,7 +314,7 @@ def check_incumbent(case: Case) -> dict[str, Any]:
     return found
 
 
-def check_latency(case: Case) -> dict[str, Any]:
+def check_latency(case: GateInput) -> dict[str, Any]:
     """Return the shortest CPU times in milliseconds by batch size; raises `TooSlow` beyond `MAX_SLOWDOWN`."""
     found = {}
     for rows in ROUNDS if case.incumbent else ():
@@ -349,7 +349,7 @@ def _cpu_seconds(run: Callable[[Floats], object], contexts: Floats) -> float:
     return process_time() - began
 
 
-CHECKS: Mapping[str, Callable[[Case], Any]] = {
+CHECKS: Mapping[str, Callable[[GateInput], Any]] = {
     "card": check_card,
     "space": check_space,
     "scores": check_scores,

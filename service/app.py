@@ -22,7 +22,7 @@ from models.registry.registry import Registry
 from models.registry.remote import local_directory
 from service.deploy.deployments import Deployments
 from service.deploy.loading import ModelLoader
-from service.deploy.registry_sync import keep_deployed, sync_loop
+from service.deploy.registry_sync import deployment_lifespan, sync_loop
 from service.deploy.shadow import Shadow
 from service.deploy.watcher import Watcher
 from service.engines.remote import EngineProvider
@@ -116,11 +116,11 @@ def create_app(
         async with contextlib.AsyncExitStack() as stack:
             try:
                 if provider:
-                    await provider.open(deployments.set_engines)
+                    await provider.open(deployments.set_remote_engines)
                     stack.push_async_callback(provider.close)
                 if exporter:
                     stack.callback(exporter.close)
-                await stack.enter_async_context(keep_deployed(watcher, sync, settings.grace_s))
+                await stack.enter_async_context(deployment_lifespan(watcher, sync, settings.grace_s))
             except Exception as error:
                 state.failure = error
                 raise

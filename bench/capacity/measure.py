@@ -17,7 +17,7 @@ from time import process_time
 import numpy as np
 
 from bench import machine, metrics
-from bench.capacity import searching
+from bench.capacity import retrieval_costs
 from bench.capacity.costs import Costs, Curve, Line, NetCosts
 from bench.compare import WIRES
 from bench.contract import harness
@@ -79,7 +79,7 @@ def costs(
         with launched(launch_unlimited(registry), out / "logs") as server:
             nets[name] = _net(out, server, net, weight_mb, wires, seconds)
             rest_mb.append(rss_mb(server.pid) - len(ALIASES) * weight_mb)
-    found = searching.search(out, seconds) if with_search else None
+    found = retrieval_costs.measure_retrieval(out, seconds) if with_search else None
     command = f"python -m bench.capacity measure --nets {' '.join(nets)} --seconds {seconds:g}"
     return Costs(machine.describe(), command, median(rest_mb), nets, found)
 

@@ -36,7 +36,7 @@ class BadCard(ValueError):
 
 
 @dataclass(frozen=True)
-class Reference:
+class CardVectorStats:
     """Statistics of the training data: mean and standard deviation of two numbers."""
 
     norm: tuple[float, float]
@@ -64,7 +64,7 @@ class Card:
     data: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     scores: Mapping[str, Any] = field(default_factory=dict)
-    reference: Reference | None = None
+    reference: CardVectorStats | None = None
     limits: tuple[str, ...] = ()
 
     def to_markdown(self) -> str:
@@ -84,7 +84,7 @@ class Card:
             reference = block.pop("reference", None)
             pairs = {key: (float(mean), float(std)) for key, (mean, std) in (reference or {}).items()}
             limits = tuple(_texts("limits", block.pop("limits", [])))
-            card = cls(**block, limits=limits, reference=Reference(**pairs) if reference else None)
+            card = cls(**block, limits=limits, reference=CardVectorStats(**pairs) if reference else None)
             card._check()
             return card
         except Exception as error:
@@ -106,7 +106,7 @@ class Card:
         block = {name: value for name, value in given.items() if value or name in required}
         block["limits"] = list(self.limits)
         if self.reference:
-            block["reference"] = {f.name: list(getattr(self.reference, f.name)) for f in fields(Reference)}
+            block["reference"] = {f.name: list(getattr(self.reference, f.name)) for f in fields(CardVectorStats)}
         return {
             "license": self.license,
             "library_name": "lvm-serve",

@@ -43,7 +43,7 @@ LIMITS = (
 
 
 @dataclass(frozen=True)
-class Task:
+class PreparedTraining:
     """What is ready when training begins: the trainer, held-out windows, and a function that stores the trained net.
 
     `steps` counts the steps of preparation, which progress has shown already.
@@ -90,7 +90,7 @@ def run_job(job: Job, registry: Registry, progress: Progress, report: Report) ->
     return task.store(trainer.run(task.held_out, job.state, on_epoch))
 
 
-def _prepare_net(job: Job, registry: Registry, progress: Progress, report: Report) -> Task:
+def _prepare_net(job: Job, registry: Registry, progress: Progress, report: Report) -> PreparedTraining:
     corpus = read_corpus(job.data.directory)
     train, held_out = hold_out(require_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
     config = {"dim": corpus.dim, "context_length": job.context_length, **job.config}
@@ -112,10 +112,10 @@ def _prepare_net(job: Job, registry: Registry, progress: Progress, report: Repor
         card = _net_card(job, corpus, train, held_out, score)
         return publish(registry, net, card, golden, data, corpus, (held_out, score))
 
-    return Task(trainer, held_out, store)
+    return PreparedTraining(trainer, held_out, store)
 
 
-def _prepare_reranker(job: Job, registry: Registry, progress: Progress, report: Report) -> Task:
+def _prepare_reranker(job: Job, registry: Registry, progress: Progress, report: Report) -> PreparedTraining:
     towers = bundle.read(registry.find(job.towers))
     banks = held_out_banks(towers.card, read_corpus(job.data.directory))
     report(f"{len(banks)} banks of about {ARTICLES} articles that the towers have not seen")
@@ -134,7 +134,7 @@ def _prepare_reranker(job: Job, registry: Registry, progress: Progress, report: 
         with cache:
             return registry.add(job.model, files)
 
-    return Task(trainer, lists[0], store, steps=len(banks))
+    return PreparedTraining(trainer, lists[0], store, steps=len(banks))
 
 
 def _prepare_state(job: Job, trainer: Trainer) -> None:

@@ -17,7 +17,7 @@ from models.nets import architecture_of, config_dict
 from models.nets.two_tower import TwoTower
 from models.predictor import build_predictor
 from models.registry import manifest
-from models.registry.card import CARD_FILE, BadCard, Card, Reference
+from models.registry.card import CARD_FILE, BadCard, Card, CardVectorStats
 from models.registry.checkpoint import BadCheckpoint, parse_checkpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import CORPUS_FILES, Corpus, parse_corpus
@@ -202,12 +202,12 @@ def golden_contexts(corpus: Corpus | None, dim: int, length: int) -> Floats:
     return contexts
 
 
-def reference_of(corpus: Corpus) -> Reference:
+def reference_of(corpus: Corpus) -> CardVectorStats:
     """Return the reference statistics of a corpus's vectors: norm, and cosine of neighbours."""
     norms = np.linalg.norm(corpus.vectors, axis=1)
     neighbours = np.diff(corpus.position) == 1
     cosines = np.sum(corpus.vectors[1:] * corpus.vectors[:-1], axis=1)[neighbours]
-    return Reference(_mean_std(norms), _mean_std(cosines))
+    return CardVectorStats(_mean_std(norms), _mean_std(cosines))
 
 
 def _mean_std(values: Floats) -> tuple[float, float]:

@@ -52,7 +52,7 @@ class Comparer:
         self._count = count
         self._running: set[asyncio.Task[None]] = set()
 
-    def offer(self, ask: Ask, contexts: Floats, ours: Prediction) -> None:
+    def maybe_compare(self, ask: Ask, contexts: Floats, ours: Prediction) -> None:
         """Compare the answer to the first of `contexts` `(n, T, D)` with that of `ask`, later, if it is sampled."""
         if not self._is_sampled():
             return

@@ -54,7 +54,7 @@ class EncoderSlot:
         self.engine: Engine[TextAdapter] | None = None
         self.missing: str | None = None
 
-    def require(self, wanted: str, pointer: str) -> Engine[TextAdapter]:
+    def require_engine(self, wanted: str, pointer: str) -> Engine[TextAdapter]:
         """Return the engine of the encoder `wanted`, a name on a card; `pointer` is to the text that needs it.
 
         Raises:
@@ -190,7 +190,7 @@ class Deployments:
         if slot:
             self._retire(slot.engine)
 
-    def set_engines(self, remote: EngineSet) -> None:
+    def set_remote_engines(self, remote: EngineSet) -> None:
         """Serve nets that run in another process, instead of those before; none if `remote` is empty."""
         for alias in NET_ALIASES:
             self.slots.pop(alias, None)
@@ -247,7 +247,7 @@ class Deployments:
         assert isinstance(before, Engine)
         canary = Canary(engine.stats, before.stats, self._settings, self._clock)
         if alias in PREDICTORS and engine.info.input_space == before.info.input_space:
-            engine.on_answer = partial(canary.comparer.offer, before.run)
+            engine.on_answer = partial(canary.comparer.maybe_compare, before.run)
         return Rollout(incumbent, asyncio.create_task(self._judge(alias, canary)))
 
     async def _judge(self, alias: Alias, canary: Canary) -> None:

@@ -33,7 +33,7 @@ HANG_S = 30.0
 
 
 @asynccontextmanager
-async def keep_deployed(watcher: Watcher, sync: SyncLoop | None, grace_s: float) -> AsyncIterator[None]:
+async def deployment_lifespan(watcher: Watcher, sync: SyncLoop | None, grace_s: float) -> AsyncIterator[None]:
     """Deploy what the aliases point at, and every change, until the context ends; then close within `grace_s` seconds.
 
     Raises:

@@ -36,11 +36,11 @@ class Shadow:
         self._comparer = Comparer(lambda: draw() < share, self._report, MAX_RUNNING, metrics.shadowed.inc)
         self.wait = self._comparer.wait
 
-    def consider(self, contexts: Floats, routed: Routed) -> None:
+    def maybe_compare(self, contexts: Floats, routed: Routed) -> None:
         """Compare the answer to the first of `contexts` `(n, T, D)`, later, if it is sampled."""
         slot = self._slots.get(Alias.CANDIDATE)
         if slot and slot.engine and slot.engine.info.shape == contexts.shape[1:]:
-            self._comparer.offer(slot.engine.run, contexts, routed.prediction)
+            self._comparer.maybe_compare(slot.engine.run, contexts, routed.prediction)
 
     async def _report(self, comparison: Comparison) -> None:
         ours, theirs, cosine = comparison

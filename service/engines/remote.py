@@ -78,8 +78,11 @@ class EngineSet(NamedTuple):
 class EngineProvider(Protocol):
     """Supplies remote engines (`create_app(..., provider=)`)."""
 
-    async def open(self, set_engines: Callable[[EngineSet], None]) -> None:
-        """Call `set_engines` now and after every change, before any answer of a new engine; return after the first."""
+    async def open(self, set_remote_engines: Callable[[EngineSet], None]) -> None:
+        """Call `set_remote_engines` now and after every change; return after the first call.
+
+        A call comes before any answer of a new engine.
+        """
         ...
 
     async def close(self) -> None:

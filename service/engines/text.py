@@ -38,7 +38,7 @@ class TextInput(NamedTuple):
     @property
     def rows(self) -> int:
         """What it costs to encode, in rows: its chunks, and the characters that they are cut from."""
-        return self.length + extra_rows(self.text)
+        return self.length + character_cost_rows(self.text)
 
 
 class Chunked(NamedTuple):
@@ -58,7 +58,7 @@ class Encoded(NamedTuple):
     vectors: Floats
 
 
-class PendingText:
+class IncrementalChunker:
     """A text on its way: a long one is cut in slices, so that other texts run meanwhile."""
 
     def __init__(self, request: TextInput) -> None:
@@ -80,7 +80,7 @@ class PendingText:
         return None
 
 
-Batcher = MicroBatcher[PendingText, Encoded | None]
+Batcher = MicroBatcher[IncrementalChunker, Encoded | None]
 
 
 class TextAdapter:
@@ -108,13 +108,15 @@ class TextAdapter:
             detail = f"expected {request.length} chunks, oldest first; got {len(request.text)}"
             raise Invalid(detail, pointer="/texts")
         with self._share_of_queue(request, batcher):
-            pending = PendingText(request)
+            pending = IncrementalChunker(request)
             while True:
                 (ticket,) = await batcher.submit([(pending, min(request.rows, MAX_BATCH))], deadline)
                 if ticket.answer is not None:
                     return ticket.answer
 
-    def run(self, items: list[PendingText], watch: Callable[[Floats], None]) -> Sequence[Encoded | Exception | None]:
+    def run(
+        self, items: list[IncrementalChunker], watch: Callable[[Floats], None]
+    ) -> Sequence[Encoded | Exception | None]:
         """Return each text encoded, or its fault; None if its cutting is not finished."""
         try:
             chunked = [self._chunked(pending) for pending in items]
@@ -146,7 +148,7 @@ class TextAdapter:
             if not self._waiting[client]:
                 del self._waiting[client]
 
-    def _chunked(self, pending: PendingText) -> Chunked | Invalid | None:
+    def _chunked(self, pending: IncrementalChunker) -> Chunked | Invalid | None:
         """Return what is read of a text, or its fault; None if its cutting is not finished."""
         request = pending.request
         if isinstance(request.text, list):
@@ -180,7 +182,7 @@ def make_text_engine(encoder: Encoder, settings: Settings, metrics: Metrics) -> 
     return Engine(model, limits, metrics, client_of=lambda pending: pending.request.client)
 
 
-def extra_rows(text: list[str] | str) -> int:
+def character_cost_rows(text: list[str] | str) -> int:
     """Return the rows that the characters of a text cost, besides those of its chunks; 0 for a short one."""
     return (len(text) if isinstance(text, str) else sum(map(len, text))) // CHARACTERS_PER_ROW
 

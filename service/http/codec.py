@@ -94,7 +94,7 @@ class Decoded(NamedTuple, Generic[T]):
     octets_of_many: bool = False
 
     @property
-    def is_many(self) -> bool:
+    def answers_many(self) -> bool:
         """Whether many were sent, if only one of them, so that many are answered."""
         return self.octets_of_many or self.field == "contexts"
 
@@ -125,7 +125,7 @@ class JsonReader:
                 with its pointer.
             TooLarge: too many items.
         """
-        return self.read_at_once(body, resolve, query) or drained(self.read_in_slices(body, resolve, query))
+        return self.read_at_once(body, resolve, query) or run_to_end(self.read_in_slices(body, resolve, query))
 
     def read_at_once(
         self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
@@ -264,7 +264,7 @@ class ArrayReader:
         return _part_strictly(text, shape, pointer, first) if rows is None else rows
 
 
-def drained(work: Work[Answer]) -> Answer:
+def run_to_end(work: Work[Answer]) -> Answer:
     """Run `work` to its end; return its result."""
     while True:
         try:

@@ -79,7 +79,7 @@ class Incoming(Request):
     response: Response | None = None
     _waiter: asyncio.Future[None] | None = None
 
-    async def turn(self) -> None:
+    async def wait_for_turn(self) -> None:
         """Wait until it is the first of its connection; raises its failure."""
         while not (self.is_first or self.failure):
             await self._wait()
@@ -120,7 +120,7 @@ class Incoming(Request):
             self.task.cancel()
 
     @property
-    def left(self) -> int:
+    def bytes_outstanding(self) -> int:
         """Bytes of the body that are declared and have not arrived."""
         return max(0, self.declared - len(self.body))
 
@@ -231,7 +231,7 @@ class Connection(asyncio.Protocol):
         last = self._pipeline[-1] if self._pipeline else None
         if last is None or not last.is_whole:
             return False
-        if not last.was_pipelined and not ending(self._transport).is_prompt:
+        if not last.was_pipelined and not ending(self._transport).closed_after_sending:
             return False
         last.keep_alive = False
         self._half_closed_since = monotonic()
@@ -324,7 +324,7 @@ class Connection(asyncio.Protocol):
     def _piece(self) -> int:
         """Return how many bytes to parse next: the rest of a body, a head, or some of what may be in many parts."""
         if self._incoming is not None and not self._in_head:
-            return self._incoming.left or CHUNKS
+            return self._incoming.bytes_outstanding or CHUNKS
         head = self._unread.find(END_OF_HEAD, self._at, self._at + PIECE)
         return PIECE if head < 0 else head + len(END_OF_HEAD) - self._at
 

@@ -145,7 +145,7 @@ class Gateway:
         request.max_body = route.max_body
         if not route.is_admitted:
             if not request.is_ready:
-                await request.turn()
+                await request.wait_for_turn()
             return await route.handler(request)
         if self._tracer is not None or b"traceparent" in request.headers:
             self._begin_trace(request)
@@ -172,7 +172,7 @@ class Gateway:
 
     async def _receive(self, request: Request) -> None:
         """Wait for the turn and the body of a request; it is rejected before its body is sent, if there is no room."""
-        await request.turn()
+        await request.wait_for_turn()
         self._admission.check_row(request.client)
         await request.read()
         self._admission.check_row(request.client)

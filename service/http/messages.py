@@ -35,7 +35,7 @@ class ClientDisconnected(Exception):
 class Request:
     """One request: its head, its body as far as it has arrived, and what the gateway knows about it.
 
-    A transport whose bodies arrive in parts makes a subclass that waits for them in `turn` and `read`.
+    A transport whose bodies arrive in parts makes a subclass that waits for them in `wait_for_turn` and `read`.
 
     Attributes:
         path: without percent-encoding.
@@ -72,7 +72,7 @@ class Request:
         self.declared = declared_length(headers)
         self.started = perf_counter()
 
-    async def turn(self) -> None:
+    async def wait_for_turn(self) -> None:
         """Wait until every earlier request of the connection is answered; raises as `read`."""
 
     async def read(self) -> None:

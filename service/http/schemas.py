@@ -62,13 +62,13 @@ class MadeBy(BaseModel):
     timing_ms: Timing
 
 
-class Asked(BaseModel):
+class RequestPart(BaseModel):
     """What a request holds: nothing but what is named here; null is absent."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class PredictRequest(Asked):
+class PredictRequest(RequestPart):
     """Exactly one of `context`, `contexts`, `text` and `texts`, and options; null is absent."""
 
     context: Context | Base64 | None = Field(
@@ -101,7 +101,7 @@ class PredictResponse(MadeBy):
     unread: list[Unread] | None = UNREAD
 
 
-class RetrieveRequest(Asked):
+class RetrieveRequest(RequestPart):
     """Exactly one of `query`, `context`, `text` and `texts`, and options; null is absent."""
 
     query: Query | Base64 | None = Field(None, description="D numbers, or the base64 of their float32 bytes.")
@@ -163,13 +163,13 @@ class RetrieveResponse(BaseModel):
     timing_ms: Timing
 
 
-class InputParameters(Asked):
+class InputParameters(RequestPart):
     """Parameters of an input."""
 
     binary_data_size: int | None = Field(None, ge=0, le=2**53, description="Bytes of it that follow the JSON.")
 
 
-class InputTensor(Asked):
+class InputTensor(RequestPart):
     """The contexts; in `data`, nested or flat in row-major order, or as bytes that follow the JSON."""
 
     name: Literal["context"]
@@ -179,20 +179,20 @@ class InputTensor(Asked):
     data: list[Number] | list[Context] | None = None
 
 
-class OutputParameters(Asked):
+class OutputParameters(RequestPart):
     """Parameters of a requested output."""
 
     binary_data: bool | None = Field(None, description="Whether the vectors follow the JSON as bytes.")
 
 
-class RequestedOutput(Asked):
+class RequestedOutput(RequestPart):
     """The output that is asked for; the only one is `vector`."""
 
     name: Literal["vector"] | None = None
     parameters: OutputParameters | None = None
 
 
-class InferParameters(Asked):
+class InferParameters(RequestPart):
     """Parameters of a request. Those that are not supported may only have the value that has no effect."""
 
     binary_data_output: bool | None = Field(None, description="As `binary_data`, which overrides it, of all outputs.")
@@ -208,7 +208,7 @@ class InferParameters(Asked):
     sequence_end: Literal[False] | None = Field(None, description="Not supported.")
 
 
-class InferRequest(Asked):
+class InferRequest(RequestPart):
     """One input, `context`, and at most one output, `vector`; null is absent."""
 
     id: str | None = Field(None, max_length=200, description="Comes back in the answer.")
@@ -289,7 +289,7 @@ class ModelConfig(BaseModel):
     output: list[TensorConfig]
 
 
-class IndexRequest(Asked):
+class IndexRequest(RequestPart):
     """What the index holds; all that is there is ready."""
 
     ready: bool | None = None

@@ -20,7 +20,7 @@ class Ending(NamedTuple):
     fin_ms: int
 
     @property
-    def is_prompt(self) -> bool:
+    def closed_after_sending(self) -> bool:
         """Whether the FIN belongs to what was sent: who gives up has waited first."""
         return self.fin_ms <= PROMPT_MS
 

@@ -138,9 +138,9 @@ class DeviceClient:
         self._current: Connection | None = None
         self._connections: set[Connection] = set()
 
-    async def open(self, set_engines: SetEngines) -> None:
+    async def open(self, set_remote_engines: SetEngines) -> None:
         """Connect, and stay connected; return when there are engines, or after `FIRST_WAIT_S` seconds."""
-        self._set_engines = set_engines
+        self._set_remote_engines = set_remote_engines
         self._has_engines = asyncio.Event()
         self._task = asyncio.create_task(repeat("connect to the device worker", self._connect, RETRY_S))
         with contextlib.suppress(TimeoutError):
@@ -165,7 +165,7 @@ class DeviceClient:
         """Pass on the engines behind a connection; none if it is lost, which an empty text means."""
         if text:
             before, self._current = self._current, connection
-            self._set_engines(_engine_set(connection, orjson.loads(text)))
+            self._set_remote_engines(_engine_set(connection, orjson.loads(text)))
             self._has_engines.set()
             if before and before is not connection:
                 before.retire()
@@ -173,7 +173,7 @@ class DeviceClient:
         self._connections.discard(connection)
         if connection is self._current:
             self._current = None
-            self._set_engines(EngineSet({}, {}))
+            self._set_remote_engines(EngineSet({}, {}))
 
 
 def _engine_set(connection: Connection, fields: dict[str, Any]) -> EngineSet:

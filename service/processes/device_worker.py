@@ -26,7 +26,7 @@ from models.registry.remote import local_directory
 from models.vectors import Floats
 from service.deploy.deployments import Deployments
 from service.deploy.loading import ModelLoader
-from service.deploy.registry_sync import SyncLoop, keep_deployed, sync_loop
+from service.deploy.registry_sync import SyncLoop, deployment_lifespan, sync_loop
 from service.deploy.watcher import Watcher
 from service.engines.engine import Engine
 from service.engines.predict import PredictAdapter, Prediction
@@ -202,7 +202,9 @@ async def _run(
     watcher = Watcher(deployments, settings.reload_s, metrics)
     sync = sync_loop(deployments, settings, metrics)
     async with AsyncExitStack() as stack:
-        if await finishes_before(leaving, stack.enter_async_context(keep_deployed(watcher, sync, settings.grace_s))):
+        if await finishes_before(
+            leaving, stack.enter_async_context(deployment_lifespan(watcher, sync, settings.grace_s))
+        ):
             device = DeviceWorker(deployments, settings)
             device.announce()
             server = await listen(device, listener)

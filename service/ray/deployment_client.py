@@ -112,25 +112,27 @@ class DeploymentClients:
         self._reload_s = reload_s
         self._known: dict[str, tuple[EngineInfo, Deployed]] = {}
 
-    async def open(self, set_engines: Callable[[EngineSet], None]) -> None:
+    async def open(self, set_remote_engines: Callable[[EngineSet], None]) -> None:
         """Set what serves, now and after each change; raises `Unavailable` if no replica of the primary answers."""
-        await self._poll(set_engines)
+        await self._poll(set_remote_engines)
         if Alias.PRIMARY not in self._known:
             raise Unavailable(f"no replica of `{Alias.PRIMARY}` answers")
-        self._task = asyncio.create_task(repeat("ask the replicas", lambda: self._poll(set_engines), self._reload_s))
+        self._task = asyncio.create_task(
+            repeat("ask the replicas", lambda: self._poll(set_remote_engines), self._reload_s)
+        )
 
     async def close(self) -> None:
         """Stop polling."""
         self._task.cancel()
 
-    async def _poll(self, set_engines: Callable[[EngineSet], None]) -> None:
+    async def _poll(self, set_remote_engines: Callable[[EngineSet], None]) -> None:
         aliases = [alias for alias in PREDICTORS if alias in self._clients]
         described = await asyncio.gather(*map(self._describe, aliases))
         found = {alias: self._without_noise(*each) for alias, each in zip(aliases, described, strict=True) if each}
         known = self._known | found
         if known != self._known:
             self._known = known
-            set_engines(self._engine_set())
+            set_remote_engines(self._engine_set())
 
     def _engine_set(self) -> EngineSet:
         engines = {alias: RemoteEngine(info, self._clients[alias].predict) for alias, (info, _) in self._known.items()}

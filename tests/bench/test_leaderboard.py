@@ -40,13 +40,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> WorkCache:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> WorkCache:
     return WorkCache(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")
-def figures(registry: Registry, data: dict[str, Corpus], parts: WorkCache) -> dict[str, Any]:
-    found = leaderboard.measure(registry, data, None, 1, lambda what: None, parts)
+def figures(registry: Registry, data: dict[str, Corpus], cache: WorkCache) -> dict[str, Any]:
+    found = leaderboard.measure(registry, data, None, 1, lambda what: None, cache)
     return {"command": "lvm leaderboard", **found}
 
 
@@ -67,18 +67,18 @@ def test_scores_equal_those_of_evaluate_and_lie_in_their_intervals(
 
 
 def test_stopped_measurement_resumes_after_the_scores(
-    registry: Registry, data: dict[str, Corpus], figures: dict[str, Any], parts: WorkCache
+    registry: Registry, data: dict[str, Corpus], figures: dict[str, Any], cache: WorkCache
 ) -> None:
     def stop(what: str) -> None:
         if what == "timing":
             raise KeyboardInterrupt
 
-    kept = {path: path.stat().st_mtime_ns for path in parts.directory.iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in cache.directory.iterdir()}
     assert len(kept) == 8  # a net and three baselines, twice
     with pytest.raises(KeyboardInterrupt):
-        leaderboard.measure(registry, data, None, 1, stop, parts)
-    again = leaderboard.measure(registry, data, None, 1, lambda what: None, parts)
-    assert {path: path.stat().st_mtime_ns for path in parts.directory.iterdir()} == kept
+        leaderboard.measure(registry, data, None, 1, stop, cache)
+    again = leaderboard.measure(registry, data, None, 1, lambda what: None, cache)
+    assert {path: path.stat().st_mtime_ns for path in cache.directory.iterdir()} == kept
     assert again["scores"] == figures["scores"]
 
 

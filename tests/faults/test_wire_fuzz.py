@@ -195,7 +195,7 @@ def infer() -> Decode:
         headers = {HEADER_LENGTH: length} if length.isdigit() else {}
         request = Request(b"POST", "/v2/models/amn/infer", b"", headers)
         request.body = rest if length.isdigit() else body
-        return codec.drained(handler.parse(request, SHAPE)).rows
+        return codec.run_to_end(handler.parse(request, SHAPE)).rows
 
     return decode
 

@@ -13,8 +13,8 @@ import pytest
 from models import gate
 from models.evaluate import evaluate
 from models.gate import (
-    Case,
     Contender,
+    GateInput,
     IncompleteCard,
     NoData,
     NotAsCarded,
@@ -135,7 +135,7 @@ def test_a_net_may_be_a_little_worse_than_the_incumbent(
     ours, theirs = (
         contender(lambda contexts: contexts[:, 0], value, card(scores={"other": counts})) for value in (score, 0.5)
     )
-    case = Case(ours, theirs, {}, {"other": other})
+    case = GateInput(ours, theirs, {}, {"other": other})
     if is_worse:
         with pytest.raises(WorseThanIncumbent, match=r"tolerated: 0\.005; 0\.4950 would pass"):
             gate.check_incumbent(case)
@@ -164,9 +164,9 @@ def test_objects_to_a_much_slower_net(card: Made) -> None:
 
     quick = contender(lambda contexts: normalise(contexts)[:, 0], 0, card())
     with pytest.raises(TooSlow, match="times as long, tolerated: 2"):
-        gate.check_latency(Case(contender(slow, 0, card()), quick, {}, {}))
-    assert gate.check_latency(Case(quick, contender(slow, 0, card()), {}, {})).keys() == {"1", "128"}
-    assert gate.check_latency(Case(contender(slow, 0, card()), None, {}, {})) == {}
+        gate.check_latency(GateInput(contender(slow, 0, card()), quick, {}, {}))
+    assert gate.check_latency(GateInput(quick, contender(slow, 0, card()), {}, {})).keys() == {"1", "128"}
+    assert gate.check_latency(GateInput(contender(slow, 0, card()), None, {}, {})) == {}
 
 
 def test_never_compares_candidates(

@@ -86,7 +86,7 @@ async def embed(
         Overloaded, Expired: as every engine.
     """
     assert decoded.text is not None
-    engine = deployments.encoder.require(encoder, f"/{decoded.field}")
+    engine = deployments.encoder.require_engine(encoder, f"/{decoded.field}")
     read = await engine.run(TextInput(decoded.text, length, may_be_query, request.client), request.deadline)
     rows: Floats = read.vectors if read.read_as == "query" else read.vectors[None]
     chunks = {"chunks": read.chunks} if decoded.field == "text" else {}

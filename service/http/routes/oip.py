@@ -133,7 +133,7 @@ class Infer:
     async def _read(self, request: Request, shape: Shape) -> ParsedRequest:
         work = self.parse(request, shape)
         if len(request.body) <= codec.QUICK:
-            return codec.drained(work)
+            return codec.run_to_end(work)
         return await self._slicer.run(request.client, work)
 
     def _numbers(self, array: LongArray, count: int, shape: Shape) -> Work[Floats]:

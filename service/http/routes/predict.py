@@ -12,7 +12,7 @@ from lvm.errors import Invalid
 from service.deploy.deployments import Deployments
 from service.deploy.shadow import Shadow
 from service.engines.router import Profile, Routed, Router
-from service.engines.text import extra_rows
+from service.engines.text import character_cost_rows
 from service.http import checks, codec, octets
 from service.http.codec import Decoded, Fields, JsonReader
 from service.http.headers import chosen
@@ -59,7 +59,7 @@ class Predict:
     async def __call__(self, request: Request) -> Response:
         """Return the response; raises `ServiceError`."""
         decoded = codec.normalised(self._norm_policy, await self._decode(request))
-        request.set_rows(len(decoded.rows) or 1 + extra_rows(decoded.text or ""))
+        request.set_rows(len(decoded.rows) or 1 + character_cost_rows(decoded.text or ""))
         decode_s = perf_counter() - request.started
         if decoded.text is not None:
             return await self._predict_text(request, decoded, decode_s)
@@ -99,12 +99,12 @@ class Predict:
         began = perf_counter()
         if dtype := _wanted_octets(request, decoded.options):
             vectors = routed.prediction.vectors
-            shape = vectors.shape if decoded.is_many else vectors.shape[1:]
+            shape = vectors.shape if decoded.answers_many else vectors.shape[1:]
             body, media_type = octets.encode_octets(vectors, dtype), octets.octets_of(dtype, shape)
         else:
             body, media_type = codec.encode_json(_body(decoded, routed, stages)), JSON
         stages = (*stages, ("encode", perf_counter() - began))
-        self._shadow.consider(decoded.rows, routed)
+        self._shadow.maybe_compare(decoded.rows, routed)
         return Response(
             body,
             media_type,
@@ -130,5 +130,5 @@ def _body(decoded: Decoded[FallbackChain], routed: Routed, stages: Stages) -> di
     vectors: Any = routed.prediction.vectors
     if decoded.options.get("encoding") == "base64":
         vectors = [octets.encode_base64(vector) for vector in vectors]
-    answer = {"vectors": vectors} if decoded.is_many else {"vector": vectors[0]}
+    answer = {"vectors": vectors} if decoded.answers_many else {"vector": vectors[0]}
     return {**answer, **decoded.text_info, **members_of(routed), "timing_ms": milliseconds(stages)}

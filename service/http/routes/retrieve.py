@@ -15,7 +15,7 @@ from service.deploy.deployments import Deployments
 from service.engines.engine import Engine
 from service.engines.router import Routed, Router
 from service.engines.search import SearchAdapter, SearchResult
-from service.engines.text import extra_rows
+from service.engines.text import character_cost_rows
 from service.http import checks, codec, octets
 from service.http.codec import Decoded, Fields, JsonReader
 from service.http.messages import JSON, Headers, Request, Response, Stages
@@ -162,7 +162,7 @@ class Retrieve:
         """Return the response; raises `ServiceError`."""
         engine = self._deployments.require_retriever_engine()
         decoded = codec.normalised(self._norm_policy, await self._decode(request, engine))
-        request.set_rows(1 + extra_rows(decoded.text or ""))
+        request.set_rows(1 + character_cost_rows(decoded.text or ""))
         stages: Stages = (("decode", perf_counter() - request.started),)
         if decoded.text is not None:
             began = perf_counter()

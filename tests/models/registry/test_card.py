@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.registry.card import BadCard, Card, Reference, read_card, read_card_summary
+from models.registry.card import BadCard, Card, CardVectorStats, read_card, read_card_summary
 
 PLAIN = Card("toy", "net", 16, "tiny-encoder", "cc-by-sa-3.0", "The authors.")
 FOUND = {"R@1": 0.5, "R@3": 0.6, "R@5": 0.7, "R@10": 0.8, "R@20": 0.9, "R@50": 1.0, "Contain@50": 1.0, "MRR": 0.6}
@@ -29,7 +29,7 @@ FULL = replace(
     data={"train": "tiny", "windows": 180, "split": "by article: 20% held out"},
     command="lvm train amn --data 'a b' | tee # no comment",
     scores={"wiki-val": {**FIGURES, "baselines": {"mean": FIGURES}, "windows": 90}},
-    reference=Reference((1.0, 1e-05), (0.52, 0.13)),
+    reference=CardVectorStats((1.0, 1e-05), (0.52, 0.13)),
     limits=("Short: yes.", "- not a list", "50 % of # nothing"),
 )
 HEAD = "---\nlvm:\n"
@@ -81,7 +81,7 @@ def test_any_text_survives_a_round_trip(
 
 @given(st.floats(allow_nan=False), st.integers(1, 10**6))
 def test_any_number_survives_a_round_trip(figure: float, dim: int) -> None:
-    card = replace(PLAIN, dim=dim, data={"figure": figure}, reference=Reference((figure, 0.0), (0.1, figure)))
+    card = replace(PLAIN, dim=dim, data={"figure": figure}, reference=CardVectorStats((figure, 0.0), (0.1, figure)))
     assert Card.from_markdown(card.to_markdown()) == card
 
 

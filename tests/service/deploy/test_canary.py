@@ -57,7 +57,7 @@ async def answers(canary: Canary, clock: Clock, count: int, sign: int) -> None:
 
     for _ in range(count):
         clock.now += COMPARE_EVERY_S
-        canary.comparer.offer(incumbent, contexts(), prediction(sign * mean_of(contexts())))
+        canary.comparer.maybe_compare(incumbent, contexts(), prediction(sign * mean_of(contexts())))
         await canary.comparer.wait()
 
 
@@ -159,14 +159,14 @@ def test_asks_the_incumbent_one_context_at_a_time_and_not_too_often() -> None:
         comparer = Canary(EngineStats(), EngineStats(), Settings(), clock).comparer
         batch = contexts(4)
         for _ in range(3):
-            comparer.offer(incumbent, batch, prediction(mean_of(batch)))
+            comparer.maybe_compare(incumbent, batch, prediction(mean_of(batch)))
             await asyncio.sleep(0)
             clock.now += COMPARE_EVERY_S
         assert asked == [1], "it has not answered the first yet"
         go.set()
         await comparer.wait()
         for _ in range(3):
-            comparer.offer(incumbent, batch, prediction(mean_of(batch)))
+            comparer.maybe_compare(incumbent, batch, prediction(mean_of(batch)))
             await comparer.wait()
         assert asked == [1, 1]
 

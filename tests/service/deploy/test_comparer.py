@@ -56,7 +56,7 @@ def test_compares_the_first_context_by_the_cosine_whatever_the_length(sign: int,
     async def scenario() -> None:
         report, other, batch = Report(), Other(), contexts(4)
         comparer = report.comparer()
-        comparer.offer(other.predict, batch, prediction(sign * mean_of(batch)))
+        comparer.maybe_compare(other.predict, batch, prediction(sign * mean_of(batch)))
         await comparer.wait()
         assert other.asked == 1
         assert report.cosines == pytest.approx([cosine])
@@ -69,7 +69,7 @@ def test_asks_for_sampled_answers_only() -> None:
     async def scenario() -> None:
         report, other = Report(), Other()
         comparer = report.comparer(is_sampled=False)
-        comparer.offer(other.predict, contexts(), prediction(mean_of(contexts())))
+        comparer.maybe_compare(other.predict, contexts(), prediction(mean_of(contexts())))
         await comparer.wait()
         assert (other.asked, report.outcomes) == (0, [])
 
@@ -82,7 +82,7 @@ def test_skips_what_is_more_than_may_run_at_a_time() -> None:
         comparer = report.comparer(max_running=2)
         other.go.clear()
         for _ in range(3):
-            comparer.offer(other.predict, contexts(), prediction(mean_of(contexts())))
+            comparer.maybe_compare(other.predict, contexts(), prediction(mean_of(contexts())))
         other.go.set()
         await comparer.wait()
         assert other.asked == 2
@@ -95,7 +95,9 @@ def test_counts_errors_of_the_other_engine_and_no_more() -> None:
     async def scenario() -> None:
         report = Report()
         comparer = report.comparer()
-        comparer.offer(Other(RuntimeError("no kernel")).predict, contexts(), prediction(np.ones((1, 8), np.float32)))
+        comparer.maybe_compare(
+            Other(RuntimeError("no kernel")).predict, contexts(), prediction(np.ones((1, 8), np.float32))
+        )
         await comparer.wait()
         assert (report.cosines, report.outcomes) == ([], ["failed"])
 
@@ -107,7 +109,7 @@ def test_stays_out_of_the_callers_trace() -> None:
         report, other = Report(), Other()
         current_span.set(Tracer(lambda span: None, share=1).start(None))
         comparer = report.comparer()
-        comparer.offer(other.predict, contexts(), prediction(mean_of(contexts())))
+        comparer.maybe_compare(other.predict, contexts(), prediction(mean_of(contexts())))
         await comparer.wait()
         assert (other.asked, other.span) == (1, None)
 

@@ -61,7 +61,7 @@ def test_compares_and_reports_answers() -> None:
         made = shadow(Candidate(), metrics, engine)
         for seed in range(3):
             batch = contexts(4, seed)
-            made.consider(batch, answered(batch))
+            made.maybe_compare(batch, answered(batch))
         await made.wait()
         found = report(metrics)
         assert found["requests"] == {"compared": 3, "skipped": 0, "failed": 0}
@@ -76,7 +76,7 @@ def test_reports_how_far_answers_differ() -> None:
     async def scenario() -> None:
         metrics = Metrics()
         made = shadow(Candidate(lambda batch: -mean_of(batch)), metrics)
-        made.consider(contexts(), answered(contexts(), batch_rows=7))
+        made.maybe_compare(contexts(), answered(contexts(), batch_rows=7))
         await made.wait()
         found = report(metrics)
         assert found["cosine"] == pytest.approx(-1, abs=1e-6)
@@ -94,7 +94,7 @@ def test_counts_errors_of_the_candidate_and_no_more() -> None:
     async def scenario() -> None:
         metrics = Metrics()
         made = shadow(Candidate(breaks), metrics)
-        made.consider(contexts(), answered(contexts()))
+        made.maybe_compare(contexts(), answered(contexts()))
         await made.wait()
         assert report(metrics)["requests"] == {"compared": 0, "skipped": 0, "failed": 1}
 
@@ -107,7 +107,7 @@ def test_skips_comparisons_while_many_run() -> None:
         candidate.go.clear()
         made = shadow(candidate, metrics)
         for _ in range(MAX_RUNNING + 5):
-            made.consider(contexts(), answered(contexts()))
+            made.maybe_compare(contexts(), answered(contexts()))
         candidate.go.set()
         await made.wait()
         assert candidate.asked == MAX_RUNNING
@@ -123,7 +123,7 @@ def test_asks_only_a_candidate_of_the_same_shape_for_sampled_requests(why: str) 
         if why == "another shape":
             candidate.info = replace(candidate.info, shape=(T, D + 1))
         made = shadow(None if why == "no candidate" else candidate, metrics, share=0.5 if why == "not sampled" else 1)
-        made.consider(contexts(), answered(contexts()))
+        made.maybe_compare(contexts(), answered(contexts()))
         await made.wait()
         assert candidate.asked == 0
         assert report(metrics) == {

@@ -30,9 +30,9 @@ SEARCHED = CorpusInfo("elsewhere", "20270101-000000000000", True, None, "shelf-7
 class Provider:
     """Provides a net and a search, whose queue is full if `k` is 2."""
 
-    async def open(self, set_engines: Callable[[EngineSet], None]) -> None:
+    async def open(self, set_remote_engines: Callable[[EngineSet], None]) -> None:
         engines = {"primary": RemoteEngine(INFO, self.predict)}
-        set_engines(EngineSet(engines, {"primary": Deployed("amn/1", "now")}, self.search))
+        set_remote_engines(EngineSet(engines, {"primary": Deployed("amn/1", "now")}, self.search))
 
     async def close(self) -> None:
         return

@@ -19,7 +19,7 @@ from models.text.chunks import chunk
 from models.text.encoder import EncoderError
 from models.vectors import Floats, normalise
 from service.app import create_app
-from service.engines.text import extra_rows
+from service.engines.text import character_cost_rows
 from service.settings import Settings
 from tests.conftest import Running, running, until
 from tests.fakes import (
@@ -356,8 +356,8 @@ def test_clients_take_turns_in_the_queue(serve: Serve) -> None:
 
 
 def test_a_long_text_costs_more_rows_than_a_short_one() -> None:
-    assert extra_rows(CHUNKS) == 0
-    assert extra_rows("x" * 50_000) == extra_rows(["x" * 10_000] * 5) == 50
+    assert character_cost_rows(CHUNKS) == 0
+    assert character_cost_rows("x" * 50_000) == character_cost_rows(["x" * 10_000] * 5) == 50
 
 
 def test_rejects_a_client_with_too_many_long_texts_waiting(serve: Serve) -> None:
@@ -366,7 +366,7 @@ def test_rejects_a_client_with_too_many_long_texts_waiting(serve: Serve) -> None
     passage = {"text": prose([20] * 400)}  # some 40,000 characters
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(post, server, "/predict", passage, **HOG) for _ in range(2)]
-        until(lambda: server.app.state.admission.rows > 2 * extra_rows(passage["text"]), "both to wait")
+        until(lambda: server.app.state.admission.rows > 2 * character_cost_rows(passage["text"]), "both to wait")
         assert post(server, "/predict", passage, **HOG).json()["type"] == "urn:lvm:problem:overloaded"
         assert post(server, "/predict", {"texts": CHUNKS}, **OTHER).status_code == 200
         slow.hurries.set()

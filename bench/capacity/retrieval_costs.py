@@ -32,7 +32,7 @@ APPROXIMATE = (25_000, 100_000)
 CONNECTIONS = 16
 
 
-def search(out: Path, seconds: float) -> SearchCosts:
+def measure_retrieval(out: Path, seconds: float) -> SearchCosts:
     """Return the costs of retrieval on this machine."""
     vectors = read_corpus(SHIPPED / "retriever").vectors
     exact = Line.through({rows: _query_s(FlatIndex(vectors[:rows]), vectors) for rows in EXACT})

@@ -293,7 +293,8 @@ def check_scores(case: GateInput) -> dict[str, Any]:
         if not abs(score - on_card) <= TOLERANCE:
             raise NotAsCarded(
                 f"{contender.id} scores {contender.measure} {score:.4f} on {name}, its card says {on_card:.4f}: "
-                f"{on_card - score:+.4f}, tolerated: {TOLERANCE}; promote a version whose card is right"
+                f"{on_card - score:+.4f}, allowed difference: {TOLERANCE}; "
+                "the card is wrong: create the version again so that it is scored again"
             )
         found[name] = {contender.measure: score, "card": on_card}
     return found

@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         default_factory=cores, description="Cores that one net may use, at most one per 8 rows of a batch."
     )
     max_batch: PositiveInt = Field(
-        128, description="Most rows in a micro-batch; fewer run together if more save no time, as all wait for all."
+        128, description="Most rows in a micro-batch; smaller batches are used if larger ones save no time per row."
     )
     max_wait_ms: NonNegative = Field(
         0, description="Longest wait for a fuller batch, ms. 0: rows that arrive while the net runs form the next."
@@ -111,7 +111,9 @@ class Settings(BaseSettings):
     )
     milvus_token: SecretStr = Field(SecretStr(""), description="Token, or `user:password`, for Milvus.")
     milvus_timeout_ms: Positive = Field(
-        250, description="Longest wait for Milvus before a batch is searched here, ms; LVM_PRIMARY_SHARE holds too."
+        250,
+        description="Longest wait for Milvus before a batch is searched here, ms, and never more than "
+        "LVM_PRIMARY_SHARE of the time left.",
     )
     max_text: PositiveInt = Field(
         50_000, description="Most characters of text in a request; longer texts would delay other requests too much."
@@ -151,18 +153,21 @@ class Settings(BaseSettings):
     )
     watch_errors: Share = Field(0.05, description="Share of failed calls that is too much, from 5 failures on.")
     watch_slower: Positive = Field(
-        4, description="Ratio of its batch times (p95) to the old net's, or to the least LVM_SLO_MS, that is too much."
+        4,
+        description="Roll back if batches take this many times as long (p95) as the old net's, or as the "
+        "smallest LVM_SLO_MS if that is longer.",
     )
     watch_agreement: float = Field(
         0.7,
         ge=-1,
         le=1,
-        description="Least mean cosine to the old net's answers; shipped nets have 0.94, on noise 0.73.",
+        description="Least mean cosine to the old net's answers; "
+        "shipped nets agree at 0.94 on real contexts, at 0.73 on random ones.",
     )
     drain_s: NonNegative = Field(
         1, description="Seconds after SIGTERM in which requests are answered and /readyz is 503, for balancers."
     )
-    grace_s: Positive = Field(20, description="Seconds after that to finish the requests in flight.")
+    grace_s: Positive = Field(20, description="Seconds after LVM_DRAIN_S to finish the requests in flight.")
     slo_ms: Annotated[tuple[float, ...], NoDecode] = Field(
         (5, 10, 25, 50, 100),
         description="Latency objectives, ms, separated by commas; each becomes an edge of the histogram.",

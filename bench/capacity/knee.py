@@ -76,7 +76,7 @@ def up_and_down(holds: Callable[[float], bool], start: float, probes: int) -> fl
     while not holds(rate):
         rate /= LEAP
         if rate < start / 1000:
-            raise NoKnee("the objective is less than a request takes alone")
+            raise NoKnee("the p99 limit is below the time of a single request on an idle worker")
     while holds(rate * LEAP):
         rate *= LEAP
     rates = [rate * LEAP**0.5]

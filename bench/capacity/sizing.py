@@ -57,7 +57,7 @@ def plan(costs: Costs, demand: Demand) -> dict[str, Any]:
 
     Raises:
         BadCosts: the net, the wire or searching was not measured, or a worker needs more than a machine has.
-        NoKnee: the objective is less than a request takes alone.
+        NoKnee: the p99 limit is below the time of a single request on an idle worker.
     """
     worker = worker_of(costs, demand.net, demand.wire, demand.rows)
     weights = [costs.nets[name].mb for name in {demand.net, FALLBACK} & costs.nets.keys()]

@@ -39,7 +39,7 @@ def _bracket(holds: Callable[[float], bool], start: float) -> tuple[float, float
     while not holds(rate):
         rate /= 2
         if rate < start / 16:
-            raise NoCapacity(f"{rate * 2:.1f}/s does not hold")
+            raise NoCapacity(f"the service missed its limits even at {rate * 2:.1f} requests/s, the lowest rate tried")
     while rate < MOST and holds(2 * rate):
         rate *= 2
     return rate, 2 * rate

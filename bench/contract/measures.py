@@ -42,7 +42,8 @@ def steady(samples: Samples, window: Window) -> Figures:
 
 
 def overload(samples: Samples, window: Window, capacity: float, steady_p99_ms: float | None, slo_ms: float) -> Figures:
-    """Return the figures beyond `capacity` (requests/s): goodput to C, p99 to its limit, and the rejections.
+    """Return the figures beyond `capacity` (requests/s): goodput as a share of C, p99 as a share of its limit,
+    and counts of rejections.
 
     They are None if the load was not offered.
     """

@@ -14,7 +14,6 @@ _DATA = "a data set is a directory made by `lvm data`, or a corpus of the regist
 _LINE = 'a line of .jsonl is {"title": ..., "text": ...} or {"title": ..., "chunks": [...]}'
 _DEVICE = "choose cpu, which is always available, or install what the device needs: `make dev`"
 _GROUP = "`ls -ld` shows the owner; to share a registry in a group: chmod -R g+rwX, and g+s on directories"
-_OVERRIDE = "remove the objections, or override them with --force --why TEXT, which the ledger keeps"
 _FSSPEC = "`pip install -c constraints.txt -e '.[fsspec]'`, with s3fs for s3:// or gcsfs for gs://"
 
 # exit code and next step, by the name of an error's class: most of these classes are not imported
@@ -38,7 +37,10 @@ EXITS: Mapping[str, tuple[int, str]] = {
     "BadIndex": (BAD_DATA, "use --index flat, which searches exactly"),
     "BadArticles": (BAD_DATA, f"name a .jsonl, .jsonl.gz or .txt file, a directory of .txt, or - for a pipe; {_LINE}"),
     "NothingToRank": (FAILED, "make nets with `lvm train` or `lvm import`; `lvm models` lists those that exist"),
-    "NotAsTrained": (FAILED, "report it: the net that would be served is not the one that was trained"),
+    "NotAsTrained": (
+        FAILED,
+        "this is a bug, please report it: the exported net scores differently from the trained one; nothing was stored",
+    ),
     "AnotherRun": (FAILED, "--resume needs the options that the run was started with; without it, the run starts over"),
     "BadSettings": (BAD_CONFIG, "docs/settings.md has every setting with its unit and default"),
     "CannotListen": (BAD_CONFIG, "--host 127.0.0.1 keeps it on this machine, --port 0 picks a free port"),
@@ -54,7 +56,7 @@ EXITS: Mapping[str, tuple[int, str]] = {
     ),
     "BadCollection": (
         FAILED,
-        "--anew drops the collection and makes a new one; meanwhile the service searches itself",
+        "--anew drops the collection and makes a new one; until then the service searches its own index",
     ),
     "BadCosts": (
         FAILED,

@@ -256,7 +256,8 @@ class Registry:
         with self._lock():
             for known, target in (expected or {}).items():
                 if self._target(known) != target:
-                    raise AliasMoved(f"{known} points at {self._target(known)}, expected {target}: judge again")
+                    moved = f"{known} points at {self._target(known)}, expected {target}"
+                    raise AliasMoved(f"{moved}: another process moved this alias meanwhile; run `lvm promote` again")
             return self._swap(alias, version, why, action, overrode)
 
     def rollback(self, alias: str, *, why: str = "") -> Move:

@@ -25,7 +25,7 @@ class Negatives:
     def __init__(self, data: Windows, same: int) -> None:
         self.same, self._span, rows = same, data.length + 1, len(data.vectors)
         if rows <= self._span:
-            raise NoWindows("a corpus of one window has no wrong answers")
+            raise NoWindows("the data set has a single window; training towers needs more")
         begin, end = _bounds(data)
         has_others = end - begin > self._span
         self._begin = torch.from_numpy(np.where(has_others, begin, 0))

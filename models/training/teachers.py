@@ -42,5 +42,5 @@ def load_teachers(registry: Registry, versions: Sequence[str], dim: int, length:
     for version, checkpoint in zip(versions, found, strict=True):
         sizes = (checkpoint.card.dim, checkpoint.card.context_length)
         if sizes != (dim, length):
-            raise UnfitTeacher(f"{version} reads D, T = {sizes}, the net {(dim, length)}")
+            raise UnfitTeacher(f"teacher {version} has D, T = {sizes}; the net in training has D, T = {(dim, length)}")
     return Ensemble([build_net(checkpoint) for checkpoint in found]).eval()

@@ -66,7 +66,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"{path}: `model_config` is not a dictionary")
     hollow = [key for key, tensor in state.items() if not _is_whole(tensor)]
     if hollow:
-        raise BadCheckpoint(f"{path}: empty, larger than their storage, or not plain tensors: {listed(hollow)}")
+        raise BadCheckpoint(f"{path}: unusable tensors (empty, not dense, or cut short): {listed(hollow)}")
     return saved
 
 

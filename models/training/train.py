@@ -230,7 +230,7 @@ class Trainer:
                 state.get("data", self.data),
             )
         except FileNotFoundError as error:
-            raise AnotherRun(f"{path}: no such state; no run to resume") from error
+            raise AnotherRun(f"{path}: no saved training state here; start without --resume") from error
         except (KeyError, TypeError, RuntimeError, EOFError, UnpicklingError) as error:
             raise AnotherRun(f"{path}: not the state of a training run") from error
         if saved_run != this_run:

@@ -136,7 +136,9 @@ class Deployments:
         *_, dim, encoder = retriever.info.input_space
         for engine in self.engines.values():
             if (dim, encoder) != engine.info.input_space[1:]:
-                raise Unavailable(f"the corpus is of another vector space than `{engine.info.alias}`")
+                name = engine.info.alias
+                corpus = "the corpus in `retriever` has vectors of another encoder or size"
+                raise Unavailable(f"{corpus} than `{name}`; promote a matching one")
         return retriever
 
     def local_engines(self) -> dict[str, Engine[Any]]:

@@ -93,7 +93,7 @@ class SyncLoop:
         metrics.store_looks.precreate(("ok", "failed"))
 
     async def start(self) -> None:
-        """Poll once. The remote registry may be away if a primary is here from before, or is not for this process.
+        """Poll once. If a primary was mirrored before, or this process needs none, the remote registry may be away.
 
         Raises:
             RemoteUnavailable: it is away, and there is no primary.
@@ -107,7 +107,7 @@ class SyncLoop:
         raise self._away or RemoteUnavailable(f"{self._sync.remote.name}: no {Alias.PRIMARY} is there")
 
     async def run(self) -> None:
-        """Poll until cancelled, at a lower priority than callers are answered at."""
+        """Poll until cancelled, at a lower priority than that of the threads that answer requests."""
         await catch_and_log("lower the priority", self._executor.run(lower_priority))
         await repeat("sync the registry", self.poll, self._poll_s)
 

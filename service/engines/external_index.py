@@ -68,7 +68,7 @@ class ExternalSearchAdapter(SearchAdapter):
         """
         timeout_s = min(self._timeout_s, (deadline - self._clock()) * self._share)
         if timeout_s < self._min_s:
-            raise IndexUnavailable("too little time to ask")
+            raise IndexUnavailable("too little of the time limit is left to ask Milvus")
         token = self.breaker.allow()
         if token is None:
             raise (self._failure or IndexUnavailable)("the breaker is open")

@@ -22,7 +22,7 @@ from service.telemetry.metrics import Metrics
 
 ENCODER = "encoder"  # the name of the engine in metrics
 MAX_BATCH = 16  # texts, some 30 ms of a core each: the next request waits for all of them
-MAX_ROWS_OF_CLIENT = 128  # that wait: a few seconds' work, after which callers have request up
+MAX_ROWS_OF_CLIENT = 128  # rows of one client that may wait: a few seconds of work
 CHARACTERS_PER_ROW = 1000  # of text that cost as much as a row
 SLICE_S = 0.01  # of cutting one text, after which other texts get their turn
 

@@ -95,7 +95,7 @@ class Decoded(NamedTuple, Generic[T]):
 
     @property
     def answers_many(self) -> bool:
-        """Whether many were sent, if only one of them, so that many are answered."""
+        """Whether the answer is a list. It is one for a list of one item as well."""
         return self.octets_of_many or self.field == "contexts"
 
 
@@ -277,13 +277,15 @@ def run_to_end(work: Work[Answer]) -> Answer:
 def check_values(body: bytes) -> None:
     """Raise `Invalid` if a body would be long to read as a whole."""
     if len(body) > MAX_STRICT:
-        raise Invalid(f"body is {len(body)} bytes; without one long array of vectors, expected at most {MAX_STRICT}")
+        raise Invalid(f"body is {len(body)} bytes; a body without a vector array may have at most {MAX_STRICT} bytes")
     octets = np.frombuffer(body, np.uint8)
     values = sum(np.count_nonzero(octets == mark) for mark in b",:[{")
     if values > MAX_VALUES:
         if _depth(octets) > MAX_DEPTH:
             raise Malformed(f"nested too deeply; expected at most {MAX_DEPTH} levels")
-        raise Invalid(f"{values} values and names; beside one long array of vectors, expected at most {MAX_VALUES}")
+        raise Invalid(
+            f"outside the vector array the body has {values} values and names; at most {MAX_VALUES} are allowed"
+        )
     if np.count_nonzero(octets == ord("\\")) > MAX_ESCAPES:
         raise Invalid(f"more than {MAX_ESCAPES} escapes; send text as UTF-8")
 
@@ -358,7 +360,7 @@ def _part_strictly(text: bytes, shape: Shape, pointer: str, first: int) -> Float
     """Return the items of a part, of which the first is the one at `first`, or raise what is wrong and where."""
     items = parse_json(text)
     if not isinstance(items, list) or not items:
-        raise Invalid("expected a list that is not empty, without a comma behind its last item", pointer=pointer)
+        raise Invalid("expected a non-empty list without a trailing comma", pointer=pointer)
     if shape:
         return np.stack([_array(item, f"{pointer}/{first + at}", shape) for at, item in enumerate(items)])
     try:

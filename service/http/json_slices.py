@@ -69,7 +69,7 @@ class LongArray:
 def find_array(body: bytes | bytearray, *names: str) -> LongArray | None:
     """Return the array of numbers, or of strings, that is the value of a name; None if none is found.
 
-    What is found is the array only if the body is valid JSON; otherwise the rest of it, or a part, is not.
+    The result is right only for valid JSON. If the body is not valid, parsing the array or the rest of it fails.
     """
     name = "|".join(map(re.escape, names)).encode()
     found = re.compile(rb'[{,]\s*"(?:%s)"\s*:\s*\[' % name).search(body, 0, SEARCHED)

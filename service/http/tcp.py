@@ -21,7 +21,7 @@ class Ending(NamedTuple):
 
     @property
     def closed_after_sending(self) -> bool:
-        """Whether the FIN belongs to what was sent: who gives up has waited first."""
+        """Whether the FIN came right behind the data. A client that gives up waits before it closes."""
         return self.fin_ms <= PROMPT_MS
 
 

@@ -57,7 +57,7 @@ class NodeMetrics:
 
 
 class _LockedValues(SharedMetricValues):
-    """Values that read those of others while no file changes hands: one would be counted twice, or not at all."""
+    """Values that lock the files of the node while they are read: otherwise one could count twice, or not at all."""
 
     def other_processes(self) -> Iterator[tuple[Key, Sequence[float]]]:
         """Yield the numbers of every key of the other processes."""

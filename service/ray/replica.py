@@ -56,7 +56,8 @@ class Replica:
         await watcher.start()
         if self._deployments.engine(alias) is None:
             slot = self._deployments.slots.get(alias)
-            raise Unavailable(f"the version of `{alias}` cannot be served: {slot and slot.deployed}")
+            reason = (slot and slot.deployed.reason) or "no version is set"
+            raise Unavailable(f"the version of `{alias}` cannot be served: {reason}")
         self._watch = asyncio.create_task(watcher.run())
 
     async def ask(self, item: Any, left_s: float) -> Result:

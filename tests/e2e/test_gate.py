@@ -102,7 +102,11 @@ def test_bad_versions_are_refused_each_for_its_own_reason_and_the_server_answers
     ledger = (registry.root / "ledger.jsonl").read_bytes()
     before, aliases, live = answers(server), registry.aliases(), server.events("version live")
     cases = [
-        (proud(registry), (), "scores cosine 0.5862 on wiki/val, its card says 0.6062: +0.0200, tolerated: 0.001"),
+        (
+            proud(registry),
+            (),
+            "its card says 0.6062: +0.0200, allowed difference: 0.001",
+        ),
         (flipped(registry), (), "weights.safetensors was altered"),
         (small(registry, data), ("--data", f"small={data}"), "has D = 16, T = 5, encoder = all-MiniLM-L6-v2; "),
         (slow(registry), (), "times as long, tolerated: 2; "),
@@ -128,7 +132,7 @@ def test_an_alias_that_moves_while_a_version_is_judged_is_left_where_it_is(shipp
         judge = subprocess.Popen([LVM, "promote", "primary", version.id], env=env, stderr=subprocess.PIPE, text=True)
         until(lambda: judge.poll() is not None or is_wanted.is_set(), "the judge to ask for weights")
         quicker = registry.point("primary", registry.resolve("fallback"))
-    assert ": judge again\n" in judge.communicate()[1]
+    assert "another process moved this alias meanwhile; run `lvm promote` again\n" in judge.communicate()[1]
     assert judge.returncode == 75
     assert registry.aliases()["primary"] == quicker.after
     assert registry.ledger()[-1] == quicker

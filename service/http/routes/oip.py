@@ -236,7 +236,7 @@ def _rows(tensor: Json, tail: bytes, shape: Shape, max_rows: int) -> Floats:
         return codec.decode_tensor(_data(tensor), "/inputs/0/data", (count, *shape), max_rows)
     rows = octets.decode_octets(tail, shape, max_rows)
     if len(rows) != count:
-        raise Malformed(f"the data holds {len(rows)} rows; expected {count}, by its shape")
+        raise Malformed(f"`data` holds {len(rows)} rows, but `shape` says {count}")
     return rows
 
 

@@ -92,7 +92,7 @@ class Predict:
         model: str | None = options.get("model")
         profile: Profile = options.get("profile", "realtime")
         if "profile" in options and model not in (None, "primary"):
-            raise Invalid("a profile has no effect with this model, the only one that may answer", pointer="/profile")
+            raise Invalid("`profile` works only with `primary`; drop `profile` or `model`", pointer="/profile")
         return FallbackChain(self._router.chain(model, profile))
 
     def _respond(self, request: Request, decoded: Decoded[FallbackChain], routed: Routed, stages: Stages) -> Response:

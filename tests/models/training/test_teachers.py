@@ -37,7 +37,9 @@ def test_no_gradient_reaches_a_teacher(
 
 @pytest.mark.parametrize(("dim", "length"), [(384, 5), (16, 4)])
 def test_rejects_a_teacher_of_another_space(published: Registry, gru_version: Version, dim: int, length: int) -> None:
-    with pytest.raises(UnfitTeacher, match=rf"gru/.* reads D, T = \(16, 5\), the net \({dim}, {length}\)"):
+    with pytest.raises(
+        UnfitTeacher, match=rf"gru/.* has D, T = \(16, 5\); the net in training has D, T = \({dim}, {length}\)"
+    ):
         load_teachers(published, [gru_version.id], dim, length)
 
 

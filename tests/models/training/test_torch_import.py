@@ -304,7 +304,7 @@ def test_rejects_a_pickle_bomb_without_running_it(tiny_net: TinyNet, tmp_path: P
 def test_rejects_a_stride_of_zero(save: Save, tiny_net: TinyNet) -> None:
     """Four bytes that say they are terabytes."""
     bomb = torch.zeros(1).expand(10**6, 10**6)
-    with pytest.raises(BadCheckpoint, match=r"larger than their storage.*residual_net\.0\.weight"):
+    with pytest.raises(BadCheckpoint, match=r"cut short.*residual_net\.0\.weight"):
         read_net(save(tiny_net("amn"), {"residual_net.0.weight": bomb}), "amn")
 
 
@@ -320,7 +320,7 @@ def test_rejects_a_stride_of_zero(save: Save, tiny_net: TinyNet) -> None:
     ids=["empty", "meta", "sparse", "complex", "integer"],
 )
 def test_rejects_a_tensor_that_is_not_plain(save: Save, tiny_net: TinyNet, tensor: Tensor) -> None:
-    with pytest.raises(BadCheckpoint, match=r"not plain tensors: residual_net\.0\.weight"):
+    with pytest.raises(BadCheckpoint, match=r"cut short\): residual_net\.0\.weight"):
         read_net(save(tiny_net("amn"), {"residual_net.0.weight": tensor}), "amn")
 
 

@@ -152,7 +152,9 @@ def test_rejects_a_file_that_is_not_a_state(
 ) -> None:
     if data is not None:
         (tmp_path / "run.pt").write_bytes(data)
-    with pytest.raises(AnotherRun, match="not the state of a training run" if data is not None else "no such state"):
+    with pytest.raises(
+        AnotherRun, match="not the state of a training run" if data is not None else "no saved training state"
+    ):
         trainer_of().resume(tmp_path / "run.pt")
 
 

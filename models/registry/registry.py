@@ -128,7 +128,7 @@ class Registry:
     def versions(self) -> list[Version]:
         """Return every complete version, ordered by name, then by age."""
         names = _directories(self.root / "models")
-        found = (self._version(name, each) for name in names for each in _directories(self.root / "models" / name))
+        found = (self._listed(name, each) for name in names for each in _directories(self.root / "models" / name))
         return [version for version in found if version]
 
     def find(self, wanted: str) -> Version:
@@ -152,7 +152,7 @@ class Registry:
         Raises:
             UnknownVersion: the alias is not set.
             BrokenAlias: the alias does not point at a version of this registry.
-            OSError: the link cannot be read, for example because a network share is unavailable.
+            OSError: the link or the version cannot be read, for example because a network share is unavailable.
         """
         target = self._target(alias)
         version = self._version(*target.split("/")) if target else None
@@ -372,7 +372,7 @@ class Registry:
         if "/" not in wanted:
             return [version for version in self.versions() if version.version == wanted]
         name, _, version = wanted.partition("/")
-        found = self._version(name, version)
+        found = self._listed(name, version)
         return [found] if found else []
 
     def _publish(self, part: Path, name: str, sha256: str) -> Version:
@@ -398,12 +398,15 @@ class Registry:
         if not (_NAME.fullmatch(name) and _NAME.fullmatch(version)):
             return None
         path = self.root / "models" / name / version
+        inside = not (path.is_symlink() or path.parent.is_symlink())
+        return Version(name, version, path) if inside and (path / manifest.CHECKSUMS_FILE).is_file() else None
+
+    def _listed(self, name: str, version: str) -> Version | None:
+        """Return a version even if it is unreadable: it must not spoil a list, and reading it shows the fault."""
         try:
-            inside = not (path.is_symlink() or path.parent.is_symlink())
-            return Version(name, version, path) if inside and (path / manifest.CHECKSUMS_FILE).is_file() else None
+            return self._version(name, version)
         except OSError:
-            # it exists: reading it will show what is wrong
-            return Version(name, version, path)
+            return Version(name, version, self.root / "models" / name / version)
 
     def _why_bad_link(self, path: Path) -> str | None:
         """Return why a symbolic link is not a valid alias, None if it is."""
@@ -414,7 +417,7 @@ class Registry:
         parts = Path(target).parts
         if len(parts) != 3 or parts[0] != "models":
             return f"points at {target!r}, expected models/NAME/VERSION: {mend}"
-        if self._version(*parts[1:]):
+        if self._listed(*parts[1:]):
             return None
         place = self.root / target
         if place.is_symlink() or place.parent.is_symlink():

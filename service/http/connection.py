@@ -277,9 +277,14 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         elif (self._waiting_since or before) < before:
             if self._in_head or (self._incoming and not self._incoming.response):
-                self.loop.call_soon(self._refuse, TooSlow("the request did not arrive in time"))
+                self.loop.call_soon(self._refuse_slow, self._waiting_since)
             else:
                 self._transport.close()  # it never sent a byte, or is answered
+
+    def _refuse_slow(self, since: float | None) -> None:
+        """Reject the request that has been arriving since `since`, unless it is complete by now."""
+        if since is not None and self._waiting_since == since:
+            self._refuse(TooSlow("the request did not arrive in time"))
 
     def _is_gone(self) -> bool:
         """Return whether a client that closed its side does not read either, or has waited for too long."""
@@ -502,7 +507,8 @@ class Connection(asyncio.Protocol):
         request = self._incoming
         if request is None:
             path = self._url.partition(b"?")[0].decode("latin-1")
-            request = Incoming(b"", path, b"", {}, self._peer)
+            method = self._parser.get_method() if self._url and self._parser else b""
+            request = Incoming(method, path, b"", {}, self._peer)
             self._queue(request)
         elif request.response is not None:
             self._close_gently()
@@ -571,9 +577,11 @@ class Connection(asyncio.Protocol):
 
     def _close(self, request: Incoming) -> None:
         self._waiting_since = None
-        if request.is_whole:
+        may_send_more = self._half_closed_since is None and (self._unread_size > 0 or self._has_unread())
+        if request.is_whole and not may_send_more:
             self._transport.close()
         else:
+            self._ignores_input = True
             self._close_gently()
 
     def _close_gently(self) -> None:

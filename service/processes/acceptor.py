@@ -32,11 +32,12 @@ class Acceptor:
         # The loop's own server, which is cheaper, takes the first connection of a turn.
         self._loop.add_reader(self._listener, self._loop.call_soon, self._accept_waiting)
 
-    def close(self) -> None:
-        """Accept no more."""
+    async def close(self) -> None:
+        """Accept no more; return when every connection that was accepted is served."""
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener)
             self._listener.close()
+        await asyncio.gather(*self._opening)
 
     def _accept_waiting(self) -> None:
         # No connection waits any more, or there is no descriptor for it; or the acceptor is closed.

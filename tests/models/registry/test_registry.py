@@ -744,6 +744,21 @@ def test_a_user_without_a_name_can_roll_back(registry: Registry) -> None:
     assert registry.ledger()[-1].who == str(nobody)
 
 
+def test_an_unreadable_version_is_listed_but_does_not_resolve(registry: Registry) -> None:
+    (version,) = add(registry, "a")
+    registry.point("primary", version)
+    version.path.chmod(0)
+    code = (
+        f"{IMPORT}; from models.registry.registry import Registry; from pathlib import Path\n"
+        f"os.chdir({str(registry.root)!r}); os.setuid(54321)\n"
+        "print([version.id for version in Registry(Path('.')).versions()])\n"
+        "Registry(Path('.')).resolve('primary')"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert answer.stdout == f"{[version.id]}\n", answer.stderr
+    assert "PermissionError" in answer.stderr
+
+
 def test_an_unreadable_link_is_not_an_unset_alias(tmp_path: Path) -> None:
     (tmp_path / "away").symlink_to("away")  # what leads in circles cannot be read, as a share that is away
     with pytest.raises(OSError, match="Too many levels of symbolic links"):

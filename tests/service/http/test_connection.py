@@ -8,13 +8,14 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
 from service.app import create_app
 from service.http.connection import Incoming
 from service.settings import Settings
-from tests.conftest import Running, running, until
+from tests.conftest import PATIENCE_S, Running, running, until
 from tests.fakes import FakeLoader, Gate, contexts, octets_of, registry_of
 
 Serve = Callable[..., Running]
@@ -23,7 +24,7 @@ Serve = Callable[..., Running]
 def exchange(server: Running, *parts: bytes) -> bytes:
     """Send `parts` and read until the server closes."""
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         for part in parts:
             connection.sendall(part)
         received = b""
@@ -45,8 +46,42 @@ def test_rejects_headers_over_16_kib(serve: Serve, header: bytes) -> None:
     assert server.metric("lvm_requests_total", route="other", outcome="headers_too_large") == 1
 
 
+def test_a_rejection_of_head_has_no_body(serve: Serve) -> None:
+    answer = exchange(serve(), b"HEAD /livez HTTP/1.1\r\nx: " + b"y" * 20_000 + b"\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert body == b""
+
+
 def test_rejects_an_endless_header_before_it_ends(serve: Serve) -> None:
     assert problem(exchange(serve(), b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000)) == (431, "headers_too_large")
+
+
+def test_a_request_that_is_complete_in_time_is_not_too_slow(serve: Serve) -> None:
+    """The last byte arrives in the very turn of the event loop in which the request is found to be late."""
+    server = serve()
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({"context": contexts(1)[0].tolist()}).encode()
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as caller:
+        caller.sendall(head % len(body) + body[:-1])
+        until(lambda: server.app.state.admission.size > 0, "the body")
+        connection = next(iter(server.server.server_state.connections))
+        late = monotonic() + 1
+        connection.loop.call_soon_threadsafe(
+            lambda: (connection.close_if_slow(late, 0), connection.data_received(body[-1:]))
+        )
+        assert caller.recv(65536).startswith(b"HTTP/1.1 200")
+        caller.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert caller.recv(65536).startswith(b"HTTP/1.1 200")
+    assert server.metric("lvm_requests_total", route="other", outcome="too_slow") == 0
+
+
+def test_a_rejection_reaches_a_client_that_sends_more_behind_its_request(serve: Serve) -> None:
+    """To close on unread bytes would reset the connection, and the reset would discard the response."""
+    server = serve(tokens="a:0123456789abcdef")
+    request = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}"
+    assert problem(exchange(server, request * 2000)[:2000])[0] == 401
 
 
 @pytest.mark.parametrize(
@@ -97,7 +132,8 @@ def test_closes_hundreds_of_silent_sockets_while_others_are_served(serve: Serve)
     server = serve(receive_s=0.5)
     host, port = server.url.removeprefix("http://").split(":")
     with ExitStack() as stack:
-        silent = [stack.enter_context(socket.create_connection((host, int(port)), timeout=60)) for _ in range(400)]
+        address = host, int(port)
+        silent = [stack.enter_context(socket.create_connection(address, timeout=PATIENCE_S)) for _ in range(400)]
         assert server.http.get("/readyz").status_code == 200
         assert [connection.recv(1) for connection in silent] == [b""] * 400
     assert server.app.state.admission.clients == {}
@@ -187,7 +223,7 @@ def test_bounds_the_pipeline_of_a_connection(serve: Serve) -> None:
     body = contexts()[0].tobytes()
     request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         connection.sendall(request * 100)
         until(gate.entered.is_set, "the first request to run")
         gate.opened.set()
@@ -203,7 +239,7 @@ def test_answers_every_one_of_many_pipelined_rejections(serve: Serve) -> None:
     server = serve(amn=gate, gru=gate)
     body = contexts()[0].tobytes()
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
         until(gate.entered.is_set, "the first request to run")
         assert server.metric("lvm_in_flight_requests", route="/predict") == 1
@@ -226,7 +262,7 @@ def test_closes_an_idle_connection_and_keeps_a_busy_one(serve: Serve) -> None:
     gate = Gate()
     busy = serve(keep_alive_s=0.1, timeout_ms=60_000, amn=gate, gru=gate)
     host, port = busy.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         connection.sendall(request)
         connection.settimeout(1.5)
         with pytest.raises(TimeoutError):
@@ -287,7 +323,7 @@ def test_a_declared_body_that_is_not_sent_reserves_little(serve: Serve) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     with ExitStack() as stack:
         for _ in range(8):
-            greedy = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            greedy = stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
             greedy.sendall(HEAD + b"content-length: 300000\r\n\r\nx")
         until(lambda: len(server.app.state.admission.clients) == 1, "the bodies to begin")
         until(lambda: server.app.state.admission.clients["127.0.0.1"].requests == 8, "all of them to begin")
@@ -299,7 +335,7 @@ def test_a_declared_body_that_is_not_sent_reserves_little(serve: Serve) -> None:
 def test_rejects_a_long_body_without_room_on_its_head(serve: Serve) -> None:
     server = serve(max_in_flight_mb=1)
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as other:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as other:
         other.sendall(HEAD + b"content-length: 500000\r\n\r\n" + b"x" * 400_000)
         until(lambda: server.app.state.admission.size == 400_000, "the first body to come")
         refused = exchange(server, HEAD + b"content-length: 2000000\r\n\r\n")

@@ -103,7 +103,7 @@ def _opening(figures: Figures, inside: str, outside: str) -> str:
         f"`{figures['command']}`.", "",
         f"In-distribution is {inside}, out of distribution {outside}; nets were trained on {trained}.",
         "Intervals hold 95 % of 2,000 bootstrap draws of whole articles. A margin is the cosine to the next vector",
-        "less that to the last one: near or below zero a net says what the article is about, not where it goes.", "",
+        "minus the cosine to the last one. Near or below zero, a net predicts the topic, not what comes next.", "",
         *sets, *facts, "",
     ])  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Measure what this machine spends on requests (`measure`), or whether the knee is where that predicts (`check`)."""
+"""Measure what requests cost on this machine (`measure`), or check the capacity that these costs predict (`check`)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from lvm.errors import Invalid, ServiceError
 from service.http.gateway import Gateway
 from service.http.headers import combine, path_of
-from service.http.messages import ClientDisconnected, Headers, Request, Response, problem, problem_of
+from service.http.messages import CLOSE, ClientDisconnected, Headers, Request, Response, problem, problem_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -24,7 +24,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CLOSE = (b"connection", b"close")
 REPLACED = (b"content-type", b"content-length")  # which the gateway adds
 REASONS = {401: "unauthorised", 404: "unknown_route", 405: "method_not_allowed", 500: "internal", 503: "unavailable"}
 

@@ -32,11 +32,10 @@ from lvm.errors import (
 from service.http.eager import EagerTask
 from service.http.gateway import Gateway
 from service.http.headers import combine, is_host, origin_form, path_of, tokens
-from service.http.messages import Headers, Request, Response, declared_length
+from service.http.messages import CLOSE, Headers, Request, Response, declared_length
 from service.http.tcp import ending
 from service.overload.fairness import Slicer, Work
 
-CLOSE = (b"connection", b"close")
 KEEP_ALIVE = (b"connection", b"keep-alive")  # without it an HTTP/1.0 client expects the connection to end
 CONTINUE = frozenset({b"100-continue"})
 CONTINUE_LINE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -581,7 +580,6 @@ class Connection(asyncio.Protocol):
         if request.is_whole and not may_send_more:
             self._transport.close()
         else:
-            self._ignores_input = True
             self._close_gently()
 
     def _close_gently(self) -> None:

@@ -21,6 +21,7 @@ Header = tuple[bytes, bytes]
 Headers = list[Header]
 Stages = tuple[tuple[str, float], ...]
 
+CLOSE = (b"connection", b"close")
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 JSON_CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})  # ASCII is a part of UTF-8

@@ -128,14 +128,19 @@ def test_a_half_closed_client_gets_its_responses(serve: Serve, sent: bytes, expe
     assert statuses(exchange(serve(), sent, half_close=True)) == expected
 
 
+def half_close_while_it_runs(server: Running, connection: socket.socket, gate: Gate) -> None:
+    """Send a request and close our side; return when it runs and the server has read our FIN."""
+    connection.sendall(post())
+    connection.shutdown(socket.SHUT_WR)
+    until(gate.entered.is_set, "the request to run")
+    assert server.http.get("/livez").status_code == 200
+
+
 def test_waits_for_the_response_to_a_half_closed_client(serve: Serve) -> None:
     gate = Gate()
     server = serve(amn=gate, gru=gate, timeout_ms=60_000)
     with connected(server) as connection:
-        connection.sendall(post())
-        connection.shutdown(socket.SHUT_WR)
-        until(gate.entered.is_set, "the request to run")
-        assert server.http.get("/livez").status_code == 200
+        half_close_while_it_runs(server, connection, gate)
         gate.opened.set()
         answer = read(connection)
     assert statuses(answer) == [200]
@@ -146,10 +151,7 @@ def test_cancels_the_request_of_a_half_closed_client_that_resets(serve: Serve) -
     gate = Gate()
     server = serve(amn=gate, gru=gate, timeout_ms=60_000)
     with connected(server) as connection:
-        connection.sendall(post())
-        connection.shutdown(socket.SHUT_WR)
-        until(gate.entered.is_set, "the request to run")
-        assert server.http.get("/livez").status_code == 200
+        half_close_while_it_runs(server, connection, gate)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     until(lambda: server.metric("lvm_requests_total", route="/predict", outcome="cancelled") == 1, "the count")
     until(lambda: server.app.state.admission.clients == {}, "the release")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
@@ -24,7 +25,7 @@ from service.telemetry.tracing import (
     parse,
 )
 from tests.collector import Collector, attributes, collecting
-from tests.conftest import ROOT, Running, running, until
+from tests.conftest import PATIENCE_S, ROOT, Process, Running, running, until
 from tests.fakes import FakeLoader, Gate, HashEncoder, bundle, contexts, mean_of, prose, raises, registry_of
 
 Serve = Callable[..., Running]
@@ -220,14 +221,19 @@ def test_a_search_by_text_has_spans_for_encoder_and_reranker(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("is_silent", [True, False], ids=["never answers", "refuses connections"])
-def test_a_collector_that_does_not_answer_affects_no_request(tmp_path: Path, is_silent: bool) -> None:
+def test_a_collector_that_does_not_answer_affects_no_request(process: Callable[..., Process], is_silent: bool) -> None:
+    """In a process of its own: the exporter's threads go on trying, and end with the process."""
+    context = (ROOT / "examples" / "context.f32").read_bytes()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = "http://{}:{}".format(*listener.getsockname())
         if not is_silent:
             listener.close()
-        with traced(tmp_path, url) as server:
+        server = process(LVM_OTLP_ENDPOINT=url, LVM_DRAIN_S="0.1")
+        with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as http:
             for _ in range(600):  # more spans than one export takes
-                assert ask(server).status_code == 200
+                answer = http.post("/predict", content=context, headers={**OCTETS, "traceparent": SAMPLED})
+                assert answer.status_code == 200
+        assert server.stop() == 0
 
 
 def test_rejects_a_collector_without_the_extra_and_names_the_command_to_install_it(tmp_path: Path) -> None:

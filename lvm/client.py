@@ -82,7 +82,7 @@ class Prediction(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A passage that was found; `text` is None if the corpus has no text."""
+    """A passage that was found; `text`, `source_id` and `metadata` are None if the corpus has none."""
 
     id: int
     score: float
@@ -90,6 +90,8 @@ class Passage(NamedTuple):
     title: str
     position: int
     text: str | None
+    source_id: str | None = None
+    metadata: Mapping[str, Any] | None = None
 
 
 class HttpRequest(NamedTuple):
@@ -614,12 +616,18 @@ def _read_passages(response: httpx.Response, most: Any) -> list[Passage]:
     """Return the passages of a response; raises `BadAnswer` if a member is missing or wrong, or there are too many."""
     try:
         results = _list(json.loads(response.content)["results"])
-        found = [Passage(*(read(result[name]) for name, read in MEMBERS.items())) for result in results]
+        found = [_read_passage(result) for result in results]
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise BadAnswer(f"response is not a list of passages: {type(error).__name__}: {error}") from error
     if isinstance(most, int) and len(found) > most:
         raise BadAnswer(f"response has {len(found)} passages; expected at most {most}")
     return found
+
+
+def _read_passage(result: Any) -> Passage:
+    found = Passage(*(read(result[name]) for name, read in MEMBERS.items()))
+    source_id, metadata = _string_or_none(result.get("source_id")), _object_or_none(result.get("metadata"))
+    return found._replace(source_id=source_id, metadata=metadata)
 
 
 def _list(value: Any) -> list[Any]:
@@ -648,6 +656,12 @@ def _string(value: Any) -> str:
 
 def _string_or_none(value: Any) -> str | None:
     return None if value is None else _string(value)
+
+
+def _object_or_none(value: Any) -> Mapping[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise TypeError("expected an object")
+    return value
 
 
 MEMBERS: dict[str, Callable[[Any], Any]] = {

@@ -5,6 +5,8 @@ article id and position; `articles.jsonl.gz`, one article per line.
 
 A version with an approximate index also has the text in a form that needs no decompression: `passages.txt` (UTF-8), and
 `spans.npy` int64 `(N, 4)`, the byte offsets in it at which the title and the text of each row begin and end.
+
+Either form may have `fields.safetensors`, the ids and metadata of the chunks (`models.retrieval.fields`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import math
 import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 
 from models.registry import disk, manifest
 from models.registry.manifest import Buffer
+from models.retrieval.fields import FIELDS_FILE, BadFields, Fields, Filter, Mask, Value, matching
 from models.vectors import Floats, normalise
 
 VECTORS_FILE = "vectors.f16.npy"
@@ -45,12 +48,26 @@ class BadCorpus(ValueError):
 
 
 class Chunk(NamedTuple):
-    """One passage of a corpus, as `/retrieve` returns it; `text` is None if the corpus has none."""
+    """One passage of a corpus, as `/retrieve` returns it; what the corpus does not have is None."""
 
     article: int
     title: str
     position: int
     text: str | None
+    # The id of the chunk where it came from.
+    source_id: str | None = None
+    metadata: Mapping[str, Value] | None = None
+
+    def with_fields(self, fields: Fields, row: int) -> Chunk:
+        """Return the passage with the id and the metadata that `fields` has for its row."""
+        if fields.is_empty:
+            return self
+        return self._replace(source_id=fields.source_id(row), metadata=fields.metadata_of(row))
+
+    def fields(self) -> dict[str, Any]:
+        """Return `source_id` and `metadata` for an answer in JSON, without what the corpus does not have."""
+        found = {"source_id": self.source_id, "metadata": self.metadata}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class Passages(Protocol):
@@ -76,6 +93,10 @@ class Passages(Protocol):
         """Return the passage of a row."""
         ...
 
+    def matching(self, wanted: Filter) -> Mask:
+        """Return which rows `(N,)` a filter keeps, by `article` or a metadata field; raises `UnknownField`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -85,6 +106,7 @@ class Corpus:
     article: NDArray[np.int32]
     position: NDArray[np.int32]
     articles: Mapping[int, Mapping[str, Any]]
+    fields: Fields = field(default_factory=Fields)
 
     @property
     def dim(self) -> int:
@@ -100,7 +122,11 @@ class Corpus:
 
     def chunk(self, row: int) -> Chunk:
         """Return the passage of a row."""
-        return self._chunks[row]
+        return self._chunks[row].with_fields(self.fields, row)
+
+    def matching(self, wanted: Filter) -> Mask:
+        """Return which rows `(N,)` a filter keeps; raises `UnknownField`."""
+        return matching(self.article, self.fields, wanted)
 
     @cached_property
     def _chunks(self) -> list[Chunk]:
@@ -124,6 +150,7 @@ class MappedCorpus:
     index: NDArray[np.int32]
     spans: NDArray[np.int64]
     passages: Buffer
+    fields: Fields = field(default_factory=Fields)
 
     @property
     def dim(self) -> int:
@@ -147,12 +174,17 @@ class MappedCorpus:
         for row in range(0, len(self), BLOCK_ROWS):
             yield row, normalise(self.halves[row : row + BLOCK_ROWS])
 
+    def matching(self, wanted: Filter) -> Mask:
+        """Return which rows `(N,)` a filter keeps; raises `UnknownField`."""
+        return matching(self.article, self.fields, wanted)
+
     def chunk(self, row: int) -> Chunk:
         """Return the passage of a row."""
         article, position = self.index[row].tolist()
         begin, end, text_begin, text_end = self.spans[row].tolist()
         text = self.passages[text_begin:text_end].decode()
-        return Chunk(article, self.passages[begin:end].decode(), position, text or None)
+        chunk = Chunk(article, self.passages[begin:end].decode(), position, text or None)
+        return chunk.with_fields(self.fields, row)
 
 
 def read_corpus(directory: Path) -> Corpus:
@@ -163,14 +195,19 @@ def read_corpus(directory: Path) -> Corpus:
     """
     _reject_pipes(directory)
     try:
-        return parse_corpus({name: disk.read(directory / name) for name in CORPUS_FILES})
+        return parse_corpus({name: disk.read(directory / name) for name in file_names(directory)})
     except OSError as error:
         raise BadCorpus(f"{directory}: {error.strerror}: {error.filename}") from error
 
 
+def file_names(directory: Path) -> tuple[str, ...]:
+    """Return the names of the files of the corpus in `directory`: the three, and the fourth if it exists."""
+    return (*CORPUS_FILES, FIELDS_FILE) if (directory / FIELDS_FILE).exists() else CORPUS_FILES
+
+
 def _reject_pipes(directory: Path) -> None:
     """Raise `BadCorpus` if a file is a pipe or a device, which may never end."""
-    for path in (directory / name for name in CORPUS_FILES):
+    for path in (directory / name for name in file_names(directory)):
         if path.exists() and not path.is_file():
             raise BadCorpus(f"{path}: expected a regular file")
 
@@ -187,7 +224,7 @@ def count_chunks(directory: Path) -> int:
 
 
 def parse_corpus(files: Mapping[str, Buffer]) -> Corpus:
-    """Make a corpus of the bytes of its three files; raises as `read_corpus`."""
+    """Make a corpus of the bytes of its files; raises as `read_corpus`."""
     try:
         raw = np.load(io.BytesIO(files[VECTORS_FILE]), allow_pickle=False)
         index = np.load(io.BytesIO(files[INDEX_FILE]), allow_pickle=False)
@@ -203,7 +240,16 @@ def parse_corpus(files: Mapping[str, Buffer]) -> Corpus:
         raise BadCorpus(_UNKNOWN_ARTICLE)
     if index[:, 1].min() < 0:
         raise BadCorpus("a row has a position below 0")
-    return Corpus(normalise(raw), index[:, 0].copy(), index[:, 1].copy(), articles)
+    return Corpus(normalise(raw), index[:, 0].copy(), index[:, 1].copy(), articles, _fields(files, len(raw)))
+
+
+def _fields(files: Mapping[str, Buffer], count: int) -> Fields:
+    if FIELDS_FILE not in files:
+        return Fields()
+    try:
+        return Fields.from_bytes(files[FIELDS_FILE], count)
+    except BadFields as error:
+        raise BadCorpus(str(error)) from error
 
 
 def read_articles(data: Buffer) -> Iterator[dict[str, Any]]:
@@ -233,8 +279,9 @@ def map_corpus(files: Mapping[str, Buffer]) -> MappedCorpus:
     if spans.min() < 0 or spans.max() > len(files[PASSAGES_FILE]):
         raise BadCorpus("a span exceeds the text")
     _check_finite(halves)
+    fields = _fields(files, len(halves))
     _release_memory(files)
-    return MappedCorpus(halves, index, spans, files[PASSAGES_FILE])
+    return MappedCorpus(halves, index, spans, files[PASSAGES_FILE], fields)
 
 
 def map_unverified_corpus(paths: Mapping[str, Path]) -> MappedCorpus:
@@ -311,11 +358,15 @@ def _append(file: BinaryIO, text: str) -> tuple[int, int]:
     return begin, begin + file.write(text.encode())
 
 
-def write_corpus(directory: Path, vectors: Floats, articles: list[dict[str, Any]]) -> None:
-    """Write a corpus: `vectors` `(N, D)`, and the articles with their `chunks` in the same order."""
+def write_corpus(
+    directory: Path, vectors: Floats, articles: list[dict[str, Any]], fields: Fields | None = None
+) -> None:
+    """Write a corpus: `vectors` `(N, D)`, the articles with their `chunks`, and the fields, all in the same order."""
     directory.mkdir(parents=True, exist_ok=True)
     index = [(a["article_id"], p) for a in articles for p in range(len(a["chunks"]))]
     np.save(directory / VECTORS_FILE, vectors.astype(np.float16))
     np.save(directory / INDEX_FILE, np.asarray(index, dtype=np.int32).reshape(-1, 2))
     text = "".join(json.dumps(article, ensure_ascii=False) + "\n" for article in articles)
     (directory / ARTICLES_FILE).write_bytes(gzip.compress(text.encode(), mtime=0))
+    if fields is not None:
+        (directory / FIELDS_FILE).write_bytes(fields.to_bytes())

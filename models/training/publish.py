@@ -20,7 +20,7 @@ from models.registry import manifest
 from models.registry.card import CARD_FILE, BadCard, Card, CardVectorStats
 from models.registry.checkpoint import BadCheckpoint, parse_checkpoint
 from models.registry.registry import Registry, Version
-from models.retrieval.corpus import CORPUS_FILES, Corpus, parse_corpus
+from models.retrieval.corpus import Corpus, file_names, parse_corpus
 from models.retrieval.reranker import RERANKER_FILE
 from models.retrieval.retriever import build_retriever
 from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE, tower_index_bytes
@@ -120,7 +120,7 @@ def publish_bundle(
         BadCorpus: the corpus cannot be read.
         BadCheckpoint: the towers read other vectors than the corpus has, or the reranker is not one of these towers.
     """
-    files = {name: (directory / name).read_bytes() for name in CORPUS_FILES} | maker.files
+    files = {name: (directory / name).read_bytes() for name in file_names(directory)} | maker.files
     config = dict(maker.config)
     if reranker:
         files[RERANKER_FILE] = _reranker_file(reranker, maker.id)

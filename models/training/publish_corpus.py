@@ -11,11 +11,11 @@ from typing import Literal
 from models.registry.card import CARD_FILE, Card
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import (
-    CORPUS_FILES,
     PASSAGES_FILE,
     SPANS_FILE,
     Passages,
     count_chunks,
+    file_names,
     map_unverified_corpus,
     read_corpus,
     write_passages,
@@ -53,7 +53,7 @@ def publish_corpus(
     if index == "ivf" or (index == "auto" and count_chunks(directory) > FLAT_ROWS):
         return _publish_indexed(registry, directory, card, progress)
     corpus = read_corpus(directory)
-    files = {name: (directory / name).read_bytes() for name in CORPUS_FILES}
+    files = {name: (directory / name).read_bytes() for name in file_names(directory)}
     return _add(registry, card, corpus, len(corpus.articles), files)
 
 
@@ -61,7 +61,7 @@ def _publish_indexed(registry: Registry, directory: Path, card: Card, progress: 
     registry.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".passages-", dir=registry.root) as text:
         articles = write_passages(directory, Path(text))
-        files = {name: directory / name for name in CORPUS_FILES}
+        files = {name: directory / name for name in file_names(directory)}
         files |= {name: Path(text) / name for name in (PASSAGES_FILE, SPANS_FILE)}
         corpus = map_unverified_corpus(files)
         with cache_next_to(registry.root / card.name) as cache:

@@ -137,6 +137,8 @@ class Result(BaseModel):
     title: str
     position: int
     text: str | None
+    source_id: str | None = Field(None, description="Only if the corpus has ids: that of the passage in its source.")
+    metadata: dict[str, str | float | bool] | None = Field(None, description="Only if the corpus has metadata.")
 
 
 class RetrieveResponse(BaseModel):
@@ -375,6 +377,8 @@ class Passage(BaseModel):
     id: int = Field(description="The id that /retrieve answers with.")
     position: int
     text: str | None
+    source_id: str | None = Field(None, description="Only if the corpus has ids: that of the passage in its source.")
+    metadata: dict[str, str | float | bool] | None = Field(None, description="Only if the corpus has metadata.")
     vector: str = Field(description="Base64 of D little-endian float32 numbers.")
 
 

@@ -436,11 +436,20 @@ def test_accepts_new_members_of_a_response() -> None:
         assert client.retrieve(np.ones(8))[0].title == "Rabbit"
 
 
+def test_passages_have_the_ids_and_metadata_of_the_corpus() -> None:
+    network, _ = answering(passages(PASSAGE, {**PASSAGE, "source_id": "a-1", "metadata": {"lang": "en"}}))
+    with Client("http://x", transport=network) as client:
+        found = client.retrieve(np.ones(8), k=2)
+    assert [(passage.source_id, passage.metadata) for passage in found] == [(None, None), ("a-1", {"lang": "en"})]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         *(passages({name: value for name, value in PASSAGE.items() if name != lost}) for lost in PASSAGE),
         *(passages({**PASSAGE, name: wrong}) for name in PASSAGE for wrong in ([], True, {})),
+        passages({**PASSAGE, "source_id": 1}),
+        passages({**PASSAGE, "metadata": []}),
         passages(PASSAGE, PASSAGE, PASSAGE),
         passages(1),
         httpx.Response(200, json={}),

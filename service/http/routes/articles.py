@@ -58,7 +58,8 @@ def _article(retriever: Retriever, article: int) -> dict[str, Any]:
 def _passage(retriever: Retriever, row: int) -> dict[str, Any]:
     chunk = retriever.corpus.chunk(row)
     vector = retriever.corpus.vectors_at(np.array([row]))[0]
-    return {"id": row, "position": chunk.position, "text": chunk.text, "vector": octets.encode_base64(vector)}
+    known = {"id": row, "position": chunk.position, "text": chunk.text, **chunk.fields()}
+    return {**known, "vector": octets.encode_base64(vector)}
 
 
 def _corpus(retriever: Retriever) -> dict[str, str]:

@@ -292,4 +292,5 @@ def _result(hit: Hit) -> dict[str, Any]:
         "title": chunk.title,
         "position": chunk.position,
         "text": chunk.text,
+        **chunk.fields(),
     }

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from models.retrieval.fields import Column, Fields, Texts
+from models.retrieval.index import FlatIndex
+from models.retrieval.retriever import Retriever
 from tests.conftest import Running
-from tests.fakes import D, T, add_version, corpus
+from tests.fakes import D, T, add_version, card, corpus
 
 Serve = Callable[..., Running]
 
@@ -92,3 +96,22 @@ def test_the_ledger_comes_newest_first_and_paged(serve: Serve) -> None:
     assert (told["total"], told["moves"][0]["alias"], told["moves"][0]["why"]) == (4, "fallback", "to see it")
     assert [move["after"] for move in told["moves"]] == [move.after for move in reversed(registry.ledger())]
     assert server.http.get("/ledger?offset=1&limit=2").json()["moves"] == told["moves"][1:3]
+
+
+def test_ids_and_metadata_of_the_corpus_are_in_the_answers(serve: Serve) -> None:
+    fields = Fields(Texts.of(f"id-{row}" for row in range(20)), {"lang": Column.of(["en", None] * 10)})
+    known = replace(corpus(), fields=fields)
+    facts = card("corpus", kind="corpus")
+    server = serve(corpus=lambda version: Retriever(version, "1" * 64, facts, known, FlatIndex(known.vectors)))
+    hits = server.http.post("/retrieve", json={"query": known.vectors[3].tolist(), "k": 20}).json()["results"]
+    assert hits[0]["source_id"] == "id-3"
+    assert {hit["id"]: hit["metadata"] for hit in hits} == {row: {} if row % 2 else {"lang": "en"} for row in range(20)}
+    chunks = server.http.get("/articles/1").json()["chunks"]
+    assert [chunk["source_id"] for chunk in chunks] == [f"id-{row}" for row in range(10, 20)]
+    assert chunks[0]["metadata"] == {"lang": "en"}
+
+
+def test_a_corpus_without_ids_answers_without_them(serve: Serve) -> None:
+    server = serve()
+    assert "source_id" not in server.http.get("/articles/1").json()["chunks"][0]
+    assert "metadata" not in server.http.post("/retrieve", json={"query": [1.0] * D}).json()["results"][0]

@@ -1,0 +1,47 @@
+"""Reads a safetensors file without copying it, so that its tensors can stay on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.registry.manifest import Buffer
+
+_DTYPES = {"U8": "u1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
+_LENGTH_BYTES = 8
+
+
+class BadTensors(ValueError):
+    """The bytes are not a safetensors file, or use a type that is not read here."""
+
+
+def view_tensors(data: Buffer) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a safetensors file by name, as read-only views of `data`.
+
+    Raises:
+        BadTensors: the header is damaged, or a tensor exceeds the file.
+    """
+    try:
+        begin = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+        header = json.loads(data[_LENGTH_BYTES:begin])
+        header.pop("__metadata__", None)
+        return {name: _view(data, begin, entry) for name, entry in header.items()}
+    except Exception as error:
+        # a damaged header raises anything from KeyError to RecursionError
+        raise BadTensors(f"not a safetensors file: {error}") from error
+
+
+def _view(data: Buffer, begin: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+    dtype = np.dtype(_DTYPES[entry["dtype"]])
+    first, last = entry["data_offsets"]
+    count = math.prod(entry["shape"])
+    if not 0 <= first <= last or last - first != count * dtype.itemsize:
+        raise ValueError(f"data_offsets {entry['data_offsets']} do not fit the shape {entry['shape']}")
+    if not count:
+        return np.empty(entry["shape"], dtype)
+    return np.frombuffer(data, dtype, count, begin + first).reshape(entry["shape"])

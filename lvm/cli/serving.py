@@ -33,7 +33,6 @@ def serve(
     _handle_early_signals()
     # numpy's matrix products are small here: a second thread would only spin
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from service.processes.server import serve as run
     from service.settings import read_settings
 
     given = {"host": host, "port": port, "insecure": insecure, "workers": workers}
@@ -43,7 +42,10 @@ def serve(
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         from service.ray.graph import serve_until_signal as run
     elif settings.workers > 1 or settings.owner == "on":
+        # The supervisor is small: it imports nothing of the server.
         from service.processes.supervisor import supervise as run
+    else:
+        from service.processes.server import serve as run
     _exit(run(settings))
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from models.devices import DEVICES, may_be_accelerated
 from models.registry.checkpoint import BadCheckpoint, Checkpoint
 from models.vectors import Floats
 
 # least cosine between an answer and the golden vector, which the float32 torch net made
 MIN_PARITY = 0.9999
-DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("float32", "bf16", "int8")
 
 
@@ -54,28 +50,11 @@ def find_device(wanted: str) -> str:
         _require(wanted)
     if wanted != "auto":
         return wanted
-    if not _may_be_accelerated():
-        # found without importing torch, which takes seconds
+    if not may_be_accelerated():
         return "cpu"
     from models.runtimes.torch import best_device
 
     return best_device()
-
-
-def is_accelerated(wanted: str) -> bool:
-    """Return whether `wanted` stands for an accelerator; a child process asks torch, so this one never imports it."""
-    if wanted != "auto":
-        return wanted != "cpu"
-    if not _may_be_accelerated():
-        return False
-    code = "from models.runtimes import find_device; print(find_device('auto'))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return found.stdout.strip() in DEVICES[2:]
-
-
-def _may_be_accelerated() -> bool:
-    maybe_cuda = Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()
-    return (maybe_cuda or sys.platform == "darwin") and importlib.util.find_spec("torch") is not None
 
 
 def _require(device: str) -> None:

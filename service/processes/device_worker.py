@@ -38,15 +38,14 @@ from service.processes.frames import (
     FrameProtocol,
     encode_error,
 )
-from service.processes.heartbeat import on_supervisor_exit, send_heartbeat
-from service.processes.server import SIGNALS, SWITCH_INTERVAL_S
+from service.processes.heartbeat import SIGNALS, on_supervisor_exit, send_heartbeat
+from service.processes.server import SWITCH_INTERVAL_S
 from service.settings import Settings, read_settings
 from service.tasks import CatchAndLog
 from service.telemetry.log import configure, log_writer, logger
 from service.telemetry.metrics import Metrics
 from service.telemetry.shared_memory import SharedMetricValues
 
-SOCKET = "owner.sock"  # in the directory of the shared-memory metrics, which no other user can read
 TICK_S = 0.1  # between two looks at the engines
 HOUR_S = 3600.0  # the longest deadline of a request
 Predictor = Engine[PredictAdapter]

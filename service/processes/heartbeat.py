@@ -1,6 +1,6 @@
 """The heartbeat socket between a process and its supervisor: the process sends a byte a second while it is well.
 
-If the supervisor exits, its end of the socket closes, and the process drains.
+If the supervisor exits, its end of the socket closes, and the process drains. It drains at `SIGNALS`, too.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import sleep
 
+SIGNALS = signal.SIGTERM, signal.SIGINT
 # Seconds between two checks of the parent's process id.
 POLL_S = 1.0
 

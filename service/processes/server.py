@@ -19,12 +19,12 @@ import uvicorn
 from service.app import Service, create_app
 from service.http.connection import LINGER_S, Connection
 from service.processes.acceptor import Acceptor
+from service.processes.heartbeat import SIGNALS
 from service.processes.sockets import bind, check_exposure, lock_address, stop_accepting
-from service.settings import Settings, unknown_settings
+from service.settings import Settings
 from service.tasks import CatchAndLog
-from service.telemetry.log import configure, log_writer, logger
+from service.telemetry.log import configure, log_writer, logger, warn_of_unknown_settings
 
-SIGNALS = signal.SIGTERM, signal.SIGINT
 # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h, in bytes.
 MALLOPT = {-3: 2**20, -1: 2**26}
 # A thread that leaves a net waits this long for the interpreter while the event loop is busy. Python's default of 5 ms
@@ -51,6 +51,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, and announce it."""
         await super().startup(sockets)
+        # Not before: with these limits, the versions take a tenth longer to load.
+        return_freed_memory()
         self._listeners = sockets or ()
         if self.started and sockets:
             self._acceptors = [Acceptor(listener, self._make_protocol) for listener in sockets]
@@ -174,16 +176,9 @@ def serve(settings: Settings) -> int:
         return run(Server(uvicorn_config(app, settings), app, settings), app, listener)
 
 
-def warn_of_unknown_settings() -> None:
-    """Log the variables that are no settings, and so have no effect."""
-    for name, nearest in unknown_settings(os.environ):
-        logger().warning("unknown setting", name=name, nearest=nearest)
-
-
 def run(server: Server, app: Service, listener: socket.socket) -> int:
     """Run a server until it stops; return the exit status, or raise the error that kept the app from starting."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return_freed_memory()
     with contextlib.suppress(SystemExit):
         server.run(sockets=[listener])
     if app.state.process.failure:
@@ -200,6 +195,7 @@ def return_freed_memory() -> None:
     """
     # Another C library may have no mallopt.
     with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
         for option, size in MALLOPT.items():
-            mallopt(option, size)
+            libc.mallopt(option, size)
+        libc.malloc_trim(0)

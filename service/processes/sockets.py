@@ -11,6 +11,8 @@ from ipaddress import ip_address
 from service.http.auth import Tokens
 from service.telemetry.log import logger
 
+# Of the device worker, in the directory of the shared-memory metrics, which no other user can read.
+DEVICE_SOCKET = "owner.sock"
 # Missing in the socket module.
 SO_ATTACH_FILTER = 26
 

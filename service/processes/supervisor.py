@@ -17,14 +17,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from models.runtimes import is_accelerated
+from models.devices import is_accelerated
 from service.http.auth import read_tokens
-from service.processes.device_worker import SOCKET
-from service.processes.server import SIGNALS, warn_of_unknown_settings
-from service.processes.sockets import bind, check_exposure, lock_address, stop_accepting
+from service.processes.heartbeat import SIGNALS
+from service.processes.sockets import DEVICE_SOCKET, bind, check_exposure, lock_address, stop_accepting
 from service.settings import Settings, cores
 from service.tasks import CatchAndLog, repeat
-from service.telemetry.log import configure, log_writer, logger
+from service.telemetry.log import configure, log_writer, logger, warn_of_unknown_settings
 from service.telemetry.metrics import OWNER, WORKER, Metrics
 from service.telemetry.shared_memory import SharedMetricValues, metrics_directory
 
@@ -338,7 +337,7 @@ def supervise(settings: Settings) -> int:
         listeners = [stack.enter_context(bind(settings.host, port, shared=True)) for _ in range(settings.workers)]
         has_device_worker = needs_device_worker(settings)
         directory = stack.enter_context(metrics_directory(slots_for(settings.workers + has_device_worker)))
-        device_socket = stack.enter_context(_listen_at(directory / SOCKET)) if has_device_worker else None
+        device_socket = stack.enter_context(_listen_at(directory / DEVICE_SOCKET)) if has_device_worker else None
         return asyncio.run(Supervisor(settings, listeners, directory, device_socket).run())
 
 

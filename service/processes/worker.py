@@ -12,9 +12,10 @@ import uvicorn
 
 from service.app import Service, create_app
 from service.processes.device_client import DeviceClient
-from service.processes.device_worker import SOCKET, max_frame_bytes
+from service.processes.device_worker import max_frame_bytes
 from service.processes.heartbeat import on_supervisor_exit, send_heartbeat
 from service.processes.server import Server, exit_before_start, run, uvicorn_config
+from service.processes.sockets import DEVICE_SOCKET
 from service.settings import Settings, read_settings
 from service.telemetry.log import configure
 from service.telemetry.shared_memory import SharedMetricValues
@@ -75,8 +76,8 @@ def run_worker(metric_slot: int, listener: int, heartbeat_fd: int, metrics_direc
     """
     settings = read_settings()
     configure(settings.log_level, worker=metric_slot, pid=os.getpid())
-    has_device_worker = (metrics_directory / SOCKET).exists()
-    provider = DeviceClient(metrics_directory / SOCKET, max_frame_bytes(settings)) if has_device_worker else None
+    has_device_worker = (metrics_directory / DEVICE_SOCKET).exists()
+    provider = DeviceClient(metrics_directory / DEVICE_SOCKET, max_frame_bytes(settings)) if has_device_worker else None
     app = create_app(settings, metric_values=SharedMetricValues(metrics_directory, metric_slot), provider=provider)
     app.state.process.headers = [(b"x-worker", b"%d" % metric_slot)]
     with socket.socket(fileno=heartbeat_fd) as heartbeats, socket.socket(fileno=listener) as ours:

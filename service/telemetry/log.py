@@ -21,6 +21,8 @@ from typing import Any
 
 import structlog
 
+from service.settings import unknown_settings
+
 Logger = structlog.typing.FilteringBoundLogger
 # Lines for failed requests, per second. The log must not be what keeps a busy service busy.
 MAX_FAILURES = 10
@@ -180,6 +182,12 @@ def logger() -> Logger:
     """Return the process's logger."""
     log: Logger = structlog.get_logger()
     return log
+
+
+def warn_of_unknown_settings() -> None:
+    """Log the variables that are no settings, and so have no effect."""
+    for name, nearest in unknown_settings(os.environ):
+        logger().warning("unknown setting", name=name, nearest=nearest)
 
 
 class AccessLog:

@@ -143,6 +143,15 @@ def test_serving_on_cpu_imports_no_torch(shipped: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_the_supervisor_imports_nothing_that_serves() -> None:
+    code = (
+        "import sys, lvm.cli, service.processes.supervisor\n"
+        "needless = {'service.app', 'fastapi', 'uvicorn', 'onnxruntime', 'faiss', 'numpy'} & sys.modules.keys()\n"
+        "assert not needless, needless"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_a_promotion_under_load_changes_the_version_without_an_error(process: Start, shipped: Path) -> None:
     server = process()
     gmn = next(version for version in server.registry.versions() if version.name == "gmn")

@@ -24,7 +24,7 @@ from lvm.cli.arguments import (
 from lvm.cli.exit_codes import FAILED
 from lvm.cli.output import print_json, print_message, print_table, print_version
 from models.recipe import NAMED_DIR
-from models.registry.registry import Move
+from models.registry.registry import Move, check_name
 
 
 def models(
@@ -187,38 +187,46 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A file that torch.save wrote.", exists=True, readable=False)],
-    name: Annotated[str, typer.Option(help="amn, gru, lstm (either variant) or transformer.")],
+    file: Annotated[Path, typer.Argument(help="A file of torch.save or safetensors.", exists=True, readable=False)],
+    name: Annotated[
+        str,
+        typer.Option(
+            callback=check_name,
+            help="The model's name in the registry. If it is amn, gru, lstm or the like, the file must hold that net.",
+        ),
+    ],
+    architecture: Annotated[
+        str | None,
+        typer.Option(metavar="NET", help="The net, if the file does not say: amn, gru, lstm, transformer, ..."),
+    ] = None,
     encoder: Annotated[str, typer.Option(help="The encoder whose vectors the net reads.")] = "unspecified",
     context_length: Annotated[int | None, typer.Option(help="T, if the file does not say; default 5.")] = None,
     license_: Annotated[str, typer.Option("--license", callback=as_utf8, help="Licence of the weights.")] = "other",
     data: Annotated[
-        str | None, typer.Option(metavar=NAMED_DIR, help="A data set to score it on, for its card.")
+        list[str] | None, typer.Option(metavar=NAMED_DIR, help="A data set to score it on, for its card; repeat.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version of a checkpoint that torch.save wrote.
+    """Make a version of a model in a file.
 
     Tensors that are missing, unexpected or not finite are rejected, and no code in the file runs.
     """
     from models.registry.card import Card
     from models.retrieval.corpus import read_corpus
-    from models.training import publish, torch_import
+    from models.training.imported import ImportOptions
+    from models.training.importing import publish_model, read_model
 
-    net = torch_import.read_net(file, name, context_length, print_message)
-    scored = {known: read_corpus(directory) for known, directory in map(named_dir, [data] if data else [])}
-    corpus = next(iter(scored.values()), None)
-    facts = publish.facts(net)
-    golden = publish.golden_contexts(corpus, facts["dim"], facts["context_length"])
+    options = ImportOptions(name, architecture, context_length, print_message)
+    model = read_model(file, options)
+    sets = {known: read_corpus(directory) for known, directory in map(named_dir, data or ())}
+    asked = f" --architecture {architecture}" if architecture else ""
     card = Card(
-        name=facts["architecture"],
+        name=name,
         kind="net",
-        dim=facts["dim"],
+        dim=0,
         encoder=encoder,
         license=license_,
         attribution="Imported; who trained it holds its rights.",
-        command=f"lvm import {file.name} --name {name}",
-        reference=publish.reference_of(corpus) if corpus else None,
-        limits=("Imported: what it was trained on is not known here.",),
+        command=f"lvm import {as_utf8(file.name)} --name {name}{asked}",
     )
-    print_version(publish.publish(registry(), net, card, golden, scored), as_json)
+    print_version(publish_model(registry(), model, options, card, sets), as_json)

@@ -90,8 +90,23 @@ def publish(
         BadCheckpoint: the exported net does not answer as the torch net does.
         NotAsTrained: the served version does not score on `held_out` what training did.
     """
-    card = replace(card, **facts(net))
-    files = net_files(net, golden)
+    return publish_files(registry, replace(card, **facts(net)), net_files(net, golden), data, train, held_out)
+
+
+def publish_files(
+    registry: Registry,
+    card: Card,
+    files: Mapping[str, bytes],
+    data: Mapping[str, Corpus],
+    train: Corpus | None = None,
+    held_out: tuple[Windows, float] | None = None,
+) -> Version:
+    """Store the files of a net, or of a two-tower, as a new version of `card.name`; see `publish`.
+
+    Raises:
+        BadCheckpoint: the files cannot be served, or do not answer as their golden vectors say.
+        NotAsTrained: as `publish`.
+    """
     served = _load_draft(card, files)
     if held_out:
         _compare(served.held_out_score(held_out[0]), held_out[1])

@@ -1,7 +1,8 @@
-"""Imports checkpoints that `torch.save` wrote: nets are loaded strictly, by the names of their tensors."""
+"""Reads nets from files of `torch.save` or safetensors: loaded strictly, by the names of their tensors."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.nets import NETS
+from models.nets import NETS, BadConfig
 from models.registry.checkpoint import BadCheckpoint
+from models.training.imported import ImportOptions
 from models.training.safe_torch_load import listed, safe_load, shown
+from models.training.safetensors_file import is_safetensors, read_safetensors
 
 MAX_CONTEXT = 4096  # chunks; a Transformer's mask takes the square of it
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers: DDP, torch.compile, Lightning, a plain attribute
+STATES = ("model_state_dict", "state_dict")  # keys of the state dictionary: the customer's, Lightning's
+_EXPECTED = "expected a dictionary with a `model_state_dict` of tensors"
+_SEPARATOR = re.compile(r"[\W_]")
 _HEADS = ("nhead", "num_heads", "n_heads", "heads")
 
 
@@ -31,47 +37,66 @@ class NameMismatch(BadCheckpoint):
 def read_net(
     path: Path, name: str, context_length: int | None = None, report: Callable[[str], None] = lambda message: None
 ) -> nn.Module:
-    """Return the net saved in `path` under the architecture `name`, every tensor loaded by name.
+    """Return the net saved in `path` under the architecture `name`; see `net_from`."""
+    if name not in NETS:
+        raise BadCheckpoint(f"unknown net {name!r}; choose from {', '.join(NETS)}")
+    return net_from(path, read_saved(path), ImportOptions(name, None, context_length, report))
 
-    `lstm_stack` is recognised by its tensor names. T is `context_length`, else that of the saved configuration, else 5.
-    A prefix that a wrapper put before every name is removed; `report` is called with a message about it.
+
+def read_saved(path: Path) -> Mapping[Any, Any]:
+    """Return the dictionary that the file holds: of `torch.save`, or of safetensors under `model_state_dict`.
+
+    Raises:
+        BadCheckpoint: the file is damaged, would run code, or holds something else.
+    """
+    saved = read_safetensors(path) if is_safetensors(path) else safe_load(path)
+    if not isinstance(saved, dict):
+        raise BadCheckpoint(f"{path}: {_EXPECTED}; it holds a {type(saved).__name__}")
+    return saved
+
+
+def net_from(path: Path, saved: Mapping[Any, Any], options: ImportOptions) -> nn.Module:
+    """Return the net in the dictionary `saved` of the file `path`, every tensor loaded by name.
+
+    The architecture is the one that `options` state, else the `model_type` of the file, else the only net that has
+    exactly these tensors. `lstm_stack` is recognised by its tensor names. T is that of `options`, else that of the
+    saved configuration, else 5. A prefix that a wrapper put before every name is removed, and reported.
 
     Raises:
         NameMismatch: a tensor is missing, unexpected, or has another shape; the exception has the whole lists.
-        BadCheckpoint: the file is not a checkpoint, would run code, or says that it is another net.
+        BadCheckpoint: there is no state dictionary, or the file says that it is another net.
     """
-    saved = _read(path)
-    state, removed = _without_prefixes(saved["model_state_dict"])
+    state, removed = _without_prefixes(_state(path, saved))
     if removed:
-        report(f"removed the prefix `{removed}` from the name of every tensor")
+        options.report(f"removed the prefix `{removed}` from the name of every tensor")
+    if not isinstance(saved.get("model_config") or {}, dict):
+        raise BadCheckpoint(f"{path}: `model_config` is not a dictionary")
     saved = {**saved, "model_state_dict": state}
-    architecture = _architecture(saved, name)
+    architecture = _architecture(saved, options)
     with torch.device("meta"):  # allocates nothing until every tensor confirms the sizes that the file states
-        blank = _build(architecture, saved, context_length)
+        blank = _build(architecture, saved, options.context_length)
     state = _with_our_positions(state, blank)
     _compare(architecture, blank.state_dict(), state)
-    net = _build(architecture, saved, context_length)
+    net = _build(architecture, saved, options.context_length)
     net.load_state_dict(state, strict=True)
     _reject_non_finite(net.state_dict())
     return net.eval()
 
 
-def _read(path: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = safe_load(path)
-    state = saved.get("model_state_dict") if isinstance(saved, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        has = f"it has the keys {listed(list(map(str, saved)))}" if isinstance(saved, dict) else _kind_of(saved)
-        raise BadCheckpoint(f"{path}: expected a dictionary with a `model_state_dict` of tensors; {has}")
-    if not isinstance(saved.get("model_config") or {}, dict):
-        raise BadCheckpoint(f"{path}: `model_config` is not a dictionary")
-    hollow = [key for key, tensor in state.items() if not _is_whole(tensor)]
+def _state(path: Path, saved: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the state dictionary in `saved`: that of the first key in `STATES`, else `saved` itself."""
+    key = next((key for key in STATES if key in saved), None)
+    state = saved[key] if key else saved
+    if not isinstance(state, dict) or not (key or state) or not all(map(_is_named_tensor, state.items())):
+        raise BadCheckpoint(f"{path}: {_EXPECTED}; it has the keys {listed(list(map(str, saved)))}")
+    hollow = [name for name, tensor in state.items() if not _is_whole(tensor)]
     if hollow:
         raise BadCheckpoint(f"{path}: unusable tensors (empty, not dense, or cut short): {listed(hollow)}")
-    return saved
+    return state
 
 
-def _kind_of(saved: Any) -> str:
-    return f"it holds a {type(saved).__name__}"
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -88,14 +113,44 @@ def _is_whole(tensor: Tensor) -> bool:
     return plain and 0 < tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def _architecture(saved: Mapping[str, Any], name: str) -> str:
-    if name not in NETS:
-        raise BadCheckpoint(f"unknown net {name!r}; choose from {', '.join(NETS)}")
-    stated = str(saved.get("model_type") or name).lower()
-    if stated.split("_")[0] != name.split("_")[0]:
-        raise BadCheckpoint(f"the file says it is {shown(stated)!r}, not {name!r}")
+def _architecture(saved: Mapping[str, Any], options: ImportOptions) -> str:
+    """Return the name of the net in the file.
+
+    Raises:
+        BadConfig: `options` name an architecture that does not exist.
+        BadCheckpoint: the file says that it is another net, or nothing says which it is.
+    """
+    asked = options.architecture or (options.name if options.name in NETS else None)
+    if asked is not None and asked not in NETS:
+        raise BadConfig(f"unknown net {asked!r}; choose from {', '.join(NETS)}")
+    stated = str(saved.get("model_type") or "").lower()
+    family = _SEPARATOR.split(stated)[0]
+    is_other = family in NETS if options.architecture else bool(stated)
+    if asked and is_other and family != asked.split("_")[0]:
+        raise BadCheckpoint(f"the file says it is {shown(stated)!r}, not {asked!r}")
+    name = asked or (family if family in NETS else _recognised(saved, options))
     stacked = any(key.startswith("blocks.") for key in saved["model_state_dict"])
     return "lstm_stack" if name == "lstm" and stacked else name
+
+
+def _recognised(saved: Mapping[str, Any], options: ImportOptions) -> str:
+    """Return the only net that has exactly the tensors of the file."""
+    fitting = [name for name in NETS if _fits(name, saved, options.context_length)]
+    if len(fitting) != 1:
+        found = f"several nets have these tensors: {', '.join(fitting)}" if fitting else "no net has these tensors"
+        names = listed(sorted(saved["model_state_dict"]))
+        raise BadCheckpoint(f"{found}; state one of {', '.join(NETS)} by --architecture; the file has {names}")
+    return fitting[0]
+
+
+def _fits(name: str, saved: Mapping[str, Any], context_length: int | None) -> bool:
+    try:
+        with torch.device("meta"):
+            blank = _build(name, saved, context_length)
+        _compare(name, blank.state_dict(), _with_our_positions(saved["model_state_dict"], blank))
+    except BadCheckpoint:
+        return False
+    return True
 
 
 def _build(architecture: str, saved: Mapping[str, Any], context_length: int | None) -> nn.Module:

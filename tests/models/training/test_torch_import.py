@@ -388,7 +388,6 @@ def test_an_archive_that_climbs_out_of_its_place_writes_nothing(tmp_path: Path) 
         {"model_state_dict": [torch.ones(3)]},
         {"model_state_dict": {"a": [1.0]}},
         {"model_state_dict": {1: torch.ones(3)}},
-        {"state_dict": {"a": torch.ones(3)}},
     ],
 )
 def test_rejects_a_file_that_is_not_a_checkpoint(tmp_path: Path, saved: Any) -> None:

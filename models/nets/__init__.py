@@ -13,6 +13,7 @@ from models.nets.gmn import GMN, GMNConfig
 from models.nets.gru import GRU, GRUConfig
 from models.nets.lstm import LSTM, LSTMConfig, LSTMStack, LSTMStackConfig
 from models.nets.mamba import Mamba, MambaConfig
+from models.nets.mamba_lnsp import MambaLnsp, MambaLnspConfig
 from models.nets.transformer import Transformer, TransformerConfig
 
 
@@ -27,6 +28,7 @@ NETS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "lstm": (LSTMConfig, LSTM),
     "lstm_stack": (LSTMStackConfig, LSTMStack),
     "mamba": (MambaConfig, Mamba),
+    "mamba_lnsp": (MambaLnspConfig, MambaLnsp),
     "transformer": (TransformerConfig, Transformer),
 }
 

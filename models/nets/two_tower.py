@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -26,13 +28,31 @@ class PassageTower(nn.Module):
         return unit(vectors + self.net(vectors))
 
 
+class PlainPassageTower(nn.Module):
+    """A tower of passages as LNSP's files have it: the same MLP, but its answer is not added to the vector."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Linear(dim, dim))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Map unit vectors `(N, D)` to unit vectors `(N, D)`."""
+        return unit(self.mlp(vectors))
+
+
+def blank_passage_tower(state: Mapping[str, Tensor], dim: int) -> nn.Module:
+    """Return the tower of passages of D = `dim` whose tensors have the names of `state`, not yet loaded."""
+    is_plain = any(name.startswith("mlp.") for name in state)
+    return PlainPassageTower(dim) if is_plain else PassageTower(dim)
+
+
 class TwoTower(nn.Module):
     """A query tower, any net of `(B, T, D)` to `(B, D)`, beside a passage tower."""
 
-    def __init__(self, query: nn.Module, dim: int) -> None:
+    def __init__(self, query: nn.Module, payload: nn.Module) -> None:
         super().__init__()
         self.query = query
-        self.payload = PassageTower(dim)
+        self.payload = payload
 
     def forward(self, context: Tensor) -> Tensor:
         """Map contexts `(B, T, D)` to unit queries `(B, D)`."""

@@ -16,6 +16,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.runtimes.denormals import FlushedDenormals
 from models.runtimes.priority import has_lowered_priority
 from models.vectors import Floats
 
@@ -65,5 +66,7 @@ class OnnxRuntime:
         return np.concatenate([self._run(mine), *(help.result() for help in helped)])
 
     def _run(self, contexts: Floats) -> Floats:
-        answer: Floats = self._session.run(["vector"], {"context": contexts})[0]
+        # the session's own option works only in the thread that opened the first session
+        with FlushedDenormals():
+            answer: Floats = self._session.run(["vector"], {"context": contexts})[0]
         return answer

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.nets import BadConfig, build
 from models.nets.unit import unit
 from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.runtimes.denormals import FlushedDenormals
 from models.vectors import Floats
 
 
@@ -74,13 +75,14 @@ class TorchRuntime:
     @torch.inference_mode()
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
-        answer: Floats = self._net(torch.from_numpy(contexts).to(self._device)).cpu().numpy()
+        with FlushedDenormals():
+            answer: Floats = self._net(torch.from_numpy(contexts).to(self._device)).cpu().numpy()
         return answer
 
 
 def run_net(net: nn.Module, contexts: Floats) -> Floats:
     """Return the answers of a float32 net to contexts `(B, T, D)`, computed on the CPU."""
-    with torch.inference_mode():
+    with torch.inference_mode(), FlushedDenormals():
         return np.asarray(net.cpu().eval()(torch.from_numpy(contexts)).numpy(), dtype=np.float32)
 
 

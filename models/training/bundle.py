@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load as load_torch
 
 from models.evaluate import evaluate, evaluate_retrieval, evaluate_windows
-from models.nets.two_tower import PassageTower
+from models.nets.two_tower import blank_passage_tower
 from models.registry import manifest
 from models.registry.checkpoint import (
     GOLDEN_FILE,
@@ -69,8 +69,9 @@ class LoadedTowers:
 
     def payload(self, vectors: Floats) -> Floats:
         """Map unit vectors of passages `(N, D)` to payload vectors `(N, D)`, rounded to float16 as in an index."""
-        tower = PassageTower(self.card.dim)
-        tower.load_state_dict(load_torch(self.files[PAYLOAD_FILE]))
+        state = load_torch(self.files[PAYLOAD_FILE])
+        tower = blank_passage_tower(state, self.card.dim)
+        tower.load_state_dict(state)
         return normalise(run_net(tower, vectors).astype(np.float16))
 
     def retriever_over(self, corpus: Corpus) -> Retriever:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.evaluate import rank_metrics, ranks
 from models.nets import build
-from models.nets.two_tower import TwoTower, info_nce
+from models.nets.two_tower import PassageTower, TwoTower, info_nce
 from models.recipe import Recipe
 from models.training.negatives import Negatives, near_misses
 from models.training.train import Trainer
@@ -38,7 +38,7 @@ class TowerTrainer(Trainer):
 
     def make_net(self) -> TwoTower:
         """Return untrained towers; raises `BadConfig`."""
-        return TwoTower(build(self.architecture, self.config), self.config["dim"])
+        return TwoTower(build(self.architecture, self.config), PassageTower(self.config["dim"]))
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Mine near misses with the current towers, then yield batches as every trainer does."""

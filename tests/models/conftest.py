@@ -37,6 +37,7 @@ TINY: dict[str, dict[str, Any]] = {
     "lstm": {"hidden_dim": 16},
     "lstm_stack": {"hidden_dim": 16, "blocks": 2},
     "mamba": {"blocks": 2, "state_dim": 4},
+    "mamba_lnsp": {"blocks": 2, "state_dim": 4, "width": 16},
     "transformer": {"model_dim": 16, "heads": 2, "layers": 2, "feedforward_dim": 32, "max_positions": 20},
 }
 

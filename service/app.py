@@ -26,7 +26,7 @@ from service.deploy.registry_sync import deployment_lifespan, sync_loop
 from service.deploy.shadow import Shadow
 from service.deploy.watcher import Watcher
 from service.engines.remote import EngineProvider
-from service.engines.router import Router
+from service.engines.router import make_router
 from service.http import asgi, checks, schemas
 from service.http.auth import PROBES, Tokens, read_tokens
 from service.http.gateway import OTHER, Gateway, Route, State, routes_by_path
@@ -108,7 +108,7 @@ def create_app(
     deployments = Deployments(store, loaders or ModelLoader(settings), settings, metrics, aliases=aliases)
     watcher = Watcher(deployments, settings.reload_s, metrics)
     sync = sync_loop(deployments, settings, metrics)
-    router = Router(deployments.engines, settings, metrics)
+    router = make_router(deployments.engines, settings, metrics)
     admission = Admission(_limit(settings), settings, metrics)
 
     @contextlib.asynccontextmanager

@@ -48,7 +48,7 @@ class Settings(BaseSettings):
         CACHE_DIRECTORY, description="Directory for local copies of object stores, one subdirectory per store."
     )
     store_s: Positive = Field(
-        5, description="Seconds between two polls of an object store; a poll requests four small objects."
+        5, description="Seconds between two polls of an object store; a poll requests one small object per alias."
     )
     host: str = Field(
         "127.0.0.1", description="Address to listen on. The default can be reached from this machine only."
@@ -125,7 +125,8 @@ class Settings(BaseSettings):
         0.5,
         gt=0,
         le=1,
-        description="Share of the remaining time that the primary may use before the fallback is tried.",
+        description="Share of the remaining time that an engine may use before the next one, the first or a further "
+        "fallback, is tried.",
     )
     shadow_share: Share = Field(
         0.05,

@@ -100,7 +100,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Alias = Annotated[
     str,
     typer.Argument(
-        callback=check_alias, autocompletion=complete_alias, help="primary, fallback, candidate or retriever."
+        callback=check_alias,
+        autocompletion=complete_alias,
+        help="primary, fallback, fallback-2 to fallback-9, candidate or retriever.",
     ),
 ]
 AliasOrVersion = Annotated[

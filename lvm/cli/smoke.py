@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.registry.alias import PREDICTORS, Alias
+from models.registry.alias import Alias, predictors_to_show
 from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry, UnknownVersion
 from models.runtimes import MIN_PARITY
@@ -81,7 +81,7 @@ class Smoke:
     def _checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         yield "probes", self._probes
         yield "models", self._models
-        for alias in PREDICTORS:
+        for alias in predictors_to_show(self._aliases):
             yield f"predict: {alias}", partial(self._predict, alias)
         yield "retrieve", self._retrieve
         for name in ERRORS:

@@ -48,7 +48,7 @@ export function start() {
 // Fill the choices, and show the first article.
 export const load = guard(async () => {
   const { aliases, encoder } = await get("models");
-  const nets = Object.entries(aliases).filter(([alias]) => alias === "primary" || alias === "fallback");
+  const nets = Object.entries(aliases).filter(([alias]) => alias === "primary" || alias.startsWith("fallback"));
   const options = nets.map(([alias, { id }]) => el("option", { value: alias }, `${alias}: ${id.split("/")[0]}`));
   const own = aliases.retriever ? "retriever: its own towers, else primary" : "primary";
   maker.replaceChildren(el("option", { value: "" }, own), ...options);

@@ -224,6 +224,8 @@ class Deployments:
         self.card_executor.close()
 
     def _set(self, alias: Alias, slot: Slot) -> None:
+        if alias not in self.slots:
+            self._metrics.precreate_alias(alias)
         self.slots[alias] = slot
         if alias in PREDICTORS and slot.engine:
             self.engines[alias] = slot.engine

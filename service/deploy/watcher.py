@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
 
-from models.registry.alias import Alias
+from models.registry.alias import EXPECTED, Alias
 from models.registry.registry import BrokenAlias, UnknownVersion, Version
 from service.deploy.deployments import Deployments
 from service.tasks import repeat
@@ -67,9 +67,14 @@ class Watcher:
             try:
                 await self.poll(alias)
             except Exception as error:  # a file system may raise anything; the other aliases are polled nevertheless
-                self._record_failure(alias, error)
+                # a registry that cannot be read is reported for the aliases in use
+                if not (isinstance(error, OSError) and self._is_unused(alias)):
+                    self._record_failure(alias, error)
             else:
                 self.failing.discard(alias)
+
+    def _is_unused(self, alias: Alias) -> bool:
+        return alias not in EXPECTED and alias not in self.deployments.slots
 
     def _record_failure(self, alias: Alias, error: Exception) -> None:
         """Count a failed poll; log the first of several in a row."""

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
+from typing import NamedTuple
 
 STATES = {"closed": 0.0, "half_open": 0.5, "open": 1.0}
+
+
+class BreakerLimits(NamedTuple):
+    """When a breaker opens, and for how long at least: the first arguments of `Breaker`."""
+
+    failures: int
+    window: int
+    hold_s: float
 
 
 class Breaker:

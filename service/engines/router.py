@@ -1,4 +1,4 @@
-"""The router: sends a request to the first engine of a chain, and to the next if that fails. A breaker per engine."""
+"""The router: sends a request to the first engine of a chain, and to the next if that fails. A breaker per alias."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lvm.errors import (
     Unavailable,
     UnknownModel,
 )
-from models.registry.alias import PREDICTORS, Alias
+from models.registry.alias import FALLBACKS, PREDICTORS, Alias, predictors_to_show
 from models.vectors import Floats
-from service.engines.breaker import STATES, Breaker
+from service.engines.breaker import STATES, Breaker, BreakerLimits
 from service.engines.predict import Prediction
 from service.engines.remote import PredictEngine
 from service.engines.stats import full_wait_s, is_engine_fault
@@ -27,7 +27,7 @@ Profile = Literal["realtime", "batch"]
 ORDER: Mapping[Profile, tuple[Alias, ...]] = {
     "realtime": PREDICTORS,
     # the customer's advice: GRU first for batch work
-    "batch": (Alias.FALLBACK, Alias.PRIMARY),
+    "batch": (*FALLBACKS, Alias.PRIMARY),
 }
 
 
@@ -40,17 +40,30 @@ class Routed(NamedTuple):
 
 
 class Router:
-    """Sends contexts to `engines` by alias, a mapping that may change at any time."""
+    """Sends contexts to engines.
 
-    def __init__(self, engines: Mapping[str, PredictEngine], settings: Settings, metrics: Metrics) -> None:
+    Args:
+        engines: by alias; the mapping may change at any time.
+        metrics: where rejections and fallbacks are counted.
+        share: of the time left, what every engine of a chain but the last may use.
+        full_wait_s: a caller who waited so many seconds in vain shows that an engine hangs.
+        breaker: the limits of the circuit breaker of each engine.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, PredictEngine],
+        metrics: Metrics,
+        *,
+        share: float,
+        full_wait_s: float,
+        breaker: BreakerLimits,
+    ) -> None:
         self.engines = engines
-        self._primary_share = settings.primary_share
-        self._full_wait_s = full_wait_s(settings)
+        self._share = share
+        self._full_wait_s = full_wait_s
         self._metrics = metrics
-        self.breakers: dict[str, Breaker] = {
-            alias: Breaker(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s)
-            for alias in PREDICTORS
-        }
+        self.breakers: dict[str, Breaker] = {alias: Breaker(*breaker) for alias in PREDICTORS}
 
     def chain(self, model: str | None, profile: Profile) -> list[PredictEngine]:
         """Return the engines to try, in order; a model other than `primary` is the only one.
@@ -61,10 +74,11 @@ class Router:
         """
         if not self.engines:
             raise Unavailable("no model is loaded")
+        ordered = [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
         if model is None or model == Alias.PRIMARY:
-            return [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
-        for alias, engine in self.engines.items():
-            if model in (alias, engine.info.name):
+            return ordered
+        for engine in ordered:
+            if model in (engine.info.alias, engine.info.name):
                 return [engine]
         served = sorted({*self.engines, *(engine.info.name for engine in self.engines.values())})
         raise UnknownModel(f'unknown model "{model[:100]}"; available: {", ".join(served)}')
@@ -78,7 +92,7 @@ class Router:
         failures: list[Unavailable | Expired] = []
         for engine in chain:
             now = monotonic()
-            until = deadline if engine is chain[-1] else now + (deadline - now) * self._primary_share
+            until = deadline if engine is chain[-1] else now + (deadline - now) * self._share
             reason = failures[0].reason if failures else None
             try:
                 prediction = await self._ask(engine, contexts, until)
@@ -122,8 +136,19 @@ class Router:
 
     def update_gauges(self) -> None:
         """Bring the gauges of the breakers up to date."""
-        for alias, breaker in self.breakers.items():
-            self._metrics.breaker.set(STATES[breaker.state], alias)
+        for alias in predictors_to_show(self.engines):
+            self._metrics.breaker.set(STATES[self.breakers[alias].state], alias)
+
+
+def make_router(engines: Mapping[str, PredictEngine], settings: Settings, metrics: Metrics) -> Router:
+    """Return the router of `engines` with the limits of the settings."""
+    return Router(
+        engines,
+        metrics,
+        share=settings.primary_share,
+        full_wait_s=full_wait_s(settings),
+        breaker=BreakerLimits(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s),
+    )
 
 
 def _with_shortest_retry(failures: list[Unavailable | Expired]) -> Unavailable | Expired:

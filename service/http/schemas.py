@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.registry.alias import PREDICTORS
+
 Vector = list[float]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 Query = Annotated[list[Number], Field(min_length=1)]
@@ -57,7 +59,7 @@ class MadeBy(BaseModel):
 
     model: str
     version: str
-    served_by: Literal["primary", "fallback"] = Field(description="The alias that answered.")
+    served_by: str = Field(description="The alias that answered.", json_schema_extra={"enum": [*PREDICTORS]})
     fallback_reason: str | None = Field(description="Why the first engine did not answer, or null.")
     timing_ms: Timing
 
@@ -82,7 +84,7 @@ class PredictRequest(RequestPart):
     model: Name | None = Field(None, description="An alias or a model name; all but `primary` are the only one tried.")
     profile: Literal["realtime", "batch"] | None = Field(
         None,
-        description="Which net is asked first: the primary (realtime, the default) or the fallback (batch). Refused "
+        description="Which net is asked first: the primary (realtime, the default) or the fallbacks (batch). Refused "
         "beside a model that is the only one tried.",
     )
     encoding: Literal["float", "base64"] | None = Field(

@@ -8,7 +8,7 @@ from functools import partial
 
 from prometheus_client.exposition import choose_encoder
 
-from models.registry.alias import ALIASES, PREDICTORS
+from models.registry.alias import EXPECTED, PREDICTORS
 from service.telemetry.instruments import (
     Counter,
     Family,
@@ -82,6 +82,8 @@ class Metrics:
         self._define_deployment()
         self._define_inputs()
         self._define_shadow()
+        for alias in EXPECTED:
+            self.precreate_alias(alias)
         self._process = ProcessInstruments(self._memory)
         shown = *self.instruments(), *self._process.families.values()
         self._by_name = {made.name: made for made in shown if isinstance(made, Instrument)}
@@ -104,7 +106,6 @@ class Metrics:
         self.refusals = self._counter("lvm_refusals", "Requests rejected by admission control.", ("reason",))
         self.refusals.precreate(("rows", "bytes", "client"))
         self.rejections = self._counter("lvm_rejections", "Requests rejected by an engine.", ("engine", "reason"))
-        self.rejections.precreate(PREDICTORS, REASONS)
         self.fallbacks = self._counter(
             "lvm_fallbacks", "Requests answered by a fallback, or a search without Milvus.", ("reason",)
         )
@@ -121,7 +122,6 @@ class Metrics:
             "lvm_model_info", "The version that each alias serves.", ("alias", "model", "version", "sha256", "runtime")
         )
         self.reloads = self._counter("lvm_reloads", "Alias changes by how they ended.", ("alias", "outcome"))
-        self.reloads.precreate(ALIASES, RELOADS)
         self.store_looks = self._counter("lvm_store_looks", "Polls of the registry's object store.", ("outcome",))
         self.store_age = self._gauge(
             "lvm_store_age_seconds", "Seconds since that store last answered in full.", join=max
@@ -152,6 +152,12 @@ class Metrics:
         self.shadow_extra_seconds = self._histogram(
             "lvm_shadow_extra_seconds", "Seconds that the candidate took longer, alone in a batch.", edges=EXTRA_S
         )
+
+    def precreate_alias(self, alias: str) -> None:
+        """Show the counters of an alias from now on, so that their first count is an increase."""
+        self.reloads.precreate((alias,), RELOADS)
+        if alias in PREDICTORS:
+            self.rejections.precreate((alias,), REASONS)
 
     def instruments(self) -> Iterator[Family]:
         """Yield every metric of the service."""

@@ -29,6 +29,12 @@ def owner_of(server: Process) -> int:
     return 0
 
 
+def served_by(url: str, model: str) -> str | None:
+    """Return the alias that answers for `model`, None if none does."""
+    answer = httpx.post(f"{url}/predict", json={"context": CONTEXT.tolist(), "model": model}, timeout=PATIENCE_S)
+    return answer.json().get("served_by")
+
+
 def test_answers_are_those_of_one_process_and_a_promotion_reaches_all(process: Start) -> None:
     alone = process(LVM_THREADS="1")
     shared = process(LVM_WORKERS="2", LVM_OWNER="on", LVM_THREADS="1", LVM_RELOAD_S="0.05")
@@ -49,6 +55,8 @@ def test_answers_are_those_of_one_process_and_a_promotion_reaches_all(process: S
         return set(found.values()) == {gru.version}
 
     until(all_serve_it, "both workers to serve the promoted version")
+    shared.registry.point("fallback-2", gru)
+    until(lambda: served_by(shared.url, "fallback-2") == "fallback-2", "a second fallback to answer")
     assert shared.stop() == 0
     assert not shared.events("owner died") + shared.events("worker died")
 

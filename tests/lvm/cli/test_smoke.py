@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from lvm.cli.smoke import ERRORS, Pairs, Smoke
-from tests.conftest import LVM, PATIENCE_S, Running
+from models.registry.registry import Registry
+from tests.conftest import LVM, PATIENCE_S, Running, until
 from tests.fakes import contexts, mean_of
 
 Spoil = Callable[[bytes], bytes]
@@ -71,6 +72,13 @@ def server(serve: Callable[..., Running]) -> Running:
 def outcomes(server: Running, transport: httpx.BaseTransport | None = None, **options: Any) -> dict[str, str]:
     with httpx.Client(base_url=server.url, transport=transport, timeout=PATIENCE_S) as client:
         return {r.check: r.outcome for r in Smoke(client, options.pop("golden", golden), **options).run()}
+
+
+def test_checks_each_further_fallback(server: Running) -> None:
+    registry = Registry(Path(server.app.state.settings.registry))
+    registry.point("fallback-2", registry.resolve("primary"))
+    until(lambda: "fallback-2" in server.app.state.deployments.engines, "the alias to serve")
+    assert outcomes(server)["predict: fallback-2"] == "ok"
 
 
 def test_a_sound_service_passes_every_check(server: Running) -> None:

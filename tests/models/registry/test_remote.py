@@ -124,6 +124,13 @@ def test_sync_copies_versions_aliases_and_reasons(site: Site) -> None:
     assert len(site.theirs.ledger()) == known
 
 
+def test_further_fallbacks_are_pushed_and_synced(site: Site) -> None:
+    site.ours.point("fallback-3", add_version(site.ours, "gmn"))
+    assert site.remote.push(site.ours).keys() == {"fallback-3"}
+    site.sync()
+    assert site.theirs.aliases() == site.ours.aliases()
+
+
 def test_transfers_nothing_twice(site: Site) -> None:
     site.sync()
     Breaking.count = 0

@@ -14,7 +14,7 @@ from service.deploy.canary import COMPARE_EVERY_S
 from service.deploy.deployments import Deployments
 from service.deploy.watcher import Watcher
 from service.engines.engine import Deployed
-from service.engines.router import Router
+from service.engines.router import make_router
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.conftest import PATIENCE_S
@@ -42,7 +42,7 @@ class Harness:
         clock = lambda: monotonic() + self.later_s  # noqa: E731
         self.deployments = Deployments(self.registry, self.loader, known, self.metrics, clock)
         self.watcher = Watcher(self.deployments, known.reload_s, self.metrics, clock)
-        self.router = Router(self.deployments.engines, known, self.metrics)
+        self.router = make_router(self.deployments.engines, known, self.metrics)
 
     @property
     def primary(self) -> Deployed:

@@ -44,6 +44,19 @@ def test_rolls_back_a_version_out_of_bounds_and_records_why(tmp_path: Path, name
     run(tmp_path, scenario)
 
 
+def test_a_further_fallback_is_loaded_when_it_is_set_and_tried_out_when_it_moves(tmp_path: Path) -> None:
+    async def scenario(harness: Harness) -> None:
+        assert harness.deployments.engines.keys() == {"primary", "fallback"}
+        harness.registry.point("fallback-2", add_version(harness.registry, "good"))
+        await harness.until(lambda: "fallback-2" in harness.deployments.engines)
+        assert harness.deployments.slots["fallback-2"].rollout is None, "nothing to compare it with"
+        harness.registry.point("fallback-2", add_version(harness.registry, "good", "better"))
+        await harness.until(lambda: harness.deployments.slots["fallback-2"].rollout)
+        assert harness.count("ok", "fallback-2") == 1
+
+    run(tmp_path, scenario)
+
+
 def test_keeps_a_version_within_bounds_and_retires_its_incumbent(tmp_path: Path) -> None:
     async def scenario(harness: Harness) -> None:
         incumbent = harness.deployments.engines["primary"]

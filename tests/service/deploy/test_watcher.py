@@ -81,10 +81,19 @@ def test_counts_every_poll_of_a_share_that_is_away_and_recovers(tmp_path: Path) 
             before = harness.count("failed", "retriever")
             await harness.until(lambda before=before: harness.count("failed", "retriever") >= before + 3)  # type: ignore[misc]
             assert harness.watcher.failing == {"primary", "fallback", "candidate", "retriever"}
+            assert "fallback-2" not in harness.metrics.scrape()[0].decode(), "it was never set"
             assert await harness.ask() <= {"amn", "good"}
             share.trouble = Share.trouble  # type: ignore[method-assign]
             await harness.promote("good" if spell == 1 else "amn")
             await harness.until(lambda: not harness.watcher.failing)
+
+    run(tmp_path, scenario)
+
+
+def test_reports_a_further_fallback_that_is_not_a_link(tmp_path: Path) -> None:
+    async def scenario(harness: Harness) -> None:
+        (harness.registry.root / "fallback-2").write_text("models/good/1")
+        await harness.until(lambda: harness.count("failed", "fallback-2"))
 
     run(tmp_path, scenario)
 

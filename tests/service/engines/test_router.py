@@ -23,7 +23,7 @@ from models.vectors import Floats
 from service.engines.breaker import Breaker
 from service.engines.engine import EngineInfo
 from service.engines.predict import Prediction
-from service.engines.router import Router
+from service.engines.router import Router, make_router
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.fakes import contexts
@@ -49,7 +49,7 @@ class Hanging(FakeEngine):
 
 def router(primary: ServiceError | None = None, fallback: ServiceError | None = None) -> Router:
     engines = {"primary": FakeEngine("primary", "amn", primary), "fallback": FakeEngine("fallback", "gru", fallback)}
-    return Router(engines, Settings(), Metrics())
+    return make_router(engines, Settings(), Metrics())
 
 
 async def ask(made: Router, seconds: float = 2.0) -> tuple[str, str | None]:
@@ -76,7 +76,50 @@ def test_gives_the_first_engine_its_share_of_the_time_and_the_last_all_of_it() -
     assert last == pytest.approx(100, abs=1)
 
 
+def three(primary: ServiceError | None = None, fallback: ServiceError | None = None) -> Router:
+    """Return a router of three engines; the last was loaded first."""
+    last = FakeEngine("fallback-2", "lstm")
+    return make_router({"fallback-2": last, **router(primary, fallback).engines}, Settings(), Metrics())
+
+
+def test_asks_the_fallbacks_one_after_another_and_gives_the_first_reason() -> None:
+    assert asyncio.run(ask(three(ModelFailed("x")))) == ("fallback", "model_failed")
+    assert asyncio.run(ask(three(ModelFailed("x"), Overloaded("x")))) == ("fallback-2", "model_failed")
+
+
+def test_every_engine_but_the_last_gets_its_share_of_what_is_left() -> None:
+    made = three(ModelFailed("x"), ModelFailed("x"))
+    made.engines["fallback-2"].error = ModelFailed("x")  # type: ignore[attr-defined]
+    began = monotonic()
+    with pytest.raises(ModelFailed):
+        asyncio.run(ask(made, 100))
+    order = ("primary", "fallback", "fallback-2")
+    given = [made.engines[alias].deadlines[0] - began for alias in order]  # type: ignore[attr-defined]
+    assert given == pytest.approx([50, 50, 100], abs=1), "fakes take no time: half of 100, half of 100, all"
+
+
+def test_each_fallback_has_a_breaker_of_its_own() -> None:
+    made = three(ModelFailed("x"), ModelFailed("x"))
+    for _ in range(Settings().breaker_failures):
+        assert asyncio.run(ask(made)) == ("fallback-2", "model_failed")
+    assert asyncio.run(ask(made)) == ("fallback-2", "breaker_open")
+    states = {alias: made.breakers[alias].state for alias in made.engines}
+    assert states == {"primary": "open", "fallback": "open", "fallback-2": "closed"}
+
+
+def test_shows_the_breakers_of_further_fallbacks_only_if_they_are_there() -> None:
+    for made, shown in ((router(), 2), (three(), 3)):
+        metrics = Metrics()
+        again = make_router(made.engines, Settings(), metrics)
+        again.update_gauges()
+        assert metrics.scrape()[0].decode().count("lvm_breaker_open{") == shown
+
+
 def test_chains_follow_profile_and_name() -> None:
+    many = three()
+    assert [engine.info.alias for engine in many.chain(None, "realtime")] == ["primary", "fallback", "fallback-2"]
+    assert [engine.info.alias for engine in many.chain(None, "batch")] == ["fallback", "fallback-2", "primary"]
+    assert [engine.info.alias for engine in many.chain("fallback-2", "realtime")] == ["fallback-2"]
     made = router()
     assert [engine.info.alias for engine in made.chain(None, "realtime")] == ["primary", "fallback"]
     assert [engine.info.alias for engine in made.chain(None, "batch")] == ["fallback", "primary"]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from models.registry.registry import Registry
 from tests.conftest import Running, until
 from tests.fakes import (
     D,
@@ -281,6 +282,26 @@ def test_falls_back_from_a_failing_primary_and_gives_the_reason(serve: Serve, an
     np.testing.assert_allclose(body["vector"], mean_of(context)[0], atol=1e-6)
     assert server.metric("lvm_fallbacks_total", reason=reason) == 1
     assert server.metric("lvm_requests_total", route="/predict", outcome="fallback") == 1
+
+
+def test_a_further_fallback_serves_once_its_alias_is_set(serve: Serve) -> None:
+    answers = iter([raises, mean_of, mean_of, mean_of])
+    server = serve(amn=raises, gru=lambda batch: next(answers)(batch))
+    assert "fallback-2" not in server.http.get("/models").text + server.http.get("/metrics").text
+    registry = Registry(Path(server.app.state.settings.registry))
+    registry.point("fallback-2", add_version(registry, "gru", "second"))
+    until(lambda: "fallback-2" in server.http.get("/models").json()["aliases"], "the alias to serve")
+    body = {"context": contexts()[0].tolist()}
+    got = post(server, body).json()
+    assert (got["served_by"], got["fallback_reason"]) == ("fallback-2", "model_failed")
+    assert post(server, {**body, "model": "fallback-2"}).json()["served_by"] == "fallback-2"
+    assert post(server, {**body, "profile": "batch"}).json()["served_by"] == "fallback"
+    assert server.http.get("/models").json()["aliases"]["fallback-2"]["breaker"] == "closed"
+    assert server.http.get("/v2/models/fallback-2/ready").status_code == 200
+    scraped = server.http.get("/metrics").text.splitlines()
+    assert 'lvm_breaker_open{engine="fallback-2"} 0.0' in scraped
+    assert 'lvm_rejections_total{engine="fallback-2",reason="expired"} 0.0' in scraped
+    assert 'lvm_rejections_total{engine="fallback",reason="model_failed"} 1.0' in scraped
 
 
 def test_falls_back_from_a_hanging_primary_within_the_deadline(serve: Serve) -> None:

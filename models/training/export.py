@@ -26,6 +26,8 @@ from models.runtimes.torch import run_net, state_arrays
 from models.vectors import Floats
 
 _MAX_BATCH = 65_536
+# golden contexts that run at a time; a state space keeps megabytes for each
+_GOLDEN_ROWS = 16
 
 
 def net_files(net: nn.Module, golden: Floats) -> dict[str, bytes]:
@@ -37,7 +39,8 @@ def net_files(net: nn.Module, golden: Floats) -> dict[str, bytes]:
         payload = bytes(save_tensors(state_arrays(net.payload.state_dict())))
         return {**net_files(net.query, golden), PAYLOAD_FILE: payload}
     weights = save_tensors(state_arrays(net.state_dict()))
-    vectors = {"context": golden, "vector": run_net(net, golden)}
+    parts = np.array_split(golden, -(-len(golden) // _GOLDEN_ROWS))
+    vectors = {"context": golden, "vector": np.concatenate([run_net(net, part) for part in parts])}
     return {
         WEIGHTS_FILE: weights,
         GRAPH_FILE: export_graph(net, golden.shape[1:], weights),
@@ -66,9 +69,10 @@ def export_graph(net: nn.Module, shape: tuple[int, ...], weights: bytes) -> byte
         )
     assert program is not None
     model = program.model_proto
+    # first, because shape inference copies all that the model holds
+    _point_at(model, weights)
     _fold_static_shapes(model)
     _strip(model)
-    _point_at(model, weights)
     return bytes(model.SerializeToString(deterministic=True))
 
 

@@ -18,7 +18,7 @@ from models.registry.card import Card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
-from models.training import publish, torch_import
+from models.training import publish, torch_import, two_tower_import
 from models.training.export import net_files
 from models.training.imported import ImportedModel, ImportOptions
 from models.windows import require_windows
@@ -29,7 +29,10 @@ LIMIT = "Imported: what it was trained on is not known here."
 FORMATS: Mapping[str, Callable[[Path, ImportOptions], ImportedModel]] = {}
 
 # readers of a dictionary that holds tensors, by a key that only this kind of model has
-MODELS: Mapping[str, Callable[[Path, Mapping[Any, Any], ImportOptions], nn.Module]] = {}
+MODELS: Mapping[str, Callable[[Path, Mapping[Any, Any], ImportOptions], nn.Module]] = {
+    two_tower_import.QUERY_KEY: two_tower_import.read_two_tower,
+    two_tower_import.PASSAGE_KEY: two_tower_import.read_two_tower,
+}
 
 
 def read_model(path: Path, options: ImportOptions) -> ImportedModel:

@@ -66,18 +66,38 @@ def net_from(path: Path, saved: Mapping[Any, Any], options: ImportOptions) -> nn
         NameMismatch: a tensor is missing, unexpected, or has another shape; the exception has the whole lists.
         BadCheckpoint: there is no state dictionary, or the file says that it is another net.
     """
-    state, removed = _without_prefixes(_state(path, saved))
-    if removed:
-        options.report(f"removed the prefix `{removed}` from the name of every tensor")
+    state = state_of(path, saved, options)
     if not isinstance(saved.get("model_config") or {}, dict):
         raise BadCheckpoint(f"{path}: `model_config` is not a dictionary")
     saved = {**saved, "model_state_dict": state}
     architecture = _architecture(saved, options)
+    return load_strictly(architecture, state, lambda: _build(architecture, saved, options.context_length))
+
+
+def state_of(path: Path, saved: Mapping[Any, Any], options: ImportOptions) -> dict[str, Tensor]:
+    """Return the state dictionary in `saved`, without the prefixes of wrappers, which are reported.
+
+    Raises:
+        BadCheckpoint: there is none, or a tensor in it is unusable.
+    """
+    state, removed = _without_prefixes(_state(path, saved))
+    if removed:
+        options.report(f"removed the prefix `{removed}` from the name of every tensor")
+    return state
+
+
+def load_strictly(name: str, state: dict[str, Tensor], make: Callable[[], nn.Module]) -> nn.Module:
+    """Return the net that `make` builds, called `name` in messages, with every tensor of `state` loaded by name.
+
+    Raises:
+        NameMismatch: a tensor is missing, unexpected, or has another shape; the exception has the whole lists.
+        BadCheckpoint: a tensor is not finite.
+    """
     with torch.device("meta"):  # allocates nothing until every tensor confirms the sizes that the file states
-        blank = _build(architecture, saved, options.context_length)
+        blank = make()
     state = _with_our_positions(state, blank)
-    _compare(architecture, blank.state_dict(), state)
-    net = _build(architecture, saved, options.context_length)
+    _compare(name, blank.state_dict(), state)
+    net = make()
     net.load_state_dict(state, strict=True)
     _reject_non_finite(net.state_dict())
     return net.eval()

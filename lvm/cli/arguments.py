@@ -79,6 +79,11 @@ def as_utf8(text: str) -> str:
     return os.fsencode(text).decode(errors="replace")
 
 
+def as_utf8_or_none(text: str | None) -> str | None:
+    """Return an argument as `as_utf8`, or None if it was not given."""
+    return text and as_utf8(text)
+
+
 def named_dir(text: str) -> DataSet:
     """Return the data set of `[NAME=]DIR`; the default name is that of the directory."""
     name, _, path = text.rpartition("=")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +14,7 @@ from lvm.cli.arguments import (
     AsJson,
     DataDir,
     as_utf8,
+    as_utf8_or_none,
     complete_alias_or_version,
     complete_version,
     existing_registry,
@@ -32,24 +34,79 @@ from lvm.cli.output import (
 from models.recipe import RERANKER, Job
 from models.registry.registry import check_name
 
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+
 
 def data(
     source: Annotated[
         Path,
         typer.Argument(
-            help='Lines of {"title", "text" or "chunks"} (.jsonl, .jsonl.gz; - or a pipe), or .txt files.',
+            help='Lines of {"title", "text" or "chunks"} (.jsonl, .jsonl.gz; - or a pipe), .txt files, '
+            "or vectors (.npz, .npy).",
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The data set to make; must not exist.")],
-    encoder: Annotated[str, typer.Option(help="A sentence-transformers model.")] = "all-MiniLM-L6-v2",
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            callback=as_utf8_or_none,
+            help="A sentence-transformers model, default all-MiniLM-L6-v2; of vectors, the name of what made them.",
+        ),
+    ] = None,
     allow_download: Annotated[bool, typer.Option(help="Allow the encoder to be downloaded from its hub.")] = False,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE=ARRAY",
+            help="Which array has the vectors, texts, ids, articles, positions or titles; repeat. Empty: none.",
+        ),
+    ] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD", help="A field of chunks or articles to keep; repeat.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave out vectors that are zero or not finite.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn articles into a data set of chunks and vectors.
+    """Turn articles, or vectors as they are, into a data set.
 
-    Text is cut at sentence ends. Chunks that the encoder cannot read are left out. The data set is stored whole or not
-    at all. Ctrl-C stops the work; the same command continues it.
+    Text is cut at sentence ends. Chunks that the encoder cannot read are left out. Vectors are kept as they are, of
+    unit length. The data set is stored whole or not at all. Ctrl-C stops the work; the same command continues it.
     """
+    from models.training.array_files import SUFFIXES
+
+    kept = tuple(metadata or ())
+    if source.name.lower().endswith(SUFFIXES):
+        summary, found = _from_vectors(source, out, encoder, _roles(field or []), kept, skip_bad)
+    else:
+        if field or skip_bad:
+            raise typer.BadParameter("only for vectors, a .npz or .npy file", param_hint="--field, --skip-bad")
+        summary, found = _from_articles(source, out, encoder or DEFAULT_ENCODER, allow_download, kept)
+    for warning in found:
+        print_message(f"lvm: {warning}")
+    print_json(summary) if as_json else print_table(("what", "count"), [(k, _shown(v)) for k, v in summary.items()])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{role}={name}" for role, name in value.items())
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _roles(fields: Sequence[str]) -> dict[str, str]:
+    """Return the names of arrays by role; raises `BadParameter` for anything but ROLE=ARRAY."""
+    from models.training.vector_files import ROLES
+
+    pairs = [field.partition("=") for field in fields]
+    wrong = [role for role, equals, _ in pairs if role not in ROLES or not equals]
+    if wrong:
+        raise typer.BadParameter(f"{wrong[0]!r}: expected one of {', '.join(ROLES)}, and =ARRAY", param_hint="--field")
+    return {role: as_utf8(name) for role, _, name in pairs}
+
+
+def _from_articles(
+    source: Path, out: Path, encoder: str, allow_download: bool, metadata: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Make a data set of articles; return its summary and its warnings."""
     from models.text.encoder import SentenceTransformersEncoder, open_encoder
     from models.training import articles
     from models.training.work_cache import cache_next_to
@@ -61,11 +118,20 @@ def data(
             if allow_download
             else open_encoder(encoder, threads)
         )
-        made = articles.build(source, out, model, progress, cache_next_to(out))
-    for warning in articles.warnings(made):
-        print_message(f"lvm: {warning}")
-    summary = asdict(made)
-    print_json(summary) if as_json else print_table(("what", "count"), [(k, str(v)) for k, v in summary.items()])
+        made = articles.build(source, out, model, progress, cache_next_to(out), metadata)
+    return asdict(made), articles.warnings(made)
+
+
+def _from_vectors(
+    source: Path, out: Path, encoder: str | None, fields: Mapping[str, str], metadata: Sequence[str], skip_bad: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Make a data set of vectors that are already computed; return its summary and its warnings."""
+    from models.training import vector_files
+    from models.training.work_cache import cache_next_to
+
+    with long_work("reading vectors", lambda: how_to_continue(out)) as progress:
+        made = vector_files.build(source, out, encoder or "", fields, metadata, skip_bad, progress, cache_next_to(out))
+    return asdict(made), vector_files.warnings(made)
 
 
 @options_from(Job, {"teachers": complete_alias_or_version, "towers": complete_version})
@@ -101,7 +167,9 @@ def _how_to_resume(state: Path) -> str:
 def corpus(
     name: Annotated[str, typer.Argument(callback=check_name, help="The corpus's name in the registry.")],
     data: DataDir,
-    encoder: Annotated[str, typer.Option(help="The encoder of the data.")] = "all-MiniLM-L6-v2",
+    encoder: Annotated[
+        str | None, typer.Option(help="The encoder of the data; default what the data say, or all-MiniLM-L6-v2.")
+    ] = None,
     license_: Annotated[str, typer.Option("--license", callback=as_utf8, help="Licence of the text.")] = "cc-by-sa-3.0",
     attribution: Annotated[
         str, typer.Option(callback=as_utf8, help="Whom the licence of the text requires to be named.")
@@ -129,6 +197,7 @@ def corpus(
     With --towers the version is a bundle, which takes contexts as well as queries.
     """
     from models.registry.card import Card
+    from models.retrieval.corpus import stated_encoder
     from models.training.publish_corpus import publish_corpus
 
     source, directory = named_dir(data)
@@ -141,7 +210,7 @@ def corpus(
         name=name,
         kind="corpus",
         dim=0,
-        encoder=encoder,
+        encoder=encoder or stated_encoder(directory) or DEFAULT_ENCODER,
         license=license_,
         attribution=attribution,
         data={"source": source},

@@ -33,9 +33,13 @@ EXITS: Mapping[str, tuple[int, str]] = {
     "Corrupt": (BAD_DATA, _REMAKE),
     "BadCard": (BAD_DATA, _REMAKE),
     "BadCorpus": (BAD_DATA, _DATA),
+    "BadFields": (BAD_DATA, _DATA),
+    "BadTensors": (BAD_DATA, _DATA),
+    "UnknownField": (USAGE, "a filter names `article`, or a field that `lvm data --metadata` kept"),
     "NoWindows": (BAD_DATA, "use articles with more chunks than a context, or a smaller --context-length"),
     "BadIndex": (BAD_DATA, "use --index flat, which searches exactly"),
     "BadArticles": (BAD_DATA, f"name a .jsonl, .jsonl.gz or .txt file, a directory of .txt, or - for a pipe; {_LINE}"),
+    "BadArrays": (BAD_DATA, "docs/data.md has the arrays that are read, and how to name others"),
     "NothingToRank": (FAILED, "make nets with `lvm train` or `lvm import`; `lvm models` lists those that exist"),
     "NotAsTrained": (
         FAILED,

@@ -223,6 +223,21 @@ def count_chunks(directory: Path) -> int:
         raise BadCorpus(f"unreadable corpus: {error}") from error
 
 
+def stated_encoder(directory: Path) -> str | None:
+    """Return the encoder that the first article of the corpus in `directory` names, None if it names none.
+
+    Raises:
+        BadCorpus: the articles are missing or unreadable.
+    """
+    try:
+        with open(disk.open_regular(directory / ARTICLES_FILE), "rb") as file:
+            encoder = next(_articles(file), {}).get("encoder")
+    except Exception as error:
+        # a damaged file raises anything from EOFError to TokenError
+        raise BadCorpus(f"unreadable corpus: {error}") from error
+    return encoder if isinstance(encoder, str) else None
+
+
 def parse_corpus(files: Mapping[str, Buffer]) -> Corpus:
     """Make a corpus of the bytes of its files; raises as `read_corpus`."""
     try:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from models.retrieval.corpus import write_corpus
+from models.retrieval.fields import ARTICLE, BadFields, Column, Fields, Texts
 from models.text.chunks import chunk
 from models.text.encoder import Encoder, EncoderError, Progress, TextInfo
 from models.training.work_cache import Arrays, WorkCache
@@ -68,7 +69,14 @@ def warnings(made: Summary) -> list[str]:
     return [*([truncated] if made.truncated else []), *([unreadable] if made.unreadable else [])]
 
 
-def build(source: Path, out: Path, encoder: Encoder, progress: Progress, cache: WorkCache) -> Summary:
+def build(
+    source: Path,
+    out: Path,
+    encoder: Encoder,
+    progress: Progress,
+    cache: WorkCache,
+    metadata: Sequence[str] = (),
+) -> Summary:
     """Write the articles of `source` as the new corpus directory `out`, whole or not at all.
 
     The chunks of an article are used as they are, however long; a text is cut by `chunk`. Chunks that the encoder
@@ -80,21 +88,24 @@ def build(source: Path, out: Path, encoder: Encoder, progress: Progress, cache: 
         encoder: counts word-pieces and makes the vectors.
         progress: called with (chunks encoded, chunks in all).
         cache: the work cache, with what an earlier run finished.
+        metadata: fields of chunks, or of articles for all their chunks, that the corpus keeps.
 
     Raises:
-        BadArticles: an article is malformed, or no article yields a chunk.
+        BadArticles: an article is malformed, no article yields a chunk, or a field of `metadata` has no value, or one
+            that is neither text nor a number nor a truth value.
         EncoderError: the vectors have the wrong shape or are not finite.
         FileExistsError: `out` exists.
         OSError: `out` cannot be written.
     """
-    with cache, _appearing(out, cache) as directory:
+    with cache, appearing(out, cache) as directory:
         read_all = [_chunked(article, encoder) for article in read(source)]
-        kept = [article for article, _ in read_all if article["chunks"]]
-        infos = [info for _, of_article in read_all for info in of_article]
+        kept = [each.article for each in read_all if each.article["chunks"]]
+        infos = [info for each in read_all for info in each.infos]
         readable = [info for info in infos if not info.fault]
         if not kept:
             raise BadArticles(f"{shown(source)}: no article yields a chunk that {encoder.name} can read")
-        write_corpus(directory, _vectors(encoder, kept, progress, cache), kept)
+        fields = _fields(source, read_all, metadata)
+        write_corpus(directory, _vectors(encoder, kept, progress, cache), kept, fields)
     return Summary(
         encoder.name,
         encoder.dim,
@@ -109,7 +120,7 @@ def build(source: Path, out: Path, encoder: Encoder, progress: Progress, cache: 
 
 
 @contextmanager
-def _appearing(out: Path, cache: WorkCache) -> Iterator[Path]:
+def appearing(out: Path, cache: WorkCache) -> Iterator[Path]:
     """Yield a new directory in the work cache that becomes `out` on success and vanishes on failure.
 
     If the process is killed, it stays there until the same command succeeds.
@@ -130,13 +141,41 @@ def _refuse_existing(out: Path) -> None:
         raise FileExistsError(f"{shown(out)}: exists")
 
 
-def _chunked(article: Article, encoder: Encoder) -> tuple[Article, list[TextInfo]]:
-    """Return `article` with the `chunks` that can be read and `ntok`, without `text`; and how each chunk is read."""
-    chunks = article.get("chunks") or chunk(article["text"], encoder.count_tokens)
-    infos = [encoder.text_info(text) for text in chunks]
-    kept = [(text, info.word_pieces) for text, info in zip(chunks, infos, strict=True) if not info.fault]
+class _Chunked(NamedTuple):
+    """An article with the chunks that can be read; the `members` of each of them; how each chunk is read."""
+
+    article: Article
+    members: list[Mapping[str, Any]]
+    infos: list[TextInfo]
+
+
+def _chunked(article: Article, encoder: Encoder) -> _Chunked:
+    """Return `article` with the `chunks` that can be read and `ntok`, without `text`."""
+    given = article.get("chunks") or chunk(article["text"], encoder.count_tokens)
+    members = [each if isinstance(each, Mapping) else {"text": each} for each in given]
+    infos = [encoder.text_info(each["text"]) for each in members]
+    kept = [place for place, info in enumerate(infos) if not info.fault]
     rest = {key: value for key, value in article.items() if key not in ("text", "chunks", "ntok")}
-    return {**rest, "chunks": [text for text, _ in kept], "ntok": [size for _, size in kept]}, infos
+    texts = {"chunks": [members[place]["text"] for place in kept], "ntok": [infos[place].word_pieces for place in kept]}
+    return _Chunked({**rest, **texts}, [members[place] for place in kept], infos)
+
+
+def _fields(source: Path, read_all: Sequence[_Chunked], metadata: Sequence[str]) -> Fields | None:
+    """Return the ids and the metadata of all chunks, None if there are none; raises `BadArticles`."""
+    both = [(each.article, members) for each in read_all for members in each.members]
+    ids = [members.get("id") for _, members in both]
+    columns: dict[str, Column] = {}
+    for name in metadata:
+        values = [members.get(name, article.get(name)) for article, members in both]
+        if name == ARTICLE or all(value is None for value in values):
+            raise BadArticles(f"{shown(source)}: no chunk and no article has a field {name!r} that can be kept")
+        try:
+            columns[name] = Column.of(values)
+        except BadFields as error:
+            raise BadArticles(f"{shown(source)}: field {name!r}: {error}") from error
+    has_ids = any(value is not None for value in ids)
+    known = Texts.of("" if value is None else str(value) for value in ids) if has_ids else None
+    return Fields(known, columns) if has_ids or columns else None
 
 
 def _vectors(encoder: Encoder, articles: Sequence[Article], progress: Progress, cache: WorkCache) -> Floats:
@@ -297,9 +336,16 @@ def _fault_of_body(article: Mapping[str, Any]) -> str | None:
     chunks = article["chunks"]
     if not isinstance(chunks, list) or not chunks:
         return "`chunks` must be a list of at least one string"
-    for place, text in enumerate(chunks):
-        if not isinstance(text, str) or not text.strip():
-            return f"`chunks[{place}]` must be a string that is not blank"
+    faults = (_fault_of_chunk(f"chunks[{place}]", chunk) for place, chunk in enumerate(chunks))
+    return next((fault for fault in faults if fault), None)
+
+
+def _fault_of_chunk(place: str, chunk: Any) -> str | None:
+    text = chunk.get("text") if isinstance(chunk, Mapping) else chunk
+    if not isinstance(text, str) or not text.strip():
+        return f"`{place}` must be a string that is not blank, or an object with such a `text`"
+    if isinstance(chunk, Mapping) and type(chunk.get("id", "")) not in (str, int):
+        return f"`{place}.id` must be a string or an integer"
     return None
 
 

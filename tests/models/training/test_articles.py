@@ -103,6 +103,8 @@ GOOD = b'{"title": "A", "chunks": ["fine"]}\n'
         (b'{"title": "A", "chunks": ["a", " "]}', r"`chunks\[1\]`"),
         (b'{"title": "A", "chunks": ["a", null]}', r"`chunks\[1\]`"),
         (b'{"title": "A", "chunks": ["\\ud800"]}', "not JSON in UTF-8"),
+        (b'{"title": "A", "chunks": [{"id": 1}]}', r"`chunks\[0\]`"),
+        (b'{"title": "A", "chunks": [{"text": "a", "id": []}]}', r"`chunks\[0\].id`"),
         (b'{"title": "A", "title": "B", "chunks": ["a"]}', "duplicate key 'title'"),
         (b'{"title": "A", "chunks": ["a"], "more": {"b": 1, "b": 1}}', "duplicate key 'b'"),
         (b'{"title": "A", "chunks": ["a"], "more": NaN}', "not JSON"),
@@ -385,3 +387,36 @@ def test_chunks_of_another_text_or_model_are_encoded_again(
     write_lines(source, {"title": "A", "chunks": [first, *texts[1:]]})
     build(source, out, encoder := kind(), lambda done, total: None, parts)
     assert encoder.asked == asked
+
+
+# --- ids and metadata ---
+
+
+def make_with(source: Path, out: Path, *metadata: str) -> Summary:
+    return build(source, out, HashEncoder(), lambda done, total: None, cache_next_to(out), metadata)
+
+
+def test_chunks_may_have_ids_and_fields_and_share_those_of_their_article(tmp_path: Path) -> None:
+    chunks = ["plain", {"text": "one", "id": 7}, {"text": "two", "id": "b", "lang": "fr", "other": []}]
+    made = {"title": "A", "lang": "en", "year": 1999, "chunks": chunks}
+    lines = write_lines(tmp_path / "in.jsonl", made, {"title": "B", "text": prose([40])})
+    make_with(lines, tmp_path / "out", "lang", "year")
+    corpus = read_corpus(tmp_path / "out")
+    assert [corpus.chunk(row)[3:] for row in range(3)] == [
+        ("plain", None, {"lang": "en", "year": 1999}),
+        ("one", "7", {"lang": "en", "year": 1999}),
+        ("two", "b", {"lang": "fr", "year": 1999}),
+    ]
+    assert corpus.chunk(3).metadata == {}
+    assert corpus.articles[0]["chunks"] == ["plain", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("nowhere", "no chunk and no article has a field 'nowhere'"), ("tags", "field 'tags': list is no value")],
+)
+def test_a_field_that_cannot_be_kept_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+    lines = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": ["fine"], "tags": ["a"]})
+    with pytest.raises(BadArticles, match=reason):
+        make_with(lines, tmp_path / "out", name)
+    assert not (tmp_path / "out").exists()

@@ -138,6 +138,7 @@ class WindowScores:
         """Return the means, for JSON."""
         return {
             "cosine": float(self.cosine.mean()),
+            "cosine_std": float(self.cosine.std()),
             "margin": float(self.margin.mean()),
             "retrieval": {
                 "with_context": rank_metrics(self.ranks),

@@ -54,8 +54,49 @@ class Windows:
         return self.vectors[self.target]
 
 
+@dataclass(frozen=True)
+class Pairs(Windows):
+    """Windows that are given one by one: the rows `context` `(W, T)` and `following` `(W,)` need not be consecutive."""
+
+    context: Rows
+    following: Rows
+
+    @property
+    def target(self) -> Rows:
+        """Rows of the true next vectors, `(W,)`."""
+        return self.following
+
+    def take(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> Pairs:
+        """Return the windows that these numbers, or this mask, select."""
+        context, following = self.context[which], self.following[which]
+        return Pairs(self.vectors, self.start[which], self.article[which], self.length, context, following)
+
+    def rows(self) -> Rows:
+        """Return the rows of the contexts, `(W, T)`."""
+        return self.context
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCorpus(Corpus):
+    """The chunks of pairs of context and next vector, each once, and the pairs; `crossing` cross articles, if known.
+
+    The article and the position of a chunk are not known; `pairs` have the articles.
+    """
+
+    pairs: Pairs
+    crossing: int | None = None
+
+
 def windows(corpus: Corpus, length: int) -> Windows:
-    """Return every window of `length` context chunks that stays inside one article, in order."""
+    """Return every window of `length` context chunks that stays inside one article, in order; of pairs, all.
+
+    Raises:
+        NoWindows: the corpus is one of pairs with contexts of another length.
+    """
+    if isinstance(corpus, PairCorpus):
+        if corpus.pairs.length != length:
+            raise NoWindows(f"the pairs have contexts of {corpus.pairs.length} chunks, not of {length}")
+        return corpus.pairs
     start = np.arange(max(len(corpus) - length, 0))
     end = start + length
     same_article = corpus.article[start] == corpus.article[end]

@@ -122,6 +122,14 @@ DataDir = Annotated[
     str,
     typer.Option("--data", metavar=NAMED_DIR, help="Directory of vectors.f16.npy, index.npy, articles.jsonl.gz."),
 ]
+ScoredData = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="[NAME=]DIR|FILE",
+        help="A data set, or a .npz or .npy file of vectors, or of contexts and next vectors.",
+    ),
+]
 Url = Annotated[str, typer.Argument(help="Address of the service.")]
 Token = Annotated[str | None, typer.Option(envvar="LVM_TOKEN", help="Bearer token, if the service requires one.")]
 Why = Annotated[str, typer.Option(callback=as_utf8, help="The reason, for the ledger.")]

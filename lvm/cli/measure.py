@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lvm.cli.arguments import (
     AliasOrVersion,
     AsJson,
-    DataDir,
+    ScoredData,
     check_environment,
     existing_registry,
     named_dir,
@@ -20,6 +23,7 @@ from lvm.cli.arguments import (
 from lvm.cli.exit_codes import FAILED
 from lvm.cli.output import (
     NOTHING_STORED,
+    Progress,
     command_line,
     how_to_continue,
     long_work,
@@ -29,14 +33,26 @@ from lvm.cli.output import (
 )
 from models.recipe import NAMED_DIR
 
+if TYPE_CHECKING:
+    from models.retrieval.corpus import Corpus
+    from models.vectors import Floats
+
 Section = StrEnum("Section", ["nets", "closed", "rows", "open", "protocol", "retrieval", "start"])
 
 
 def evaluate(
     version: AliasOrVersion,
-    data: DataDir,
+    data: ScoredData,
     train_data: Annotated[
         Path | None, typer.Option("--train-data", help="Training set, to fit the ridge baseline.")
+    ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR|FILE", help="Rank the next chunk among these vectors; default those of the data."),
+    ] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Windows to draw at random; default all.")] = None,
+    metrics: Annotated[
+        Path | None, typer.Option(help="File for the figures as Nq_effective, R_at_k, MRR, mode and topK.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, bf16 or int8.")] = "float32",
@@ -44,38 +60,86 @@ def evaluate(
 ) -> None:
     """Score a version as it is served, beside baselines.
 
-    Towers search DIR as their corpus. The command fails if the score is worse than the card says.
+    Towers search the data, or the bank, as their corpus. The command fails if the score is worse than the card says.
     """
+    from models.bank import metrics as to_metrics
     from models.evaluate import compare_with_card
     from models.evaluate import evaluate as score
     from models.predictor import load_predictor
     from models.registry.card import read_card
-    from models.retrieval.corpus import read_corpus
+    from models.training.pairs import read_data
 
     target, (name, directory) = existing_registry().find(version), named_dir(data)
-    with long_work("scoring", lambda: NOTHING_STORED):
-        train = read_corpus(train_data) if train_data else None
+    with long_work("scoring", lambda: NOTHING_STORED) as progress:
+        train = read_data(train_data) if train_data else None
+        corpus = read_data(directory)
         if read_card(target.path).kind in ("corpus", "two_tower"):
             from models.training import bundle
 
             served: Any = bundle.read(target)
-            scores = served.score(read_corpus(directory), train)
+            predict, payload = served.query.run, served.payload
         else:
             served = load_predictor(target.path, device, os.cpu_count() or 1, precision)
-            scores = score(served, read_corpus(directory), served.card.context_length, train)
+            predict, payload = served.predict_batch, None
+        if bank or sample:
+            scores = _score_in_bank(predict, payload, served.card.context_length, corpus, train, bank, sample, progress)
+        elif payload:
+            scores = served.score(corpus, train)
+        else:
+            scores = score(served, corpus, served.card.context_length, train)
     card = compare_with_card(scores, served.card)
+    if metrics:
+        both = {protocol: to_metrics(scores, protocol) for protocol in ("with_context", "without_context")}
+        metrics.write_text(json.dumps({**both["with_context"], **both}, indent=2), encoding="utf-8")
     if as_json:
         print_json({"version": target.id, "data": name, "runtime": served.runtime, "card": card, **scores})
     else:
         _print_scores(served.card.name, scores, served.runtime, card)
+        _print_data(corpus, scores)
     if card and card["is_worse"]:
         raise typer.Exit(FAILED)
+
+
+def _score_in_bank(
+    predict: Callable[[Floats], Floats],
+    payload: Callable[[Floats], Floats] | None,
+    length: int,
+    corpus: Corpus,
+    train: Corpus | None,
+    bank: Path | None,
+    sample: int | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return the scores of windows of `corpus` in a bank, or without one in the corpus itself."""
+    from models.bank import Ranked, draw, scores_in_bank
+    from models.evaluate import baselines
+    from models.training.pairs import bank_of
+    from models.windows import require_windows
+
+    known = {name: Ranked(baseline) for name, baseline in baselines(length, train).items()}
+    systems = {"": Ranked(predict, payload) if payload else Ranked(predict), **known}
+    data = draw(require_windows(corpus, length), sample)
+    with TemporaryDirectory(prefix="lvm-") as scratch:
+        size, blocks = bank_of(bank, Path(scratch)) if bank else (len(corpus), lambda: iter([corpus.vectors]))
+        return scores_in_bank(systems, data, blocks, size, progress)
+
+
+def _print_data(corpus: Corpus, scores: Mapping[str, Any]) -> None:
+    """Print to stderr what kind of data was scored, if it is not a corpus of its own."""
+    from models.windows import PairCorpus
+
+    if "bank" in scores:
+        size, held = scores["bank"]["chunks"], scores["bank"]["true_chunks"]
+        print_message(f"{scores['windows']} windows in a bank of {size} chunks, which holds {held} of the next chunks")
+    if isinstance(corpus, PairCorpus):
+        crossing = "the file does not say which" if corpus.crossing is None else f"{corpus.crossing} of them"
+        print_message(f"{len(corpus.pairs)} pairs, scored as they are; {crossing} cross articles")
 
 
 def _print_scores(name: str, scores: dict[str, Any], runtime: str, card: dict[str, Any] | None) -> None:
     everything = {name: scores, **scores["baselines"]}
     print_table(
-        ("predictor", "cosine", "margin", "R@1", "R@5", "R@50", "MRR", "MRR with context"),
+        ("predictor", "cosine", "std", "margin", "R@1", "R@5", "R@50", "MRR", "MRR with context"),
         [_score_row(name, figures) for name, figures in everything.items()],
     )
     if card:
@@ -89,7 +153,7 @@ def _print_scores(name: str, scores: dict[str, Any], runtime: str, card: dict[st
 def _score_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
     without, with_ = figures["retrieval"]["without_context"], figures["retrieval"]["with_context"]
     retrieval = [without[k] for k in ("R@1", "R@5", "R@50", "MRR")]
-    numbers = (figures["cosine"], figures["margin"], *retrieval, with_["MRR"])
+    numbers = (figures["cosine"], figures["cosine_std"], figures["margin"], *retrieval, with_["MRR"])
     return name, *(f"{number:.4f}" for number in numbers)
 
 
@@ -111,12 +175,12 @@ def leaderboard(
     """
     from bench import leaderboard as board
     from bench import leaderboard_report, plot
-    from models.retrieval.corpus import read_corpus
+    from models.training.pairs import read_data
     from models.training.work_cache import cache_next_to
 
     found = existing_registry()
-    sets = {name: read_corpus(directory) for name, directory in (named_dir(data), named_dir(ood))}
-    train = read_corpus(train_data) if train_data else None
+    sets = {name: read_data(directory) for name, directory in (named_dir(data), named_dir(ood))}
+    train = read_data(train_data) if train_data else None
     target = out or found.root / "LEADERBOARD.md"
     with long_work("timing and scoring", lambda: how_to_continue(target)), cache_next_to(target) as cache:
         measured = board.measure(found, sets, train, rounds, print_message, cache)

@@ -69,11 +69,11 @@ class Array:
         """Return the rows, mapped from disk; raises `BadArrays` if the file is shorter than its header says."""
         return Rows(self)
 
-    def blocks(self) -> Iterator[NDArray[Any]]:
-        """Yield the rows in order, `BLOCK` at a time, without keeping them in memory."""
+    def blocks(self, size: int = BLOCK) -> Iterator[NDArray[Any]]:
+        """Yield the rows in order, `size` at a time, without keeping them in memory."""
         rows = self.rows()
-        for first in range(0, len(self), BLOCK):
-            yield rows.take(slice(first, first + BLOCK))
+        for first in range(0, len(self), size):
+            yield rows.take(slice(first, first + size))
 
     def values(self) -> list[Any]:
         """Return one Python value for each row `(N,)`; None for NaN, text for bytes.
@@ -179,6 +179,10 @@ class ArrayFile:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of an array, without reading it."""
         return self._arrays[name].shape
+
+    def is_text(self, name: str) -> bool:
+        """Return whether an array holds text."""
+        return self._arrays[name].dtype.kind in "US"
 
     @contextmanager
     def _opened(self) -> Iterator[IO[bytes]]:

@@ -96,7 +96,7 @@ class LoadedTowers:
         by_towers = evaluate(QueryTower(self.query), corpus, self.card.context_length, train, bank)
         if self.reranker is None:
             return by_towers
-        figures = {name: by_towers[name] for name in ("cosine", "margin", "retrieval")}
+        figures = {name: by_towers[name] for name in ("cosine", "cosine_std", "margin", "retrieval")}
         data = require_windows(corpus, self.card.context_length)
         baselines = {"towers alone": figures, **by_towers["baselines"]}
         return {**by_towers, "retrieval": evaluate_retrieval(self.retriever_over(corpus), data), "baselines": baselines}

@@ -306,22 +306,22 @@ def _listed(rows: Sequence[int]) -> str:
     return ", ".join(map(str, rows[:_LISTED])) + (", ..." if len(rows) > _LISTED else "")
 
 
-def _unit(vectors: NDArray[Any]) -> tuple[Floats, NDArray[np.float64]]:
+def unit(vectors: NDArray[Any]) -> tuple[Floats, NDArray[np.float64]]:
     """Return unit vectors, and the lengths `(B,)` that they had; of any floating-point type, whatever their size."""
     vectors = vectors.astype(np.promote_types(vectors.dtype, np.float32), copy=False)
     largest = np.abs(vectors).max(axis=1, keepdims=True)
     with np.errstate(all="ignore"):
         scaled = (vectors / largest).astype(np.float32)
         lengths = np.sqrt(np.vecdot(scaled, scaled))
-        unit: Floats = scaled / lengths[:, None]
-        return unit, lengths.astype(np.float64) * largest[:, 0]
+        found: Floats = scaled / lengths[:, None]
+        return found, lengths.astype(np.float64) * largest[:, 0]
 
 
 def _lengths(vectors: Array, progress: Progress) -> NDArray[np.float64]:
     """Return the length of each vector `(N,)`, NaN or 0 for those that have no direction."""
     found = []
     for number, block in enumerate(vectors.blocks()):
-        found.append(_unit(block)[1])
+        found.append(unit(block)[1])
         progress(min((number + 1) * BLOCK, len(vectors)), 2 * len(vectors))
     return np.concatenate(found)
 
@@ -333,8 +333,8 @@ def _write_vectors(path: Path, vectors: Array, order: Rows, progress: Progress) 
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for first in range(0, len(order), BLOCK):
-            unit, _ = _unit(rows.take(order[first : first + BLOCK]))
-            file.write(unit.astype(np.float16).tobytes())
+            block, _ = unit(rows.take(order[first : first + BLOCK]))
+            file.write(block.astype(np.float16).tobytes())
             progress(len(order) + min(first + BLOCK, len(order)), 2 * len(order))
 
 

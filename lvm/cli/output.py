@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -43,10 +44,10 @@ def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
 
 
-def print_version(version: Version, as_json: bool) -> None:
-    """Print the version that was stored."""
+def print_version(version: Version, as_json: bool, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Print the version that was stored; as JSON with the members `more`."""
     if as_json:
-        print_json({"version": version.version, "id": version.id, "path": str(version.path)})
+        print_json({"version": version.version, "id": version.id, "path": str(version.path), **more})
     else:
         typer.echo(version.id)
 

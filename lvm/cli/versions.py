@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -209,12 +210,14 @@ def import_(
 ) -> None:
     """Make a version of a model in a file.
 
+    With --data the cosine that the file states is compared with the one that the served version has on the data.
     Tensors that are missing, unexpected or not finite are rejected, and no code in the file runs.
     """
-    from models.registry.card import Card
+    from models.registry.card import Card, read_card
     from models.retrieval.corpus import read_corpus
     from models.training.imported import ImportOptions
     from models.training.importing import publish_model, read_model
+    from models.training.stated import comparisons
 
     options = ImportOptions(name, architecture, context_length, print_message)
     model = read_model(file, options)
@@ -229,4 +232,10 @@ def import_(
         attribution="Imported; who trained it holds its rights.",
         command=f"lvm import {as_utf8(file.name)} --name {name}{asked}",
     )
-    print_version(publish_model(registry(), model, options, card, sets), as_json)
+    version = publish_model(registry(), model, options, card, sets)
+    found = read_card(version.path)
+    compared = comparisons(found, found.scores)
+    for each in compared:
+        print_message(str(each))
+    cosines = [{**asdict(each), "differs": each.differs} for each in compared]
+    print_version(version, as_json, {"cosine": cosines} if cosines else {})

@@ -32,11 +32,11 @@ class ImportedModel:
     """A model that was read from a file.
 
     `facts` are fields of its card: `kind`, `architecture`, `config`, `dim`, `context_length` and `parameters`. `files`
-    makes the files of its version, but for the card, from contexts `(G, T, D)` for the golden vectors. `saved` is
-    everything else in the file, untrusted. `limits` are sentences for the card.
+    makes the files of its version, but for the card, from contexts `(G, T, D)` for the golden vectors. `stated` is
+    what the file says of its model, see `stated.card_data`. `limits` are sentences for the card.
     """
 
     facts: Mapping[str, Any]
     files: Callable[[Floats], dict[str, bytes]]
-    saved: Mapping[Any, Any] = field(default_factory=dict)
+    stated: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ To add a type of file: a line in `FORMATS`. To add a kind of model that `torch.s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from models.retrieval.corpus import Corpus
 from models.training import publish, torch_import, two_tower_import
 from models.training.export import net_files
 from models.training.imported import ImportedModel, ImportOptions
+from models.training.stated import card_data
 from models.windows import require_windows
 
 LIMIT = "Imported: what it was trained on is not known here."
@@ -47,7 +49,7 @@ def read_model(path: Path, options: ImportOptions) -> ImportedModel:
     saved = torch_import.read_saved(path)
     reader = next((reader for key, reader in MODELS.items() if key in saved), torch_import.net_from)
     net = reader(path, saved, options)
-    return ImportedModel(publish.facts(net), lambda golden: net_files(net, golden), saved)
+    return ImportedModel(publish.facts(net), lambda golden: net_files(net, golden), card_data(_text(path.name), saved))
 
 
 def publish_model(
@@ -65,12 +67,18 @@ def publish_model(
     card = replace(
         card,
         **{**model.facts, "name": _name(model, options)},
+        data=model.stated,
         reference=publish.reference_of(corpus) if corpus else None,
         limits=(LIMIT, *model.limits),
     )
     _check_data(card, data)
     golden = publish.golden_contexts(corpus, card.dim, card.context_length)
     return publish.publish_files(registry, card, model.files(golden), data)
+
+
+def _text(name: str) -> str:
+    """Return the name of a file as text, whatever its bytes are."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _name(model: ImportedModel, options: ImportOptions) -> str:

@@ -27,6 +27,7 @@ from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE, tower_index_
 from models.training import bundle
 from models.training.bundle import LoadedTowers, neighbours_of
 from models.training.export import net_files
+from models.training.stated import comparisons, sentences
 from models.vectors import Floats, normalise
 from models.windows import Windows, windows
 
@@ -103,6 +104,8 @@ def publish_files(
 ) -> Version:
     """Store the files of a net, or of a two-tower, as a new version of `card.name`; see `publish`.
 
+    If the card has a cosine that a file stated, it gets a sentence that compares it with the one on each data set.
+
     Raises:
         BadCheckpoint: the files cannot be served, or do not answer as their golden vectors say.
         NotAsTrained: as `publish`.
@@ -112,7 +115,8 @@ def publish_files(
         _compare(served.held_out_score(held_out[0]), held_out[1])
     scores = {name: rounded(served.score(corpus, train)) for name, corpus in data.items()}
     limits = _better_baselines(scores) if card.kind == "net" else ()
-    return _add(registry, replace(card, scores=scores, limits=(*card.limits, *limits)), files)
+    compared = sentences(comparisons(card, scores))
+    return _add(registry, replace(card, scores=scores, limits=(*card.limits, *compared, *limits)), files)
 
 
 def _load_draft(card: Card, files: Mapping[str, bytes]) -> Draft:

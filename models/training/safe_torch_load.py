@@ -22,22 +22,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import safe_globals
 
 from models.registry import disk
 from models.registry.checkpoint import BadCheckpoint
+from models.training.pickle_places import place_of
 
+_TAR_MARK, _TAR_MARK_AT = b"ustar", 257
 _ZIP, _DIRECTORY_END = b"PK\3\4", b"PK\5\6"
 _END, _END_64, _LOCATOR_64 = 22, 56, 20  # bytes of the records that end an archive
 _MOST_MEMBERS, _LARGEST_PICKLE = 100_000, 1 << 23  # bytes; tensors are not in it
 _MEMORY, _SECONDS = 1 << 30, 60.0  # beyond twice the size of the file
 _NUMBER = re.compile(r"[biufc]\d{1,2}")
-_GLOBAL = re.compile(r"GLOBAL (\S+)")
+_GLOBAL = re.compile(r"GLOBAL (.+?) (?:was not an allowed global|whose module)", re.DOTALL)
 _REASON = re.compile(r"WeightsUnpickler error:\s*(.*)")  # in torch's advice to trust the file
+_NEWER = re.compile(r"Unsupported operand 1[45]\d$")  # of protocol 4 and 5
 _LONGEST, _MOST_SHOWN = 80, 20
 
 
@@ -49,12 +52,6 @@ class Inert:
 
     def __setstate__(self, state: object) -> None:
         """Accept and discard the state."""
-
-
-class Unknown(Inert):
-    """Replaces a value whose class is not known to be harmless."""
-
-    named = ""
 
 
 class _Dtype(Inert):
@@ -85,6 +82,13 @@ def _dictionary(*_: object) -> dict[object, object]:
     return {}
 
 
+class _Dictionary:
+    """A subclass of a dictionary, as a plain one."""
+
+    def __new__(cls, *_: object) -> Any:
+        return {}
+
+
 def _list(items: object = (), *_: object) -> list[object]:
     return list(items) if isinstance(items, list | tuple) else []
 
@@ -104,6 +108,17 @@ KNOWN: Mapping[str, Any] = {  # by the name in the file: what makes the value
     **{f"datetime.{each.__name__}": each for each in (datetime.date, datetime.datetime, datetime.time)},
     **{f"datetime.{each.__name__}": each for each in (datetime.timedelta, datetime.timezone)},
     **{f"builtins.{name}": Inert for name in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")},
+    **{f"numpy.{core}.numeric._frombuffer": _array for core in ("core", "_core")},
+    **{f"numpy.{each.__name__}": Inert for each in np.sctypeDict.values()},
+    **{
+        f"{home}.AttributeDict": _Dictionary  # of Lightning's hyper-parameters
+        for home in (
+            "lightning.fabric.utilities.data",
+            "lightning.pytorch.utilities.parsing",
+            "lightning_fabric.utilities.data",
+            "pytorch_lightning.utilities.parsing",
+        )
+    },
     "argparse.Namespace": argparse.Namespace,
     "builtins.frozenset": frozenset,
     "builtins.range": range,
@@ -136,37 +151,54 @@ def _load(path: Path, file: BufferedReader) -> Any:
     start = file.read(9)
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") < size:
         raise BadCheckpoint(f"{path}: a safetensors file, expected what torch.save wrote")
+    file.seek(_TAR_MARK_AT)
+    if file.read(len(_TAR_MARK)) == _TAR_MARK:
+        raise BadCheckpoint(f"{path}: the tar format of torch before 0.2; load it with torch and save it again")
     is_archive = start.startswith(_ZIP)
     if is_archive:
         _check_archive(path, file, size)
     place = f"/dev/fd/{file.fileno()}"  # the same file that was checked
-    unknown: list[str] = []
     try:
         known: list[Any] = [(made, name) for name, made in KNOWN.items()]
         with _quiet(), _bounded(2 * size + _MEMORY, _SECONDS), safe_globals(known):
-            unknown = get_unsafe_globals_in_checkpoint(place) if is_archive else []
-            with safe_globals([(type("Unknown", (Unknown,), {"named": name}), name) for name in unknown]):
-                saved = torch.load(place, map_location="cpu", weights_only=True, mmap=is_archive or None)
+            return torch.load(place, map_location="cpu", weights_only=True, mmap=is_archive or None)
     except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
-        _reject(path, unknown or _GLOBAL.findall(str(error)), error)
-    if unknown:
-        _reject(path, unknown, None, _place_of_unknown(saved))
-    return saved
-
-
-def _reject(path: Path, unknown: list[str], cause: Exception | None, found: tuple[str, str] | None = None) -> NoReturn:
-    """Raise `BadCheckpoint` with the class that is not known, and the place of a value of it if that was found."""
-    if not unknown:
-        reason = (_REASON.findall(str(cause)) or str(cause).split("\n"))[0]
+        unknown = _GLOBAL.search(str(error))
+        if unknown is None:
+            reason = (_REASON.findall(str(error)) or str(error).split("\n"))[0]
+            if _NEWER.search(reason):
+                reason = "a pickle of protocol 4 or 5; expected 2, the default of torch.save"
+            raise BadCheckpoint(
+                f"{path}: not a torch checkpoint, or damaged ({type(error).__name__}: {shown(reason)})"
+            ) from error
+        with _bounded(2 * size + _MEMORY, _SECONDS):
+            where = _place(file, unknown[1])
         raise BadCheckpoint(
-            f"{path}: not a torch checkpoint, or damaged ({type(cause).__name__}: {shown(reason)})"
-        ) from cause
-    location, name = found or ("", sorted(unknown)[0])
-    holds = f"`{shown(location)}` holds a" if location else "it holds a"
-    raise BadCheckpoint(
-        f"{path}: {holds} `{shown(name)}`, a class or function that would have to be run; expected tensors and plain "
-        "values: save the state dictionary, not the whole module, and leave that out"
-    ) from cause
+            f"{path}: {where} holds a `{shown(unknown[1])}`, a class or function that would have to be run; expected "
+            "tensors and plain values: save the state dictionary, not the whole module, and leave that out"
+        ) from error
+
+
+def _place(file: BufferedReader, name: str) -> str:
+    """Return the place of the first value made by `name`, as a message shows it."""
+    file.seek(0)
+    with _pickle_in(file) as pickled:
+        # torch's message lacks the module of a builtin
+        place = place_of(pickled, name if "." in name else f"builtins.{name}")
+    return f"`{shown(place)}`" if place else "it"
+
+
+@contextmanager
+def _pickle_in(file: BufferedReader) -> Iterator[IO[bytes]]:
+    """Yield the pickle of an archive, or the whole file if it is not one."""
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
+        yield file
+        return
+    with zipfile.ZipFile(file) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        with archive.open(name) as pickled:
+            yield pickled
 
 
 def _check_archive(path: Path, file: BufferedReader, size: int) -> None:
@@ -176,6 +208,8 @@ def _check_archive(path: Path, file: BufferedReader, size: int) -> None:
         members = archive.infolist()
     except Exception as error:  # a damaged directory raises anything from BadZipFile to struct.error
         raise BadCheckpoint(f"{path}: damaged archive ({shown(str(error))})") from error
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise BadCheckpoint(f"{path}: a TorchScript archive, which holds a program; save the state dictionary instead")
     packed = next((member.filename for member in members if member.compress_type != zipfile.ZIP_STORED), None)
     if packed is not None:
         raise BadCheckpoint(f"{path}: member {shown(packed)!r} is compressed; torch.save stores them as they are")
@@ -245,33 +279,10 @@ def _too_slow(*_: object) -> NoReturn:
     raise TimeoutError(f"not read within {_SECONDS:.0f} s")
 
 
-def _place_of_unknown(saved: Any) -> tuple[str, str] | None:
-    """Return the place of the first value of an unknown class, as `a.b[0]`, and the name of its class."""
-    pending: list[tuple[str, Any]] = [("", saved)]
-    seen: set[int] = set()
-    while pending:
-        location, value = pending.pop()
-        if isinstance(value, Unknown) or (isinstance(value, type) and issubclass(value, Unknown)):
-            return location, value.named
-        if id(value) not in seen:
-            seen.add(id(value))
-            pending += reversed(_within(location, value))
-    return None
-
-
-def _within(location: str, value: Any) -> list[tuple[str, Any]]:
-    """Return the values in a collection or a namespace, with their places."""
-    if isinstance(value, argparse.Namespace | types.SimpleNamespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        return [(f"{location}.{name}".lstrip("."), each) for name, each in value.items()]
-    if isinstance(value, list | tuple | set | frozenset):
-        return [(f"{location}[{index}]", each) for index, each in enumerate(value)]
-    return []
-
-
 def shown(text: str) -> str:
     """Return a text from a file as a message shows it: on one line, escaped, at most 80 characters."""
+    if not text:
+        return "''"
     plain = text if text.isprintable() else ascii(text)[1:-1]
     return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]}..."
 

@@ -13,7 +13,7 @@ from models.registry.checkpoint import BadCheckpoint
 
 
 def is_safetensors(path: Path) -> bool:
-    """Return whether the file begins as safetensors do: the length of a JSON object, and its brace.
+    """Return whether the file begins as safetensors do, with the length of a JSON object and its brace, or is named so.
 
     Raises:
         BadCheckpoint: there is no such file, or it is not a regular file.
@@ -24,7 +24,7 @@ def is_safetensors(path: Path) -> bool:
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise BadCheckpoint(f"{path}: {error.strerror or error}") from error
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < size
+    return path.suffix.lower() == ".safetensors" or (start[8:] == b"{" and int.from_bytes(start[:8], "little") < size)
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.nets import NETS, BadConfig
+from models.nets import NETS, BadConfig, config_dict
 from models.registry.checkpoint import BadCheckpoint
 from models.training.imported import ImportOptions
 from models.training.safe_torch_load import listed, safe_load, shown
@@ -21,17 +23,22 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of wrappers: DDP, torc
 STATES = ("model_state_dict", "state_dict")  # keys of the state dictionary: the customer's, Lightning's
 _EXPECTED = "expected a dictionary with a `model_state_dict` of tensors"
 _SEPARATOR = re.compile(r"[\W_]")
+_FIRST = ("input_proj.weight", "lstm.weight_ih_l0", "context_encoder.weight")  # (..., width of what a net reads)
+_LAST = ("output_proj.weight", "head.3.weight", "residual_net.6.weight")  # (width of what a net answers, ...)
+_ARGUMENTS = ("hyper_parameters", "args", "model_config")  # the later, the more it counts
 _HEADS = ("nhead", "num_heads", "n_heads", "heads")
 
 
 class NameMismatch(BadCheckpoint):
     """A state dictionary lacks tensors of the net, or has others; the message lists the first of them."""
 
-    def __init__(self, architecture: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> None:
+    def __init__(
+        self, path: Path, architecture: str, missing: list[str], unexpected: list[str], shapes: list[str]
+    ) -> None:
         self.missing, self.unexpected, self.shapes = missing, unexpected, shapes
         found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
         mismatches = "; ".join(f"{what}: {listed(names)}" for what, names in found.items() if names)
-        super().__init__(f"not a state of {architecture}: {mismatches}")
+        super().__init__(f"{path}: not a state of {architecture}: {mismatches}")
 
 
 def read_net(
@@ -69,9 +76,14 @@ def net_from(path: Path, saved: Mapping[Any, Any], options: ImportOptions) -> nn
     state = state_of(path, saved, options)
     if not isinstance(saved.get("model_config") or {}, dict):
         raise BadCheckpoint(f"{path}: `model_config` is not a dictionary")
+    _reject_position_scalar(path, state)
     saved = {**saved, "model_state_dict": state}
-    architecture = _architecture(saved, options)
-    return load_strictly(architecture, state, lambda: _build(architecture, saved, options.context_length))
+    architecture = _architecture(path, saved, options)
+    net = load_strictly(path, architecture, state, lambda: _build(architecture, saved, options.context_length))
+    _report_conversion(state, options)
+    if "heads" in config_dict(net) and not any(key in _stated_config(saved) for key in _HEADS):
+        options.report(f"the file does not say how many attention heads: assumed {config_dict(net)['heads']}")
+    return net
 
 
 def state_of(path: Path, saved: Mapping[Any, Any], options: ImportOptions) -> dict[str, Tensor]:
@@ -86,7 +98,7 @@ def state_of(path: Path, saved: Mapping[Any, Any], options: ImportOptions) -> di
     return state
 
 
-def load_strictly(name: str, state: dict[str, Tensor], make: Callable[[], nn.Module]) -> nn.Module:
+def load_strictly(path: Path, name: str, state: dict[str, Tensor], make: Callable[[], nn.Module]) -> nn.Module:
     """Return the net that `make` builds, called `name` in messages, with every tensor of `state` loaded by name.
 
     Raises:
@@ -96,10 +108,10 @@ def load_strictly(name: str, state: dict[str, Tensor], make: Callable[[], nn.Mod
     with torch.device("meta"):  # allocates nothing until every tensor confirms the sizes that the file states
         blank = make()
     state = _with_our_positions(state, blank)
-    _compare(name, blank.state_dict(), state)
+    _compare(path, name, blank.state_dict(), state)
     net = make()
     net.load_state_dict(state, strict=True)
-    _reject_non_finite(net.state_dict())
+    _reject_non_finite(path, net.state_dict())
     return net.eval()
 
 
@@ -133,7 +145,26 @@ def _is_whole(tensor: Tensor) -> bool:
     return plain and 0 < tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def _architecture(saved: Mapping[str, Any], options: ImportOptions) -> str:
+def _reject_position_scalar(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise `BadCheckpoint` if the net reads one number more per vector than it answers."""
+    widths_in = [state[name].shape[-1] for name in _FIRST if name in state and state[name].ndim == 2]
+    widths_out = [state[name].shape[0] for name in _LAST if name in state and state[name].ndim == 2]
+    if widths_in and widths_out and widths_in[0] == widths_out[0] + 1:
+        raise BadCheckpoint(
+            f"{path}: the net reads vectors of width {widths_in[0]} and answers vectors of width {widths_out[0]}; "
+            "expected one width. It was trained with a position scalar beside each vector, which is not supported: "
+            "a context has no such number"
+        )
+
+
+def _report_conversion(state: Mapping[str, Tensor], options: ImportOptions) -> None:
+    counts = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
+    for dtype, count in counts.items():
+        if dtype != "float32":
+            options.report(f"converted {count} of {len(state)} tensors from {dtype} to float32")
+
+
+def _architecture(path: Path, saved: Mapping[str, Any], options: ImportOptions) -> str:
     """Return the name of the net in the file.
 
     Raises:
@@ -147,35 +178,42 @@ def _architecture(saved: Mapping[str, Any], options: ImportOptions) -> str:
     family = _SEPARATOR.split(stated)[0]
     is_other = family in NETS if options.architecture else bool(stated)
     if asked and is_other and family != asked.split("_")[0]:
-        raise BadCheckpoint(f"the file says it is {shown(stated)!r}, not {asked!r}")
-    name = asked or (family if family in NETS else _recognised(saved, options))
+        raise BadCheckpoint(f"{path}: the file says it is {shown(stated)!r}, not {asked!r}")
+    name = asked or (family if family in NETS else _recognised(path, saved, options))
     stacked = any(key.startswith("blocks.") for key in saved["model_state_dict"])
     return "lstm_stack" if name == "lstm" and stacked else name
 
 
-def _recognised(saved: Mapping[str, Any], options: ImportOptions) -> str:
+def _recognised(path: Path, saved: Mapping[str, Any], options: ImportOptions) -> str:
     """Return the only net that has exactly the tensors of the file."""
-    fitting = [name for name in NETS if _fits(name, saved, options.context_length)]
+    fitting = [name for name in NETS if _fits(path, name, saved, options.context_length)]
     if len(fitting) != 1:
         found = f"several nets have these tensors: {', '.join(fitting)}" if fitting else "no net has these tensors"
         names = listed(sorted(saved["model_state_dict"]))
-        raise BadCheckpoint(f"{found}; state one of {', '.join(NETS)} by --architecture; the file has {names}")
+        raise BadCheckpoint(f"{path}: {found}; name one of {', '.join(NETS)} by --architecture; the file has {names}")
     return fitting[0]
 
 
-def _fits(name: str, saved: Mapping[str, Any], context_length: int | None) -> bool:
+def _fits(path: Path, name: str, saved: Mapping[str, Any], context_length: int | None) -> bool:
     try:
         with torch.device("meta"):
             blank = _build(name, saved, context_length)
-        _compare(name, blank.state_dict(), _with_our_positions(saved["model_state_dict"], blank))
+        _compare(path, name, blank.state_dict(), _with_our_positions(saved["model_state_dict"], blank))
     except BadCheckpoint:
         return False
     return True
 
 
+def _stated_config(saved: Mapping[str, Any]) -> dict[Any, Any]:
+    """Return the sizes that the file states: in its configuration, else among the arguments of its training."""
+    arguments = [saved.get(key) for key in _ARGUMENTS]
+    plain = [vars(each) if isinstance(each, Namespace) else each for each in arguments]
+    return {key: value for each in plain if isinstance(each, Mapping) for key, value in each.items()}
+
+
 def _build(architecture: str, saved: Mapping[str, Any], context_length: int | None) -> nn.Module:
     config_type, net_type = NETS[architecture]
-    config = saved.get("model_config") or {}
+    config = _stated_config(saved)
     try:
         sizes = vars(config_type.from_state(saved["model_state_dict"]))
     except (LookupError, ValueError):  # a tensor that gives a size is missing: `_compare` reports it
@@ -183,7 +221,7 @@ def _build(architecture: str, saved: Mapping[str, Any], context_length: int | No
     head_counts = [config[key] for key in _HEADS if key in config]
     heads = {"heads": head_counts[0]} if head_counts and "heads" in sizes else {}
     length = context_length or config.get("context_length") or sizes["context_length"]
-    if not (isinstance(length, int) and 0 < length <= MAX_CONTEXT):
+    if not (type(length) is int and 0 < length <= MAX_CONTEXT):
         raise BadCheckpoint(f"a context of {shown(repr(length))} chunks; expected 1 to {MAX_CONTEXT}")
     try:
         net: nn.Module = net_type(config_type(**{**sizes, **heads, "context_length": length}))
@@ -200,7 +238,7 @@ def _with_our_positions(state: dict[str, Tensor], net: nn.Module) -> dict[str, T
     return {**state, "pos_encoder.pe": theirs.reshape(ours.shape)}  # (max, 1, d) and (1, max, d) are one
 
 
-def _compare(architecture: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+def _compare(path: Path, architecture: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     shapes = [
         f"{name} {tuple(theirs[name].shape)}, expected {tuple(ours[name].shape)}"
         for name in sorted(ours.keys() & theirs.keys())
@@ -208,10 +246,10 @@ def _compare(architecture: str, ours: Mapping[str, Tensor], theirs: Mapping[str,
     ]
     missing, unexpected = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
     if missing or unexpected or shapes:
-        raise NameMismatch(architecture, missing, unexpected, shapes)
+        raise NameMismatch(path, architecture, missing, unexpected, shapes)
 
 
-def _reject_non_finite(state: Mapping[str, Tensor]) -> None:
+def _reject_non_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise BadCheckpoint(f"not finite: {', '.join(sorted(broken))}")
+        raise BadCheckpoint(f"{path}: not finite: {listed(sorted(broken))}")

@@ -36,7 +36,7 @@ def read_two_tower(path: Path, saved: Mapping[Any, Any], options: ImportOptions)
     if net == QUERY_NET:
         _compare_with_args(path, saved.get("args"), config)
     state = state_of(path, _tower(path, saved, PASSAGE_KEY), options)
-    passages = load_strictly("the passage tower", state, lambda: PlainPassageTower(config["dim"]))
+    passages = load_strictly(path, "the passage tower", state, lambda: PlainPassageTower(config["dim"]))
     return TwoTower(query, passages).eval()
 
 

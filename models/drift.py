@@ -37,7 +37,7 @@ class ReferenceStats:
         A context of one vector has no neighbours; its neighbour cosine counts as the mean.
         """
         values = _measure(contexts, self.direction)
-        return np.where(np.isnan(values), self.mean, values)
+        return values if contexts.shape[1] > 1 else np.where(np.isnan(values), self.mean, values)
 
     def deviations(self, values: Floats) -> Floats:
         """Return by how many standard deviations `values` `(3,)` differ from the mean; average over many contexts."""

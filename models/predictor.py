@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,8 @@ class Predictor:
         self.sha256 = sha256
         self.card = card
         self._runtime = runtime
+        # maps float32 contexts `(B, T, D)` to float32 unit next vectors `(B, D)`
+        self.predict_batch: Callable[[Floats], Floats] = runtime.run
         self._golden = golden
         # Whether one row takes less time than a hand-over to a thread; measured by `warm_up`.
         self.runs_inline = False
@@ -39,10 +42,6 @@ class Predictor:
     def runtime(self) -> str:
         """The runtime's name."""
         return self._runtime.name
-
-    def predict_batch(self, contexts: Floats) -> Floats:
-        """Map float32 contexts `(B, T, D)` to float32 unit next vectors `(B, D)`."""
-        return self._runtime.run(contexts)
 
     def warm_up(self, max_batch: int) -> None:
         """Run batches of every power of two up to `max_batch`, so that the first requests are not slow.

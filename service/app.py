@@ -29,7 +29,7 @@ from service.engines.remote import EngineProvider
 from service.engines.router import make_router
 from service.http import asgi, checks, schemas
 from service.http.auth import PROBES, Tokens, read_tokens
-from service.http.gateway import OTHER, Gateway, Route, State, routes_by_path
+from service.http.gateway import OTHER, Gateway, Route, State
 from service.http.messages import Handler
 from service.http.routes import articles, console, health, oip, registry
 from service.http.routes.common import document_route
@@ -162,8 +162,10 @@ def create_app(
         "/retrieve": Retrieve(router, deployments, settings, metrics, slicer),
         oip.INFER: oip.Infer(router, settings, slicer),
     }
+    find, admitted = _routes(app, hot, settings)
     app.gateway = Gateway(
-        _routes(app, hot, settings),
+        find,
+        hot=admitted,
         timeout_ms=settings.timeout_ms,
         state=state,
         tokens=tokens,
@@ -175,8 +177,10 @@ def create_app(
     return app
 
 
-def _routes(app: Service, hot: dict[str, Handler], settings: Settings) -> Callable[[bytes, str], Route]:
-    """Return what finds the route of a request: the hot ones by their handlers, the others answered by FastAPI."""
+def _routes(
+    app: Service, hot: dict[str, Handler], settings: Settings
+) -> tuple[Callable[[bytes, str], Route], dict[tuple[bytes, str], Route]]:
+    """Return what finds the route of a request, and the hot routes by method and path; FastAPI answers the others."""
     max_body = round(settings.max_body_mb * 1e6)
     admitted = {path: Route(path, handler, max_body=max_body, is_admitted=True) for path, handler in hot.items()}
     infer = admitted.pop(oip.INFER)
@@ -194,7 +198,13 @@ def _routes(app: Service, hot: dict[str, Handler], settings: Settings) -> Callab
         if isinstance(route, StarletteRoute)
     }
     unknown = Route(OTHER, handler, max_body=MAX_COLD_BODY)
-    return routes_by_path(admitted, lambda path: infer if oip.is_infer(path) else None, others, unknown)
+
+    def find(method: bytes, path: str) -> Route:
+        if method == b"POST" and oip.is_infer(path):
+            return infer
+        return others.get(path, unknown)
+
+    return find, {(b"POST", path): route for path, route in admitted.items()}
 
 
 async def _reject_unknown_query(request: FastAPIRequest) -> None:

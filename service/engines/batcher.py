@@ -76,27 +76,22 @@ class Ticket(Generic[Item, Answer]):
         self.answer: Answer
         self.error: Exception | None = None
 
-    def drop_item(self) -> None:
-        """Let go of the item: the ticket may stay in the queue of a hung thread for long."""
-        del self.item
-
-    @property
-    def is_live(self) -> bool:
-        """Whether a caller still waits for the answer, and has time."""
-        return not self.future.done() and self.deadline > monotonic()
-
 
 Queue = SimpleQueue["Ticket[Item, Answer] | None"] | FairQueue["Ticket[Item, Answer] | None"]
 
 
 class Batch(NamedTuple):
-    """A batch that ran: its rows, when it began (perf_counter), seconds, why it was released, and its tickets."""
+    """A batch that ran: its rows, when it began (perf_counter), seconds, why it was released, and its tickets.
+
+    `has_tags`: whether a ticket has a tag that is not None.
+    """
 
     rows: int
     began: float
     seconds: float
     reason: str  # full | free | waited
     tickets: Sequence[Ticket[Any, Any]]
+    has_tags: bool
 
 
 Run = Callable[[list[Item]], Sequence["Answer | Exception"]]
@@ -168,7 +163,11 @@ class MicroBatcher(Generic[Item, Answer]):
         rows = 0
         for _, size in items:
             rows += size
-        self._admit(rows)
+        if self.is_closed or (self._thread and self._is_dead()):
+            raise Draining("this engine accepts no more requests")
+        if max(self.pending_rows + rows, self._queue.qsize()) > self._max_queue:
+            raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.retry_after_s())
+        self.pending_rows += rows
         tickets: list[Ticket[Item, Answer]] = []
         try:
             for item, size in items:
@@ -209,13 +208,6 @@ class MicroBatcher(Generic[Item, Answer]):
 
     # ---- on the event loop
 
-    def _admit(self, rows: int) -> None:
-        if self.is_closed or self._is_dead():
-            raise Draining("this engine accepts no more requests")
-        if max(self.pending_rows + rows, self._queue.qsize()) > self._max_queue:
-            raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.retry_after_s())
-        self.pending_rows += rows
-
     def _enqueue(self, item: Item, rows: int, deadline: float) -> Ticket[Item, Answer]:
         ticket: Ticket[Item, Answer] = Ticket(item, rows, deadline, self._loop.create_future(), self._tag())
         self._waiting[ticket] = None
@@ -231,7 +223,7 @@ class MicroBatcher(Generic[Item, Answer]):
     def _discard(self, ticket: Ticket[Item, Answer]) -> None:
         if not ticket.future.done():
             ticket.future.cancel()  # the caller has left: the thread skips it
-        ticket.drop_item()
+        del ticket.item  # the ticket may stay in the queue of a hung thread for long
         del self._waiting[ticket]
         if not self._waiting:
             self._idle.set()
@@ -283,8 +275,8 @@ class MicroBatcher(Generic[Item, Answer]):
     def _run_next(self, first: Ticket[Item, Answer]) -> Batch | None:
         """Run and return the batch that begins with `first`; return None if no caller waits for any of it."""
         tickets, reason = self._gather(first)
-        live = [pair for pair in map(_with_item, tickets) if pair]
-        return self._run_batch(live, reason) if live else None
+        live, items = _with_items(tickets)
+        return self._run_batch(live, items, reason) if live else None
 
     def _gather(self, first: Ticket[Item, Answer]) -> tuple[list[Ticket[Item, Answer]], str]:
         """Return the tickets of the next batch and why it is released; keep the one that no longer fits."""
@@ -295,7 +287,7 @@ class MicroBatcher(Generic[Item, Answer]):
         until = first.queued_at + self._max_wait_s
         while rows < max_rows:
             try:
-                ticket = self._next_ticket(until)
+                ticket = self._next_ticket(until) if self._max_wait_s else self._queue.get_nowait()
             except Empty:
                 return tickets, "waited" if self._max_wait_s else "free"
             if ticket is None:
@@ -309,25 +301,24 @@ class MicroBatcher(Generic[Item, Answer]):
         return tickets, "full"
 
     def _next_ticket(self, until: float) -> Ticket[Item, Answer] | None:
-        left_s = until - perf_counter() if self._max_wait_s else 0.0
+        left_s = until - perf_counter()
         return self._queue.get(timeout=left_s) if left_s > 0 else self._queue.get_nowait()
 
-    def _run_batch(self, live: list[tuple[Ticket[Item, Answer], Item]], reason: str) -> Batch:
+    def _run_batch(self, tickets: list[Ticket[Item, Answer]], items: list[Item], reason: str) -> Batch:
         began = perf_counter()
         self._running_since = began
-        answers = self._answers(live)
+        answers = self._answers(tickets, items)
         seconds = perf_counter() - began
         self._running_since = None
-        tickets = []
         rows = 0
-        for ticket, _ in live:
-            tickets.append(ticket)
+        for ticket in tickets:
             rows += ticket.rows
-        failed = False
+        failed = has_tags = False
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.queue_s = began - ticket.queued_at
             ticket.run_s = seconds
             ticket.batch_rows = rows
+            has_tags = has_tags or ticket.tag is not None
             if isinstance(answer, Exception):
                 ticket.error = ticket.error or answer
                 failed = True
@@ -336,29 +327,29 @@ class MicroBatcher(Generic[Item, Answer]):
         # a run that raises is quick, or was repeated one by one: its time says nothing about the size
         if not failed:
             self._sizer.learn(rows, seconds)
-        return Batch(rows, began, seconds, reason, tickets)
+        return Batch(rows, began, seconds, reason, tickets, has_tags)
 
-    def _answers(self, live: list[tuple[Ticket[Item, Answer], Item]]) -> Sequence[Answer | Exception]:
+    def _answers(self, tickets: list[Ticket[Item, Answer]], items: list[Item]) -> Sequence[Answer | Exception]:
         try:
-            answers = self._run([item for _, item in live])
+            answers = self._run(items)
         except Exception as error:  # a model may raise anything
             failure = ModelFailed(f"the model raised {type(error).__name__}")
-            return [failure] if len(live) == 1 else self._one_by_one(live)
-        if len(answers) == len(live):
+            return [failure] if len(items) == 1 else self._one_by_one(tickets, items)
+        if len(answers) == len(items):
             return answers
-        return [ModelFailed(f"the model returned {len(answers)} answers to {len(live)} items")] * len(live)
+        return [ModelFailed(f"the model returned {len(answers)} answers to {len(items)} items")] * len(items)
 
-    def _one_by_one(self, live: list[tuple[Ticket[Item, Answer], Item]]) -> list[Answer | Exception]:
+    def _one_by_one(self, tickets: list[Ticket[Item, Answer]], items: list[Item]) -> list[Answer | Exception]:
         """Run the items of a failed batch singly; after `MAX_FAILURES_IN_A_ROW` the fault is not in the items."""
         answers: list[Answer | Exception] = []
-        for ticket, item in live:
+        for ticket, item in zip(tickets, items, strict=True):
             recent = answers[-MAX_FAILURES_IN_A_ROW:]
             if len(recent) == MAX_FAILURES_IN_A_ROW and all(isinstance(answer, ModelFailed) for answer in recent):
                 answers.append(recent[-1])
-            elif ticket.is_live:
-                answers += self._answers([(ticket, item)])
-            else:
+            elif ticket.future.done() or ticket.deadline <= monotonic():
                 answers.append(Expired("the deadline passed before there was an answer"))
+            else:
+                answers += self._answers([ticket], [item])
         mark_own_faults(answers)
         return answers
 
@@ -375,9 +366,16 @@ def _fair_queue(client_of: Callable[[Item], Hashable]) -> FairQueue[Ticket[Item,
     return FairQueue(lambda ticket: None if ticket is None else client_of(ticket.item))
 
 
-def _with_item(ticket: Ticket[Item, Answer]) -> tuple[Ticket[Item, Answer], Item] | None:
-    """Return a ticket with its item, which the event loop may drop at any time; None if no caller waits."""
-    try:
-        return (ticket, ticket.item) if ticket.is_live else None
-    except AttributeError:
-        return None
+def _with_items(tickets: list[Ticket[Item, Answer]]) -> tuple[list[Ticket[Item, Answer]], list[Item]]:
+    """Return the tickets whose callers still wait and have time, and their items."""
+    live: list[Ticket[Item, Answer]] = []
+    items: list[Item] = []
+    now = monotonic()
+    for ticket in tickets:
+        if not ticket.future.done() and ticket.deadline > now:
+            try:
+                items.append(ticket.item)
+            except AttributeError:  # the event loop may drop the item at any time
+                continue
+            live.append(ticket)
+    return live, items

@@ -33,9 +33,9 @@ class DriftDetector:
     def watch(self, contexts: Floats) -> None:
         """Compare the first rows of a batch `(B, T, D)`."""
         figures = self._reference.measure(contexts[:SAMPLE])
-        for norm, neighbours, _ in figures.tolist():
-            self._norms.observe(norm)
-            self._neighbours.observe(neighbours)
+        norms, neighbours, _ = figures.T.tolist()
+        self._norms.observe(*norms)
+        self._neighbours.observe(*neighbours)
         self._sum = self._sum + figures.sum(axis=0)
         self._count += len(figures)
         if self._count >= BLOCK:

@@ -172,8 +172,8 @@ class Engine(Generic[M]):
         self._metrics.batch_released.inc(self._alias, batch.reason)
         if self._full_wait_s is not None:
             self.stats.add_batch(batch.rows, batch.seconds)
-        traced = [self._traced(ticket, batch) for ticket in batch.tickets if ticket.tag is not None]
-        if traced:
+        if batch.has_tags:
+            traced = [self._traced(ticket, batch) for ticket in batch.tickets if ticket.tag is not None]
             attributes: Attributes = {"lvm.rows": batch.rows, "lvm.reason": batch.reason}
             export_batch_spans(self._alias, batch.began, batch.seconds, attributes, traced)
 

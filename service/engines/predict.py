@@ -40,14 +40,16 @@ class PredictAdapter:
             alias, predictor.name, predictor.version, predictor.sha256, predictor.runtime, shape, card.encoder
         )
         self.reference = predictor.reference_stats
-        self._predictor = predictor
+        self._predict = predictor.predict_batch
         self._name = predictor.name
         self._version = predictor.version
         self._max_rows = max_rows
 
     async def answer(self, contexts: Floats, deadline: float, batcher: MicroBatcher[Floats, Floats]) -> Prediction:
         """Return the next vectors of contexts `(n, T, D)`."""
-        tickets = await batcher.submit(self._parts(contexts), deadline)
+        rows = len(contexts)
+        parts = [(contexts, rows)] if rows <= self._max_rows else self._parts(contexts)
+        tickets = await batcher.submit(parts, deadline)
         last = tickets[-1]
         vectors, run_s = last.answer, last.run_s
         if len(tickets) > 1:
@@ -57,12 +59,12 @@ class PredictAdapter:
 
     def run(self, items: list[Floats], watch: Callable[[Floats], None]) -> Sequence[Floats | Exception]:
         """Return the next vectors `(n, D)` of each item `(n, T, D)`, or a `ModelFailed` if they are not finite."""
-        contexts = _joined(items)
+        contexts = items[0] if len(items) == 1 else np.concatenate(items)
         watch(contexts)
-        vectors = self._predictor.predict_batch(contexts)
+        vectors = self._predict(contexts)
         if vectors.shape != (len(contexts), self.info.shape[1]):
             raise ValueError(f"answers of shape {vectors.shape}")
-        parts = _split(vectors, items)
+        parts = [vectors] if len(items) == 1 else _split(vectors, items)
         if np.isfinite(vectors).all():
             return parts
         answers = [part if np.isfinite(part).all() else ModelFailed("the answer is not finite") for part in parts]
@@ -75,8 +77,6 @@ class PredictAdapter:
 
     def _parts(self, contexts: Floats) -> list[tuple[Floats, int]]:
         rows, most = len(contexts), self._max_rows
-        if rows <= most:
-            return [(contexts, rows)]
         return [(contexts[at : at + most], min(most, rows - at)) for at in range(0, rows, most)]
 
 
@@ -92,10 +92,6 @@ def make_predict_engine(
         runs_inline=may_run_inline and predictor.runs_inline and not limits.max_wait_s,
         full_wait_s=full_wait_s(settings),
     )
-
-
-def _joined(parts: list[Floats]) -> Floats:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _split(vectors: Floats, items: list[Floats]) -> list[Floats]:

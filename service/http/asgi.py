@@ -16,7 +16,16 @@ from starlette.exceptions import HTTPException
 from lvm.errors import Invalid, ServiceError
 from service.http.gateway import Gateway
 from service.http.headers import combine, path_of
-from service.http.messages import CLOSE, ClientDisconnected, Headers, Request, Response, problem, problem_of
+from service.http.messages import (
+    CLOSE,
+    MAX_DIGITS,
+    ClientDisconnected,
+    Headers,
+    Request,
+    Response,
+    problem,
+    problem_of,
+)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -36,7 +45,9 @@ class AsgiRequest(Request):
     def __init__(self, scope: Scope, receive: Receive) -> None:
         client, *_ = scope.get("client") or ("",)
         headers = combine(scope["headers"])
-        super().__init__(scope["method"].encode(), _path(scope), scope["query_string"], headers, client)
+        length = headers.get(b"content-length", b"")
+        declared = int(length) if length.isdigit() and len(length) <= MAX_DIGITS else 0
+        super().__init__(scope["method"].encode(), _path(scope), scope["query_string"], headers, client, declared)
         self._receive = receive
 
     async def read(self) -> None:

@@ -25,16 +25,14 @@ class Tokens:
     def __len__(self) -> int:
         return len(self._known)
 
-    def client_of(self, headers: Mapping[bytes, bytes]) -> str | None:
-        """Return the client whose token `headers` carry, None if no tokens are set.
+    def client_of(self, headers: Mapping[bytes, bytes]) -> str:
+        """Return the client whose token `headers` carry.
 
         Every known token is compared, in constant time, so the duration reveals nothing about them.
 
         Raises:
             Unauthorised: the token is missing or unknown.
         """
-        if not self._known:
-            return None
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         digest, found = sha256(token.strip()).digest(), None
         for known, client in self._known:

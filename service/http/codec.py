@@ -11,6 +11,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate, chain
+from operator import mul
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -81,6 +84,7 @@ class Decoded(NamedTuple, Generic[T]):
         field: the field that they, or the text, came in.
         options: the options that were given, checked.
         target: what answers the request.
+        answers_many: whether the answer is a list; it is one for a list of one item as well.
         text: the text, if that was sent.
         text_info: the members of the response that say how the text was read, once it is embedded.
     """
@@ -89,14 +93,9 @@ class Decoded(NamedTuple, Generic[T]):
     field: str
     options: dict[str, Any]
     target: T
+    answers_many: bool = False
     text: list[str] | str | None = None
     text_info: Mapping[str, Any] = NOTHING
-    octets_of_many: bool = False
-
-    @property
-    def answers_many(self) -> bool:
-        """Whether the answer is a list. It is one for a list of one item as well."""
-        return self.octets_of_many or self.field == "contexts"
 
 
 NO_ROWS: Floats = np.empty((0, 1, 1), np.float32)
@@ -114,10 +113,13 @@ class JsonReader:
         self._places = (*fields.vectors, *fields.texts)
         self._parser, self._arrays = simdjson.Parser(), ArrayReader()
 
-    def read(self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING) -> Decoded[ResolvedT]:
+    def read_at_once(
+        self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
+    ) -> Decoded[ResolvedT] | None:
         """Return the rows and options of a JSON object; `null` is absent.
 
-        `query` holds the options of the query string, which are checked already.
+        Return None if that takes more than a millisecond: then use `read_in_slices`. `query` holds the options of the
+        query string, which are checked already.
 
         Raises:
             Malformed: not JSON in UTF-8, or not an object.
@@ -125,12 +127,6 @@ class JsonReader:
                 with its pointer.
             TooLarge: too many items.
         """
-        return self.read_at_once(body, resolve, query) or run_to_end(self.read_in_slices(body, resolve, query))
-
-    def read_at_once(
-        self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
-    ) -> Decoded[ResolvedT] | None:
-        """Return what `read` returns, or None if that takes more than a millisecond: then use `read_in_slices`."""
         fast = None
         if len(body) <= AT_ONCE:
             try:
@@ -144,7 +140,7 @@ class JsonReader:
     def read_in_slices(
         self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
     ) -> Work[Decoded[ResolvedT]]:
-        """Return what `read` returns; yield between slices of a few milliseconds."""
+        """Return what `read_at_once` returns of a short body; yield between slices of a few milliseconds."""
         array = find_array(body, *self._fields.vectors)
         if array is None or not array.is_most_of_the_body:
             check_values(body)
@@ -164,7 +160,7 @@ class JsonReader:
             if len(rows) != shape[0]:
                 raise Invalid(f"expected a list of {shape[0]}, got a list of {len(rows)}", pointer=f"/{field}")
             rows = rows[None]
-        return Decoded(rows, field, options, target)
+        return Decoded(rows, field, options, target, bool(many))
 
     def read_fast(
         self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
@@ -181,16 +177,20 @@ class JsonReader:
         if len(unique) != len(names) or not unique <= self._known:
             return None
         given = {name: value for name in names if (value := document[name]) is not None}
-        field = next((name for name in given if name in self._fields.vectors), None)
-        if field is None:
+        fields = self._fields.vectors.keys() & given.keys()
+        if len(fields) != 1:
             return None
+        (field,) = fields
         array = given.pop(field)
-        if not all(map(_plain, given.values())):
-            return None
-        options = self._options(given, query)
+        options: dict[str, Any] = {}
+        if given or query:
+            if not all(isinstance(value, str | int | float | bool) for value in given.values()):
+                return None
+            options = self._options(given, query)
         target = resolve(field, options)
-        rows = _numbers(array, self._fields.vectors[field], target.shape, self._max_rows, body)
-        return None if rows is None else Decoded(rows, field, options, target)
+        many = self._fields.vectors[field]
+        rows = _numbers(array, many, target.shape, self._max_rows, body)
+        return None if rows is None else Decoded(rows, field, options, target, bool(many))
 
     def _options(self, given: Mapping[str, Any], query: Mapping[str, Any]) -> dict[str, Any]:
         """Check the options of a body and add those of the query string; raises `Invalid`."""
@@ -207,10 +207,10 @@ class JsonReader:
         field, value, options = self._members(parse_object(body), query)
         if field in self._fields.texts:
             text = self._fields.texts[field](value, f"/{field}")
-            return Decoded(NO_ROWS, field, options, resolve(field, options), text)
-        target = resolve(field, options)
-        rows = _rows(value, f"/{field}", target.shape, self._fields.vectors[field], self._max_rows)
-        return Decoded(rows, field, options, target)
+            return Decoded(NO_ROWS, field, options, resolve(field, options), text=text)
+        target, many = resolve(field, options), self._fields.vectors[field]
+        rows = _rows(value, f"/{field}", target.shape, many, self._max_rows)
+        return Decoded(rows, field, options, target, bool(many))
 
     def _members(self, document: dict[str, Any], query: Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
         """Return the field of a body, its value, and the options, which are checked."""
@@ -330,16 +330,11 @@ def decode_tensor(data: Any, pointer: str, shape: Shape, max_rows: int) -> Float
     return _array(data, pointer, shape if is_nested else (math.prod(shape),)).reshape(shape)
 
 
-def encode_json(body: dict[str, Any]) -> bytes:
-    """Return `body` as JSON; float32 arrays in their shortest exact decimals."""
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+# Returns a body as JSON; float32 arrays in their shortest exact decimals.
+encode_json: Callable[[dict[str, Any]], bytes] = partial(orjson.dumps, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 # ---- arrays
-
-
-def _plain(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool)
 
 
 def _numbers(array: Any, many: int, shape: Shape, max_rows: int, body: bytes) -> Floats | None:
@@ -347,7 +342,7 @@ def _numbers(array: Any, many: int, shape: Shape, max_rows: int, body: bytes) ->
     count = len(array) if many else 1
     if not 0 < count <= max_rows or (shape and not _regular(list(array) if many else [array], shape)):
         return None
-    brackets = sum(math.prod([count, *shape[:axis]]) for axis in range(len(shape)))
+    brackets = sum(accumulate(shape[:-1], mul, initial=count)) if shape else 0
     if np.count_nonzero(np.frombuffer(body, np.uint8) == OPENING) != brackets + many:
         return None  # a number may hide in brackets of its own
     flat = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
@@ -372,10 +367,10 @@ def _part_strictly(text: bytes, shape: Shape, pointer: str, first: int) -> Float
 
 def _regular(items: Sequence[Any], shape: Shape) -> bool:
     for length in shape[:-1]:
-        if any(len(item) != length for item in items):
+        if set(map(len, items)) != {length}:
             return False
-        items = [row for item in items for row in item]
-    return all(len(item) == shape[-1] for item in items)
+        items = [*chain.from_iterable(items)]
+    return set(map(len, items)) == {shape[-1]}
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from lvm.errors import (
 from service.http.eager import EagerTask
 from service.http.gateway import Gateway
 from service.http.headers import combine, is_host, origin_form, path_of, tokens
-from service.http.messages import CLOSE, Headers, Request, Response, declared_length
+from service.http.messages import CLOSE, Headers, Request, Response
 from service.http.tcp import ending
 from service.overload.fairness import Slicer, Work
 
@@ -72,11 +72,11 @@ class Incoming(Request):
     """A request on a connection, while it arrives and until its response is sent."""
 
     transport: asyncio.Transport
-    is_ready = is_whole = is_first = was_pipelined = False
+    is_ready = is_whole = is_first = is_started = was_pipelined = False
     keep_alive = is_http10 = expects_continue = False
     task: EagerTask[Response] | None = None
     response: Response | None = None
-    _waiter: asyncio.Future[None] | None = None
+    waiter: asyncio.Future[None] | None = None
 
     async def wait_for_turn(self) -> None:
         """Wait until it is the first of its connection; raises its failure."""
@@ -98,20 +98,13 @@ class Incoming(Request):
         """Continue: every earlier request of the connection is answered."""
         self.is_first = True
         self.is_ready = self.is_whole
-        self._wake()
-
-    def end(self) -> None:
-        """Continue: the body is complete."""
-        self.is_whole = True
-        self.is_ready = self.is_first
-        if self._waiter is not None:
-            self._wake()
+        self.wake()
 
     def fail(self, error: ServiceError) -> None:
         """Have it answered with `error`, kept without its traceback, which would hold the request."""
         self.failure = self.failure or error.with_traceback(None)
         self.body = b""
-        self._wake()
+        self.wake()
 
     def cancel(self) -> None:
         """Stop what runs for it."""
@@ -124,22 +117,18 @@ class Incoming(Request):
         return max(0, self.declared - len(self.body))
 
     @property
-    def is_started(self) -> bool:
-        """Whether the gateway has been given the request."""
-        return self.task is not None or self.response is not None
-
-    @property
     def can_skip_body(self) -> bool:
         """Whether the rest of the body, unread, costs less than a new connection, and is sure to come."""
-        return self.is_whole or (0 < self.declared <= MAX_SKIP and not self.expects_continue)
+        return 0 < self.declared <= MAX_SKIP and not self.expects_continue
+
+    def wake(self) -> None:
+        """Continue with what waits for it."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self.waiter = asyncio.get_running_loop().create_future()
+        await self.waiter
 
 
 class Connection(asyncio.Protocol):
@@ -173,7 +162,6 @@ class Connection(asyncio.Protocol):
         self._parsed_head = 0  # bytes of the request line, headers and trailers
         self._unparsed_head = 0  # bytes of a head that is not complete
         self._is_chunked = False
-        self._expects_continue = False
         self._offers_upgrade = False
         # Of the input:
         self._ignores_input = False
@@ -215,7 +203,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse short input at once; of longer input, a body of known length as one piece, all else in small pieces."""
-        if len(data) <= AT_ONCE and not self._is_chunked and not self._unread_size:
+        if len(data) <= AT_ONCE and not self._is_chunked and not self._unread:
             self._parse(data)
             return
         self._unread, self._at = self._unread[self._at :] + data, 0
@@ -246,7 +234,6 @@ class Connection(asyncio.Protocol):
         if self._owes_next:
             self._owes_next = False
             self._next()
-            self._flush()
 
     # ---- called by the server
 
@@ -349,31 +336,30 @@ class Connection(asyncio.Protocol):
             return
         self._message_ended = False
         try:
-            self._feed(data)
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                self._pass_over(offer, memoryview(data))
         except httptools.HttpParserError:
             self._refuse(Malformed("the bytes received are not an HTTP request"))
         if self._in_head and not self._message_ended:
             self._unparsed_head += len(data)
-            self._check_head(self._unparsed_head)
+            if self._unparsed_head > MAX_HEAD:
+                self._refuse_head()
         if self._incoming is not None and not self._incoming.is_started:
             self._start(self._incoming)
 
-    def _feed(self, data: bytes | memoryview) -> None:
-        """Parse; if the parser stops at an offer to upgrade, continue as if there were none (RFC 9110, 7.8)."""
-        try:
-            self._parser.feed_data(data)
-            return
-        except httptools.HttpParserUpgrade as offer:
-            rest, end = memoryview(data), offer.args[0]
+    def _pass_over(self, offer: httptools.HttpParserUpgrade, rest: memoryview) -> None:
+        """Parse on behind an offer to upgrade, at which the parser stops, as if there were none (RFC 9110, 7.8)."""
         while not self._ignores_input:
-            head, rest = self._head_without_offer(), rest[end:]
+            head, rest = self._head_without_offer(), rest[offer.args[0] :]
             self._parser = self._new_parser()
-            self._parser.feed_data(head)
             try:
+                self._parser.feed_data(head)
                 self._parser.feed_data(rest)
                 return
-            except httptools.HttpParserUpgrade as offer:
-                end = offer.args[0]
+            except httptools.HttpParserUpgrade as next_offer:
+                offer = next_offer
 
     def _head_without_offer(self) -> bytes:
         version = self._parser.get_http_version().encode()
@@ -388,7 +374,6 @@ class Connection(asyncio.Protocol):
         self._url, self._headers = b"", []
         self._unparsed_head = self._parsed_head = 0
         self._in_head = True
-        self._expects_continue = False
         self._waiting_since, self._idle_since = monotonic(), None
 
     def on_url(self, url: bytes) -> None:
@@ -401,13 +386,14 @@ class Connection(asyncio.Protocol):
         self._parsed_head += len(name) + len(value)
         if self._in_head:
             self._headers.append((name.lower(), value.strip(b" \t")))
-        else:
-            self._check_head(self._parsed_head)
+        elif self._parsed_head > MAX_HEAD:
+            self._refuse_head()
 
     def on_headers_complete(self) -> None:
         """Queue the request, unless its head asks for something that is not served."""
         self._in_head, self._unparsed_head = False, 0
-        self._check_head(self._parsed_head)
+        if self._parsed_head > MAX_HEAD:
+            self._refuse_head()
         parser = self._parser
         method, version = parser.get_method(), parser.get_http_version()
         self._offers_upgrade = parser.should_upgrade() and method != b"CONNECT"
@@ -422,11 +408,12 @@ class Connection(asyncio.Protocol):
             return
         target, _, query = self._url.partition(b"?")
         path = target.decode("ascii") if b"%" not in target else path_of(target)
-        request = Incoming(method, path, query, headers, self._peer)
+        length = int(headers.get(b"content-length", 0))  # the parser has checked it
+        request = self._incoming = Incoming(method, path, query, headers, self._peer, length)
         request.keep_alive = parser.should_keep_alive()
         request.is_http10 = version == "1.0"
-        request.expects_continue = self._expects_continue
-        self._incoming = request
+        if b"expect" in headers and not request.is_http10:
+            request.expects_continue = bool(headers[b"expect"]) and (self._is_chunked or length > 0)
         self._queue(request)
 
     def on_body(self, body: bytes) -> None:
@@ -434,8 +421,11 @@ class Connection(asyncio.Protocol):
         request = self._incoming
         if self._ignores_input or request is None or request.failure or request.response:
             return
+        if not request.is_started and not request.body:
+            request.body = body
+            return
         try:
-            request.add(body, self._unread_size)
+            request.add(body, len(self._unread) - self._at)
         except ServiceError as error:
             request.fail(error)
 
@@ -447,9 +437,12 @@ class Connection(asyncio.Protocol):
         request, self._incoming = self._incoming, None
         if self._ignores_input or request is None:
             return
-        request.end()
+        request.is_whole = True
+        request.is_ready = request.is_first
         if not request.is_started:
             self._start(request)
+        elif request.waiter:
+            request.wake()
 
     # ---- heads that are rejected
 
@@ -473,17 +466,15 @@ class Connection(asyncio.Protocol):
         return None
 
     def _fault_of_framing(self, version: str, headers: dict[bytes, bytes]) -> ServiceError | None:
-        """Return why a request is rejected for how its body arrives; note whether it waits for 100 Continue."""
-        coding, expected = headers.get(b"transfer-encoding"), headers.get(b"expect", b"")
+        """Return why a request is rejected for how its body arrives."""
+        coding = headers.get(b"transfer-encoding")
         if coding is not None and version == "1.0":
             return Malformed("HTTP/1.0 has no Transfer-Encoding")
         if coding is not None and coding.lower() != b"chunked":
             return Malformed("unsupported Transfer-Encoding; expected chunked")
-        if version == "1.0":
-            return None  # its Expect is ignored (RFC 9110, 10.1.1)
-        if not tokens(expected) <= CONTINUE:
+        # the Expect of HTTP/1.0 is ignored (RFC 9110, 10.1.1)
+        if version != "1.0" and not tokens(headers.get(b"expect", b"")) <= CONTINUE:
             return UnknownExpectation("unsupported Expect header; expected 100-continue")
-        self._expects_continue = bool(expected) and (coding is not None or declared_length(headers) > 0)
         return None
 
     def _use_origin_form(self, method: bytes) -> ServiceError | None:
@@ -494,9 +485,8 @@ class Connection(asyncio.Protocol):
             return Malformed("malformed request target; expected a path or a URL")
         return None
 
-    def _check_head(self, size: int) -> None:
-        if size > MAX_HEAD:
-            self._refuse(HeadersTooLarge(f"the headers are longer than {MAX_HEAD} bytes"))
+    def _refuse_head(self) -> None:
+        self._refuse(HeadersTooLarge(f"the headers are longer than {MAX_HEAD} bytes"))
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer the request that is arriving with `error`, in its turn, and close."""
@@ -528,33 +518,30 @@ class Connection(asyncio.Protocol):
             self._regulate_reading()
 
     def _start(self, request: Incoming) -> None:
-        request.task = EagerTask(self._gateway.handle(request), partial(self._finish, request), self.loop)
-        request.task.start()
+        request.is_started = True
+        task = EagerTask(self._gateway.handle(request), partial(self._finish, request), self.loop)
+        if not request.response:
+            request.task = task
 
     def _finish(self, request: Incoming, response: Response | None) -> None:
-        request.task = None
-        request.response = response
+        """Send a response, unless it has to wait for an earlier one."""
+        request.task, request.response = None, response
         if response is None:
             self._transport.abort()
-        else:
-            self._flush()
+        elif request.is_first and not self._owes_next and self._pipeline:
+            self._send(request, response)
 
-    def _flush(self) -> None:
-        """Send the responses that need not wait for an earlier one."""
-        while self._pipeline and self._pipeline[0].response and not self._owes_next:
-            self._send(self._pipeline.popleft())
-
-    def _send(self, request: Incoming) -> None:
-        response = request.response
-        if response is None or self._transport.is_closing():
+    def _send(self, request: Incoming, response: Response) -> None:
+        self._pipeline.popleft()
+        if self._transport.is_closing():
             return
-        keep_alive = request.keep_alive and not response.closes and request.can_skip_body
+        keep_alive = request.keep_alive and not response.closes and (request.is_whole or request.can_skip_body)
         headers = self._server.default_headers + response.headers
         if not keep_alive:
             headers.append(CLOSE)
         elif request.is_http10:
             headers.append(KEEP_ALIVE)
-        lines = [STATUS_LINES[response.status], *[b": ".join(header) for header in headers], b"", response.body]
+        lines = [STATUS_LINES[response.status], *map(b": ".join, headers), b"", response.body]
         self._transport.write(b"\r\n".join(lines))
         request.body = response.body = b""
         if not keep_alive:
@@ -569,10 +556,13 @@ class Connection(asyncio.Protocol):
         """Continue with the next request of the connection."""
         if self._is_reading_paused:
             self._regulate_reading()
-        if self._pipeline:
-            self._pipeline[0].become_first()
-        else:
+        if not self._pipeline:
             self._idle_since = monotonic()
+            return
+        request = self._pipeline[0]
+        request.become_first()
+        if request.response:
+            self._send(request, request.response)
 
     def _close(self, request: Incoming) -> None:
         self._waiting_since = None

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class EagerTask(Generic[T]):
-    """Runs a coroutine; its first step runs within `start`.
+    """Runs a coroutine; its first step runs at once, so no other task may be running.
 
     `on_done` is called once, with the result; with None if the coroutine was cancelled or failed.
     """
@@ -35,9 +35,6 @@ class EagerTask(Generic[T]):
         self._on_done = on_done
         self._loop = loop
         self._context = copy_context()
-
-    def start(self) -> None:
-        """Run the first step; not to be called from within another task."""
         self._context.run(self._step)
 
     def done(self) -> bool:
@@ -80,7 +77,13 @@ class EagerTask(Generic[T]):
         except BaseException as failure:
             logger().error("unexpected", exc_info=failure)
         else:
-            self._wait(waits_for)
+            if getattr(waits_for, "_asyncio_future_blocking", False):
+                waits_for._asyncio_future_blocking = False
+                waits_for.add_done_callback(self._step, context=self._context)
+                self._waits_for = waits_for
+                self._must_cancel = self._must_cancel and not waits_for.cancel()
+            else:
+                self._step_again(waits_for)
             return
         finally:
             _leave_task(self._loop, self)  # type: ignore[arg-type]
@@ -88,15 +91,9 @@ class EagerTask(Generic[T]):
         self._coroutine = None
         self._on_done(result)
 
-    def _wait(self, waits_for: Any) -> None:
-        if waits_for is None:  # asyncio.sleep(0)
-            self._loop.call_soon(self._step, context=self._context)
-        elif getattr(waits_for, "_asyncio_future_blocking", False):
-            waits_for._asyncio_future_blocking = False
-            waits_for.add_done_callback(self._step, context=self._context)
-            self._waits_for = waits_for
-            if self._must_cancel and waits_for.cancel():
-                self._must_cancel = False
-        else:
+    def _step_again(self, waits_for: object) -> None:
+        """Take the next step in the next turn of the event loop: after `asyncio.sleep(0)`, or with an error."""
+        error = None
+        if waits_for is not None:
             error = RuntimeError(f"a handler awaited {waits_for!r}, which is not a future of asyncio")
-            self._loop.call_soon(self._step, None, error, context=self._context)
+        self._loop.call_soon(self._step, None, error, context=self._context)

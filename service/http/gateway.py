@@ -5,27 +5,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from random import getrandbits
 from time import monotonic, perf_counter, time
+from types import MappingProxyType
 
-from lvm.errors import ServiceError, Unavailable
+from lvm.errors import Invalid, ServiceError, Unavailable
 from service.http import content_coding
 from service.http.auth import Tokens
+from service.http.headers import decimal
 from service.http.messages import (
     ClientDisconnected,
     Handler,
     Headers,
     Request,
     Response,
+    Stages,
+    caller_id,
     problem_of,
 )
 from service.overload.admission import Admission, Permit
+from service.telemetry.instruments import Series
 from service.telemetry.log import AccessLog, logger
 from service.telemetry.metrics import STAGES, Metrics
-from service.telemetry.tracing import Attributes, Tracer, current_span, parse
+from service.telemetry.tracing import Attributes, RequestSpan, TraceContext, Tracer, current_span, parse
 
 OTHER = "other"  # the route label of requests that reached no route
 CANCELLED = "cancelled"  # the outcome of requests whose client disconnected
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for them; it is never sent
+GONE = Response(b"", b"", [], CLIENT_CLOSED_REQUEST, CANCELLED)
+MAX_TIMEOUT_MS = 3_600_000
 CLOSING = (401, 408, 413)  # after these the rest of the body is not read
 WITHOUT_CONTENT = (204, 304)
 NOSNIFF = (b"x-content-type-options", b"nosniff")  # a browser must not guess the type of a response
@@ -79,7 +87,7 @@ class Gateway:
     """Answers every request, whatever the transport.
 
     Args:
-        find: returns the route of a method and a path.
+        find: returns the route of a method and a path that is not in `hot`.
         timeout_ms: time limit of a request without X-Request-Timeout-Ms.
         state: whether the process is draining, and headers of every response.
         tracer: records spans, if they are exported.
@@ -89,6 +97,7 @@ class Gateway:
         self,
         find: Callable[[bytes, str], Route],
         *,
+        hot: Mapping[tuple[bytes, str], Route] = MappingProxyType({}),
         timeout_ms: float,
         state: State,
         tokens: Tokens,
@@ -98,9 +107,10 @@ class Gateway:
         tracer: Tracer | None = None,
     ) -> None:
         self._find = find
+        self._hot = hot
         self._timeout_s = timeout_ms / 1000
         self._state = state
-        self._tokens = tokens
+        self._tokens = tokens if len(tokens) else None
         self._admission = admission
         self._metrics = metrics
         self._access = access
@@ -118,64 +128,61 @@ class Gateway:
         Raises:
             ClientDisconnected, asyncio.CancelledError: the client is gone, so there is no response; counted, too.
         """
-        route = self._refused if request.failure else self._find(request.method, request.path)
+        given = request.headers.get(b"x-request-id")
+        # quicker than an f-string
+        request.id = (caller_id(given) if given else "") or "%016x" % getrandbits(64)  # noqa: UP031
+        if request.failure:
+            route = self._refused
+        else:
+            route = self._hot.get((request.method, request.path)) or self._find(request.method, request.path)
+        request.max_body = route.max_body
         try:
-            response = await self._respond(route, request)
+            if request.failure:
+                raise request.failure
+            if self._tokens and not route.is_open:
+                request.client = self._tokens.client_of(request.headers)
+            if route.is_admitted:
+                await self._admit(route, request)
+            elif not request.is_ready:
+                await request.wait_for_turn()
+            response = await route.handler(request)
         except (ClientDisconnected, asyncio.CancelledError):
             if request.failure is None:
-                self._count(route, request, CLIENT_CLOSED_REQUEST, CANCELLED)
-                if request.permit is not None:
-                    request.permit.release()
+                self._end(route, request, GONE)
                 raise
             response = problem_of(request.failure, request)
         except Exception as error:
             response = self._problem(route, request, error)
         self._complete(route, request, response)
-        self._count(route, request, response.status, response.outcome, response)
-        if request.permit is not None:
-            request.permit.release()
+        self._end(route, request, response)
         return response
 
-    async def _respond(self, route: Route, request: Request) -> Response:
-        """Return the response of a route; raises what the handler raises, and what keeps the request from it."""
-        if request.failure:
-            raise request.failure
-        if not route.is_open:
-            request.client = self._tokens.client_of(request.headers) or request.client
-        request.max_body = route.max_body
-        if not route.is_admitted:
-            if not request.is_ready:
-                await request.wait_for_turn()
-            return await route.handler(request)
+    async def _admit(self, route: Route, request: Request) -> None:
+        """Take the permit of a request, wait for its body, and start its clock."""
         if self._tracer is not None or b"traceparent" in request.headers:
             self._begin_trace(request)
-        request.check_size(request.declared or len(request.body))
-        if request.is_ready:
-            self._admission.check_row(request.client)
-        permit = request.permit = Permit(self._admission, request.client)
-        permit.reserve(len(request.body), request.declared)
-        if not request.is_ready:
+        if request.is_ready and len(request.body) <= route.max_body:
+            request.permit = self._admission.admit(request.client, len(request.body))
+        else:
             await self._receive(request)
-        permit.set_rows(1)
+        self._metrics.in_flight.inc(route.label)
         request.arrived = monotonic()
         request.deadline = request.arrived + self._timeout_s
-        in_flight = self._metrics.in_flight
-        in_flight.inc(route.label)
-        try:
-            if b"x-request-timeout-ms" in request.headers:
-                request.read_timeout()
-            if b"content-encoding" in request.headers:
-                await self._decode(request)
-            return await route.handler(request)
-        finally:
-            in_flight.dec(route.label)
+        if b"x-request-timeout-ms" in request.headers:
+            request.set_timeout(_timeout_ms(request))
+        if b"content-encoding" in request.headers:
+            await self._decode(request)
 
     async def _receive(self, request: Request) -> None:
         """Wait for the turn and the body of a request; it is rejected before its body is sent, if there is no room."""
+        request.check_size(request.declared or len(request.body))
+        permit = request.permit = Permit(self._admission, request.client)
+        permit.reserve(len(request.body), request.declared)
         await request.wait_for_turn()
         self._admission.check_row(request.client)
         await request.read()
         self._admission.check_row(request.client)
+        permit.set_rows(1)
         request.started = perf_counter()
 
     async def _decode(self, request: Request) -> None:
@@ -206,9 +213,12 @@ class Gateway:
         return problem_of(ServiceError(UNEXPECTED), request)
 
     def _complete(self, route: Route, request: Request, response: Response) -> None:
-        """Add the headers that every response has, and drop the body of a response to HEAD."""
+        """Form the headers of a response, and drop its body if it is one to HEAD."""
         guards = [NOSNIFF] if route.is_admitted else _guards_beside(response.headers)
         headers = [(b"x-request-id", request.id.encode()), *guards, *response.headers, *self._state.headers]
+        if response.stages:
+            timing = [f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in response.stages]
+            headers.append((b"server-timing", ", ".join(timing).encode()))
         if response.status not in WITHOUT_CONTENT:
             headers.append((b"content-type", response.media_type))
             headers.append((b"content-length", b"%d" % len(response.body)))
@@ -217,48 +227,47 @@ class Gateway:
         if request.method == b"HEAD":
             response.body = b""
 
-    def _count(
-        self, route: Route, request: Request, status: int, outcome: str, response: Response | None = None
-    ) -> None:
-        """Count a request, and log and trace it if it is to be. It is counted before the client has the response."""
-        self._metrics.requests.inc(route.label, outcome)
+    def _end(self, route: Route, request: Request, response: Response) -> None:
+        """Count a request, release what it held, log and trace it if it is to be, all before the client has it."""
         ended = perf_counter()
-        if response is not None and status == 200 and route.is_admitted:  # a quick rejection must not look fast
-            self._time(route, request, response, ended - request.started)
-        if route.is_logged and self._access.wants(status):
-            self._log(route, request, status, outcome, response, ended)
+        seconds = ended - request.started
+        is_served = response.status == 200 and route.is_admitted  # a quick rejection must not look fast
+        if request.arrived:
+            self._metrics.in_flight.dec(route.label)
+        self._metrics.requests.inc(route.label, response.outcome)
+        if is_served:
+            stages = *response.stages, (response.total, seconds)
+            Series.observe_each(self._seconds[route.label], stages)
+            if request.trace is not None and request.trace.is_sampled:
+                self._add_exemplars(route, request.trace, stages)
+        permit = request.permit
+        if permit is not None:
+            permit.release()
+            if is_served:
+                self._admission.record_served(route.label, response.served_by, permit.rows, seconds)
+        is_logged = route.is_logged and (self._access.share or response.status >= 500)
+        if is_logged and self._access.wants(response.status):
+            self._log(route, request, response, ended)
         if request.span is not None:
-            self._trace(route, request, status, outcome, response, ended)
+            self._trace(route, request, response, ended, request.span)
 
-    def _time(self, route: Route, request: Request, response: Response, seconds: float) -> None:
-        self._admission.record_served(route.label, response.served_by, request.rows, seconds)
-        histograms = self._seconds[route.label]
-        stages = (*response.stages, (response.total, seconds))
-        for stage, stage_s in stages:
-            histograms[stage].observe(stage_s)
-        if request.trace is not None and request.trace.is_sampled:
-            now = time()
-            for stage, stage_s in stages:
-                histograms[stage].add_exemplar(stage_s, request.trace.trace_id, now)
+    def _add_exemplars(self, route: Route, trace: TraceContext, stages: Stages) -> None:
+        now = time()
+        for stage, seconds in stages:
+            self._seconds[route.label][stage].add_exemplar(seconds, trace.trace_id, now)
 
-    def _log(
-        self, route: Route, request: Request, status: int, outcome: str, response: Response | None, ended: float
-    ) -> None:
+    def _log(self, route: Route, request: Request, response: Response, ended: float) -> None:
         if not route.is_admitted:
             request.trace = parse(request.headers.get(b"traceparent", b""))
         fields: dict[str, str | float] = {**request.log_fields(), "client": request.client}
         fields["ms"] = round((ended - request.started) * 1e3, 3)
         if route.is_admitted:
             fields["rows"] = request.rows
-            fields["served_by"] = response.served_by if response else ""
-        self._access.write(status, route=route.label, outcome=outcome, **fields)
+            fields["served_by"] = response.served_by
+        self._access.write(response.status, route=route.label, outcome=response.outcome, **fields)
 
-    def _trace(
-        self, route: Route, request: Request, status: int, outcome: str, response: Response | None, ended: float
-    ) -> None:
-        span = request.span
-        assert span is not None
-        seconds = dict(response.stages) if response else {}
+    def _trace(self, route: Route, request: Request, response: Response, ended: float, span: RequestSpan) -> None:
+        seconds = dict(response.stages)
         starts = {"decode": request.started, "encode": ended - seconds.get("encode", 0.0)}
         for stage, start in starts.items():
             if stage in seconds:
@@ -267,11 +276,12 @@ class Gateway:
             "http.request.method": "POST",
             "http.route": route.label,
             "lvm.request_id": request.id,
-            "http.response.status_code": status,
-            "lvm.outcome": outcome,
+            "http.response.status_code": response.status,
+            "lvm.outcome": response.outcome,
             "lvm.rows": request.rows,
         }
-        span.finish(f"POST {route.label}", request.started, ended, attributes, outcome if status >= 500 else None)
+        error = response.outcome if response.status >= 500 else None
+        span.finish(f"POST {route.label}", request.started, ended, attributes, error)
 
 
 def _guards_beside(headers: Headers) -> Headers:
@@ -285,22 +295,9 @@ async def _unreachable(request: Request) -> Response:
     raise AssertionError("a rejected request has no handler")
 
 
-def routes_by_path(
-    admitted: Mapping[str, Route], pattern: Callable[[str], Route | None], others: Mapping[str, Route], unknown: Route
-) -> Callable[[bytes, str], Route]:
-    """Return the function that finds the route of a method and a path.
-
-    Args:
-        admitted: the routes of POST, by path.
-        pattern: returns the route of a POST whose path is not in `admitted`, if it has one.
-        others: all other routes, by path.
-        unknown: the route of all other paths.
-    """
-
-    def find(method: bytes, path: str) -> Route:
-        route = None
-        if method == b"POST":
-            route = admitted.get(path) or pattern(path)
-        return route or others.get(path, unknown)
-
-    return find
+def _timeout_ms(request: Request) -> float:
+    """Return what X-Request-Timeout-Ms asks for; raises `Invalid` if it is malformed."""
+    milliseconds = decimal(request.headers[b"x-request-timeout-ms"])
+    if not 0 < milliseconds <= MAX_TIMEOUT_MS:
+        raise Invalid(f"malformed X-Request-Timeout-Ms; expected milliseconds, over 0 and up to {MAX_TIMEOUT_MS}")
+    return milliseconds

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
-from random import getrandbits
 from time import perf_counter
 from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
 
-from lvm.errors import Invalid, Malformed, ServiceError, TooLarge, UnsupportedMediaType
-from service.http.headers import decimal, media_type
+from lvm.errors import Malformed, ServiceError, TooLarge, UnsupportedMediaType
+from service.http.headers import media_type
 from service.overload.admission import Permit
 from service.telemetry.tracing import RequestSpan, TraceContext
 
@@ -26,13 +26,13 @@ JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 JSON_CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})  # ASCII is a part of UTF-8
 MAX_DIGITS = 18  # of a length in bytes; Python refuses to parse thousands
-MAX_TIMEOUT_MS = 3_600_000
 
 
 class ClientDisconnected(Exception):
     """The client closed the connection before it was answered."""
 
 
+@dataclass(eq=False)
 class Request:
     """One request: its head, its body as far as it has arrived, and what the gateway knows about it.
 
@@ -41,37 +41,38 @@ class Request:
     Attributes:
         path: without percent-encoding.
         headers: names in lower case.
-        body: bytes, or a bytearray if it arrived in several parts.
+        client: the address of the caller; the gateway sets the name of its token instead.
         declared: the Content-Length, 0 if there is none.
+        started: when it arrived, or its body if that came later, in seconds of `perf_counter`.
+        id: the caller's, or a new one; set by the gateway.
+        body: bytes, or a bytearray if it arrived in several parts.
         is_ready: whether the body is complete and the request may be answered now.
         failure: why the transport rejects the request; set by `fail`.
-        client: the name of the caller's token, else its address.
         permit: what it holds of the rows and bytes in flight.
         max_body: the limit of its route, in bytes.
-        started: when its body was complete, in seconds of `perf_counter`.
         arrived, deadline: when its body was complete, and until when it is to be answered, in seconds of `monotonic`.
         trace: its place in a trace, if it is part of one.
         span: its span, if it is sampled.
     """
 
-    body: bytes = b""
-    is_ready = True
-    failure: ServiceError | None = None
-    permit: Permit | None = None
-    max_body = 0
-    arrived = deadline = 0.0
-    trace: TraceContext | None = None
-    span: RequestSpan | None = None
+    method: bytes
+    path: str
+    query: bytes
+    headers: dict[bytes, bytes]
+    client: str = ""
+    declared: int = 0
+    started: float = field(default_factory=perf_counter)
 
-    def __init__(self, method: bytes, path: str, query: bytes, headers: dict[bytes, bytes], client: str = "") -> None:
-        self.method = method
-        self.path = path
-        self.query = query
-        self.headers = headers
-        self.client = client
-        self.id = request_id(headers.get(b"x-request-id"))
-        self.declared = declared_length(headers)
-        self.started = perf_counter()
+    id: str = field(default="", init=False)
+    body: bytes = field(default=b"", init=False)
+    is_ready: bool = field(default=True, init=False)
+    failure: ServiceError | None = field(default=None, init=False)
+    permit: Permit | None = field(default=None, init=False)
+    max_body: int = field(default=0, init=False)
+    arrived: float = field(default=0.0, init=False)
+    deadline: float = field(default=0.0, init=False)
+    trace: TraceContext | None = field(default=None, init=False)
+    span: RequestSpan | None = field(default=None, init=False)
 
     async def wait_for_turn(self) -> None:
         """Wait until every earlier request of the connection is answered; raises as `read`."""
@@ -107,13 +108,6 @@ class Request:
         """Set the deadline, from the time when the body was complete."""
         self.deadline = self.arrived + milliseconds / 1000
 
-    def read_timeout(self) -> None:
-        """Set the deadline to what X-Request-Timeout-Ms asks for; raises `Invalid` if it is malformed."""
-        milliseconds = decimal(self.headers[b"x-request-timeout-ms"])
-        if not 0 < milliseconds <= MAX_TIMEOUT_MS:
-            raise Invalid(f"malformed X-Request-Timeout-Ms; expected milliseconds, over 0 and up to {MAX_TIMEOUT_MS}")
-        self.set_timeout(milliseconds)
-
     def set_rows(self, rows: int) -> None:
         """Tell the permit how many rows were decoded."""
         if self.permit is not None:
@@ -138,23 +132,23 @@ class Request:
             raise Malformed("duplicate option in the query string")
         return options
 
-    def media_type(self, *known: bytes) -> bytes:
-        """Return the media type of the body, JSON if there is no Content-Type.
 
-        Raises:
-            UnsupportedMediaType: it is not one of `known`, or JSON in a charset other than UTF-8.
-        """
-        header = self.headers.get(b"content-type", JSON)
-        if header in known:
-            return header
-        parsed = media_type(header)
-        if parsed is None or parsed.name not in known:
-            raise UnsupportedMediaType(f"unsupported media type; expected {b' or '.join(known).decode()}")
-        if parsed.name == JSON and not JSON_CHARSETS.issuperset(value.lower() for value in parsed.values(b"charset")):
-            raise UnsupportedMediaType("unsupported charset of application/json; expected utf-8")
-        return parsed.name
+@lru_cache(maxsize=256)
+def media_type_of(header: bytes, known: tuple[bytes, ...]) -> bytes:
+    """Return the media type that a Content-Type names.
+
+    Raises:
+        UnsupportedMediaType: it is not one of `known`, or JSON in a charset other than UTF-8.
+    """
+    parsed = media_type(header)
+    if parsed is None or parsed.name not in known:
+        raise UnsupportedMediaType(f"unsupported media type; expected {b' or '.join(known).decode()}")
+    if parsed.name == JSON and not JSON_CHARSETS.issuperset(value.lower() for value in parsed.values(b"charset")):
+        raise UnsupportedMediaType("unsupported charset of application/json; expected utf-8")
+    return parsed.name
 
 
+@dataclass(eq=False)
 class Response:
     """One response: what a handler answers, and what the gateway adds.
 
@@ -167,26 +161,15 @@ class Response:
         closes: whether the connection closes after it.
     """
 
-    total = "total"
-    closes = False
-
-    def __init__(
-        self,
-        body: bytes,
-        media_type: bytes,
-        headers: Headers,
-        status: int = 200,
-        outcome: str = "ok",
-        stages: Stages = (),
-        served_by: str = "",
-    ) -> None:
-        self.body = body
-        self.media_type = media_type
-        self.headers = headers
-        self.status = status
-        self.outcome = outcome
-        self.stages = stages
-        self.served_by = served_by
+    body: bytes
+    media_type: bytes
+    headers: Headers
+    status: int = 200
+    outcome: str = "ok"
+    stages: Stages = ()
+    served_by: str = ""
+    total: str = field(default="total", init=False)
+    closes: bool = field(default=False, init=False)
 
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -238,17 +221,10 @@ def problem_of(error: ServiceError, request: Request) -> Response:
     return problem(request, error.status, error.reason, error.detail, headers, error.pointer)
 
 
-def request_id(given: bytes | None) -> str:
-    """Return the caller's request id if it is a short word of letters, digits, `-` and `_`, else a new one."""
-    if given and len(given) <= 64 and given.replace(b"-", b"").replace(b"_", b"").isalnum():
-        return given.decode("ascii")
-    return "%016x" % getrandbits(64)  # noqa: UP031  # quicker than an f-string
-
-
-def declared_length(headers: dict[bytes, bytes]) -> int:
-    """Return the Content-Length, 0 if there is none or it is malformed."""
-    value = headers.get(b"content-length", b"")
-    return int(value) if value.isdigit() and len(value) <= MAX_DIGITS else 0
+def caller_id(given: bytes) -> str:
+    """Return a caller's request id if it is a short word of letters, digits, `-` and `_`, else an empty string."""
+    is_word = len(given) <= 64 and given.replace(b"-", b"").replace(b"_", b"").isalnum()
+    return given.decode("ascii") if is_word else ""
 
 
 def joined(body: bytes, part: bytes) -> bytes:

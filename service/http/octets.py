@@ -80,21 +80,21 @@ def read_octets(body: bytes, kind: OctetType, item: Shape, max_rows: int, *, man
         Invalid: the shape is not the net's, or not that of the bytes; or there are several rows without a shape.
         Malformed, TooLarge: as `decode_octets`.
     """
-    if kind.shape is None:
-        _check_alone(len(body), kind.dtype, item, max_rows if many else None)
-    else:
+    if kind.shape is not None:
         _check_shape(kind.shape, item, many)
         _check_size(len(body), kind.dtype, kind.shape)
+    elif len(body) > kind.dtype.itemsize * math.prod(item):
+        _reject_rows(len(body), kind.dtype, item, max_rows if many else None)
     return decode_octets(body, item, max_rows, kind.dtype)
 
 
-def _check_alone(length: int, dtype: np.dtype[Any], item: Shape, most: int | None) -> None:
+def _reject_rows(length: int, dtype: np.dtype[Any], item: Shape, most: int | None) -> None:
     """Raise `Invalid` if bytes without a shape are several rows, which could be divided in another way.
 
     Up to `most` rows may be sent with a shape; None means one row only.
     """
     size = dtype.itemsize * math.prod(item)
-    if length <= size or length % size or (most is not None and length > most * size):
+    if length % size or (most is not None and length > most * size):
         return
     example = octets_of(dtype, (length // size, *item)).decode()
     hint = f", or their shape in the Content-Type: {example}" if most is not None else ""

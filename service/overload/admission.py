@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
 
@@ -55,30 +56,16 @@ class Limit(Protocol):
 class ClientUsage:
     """What a client holds: requests, rows, bytes."""
 
-    __slots__ = ("requests", "rows", "size")
-
-    def __init__(self) -> None:
-        self.requests = self.rows = self.size = 0
+    requests = rows = size = 0
 
 
+@dataclass
 class AdmittedRows:
     """The rows admitted since a time: all, and by client."""
 
-    __slots__ = ("_by_client", "rows", "since")
-
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.rows = 0
-        self._by_client: dict[str, int] = {}
-
-    def add(self, client: str, rows: int) -> None:
-        """Count rows of `client`."""
-        self._by_client[client] = self._by_client.get(client, 0) + rows
-        self.rows += rows
-
-    def rows_of(self, client: str) -> int:
-        """Return the rows of `client`."""
-        return self._by_client.get(client, 0)
+    since: float
+    rows: int = 0
+    by_client: dict[str, int] = field(default_factory=dict)
 
 
 class Admission:
@@ -106,6 +93,20 @@ class Admission:
         self._served_since = clock()
         self._recent = AdmittedRows(self._served_since)
         self._earlier = AdmittedRows(self._served_since)
+
+    def admit(self, client: str, size: int) -> Permit:
+        """Return a permit for one row and the `size` bytes of a complete body; raises as `check_row`.
+
+        Room is checked before a permit is made, so that a rejection costs little.
+        """
+        if self.rows >= self.limit.rows:
+            self.check_row(client)
+        if self.size + size > self._max_long:
+            self.check_size(client, size, size)
+        permit = Permit(self, client)
+        permit.hold(1, size)
+        self.record_admitted(client, 1)
+        return permit
 
     def check_row(self, client: str) -> None:
         """Check that there is room for a row of `client`.
@@ -141,18 +142,20 @@ class Admission:
         if age >= RECENT_S:
             self._earlier = self._recent if age < 2 * RECENT_S else AdmittedRows(now)
             self._recent = AdmittedRows(now)
-        self._recent.add(client, rows)
+        recent = self._recent
+        recent.rows += rows
+        recent.by_client[client] = recent.by_client.get(client, 0) + rows
 
     def record_served(self, route: str, model: str, rows: int, seconds: float) -> None:
-        """Count rows of a request that was served in `seconds`."""
+        """Count rows of a request that was served in `seconds`, and has just been released."""
         now = self._clock()
-        self.limit.observe((route, model, rows.bit_length()), seconds, self.rows, now)
         self._served += rows
         elapsed = now - self._served_since
         if elapsed >= RATE_WINDOW_S:
             rate = self._served / elapsed
             self._rate += (rate - self._rate) * SMOOTHING if self._rate else rate
             self._served_since, self._served = now, 0
+        self.limit.observe((route, model, rows.bit_length()), seconds, self.rows + rows, now)
 
     def retry_after_s(self) -> int:
         """Return in how many whole seconds the rows in flight will have been served, 1 to `MAX_RETRY_S`."""
@@ -171,7 +174,7 @@ class Admission:
 
     def _is_far_below_fair_share(self, client: str, others: int) -> bool:
         """Return whether `client` had less than half of its fair share of the rows admitted recently."""
-        rows = self._recent.rows_of(client) + self._earlier.rows_of(client)
+        rows = self._recent.by_client.get(client, 0) + self._earlier.by_client.get(client, 0)
         return others > 0 and 2 * rows * (others + 1) < self._recent.rows + self._earlier.rows
 
     def _rejection(self, resource: str, over_share: bool) -> Overloaded | ClientLimit:
@@ -213,23 +216,14 @@ class Permit:
         if more <= 0:
             return
         self._admission.check_size(self._client, size, more)
-        usage = self._usage or self._start()
-        self.size = size
-        usage.size += more
-        self._admission.size += more
+        self.hold(0, more)
 
     def set_rows(self, rows: int) -> None:
         """Hold `rows` rows: 1 once the body is complete and `check_row` found room, then as many as were decoded."""
-        usage = self._usage
-        if not self.rows:
-            usage = usage or self._start()
-        elif usage is not None:
-            self._admission.record_admitted(self._client, rows)
-        else:
+        if self.rows and self._usage is None:
             return  # released
-        usage.rows += rows - self.rows
-        self._admission.rows += rows - self.rows
-        self.rows = rows
+        self._admission.record_admitted(self._client, rows - self.rows)
+        self.hold(rows - self.rows, 0)
 
     def release(self) -> None:
         """Release everything. Idempotent."""
@@ -245,7 +239,15 @@ class Permit:
         if not usage.requests:
             del admission.clients[self._client]
 
-    def _start(self) -> ClientUsage:
-        usage = self._usage = self._admission.clients.setdefault(self._client, ClientUsage())
-        usage.requests += 1
-        return usage
+    def hold(self, rows: int, size: int) -> None:
+        """Hold so many rows and bytes more, without a check."""
+        admission, usage = self._admission, self._usage
+        if usage is None:
+            usage = self._usage = admission.clients.setdefault(self._client, ClientUsage())
+            usage.requests += 1
+        self.rows += rows
+        self.size += size
+        usage.rows += rows
+        usage.size += size
+        admission.rows += rows
+        admission.size += size

@@ -141,8 +141,8 @@ class Gauge(Counter):
     kind = "gauge"
 
     def dec(self, *values: str) -> None:
-        """Count one less."""
-        self._numbers[self.labels(*values)] -= 1
+        """Count one less than `inc` has counted."""
+        self._numbers[self._children[values]] -= 1
 
     def reset(self) -> dict[Labels, float]:
         """Set every level to the neutral element of `join`; return the levels that were not 0."""
@@ -188,10 +188,19 @@ class Series:
         self._prefixes = [f"{name}_bucket{_braces(names, values, limit)}" for limit in limits]
         self._totals = [f"{name}_{total}{_braces(names, values)}" for total in ("count", "sum")]
 
-    def observe(self, value: float) -> None:
-        """Count `value` in its bucket. A bucket includes its upper edge."""
-        self._numbers[self._offset + bisect_left(self._edges, value)] += 1
-        self._numbers[self._sum] += value
+    def observe(self, *values: float) -> None:
+        """Count values in their buckets. A bucket includes its upper edge."""
+        for value in values:
+            self._numbers[self._offset + bisect_left(self._edges, value)] += 1
+            self._numbers[self._sum] += value
+
+    @staticmethod
+    def observe_each(series: Mapping[str, Series], values: Iterable[tuple[str, float]]) -> None:
+        """Count one value in each histogram that `values` names, as `observe` does."""
+        for name, value in values:
+            one = series[name]
+            one._numbers[one._offset + bisect_left(one._edges, value)] += 1
+            one._numbers[one._sum] += value
 
     def add_exemplar(self, value: float, trace_id: str, now: float) -> None:
         """Remember a trace that had `value` at `now` (seconds since 1970). A bucket keeps its latest."""

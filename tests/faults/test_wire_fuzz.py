@@ -180,7 +180,7 @@ def json_reader(fields: Fields) -> Decode:
     made = JsonReader(fields, ROWS)
 
     def decode(body: bytes) -> Floats | None:
-        found = made.read(body, resolve)
+        found = made.read_at_once(body, resolve) or codec.run_to_end(made.read_in_slices(body, resolve))
         return found.rows if found.text is None else None
 
     return decode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,29 +12,31 @@ from fastapi.routing import APIRoute
 from models.vectors import Floats
 from service.deploy.deployments import Deployments
 from service.engines.remote import PredictEngine
-from service.engines.router import Routed
 from service.engines.text import ENCODER, Encoded, TextInput
 from service.http import checks, codec
-from service.http.codec import Decoded, Fields, JsonReader
-from service.http.messages import Headers, Request, Response, Stages
+from service.http.codec import Decoded, Fields
+from service.http.messages import Header, Request, Response, Stages
 from service.http.octets import Shape
-from service.overload.fairness import Slicer
 from service.settings import Settings
 from service.telemetry.metrics import TOTAL_TEXT
 
 T = TypeVar("T", bound=codec.HasInputShape)
-MADE_BY = ("model", "version", "served_by", "fallback_reason")
 
 
 class FallbackChain(NamedTuple):
-    """The engines that may answer, in the order in which they are tried."""
+    """The engines that may answer, in the order in which they are tried; the shape (T, D) that the first one reads."""
 
     engines: list[PredictEngine]
+    shape: Shape
 
-    @property
-    def shape(self) -> Shape:
-        """The shape (T, D) of a context of the first one."""
-        return self.engines[0].info.shape
+
+class MadeBy(NamedTuple):
+    """What made an answer: the model, the alias that served it, and why it was not the first in order, or None."""
+
+    model: str
+    version: str
+    served_by: str
+    fallback_reason: str | None
 
 
 def document_route(app: FastAPI, path: str, documentation: dict[str, Any]) -> None:
@@ -53,20 +55,6 @@ def text_fields(settings: Settings) -> dict[str, checks.Check]:
 def query_options(request: Request, fields: Fields) -> dict[str, Any]:
     """Return the options of the query string; raises `Malformed` or `Invalid`."""
     return checks.query_options(request.options(), fields.options) if request.query else {}
-
-
-async def read_json(
-    reader: JsonReader,
-    request: Request,
-    resolve: Callable[[str, dict[str, Any]], T],
-    query: Mapping[str, Any],
-    slicer: Slicer,
-) -> Decoded[T]:
-    """Return what the JSON body of a request holds, with the options of its `query`; a long one is read in slices."""
-    decoded = reader.read_at_once(request.body, resolve, query)
-    if decoded is None:
-        return await slicer.run(request.client, reader.read_in_slices(request.body, resolve, query))
-    return decoded
 
 
 async def embed(
@@ -116,51 +104,23 @@ def mark_as_text(response: Response, text_info: Mapping[str, Any]) -> Response:
     return response
 
 
-def prediction_stages(routed: Routed, decode_s: float) -> Stages:
-    """Return the seconds of the stages of every prediction."""
-    prediction = routed.prediction
-    return ("decode", decode_s), ("queue", prediction.queue_s), ("infer", prediction.infer_s)
-
-
-def outcome_of(routed: Routed) -> str:
-    """Return how a response is counted."""
-    return "fallback" if routed.fallback_reason else "ok"
-
-
-def members_of(routed: Routed) -> dict[str, Any]:
-    """Return the members of a body about the model that answered, and why it did."""
-    made_by = routed.prediction.model, routed.prediction.version, routed.served_by, routed.fallback_reason
-    return dict(zip(MADE_BY, made_by, strict=True))
-
-
 def milliseconds(stages: Stages) -> dict[str, float]:
     """Return stages as a body has them."""
     return {stage: round(seconds * 1e3, 3) for stage, seconds in stages}
 
 
-@lru_cache(maxsize=64)
-def model_headers(model: str, version: str, served_by: str) -> Headers:
-    """Return the headers about the model that answered."""
-    return [
-        (b"x-model", model.encode()),
-        (b"x-model-version", version.encode()),
-        (b"x-served-by", served_by.encode()),
+@lru_cache(maxsize=1024)
+def headers_of(made_by: MadeBy, batch_rows: int = 0, replica: str = "") -> tuple[Header, ...]:
+    """Return the headers about what made an answer, in a batch of how many rows, in which replica."""
+    headers = [
+        (b"x-model", made_by.model.encode()),
+        (b"x-model-version", made_by.version.encode()),
+        (b"x-served-by", made_by.served_by.encode()),
     ]
-
-
-def timing_header(stages: Stages) -> tuple[bytes, bytes]:
-    """Return Server-Timing."""
-    timing = ", ".join([f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in stages])
-    return b"server-timing", timing.encode()
-
-
-def prediction_headers(routed: Routed, stages: Stages) -> Headers:
-    """Return the headers about the model that answered, why it did, and the seconds of each stage."""
-    prediction = routed.prediction
-    headers = [timing_header(stages), *model_headers(prediction.model, prediction.version, routed.served_by)]
-    headers.append((b"x-batch-size", b"%d" % prediction.batch_rows))
-    if routed.fallback_reason:
-        headers.append((b"x-fallback-reason", routed.fallback_reason.encode()))
-    if prediction.replica:
-        headers.append((b"x-replica", prediction.replica.encode()))
-    return headers
+    if made_by.fallback_reason:
+        headers.append((b"x-fallback-reason", made_by.fallback_reason.encode()))
+    if batch_rows:
+        headers.append((b"x-batch-size", b"%d" % batch_rows))
+    if replica:
+        headers.append((b"x-replica", replica.encode()))
+    return tuple(headers)

@@ -29,9 +29,9 @@ from service.http import checks, codec, content_coding, octets, schemas
 from service.http.codec import Decoded
 from service.http.gateway import State
 from service.http.json_slices import LongArray, find_array
-from service.http.messages import JSON, MAX_DIGITS, Request, Response
+from service.http.messages import JSON, MAX_DIGITS, Request, Response, media_type_of
 from service.http.octets import OCTETS, Shape
-from service.http.routes.common import FallbackChain, document_route, outcome_of, prediction_headers, prediction_stages
+from service.http.routes.common import MadeBy, document_route, headers_of
 from service.http.routes.health import check_live, check_ready
 from service.overload.fairness import Slicer, Work
 from service.settings import Settings
@@ -97,18 +97,21 @@ class Infer:
 
     async def __call__(self, request: Request) -> Response:
         """Return the response; raises `ServiceError`."""
-        request.media_type(JSON, OCTETS, FORM)
+        media_type_of(request.headers.get(b"content-type", JSON), (JSON, OCTETS, FORM))
         checks.reject_unknown(request.options(), (), "option")
-        chain = FallbackChain(_chain(self._router, *_names(request.path)))
-        parsed = await self._read(request, chain.shape)
+        chain = _chain(self._router, *_names(request.path))
+        parsed = await self._read(request, chain[0].info.shape)
         request.set_rows(len(parsed.rows))
         decode_s = perf_counter() - request.started
-        routed = await self._router.predict(parsed.rows, chain.engines, request.deadline)
+        routed = await self._router.predict(parsed.rows, chain, request.deadline)
         began = perf_counter()
+        prediction = routed.prediction
         body, media_type, more = _encode(parsed, routed)
-        stages = (*prediction_stages(routed, decode_s), ("encode", perf_counter() - began))
-        headers = [*prediction_headers(routed, stages), *more]
-        outcome = outcome_of(routed)
+        queue, infer = ("queue", prediction.queue_s), ("infer", prediction.infer_s)
+        stages = (("decode", decode_s), queue, infer, ("encode", perf_counter() - began))
+        made_by = MadeBy(prediction.model, prediction.version, routed.served_by, routed.fallback_reason)
+        headers = [*headers_of(made_by, prediction.batch_rows, prediction.replica), *more]
+        outcome = "fallback" if routed.fallback_reason else "ok"
         return Response(body, media_type, headers, outcome=outcome, stages=stages, served_by=routed.served_by)
 
     def parse(self, request: Request, shape: Shape) -> Work[ParsedRequest]:

@@ -18,21 +18,17 @@ from service.engines.search import SearchAdapter, SearchResult
 from service.engines.text import character_cost_rows
 from service.http import checks, codec, octets
 from service.http.codec import Decoded, Fields, JsonReader
-from service.http.messages import JSON, Headers, Request, Response, Stages
+from service.http.messages import JSON, Headers, Request, Response, Stages, media_type_of
 from service.http.octets import OCTETS, Shape
 from service.http.routes.common import (
-    MADE_BY,
     FallbackChain,
+    MadeBy,
     embed,
+    headers_of,
     mark_as_text,
     milliseconds,
-    model_headers,
-    outcome_of,
-    prediction_headers,
     query_options,
-    read_json,
     text_fields,
-    timing_header,
 )
 from service.overload.fairness import Slicer
 from service.settings import Settings
@@ -40,10 +36,10 @@ from service.telemetry.metrics import Metrics
 
 
 class Answer(NamedTuple):
-    """What a plan found; `made_by` are the values of `MADE_BY`; `routed` is the prediction, if a net made the query."""
+    """What a plan found, what made its query if that was made, and the prediction if a net made it."""
 
     found: SearchResult
-    made_by: tuple[str, str, str, str | None] | None = None
+    made_by: MadeBy | None = None
     routed: Routed | None = None
 
     @property
@@ -103,7 +99,7 @@ class SearchByTowers:
         """Return the answer; raises as every engine."""
         found = await self.engine.run(_search(decoded, None), deadline)
         model, version = found.searched.query_maker or ("", "")
-        return Answer(found, (model, version, Alias.RETRIEVER, None))
+        return Answer(found, MadeBy(model, version, Alias.RETRIEVER, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +126,7 @@ class SearchByNet:
         engine = self.deployments.require_retriever_engine()  # it may have been replaced meanwhile
         found = await engine.run(_search(decoded, routed.prediction.vectors[0]), deadline)
         prediction = routed.prediction
-        made_by = (prediction.model, prediction.version, routed.served_by, routed.fallback_reason)
+        made_by = MadeBy(prediction.model, prediction.version, routed.served_by, routed.fallback_reason)
         return Answer(found, made_by, routed)
 
 
@@ -180,11 +176,15 @@ class Retrieve:
         def resolve(field: str, options: Mapping[str, Any]) -> QueryPlan:
             return self._plan(field, options, engine)
 
-        media_type = request.media_type(JSON, OCTETS)
+        header = request.headers.get(b"content-type", JSON)
         options = query_options(request, self._fields)
-        if media_type == JSON:
-            return await read_json(self._json, request, resolve, options, self._slicer)
-        kind = octets.octet_type(request.headers[b"content-type"])
+        if media_type_of(header, (JSON, OCTETS)) == JSON:
+            decoded = self._json.read_at_once(request.body, resolve, options)
+            if decoded is None:
+                work = self._json.read_in_slices(request.body, resolve, options)
+                decoded = await self._slicer.run(request.client, work)
+            return decoded
+        kind = octets.octet_type(header)
         field = "query" if _is_query(kind, len(request.body), engine.info.shape[1]) else "context"
         plan = resolve(field, options)
         rows = octets.read_octets(request.body, kind, plan.shape, 1, many=False)
@@ -196,7 +196,8 @@ class Retrieve:
             return SearchByQuery(engine)
         if "model" not in options and engine.model.retriever.query_maker is not None:
             return SearchByTowers(engine)
-        chain = FallbackChain(self._router.chain(options.get("model"), "realtime"))
+        engines = self._router.chain(options.get("model"), "realtime")
+        chain = FallbackChain(engines, engines[0].info.shape)
         return SearchByNet(engine, chain, self._router, self._deployments)
 
     async def _embed(
@@ -247,8 +248,8 @@ def _respond(answer: Answer, stages: Stages, text_info: Mapping[str, Any]) -> Re
     return Response(
         body,
         JSON,
-        _headers(answer, stages),
-        outcome="fallback" if degraded else outcome_of(routed) if routed else "ok",
+        _headers(answer),
+        outcome="fallback" if degraded or (routed and routed.fallback_reason) else "ok",
         stages=stages,
         served_by=routed.served_by if routed else Alias.RETRIEVER,
     )
@@ -263,19 +264,19 @@ def _body(answer: Answer, stages: Stages, text_info: Mapping[str, Any]) -> dict[
         "corpus_version": searched.version,
         "is_exact": searched.is_exact,
         "reranked": any(stage == "rerank" for stage, _ in stages),
-        **(dict(zip(MADE_BY, answer.made_by, strict=True)) if answer.made_by else {}),
+        **(answer.made_by._asdict() if answer.made_by else {}),
         **({"fallback_reason": degraded} if degraded else {}),
         "timing_ms": milliseconds(stages),
     }
 
 
-def _headers(answer: Answer, stages: Stages) -> Headers:
-    if answer.routed:
-        headers = prediction_headers(answer.routed, stages)
+def _headers(answer: Answer) -> Headers:
+    headers: Headers = []
+    if answer.routed and answer.made_by:
+        prediction = answer.routed.prediction
+        headers += headers_of(answer.made_by, prediction.batch_rows, prediction.replica)
     elif answer.made_by:
-        headers = [timing_header(stages), *model_headers(*answer.made_by[:3])]
-    else:
-        headers = [timing_header(stages)]
+        headers += headers_of(answer.made_by)
     if answer.found.searched.replica:
         headers.append((b"x-replica", answer.found.searched.replica.encode()))
     if answer.degraded:

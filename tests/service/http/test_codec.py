@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,11 @@ from lvm.errors import (
 )
 from service.http import checks, codec
 from service.http.codec import (
+    NOTHING,
     Decoded,
     Fields,
     JsonReader,
+    run_to_end,
 )
 from service.http.octets import (
     decode_octets,
@@ -50,7 +52,11 @@ def strict(body: bytes) -> Decoded[Shaped]:
 
 
 def decode_json(body: bytes) -> Decoded[Shaped]:
-    return JsonReader(FIELDS, 3).read(body, resolve)
+    return read(JsonReader(FIELDS, 3), body)
+
+
+def read(reader: JsonReader, body: bytes, query: Mapping[str, Any] = NOTHING) -> Decoded[Shaped]:
+    return reader.read_at_once(body, resolve, query) or run_to_end(reader.read_in_slices(body, resolve, query))
 
 
 floats = st.floats(-(2**29), 2**29, width=32) | st.integers(-(2**29), 2**29)
@@ -188,9 +194,9 @@ def test_json_of_float32_reads_back_exactly() -> None:
 @pytest.mark.parametrize("body", [b'{"context": [[1, 2, 3], [4, 5, 6]]%s}' % more for more in (b"", b', "k": null')])
 def test_options_of_the_query_string_are_added_to_those_of_the_body(body: bytes) -> None:
     reader = JsonReader(FIELDS, 3)
-    assert reader.read(body, resolve, {"k": 3}).options == {"k": 3}
+    assert read(reader, body, {"k": 3}).options == {"k": 3}
     with pytest.raises(Invalid) as refusal:
-        reader.read(body.replace(b"null", b"4").replace(b"]]}", b']], "k": 4}'), resolve, {"k": 3})
+        read(reader, body.replace(b"null", b"4").replace(b"]]}", b']], "k": 4}'), {"k": 3})
     assert refusal.value.pointer == "/k"
 
 
@@ -213,9 +219,9 @@ def test_a_reader_works_on_after_an_error() -> None:
     for bad in (b"{", b'{"context": [[true, 2, 3], [4, 5, 6]]}', b'{"context": [[1, 2, 3], [4, 5, 6]], "k": 0}'):
         refusals = []
         with pytest.raises(ServiceError) as refusal:
-            reader.read(bad, resolve)
+            read(reader, bad)
         refusals.append(refusal.value)
-        assert reader.read(good, resolve).rows.shape == (1, 2, 3)
+        assert read(reader, good).rows.shape == (1, 2, 3)
 
 
 @pytest.mark.parametrize("value", ["1e20", "-3e38", "1.1e9"])

@@ -28,16 +28,16 @@ def run(coroutine: Coroutine[Any, Any, Any], *, cancel: bool = False) -> Any:
     async def main() -> Any:
         loop = asyncio.get_running_loop()
         result = loop.create_future()
-        task = EagerTask(coroutine, result.set_result, loop)
-        loop.call_soon(task.start)
+        tasks: list[EagerTask[Any]] = []
+        loop.call_soon(lambda: tasks.append(EagerTask(coroutine, result.set_result, loop)))
         if cancel:
-            loop.call_soon(task.cancel)
+            loop.call_soon(lambda: tasks[0].cancel())
         return await asyncio.wait_for(result, 30)
 
     return asyncio.run(main())
 
 
-def test_runs_the_first_step_within_start() -> None:
+def test_runs_the_first_step_at_once() -> None:
     async def main() -> list[str]:
         loop, steps = asyncio.get_running_loop(), []
 
@@ -47,7 +47,7 @@ def test_runs_the_first_step_within_start() -> None:
             steps.append("second")
 
         def start() -> None:
-            EagerTask(coroutine(), lambda result: done.set_result(None), loop).start()
+            EagerTask(coroutine(), lambda result: done.set_result(None), loop)
             steps.append("started")
 
         done = loop.create_future()

@@ -192,6 +192,7 @@ def test_the_baselines_are_their_formulae(corpus: Corpus, other: Corpus) -> None
         unit = answer / np.linalg.norm(answer, axis=1, keepdims=True)
         cosine = (unit * truth).sum(axis=1)
         assert scores[name]["cosine"] == pytest.approx(cosine.mean(), abs=1e-5)
+        assert scores[name]["cosine_std"] == pytest.approx(cosine.std(), abs=1e-5)
         assert scores[name]["margin"] == pytest.approx((cosine - (unit * contexts[:, 4]).sum(1)).mean(), abs=1e-5)
         similarity = unit @ other.vectors.T
         ranks = 1 + (similarity > np.take_along_axis(similarity, data.target[:, None], 1)).sum(axis=1)
@@ -202,7 +203,9 @@ def test_the_baselines_are_their_formulae(corpus: Corpus, other: Corpus) -> None
 
 def test_persistence_has_no_margin(corpus: Corpus) -> None:
     scores = evaluate(Says(lambda contexts: contexts[:, -1]), corpus, 5)
-    assert scores["baselines"]["persistence"] == {k: scores[k] for k in ("cosine", "margin", "retrieval")}
+    assert scores["baselines"]["persistence"] == {
+        key: scores[key] for key in ("cosine", "cosine_std", "margin", "retrieval")
+    }
     assert scores["margin"] == pytest.approx(scores["cosine"] - 1, abs=1e-6)
 
 

@@ -31,7 +31,7 @@ from service.http import asgi, checks, schemas
 from service.http.auth import PROBES, Tokens, read_tokens
 from service.http.gateway import OTHER, Gateway, Route, State
 from service.http.messages import Handler
-from service.http.routes import articles, console, health, oip, registry
+from service.http.routes import articles, console, health, lnsp, oip, registry
 from service.http.routes.common import document_route
 from service.http.routes.predict import Predict
 from service.http.routes.retrieve import Retrieve
@@ -40,13 +40,15 @@ from service.overload.fairness import Slicer
 from service.overload.limiter import AdaptiveLimit, FixedLimit
 from service.settings import BadSettings, Settings
 from service.telemetry.log import AccessLog, log_writer
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import LNSP_STAGES, STAGES, Metrics
 from service.telemetry.shared_memory import MetricValues
 from service.telemetry.tracing import Tracer
 
 if TYPE_CHECKING:
     from service.telemetry.otlp import Exporter
 
+# of them, /health exists only with LVM_COMPAT=lnsp
+OPEN = PROBES | {lnsp.HEALTH}
 MAX_COLD_BODY = oip.MAX_INDEX_BODY  # bytes of a body of a route that FastAPI answers
 
 
@@ -162,6 +164,12 @@ def create_app(
         "/retrieve": Retrieve(router, deployments, settings, metrics, slicer),
         oip.INFER: oip.Infer(router, settings, slicer),
     }
+    stages = STAGES
+    if settings.compat == "lnsp":
+        stages = STAGES | LNSP_STAGES
+        lnsp.add_routes(app, router, deployments, state)
+        hot[lnsp.INFER] = lnsp.Infer(router, shadow, settings, slicer, many=False)
+        hot[lnsp.INFER_BATCH] = lnsp.Infer(router, shadow, settings, slicer, many=True)
     find, admitted = _routes(app, hot, settings)
     app.gateway = Gateway(
         find,
@@ -173,6 +181,7 @@ def create_app(
         metrics=metrics,
         access=access,
         tracer=Tracer(exporter, settings.trace_share) if exporter else None,
+        stages=stages,
     )
     return app
 
@@ -185,14 +194,14 @@ def _routes(
     admitted = {path: Route(path, handler, max_body=max_body, is_admitted=True) for path, handler in hot.items()}
     infer = admitted.pop(oip.INFER)
     handler = asgi.AsgiHandler(partial(FastAPI.__call__, app), app.methods_of, oip.missing)
-    without_token = PROBES | console.places().keys()  # a page asks for the token that its requests then carry
+    without_token = OPEN | console.places().keys()  # a page asks for the token that its requests then carry
     others = {
         route.path: Route(
             route.path,
             handler,
             max_body=MAX_COLD_BODY,
             is_open=route.path in without_token,
-            is_logged=route.path not in PROBES,
+            is_logged=route.path not in OPEN,
         )
         for route in app.routes
         if isinstance(route, StarletteRoute)
@@ -212,7 +221,7 @@ async def _reject_unknown_query(request: FastAPIRequest) -> None:
 
     Probes ignore the query string: balancers may add what they like.
     """
-    if request.scope["path"] in PROBES:
+    if request.scope["path"] in OPEN:
         return
     names = [name for name, _ in request.query_params.multi_items()]
     if len(set(names)) < len(names):

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
         None, description="File with more such tokens, separated by commas or white space."
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    compat: Literal["", "lnsp"] = Field(
+        "", description="Interface of another server to answer too: lnsp (/infer, /infer/batch, /health, /info)."
+    )
     workers: PositiveInt = Field(1, description="Number of serving processes on the port; they share the cores.")
     owner: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -309,7 +309,7 @@ def normalised(policy: NormPolicy, asked: Decoded[T]) -> Decoded[T]:
     wrong = lengths < SHORTEST if policy == "normalise" else np.abs(lengths - 1) > UNIT
     if wrong.any():
         at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-        place = at[1:] if asked.field in ("context", "query") else at
+        place = at if asked.answers_many or asked.field == "octets" else at[1:]
         pointer = "".join(f"/{part}" for part in (asked.field, *place) if part != "octets")
         raise Invalid(f"a vector of length {lengths[at]:.3g}; expected unit length", pointer=pointer)
     return asked._replace(rows=asked.rows / lengths[..., None]) if policy == "normalise" else asked

@@ -4,7 +4,7 @@ responses and turns exceptions into problems (RFC 9457)."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import getrandbits
 from time import monotonic, perf_counter, time
 from types import MappingProxyType
@@ -91,6 +91,7 @@ class Gateway:
         timeout_ms: time limit of a request without X-Request-Timeout-Ms.
         state: whether the process is draining, and headers of every response.
         tracer: records spans, if they are exported.
+        stages: what the requests of each admitted route are timed by.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Gateway:
         metrics: Metrics,
         access: AccessLog,
         tracer: Tracer | None = None,
+        stages: Mapping[str, Iterable[str]] = STAGES,
     ) -> None:
         self._find = find
         self._hot = hot
@@ -115,10 +117,10 @@ class Gateway:
         self._metrics = metrics
         self._access = access
         self._tracer = tracer
-        metrics.in_flight.precreate(STAGES)
-        metrics.requests.precreate(STAGES, ("ok", "fallback"))
+        metrics.in_flight.precreate(stages)
+        metrics.requests.precreate(stages, ("ok", "fallback"))
         self._seconds = {
-            route: {stage: metrics.seconds.labels(route, stage) for stage in stages} for route, stages in STAGES.items()
+            route: {stage: metrics.seconds.labels(route, stage) for stage in names} for route, names in stages.items()
         }
         self._refused = Route(OTHER, _unreachable, max_body=0)
 

@@ -308,6 +308,67 @@ class IndexEntry(BaseModel):
     reason: str
 
 
+class LnspOptions(RequestPart):
+    """Options that may only have the value that every answer has."""
+
+    temperature: Literal[1] | None = Field(None, description="The nets have no temperature.")
+    normalize: Literal[True] | None = Field(None, description="Every predicted vector has unit length.")
+
+
+class LnspRequest(LnspOptions):
+    """One context, and options; null is absent."""
+
+    context_vectors: Context = Field(description="T vectors of D numbers, oldest first.")
+
+
+class LnspBatchRequest(LnspOptions):
+    """Contexts, and options; null is absent."""
+
+    context_vectors: list[Context] = Field(min_length=1, description="Many contexts, at most LVM_MAX_ROWS.")
+
+
+class LnspAnswer(BaseModel):
+    """What made an answer, and how long it took."""
+
+    latency_ms: float = Field(description="Milliseconds from the last byte of the request.")
+    model_type: str = Field(description="The name of the model that answered.")
+    device: Literal["cpu", "cuda", "mps"]
+
+
+class LnspResponse(LnspAnswer):
+    """The next vector of a context; unit length."""
+
+    predicted_vector: Vector
+    confidence: float = Field(description="Mean cosine of the predicted vector to the vectors of its context.")
+
+
+class LnspBatchResponse(LnspAnswer):
+    """The next vectors of contexts, in their order; unit length."""
+
+    predicted_vectors: list[Vector]
+    confidences: list[float] = Field(description="Of each predicted vector, as `confidence` of /infer.")
+
+
+class LnspHealth(BaseModel):
+    """That a net is loaded and requests may come."""
+
+    status: Literal["healthy"]
+    model_loaded: Literal[True]
+
+
+class LnspInfo(BaseModel):
+    """The net that is asked first."""
+
+    model_type: str = Field(description="Its name.")
+    version: str
+    architecture: str | None
+    parameters: int | None
+    dim: int
+    context_length: int
+    encoder: str
+    device: Literal["cpu", "cuda", "mps"]
+
+
 class Problem(BaseModel):
     """An error, RFC 9457."""
 
@@ -582,6 +643,22 @@ def _infer(operation_id: str, *path: str) -> dict[str, Any]:
 
 
 INFER, INFER_VERSION = _infer("infer", "model"), _infer("infer_version", "model", "version")
+LNSP_INFER, LNSP_INFER_BATCH = (
+    {
+        "operation_id": name,
+        "summary": summary,
+        "response_model": answer,
+        "responses": {200: {"headers": {**REQUEST_ID, **MADE_BY}}, **_HOT},
+        "openapi_extra": {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _schema(asked)}}},
+            "parameters": _options(asked, "temperature", "normalize"),
+        },
+    }
+    for name, summary, asked, answer in (
+        ("lnsp_infer", "LNSP: predict the next vector of a context.", LnspRequest, LnspResponse),
+        ("lnsp_infer_batch", "LNSP: predict the next vectors of contexts.", LnspBatchRequest, LnspBatchResponse),
+    )
+)
 INDEX: dict[str, Any] = {
     "responses": {
         **UNAUTHORISED,

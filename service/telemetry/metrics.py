@@ -47,6 +47,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "/v2/models/{model}/infer": _VECTORS,
     "/retrieve": (*_VECTORS, *_SEARCH, *_TEXT),
 }
+# With LVM_COMPAT=lnsp.
+LNSP_STAGES: dict[str, tuple[str, ...]] = {"/infer": _VECTORS, "/infer/batch": _VECTORS}
 
 
 def latency_edges(slo_ms: Iterable[float]) -> tuple[float, ...]:

@@ -40,6 +40,7 @@ NOT_RUN: Mapping[str, str] = {  # the beginning of a command, and why it cannot 
     "LVM_MILVUS_URI=": "wants a Milvus; tests/e2e/test_milvus.py has one",
     "lvm index push": "the same",
     "lvm serve --ray": "wants the ray extra; make ray-check starts one",
+    "LVM_REGISTRY=/srv/": "wants registries and ports; the service beside has LVM_COMPAT set",
     "ray start": "the same",
     "serve run": "the same",
 }
@@ -63,7 +64,7 @@ class Site:
         self._add_data(registry / "retriever")
         (root / "until_served").write_text(f"#!{sys.executable}\n{UNTIL_SERVED}")
         (root / "until_served").chmod(0o755)
-        self.process = Process(registry, root / "serve.log", LVM_TIMEOUT_MS="60000")
+        self.process = Process(registry, root / "serve.log", LVM_TIMEOUT_MS="60000", LVM_COMPAT="lnsp")
         paths = [str(root), str(Path(sys.executable).parent), os.environ["PATH"]]
         self._environment = {
             **os.environ,

@@ -155,7 +155,7 @@ class Infer:
         parameters = _parameters(document, "", PARAMETERS)
         _set_timeout(request, parameters.get("timeout"))
         rows = _rows(_only_input(document), tail, shape, self._max_rows)
-        rows = codec.normalised(self._norm_policy, Decoded(rows, "inputs", {}, None)).rows
+        rows = codec.normalised(self._norm_policy, Decoded(rows, "inputs", {}, None, answers_many=True)).rows
         return ParsedRequest(rows, _id(document), _wants_binary(document, parameters))
 
 

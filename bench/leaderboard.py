@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bench import machine, nets
@@ -65,18 +67,27 @@ def measure(
     scores = {name: _scores(predictors, known, windows, log, cache) for name, windows in sets.items()}
     if train is None:
         _add_carded(scores, sets, "ridge", loaded.values())
+    towers = _towers(registry, next(iter(data.values())).dim)
     for name, corpus in data.items():
-        scores[name].update(_retrieved(registry, corpus, sets[name], log, cache))
+        scores[name].update(_retrieved(towers, corpus, sets[name], log, cache))
     log("timing")
-    contexts = next(iter(sets.values())).contexts()[:CONTEXTS]
+    first = next(iter(sets.values()))
+    contexts = first.take(np.arange(min(CONTEXTS, len(first)))).contexts()
+    two_towers = {name: made for name, (_, made) in towers.items() if made.card.kind == "two_tower"}
+    runs |= {name: mode.open(made.checkpoint) for name, made in two_towers.items()}
+    checkpoints = {**loaded, **{name: made.checkpoint for name, made in two_towers.items()}}
+    versions |= {name: towers[name][0] for name in two_towers}
     return {
         "machine": machine.describe(),
         "runtime": mode.label,
         "rounds": rounds,
         "data": {name: window_counts(windows) for name, windows in sets.items()},
         "nets": {name: _facts(versions[name], checkpoint) for name, checkpoint in loaded.items()},
+        "towers": {name: _training(versions[name], made) for name, made in two_towers.items()},
         "speed": _speed(rounds, mode, runs, contexts),
-        "size": {name: nets.footprint(mode, checkpoint, versions[name].path) for name, checkpoint in loaded.items()},
+        "size": {
+            name: nets.footprint(mode, checkpoint, versions[name].path) for name, checkpoint in checkpoints.items()
+        },
         "scores": scores,
     }
 
@@ -133,32 +144,65 @@ def _add_carded(
             scores[name][baseline] = found
 
 
-def _retrieved(
-    registry: Registry, corpus: Corpus, data: Windows, log: Callable[[str], None], cache: WorkCache
-) -> dict[str, Any]:
-    """Return the retrieval figures of every version with towers, alone and reranked, over the chunks of `corpus`."""
-    found: dict[str, Any] = {}
-    for version in registry.versions():
+def _towers(registry: Registry, dim: int) -> dict[str, tuple[Version, bundle.LoadedTowers]]:
+    """Return every version with towers for vectors of `dim`, by its name, or by its id if the name has several."""
+    found, versions = [], registry.versions()
+    for version in versions:
         card = read_card(version.path)
-        if card.kind == "net" or card.dim != corpus.dim:
-            continue
-        try:
-            made = bundle.read(version)
-        except BadCheckpoint:
-            # A corpus without towers.
-            continue
-        log(f"retrieving by {version.name}")
-        inputs = version.id, arrays_digest(data), source_digest()
-        found.update(cache.get_json(partial(_by_towers, version.name, made, corpus, data), *inputs))
+        if card.kind in ("corpus", "two_tower") and card.dim == dim:
+            # A corpus may have no towers.
+            with suppress(BadCheckpoint):
+                found.append((version, bundle.read(version)))
+    names = Counter(version.name for version in versions)
+    return {version.name if names[version.name] == 1 else version.id: (version, made) for version, made in found}
+
+
+def _retrieved(
+    towers: Mapping[str, tuple[Version, bundle.LoadedTowers]],
+    corpus: Corpus,
+    data: Windows,
+    log: Callable[[str], None],
+    cache: WorkCache,
+) -> dict[str, Any]:
+    """Return the figures of every version with towers, alone and reranked, over the chunks of `corpus`."""
+    found: dict[str, Any] = {}
+    for name, (version, made) in towers.items():
+        log(f"retrieving by {name}")
+        inputs = name, version.id, arrays_digest(data), source_digest()
+        found.update(cache.get_json(partial(_by_towers, name, made, corpus, data), *inputs))
     return found
 
 
 def _by_towers(name: str, made: bundle.LoadedTowers, corpus: Corpus, data: Windows) -> dict[str, Any]:
-    alone = evaluate_windows(made.query.run, data, made.payload(corpus.vectors)).summary()
-    found = {f"{name}, towers alone": {"retrieval": alone["retrieval"]}}
+    bank = made.payload(corpus.vectors)
+    alone = evaluate_windows(made.query.run, data, bank).summary()
+    found = {f"{name}, towers alone": {"retrieval": alone["retrieval"], **_payload_cosine(made, data, bank)}}
     if made.reranker:
         found[f"{name}, reranked"] = {"retrieval": evaluate_retrieval(made.retriever_over(corpus), data)}
     return found
+
+
+def _payload_cosine(made: bundle.LoadedTowers, data: Windows, bank: Floats) -> dict[str, float]:
+    """Return mean and standard deviation of the cosine of the query and the true next chunk, both by the towers."""
+    parts = np.array_split(np.arange(len(data)), len(data) // CONTEXTS + 1)
+    cosines = [np.vecdot(made.query.run(part.contexts()), bank[part.target]) for part in map(data.take, parts)]
+    every = np.concatenate(cosines)
+    return {"tower_cosine": float(every.mean()), "tower_cosine_std": float(every.std())}
+
+
+def _training(version: Version, made: bundle.LoadedTowers) -> dict[str, Any]:
+    """Return what the card of a two-tower says of its training: ours, or what its file stated."""
+    data = made.card.data
+    stated = data.get("stated", {})
+    metrics = stated.get("metrics")
+    known = {**stated, **(metrics if isinstance(metrics, Mapping) else {})}
+    return {
+        "version": version.id,
+        "parameters": made.card.parameters,
+        "trained_on": data.get("train", data.get("file", "unknown")),
+        "held_out_MRR": data.get("held_out_MRR"),
+        **{key: value for key, value in known.items() if isinstance(value, int | float | str)},
+    }
 
 
 def _is_net(card: Card, dim: int) -> bool:

@@ -9,8 +9,12 @@ import pytest
 
 from bench import leaderboard, leaderboard_report
 from models.evaluate import evaluate
+from models.nets import build
+from models.nets.two_tower import PassageTower, TwoTower
+from models.registry.card import Card
 from models.registry.registry import Registry
 from models.retrieval.corpus import Corpus, read_corpus
+from models.training import publish
 from models.training.work_cache import WorkCache
 from tests.conftest import SHIPPED
 
@@ -115,6 +119,45 @@ def test_recommends_by_the_rules() -> None:
         "Real time": "swift", "Accuracy": "slow", "Other domains": "slow", "Batch work": "exact",
         "Efficiency": "lucky", "Retrieval": "slow",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("net", "remark"), [(0.55, " (below the baseline mean: cosine 0.5500, not 0.5800)"), (0.59, "")]
+)
+def test_a_choice_below_a_baseline_says_so(net: float, remark: str) -> None:
+    scores = {"amn": score(net, -0.1, mrr=0.3), "mean": score(0.58, 0), "weighted_mean": score(0.57, 0)}
+    speed = {"amn": {"query": {"mean_ms": 1, "p95_ms": 1}, "batch": {"128": 1}}}
+    figures = {"nets": {"amn": 1}, "speed": speed, "scores": {"home": scores, "away": scores}}
+    chosen = {use: name for use, _, name in leaderboard_report.recommend(figures)}
+    assert chosen["Accuracy"] == chosen["Other domains"] == chosen["Efficiency"] == f"amn{remark}"
+    assert chosen["Real time"] == "none"
+
+
+def test_two_towers_are_timed_and_have_their_training_by_version(
+    registry: Registry, data: dict[str, Corpus], tmp_path: Path
+) -> None:
+    both = Registry(Path(shutil.copytree(registry.root, tmp_path / "registry")))
+    stated = {"epoch": 4, "metrics": {"train_loss": 0.9055, "val_cosine": 0.6326, "val_cosine_std": 0.1214}}
+    facts = Card("pair", "two_tower", 384, "any", "mit", "us", data={"file": "epoch4.pt", "stated": stated})
+    net = TwoTower(build("amn", {"dim": 384, "key_dim": 8, "hidden_dim": 8}), PassageTower(384))
+    made = publish.publish(both, net, facts, publish.golden_contexts(None, 384, 5), {})
+    found = leaderboard.measure(both, data, None, 1, lambda what: None, WorkCache(tmp_path / "parts"))
+    assert {"mean_ms", "p95_ms"} <= found["speed"]["pair"]["query"].keys()
+    text = leaderboard_report.to_markdown({"command": "lvm leaderboard", **found})
+    serving, training = text.split("## Two-towers")[1].split("## Training of the two-towers")
+    assert f"| {made.id} |" in serving
+    assert f"| {made.id} | epoch4.pt | 4 | 0.905 | 0.633 | 0.121 | - | - |" in training
+    # The payload tower of a new two-tower changes nothing, and its AMN predicts the mean.
+    assert found["scores"]["home"]["pair, towers alone"]["tower_cosine"] == pytest.approx(
+        found["scores"]["home"]["mean"]["cosine"], abs=1e-3
+    )
+
+
+def test_retrieval_says_which_targets_are_met(figures: dict[str, Any]) -> None:
+    text = leaderboard_report.to_markdown(figures)
+    assert "Targets: R@5 >= 0.3, Contain@50 >= 0.82, MRR >= 0.2." in text
+    row = next(line for line in text.split("`with_context`")[1].splitlines() if line.startswith("| weighted_mean"))
+    assert row.endswith("| not met: R@5, MRR |")
 
 
 def test_rejects_a_registry_without_nets(tmp_path: Path, data: dict[str, Corpus]) -> None:

@@ -106,7 +106,7 @@ def _cosines(stated: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
         for key in COSINES:
             value = values.get(key)
             if type(value) in (int, float) and -1 <= value <= 1:
-                yield f"{place}{key}", float(value)
+                yield f"{place}{key}", round(float(value), 6)
 
 
 def _plain(value: Any, depth: int) -> Any:

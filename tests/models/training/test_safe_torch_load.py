@@ -10,6 +10,7 @@ import pickle
 import resource
 import socket
 import struct
+import tarfile
 import types
 import zipfile
 from collections.abc import Callable
@@ -93,9 +94,42 @@ def test_rejects_names_a_class_that_and_where_it_stands(tmp_path: Path, saved: A
     assert "damaged" not in str(refused.value)
 
 
-def test_names_a_class_of_an_old_file_too(tmp_path: Path) -> None:
-    torch.save({"a": Strange()}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(BadCheckpoint, match=r"holds a `.*Strange`"):
+def test_names_a_class_of_an_old_file_and_its_place_too(tmp_path: Path) -> None:
+    torch.save({"a": [Strange()]}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(BadCheckpoint, match=r"`a\[0\]` holds a `.*Strange`"):
+        safe_load(tmp_path / "x.pt")
+
+
+def test_names_the_place_of_a_module_in_an_old_file(tmp_path: Path) -> None:
+    torch.save({"net": torch.nn.Linear(2, 2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(BadCheckpoint, match=r"`net` holds a `torch\.nn\.modules\.linear\.Linear`"):
+        safe_load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("module", ["lightning.fabric.utilities.data", "pytorch_lightning.utilities.parsing"])
+def test_reads_hyper_parameters_of_lightning_as_a_dictionary(rewritten: Callable[..., Path], module: str) -> None:
+    made = f"c{module}\nAttributeDict\n".encode() + b")\x81X\2\0\0\0lrK\1s"
+    assert safe_load(rewritten(pickle=pickled(made))) == {"lr": 1}
+
+
+def test_rejects_a_program_with_what_to_save_instead(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        for name in ("x/data.pkl", "x/constants.pkl", "x/code/net.py"):
+            archive.writestr(name, b"")
+    with pytest.raises(BadCheckpoint, match="a TorchScript archive, which holds a program; save the state dictionary"):
+        safe_load(tmp_path / "x.pt")
+
+
+def test_rejects_the_tar_format_by_its_name(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.pt", "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    with pytest.raises(BadCheckpoint, match=r"the tar format of torch before 0\.2; load it with torch and save"):
+        safe_load(tmp_path / "x.pt")
+
+
+def test_rejects_a_newer_protocol_by_its_name(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "x.pt", pickle_protocol=4)
+    with pytest.raises(BadCheckpoint, match=r"a pickle of protocol 4 or 5; expected 2, the default of torch\.save"):
         safe_load(tmp_path / "x.pt")
 
 
@@ -249,6 +283,21 @@ class Bomb:
 
     def __reduce__(self) -> Any:
         return self.made
+
+
+def test_names_the_place_of_a_bomb(tmp_path: Path) -> None:
+    """torch allows no replacement for functions of `os`, so they are found by a second reading."""
+    for archive in (True, False):
+        saved = {"optimizer_state_dict": {"state": {0: {"step": Bomb(os.mkdir, str(tmp_path / "mark"))}}}}
+        torch.save(saved, tmp_path / "x.pt", _use_new_zipfile_serialization=archive)
+        with pytest.raises(BadCheckpoint, match=r"`optimizer_state_dict\.state\.0\.step` holds a `posix\.mkdir`"):
+            safe_load(tmp_path / "x.pt")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_reads_a_deep_nest(rewritten: Callable[..., Path]) -> None:
+    nest = b"}X\1\0\0\0a" * 10_000 + b"K\1" + b"s" * 10_000
+    assert list(safe_load(rewritten(pickle=pickled(nest)))) == ["a"]
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))

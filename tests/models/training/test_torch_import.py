@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lvm.cli import app, exit_codes
-from models.nets import architecture_of, config_dict
+from models.nets import BadConfig, architecture_of, config_dict
 from models.predictor import load_predictor
+from models.registry.card import read_card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry
-from models.training.torch_import import NameMismatch, read_net
+from models.training.imported import ImportOptions
+from models.training.torch_import import NameMismatch, net_from, read_net, read_saved
 from models.vectors import Floats
 
 ROOT = Path(__file__).parents[3]
@@ -35,7 +39,7 @@ def saved_as(net: nn.Module, **changes: Any) -> dict[str, Any]:
         said["nhead"] = config["heads"]
     optimizer = torch.optim.AdamW(net.parameters())
     return {
-        "model_type": TYPES[architecture_of(net)],
+        "model_type": TYPES.get(architecture_of(net)),
         "model_config": said,
         "model_state_dict": dict(net.state_dict()),
         "optimizer_state_dict": optimizer.state_dict(),
@@ -135,6 +139,110 @@ def test_half_precision_is_read_as_single(save: Save, tiny_net: TinyNet) -> None
     read = read_net(save(net, halves), "amn")
     assert all(tensor.dtype == torch.float32 for tensor in read.state_dict().values())
     assert all(torch.equal(tensor, halves[name].float()) for name, tensor in read.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_reports_the_conversion_to_float32(save: Save, tiny_net: TinyNet, dtype: torch.dtype) -> None:
+    net, said = tiny_net("amn"), []
+    converted = {name: tensor.to(dtype) for name, tensor in net.state_dict().items()}
+    read = read_net(save(net, converted), "amn", report=said.append)
+    assert all(torch.equal(tensor, converted[name].float()) for name, tensor in read.state_dict().items())
+    assert said == [f"converted 14 of 14 tensors from {str(dtype).removeprefix('torch.')} to float32"]
+
+
+def test_one_tensor_under_two_names_is_read(save: Save, tiny_net: TinyNet, contexts: Callable[..., Floats]) -> None:
+    net: Any = tiny_net("amn")
+    net.query_encoder.weight = net.context_encoder.weight
+    read = read_net(save(net), "amn")
+    assert torch.equal(answers(read, contexts(3)), answers(net, contexts(3)))
+
+
+@pytest.mark.parametrize("arrange", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}])
+def test_reads_a_bare_state_dictionary_and_one_of_lightning(
+    tmp_path: Path, tiny_net: TinyNet, contexts: Callable[..., Floats], arrange: Callable[[Any], Any]
+) -> None:
+    net = tiny_net("gru")
+    torch.save(arrange(net.state_dict()), tmp_path / "x.pt")
+    assert torch.equal(answers(read_net(tmp_path / "x.pt", "gru"), contexts(3)), answers(net, contexts(3)))
+
+
+def test_reads_safetensors(tmp_path: Path, tiny_net: TinyNet, contexts: Callable[..., Floats]) -> None:
+    net = tiny_net("lstm")
+    save_file(net.state_dict(), tmp_path / "x.pt")
+    assert torch.equal(answers(read_net(tmp_path / "x.pt", "lstm"), contexts(3)), answers(net, contexts(3)))
+
+
+@pytest.mark.parametrize("args", [{"nhead": 4}, Namespace(num_heads=4)])
+def test_the_heads_are_what_the_arguments_of_the_training_say(save: Save, tiny_net: TinyNet, args: Any) -> None:
+    read: Any = read_net(save(tiny_net("transformer"), model_config=None, args=args), "transformer")
+    assert read.config.heads == 4
+
+
+def test_reports_that_the_number_of_heads_is_assumed(save: Save, tiny_net: TinyNet) -> None:
+    said: list[str] = []
+    read_net(save(tiny_net("transformer"), model_config=None), "transformer", report=said.append)
+    assert said == ["the file does not say how many attention heads: assumed 8"]
+
+
+# Which net it is
+
+
+def architecture_in(path: Path, **options: Any) -> str:
+    return architecture_of(net_from(path, read_saved(path), ImportOptions("my-net", **options)))
+
+
+@pytest.mark.parametrize("architecture", [*TYPES, "mamba", "mamba_lnsp"])
+def test_recognises_every_net_by_its_tensors(save: Save, tiny_net: TinyNet, architecture: str) -> None:
+    assert architecture_in(save(tiny_net(architecture), model_type=None)) == architecture
+
+
+@pytest.mark.parametrize("said", ["GRU", "gru_stack", "gru-v2", "VectorGRU", 7, ""])
+def test_finds_the_net_by_what_the_file_says_or_by_its_tensors(save: Save, tiny_net: TinyNet, said: Any) -> None:
+    assert architecture_in(save(tiny_net("gru"), model_type=said)) == "gru"
+
+
+def test_an_architecture_that_is_asked_for_counts_more_than_a_type_that_is_unknown(
+    save: Save, tiny_net: TinyNet
+) -> None:
+    assert architecture_in(save(tiny_net("lstm_stack"), model_type="VectorLSTM"), architecture="lstm") == "lstm_stack"
+    with pytest.raises(NameMismatch):
+        architecture_in(save(tiny_net("gru"), model_type="VectorLSTM"), architecture="lstm")
+
+
+def test_rejects_an_architecture_that_the_file_contradicts(save: Save, tiny_net: TinyNet) -> None:
+    with pytest.raises(BadCheckpoint, match=r"checkpoint\.pt: the file says it is 'gru', not 'amn'"):
+        architecture_in(save(tiny_net("gru")), architecture="amn")
+
+
+def test_rejects_tensors_of_no_net_with_what_to_state(save: Save, tiny_net: TinyNet) -> None:
+    extra = {"surprise.weight": torch.ones(3)}
+    with pytest.raises(BadCheckpoint, match=r"no net has these tensors; name one of amn, .* by --architecture; .*surp"):
+        architecture_in(save(tiny_net("amn"), extra, model_type=None))
+
+
+def test_rejects_an_unknown_architecture(save: Save, tiny_net: TinyNet) -> None:
+    with pytest.raises(BadConfig, match="unknown net 'perceptron'; choose from amn, gmn, gru"):
+        architecture_in(save(tiny_net("amn")), architecture="perceptron")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("gru", "input_proj.weight"),
+        ("lstm", "lstm.weight_ih_l0"),
+        ("lstm_stack", "input_proj.weight"),
+        ("transformer", "input_proj.weight"),
+        ("amn", "context_encoder.weight"),
+    ],
+)
+def test_rejects_a_net_that_reads_a_position_scalar(
+    save: Save, tiny_net: TinyNet, architecture: str, name: str
+) -> None:
+    net = tiny_net(architecture)
+    wider = torch.nn.functional.pad(net.state_dict()[name], (0, 1))
+    for said in (TYPES[architecture], None):
+        with pytest.raises(BadCheckpoint, match=r"reads vectors of width 17 and answers vectors of width 16; .*scalar"):
+            architecture_in(save(net, {name: wider}, model_type=said))
 
 
 def test_a_file_without_a_type_is_what_it_is_called(save: Save, tiny_net: TinyNet) -> None:
@@ -442,6 +550,76 @@ def test_the_command_prints_the_version_it_made(
         sum(p.numel() for p in net.parameters()),
     )
     assert np.allclose(served.predict_batch(contexts(3)), answers(net, contexts(3)).numpy(), atol=1e-5)
+
+
+def test_the_version_has_the_name_that_was_given(
+    lvm_import: Import, save: Save, tiny_net: TinyNet, registry: Registry
+) -> None:
+    for name in ("their-best", "their-other"):
+        code, _, messages = lvm_import(save(tiny_net("transformer")), "--name", name)
+        assert code == 0, messages
+    assert {(version.name, read_card(version.path).architecture) for version in registry.versions()} == {
+        ("their-best", "transformer"),
+        ("their-other", "transformer"),
+    }
+
+
+def test_the_name_of_a_net_is_the_net_that_is_found(
+    lvm_import: Import, save: Save, tiny_net: TinyNet, registry: Registry
+) -> None:
+    assert lvm_import(save(tiny_net("lstm_stack")), "--name", "lstm")[0] == 0
+    assert lvm_import(save(tiny_net("amn"), model_type=None), "--name", "gru", "--architecture", "amn")[0] == 0
+    assert [version.name for version in registry.versions()] == ["gru", "lstm_stack"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status"), [(("--name", "No Name"), 2), (("--name", "x", "--architecture", "perceptron"), 2)]
+)
+def test_the_command_refuses_names_that_cannot_be(
+    lvm_import: Import, save: Save, tiny_net: TinyNet, options: tuple[str, ...], status: int
+) -> None:
+    assert lvm_import(save(tiny_net("amn")), *options)[0] == status
+
+
+def test_the_command_compares_the_cosine_in_the_file_with_that_of_the_served_version(
+    lvm_import: Import, save: Save, tiny_net: TinyNet, registry: Registry, corpus_dir: Path, other_dir: Path
+) -> None:
+    sets = ("--data", f"val={corpus_dir}", "--data", str(other_dir), "--json")
+    code, output, messages = lvm_import(save(tiny_net("amn"), args=Namespace(lr=1)), "--name", "mine", *sets)
+    assert code == 0, messages
+    (version,) = registry.versions()
+    card = read_card(version.path)
+    here = {name: score["cosine"] for name, score in card.scores.items()}
+    assert json.loads(output)["cosine"] == [
+        {"data": name, "file": 0.5597, "here": cosine, "differs": abs(cosine - 0.5597) > 0.01}
+        for name, cosine in here.items()
+    ]
+    assert f"the file says 0.5597; here, on val, {here['val']:.4f}; warning: they differ by more than 0.01" in messages
+    assert any(f"The file says 0.5597; here, on {other_dir.name}" in limit for limit in card.limits)
+    assert card.data["file"] == "checkpoint.pt"
+    assert card.data["stated"]["epoch"] == 20
+    assert card.data["stated"]["args"] == {"lr": 1}
+
+
+def test_the_command_says_that_the_file_states_no_cosine(
+    lvm_import: Import, save: Save, tiny_net: TinyNet, corpus_dir: Path
+) -> None:
+    code, output, messages = lvm_import(
+        save(tiny_net("amn"), val_cosine=None), "--name", "mine", "--data", corpus_dir, "--json"
+    )
+    assert code == 0
+    assert json.loads(output)["cosine"][0]["file"] is None
+    assert "the file states no cosine; here, on " in messages
+
+
+def test_the_command_refuses_data_of_another_dimension(
+    lvm_import: Import, save: Save, tiny_net: TinyNet, registry: Registry, corpus_dir: Path
+) -> None:
+    net = tiny_net("amn", dim=24)
+    code, _, messages = lvm_import(save(net), "--name", "mine", "--data", f"val={corpus_dir}")
+    assert code == 65
+    assert "val has vectors with D = 16; the model reads D = 24" in messages
+    assert registry.versions() == []
 
 
 def test_the_command_refuses_a_bad_file_with_its_status_and_the_missing_name(

@@ -1,10 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup text dev serve test lint types imports unit docs-test load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench bench-peers ray-check clean
+.PHONY: help setup text dev serve test lint types imports unit docs-test load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench bench-peers ray-check bounds clean
 
 PYTHON ?= python3
 MINUTES ?= 30
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+BOUNDS_INSTALL := .venv-lowest/bin/python -m pip install -q --disable-pip-version-check --only-binary :all:
+BOUNDS_TOOLS := pytest pytest-xdist hypothesis jsonschema onnx geventhttpclient tritonclient
+BOUNDS_TEST := .venv-lowest/bin/pytest -W default -n auto --maxprocesses 4 --dist loadfile tests/service \
+	tests/lvm/test_client.py tests/lvm/test_init.py tests/lvm/cli tests/e2e/test_process.py tests/e2e/test_workers.py
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -82,8 +86,16 @@ soak: dev  ## memory, descriptors, threads and labels over MINUTES (30) of load,
 ray-check: .venv-ray/.ray  ## the service on Ray, two nodes of this machine: kills, a promotion, a redeploy under load (about 5 minutes)
 	.venv-ray/bin/pytest -m ray -s tests/ray
 
+bounds: dev  ## tests without torch, with the lowest declared versions of what serving needs, then with the newest (8 minutes)
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(BOUNDS_INSTALL) --no-deps -e .
+	$(BOUNDS_INSTALL) $$($(BIN)/python tests/bounds.py serve fsspec otlp) $(BOUNDS_TOOLS)
+	$(BOUNDS_TEST)
+	$(BOUNDS_INSTALL) --upgrade --upgrade-strategy eager -e '.[serve,fsspec,otlp]'
+	$(BOUNDS_TEST)
+
 clean:  ## forget the environments
-	rm -rf .venv .venv-peers .venv-ray
+	rm -rf .venv .venv-peers .venv-ray .venv-lowest
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

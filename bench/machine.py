@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 
 PACKAGES = ("torch", "onnxruntime", "numpy", "fastapi", "pydantic", "uvicorn", "uvloop", "httptools")
@@ -42,14 +42,10 @@ def can_pin(least: int = 2) -> bool:
     return len(cores()) >= least and shutil.which("taskset") is not None
 
 
-def ticks() -> tuple[int, int]:
-    """Return the processor time that other guests of the host took, and all there was, since this machine started.
-
-    Source: the eighth figure of /proc/stat, `steal`; zeros on other systems than Linux.
-    """
-    facts = Path("/proc/stat")
-    times = [int(word) for word in facts.read_text().split()[1:9]] if facts.exists() else [0] * 8
-    return times[7], sum(times)
+def stolen_s() -> tuple[float, float]:
+    """Return the seconds that other guests of the host took of all cores, and all that passed, since the start."""
+    times = psutil.cpu_times()
+    return getattr(times, "steal", 0.0), sum(times[:8])
 
 
 def processor_s(pid: int) -> tuple[float, float]:
@@ -61,22 +57,13 @@ def processor_s(pid: int) -> tuple[float, float]:
 
 def core_s(core: int) -> tuple[float, float]:
     """Return the seconds that a core worked for processes or other machines, and those that passed."""
-    lines = Path("/proc/stat").read_text().splitlines()
-    (counts,) = [line.split()[1:9] for line in lines if line.split()[0] == f"cpu{core}"]
-    seconds = [int(count) / os.sysconf("SC_CLK_TCK") for count in counts]
-    # Between them: idle, iowait and interrupts.
-    user, nice, system, *_, stolen = seconds
-    return user + nice + system + stolen, sum(seconds)
+    times = psutil.cpu_times(percpu=True)[core]
+    return times.user + times.nice + times.system + times.steal, sum(times[:8])
 
 
 def rss_mb(pid: int) -> float:
     """Return the resident memory of a process in megabytes (10^6 bytes)."""
-    status = Path(f"/proc/{pid}/status")
-    if status.exists():
-        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")]
-        return int(line.split()[1]) * 1024 / 1e6
-    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
-    return int(shown.stdout) * 1024 / 1e6
+    return float(psutil.Process(pid).memory_info().rss / 1e6)
 
 
 def _processor() -> str:

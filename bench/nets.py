@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import gc
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
@@ -18,7 +20,8 @@ import numpy as np
 import torch
 
 from bench.load import WrongAnswers
-from bench.options import ROOT, BenchOptions
+from bench.machine import rss_mb
+from bench.options import BenchOptions
 from bench.stats import TOLERANCE, max_difference, times_ms, typical
 from bench.untrained import NETS, by_name, draw_contexts
 from models.registry.checkpoint import Checkpoint, load_checkpoint
@@ -28,6 +31,8 @@ from models.runtimes.torch import TorchRuntime, build_net, run_net
 from models.vectors import Floats
 
 QUERIES, WARM_UP = 200, 20
+# Single queries before the memory of a loaded version is measured.
+LOAD_QUERIES = 3
 BATCHES = (1, 8, 32, 128)
 # Seconds, and least and most repetitions, of one batch size in one round.
 BATCH_S, LEAST, MOST = 0.1, 5, 1000
@@ -210,8 +215,21 @@ def footprint(mode: RunMode, checkpoint: Checkpoint, directory: Path) -> Figures
 
 def loading(directory: Path, mode: RunMode) -> Figures:
     """Return the seconds that loading a version takes a new process, `load_s`, and by what it grows, `grown_mb`."""
-    command = [sys.executable, "-m", "bench.footprint", str(directory.absolute())]
-    command += [mode.library, mode.device, str(mode.threads), mode.precision]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
-    figures: Figures = json.loads(done.stdout)
-    return figures
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_load, directory, mode).result()
+
+
+def _load(directory: Path, mode: RunMode) -> Figures:
+    """Load a version (read, verify, open) and send it queries; the libraries are loaded before."""
+    import_module(f"models.runtimes.{'openvino' if mode.library == 'openvino' else 'onnx'}")
+    if mode.device != "cpu":
+        torch.zeros(1, device=mode.device)
+    before = rss_mb(os.getpid())
+    began = perf_counter()
+    checkpoint = load_checkpoint(directory)
+    runtime = mode.open(checkpoint)
+    load_s = perf_counter() - began
+    for _ in range(LOAD_QUERIES):
+        runtime.run(checkpoint.golden_context[:1])
+    gc.collect()
+    return {"load_s": load_s, "grown_mb": rss_mb(os.getpid()) - before}

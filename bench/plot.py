@@ -17,7 +17,7 @@ Draw = Callable[[Figure, Figures], None]
 STAGES = ("decode", "queue", "infer", "encode", "rest", "outside")
 
 
-def draw_contexts(directory: Path, figures: Figures) -> list[str]:
+def draw_bench(directory: Path, figures: Figures) -> list[str]:
     """Draw the pictures of `lvm bench` that there are figures for; return their names, without .png."""
     pictures: dict[str, tuple[str, Draw]] = {
         "throughput": ("closed", lambda picture, found: _wires(picture, found["cells"], "per_second", "requests/s")),

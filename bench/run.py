@@ -46,7 +46,7 @@ def run(
             log(f"{name} took {perf_counter() - began:.0f} s")
     figures["machine"]["load average at the end"] = machine.load_average()
     figures["targets"] = [target.judge(figures) for target in targets.TARGETS]
-    figures["plots"] = plot.draw_contexts(options.out, figures)
+    figures["plots"] = plot.draw_bench(options.out, figures)
     report.write(options.out, figures, report.to_markdown)
     return figures
 

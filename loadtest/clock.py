@@ -1,4 +1,7 @@
-"""An alarm at a time of `time.monotonic()`: it never spins and is exact to tens of microseconds on Linux."""
+"""An alarm at a time of `time.monotonic()`: it never spins and is exact to tens of microseconds on Linux.
+
+An alarm has one pending wake-up at most.
+"""
 
 import asyncio
 import contextlib
@@ -7,20 +10,9 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 _MONOTONIC, _ABSTIME = 1, 1
 _FLAGS = os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)
-
-
-class Alarm(Protocol):
-    """One pending wake-up at most."""
-
-    def at(self, when: float) -> None:
-        """Ring at `when` (seconds of `time.monotonic()`), or at once if that has passed."""
-
-    def close(self) -> None:
-        """Never ring again."""
 
 
 class _TimerSpec(ctypes.Structure):
@@ -82,6 +74,6 @@ class LoopAlarm:
             self._handle.cancel()
 
 
-def alarm(ring: Callable[[], None]) -> Alarm:
+def alarm(ring: Callable[[], None]) -> TimerfdAlarm | LoopAlarm:
     """Return the most exact alarm this platform has."""
     return TimerfdAlarm(ring) if sys.platform == "linux" else LoopAlarm(ring)

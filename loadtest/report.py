@@ -1,6 +1,7 @@
 """From a record to figures: counts, rates, percentiles and the verdict; as JSON, as a table, as Markdown."""
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from loadtest.tables import Column, tabulate
 
 _EPSILON_S = 1e-7
 _LOST = (Failure.LOST_REUSED, Failure.LOST_FRESH, Failure.LOST_PARTIAL)
+# How the value of a threshold compares with its limit.
+_MOST, _LEAST = ("<=", operator.le), (">=", operator.ge)
+_SIGNS = {"error_rate": _MOST, "offered_rate": _LEAST, "p99_ms": _MOST, "goodput": _LEAST}
 _TIMES_SHOWN = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "max"}
 _COLUMNS: dict[str, Column] = {
     "step": "config.name",
@@ -175,16 +179,17 @@ def write(directory: Path, summaries: Sequence[Summary], scenario: str | None = 
 
 
 def _with_verdict(plan: Plan, summary: Summary) -> Summary:
-    p99 = summary.latency_ms["p99"]
-    held = [Threshold("error_rate", plan.max_error_rate, summary.error_rate,
-                      summary.error_rate <= plan.max_error_rate)]  # fmt: skip
-    least = plan.min_offered * summary.intended_rate
-    held.append(Threshold("offered_rate", least, summary.offered_rate, summary.offered_rate >= least))
-    if plan.max_p99_ms is not None:
-        held.append(Threshold("p99_ms", plan.max_p99_ms, p99, p99 is not None and p99 <= plan.max_p99_ms))
-    if plan.min_goodput is not None:
-        ok = summary.goodput >= plan.min_goodput
-        held.append(Threshold("goodput", plan.min_goodput, summary.goodput, ok))
+    compared = {
+        "error_rate": (plan.max_error_rate, summary.error_rate),
+        "offered_rate": (plan.min_offered * summary.intended_rate, summary.offered_rate),
+        "p99_ms": (plan.max_p99_ms, summary.latency_ms["p99"]),
+        "goodput": (plan.min_goodput, summary.goodput),
+    }
+    held = [
+        Threshold(name, limit, value, value is not None and _SIGNS[name][1](value, limit))
+        for name, (limit, value) in compared.items()
+        if limit is not None
+    ]
     return replace(summary, thresholds=held, ok=all(threshold.ok for threshold in held))
 
 
@@ -233,6 +238,6 @@ def _number(value: float | None) -> str:
 
 
 def _verdict(threshold: Threshold) -> str:
-    sign = ">=" if threshold.name in ("goodput", "offered_rate") else "<="
+    sign, _ = _SIGNS[threshold.name]
     value = "none" if threshold.value is None else f"{threshold.value:.6g}"
     return f"{'ok    ' if threshold.ok else 'BROKEN'} {threshold.name} {value} {sign} {threshold.limit:g}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.capacity import measure
 from bench.capacity.costs import Costs
-from bench.capacity.knee import ERRORS, PROBE_S, WARM_UP, knee, up_and_down, worker_of
+from bench.capacity.knee import PROBE_S, WARM_UP, knee, up_and_down, worker_of
 from bench.contract.harness import ContractOptions, Fixtures, Harness, cores, launch, write_answers
 from bench.machine import core_s, processor_s
 from bench.servers import RunningServer, launched
@@ -110,15 +110,8 @@ def _wait_for_quiet() -> None:
 
 
 def _probe(harness: Harness, rate: float) -> tuple[bool, float]:
-    limits = {
-        "warmup": WARM_UP * PROBE_S,
-        "max_p99_ms": harness.options.slo_ms,
-        "max_error_rate": ERRORS,
-        "min_offered": 0.95,
-    }
     began = _spent(harness.server)
-    number = len(harness.loads)
-    found = harness.load(f"probe-{number}", rate, PROBE_S, seed=number, **limits).summary
+    found = harness.offer(rate, PROBE_S, WARM_UP * PROBE_S)
     free = 1 - _share(began, _spent(harness.server))
     late_ms = found["generator_lag_ms"]["p99"]
     print(

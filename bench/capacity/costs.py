@@ -7,9 +7,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from loadtest.plan import Wire
 
@@ -43,7 +44,7 @@ class Line(NamedTuple):
 class Curve(NamedTuple):
     """A cost measured at some counts: straight lines between them, in proportion beyond the last."""
 
-    counts: Sequence[float]
+    counts: Sequence[int | float]
     seconds: Sequence[float]
 
     def at(self, count: float) -> float:
@@ -78,12 +79,6 @@ class NetCosts:
     length: int
     mb: float
 
-    @classmethod
-    def read(cls, found: Mapping[str, Any]) -> Self:
-        """Return the net of its JSON object; raises `KeyError` or `TypeError` if it is malformed."""
-        requests = {wire: Line(*line) for wire, line in found["requests"].items()}
-        return cls(**{**found, "batch": Curve(*found["batch"]), "requests": requests})
-
 
 @dataclass(frozen=True)
 class SearchCosts:
@@ -101,11 +96,6 @@ class SearchCosts:
     exact_bytes: float
     approximate_bytes: float
     disk_bytes: float
-
-    @classmethod
-    def read(cls, found: Mapping[str, Any]) -> Self:
-        """Return the search of its JSON object; raises as `NetCosts.read`."""
-        return cls(**{**found, "exact": Line(*found["exact"]), "approximate": Line(*found["approximate"])})
 
 
 @dataclass(frozen=True)
@@ -138,9 +128,10 @@ class Costs:
             BadCosts: it is not a cost model.
         """
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            nets = {name: NetCosts.read(net) for name, net in found["nets"].items()}
-            search = SearchCosts.read(found["search"]) if found["search"] else None
-            return cls(**{**found, "nets": nets, "search": search})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except OSError as error:
             raise BadCosts(f"{path}: not a cost model: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            raise BadCosts(f"{path}: not a cost model: {place}: {first['msg']}") from error

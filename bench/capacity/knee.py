@@ -13,14 +13,13 @@ import numpy as np
 
 from bench.capacity.costs import Costs
 from bench.capacity.simulation import Simulation, SimulationResult, Worker
+from bench.contract.measures import MAX_ERRORS
 from loadtest.driver import schedule
 from loadtest.plan import Wire
 from service.overload.limiter import AdaptiveLimit
 
 # Fraction of the event loop's time for a request that it spends before the net runs.
 READING = 0.5
-# Largest fraction of requests that may fail.
-ERRORS = 0.001
 # Seconds of a probe, and the warm-up before it as a fraction of them.
 PROBE_S, WARM_UP = 5.0, 0.2
 # Probes of a simulation: its knee is known to 4 %.
@@ -61,7 +60,7 @@ def knee(worker: Worker, p99_ms: float, probes: int = PROBES) -> float:
         nonlocal seed
         seed += 1
         found = simulate(worker, rate, seed=seed)
-        return found.rejected < ERRORS and found.p_ms(99) <= p99_ms
+        return found.rejected < MAX_ERRORS and found.p_ms(99) <= p99_ms
 
     return up_and_down(holds, worker.most_per_second / 2, probes)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from service.engines.batch_sizer import BatchSizer
 from service.engines.batcher import MAX_QUEUED_PARTS
-from service.overload.admission import Limit
+from service.overload.limiter import Limit
 
 Begin: TypeAlias = Callable[[], float]
 End: TypeAlias = Callable[[], None]

@@ -32,15 +32,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     described = {**asdict(options), "out": str(options.out), "workload": f"{WORKLOAD}, {options.rows} rows"}
     figures: dict[str, Any] = {"machine": machine.describe(), "plan": described}
-    stolen, ticks = machine.ticks()
+    stolen, began_s = machine.stolen_s()
     try:
         for name, run in _measure(options, given.only, given.capacity):
             figures[name] = run
             print(f"figures: {name} is done, {perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     except NoCapacity as error:
         print(f"figures: {error}", file=sys.stderr)
-    taken, until = machine.ticks()
-    figures["machine"]["taken by other guests of the host"] = f"{(taken - stolen) / max(1, until - ticks):.1%}"
+    taken, ended_s = machine.stolen_s()
+    figures["machine"]["taken by other guests of the host"] = f"{(taken - stolen) / (ended_s - began_s):.1%}"
     figures["machine"]["load average at the end"] = machine.load_average()
     figures["targets"] = targets.results(figures, given.only)
     figures["plots"] = plot.draw_contract(options.out, figures)

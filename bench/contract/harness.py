@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from bench import machine
+from bench.contract.measures import MAX_ERRORS, MIN_OFFERED
 from bench.load import LoadTest
 from bench.options import SHIPPED
 from bench.servers import Launch, RunningServer, launched, service
@@ -63,6 +64,12 @@ class Harness:
         """Start a client that sends the workload at `rate` per second; `options` are those of the load tester."""
         usual = {**WORKLOAD, "rows": self.options.rows, "answers": self.fixtures.answers}
         return self.start(name, rate, seconds, **{**usual, "connections": 1000, "timeout": 15, **options})
+
+    def offer(self, rate: float, seconds: float, warmup: float = 1.0) -> dict[str, Any]:
+        """Offer a rate for some seconds; return the summary of the load test, `ok` if the service held the SLO."""
+        number = len(self.loads)
+        limits = {"max_p99_ms": self.options.slo_ms, "max_error_rate": MAX_ERRORS, "min_offered": MIN_OFFERED}
+        return self.load(f"offer-{number}", rate, seconds, seed=number, warmup=warmup, **limits).summary
 
     def probe(self, name: str, route: str, rate: float, seconds: float) -> LoadTest:
         """Start a client of /livez or /readyz."""

@@ -16,6 +16,8 @@ Window = tuple[float, float]
 REJECTED = (429, 503)
 # Statuses that are allowed under overload.
 ALLOWED = (200, *REJECTED)
+# Largest fraction of requests that may fail at C.
+MAX_ERRORS = 0.001
 # Fraction of the intended rate; below it a run does not measure the service.
 MIN_OFFERED = 0.95
 # Seconds in a row.

@@ -42,11 +42,11 @@ def find_capacity(harness: Harness) -> Figures:
     probes: list[Figures] = []
 
     def try_once(rate: float, seconds: float) -> bool:
-        limits = {"warmup": 1, "max_p99_ms": harness.options.slo_ms, "max_error_rate": 0.001, "min_offered": 0.95}
-        found = harness.load(f"capacity-{len(probes)}", rate, seconds, seed=len(probes), **limits).summary
+        found = harness.offer(rate, seconds)
         times = {f"{name}_ms": found["latency_ms"][name] for name in ("p50", "p90", "p99")}
         probes.append({"rate": rate, "goodput": found["goodput"], "ok": found["ok"], **times})
-        _log(f"{rate:.0f}/s {'holds' if found['ok'] else 'does not hold'}, p99 {times['p99_ms']} ms")
+        verdict = "holds" if found["ok"] else "does not hold"
+        print(f"figures: {rate:.0f}/s {verdict}, p99 {times['p99_ms']} ms", file=sys.stderr, flush=True)
         # Until the limiter has forgotten its rejections.
         sleep(1.0)
         return bool(found["ok"])
@@ -202,7 +202,3 @@ def reconciled(harness: Harness, run: Callable[[], Figures]) -> Figures:
     counted = {key: value - before.get(key, 0) for key, value in outcomes(harness.server.url).items()}
     sent = sum(load.sent for load in harness.loads[done:])
     return {**figures, "sent": sent, "outcomes": counted, "difference": abs(sent - counted["all"])}
-
-
-def _log(text: str) -> None:
-    print(f"figures: {text}", file=sys.stderr, flush=True)

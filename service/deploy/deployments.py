@@ -71,13 +71,7 @@ class EncoderSlot:
 class Deployments:
     """The slot of each alias. This class alone writes them.
 
-    Args:
-        registry: where versions are, and where a rollback is recorded.
-        models: loads the models of versions.
-        settings: for engines and canaries.
-        metrics: where engines and deployments are counted.
-        clock: seconds, as `time.monotonic`.
-        aliases: of the versions that this process loads; the other nets may be remote engines.
+    It loads the versions of `aliases`; the other nets may be remote engines. It records a rollback in `registry`.
     """
 
     def __init__(

@@ -12,17 +12,12 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lvm.errors import (
-    Draining,
-    Expired,
-    ModelFailed,
-    Overloaded,
-)
+from lvm.errors import Draining, Expired, ModelFailed, Overloaded
 from service.engines.batch_sizer import BatchSizer
 from service.overload.fairness import FairQueue
 
@@ -42,6 +37,7 @@ class BatchLimits:
     max_wait_s: float = 0.0
 
 
+@dataclass(slots=True, eq=False)
 class Ticket(Generic[Item, Answer]):
     """One item on its way through the batcher, with the future of its caller.
 
@@ -49,32 +45,17 @@ class Ticket(Generic[Item, Answer]):
     that ran together; `tag` what the batcher's `tag` returned when the item was submitted.
     """
 
-    __slots__ = (
-        "answer",
-        "batch_rows",
-        "deadline",
-        "error",
-        "future",
-        "item",
-        "queue_s",
-        "queued_at",
-        "rows",
-        "run_s",
-        "tag",
-    )
-
-    def __init__(self, item: Item, rows: int, deadline: float, future: asyncio.Future[None], tag: Any) -> None:
-        self.item = item
-        self.rows = rows
-        self.deadline = deadline
-        self.future = future
-        self.tag = tag
-        self.queued_at = perf_counter()
-        self.queue_s = 0.0
-        self.run_s = 0.0
-        self.batch_rows = 0
-        self.answer: Answer
-        self.error: Exception | None = None
+    item: Item
+    rows: int
+    deadline: float
+    future: asyncio.Future[None]
+    tag: Any
+    queued_at: float = field(default_factory=perf_counter)
+    queue_s: float = 0.0
+    run_s: float = 0.0
+    batch_rows: int = 0
+    answer: Answer = field(init=False)
+    error: Exception | None = None
 
 
 Queue = SimpleQueue["Ticket[Item, Answer] | None"] | FairQueue["Ticket[Item, Answer] | None"]

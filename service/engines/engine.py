@@ -92,16 +92,10 @@ M = TypeVar("M", bound=EngineAdapter[Any, Any], covariant=True)
 
 
 class Engine(Generic[M]):
-    """Runs one `model`; one batch runs at a time.
+    """Runs one `model`; one batch runs at a time. `runs_inline` and `client_of` are those of `MicroBatcher`.
 
-    Args:
-        model: what it runs.
-        limits: of its batches and its queue.
-        metrics: where it counts.
-        runs_inline: run on the event loop instead of in a thread (see `MicroBatcher`).
-        full_wait_s: a caller who waited so many seconds in vain shows that the engine hangs. None if the time of an
-            answer depends more on the request than on the model: then no time counts against the engine.
-        client_of: returns the client of an item; clients then take turns.
+    A caller who waited `full_wait_s` seconds in vain shows that the engine hangs. It is None if the time of an answer
+    depends more on the request than on the model: then no time counts against the engine.
     """
 
     def __init__(

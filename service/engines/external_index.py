@@ -18,12 +18,7 @@ MIN_SHARE = 0.4  # of a full wait: a failure after less would prove nothing, and
 class ExternalSearchAdapter(SearchAdapter):
     """Searches a corpus in an external index, behind a circuit breaker, and falls back to its own index.
 
-    Args:
-        retriever: of the corpus, with its own indexes.
-        external: a retriever of the same corpus whose indexes are `build`'s.
-        build: the vectors of the corpus in the external index.
-        settings: timeouts, and the bounds of the breaker.
-        clock: of deadlines, in seconds.
+    `retriever` has its own indexes. Those of `external`, a retriever of the same corpus, are in the collection `build`.
     """
 
     def __init__(

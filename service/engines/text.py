@@ -41,21 +41,16 @@ class TextInput(NamedTuple):
         return self.length + character_cost_rows(self.text)
 
 
-class Chunked(NamedTuple):
-    """What is read of a text, as a `context` of chunks or a `query` of one; and how much of each chunk is read."""
-
-    read_as: str
-    chunks: list[str]
-    infos: list[TextInfo]
-
-
 class Encoded(NamedTuple):
-    """What is read of a text, and the vectors `(n, D)` of its chunks."""
+    """What is read of a text, as a `context` of chunks or a `query` of one, and how much of each chunk is read.
+
+    `vectors` `(n, D)` are those of the chunks; there are none before the encoder has run.
+    """
 
     read_as: str
     chunks: list[str]
     infos: list[TextInfo]
-    vectors: Floats
+    vectors: Floats = np.zeros((0, 0), np.float32)
 
 
 class IncrementalChunker:
@@ -122,7 +117,7 @@ class TextAdapter:
             chunked = [self._chunked(pending) for pending in items]
             if not any(chunked):
                 return [None] * len(items)
-            chunks = [chunk for each in chunked if isinstance(each, Chunked) for chunk in each.chunks]
+            chunks = [chunk for each in chunked if isinstance(each, Encoded) for chunk in each.chunks]
             vectors = self._encoder.encode(chunks)
         except EncoderError as error:
             return [NoEncoder(str(error))] * len(items)
@@ -148,7 +143,7 @@ class TextAdapter:
             if not self._waiting[client]:
                 del self._waiting[client]
 
-    def _chunked(self, pending: IncrementalChunker) -> Chunked | Invalid | None:
+    def _chunked(self, pending: IncrementalChunker) -> Encoded | Invalid | None:
         """Return what is read of a text, or its fault; None if its cutting is not finished."""
         request = pending.request
         if isinstance(request.text, list):
@@ -165,14 +160,14 @@ class TextAdapter:
             return as_query
         return _too_short(request, len(chunks))
 
-    def _readable(self, read_as: str, chunks: list[str], pointers: Sequence[str]) -> Chunked | Invalid:
+    def _readable(self, read_as: str, chunks: list[str], pointers: Sequence[str]) -> Encoded | Invalid:
         """Return chunks and how much of each is read, or the fault of the first that cannot be read."""
         infos = [self._encoder.text_info(text) for text in chunks]
         for at, (info, pointer) in enumerate(zip(infos, pointers, strict=True)):
             if info.fault:
                 which = f"chunk {at + 1} of the last {len(chunks)}: " if pointers.count(pointer) > 1 else ""
                 return Invalid(f"{which}{info.fault}", pointer=pointer)
-        return Chunked(read_as, chunks, infos)
+        return Encoded(read_as, chunks, infos)
 
 
 def make_text_engine(encoder: Encoder, settings: Settings, metrics: Metrics) -> Engine[TextAdapter]:
@@ -187,14 +182,14 @@ def character_cost_rows(text: list[str] | str) -> int:
     return (len(text) if isinstance(text, str) else sum(map(len, text))) // CHARACTERS_PER_ROW
 
 
-def _with_vectors(chunked: list[Chunked | Invalid | None], vectors: Floats) -> list[Encoded | Exception | None]:
+def _with_vectors(chunked: list[Encoded | Invalid | None], vectors: Floats) -> list[Encoded | Exception | None]:
     """Return each text with its share of `vectors` `(n, D)`."""
     answers: list[Encoded | Exception | None] = []
     for each in chunked:
-        if not isinstance(each, Chunked):
+        if not isinstance(each, Encoded):
             answers.append(each)
         else:
-            answers.append(Encoded(*each, vectors[: len(each.chunks)]))
+            answers.append(each._replace(vectors=vectors[: len(each.chunks)]))
             vectors = vectors[len(each.chunks) :]
     return answers
 

@@ -19,10 +19,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Protocol
 
 from lvm.errors import ClientLimit, Overloaded
-from service.overload.limiter import LatencyGroup
+from service.overload.limiter import Limit
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -32,25 +31,6 @@ SMOOTHING = 0.3  # weight of the last such window
 SHORT_BODY = 2**16  # bytes of a body that are reserved ahead; a longer body is a long one
 LONG_SHARE = 7 / 8  # of all bytes, that long bodies may hold
 RECENT_S = 1.0  # of admitted rows that count as recent, together with those of the same time before
-
-
-class Limit(Protocol):
-    """How many rows may be in flight."""
-
-    rows: float
-
-    @property
-    def sustained(self) -> float:
-        """`rows`, without the effect of a short probe."""
-        ...
-
-    def observe(self, group: LatencyGroup, seconds: float, in_flight: int, now: float) -> None:
-        """Record that a request of a kind took `seconds`, with `in_flight` rows in flight."""
-        ...
-
-    def record_rejection(self, now: float) -> None:
-        """Record that a request was rejected."""
-        ...
 
 
 class ClientUsage:

@@ -126,3 +126,6 @@ class AdaptiveLimit:
         self._lowest_before, self._lowest, self._period_since = self._lowest, {}, self._changed
         if self._rejected:
             self._before_probe, self.rows = self.rows, min(PROBE_ROWS, self._most)
+
+
+Limit = FixedLimit | AdaptiveLimit

@@ -16,10 +16,6 @@ class Acceptor:
 
     uvloop accepts one connection a turn. If turns are long, since answers are large or the service is overloaded, new
     connections would wait in the queue of the kernel. Admission could not reject them there, and probes would wait too.
-
-    Args:
-        listener: a listening socket, which a server of the event loop serves as well.
-        make_protocol: returns the protocol of a new connection.
     """
 
     def __init__(self, listener: socket.socket, make_protocol: Callable[[], asyncio.BaseProtocol]) -> None:

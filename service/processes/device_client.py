@@ -18,12 +18,7 @@ from models.vectors import Floats
 from service.engines.engine import Deployed, EngineInfo
 from service.engines.predict import Prediction
 from service.engines.remote import EngineSet, RemoteEngine
-from service.processes.frames import (
-    Frame,
-    FrameKind,
-    FrameProtocol,
-    decode_error,
-)
+from service.processes.frames import Frame, FrameKind, FrameProtocol, decode_error
 from service.tasks import repeat
 from service.telemetry.log import logger
 

@@ -31,13 +31,7 @@ from service.deploy.watcher import Watcher
 from service.engines.engine import Engine
 from service.engines.predict import PredictAdapter, Prediction
 from service.processes.device_client import frame_name
-from service.processes.frames import (
-    BadFrame,
-    Frame,
-    FrameKind,
-    FrameProtocol,
-    encode_error,
-)
+from service.processes.frames import BadFrame, Frame, FrameKind, FrameProtocol, encode_error
 from service.processes.heartbeat import SIGNALS, on_supervisor_exit, send_heartbeat
 from service.processes.server import SWITCH_INTERVAL_S
 from service.settings import Settings, read_settings
@@ -167,13 +161,7 @@ async def listen(device: DeviceWorker, listener: socket.socket) -> asyncio.Abstr
 
 
 def run_device_worker(metric_slot: int, listener: int, heartbeat_fd: int, metrics_directory: Path) -> int:
-    """Serve on the socket `listener` until SIGTERM or SIGINT, or until the supervisor exits.
-
-    Args:
-        metric_slot: the number of its metric file.
-        listener: file descriptor of the listening socket.
-        heartbeat_fd: file descriptor of the socket for heartbeats to the supervisor.
-        metrics_directory: the supervisor's, with the metric files and this process's socket.
+    """Serve on the socket `listener` until SIGTERM or SIGINT, or until the supervisor exits; as `run_worker`.
 
     Raises:
         UnknownVersion, BadCheckpoint: the version of an alias cannot be served.

@@ -14,14 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import orjson
 
-from lvm.errors import (
-    Draining,
-    Expired,
-    ModelFailed,
-    Overloaded,
-    ServiceError,
-    Unavailable,
-)
+from lvm.errors import Draining, Expired, ModelFailed, Overloaded, ServiceError, Unavailable
 from models.vectors import Floats
 
 # id; bytes after the head; n, T, D; rows of the batch; kind; bytes of the name; seconds

@@ -104,13 +104,8 @@ class Supervisor:
     """Keeps a worker running at each listening socket.
 
     It replaces workers that die or hang, restarts all one by one at SIGHUP, and drains at SIGTERM. The device worker,
-    if there is a socket for it, is the first to start and the last to stop.
-
-    Args:
-        settings: Those of the workers.
-        listeners: A socket for each worker.
-        directory: Where the processes count, with `slots_for(sockets)` metric files.
-        device_socket: The socket of the device worker.
+    if there is a socket for it, is the first to start and the last to stop. The processes count in `directory`, which
+    has `slots_for(sockets)` metric files.
     """
 
     def __init__(

@@ -16,13 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from lvm.errors import (
-    Expired,
-    ModelFailed,
-    Overloaded,
-    ServiceError,
-    Unavailable,
-)
+from lvm.errors import Expired, ModelFailed, Overloaded, ServiceError, Unavailable
 from models.registry.alias import PREDICTORS, Alias
 from models.retrieval.retriever import Search
 from models.vectors import Floats

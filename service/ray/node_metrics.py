@@ -13,9 +13,8 @@ from pathlib import Path
 import ray
 
 from service.telemetry.metrics import Metrics
-from service.telemetry.shared_memory import SUFFIX, Key, SharedMetricValues
+from service.telemetry.shared_memory import SHM, SUFFIX, Key, SharedMetricValues
 
-SHM = Path("/dev/shm")
 _PREFIX = f"lvm-{os.getuid()}-"
 
 

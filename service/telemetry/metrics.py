@@ -68,9 +68,7 @@ def latency_edges(slo_ms: Iterable[float]) -> tuple[float, ...]:
 class Metrics:
     """The metrics of one process. A scrape shows the sum of all processes whose numbers are beside `memory`.
 
-    Args:
-        slo_ms: Latency objectives in milliseconds, edges of `lvm_request_seconds`.
-        memory: Where the numbers are; by default in this process only.
+    The latency objectives `slo_ms`, in milliseconds, are edges of `lvm_request_seconds`.
     """
 
     def __init__(self, slo_ms: Iterable[float] = (), memory: MetricValues | None = None) -> None:

@@ -61,12 +61,9 @@ def parse(traceparent: bytes) -> TraceContext | None:
 
 
 class Tracer:
-    """Decides which requests are traced, and gives their spans to `export`.
+    """Traces a `share` of the requests whose caller has not decided, and those that callers trace.
 
-    Args:
-        export: Takes a span. It must neither wait nor raise.
-        share: Share of the requests without a caller's decision that are traced.
-        draw: Random numbers in [0, 1).
+    `export` takes a span. It must neither wait nor raise.
     """
 
     def __init__(self, export: Callable[[Span], None], share: float, draw: Callable[[], float] = random) -> None:

@@ -77,7 +77,7 @@ def test_report_names_a_failed_section(figures: dict[str, Any]) -> None:
 
 
 def test_writes_report_and_pictures(figures: dict[str, Any], tmp_path: Path) -> None:
-    figures["plots"] = plot.draw_contexts(tmp_path, figures)
+    figures["plots"] = plot.draw_bench(tmp_path, figures)
     report.write(tmp_path, figures, report.to_markdown)
     assert json.loads((tmp_path / "report.json").read_text())["closed"]["cells"]
     text = (tmp_path / "report.md").read_text()

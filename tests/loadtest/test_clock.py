@@ -10,7 +10,7 @@ import pytest
 from loadtest import clock
 
 KINDS = [clock.LoopAlarm] + ([clock.TimerfdAlarm] if sys.platform == "linux" else [])
-Kind = Callable[[Callable[[], None]], clock.Alarm]
+Kind = Callable[[Callable[[], None]], clock.TimerfdAlarm | clock.LoopAlarm]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -29,8 +29,9 @@ from lvm.cli import app
 from lvm.cli.exit_codes import EXITS, exit_of
 from models.registry.card import Card, read_card
 from models.registry.registry import Registry
-from models.retrieval.corpus import write_corpus
+from models.retrieval.corpus import read_corpus, write_corpus
 from models.vectors import normalise
+from models.windows import windows
 from tests.conftest import LVM, SHIPPED
 from tests.fakes import add_version, card, registry_of
 
@@ -281,6 +282,11 @@ def test_models_prints_a_table_or_json(shipped: Path) -> None:
         (("train", "amn", "--data", "artifacts/lvm/retriever", "--device", "banana"), 78),
         (("train", "amn", "--data", "artifacts/lvm/retriever", "--resume", "--run", "nowhere.pt"), 1),
         (("data", "nowhere.jsonl", "made"), 65),
+        (("data", "nowhere.npz", "made"), 65),
+        (("data", "nowhere.npz", "made", "--field", "vector=x"), 2),
+        (("data", "nowhere.jsonl", "made", "--skip-bad"), 2),
+        (("evaluate", "primary", "--data", "nowhere.npz"), 65),
+        (("evaluate", "primary", "--data", "artifacts/lvm/retriever", "--bank", "/nowhere"), 65),
         (("bench", "--seconds", "0"), 2),
         (("bench", "--only", "nothing"), 2),
         (("bench", "--peers", "/nowhere"), 2),
@@ -356,6 +362,29 @@ def test_models_says_that_the_registry_is_missing(tmp_path: Path) -> None:
 def test_a_missing_device_is_a_configuration_error(shipped: Path) -> None:
     done = lvm("serve", "--port", "0", registry=shipped, LVM_DEVICE="mps")
     assert (done.returncode, done.stderr.splitlines()[-2]) == (78, "lvm: torch finds no mps device")
+
+
+def test_vectors_become_a_data_set_and_pairs_are_ranked_in_a_bank(shipped: Path, tmp_path: Path) -> None:
+    known = read_corpus(shipped / "retriever")
+    rows = np.arange(60)
+    np.savez(tmp_path / "x.npz", emb=3 * known.vectors[:60], cpe_ids=rows, lang=np.full(60, "en"))
+    words = ("data", str(tmp_path / "x.npz"), str(tmp_path / "out"), "--field", "vectors=emb", "--metadata", "lang")
+    done = lvm(*words, "--json", registry=shipped)
+    report = json.loads(done.stdout)
+    assert (report["chunks"], report["normalised"], report["fields"]["vectors"]) == (60, 60, "emb")
+    assert "lvm: 60 of 60 vectors did not have unit length; they were normalised" in done.stderr
+    assert read_corpus(tmp_path / "out").chunk(7)[4:] == ("7", {"lang": "en"})
+
+    data = windows(known, 5).take(np.arange(40))
+    np.savez(
+        tmp_path / "pairs.npz", contexts=data.contexts(), targets=data.targets(), crosses_article=np.arange(40) < 3
+    )
+    words = ("evaluate", "primary", "--data", str(tmp_path / "pairs.npz"), "--bank", str(shipped / "retriever"))
+    report = json.loads(lvm(*words, "--sample", "20", "--json", registry=shipped).stdout)
+    assert (report["windows"], report["bank"]) == (20, {"chunks": len(known), "true_chunks": 20})
+    done = lvm(*words, "--metrics", str(tmp_path / "metrics.json"), registry=shipped)
+    assert "40 pairs, scored as they are; 3 of them cross articles" in done.stderr
+    assert json.loads((tmp_path / "metrics.json").read_text())["Nq_effective"] == 40
 
 
 def test_evaluate_scores_with_the_chosen_runtime_and_compares_with_the_card(shipped: Path) -> None:

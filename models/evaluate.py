@@ -28,6 +28,8 @@ RANKS = (1, 3, 5, 10, 20, 50)
 DECAY = 0.7
 # lambda of the ridge regression
 RIDGE = 30.0
+# parts of `evaluate_bundle`: the bundle, its towers alone, and three baselines
+BUNDLE_EVALUATIONS = 5
 # A score may differ from the card by this.
 TOLERANCE = 0.001
 _BLOCK_WINDOWS = 512
@@ -193,28 +195,61 @@ def rank_metrics(found: NDArray[Any]) -> dict[str, float]:
     return {**recall, "Contain@50": recall["R@50"], "MRR": float(np.mean(1.0 / found))}
 
 
-def window_searches(data: Windows, exclude_context: bool, k: int) -> list[Search]:
-    """Return one search per window, for its next chunk."""
+def window_searches(data: Windows, exclude_context: bool, k: int, queries: Floats | None = None) -> list[Search]:
+    """Return one search per window, for its next chunk: by the towers, or by `queries` `(W, D)`."""
     contexts = data.contexts()
-    return [Search(None, k, (), context if exclude_context else None, context) for context in contexts]
+    known = [None] * len(data) if queries is None else list(queries)
+    return [
+        Search(query, k, (), context if exclude_context else None, context)
+        for query, context in zip(known, contexts, strict=True)
+    ]
 
 
-def evaluate_retrieval(retriever: Retriever, data: Windows) -> dict[str, dict[str, float]]:
+def evaluate_retrieval(
+    retriever: Retriever, data: Windows, queries: Floats | None = None
+) -> dict[str, dict[str, float]]:
     """Return the retrieval scores of a retriever on the windows of `data`, with and without the context's chunks.
 
-    Ranks beyond `RERANK_DEPTH` count as infinite.
+    The towers make the queries, or they are given as `queries` `(W, D)`. Ranks beyond `RERANK_DEPTH` count as infinite.
     """
     return {
-        "with_context": rank_metrics(retrieval_ranks(retriever, data, exclude_context=False)),
-        "without_context": rank_metrics(retrieval_ranks(retriever, data, exclude_context=True)),
+        "with_context": rank_metrics(retrieval_ranks(retriever, data, False, queries)),
+        "without_context": rank_metrics(retrieval_ranks(retriever, data, True, queries)),
     }
 
 
-def retrieval_ranks(retriever: Retriever, data: Windows, exclude_context: bool) -> Floats:
+def retrieval_ranks(
+    retriever: Retriever, data: Windows, exclude_context: bool, queries: Floats | None = None
+) -> Floats:
     """Return the rank of the true next chunk of every window `(W,)`, infinite if it was not found."""
     found = np.full(len(data), np.inf, np.float32)
-    for number, search in enumerate(window_searches(data, exclude_context, RERANK_DEPTH)):
+    searches = window_searches(data, exclude_context, RERANK_DEPTH, queries)
+    for number, (search, target) in enumerate(zip(searches, data.target_in_corpus.tolist(), strict=True)):
         rows = [hit.row for hit in retriever.search_batch([search])[0]]
-        if data.target[number] in rows:
-            found[number] = 1 + rows.index(data.target[number])
+        if target in rows:
+            found[number] = 1 + rows.index(target)
     return found
+
+
+def evaluate_bundle(retriever: Retriever, data: Windows, progress: Callable[[], None]) -> dict[str, Any]:
+    """Return the scores of a bundle on windows of its own corpus, by searches as they are served.
+
+    The form is that of `evaluate`. With a reranker the retrieval scores are those after reranking, and "towers alone"
+    is one of the baselines. `progress` is called after each of `BUNDLE_EVALUATIONS` parts, or fewer.
+    """
+    assert retriever.towers
+    contexts = data.contexts()
+
+    def figures(answers: Floats, searcher: Retriever, queries: Floats | None) -> dict[str, Any]:
+        cosine = np.vecdot(answers, data.targets())
+        margin = cosine - np.vecdot(answers, contexts[:, -1])
+        retrieval = evaluate_retrieval(searcher, data, queries)
+        progress()
+        return {"cosine": float(cosine.mean()), "margin": float(margin.mean()), "retrieval": retrieval}
+
+    known = {name: predict(contexts) for name, predict in baselines(data.length, None).items()}
+    beside = {name: figures(answers, retriever, answers) for name, answers in known.items()}
+    made = retriever.towers.query.run(contexts)
+    if retriever.reranks:
+        beside = {"towers alone": figures(made, retriever.without_reranker(), None), **beside}
+    return {**figures(made, retriever, None), "baselines": beside, **window_counts(data)}

@@ -7,7 +7,7 @@ what would pass. The user may override objections.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from time import process_time
@@ -28,11 +28,12 @@ from models.registry.registry import (
 from models.retrieval.corpus import (
     BadCorpus,
     Corpus,
+    MappedCorpus,
     read_corpus,
 )
 from models.retrieval.retriever import Search, load_retriever
 from models.vectors import Floats, normalise
-from models.windows import Windows, require_windows
+from models.windows import DrawnWindows, Windows, require_windows, scored_windows
 
 # in cosine or R@5, compared with the incumbent: a third of the gain of the best net over a weighted mean
 MAX_SCORE_LOSS = 0.005
@@ -98,7 +99,7 @@ class Verdict:
 class Contender:
     """A version as it would serve: `run` answers contexts `(B, T, D)`; `score` returns its `measure` on windows.
 
-    A bundle has the `corpus` that it searches. A corpus without towers has no `run`.
+    A bundle has the `corpus` that it searches, in memory or on disk. A corpus without towers has no `run`.
     """
 
     id: str
@@ -106,7 +107,7 @@ class Contender:
     measure: str
     run: Callable[[Floats], object] | None
     score: Callable[[Windows], float]
-    corpus: Corpus | None = None
+    corpus: Corpus | MappedCorpus | None = None
 
     def card_score(self, name: str) -> float | None:
         """Return the score of a data set on the card, None if it has no number."""
@@ -122,23 +123,32 @@ class GateInput:
     contender: Contender
     incumbent: Contender | None
     others: Mapping[str, Card]
-    data: Mapping[str, Corpus]
+    data: Mapping[str, Corpus | MappedCorpus]
 
     @cached_property
     def windows(self) -> dict[str, Windows]:
         """The windows of those data sets on which the contender's card has scores, by their name on the card."""
         card, found = self.contender.card, {}
         for corpus in self.data.values():
-            data = require_windows(corpus, card.context_length)
-            name = find_on_card(card, window_counts(data)) if corpus.dim == card.dim else None
-            if name and self.contender.card_score(name) is not None:
-                found[name] = data
+            for data in _windows_of(corpus, card.context_length):
+                name = find_on_card(card, window_counts(data)) if corpus.dim == card.dim else None
+                if name and self.contender.card_score(name) is not None:
+                    found[name] = data
         return found
 
     @cached_property
     def scores(self) -> dict[str, float]:
         """The contender's scores on these windows."""
         return {name: self.contender.score(data) for name, data in self.windows.items()}
+
+
+def _windows_of(corpus: Corpus | MappedCorpus, length: int) -> Iterator[Windows]:
+    """Yield all windows of a corpus in memory, and those that were drawn for a card if they are others."""
+    if isinstance(corpus, Corpus):
+        yield require_windows(corpus, length)
+    drawn = scored_windows(corpus, length)
+    if isinstance(drawn, DrawnWindows):
+        yield drawn
 
 
 def judge(registry: Registry, alias: str, version: Version, data: Mapping[str, Corpus]) -> Verdict:
@@ -189,7 +199,8 @@ def _load_corpus(version: Version) -> Contender:
         return rank_metrics(retrieval_ranks(loaded, data, exclude_context=True))["R@5"]
 
     has_towers = loaded.towers is not None
-    corpus = read_corpus(version.path) if has_towers else None
+    assert isinstance(loaded.corpus, Corpus | MappedCorpus)
+    corpus = loaded.corpus if has_towers else None
     return Contender(version.id, loaded.card, "R@5", search if has_towers else None, recall, corpus)
 
 
@@ -209,8 +220,16 @@ def are_comparable(one: Contender, other: Contender) -> bool:
     """Return whether both answer contexts of the same T and D and, if both search a corpus, search the same one."""
     shapes = {(each.card.context_length, each.card.dim) for each in (one, other) if each.run}
     if one.corpus and other.corpus:
-        return len(shapes) == 1 and np.array_equal(one.corpus.vectors, other.corpus.vectors)
+        return len(shapes) == 1 and _have_equal_vectors(one.corpus, other.corpus)
     return bool(one.run and other.run) and len(shapes) == 1
+
+
+def _have_equal_vectors(one: Corpus | MappedCorpus, other: Corpus | MappedCorpus) -> bool:
+    if len(one) != len(other):
+        return False
+    return all(
+        np.array_equal(ours, theirs) for (_, ours), (_, theirs) in zip(one.blocks(), other.blocks(), strict=True)
+    )
 
 
 def _read_cards(registry: Registry, aliases: Mapping[str, str]) -> dict[str, Card]:
@@ -224,7 +243,7 @@ def _read_cards(registry: Registry, aliases: Mapping[str, str]) -> dict[str, Car
     return found
 
 
-def _known_data(contender: Contender, registry: Registry, passages: Card | None) -> dict[str, Corpus]:
+def _known_data(contender: Contender, registry: Registry, passages: Card | None) -> Mapping[str, Corpus | MappedCorpus]:
     """Return the corpus of a bundle; for a net that of the retriever, if its size is on the card of the net."""
     if contender.corpus:
         return {contender.id: contender.corpus}

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.retrieval.corpus import (
-    Corpus,
-)
+from models.retrieval.corpus import Corpus, MappedCorpus
 from models.vectors import Floats
 
 
@@ -36,6 +34,11 @@ class Windows:
     def target(self) -> Rows:
         """Rows of the true next vectors, `(W,)`."""
         return self.start + self.length
+
+    @property
+    def target_in_corpus(self) -> Rows:
+        """The same rows `(W,)` in the corpus that the windows were taken from."""
+        return self.target
 
     def take(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> Windows:
         """Return the windows that these numbers, or this mask, select."""
@@ -97,12 +100,18 @@ def windows(corpus: Corpus, length: int) -> Windows:
         if corpus.pairs.length != length:
             raise NoWindows(f"the pairs have contexts of {corpus.pairs.length} chunks, not of {length}")
         return corpus.pairs
+    start = window_starts(corpus, length)
+    return Windows(corpus.vectors, start, corpus.article[start], length)
+
+
+def window_starts(corpus: Corpus | MappedCorpus, length: int) -> Rows:
+    """Return the rows at which the windows of a corpus start."""
     start = np.arange(max(len(corpus) - length, 0))
     end = start + length
     same_article = corpus.article[start] == corpus.article[end]
     consecutive = corpus.position[end] - corpus.position[start] == length
-    start = start[same_article & consecutive]
-    return Windows(corpus.vectors, start, corpus.article[start], length)
+    found: Rows = start[same_article & consecutive]
+    return found
 
 
 def require_windows(corpus: Corpus, length: int) -> Windows:
@@ -130,3 +139,39 @@ def compact_windows(data: Windows) -> Windows:
     span = np.arange(data.length + 1)
     own = np.unique(data.start[:, None] + span)
     return Windows(data.vectors[own], np.searchsorted(own, data.start), data.article, data.length)
+
+
+# A bundle is scored on all windows of its corpus, if it is in memory and has not more; else on as many drawn ones.
+MAX_SCORED, DRAWN = 10_000, 1_000
+
+
+@dataclass(frozen=True)
+class DrawnWindows(Windows):
+    """Windows that were drawn from a corpus; `source` are the rows in it of their `vectors`."""
+
+    source: Rows
+
+    @property
+    def target_in_corpus(self) -> Rows:
+        """Rows of the true next vectors in the corpus, `(W,)`."""
+        rows: Rows = self.source[self.target]
+        return rows
+
+
+def scored_windows(corpus: Corpus | MappedCorpus, length: int) -> Windows:
+    """Return the windows by which a bundle is scored on its own corpus: all, or drawn ones if there are many.
+
+    Raises:
+        NoWindows: no article has more than `length` chunks.
+    """
+    if isinstance(corpus, PairCorpus):
+        return require_windows(corpus, length)
+    start = window_starts(corpus, length)
+    if not len(start):
+        raise NoWindows(f"no article has more than {length} chunks")
+    if len(start) <= MAX_SCORED and isinstance(corpus, Corpus):
+        return windows(corpus, length)
+    chosen = np.sort(np.random.default_rng(0).choice(start, min(DRAWN, len(start)), replace=False))
+    source = np.unique(chosen[:, None] + np.arange(length + 1))
+    compact = np.searchsorted(source, chosen)
+    return DrawnWindows(corpus.vectors_at(source), compact, corpus.article[chosen], length, source)

@@ -56,7 +56,10 @@ def _approximate(vectors: Floats, rows: int) -> tuple[float, float]:
     corpus = MappedCorpus(halves, np.zeros((rows, 2), np.int32), np.zeros((rows, 4), np.int64), b"")
     card = Card("capacity", "corpus", vectors.shape[1], encoder="", license="", attribution="")
     with TemporaryDirectory() as place:
-        lists, built = indexing.build(corpus, card, lambda done, total: None, WorkCache(Path(place)))
+        counter = indexing.Counter(indexing.count_steps(rows), lambda done, total: None)
+        steps = indexing.CachedSteps(WorkCache(Path(place)), "", counter)
+        built = indexing.build(corpus, card, indexing.mean_searches(corpus, card.context_length), steps)
+    lists = built.lists
     index = IvfIndex(lists, corpus.vectors_at, built.config["nprobe"], built.config["pool"])
     return _query_s(index, vectors), lists.codes.shape[1] + 8 + lists.centroids.nbytes / rows
 

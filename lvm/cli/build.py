@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,6 +33,9 @@ from lvm.cli.output import (
 )
 from models.recipe import RERANKER, Job
 from models.registry.registry import check_name
+
+if TYPE_CHECKING:
+    from models.training.bundle import BundleParts
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
@@ -203,8 +206,6 @@ def corpus(
     source, directory = named_dir(data)
     if towers is None and reranker is not None:
         raise typer.BadParameter("a reranker needs --towers", param_hint="--reranker")
-    if towers is not None and index == "ivf":
-        raise typer.BadParameter("a bundle with --towers is searched exactly", param_hint="--index")
 
     card = Card(
         name=name,
@@ -217,12 +218,13 @@ def corpus(
         command=command_line(),
     )
     with long_work("building the index", lambda: how_to_continue(registry().root / name)) as progress:
-        if towers is None:
-            version = publish_corpus(registry(), directory, card, index, progress)
-        else:
-            from models.training import bundle, publish
-
-            found = existing_registry()
-            maker = bundle.read(found.find(towers))
-            version = publish.publish_bundle(found, directory, card, maker, found.find(reranker) if reranker else None)
+        extension = _bundle_parts(towers, reranker) if towers else None
+        version = publish_corpus(registry(), directory, card, index, progress, extension)
     print_version(version, as_json)
+
+
+def _bundle_parts(towers: str, reranker: str | None) -> BundleParts:
+    from models.training import bundle
+
+    found = existing_registry()
+    return bundle.BundleParts(bundle.read(found.find(towers)), found.find(reranker) if reranker else None)

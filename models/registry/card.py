@@ -279,3 +279,10 @@ def _check_score(name: Any, score: Any) -> None:
 
 def _is_figure(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
+
+
+def rounded(scores: Any) -> Any:
+    """Return `scores` with every float rounded to five decimals, as a card shows them."""
+    if isinstance(scores, dict):
+        return {key: rounded(value) for key, value in scores.items()}
+    return round(scores, 5) if isinstance(scores, float) else scores

@@ -120,6 +120,11 @@ class Corpus:
         """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
         return self.vectors[rows]
 
+    def blocks(self) -> Iterator[tuple[int, Floats]]:
+        """Yield the unit vectors in blocks of `BLOCK_ROWS`, each with the number of its first row."""
+        for row in range(0, len(self), BLOCK_ROWS):
+            yield row, self.vectors[row : row + BLOCK_ROWS]
+
     def chunk(self, row: int) -> Chunk:
         """Return the passage of a row."""
         return self._chunks[row].with_fields(self.fields, row)
@@ -140,27 +145,15 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class MappedCorpus:
-    """A corpus on disk: float16 vectors `(N, D)`, index `(N, 2)`, spans `(N, 4)` and the text.
-
-    Rows are read on demand; the operating system caches them.
-    """
+class HalfVectors:
+    """Unit vectors `(N, D)`, kept in float16; if they are on disk, the operating system caches what is read."""
 
     halves: NDArray[np.float16]
-    index: NDArray[np.int32]
-    spans: NDArray[np.int64]
-    passages: Buffer
-    fields: Fields = field(default_factory=Fields)
 
     @property
     def dim(self) -> int:
         """Dimensions of a vector."""
         return int(self.halves.shape[1])
-
-    @property
-    def article(self) -> NDArray[np.int32]:
-        """The article `(N,)` that each row belongs to."""
-        return self.index[:, 0]
 
     def __len__(self) -> int:
         return len(self.halves)
@@ -173,6 +166,26 @@ class MappedCorpus:
         """Yield the unit vectors in blocks of `BLOCK_ROWS`, each with the number of its first row."""
         for row in range(0, len(self), BLOCK_ROWS):
             yield row, normalise(self.halves[row : row + BLOCK_ROWS])
+
+
+@dataclass(frozen=True)
+class MappedCorpus(HalfVectors):
+    """A corpus on disk: float16 vectors `(N, D)`, index `(N, 2)`, spans `(N, 4)` and the text."""
+
+    index: NDArray[np.int32]
+    spans: NDArray[np.int64]
+    passages: Buffer
+    fields: Fields = field(default_factory=Fields)
+
+    @property
+    def article(self) -> NDArray[np.int32]:
+        """The article `(N,)` that each row belongs to."""
+        return self.index[:, 0]
+
+    @property
+    def position(self) -> NDArray[np.int32]:
+        """The position `(N,)` of each row in its article."""
+        return self.index[:, 1]
 
     def matching(self, wanted: Filter) -> Mask:
         """Return which rows `(N,)` a filter keeps; raises `UnknownField`."""
@@ -293,7 +306,7 @@ def map_corpus(files: Mapping[str, Buffer]) -> MappedCorpus:
         raise BadCorpus(f"vectors, index and spans are {', '.join(types)}; expected float16, int32, int64")
     if spans.min() < 0 or spans.max() > len(files[PASSAGES_FILE]):
         raise BadCorpus("a span exceeds the text")
-    _check_finite(halves)
+    check_finite(halves)
     fields = _fields(files, len(halves))
     _release_memory(files)
     return MappedCorpus(halves, index, spans, files[PASSAGES_FILE], fields)
@@ -320,7 +333,8 @@ def _array(data: Buffer) -> NDArray[Any]:
     return array.reshape(shape, order="F" if by_column else "C")
 
 
-def _check_finite(halves: NDArray[np.float16]) -> None:
+def check_finite(halves: NDArray[np.float16]) -> None:
+    """Raise `BadCorpus` if a vector is not finite."""
     for row in range(0, len(halves), BLOCK_ROWS):
         finite = np.isfinite(halves[row : row + BLOCK_ROWS]).all(axis=1)
         if not finite.all():

@@ -6,7 +6,7 @@ one bit per dimension and row in memory, searches the most likely lists, and res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import repeat
 from typing import Any, Protocol, Self
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from models.registry.manifest import Buffer
 from models.vectors import Floats
 
 Rows = NDArray[np.int64]
@@ -290,6 +291,34 @@ class IvfIndex:
                 parts = faiss.swig_ptr(rows[begin:end]), faiss.swig_ptr(lists.codes[begin:end])
                 self._lists.invlists.add_entries(number, int(end - begin), *parts)
         self._lists.ntotal = len(rows)
+
+
+class Vectors(Protocol):
+    """The unit vectors of a corpus, in memory or on disk."""
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a vector."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def vectors_at(self, rows: Rows, /) -> Floats:
+        """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
+        ...
+
+
+def open_lists(data: Buffer, vectors: Vectors, config: Mapping[str, Any], threads: int = 1) -> IvfIndex:
+    """Return the index in the bytes of a file of lists over `vectors`; `config` has its `nprobe` and `pool`.
+
+    Raises:
+        BadIndex: the lists are unreadable, or were made of other vectors.
+    """
+    lists = InvertedLists.from_bytes(data[:])
+    if lists.centroids.shape[1] != vectors.dim or len(lists.rows) != len(vectors):
+        shape = len(lists.rows), lists.centroids.shape[1]
+        raise BadIndex(f"index has rows and D {shape}; the corpus has {(len(vectors), vectors.dim)}")
+    return IvfIndex(lists, vectors.vectors_at, config["nprobe"], config["pool"], threads)
 
 
 def empty_ivf_index(centroids: Floats) -> Any:

@@ -22,7 +22,7 @@ from models.registry.card import CARD_FILE, BadCard, Card
 from models.registry.checkpoint import BadCheckpoint
 from models.retrieval.article_index import ArticleIndex
 from models.retrieval.corpus import BadCorpus, Chunk, Corpus, MappedCorpus, Passages, map_corpus, parse_corpus
-from models.retrieval.index import IVF_FILE, BadIndex, FlatIndex, InvertedLists, IvfIndex, Rows, ScoredRows, VectorIndex
+from models.retrieval.index import IVF_FILE, BadIndex, FlatIndex, Rows, ScoredRows, VectorIndex, open_lists
 from models.retrieval.reranker import RERANK_DEPTH, RERANKER_FILE, BadReranker, Reranker, candidate_features
 from models.retrieval.towers import TOWER_INDEX_FILE, Towers, open_towers
 from models.runtimes.inline import can_run_inline
@@ -127,6 +127,10 @@ class Retriever:
         return Retriever(
             self.version, self.sha256, self.card, self.corpus, indexes[ENCODED_INDEX], towers, self.reranker
         )
+
+    def without_reranker(self) -> Retriever:
+        """Return a retriever with the same towers and indexes that does not rerank."""
+        return Retriever(self.version, self.sha256, self.card, self.corpus, self.index, self.towers)
 
     @cached_property
     def article_index(self) -> ArticleIndex:
@@ -301,14 +305,10 @@ def build_retriever(version: str, sha256: str, files: Mapping[str, manifest.Buff
     index = _open_index(files, card, corpus, threads)
     towers = reranker = None
     if TOWER_INDEX_FILE in files:
-        towers = open_towers(version, _as_bytes(files), len(corpus), card.config["towers"], threads)
+        towers = open_towers(version, files, len(corpus), card.config, threads)
     if RERANKER_FILE in files:
         reranker = Reranker.from_bytes(files[RERANKER_FILE][:], card.context_length)
     return Retriever(version, sha256, card, corpus, index, towers, reranker)
-
-
-def _as_bytes(files: Mapping[str, manifest.Buffer]) -> dict[str, bytes]:
-    return {name: data[:] for name, data in files.items()}
 
 
 def _open_index(
@@ -316,11 +316,7 @@ def _open_index(
 ) -> VectorIndex:
     if isinstance(corpus, Corpus):
         return FlatIndex(corpus.vectors)
-    lists = InvertedLists.from_bytes(files[IVF_FILE][:])
-    if lists.centroids.shape[1] != corpus.dim or len(lists.rows) != len(corpus):
-        shape = len(lists.rows), lists.centroids.shape[1]
-        raise BadIndex(f"index has rows and D {shape}; the corpus has {(len(corpus), corpus.dim)}")
-    return IvfIndex(lists, corpus.vectors_at, card.config["nprobe"], card.config["pool"], threads)
+    return open_lists(files[IVF_FILE], corpus, card.config, threads)
 
 
 def _read_card(files: Mapping[str, manifest.Buffer], corpus: Passages) -> Card:

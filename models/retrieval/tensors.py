@@ -1,10 +1,11 @@
-"""Reads a safetensors file without copying it, so that its tensors can stay on disk."""
+"""Reads and writes safetensors files without copies of them in memory, so that tensors can stay on disk."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,3 +46,20 @@ def _view(data: Buffer, begin: int, entry: Mapping[str, Any]) -> NDArray[Any]:
     if not count:
         return np.empty(entry["shape"], dtype)
     return np.frombuffer(data, dtype, count, begin + first).reshape(entry["shape"])
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write a new safetensors file; the widest type comes first, so that every tensor is aligned."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    types = {np.dtype(code): name for name, code in _DTYPES.items()}
+    header, end = {}, 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        dtype, shape = types[tensors[name].dtype], list(tensors[name].shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+        for name in names:
+            file.write(np.ascontiguousarray(tensors[name]).data)

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from models.registry import manifest
-from models.registry.checkpoint import parse_checkpoint
-from models.retrieval.index import BadIndex, FlatIndex, VectorIndex
+from models.registry.card import CARD_FILE
+from models.registry.checkpoint import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE, parse_checkpoint
+from models.registry.manifest import Buffer
+from models.retrieval.corpus import BadCorpus, HalfVectors, check_finite
+from models.retrieval.index import BadIndex, FlatIndex, VectorIndex, open_lists
 from models.retrieval.reranker import NEIGHBOUR_COUNT
+from models.retrieval.tensors import BadTensors, view_tensors, write_tensors
 from models.runtimes import Runtime, open_runtime
-from models.vectors import Floats, normalise
+from models.vectors import Floats
 
 PAYLOAD_FILE = "payload.safetensors"
 TOWER_INDEX_FILE = "towers.safetensors"
+PAYLOAD_LISTS_FILE = "payload-ivf.safetensors"
+# the key under which the config of a card has the parameters of the payload's lists
+PAYLOAD_CONFIG = "payload"
+_NET_FILES = (CARD_FILE, WEIGHTS_FILE, GRAPH_FILE, GOLDEN_FILE)
 
 
 @dataclass(frozen=True)
@@ -37,40 +43,53 @@ class Towers:
     neighbours: Floats
 
 
-def tower_index_bytes(payload: bytes, vectors: Floats, neighbours: Floats) -> bytes:
-    """Return a file of payload vectors `(N, D)` with the digest of the payload tower that made them."""
+def write_tower_index(path: Path, payload: bytes, vectors: NDArray[np.float16], neighbours: Floats) -> None:
+    """Write a file of payload vectors `(N, D)` and neighbours with the digest of the payload tower that made them."""
     sha256 = np.frombuffer(bytes.fromhex(manifest.digest(payload)), np.uint8)
-    parts: dict[str, NDArray[Any]] = {
-        "payload_sha256": sha256,
-        "vectors": vectors.astype(np.float16),
-        "neighbours": neighbours,
-    }
-    return bytes(save_tensors(parts))
+    write_tensors(path, {"payload_sha256": sha256, "vectors": vectors, "neighbours": neighbours})
 
 
-def open_towers(version: str, files: Mapping[str, bytes], rows: int, made_by: str, threads: int) -> Towers:
-    """Return the towers of a bundle of `rows` passages; `made_by` is the id of the two-tower version.
+def open_towers(
+    version: str, files: Mapping[str, Buffer], rows: int, config: Mapping[str, Any], threads: int
+) -> Towers:
+    """Return the towers of a bundle of `rows` passages; `config` is that of its card.
+
+    If there are lists of the payload vectors, vectors and neighbours stay where `files` has them: on disk, if mapped.
 
     Raises:
         BadIndex: the index belongs to another payload tower or corpus, or cannot be read.
         BadCheckpoint: the query tower must not be served.
     """
-    checkpoint = parse_checkpoint(version, files)
+    checkpoint = parse_checkpoint(version, {name: files[name][:] for name in _NET_FILES})
     vectors, neighbours = _read_index(files[TOWER_INDEX_FILE], files[PAYLOAD_FILE])
-    if vectors.shape != (rows, checkpoint.card.dim) or neighbours.shape != (rows, NEIGHBOUR_COUNT):
-        raise BadIndex(f"tower index has shapes {vectors.shape} and {neighbours.shape}; the corpus has {rows} passages")
-    name, _, number = made_by.rpartition("/")
-    return Towers(name, number, open_runtime(checkpoint, "cpu", threads), FlatIndex(normalise(vectors)), neighbours)
+    if vectors.halves.shape != (rows, checkpoint.card.dim) or neighbours.shape != (rows, NEIGHBOUR_COUNT):
+        raise BadIndex(
+            f"tower index has shapes {vectors.halves.shape} and {neighbours.shape}; the corpus has {rows} passages"
+        )
+    index: VectorIndex
+    if PAYLOAD_LISTS_FILE in files:
+        index = open_lists(files[PAYLOAD_LISTS_FILE], vectors, dict(config[PAYLOAD_CONFIG]), threads)
+    else:
+        index, neighbours = FlatIndex(vectors.vectors_at(np.arange(rows))), neighbours.copy()
+    name, _, number = config["towers"].rpartition("/")
+    return Towers(name, number, open_runtime(checkpoint, "cpu", threads), index, neighbours)
 
 
-def _read_index(data: bytes, payload: bytes) -> tuple[Floats, Floats]:
+def _read_index(data: Buffer, payload: Buffer) -> tuple[HalfVectors, Floats]:
     try:
-        parts = load_tensors(data)
-        sha256, vectors, neighbours = (parts[name] for name in ("payload_sha256", "vectors", "neighbours"))
-    except (SafetensorError, KeyError) as error:
+        parts = view_tensors(data)
+        sha256, halves, neighbours = (parts[name] for name in ("payload_sha256", "vectors", "neighbours"))
+    except (BadTensors, KeyError) as error:
         raise BadIndex(f"unreadable index: {error}") from error
-    if sha256.tobytes().hex() != manifest.digest(payload):
+    types = halves.dtype.name, neighbours.dtype.name
+    if types != ("float16", "float32") or halves.ndim != 2:
+        raise BadIndex(f"vectors and neighbours of the index are {', '.join(types)}; expected float16, float32")
+    if sha256.tobytes().hex() != manifest.digest(payload[:]):
         raise BadIndex("the index was not built by the payload tower of this bundle")
-    if not (np.isfinite(vectors).all() and np.isfinite(neighbours).all()):
-        raise BadIndex("a vector of the index is not finite")
-    return vectors, neighbours
+    try:
+        check_finite(halves)
+    except BadCorpus as error:
+        raise BadIndex(f"index: {error}") from error
+    if not np.isfinite(neighbours).all():
+        raise BadIndex("a cosine of the index is not finite")
+    return HalfVectors(halves), neighbours

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 
 from models.registry.card import Card
-from models.retrieval.corpus import BLOCK_ROWS, MappedCorpus
+from models.retrieval.corpus import BLOCK_ROWS, HalfVectors, MappedCorpus
 from models.retrieval.index import (
     BadIndex,
     InvertedLists,
@@ -22,7 +22,7 @@ from models.retrieval.index import (
     encode_rows,
 )
 from models.retrieval.retriever import Hit, Retriever, Search
-from models.training.work_cache import Arrays, Input, WorkCache, digest, source_digest
+from models.training.work_cache import Arrays, Input, WorkCache
 from models.vectors import Floats, normalise
 
 Progress = Callable[[int, int], None]
@@ -40,7 +40,7 @@ class Scan:
 
     is_exact, without = True, None
 
-    def __init__(self, corpus: MappedCorpus, steps: CachedSteps) -> None:
+    def __init__(self, corpus: HalfVectors, steps: CachedSteps) -> None:
         self._corpus = corpus
         self._steps = steps
         self.vectors_at = corpus.vectors_at
@@ -73,40 +73,85 @@ def _merge(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
 
 
 @dataclass
-class CachedSteps:
-    """Steps of about equal length, each cached and reported when it is done."""
+class Counter:
+    """Counts steps of about equal length, and reports each."""
 
-    cache: WorkCache
-    inputs: str
     total: int
     progress: Progress
     done: int = 0
 
+    def count(self) -> None:
+        """Count one step."""
+        self.done = min(self.done + 1, self.total)
+        self.progress(self.done, self.total)
+
+    def finish(self) -> None:
+        """Report that all steps are done, if some were not needed."""
+        if self.done < self.total:
+            self.done = self.total
+            self.progress(self.done, self.total)
+
+
+@dataclass(frozen=True)
+class CachedSteps:
+    """Steps that are each cached and counted when they are done; `inputs` is a digest of what all of them read."""
+
+    cache: WorkCache
+    inputs: str
+    counter: Counter
+
     def run(self, step: Callable[[], Arrays], *inputs: Input) -> Arrays:
         """Return the result of a step, from the cache if it was done before with the same inputs."""
         result = self.cache.get_arrays(step, self.inputs, *inputs)
-        self.done = min(self.done + 1, self.total)
-        self.progress(self.done, self.total)
+        self.counter.count()
         return result
 
+    def reading(self, inputs: str) -> CachedSteps:
+        """Return steps of the same work that read something else."""
+        return replace(self, inputs=inputs)
 
-def build(corpus: MappedCorpus, card: Card, progress: Progress, cache: WorkCache) -> tuple[InvertedLists, Card]:
-    """Return the lists of an index of `corpus`, and `card` with its parameters and recall.
 
-    A query is what an untrained net predicts: the mean of `card.context_length` consecutive chunks. The chunks
-    themselves are excluded, as in `/retrieve`. `nprobe` and `pool` are the smallest that reach the target recall on one
-    half of the queries; the card has the recall on the other half. Centroids, codes and exact results go to `cache`.
+@dataclass(frozen=True)
+class MeasuredLists:
+    """The lists of an index, with its parameters and its recall as a card has them."""
+
+    lists: InvertedLists
+    config: Mapping[str, Any]
+
+    def limit(self, searched: str) -> str:
+        """Return the sentence of a card on the search among `searched`."""
+        found, queries = self.config[f"recall@{K}"], self.config["queries"]
+        return f"{searched} is approximate: recall@{K} {found:.4f} on {queries} contexts that it was not tuned on."
+
+
+def count_steps(rows: int) -> int:
+    """Return the number of steps of `build` for a corpus of `rows` chunks."""
+    return ITERATIONS + 2 * count_blocks(rows)
+
+
+def count_blocks(rows: int) -> int:
+    """Return the number of blocks of a corpus of `rows` chunks."""
+    return -(-rows // BLOCK_ROWS)
+
+
+def count_lists(rows: int) -> int:
+    """Return the number of lists of a corpus of `rows` chunks."""
+    return min(1 << round(math.log2(2 * math.sqrt(rows))), rows)
+
+
+def build(corpus: MappedCorpus, card: Card, searches: list[Search], steps: CachedSteps) -> MeasuredLists:
+    """Return the lists of an index of `corpus`, with its parameters and recall.
+
+    The chunks of a context are excluded, as in `/retrieve`. `nprobe` and `pool` are the smallest that reach the target
+    recall on one half of the searches; the recall is that of the other half. Centroids, codes and exact results are
+    cached steps.
 
     Raises:
         BadIndex: the recall is too low, or the corpus has fewer than `MIN_ROWS` chunks.
     """
     if len(corpus) < MIN_ROWS:
         raise BadIndex(f"{len(corpus)} chunks are too few for an index of lists; store them with a flat index")
-    blocks = -(-len(corpus) // BLOCK_ROWS)
-    inputs = digest(corpus.halves, source_digest())
-    steps = CachedSteps(cache, inputs, ITERATIONS + 2 * blocks, progress)
     lists = _lists(corpus, steps, np.random.default_rng(0))
-    searches = _searches(corpus, card.context_length, np.random.default_rng(1))
     truth = Retriever("", "", card, corpus, Scan(corpus, steps)).search_batch(searches)
     tuning, held_out = slice(0, None, 2), slice(1, None, 2)
 
@@ -121,21 +166,12 @@ def build(corpus: MappedCorpus, card: Card, progress: Progress, cache: WorkCache
         raise BadIndex(
             f"recall@{K} is {found:.4f} with {nprobe} of {len(lists.sizes)} lists: store it with a flat index"
         )
-    queries = len(searches[held_out])
-    config = {
-        "index": "ivf",
-        "lists": len(lists.sizes),
-        "nprobe": nprobe,
-        "pool": pool,
-        f"recall@{K}": round(found, 4),
-        "queries": queries,
-    }
-    limit = f"Search is approximate: recall@{K} {found:.4f} on {queries} contexts that it was not tuned on."
-    return lists, replace(card, config=config, limits=(*card.limits, limit))
+    figures = {"lists": len(lists.sizes), "nprobe": nprobe, "pool": pool, f"recall@{K}": round(found, 4)}
+    return MeasuredLists(lists, {"index": "ivf", **figures, "queries": len(searches[held_out])})
 
 
 def _lists(corpus: MappedCorpus, steps: CachedSteps, random: np.random.Generator) -> InvertedLists:
-    count = min(2 ** round(math.log2(2 * math.sqrt(len(corpus)))), len(corpus))
+    count = count_lists(len(corpus))
     some = np.sort(random.choice(len(corpus), min(SAMPLE * count, len(corpus)), replace=False))
     centroids = _centroids(corpus.vectors_at(some), count, steps)
     index = empty_ivf_index(centroids)
@@ -175,9 +211,16 @@ def _moved(vectors: Floats, count: int, means: Floats | None) -> Arrays:
     return {"means": moved.centroids}
 
 
-def _searches(corpus: MappedCorpus, length: int, random: np.random.Generator) -> list[Search]:
-    starts = random.choice(len(corpus) - length, min(2 * QUERIES, len(corpus) - length), replace=False)
-    contexts = (corpus.vectors_at(np.arange(start, start + length)) for start in starts)
+def draw_contexts(corpus: MappedCorpus, length: int) -> Rows:
+    """Return the rows `(Q, T)` of contexts by which an index is tuned and measured: consecutive chunks."""
+    starts = np.arange(max(len(corpus) - length, 1))
+    drawn = np.random.default_rng(1).choice(starts, min(2 * QUERIES, len(starts)), replace=False)
+    return np.asarray(drawn[:, None] + np.arange(length))
+
+
+def mean_searches(corpus: MappedCorpus, length: int) -> list[Search]:
+    """Return searches for what an untrained net predicts: the mean of a context of `length` chunks."""
+    contexts = corpus.vectors_at(draw_contexts(corpus, length))
     return [Search(normalise(context.mean(axis=0)), K, exclude_vectors=context) for context in contexts]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,16 +15,11 @@ from models.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.nets import architecture_of, config_dict
 from models.nets.two_tower import TwoTower
 from models.predictor import build_predictor
-from models.registry import manifest
-from models.registry.card import CARD_FILE, BadCard, Card, CardVectorStats
+from models.registry.card import CARD_FILE, Card, CardVectorStats, rounded
 from models.registry.checkpoint import BadCheckpoint, parse_checkpoint
 from models.registry.registry import Registry, Version
-from models.retrieval.corpus import Corpus, file_names, parse_corpus
-from models.retrieval.reranker import RERANKER_FILE
-from models.retrieval.retriever import build_retriever
-from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE, tower_index_bytes
-from models.training import bundle
-from models.training.bundle import LoadedTowers, neighbours_of
+from models.retrieval.corpus import Corpus
+from models.training.bundle import LoadedTowers
 from models.training.export import net_files
 from models.training.stated import comparisons, sentences
 from models.vectors import Floats, normalise
@@ -128,54 +122,6 @@ def _add(registry: Registry, card: Card, files: Mapping[str, bytes]) -> Version:
     return registry.add(card.name, {**files, CARD_FILE: card.to_markdown().encode()})
 
 
-def publish_bundle(
-    registry: Registry, directory: Path, card: Card, maker: LoadedTowers, reranker: Version | None
-) -> Version:
-    """Store the corpus in `directory` with its index, the towers of `maker` and a reranker as one version.
-
-    The card has the retrieval scores of the bundle on its own corpus, found by the serving retriever.
-
-    Raises:
-        BadCorpus: the corpus cannot be read.
-        BadCheckpoint: the towers read other vectors than the corpus has, or the reranker is not one of these towers.
-    """
-    files = {name: (directory / name).read_bytes() for name in file_names(directory)} | maker.files
-    config = dict(maker.config)
-    if reranker:
-        files[RERANKER_FILE] = _reranker_file(reranker, maker.id)
-        config["reranker"] = reranker.id
-    corpus = parse_corpus(files)
-    if (corpus.dim, card.encoder) != (maker.card.dim, maker.card.encoder):
-        expected = f"D = {maker.card.dim}, {maker.card.encoder}"
-        raise BadCheckpoint(f"the corpus has D = {corpus.dim}, {card.encoder}; the towers read {expected}")
-    vectors, neighbours = maker.payload(corpus.vectors), neighbours_of(corpus.vectors)
-    files[TOWER_INDEX_FILE] = tower_index_bytes(files[PAYLOAD_FILE], vectors, neighbours)
-    card = replace(
-        card,
-        dim=corpus.dim,
-        context_length=maker.card.context_length,
-        config=config,
-        data={**card.data, "chunks": len(corpus), "articles": len(corpus.articles)},
-        limits=bundle.LIMITS if "reranker" in config else (),
-    )
-    draft = {**files, CARD_FILE: card.to_markdown().encode()}
-    # raises if the version could not be served
-    build_retriever("draft", "", draft)
-    scores = {card.name: rounded(LoadedTowers(maker.id, draft).score(corpus))}
-    return _add(registry, replace(card, scores=scores), files)
-
-
-def _reranker_file(version: Version, towers_id: str) -> bytes:
-    try:
-        files = manifest.read_files(version.path)
-        card = Card.from_markdown(files[CARD_FILE].decode())
-        if card.config["towers"] != towers_id:
-            raise BadCheckpoint(f"{version.id} was trained on results of {card.config['towers']}, not of {towers_id}")
-        return files[RERANKER_FILE]
-    except (manifest.Corrupt, BadCard, KeyError) as error:
-        raise BadCheckpoint(f"{version.id} is not a reranker: {error}") from error
-
-
 def _compare(served: float, trained: float) -> None:
     if not abs(served - trained) <= TOLERANCE:
         raise NotAsTrained(f"the net scores {served:.4f} as served; it scored {trained:.4f} in training")
@@ -231,13 +177,6 @@ def reference_of(corpus: Corpus) -> CardVectorStats:
 
 def _mean_std(values: Floats) -> tuple[float, float]:
     return round(float(values.mean()), 6), round(float(values.std()), 6)
-
-
-def rounded(scores: Any) -> Any:
-    """Return `scores` with every float rounded to five decimals, as a card shows them."""
-    if isinstance(scores, dict):
-        return {key: rounded(value) for key, value in scores.items()}
-    return round(scores, 5) if isinstance(scores, float) else scores
 
 
 def today() -> str:

@@ -22,6 +22,7 @@ from models.retrieval.corpus import (
     write_corpus,
 )
 from models.training import bundle, publish
+from models.training.bundle import BundleParts
 from models.training.job import run_job
 from models.training.publish_corpus import publish_corpus
 from models.vectors import Floats, normalise
@@ -244,7 +245,9 @@ def bundle_version(
 ) -> Version:
     """A bundle of both with the index of the validation set."""
     passages = card(name="passages", kind="corpus", dim=0)
-    return publish.publish_bundle(published, other_dir, passages, bundle.read(towers_version), reranker_version)
+    return publish_corpus(
+        published, other_dir, passages, extension=BundleParts(bundle.read(towers_version), reranker_version)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from models.registry.card import BadCard, Card, CardVectorStats, read_card, read_card_summary
+from models.registry.card import BadCard, Card, CardVectorStats, read_card, read_card_summary, rounded
 
 PLAIN = Card("toy", "net", 16, "tiny-encoder", "cc-by-sa-3.0", "The authors.")
 FOUND = {"R@1": 0.5, "R@3": 0.6, "R@5": 0.7, "R@10": 0.8, "R@20": 0.9, "R@50": 1.0, "Contain@50": 1.0, "MRR": 0.6}
@@ -230,3 +230,7 @@ def test_a_card_summary_has_no_retrieval_scores(tmp_path: Path, card: Card) -> N
         assert found.scores[name]["cosine"] == score["cosine"]
         assert found.scores[name]["baselines"]["mean"]["margin"] == score["baselines"]["mean"]["margin"]
         assert found.scores[name]["retrieval"] == {"with_context": None, "without_context": None}
+
+
+def test_rounding_reaches_every_float() -> None:
+    assert rounded({"a": 0.1234567, "b": {"c": 1, "d": 2.000001}}) == {"a": 0.12346, "b": {"c": 1, "d": 2.0}}

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from models.evaluate import retrieval_ranks
+from models.gate import judge
 from models.predictor import load_predictor
 from models.registry.card import Card
 from models.registry.checkpoint import BadCheckpoint
@@ -17,7 +18,9 @@ from models.retrieval.corpus import Corpus
 from models.retrieval.reranker import NEIGHBOUR_COUNT, RERANK_DEPTH, RERANKER_FILE
 from models.retrieval.retriever import Retriever, Search, load_retriever
 from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE
-from models.training import bundle, publish
+from models.training import bundle
+from models.training.neighbours import exact_neighbours
+from models.training.publish_corpus import publish_corpus
 from models.vectors import Floats
 from models.windows import windows
 
@@ -120,7 +123,9 @@ def test_a_bundle_makes_a_bundle_of_another_corpus(
     registry: Registry, retriever: Retriever, bundle_version: Version, corpus_dir: Path, card: Callable[..., Card]
 ) -> None:
     made = bundle.read(bundle_version)
-    version = publish.publish_bundle(registry, corpus_dir, card(name="more", kind="corpus", dim=0), made, None)
+    version = publish_corpus(
+        registry, corpus_dir, card(name="more", kind="corpus", dim=0), extension=bundle.BundleParts(made)
+    )
     again = load_retriever(version.path)
     assert (len(again.corpus), again.reranks, again.query_maker) == (
         240,
@@ -168,15 +173,13 @@ def test_rejects_an_index_of_another_corpus(
         load_retriever(directory)
 
 
-def test_rejects_a_reranker_of_other_towers(
-    registry: Registry, towers_version: Version, reranker_version: Version, corpus_dir: Path, card: Callable[..., Card]
-) -> None:
+def test_rejects_a_reranker_of_other_towers(towers_version: Version, reranker_version: Version) -> None:
     made = bundle.read(towers_version)
     made.id = "two-tower/another"
     with pytest.raises(BadCheckpoint, match="was trained on results of"):
-        publish.publish_bundle(registry, corpus_dir, card(name="x", kind="corpus"), made, reranker_version)
+        bundle.BundleParts(made, reranker_version)
     with pytest.raises(BadCheckpoint, match="is not a reranker"):
-        publish.publish_bundle(registry, corpus_dir, card(name="x", kind="corpus"), made, towers_version)
+        bundle.BundleParts(made, towers_version)
 
 
 def test_rejects_a_corpus_of_another_encoder(
@@ -184,7 +187,7 @@ def test_rejects_a_corpus_of_another_encoder(
 ) -> None:
     other = card(name="x", kind="corpus", encoder="another")
     with pytest.raises(BadCheckpoint, match="the towers read D = 16, tiny-encoder"):
-        publish.publish_bundle(registry, corpus_dir, other, bundle.read(towers_version), None)
+        publish_corpus(registry, corpus_dir, other, extension=bundle.BundleParts(bundle.read(towers_version)))
 
 
 def test_a_net_holds_no_towers_and_towers_are_no_net(amn_version: Version, towers_version: Version) -> None:
@@ -197,19 +200,109 @@ def test_a_net_holds_no_towers_and_towers_are_no_net(amn_version: Version, tower
 def test_neighbours_are_the_largest_cosines_to_others() -> None:
     vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((20, 20)))[0].astype(np.float32)
     vectors[7] = vectors[3]
-    found = bundle.neighbours_of(vectors)
+    found = exact_neighbours(vectors)
     assert found.shape == (20, NEIGHBOUR_COUNT)
     assert found[3, 0] == pytest.approx(1)
     assert found[4, 0] == pytest.approx(0, abs=1e-6)
-    assert bundle.neighbours_of(vectors[:4])[0, 3:].tolist() == [-1] * (NEIGHBOUR_COUNT - 3)
+    assert exact_neighbours(vectors[:4])[0, 3:].tolist() == [-1] * (NEIGHBOUR_COUNT - 3)
 
 
 def test_without_a_reranker_the_towers_serve_alone(
     registry: Registry, towers_version: Version, other_dir: Path, card: Callable[..., Card]
 ) -> None:
     made = bundle.read(towers_version)
-    plain = publish.publish_bundle(registry, other_dir, card(name="plain", kind="corpus", dim=0), made, None)
+    plain = publish_corpus(
+        registry, other_dir, card(name="plain", kind="corpus", dim=0), extension=bundle.BundleParts(made)
+    )
     retriever = load_retriever(plain.path)
     assert not retriever.reranks
     assert RERANKER_FILE not in {path.name for path in plain.path.iterdir()}
     assert replace(retriever.card, name="plain").config == {"towers": towers_version.id}
+
+
+# Bundles on disk
+
+
+@pytest.fixture(scope="module")
+def mapped_version(
+    published: Registry, towers_version: Version, reranker_version: Version, larger_dir: Path, card: Callable[..., Card]
+) -> Version:
+    """A bundle of 1,200 chunks with approximate indexes."""
+    parts = bundle.BundleParts(bundle.read(towers_version), reranker_version)
+    blank = card(name="mapped", kind="corpus", dim=0, command="lvm corpus mapped")
+    return publish_corpus(published, larger_dir, blank, "ivf", extension=parts)
+
+
+@pytest.fixture(scope="module")
+def mapped(mapped_version: Version) -> Retriever:
+    return load_retriever(mapped_version.path)
+
+
+@pytest.fixture(scope="module")
+def flat(
+    published: Registry, towers_version: Version, reranker_version: Version, larger_dir: Path, card: Callable[..., Card]
+) -> Retriever:
+    """The same bundle with exact indexes."""
+    parts = bundle.BundleParts(bundle.read(towers_version), reranker_version)
+    made = publish_corpus(published, larger_dir, card(name="flat", kind="corpus", dim=0), "flat", extension=parts)
+    return load_retriever(made.path)
+
+
+def test_a_bundle_on_disk_finds_what_one_in_memory_finds(mapped: Retriever, flat: Retriever) -> None:
+    contexts = [flat.corpus.vectors_at(np.arange(row, row + 5)) for row in range(0, 1000, 40)]
+    for rerank in (False, True):
+        searches = [Search(None, 10, (), context, context, rerank=rerank) for context in contexts]
+        found = [set(rows_of(mapped, search)) for search in searches]
+        expected = [set(rows_of(flat, search)) for search in searches]
+        shared = sum(len(one & other) for one, other in zip(found, expected, strict=True))
+        assert shared >= 0.95 * sum(map(len, expected))
+    assert not mapped.towers.index.is_exact  # type: ignore[union-attr]
+
+
+def test_a_bundle_on_disk_leaves_vectors_and_neighbours_there(mapped: Retriever) -> None:
+    assert mapped.towers
+    assert not mapped.towers.neighbours.flags.owndata
+    assert mapped.towers.neighbours.flags.writeable is False
+
+
+def test_the_card_of_a_bundle_on_disk_has_both_indexes_and_what_was_drawn(mapped: Retriever) -> None:
+    config = mapped.card.config
+    assert config.keys() >= {"towers", "reranker", "index", "nprobe", "payload", f"neighbours_recall@{NEIGHBOUR_COUNT}"}
+    assert config["payload"].keys() == {"index", "lists", "nprobe", "pool", "recall@10", "queries"}
+    limits = " ".join(mapped.card.limits)
+    assert "Search is approximate" in limits
+    assert "Search by context is approximate" in limits
+    assert "drawn from" not in limits  # the corpus has no more than 900 windows
+    (scores,) = mapped.card.scores.values()
+    assert scores["windows"] == 900
+    assert scores["baselines"].keys() == {"towers alone", "persistence", "mean", "weighted_mean"}
+
+
+def test_stopped_work_on_a_bundle_continues(
+    registry: Registry, towers_version: Version, larger_dir: Path, card: Callable[..., Card]
+) -> None:
+    parts = bundle.BundleParts(bundle.read(towers_version))
+    total: list[int] = []
+
+    def stop(done: int, all_steps: int) -> None:
+        total.append(all_steps)
+        if done == 15:
+            raise KeyboardInterrupt
+
+    blank = card(name="stopped", kind="corpus", dim=0)
+    with pytest.raises(KeyboardInterrupt):
+        publish_corpus(registry, larger_dir, blank, "ivf", stop, parts)
+    kept = {path.name for path in (registry.root / ".stopped.parts").iterdir()}
+    assert len(kept) == 15
+    ticks: list[tuple[int, int]] = []
+    version = publish_corpus(registry, larger_dir, blank, "ivf", lambda *tick: ticks.append(tick), parts)
+    assert set(total) == {ticks[-1][1]}
+    assert ticks[-1][0] == ticks[-1][1]
+    assert load_retriever(version.path).query_maker
+    assert not (registry.root / ".stopped.parts").exists()
+
+
+def test_the_gate_scores_a_bundle_on_disk_as_its_card_does(published: Registry, mapped_version: Version) -> None:
+    verdict = judge(published, "retriever", mapped_version, {})
+    assert verdict.objections == ()
+    assert verdict.figures["scores"].keys() == {"mapped"}

@@ -9,12 +9,12 @@ import pytest
 from models.registry.card import Card
 from models.registry.registry import Version
 from models.retrieval.corpus import Corpus, MappedCorpus
-from models.retrieval.index import BadIndex, FlatIndex, InvertedLists
+from models.retrieval.index import BadIndex, FlatIndex
 from models.retrieval.retriever import load_retriever
 from models.training import indexing
-from models.training.work_cache import WorkCache
+from models.training.work_cache import WorkCache, digest
 
-Build = Callable[[Corpus, indexing.Progress, Path], tuple[InvertedLists, Card]]
+Build = Callable[[Corpus, indexing.Progress, Path], indexing.MeasuredLists]
 
 
 @pytest.fixture
@@ -31,9 +31,14 @@ def mapped_corpus() -> Callable[[Corpus], MappedCorpus]:
 @pytest.fixture
 def build(mapped_corpus: Callable[[Corpus], MappedCorpus], card: Callable[..., Card]) -> Build:
     """Return a function that indexes a corpus in memory, keeping parts in a directory."""
-    return lambda corpus, progress, parts: indexing.build(
-        mapped_corpus(corpus), card(kind="corpus"), progress, WorkCache(parts)
-    )
+
+    def make(corpus: Corpus, progress: indexing.Progress, parts: Path) -> indexing.MeasuredLists:
+        mapped = mapped_corpus(corpus)
+        counter = indexing.Counter(indexing.count_steps(len(corpus)), progress)
+        steps = indexing.CachedSteps(WorkCache(parts), digest(mapped.halves), counter)
+        return indexing.build(mapped, card(kind="corpus"), indexing.mean_searches(mapped, 5), steps)
+
+    return make
 
 
 def quiet(done: int, total: int) -> None:
@@ -57,7 +62,7 @@ def test_the_reference_scan_is_exact(
 ) -> None:
     ticks: list[int] = []
     mapped = mapped_corpus(corpus)
-    steps = indexing.CachedSteps(WorkCache(tmp_path), "", 1, lambda done, total: ticks.append(done))
+    steps = indexing.CachedSteps(WorkCache(tmp_path), "", indexing.Counter(1, lambda done, total: ticks.append(done)))
     scan = indexing.Scan(mapped, steps)
     queries = corpus.vectors[::40]
     flat = FlatIndex(mapped.vectors_at(np.arange(240))).search(queries, 30)
@@ -72,14 +77,14 @@ def test_stopped_work_continues_to_the_same_index(corpus: Corpus, build: Build, 
         if done == 9:  # centroids, and one of two blocks
             raise KeyboardInterrupt
 
-    whole, card = build(corpus, quiet, tmp_path / "one")
+    whole = build(corpus, quiet, tmp_path / "one")
     with pytest.raises(KeyboardInterrupt):
         build(corpus, stop, tmp_path / "other")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "other").iterdir()}
-    lists, again = build(corpus, quiet, tmp_path / "other")
+    again = build(corpus, quiet, tmp_path / "other")
     assert len(kept) == 9
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
-    assert (lists.to_bytes(), again) == (whole.to_bytes(), card)
+    assert (again.lists.to_bytes(), again.config) == (whole.lists.to_bytes(), whole.config)
 
 
 def test_parts_of_another_corpus_are_not_used(
@@ -87,7 +92,8 @@ def test_parts_of_another_corpus_are_not_used(
 ) -> None:
     other = make_corpus(corpus.vectors[::-1])
     build(corpus, quiet, tmp_path / "one")
-    assert build(other, quiet, tmp_path / "one")[0].to_bytes() == build(other, quiet, tmp_path)[0].to_bytes()
+    again, alone = build(other, quiet, tmp_path / "one"), build(other, quiet, tmp_path)
+    assert again.lists.to_bytes() == alone.lists.to_bytes()
 
 
 def test_progress_is_reported_to_the_end(corpus: Corpus, build: Build, tmp_path: Path) -> None:
@@ -100,8 +106,7 @@ def test_a_corpus_that_repeats_itself_can_be_indexed(
     make_corpus: Callable[..., Corpus], build: Build, tmp_path: Path
 ) -> None:
     vectors = np.tile(np.random.default_rng(0).standard_normal((10, 16)), (30, 1))
-    _, carded = build(make_corpus(vectors), quiet, tmp_path)
-    assert carded.config["recall@10"] >= 0.99
+    assert build(make_corpus(vectors), quiet, tmp_path).config["recall@10"] >= 0.99
 
 
 def test_tuning_takes_the_smallest_parameters_that_reach_the_recall() -> None:

@@ -32,7 +32,7 @@ from models.retrieval.corpus import (
 )
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import build_net, run_net
-from models.training.publish import GOLDEN, golden_contexts, publish, reference_of, rounded
+from models.training.publish import GOLDEN, golden_contexts, publish, reference_of
 from models.training.publish_corpus import FLAT_ROWS, publish_corpus
 from models.vectors import normalise
 from models.windows import windows
@@ -147,10 +147,6 @@ def test_the_reference_is_of_neighbours_inside_an_article(make_corpus: Callable[
     reference = reference_of(make_corpus(vectors, [1, 1, 2, 2], [0, 1, 0, 1]))
     assert reference.norm == pytest.approx((1, 0), abs=1e-6)
     assert reference.neighbour_cosine == pytest.approx((0.3, 0.3), abs=1e-6)  # 0.6 and 0, not 0.8 across
-
-
-def test_rounding_reaches_every_float() -> None:
-    assert rounded({"a": 0.1234567, "b": {"c": 1, "d": 2.000001}}) == {"a": 0.12346, "b": {"c": 1, "d": 2.0}}
 
 
 # Corpora

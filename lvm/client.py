@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from random import random
 from time import monotonic, sleep
+from types import NoneType
 from typing import Any, NamedTuple, TypeVar
 
 import httpcore
@@ -252,7 +253,27 @@ class ResponseBody:
         return httpx.Response(self._answer.status_code, headers=headers, content=b"".join(self._parts))
 
 
-class Client:
+class _Caller:
+    """What both clients share: the flow of requests, and how they reach the service."""
+
+    def __init__(self, url: str, token: str | None, policy: dict[str, Any], *, is_direct: bool) -> None:
+        if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable()):
+            raise ValueError("token: expected printable ASCII")
+        base = _parse_url(url)
+        self._proxy = None if is_direct else proxy_of(base)
+        self._through = f" through the proxy {_without_password(self._proxy.url)}" if self._proxy else ""
+        self._flow = RequestFlow(route=f" ({_without_password(base)}{self._through})", **policy)
+        headers = {"accept-encoding": "identity", **auth_headers(token)}
+        self._options: dict[str, Any] = {"base_url": base, "headers": headers}
+
+    def _connect(self, open_transport: Callable[[httpx.Proxy | None], T]) -> T:
+        try:
+            return open_transport(self._proxy)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"cannot connect{self._through}: {error}") from error
+
+
+class Client(_Caller):
     """Calls one service over persistent connections; safe to share between threads.
 
     >>> with Client("http://127.0.0.1:8000") as client:
@@ -271,11 +292,8 @@ class Client:
     def __init__(
         self, url: str, *, token: str | None = None, transport: httpx.BaseTransport | None = None, **policy: Any
     ) -> None:
-        base, headers = _parse_url(url), _client_headers(token)
-        proxy = None if transport else proxy_of(base)
-        self._flow = RequestFlow(route=_describe_route(base, proxy), **policy)
-        transport = transport or _build_transport(lambda: Transport(proxy), proxy)
-        self._http = httpx.Client(base_url=base, headers=headers, transport=transport)
+        super().__init__(url, token, policy, is_direct=transport is not None)
+        self._http = httpx.Client(transport=transport or self._connect(Transport), **self._options)
 
     def predict(
         self,
@@ -340,17 +358,15 @@ class Client:
             return error
 
 
-class AsyncClient:
+class AsyncClient(_Caller):
     """`Client` for asyncio: the same calls, awaited, in one event loop."""
 
     def __init__(
         self, url: str, *, token: str | None = None, transport: httpx.AsyncBaseTransport | None = None, **policy: Any
     ) -> None:
-        base, headers = _parse_url(url), _client_headers(token)
-        proxy = None if transport else proxy_of(base)
-        self._flow = RequestFlow(route=_describe_route(base, proxy), **policy)
-        transport = transport or _build_transport(lambda: httpx.AsyncHTTPTransport(proxy=proxy, limits=LIMITS), proxy)
-        self._http = httpx.AsyncClient(base_url=base, headers=headers, transport=transport)
+        super().__init__(url, token, policy, is_direct=transport is not None)
+        transport = transport or self._connect(lambda proxy: httpx.AsyncHTTPTransport(proxy=proxy, limits=LIMITS))
+        self._http = httpx.AsyncClient(transport=transport, **self._options)
 
     async def predict(
         self,
@@ -541,28 +557,8 @@ def _parse_url(url: str) -> httpx.URL:
     return base
 
 
-def _client_headers(token: str | None) -> dict[str, str]:
-    if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable()):
-        raise ValueError("token: expected printable ASCII")
-    return {"accept-encoding": "identity", **auth_headers(token)}
-
-
-def _describe_route(base: httpx.URL, proxy: httpx.Proxy | None) -> str:
-    """Return the address of the service and the proxy, for error messages, without passwords."""
-    through = f" through the proxy {_without_password(proxy.url)}" if proxy else ""
-    return f" ({_without_password(base)}{through})"
-
-
 def _without_password(url: httpx.URL) -> httpx.URL:
     return url.copy_with(userinfo=b"")
-
-
-def _build_transport(build: Callable[[], T], proxy: httpx.Proxy | None) -> T:
-    try:
-        return build()
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        through = f" through the proxy {_without_password(proxy.url)}" if proxy else ""
-        raise ValueError(f"cannot connect{through}: {error}") from error
 
 
 def _check_open(http: httpx.Client | httpx.AsyncClient) -> None:
@@ -612,11 +608,28 @@ def _check_type(header: str, shape: tuple[int, ...]) -> None:
         raise BadAnswer(f"response has media type {header[:100]}; expected {OCTETS} of float32 and shape {expected}")
 
 
+# The members of a passage, and the types that their values may have.
+MEMBERS: dict[str, tuple[type, ...]] = {
+    "id": (int,),
+    "score": (int, float),
+    "article": (int,),
+    "title": (str,),
+    "position": (int,),
+    "text": (str, NoneType),
+    "source_id": (str, NoneType),
+    "metadata": (dict, NoneType),
+}
+# Members that are absent if the corpus has none.
+OPTIONAL = {"source_id": None, "metadata": None}
+
+
 def _read_passages(response: httpx.Response, most: Any) -> list[Passage]:
     """Return the passages of a response; raises `BadAnswer` if a member is missing or wrong, or there are too many."""
     try:
-        results = _list(json.loads(response.content)["results"])
-        found = [_read_passage(result) for result in results]
+        results = json.loads(response.content)["results"]
+        if not isinstance(results, list):
+            raise TypeError("results: expected a list")
+        found = [_read_passage(OPTIONAL | result) for result in results]
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise BadAnswer(f"response is not a list of passages: {type(error).__name__}: {error}") from error
     if isinstance(most, int) and len(found) > most:
@@ -624,54 +637,14 @@ def _read_passages(response: httpx.Response, most: Any) -> list[Passage]:
     return found
 
 
-def _read_passage(result: Any) -> Passage:
-    found = Passage(*(read(result[name]) for name, read in MEMBERS.items()))
-    source_id, metadata = _string_or_none(result.get("source_id")), _object_or_none(result.get("metadata"))
-    return found._replace(source_id=source_id, metadata=metadata)
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError("expected a list")
-    return value
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise TypeError("expected a finite number")
-    return float(value)
-
-
-def _integer(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError("expected an integer")
-    return value
-
-
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("expected a string")
-    return value
-
-
-def _string_or_none(value: Any) -> str | None:
-    return None if value is None else _string(value)
-
-
-def _object_or_none(value: Any) -> Mapping[str, Any] | None:
-    if value is not None and not isinstance(value, dict):
-        raise TypeError("expected an object")
-    return value
-
-
-MEMBERS: dict[str, Callable[[Any], Any]] = {
-    "id": _integer,
-    "score": _number,
-    "article": _integer,
-    "title": _string,
-    "position": _integer,
-    "text": _string_or_none,
-}
+def _read_passage(members: dict[str, Any]) -> Passage:
+    for name, types in MEMBERS.items():
+        if type(members[name]) not in types:
+            raise TypeError(f"{name} is {type(members[name]).__name__}; expected {types[0].__name__}")
+    score = float(members["score"])
+    if not math.isfinite(score):
+        raise ValueError("score: expected a finite number")
+    return Passage(**{name: members[name] for name in MEMBERS} | {"score": score})
 
 
 def _read_made_by(headers: httpx.Headers) -> MadeBy:

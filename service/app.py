@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from importlib.metadata import version
 from time import monotonic
@@ -28,16 +28,16 @@ from service.deploy.watcher import Watcher
 from service.engines.remote import EngineProvider
 from service.engines.router import make_router
 from service.http import asgi, checks, schemas
-from service.http.auth import PROBES, Tokens, read_tokens
+from service.http.auth import PROBES, read_tokens
 from service.http.gateway import OTHER, Gateway, Route, State
 from service.http.messages import Handler
 from service.http.routes import articles, console, health, lnsp, oip, registry
 from service.http.routes.common import document_route
 from service.http.routes.predict import Predict
 from service.http.routes.retrieve import Retrieve
-from service.overload.admission import Admission
+from service.overload.admission import Admission, Limit
 from service.overload.fairness import Slicer
-from service.overload.limiter import AdaptiveLimit, FixedLimit, Limit
+from service.overload.limiter import AdaptiveLimit, FixedLimit
 from service.settings import BadSettings, Settings
 from service.telemetry.log import AccessLog, log_writer
 from service.telemetry.metrics import LNSP_STAGES, STAGES, Metrics
@@ -52,18 +52,81 @@ OPEN = PROBES | {lnsp.HEALTH}
 MAX_COLD_BODY = oip.MAX_INDEX_BODY  # bytes of a body of a route that FastAPI answers
 
 
+class Parts:
+    """The parts of the service, wired. Nothing is loaded before the lifespan starts; arguments as of `create_app`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        loaders: ModelLoader | None,
+        metric_values: MetricValues | None,
+        provider: EngineProvider | None,
+    ) -> None:
+        self.settings = settings
+        self.state = State()
+        self.tokens = read_tokens(settings)
+        self.slicer = Slicer()
+        self.metrics = metrics = Metrics(settings.slo_ms, metric_values)
+        self.exporter = _exporter(settings)
+        self.provider = provider
+        store = Registry(local_directory(settings.registry, settings.cache))
+        aliases = (Alias.RETRIEVER,) if provider else ALIASES
+        self.deployments = Deployments(store, loaders or ModelLoader(settings), settings, metrics, aliases=aliases)
+        self.watcher = Watcher(self.deployments, settings.reload_s, metrics)
+        self.sync = sync_loop(self.deployments, settings, metrics)
+        self.router = make_router(self.deployments.engines, settings, metrics)
+        self.admission = Admission(_limit(settings), settings, metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Load, serve and watch until the context ends; then drain."""
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                if self.provider:
+                    await self.provider.open(self.deployments.set_remote_engines)
+                    stack.push_async_callback(self.provider.close)
+                if self.exporter:
+                    stack.callback(self.exporter.close)
+                deployed = deployment_lifespan(self.watcher, self.sync, self.settings.grace_s)
+                await stack.enter_async_context(deployed)
+            except Exception as error:
+                self.state.failure = error
+                raise
+            yield
+            self.state.is_draining = True
+
+    def update_gauges(self) -> None:
+        """Bring every gauge up to date."""
+        self.deployments.update_gauges()
+        self.router.update_gauges()
+        self.admission.update_gauges()
+        if self.sync:
+            self.sync.update_gauges()
+        self.metrics.ready.set(float(self.deployments.is_ready and not self.state.is_draining))
+
+
 class Service(FastAPI):
     """The application: FastAPI with a gateway before it, which answers the hot routes itself."""
 
     gateway: Gateway
 
-    def __init__(self, metrics: Metrics, tokens: Tokens, slicer: Slicer, **options: Any) -> None:
-        # Exceptions leave FastAPI as they are: the gateway makes problems of them.
-        unhandled: dict[Any, Any] = dict.fromkeys((HTTPException, RequestValidationError), asgi.reraise)
-        super().__init__(exception_handlers=unhandled, **options)
-        self.metrics = metrics
-        self.tokens = tokens
-        self.slicer = slicer
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(
+            title="LVM Serve",
+            version=version("lvm-serve"),
+            lifespan=parts.lifespan,
+            docs_url=None,  # they would load scripts from elsewhere
+            redoc_url=None,
+            redirect_slashes=False,
+            dependencies=[Depends(_reject_unknown_query)],
+            # exceptions leave FastAPI as they are: the gateway makes problems of them
+            exception_handlers=dict.fromkeys((HTTPException, RequestValidationError), asgi.reraise),
+        )
+        self.metrics = parts.metrics
+        self.tokens = parts.tokens
+        self.slicer = parts.slicer
+        self.state.process, self.state.settings, self.state.deployments = parts.state, parts.settings, parts.deployments
+        self.state.admission, self.state.update_gauges = parts.admission, parts.update_gauges
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, with what requests and errors name."""
@@ -102,118 +165,76 @@ def create_app(
 
     `app.state.process` holds whether the process is draining; setting it drains.
     """
-    metrics, state, tokens = Metrics(settings.slo_ms, metric_values), State(), read_tokens(settings)
-    log_writer().on_drop(metrics.log_dropped.inc)
-    access, exporter, slicer = AccessLog(settings.access_log), _exporter(settings), Slicer()
-    aliases = (Alias.RETRIEVER,) if provider else ALIASES
-    store = Registry(local_directory(settings.registry, settings.cache))
-    deployments = Deployments(store, loaders or ModelLoader(settings), settings, metrics, aliases=aliases)
-    watcher = Watcher(deployments, settings.reload_s, metrics)
-    sync = sync_loop(deployments, settings, metrics)
-    router = make_router(deployments.engines, settings, metrics)
-    admission = Admission(_limit(settings), settings, metrics)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                if provider:
-                    await provider.open(deployments.set_remote_engines)
-                    stack.push_async_callback(provider.close)
-                if exporter:
-                    stack.callback(exporter.close)
-                await stack.enter_async_context(deployment_lifespan(watcher, sync, settings.grace_s))
-            except Exception as error:
-                state.failure = error
-                raise
-            yield
-            state.is_draining = True
-
-    def update_gauges() -> None:
-        deployments.update_gauges()
-        router.update_gauges()
-        if sync:
-            sync.update_gauges()
-        admission.update_gauges()
-        metrics.ready.set(float(deployments.is_ready and not state.is_draining))
-
-    app = Service(
-        metrics,
-        tokens,
-        slicer,
-        title="LVM Serve",
-        version=version("lvm-serve"),
-        lifespan=lifespan,
-        docs_url=None,  # they would load scripts from elsewhere
-        redoc_url=None,
-        redirect_slashes=False,
-        dependencies=[Depends(_reject_unknown_query)],
-    )
-    app.state.process, app.state.settings, app.state.deployments = state, settings, deployments
-    app.state.admission, app.state.update_gauges = admission, update_gauges
-    document_route(app, "/predict", schemas.PREDICT)
-    document_route(app, "/retrieve", schemas.RETRIEVE)
-    registry.add_routes(app, router, deployments, sync)
-    articles.add_routes(app, deployments)
-    console.add_routes(app)
-    health.add_routes(app, deployments, state, settings, metrics, update_gauges)
-    oip.add_routes(app, router, deployments, state, settings)
-    shadow = Shadow(deployments.slots, settings.shadow_share, metrics)
-    hot: dict[str, Handler] = {
-        "/predict": Predict(router, deployments, shadow, settings, slicer),
-        "/retrieve": Retrieve(router, deployments, settings, metrics, slicer),
-        oip.INFER: oip.Infer(router, settings, slicer),
-    }
-    stages = STAGES
-    if settings.compat == "lnsp":
-        stages = STAGES | LNSP_STAGES
-        lnsp.add_routes(app, router, deployments, state)
-        hot[lnsp.INFER] = lnsp.Infer(router, shadow, settings, slicer, many=False)
-        hot[lnsp.INFER_BATCH] = lnsp.Infer(router, shadow, settings, slicer, many=True)
-    find, admitted = _routes(app, hot, settings)
-    app.gateway = Gateway(
-        find,
-        hot=admitted,
-        timeout_ms=settings.timeout_ms,
-        state=state,
-        tokens=tokens,
-        admission=admission,
-        metrics=metrics,
-        access=access,
-        tracer=Tracer(exporter, settings.trace_share) if exporter else None,
-        stages=stages,
-    )
+    parts = Parts(settings, loaders, metric_values, provider)
+    log_writer().on_drop(parts.metrics.log_dropped.inc)
+    app = Service(parts)
+    _add_routes(app, parts)
+    app.gateway = _gateway(app, parts)
     return app
 
 
-def _routes(
-    app: Service, hot: dict[str, Handler], settings: Settings
-) -> tuple[Callable[[bytes, str], Route], dict[tuple[bytes, str], Route]]:
-    """Return what finds the route of a request, and the hot routes by method and path; FastAPI answers the others."""
+def _add_routes(app: FastAPI, parts: Parts) -> None:
+    """Add the routes that FastAPI answers, and document the hot ones."""
+    document_route(app, "/predict", schemas.PREDICT)
+    document_route(app, "/retrieve", schemas.RETRIEVE)
+    registry.add_routes(app, parts.router, parts.deployments, parts.sync)
+    articles.add_routes(app, parts.deployments)
+    console.add_routes(app)
+    health.add_routes(app, parts.deployments, parts.state, parts.settings, parts.metrics, parts.update_gauges)
+    oip.add_routes(app, parts.router, parts.deployments, parts.state, parts.settings)
+    if parts.settings.compat == "lnsp":
+        lnsp.add_routes(app, parts.router, parts.deployments, parts.state)
+
+
+def _gateway(app: Service, parts: Parts) -> Gateway:
+    """Return the gateway: it answers the hot routes by their handlers, the others by FastAPI."""
+    settings = parts.settings
     max_body = round(settings.max_body_mb * 1e6)
-    admitted = {path: Route(path, handler, max_body=max_body, is_admitted=True) for path, handler in hot.items()}
-    infer = admitted.pop(oip.INFER)
-    handler = asgi.AsgiHandler(partial(FastAPI.__call__, app), app.methods_of, oip.missing)
-    without_token = OPEN | console.places().keys()  # a page asks for the token that its requests then carry
-    others = {
-        route.path: Route(
-            route.path,
-            handler,
-            max_body=MAX_COLD_BODY,
-            is_open=route.path in without_token,
-            is_logged=route.path not in OPEN,
-        )
-        for route in app.routes
-        if isinstance(route, StarletteRoute)
-    }
-    unknown = Route(OTHER, handler, max_body=MAX_COLD_BODY)
+    hot = {path: Route(path, handler, max_body, is_admitted=True) for path, handler in _handlers(parts).items()}
+    cold, unknown = _cold_routes(app)
 
     def find(method: bytes, path: str) -> Route:
-        if method == b"POST" and oip.is_infer(path):
-            return infer
-        return others.get(path, unknown)
+        return hot[oip.INFER] if method == b"POST" and oip.is_infer(path) else cold.get(path, unknown)
 
-    return find, {(b"POST", path): route for path, route in admitted.items()}
+    return Gateway(
+        find,
+        hot={(b"POST", path): route for path, route in hot.items()},
+        timeout_ms=settings.timeout_ms,
+        state=parts.state,
+        tokens=parts.tokens,
+        admission=parts.admission,
+        metrics=parts.metrics,
+        access=AccessLog(settings.access_log),
+        tracer=Tracer(parts.exporter, settings.trace_share) if parts.exporter else None,
+        stages=STAGES | LNSP_STAGES if settings.compat == "lnsp" else STAGES,
+    )
+
+
+def _handlers(parts: Parts) -> dict[str, Handler]:
+    """Return the handlers of the hot routes, by path."""
+    router, deployments, settings, slicer = parts.router, parts.deployments, parts.settings, parts.slicer
+    shadow = Shadow(deployments.slots, settings.shadow_share, parts.metrics)
+    handlers: dict[str, Handler] = {
+        "/predict": Predict(router, deployments, shadow, settings, slicer),
+        "/retrieve": Retrieve(router, deployments, settings, parts.metrics, slicer),
+        oip.INFER: oip.Infer(router, settings, slicer),
+    }
+    if settings.compat == "lnsp":
+        handlers[lnsp.INFER] = lnsp.Infer(router, shadow, settings, slicer, many=False)
+        handlers[lnsp.INFER_BATCH] = lnsp.Infer(router, shadow, settings, slicer, many=True)
+    return handlers
+
+
+def _cold_routes(app: Service) -> tuple[dict[str, Route], Route]:
+    """Return the routes that FastAPI answers, by path, and the one of all other paths."""
+    handler = asgi.AsgiHandler(partial(FastAPI.__call__, app), app.methods_of, oip.missing)
+    without_token = OPEN | console.places().keys()  # a page asks for the token that its requests then carry
+    paths = [route.path for route in app.routes if isinstance(route, StarletteRoute)]
+    cold = {
+        path: Route(path, handler, MAX_COLD_BODY, is_open=path in without_token, is_logged=path not in OPEN)
+        for path in paths
+    }
+    return cold, Route(OTHER, handler, MAX_COLD_BODY)
 
 
 async def _reject_unknown_query(request: FastAPIRequest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from random import getrandbits
 from time import monotonic, perf_counter, time
 from types import MappingProxyType
@@ -54,6 +55,7 @@ class State:
         self.headers: Headers = []  # added to every response
 
 
+@dataclass(frozen=True)
 class Route:
     """How the requests to a path are treated.
 
@@ -65,22 +67,12 @@ class Route:
         is_logged: whether its requests may have a line in the access log.
     """
 
-    def __init__(
-        self,
-        label: str,
-        handler: Handler,
-        *,
-        max_body: int,
-        is_admitted: bool = False,
-        is_open: bool = False,
-        is_logged: bool = True,
-    ) -> None:
-        self.label = label
-        self.handler = handler
-        self.max_body = max_body
-        self.is_admitted = is_admitted
-        self.is_open = is_open
-        self.is_logged = is_logged
+    label: str
+    handler: Handler
+    max_body: int
+    is_admitted: bool = False
+    is_open: bool = False
+    is_logged: bool = True
 
 
 class Gateway:

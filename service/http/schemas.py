@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lvm import errors
+from lvm.errors import Invalid, Malformed, ServiceError, Unauthorised, Unavailable, UnknownModel
 from models.registry.alias import PREDICTORS
+from models.registry.registry import Move
 
 Vector = list[float]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -18,16 +20,13 @@ Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Id = Annotated[int, Field(ge=0, le=2**53)]
-TEXT = Field(None, description="A passage, cut into chunks as in training, of which the last T are the context.")
-TEXTS = Field(None, min_length=1, description="The T chunks of a context, oldest first, as text.")
-READ_AS = Field(None, description="What text was read as.")
-CHUNKS = Field(None, description="Where `text` was given, the chunks of it that count.")
+PLACE = Field(description="Place among `texts` or `chunks`, from 0.")
 
 
 class Truncated(BaseModel):
     """A chunk that is too long for the encoder: the vector does not cover the word-pieces beyond those it read."""
 
-    index: int = Field(description="Place among `texts` or `chunks`, from 0.")
+    index: int = PLACE
     word_pieces: int
     read: int
 
@@ -35,12 +34,17 @@ class Truncated(BaseModel):
 class Unread(BaseModel):
     """A chunk with words that the encoder does not know: the vector does not cover them."""
 
-    index: int = Field(description="Place among `texts` or `chunks`, from 0.")
+    index: int = PLACE
     share: float = Field(description="Share of its letters, digits and symbols; over 0.8 is refused.")
 
 
-TRUNCATED: list[Truncated] | None = Field(None, description="Chunks that were not read to their end, if there are any.")
-UNREAD: list[Unread] | None = Field(None, description="Chunks with unknown words, if there are any.")
+class TextInfo(BaseModel):
+    """How a text was read."""
+
+    read_as: Literal["context", "query"] | None = Field(None, description="What text was read as.")
+    chunks: list[str] | None = Field(None, description="If `text` was given, the chunks of it that count.")
+    truncated: list[Truncated] | None = Field(None, description="Chunks that were not read to their end, if any.")
+    unread: list[Unread] | None = Field(None, description="Chunks with unknown words, if there are any.")
 
 
 class Timing(BaseModel):
@@ -70,7 +74,15 @@ class RequestPart(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class PredictRequest(RequestPart):
+class TextRequest(RequestPart):
+    """What requests in text share."""
+
+    texts: list[Text] | None = Field(
+        None, min_length=1, description="The T chunks of a context, oldest first, as text."
+    )
+
+
+class PredictRequest(TextRequest):
     """Exactly one of `context`, `contexts`, `text` and `texts`, and options; null is absent."""
 
     context: Context | Base64 | None = Field(
@@ -79,8 +91,9 @@ class PredictRequest(RequestPart):
     contexts: list[Context | Base64] | None = Field(
         None, min_length=1, description="Many contexts, at most LVM_MAX_ROWS."
     )
-    text: Text | None = TEXT
-    texts: list[Text] | None = TEXTS
+    text: Text | None = Field(
+        None, description="A passage, cut into chunks as in training, of which the last T are the context."
+    )
     model: Name | None = Field(None, description="An alias or a model name; all but `primary` are the only one tried.")
     profile: Literal["realtime", "batch"] | None = Field(
         None,
@@ -92,18 +105,14 @@ class PredictRequest(RequestPart):
     )
 
 
-class PredictResponse(MadeBy):
+class PredictResponse(TextInfo, MadeBy):
     """The next vector of one context, or the next vectors of many; unit length."""
 
     vector: Vector | str | None = None
     vectors: list[Vector | str] | None = None
-    read_as: Literal["context"] | None = READ_AS
-    chunks: list[str] | None = CHUNKS
-    truncated: list[Truncated] | None = TRUNCATED
-    unread: list[Unread] | None = UNREAD
 
 
-class RetrieveRequest(RequestPart):
+class RetrieveRequest(TextRequest):
     """Exactly one of `query`, `context`, `text` and `texts`, and options; null is absent."""
 
     query: Query | Base64 | None = Field(None, description="D numbers, or the base64 of their float32 bytes.")
@@ -111,7 +120,6 @@ class RetrieveRequest(RequestPart):
     text: Text | None = Field(
         None, description="A passage of T chunks or more, read as for /predict; or a query of up to 254 word-pieces."
     )
-    texts: list[Text] | None = TEXTS
     k: int | None = Field(10, ge=1, description="How many passages to return, at most LVM_MAX_K.")
     exclude: list[Id] | None = Field(None, max_length=10_000, description="Ids that must not come back.")
     exclude_context: bool | None = Field(
@@ -130,20 +138,32 @@ class RetrieveRequest(RequestPart):
     )
 
 
-class Result(BaseModel):
-    """One passage."""
+class Searched(BaseModel):
+    """The corpus that answers."""
 
-    id: int
-    score: float
-    article: int
-    title: str
+    corpus: str
+    corpus_version: str
+
+
+class FoundPassage(BaseModel):
+    """What every answer says of a passage."""
+
+    id: int = Field(description="The id that `exclude` takes.")
     position: int
     text: str | None
     source_id: str | None = Field(None, description="Only if the corpus has ids: that of the passage in its source.")
     metadata: dict[str, str | float | bool] | None = Field(None, description="Only if the corpus has metadata.")
 
 
-class RetrieveResponse(BaseModel):
+class Result(FoundPassage):
+    """One passage."""
+
+    score: float
+    article: int
+    title: str
+
+
+class RetrieveResponse(TextInfo, Searched):
     """The best passages, best first; and what made the query, if a context was given.
 
     `served_by` is `retriever` if the towers of the corpus made it, else the alias of the net that did. Reranked, the
@@ -152,12 +172,6 @@ class RetrieveResponse(BaseModel):
     """
 
     results: list[Result]
-    read_as: Literal["context", "query"] | None = READ_AS
-    chunks: list[str] | None = CHUNKS
-    truncated: list[Truncated] | None = TRUNCATED
-    unread: list[Unread] | None = UNREAD
-    corpus: str
-    corpus_version: str
     is_exact: bool
     reranked: bool
     model: str | None = None
@@ -425,49 +439,28 @@ class Entry(BaseModel):
     chunks: int = Field(description="How many passages it has.")
 
 
-class Articles(BaseModel):
+class Articles(Searched):
     """The articles of the corpus that was asked for, by id."""
 
-    corpus: str
-    corpus_version: str
     total: int = Field(description="How many articles match, on all pages.")
     articles: list[Entry]
 
 
-class Passage(BaseModel):
+class Passage(FoundPassage):
     """One passage of an article, with its vector."""
 
-    id: int = Field(description="The id that /retrieve answers with.")
-    position: int
-    text: str | None
-    source_id: str | None = Field(None, description="Only if the corpus has ids: that of the passage in its source.")
-    metadata: dict[str, str | float | bool] | None = Field(None, description="Only if the corpus has metadata.")
     vector: str = Field(description="Base64 of D little-endian float32 numbers.")
 
 
-class Article(BaseModel):
+class Article(Searched):
     """One article in reading order; T passages in a row are a context."""
 
-    corpus: str
-    corpus_version: str
     article: int
     title: str
     encoder: str
     dim: int
     context_length: int
     chunks: list[Passage]
-
-
-class Move(BaseModel):
-    """One line of the ledger: who moved an alias, when, from which version to which, and why."""
-
-    time: str
-    who: str
-    alias: str
-    action: Literal["promote", "rollback"]
-    before: str | None
-    after: str
-    why: str
 
 
 class Ledger(BaseModel):
@@ -479,83 +472,67 @@ class Ledger(BaseModel):
 
 
 Responses = dict[int | str, dict[str, Any]]
+STRING = {"type": "string"}
+HEADERS = {
+    "X-Request-ID": "The id of the request, which is in the log.",
+    "X-Model": "Who made the answer.",
+    "X-Model-Version": "Its version.",
+    "X-Served-By": "The alias that served it.",
+    "X-Fallback-Reason": "Why it was not the first in order; only if it was not.",
+    "X-Batch-Size": "How many rows ran together.",
+    "Server-Timing": "Milliseconds of every stage.",
+    "Inference-Header-Content-Length": "Bytes of JSON before those of the vectors.",
+    "Retry-After": "Seconds after which to come back.",
+    "WWW-Authenticate": "Bearer",
+}
+MADE_BY = [*HEADERS][1:7]
 
 
-def _headers(**described: str) -> dict[str, Any]:
-    """Return headers as OpenAPI has them; their names have `_` for `-`."""
-    return {
-        name.replace("_", "-"): {"description": text, "schema": {"type": "string"}} for name, text in described.items()
-    }
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"description": HEADERS[name], "schema": STRING} for name in ("X-Request-ID", *names)}
 
 
-REQUEST_ID = _headers(X_Request_ID="The id of the request, which is in the log.")
-RETRY_AFTER = _headers(Retry_After="Seconds after which to come back.")
-MADE_BY = _headers(
-    X_Model="Who made the answer.",
-    X_Model_Version="Its version.",
-    X_Served_By="The alias that served it.",
-    X_Fallback_Reason="Why it was not the first in order; only if it was not.",
-    X_Batch_Size="How many rows ran together.",
-    Server_Timing="Milliseconds of every stage.",
+def problems(*kinds: type[ServiceError]) -> Responses:
+    """Return the responses to errors, each of another status, with what their classes say of themselves."""
+    found: Responses = {}
+    for error in kinds:
+        headers = [name for name in HEADERS if name.lower().encode() in dict(error.headers)]
+        retry = ["Retry-After"] if error.status in (429, 503) else []
+        found[error.status] = {
+            "description": (error.__doc__ or "").partition("\n")[0],
+            "headers": _headers(*headers, *retry),
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    return found
+
+
+def _text(*media_types: str) -> Responses:
+    return {200: {"content": {media_type: {"schema": STRING} for media_type in media_types}}}
+
+
+_CHECKED = Malformed, Invalid, Unauthorised
+UNAUTHORISED = problems(*_CHECKED)
+PROBLEMS = problems(Malformed, Invalid, Unavailable)
+PAGED = problems(*_CHECKED, Unavailable)
+NOT_FOUND = problems(*_CHECKED, UnknownModel)
+ARTICLES = problems(*_CHECKED, errors.UnknownArticle, Unavailable)
+CARD = problems(*_CHECKED, UnknownModel, Unavailable) | _text("text/markdown")
+METRICS = UNAUTHORISED | _text("text/plain", "application/openmetrics-text")
+_HOT = problems(
+    *_CHECKED,
+    UnknownModel,
+    errors.TooSlow,
+    errors.TooLarge,
+    errors.UnsupportedMediaType,
+    errors.ClientLimit,
+    Unavailable,
+    errors.Expired,
 )
 
 
-def _problem(description: str, headers: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    schema = {"$ref": "#/components/schemas/Problem"}
-    content = {"application/problem+json": {"schema": schema}}
-    return {"description": description, "headers": {**REQUEST_ID, **headers}, "content": content}
-
-
-_UNREAD: Responses = {
-    400: _problem("An option stands twice."),
-    422: _problem("An option is not understood."),
-}
-_CHALLENGE = _headers(WWW_Authenticate="Bearer")
-PROBLEMS: Responses = {**_UNREAD, 503: _problem("Not now.", RETRY_AFTER)}
-UNAUTHORISED: Responses = {**_UNREAD, 401: _problem("The token is missing or unknown.", _CHALLENGE)}
-_HOT: Responses = {
-    **UNAUTHORISED,
-    400: _problem("The body is not of its media type."),
-    404: _problem("No such model, or no such path."),
-    408: _problem("The headers or the body came too slowly."),
-    413: _problem("The body, or the number of rows, is over the limit."),
-    415: _problem("Neither JSON nor octet-stream of float32 or float16."),
-    422: _problem("Not a context, query or option."),
-    429: _problem("This client holds its share of what may be in flight.", RETRY_AFTER),
-    503: _problem("Overloaded, draining or failed.", RETRY_AFTER),
-    504: _problem("The deadline passed."),
-}
-NOT_FOUND: Responses = {**UNAUTHORISED, 404: _HOT[404]}
-CARD: Responses = {
-    **UNAUTHORISED,
-    200: {"content": {"text/markdown": {"schema": {"type": "string"}}}},
-    404: _problem("No such version."),
-    503: _problem("The registry does not answer.", RETRY_AFTER),
-}
-PAGED: Responses = {
-    **UNAUTHORISED,
-    422: _problem("An invalid offset or limit."),
-    503: _problem("The registry does not answer.", RETRY_AFTER),
-}
-ARTICLES: Responses = {
-    **UNAUTHORISED,
-    404: _problem("The corpus has no such article."),
-    422: _problem("An invalid id, offset or limit."),
-    503: _problem("No corpus is promoted as `retriever`.", RETRY_AFTER),
-}
-METRICS: Responses = {
-    **UNAUTHORISED,
-    200: {
-        "content": {
-            "text/plain": {"schema": {"type": "string"}},
-            "application/openmetrics-text": {"schema": {"type": "string"}},
-        }
-    },
-}
-
-
 def _octets(description: str) -> dict[str, Any]:
-    return {"schema": {"type": "string", "format": "binary", "description": description}}
+    content = {"schema": {"type": "string", "format": "binary", "description": description}}
+    return {"application/octet-stream": content}
 
 
 _ROWS = _octets(
@@ -569,15 +546,10 @@ _TENSORS = _octets(
 COMPONENTS: dict[str, Any] = {"Problem": Problem.model_json_schema()}
 
 
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
+def _body(model: type[BaseModel]) -> dict[str, Any]:
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     COMPONENTS.update(schema.pop("$defs", {}))
-    return schema
-
-
-def _body(model: type[BaseModel], octets: dict[str, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": _schema(model)}, "application/octet-stream": octets}
-    return {"required": True, "content": content}
+    return {"application/json": {"schema": schema}}
 
 
 def _options(model: type[BaseModel], *names: str) -> list[dict[str, Any]]:
@@ -592,79 +564,65 @@ def _parameter(name: str, place: str, schema: dict[str, Any], description: str |
     return {"name": name, "in": place, "required": place == "path", **described, "schema": schema}
 
 
-_STRING = {"type": "string"}
-_LENGTH = _parameter("Inference-Header-Content-Length", "header", {"type": "integer", "minimum": 0}, "Bytes of JSON.")
+def _hot(
+    operation_id: str,
+    summary: str,
+    asked: dict[str, Any],
+    answer: type[BaseModel],
+    parameters: list[dict[str, Any]],
+    answers: dict[str, Any] | None = None,
+    headers: Iterable[str] = MADE_BY,
+) -> dict[str, Any]:
+    """Return the documentation of a hot route: `asked` are its bodies, `answers` those beside JSON, by media type."""
+    said: dict[str, Any] = {"headers": _headers(*headers)} | ({"content": answers} if answers else {})
+    return {
+        "operation_id": operation_id,
+        "summary": summary,
+        "response_model": answer,
+        "responses": {200: said, **_HOT},
+        "openapi_extra": {"requestBody": {"required": True, "content": asked}, "parameters": parameters},
+    }
+
+
+_ANYWHERE = {
+    "description": "Options are in the body or, for JSON and octets alike, in the query string, but not in both."
+}
 _EXCLUDE = _parameter("exclude", "query", {"type": "string", "pattern": r"^\[(\d{1,15}(,\d{1,15})*)?\]$"}, "[1,2,3]")
-PREDICT: dict[str, Any] = {
-    "operation_id": "predict",
-    "summary": "Predict the next vector of each context.",
-    "description": "Options are in the body or, for JSON and octets alike, in the query string, but not in both.",
-    "response_model": PredictResponse,
-    "responses": {
-        200: {"headers": {**REQUEST_ID, **MADE_BY}, "content": {"application/octet-stream": _ROWS}},
-        **_HOT,
-    },
-    "openapi_extra": {
-        "requestBody": _body(PredictRequest, _ROWS),
-        "parameters": _options(PredictRequest, "model", "profile", "encoding"),
-    },
-}
-RETRIEVE: dict[str, Any] = {
-    "operation_id": "retrieve",
-    "summary": "Find the passages nearest to a query, or to what a context predicts.",
-    "description": "Options are in the body or, for JSON and octets alike, in the query string, but not in both.",
-    "response_model": RetrieveResponse,
-    "responses": {200: {"headers": {**REQUEST_ID, **MADE_BY}}, **_HOT},
-    "openapi_extra": {
-        "requestBody": _body(RetrieveRequest, _ROWS),
-        "parameters": [*_options(RetrieveRequest, "k", "exclude_context", "rerank", "model"), _EXCLUDE],
-    },
-}
+PREDICT = _ANYWHERE | _hot(
+    "predict",
+    "Predict the next vector of each context.",
+    _body(PredictRequest) | _ROWS,
+    PredictResponse,
+    _options(PredictRequest, "model", "profile", "encoding"),
+    _ROWS,
+)
+RETRIEVE = _ANYWHERE | _hot(
+    "retrieve",
+    "Find the passages nearest to a query, or to what a context predicts.",
+    _body(RetrieveRequest) | _ROWS,
+    RetrieveResponse,
+    [*_options(RetrieveRequest, "k", "exclude_context", "rerank", "model"), _EXCLUDE],
+)
 
 
 def _infer(operation_id: str, *path: str) -> dict[str, Any]:
-    length = _headers(Inference_Header_Content_Length="Bytes of JSON before those of the vectors.")
-    return {
-        "operation_id": operation_id,
-        "summary": "Open Inference Protocol v2: input `context` FP32 [-1, T, D], output `vector` FP32 [-1, D].",
-        "response_model": InferResponse,
-        "responses": {
-            200: {
-                "headers": {**REQUEST_ID, **MADE_BY, **length},
-                "content": {"application/octet-stream": _TENSORS},
-            },
-            **_HOT,
-        },
-        "openapi_extra": {
-            "requestBody": _body(InferRequest, _TENSORS),
-            "parameters": [*[_parameter(name, "path", _STRING) for name in path], _LENGTH],
-        },
-    }
+    length = "Inference-Header-Content-Length"
+    parameters = [_parameter(name, "path", STRING) for name in path]
+    parameters += [_parameter(length, "header", {"type": "integer", "minimum": 0}, "Bytes of JSON.")]
+    summary = "Open Inference Protocol v2: input `context` FP32 [-1, T, D], output `vector` FP32 [-1, D]."
+    asked = _body(InferRequest) | _TENSORS
+    return _hot(operation_id, summary, asked, InferResponse, parameters, _TENSORS, [*MADE_BY, length])
 
 
 INFER, INFER_VERSION = _infer("infer", "model"), _infer("infer_version", "model", "version")
 LNSP_INFER, LNSP_INFER_BATCH = (
-    {
-        "operation_id": name,
-        "summary": summary,
-        "response_model": answer,
-        "responses": {200: {"headers": {**REQUEST_ID, **MADE_BY}}, **_HOT},
-        "openapi_extra": {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": _schema(asked)}}},
-            "parameters": _options(asked, "temperature", "normalize"),
-        },
-    }
+    _hot(name, summary, _body(asked), answer, _options(asked, "temperature", "normalize"))
     for name, summary, asked, answer in (
         ("lnsp_infer", "LNSP: predict the next vector of a context.", LnspRequest, LnspResponse),
         ("lnsp_infer_batch", "LNSP: predict the next vectors of contexts.", LnspBatchRequest, LnspBatchResponse),
     )
 )
 INDEX: dict[str, Any] = {
-    "responses": {
-        **UNAUTHORISED,
-        400: _problem("Not JSON."),
-        413: _problem("The body is over the limit."),
-        422: _problem("A member that is not understood."),
-    },
-    "openapi_extra": {"requestBody": {"content": {"application/json": {"schema": _schema(IndexRequest)}}}},
+    "responses": problems(*_CHECKED, errors.TooLarge),
+    "openapi_extra": {"requestBody": {"content": _body(IndexRequest)}},
 }

@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from random import random
 from time import monotonic, sleep
 from types import NoneType
@@ -126,6 +127,7 @@ Outcome = httpx.Response | Exception | None
 Steps = Generator[HttpRequest | Pause, Outcome, T]
 
 
+@dataclass(kw_only=True)
 class RequestFlow:
     """Makes requests of arguments and results of responses, without sockets or event loops.
 
@@ -141,27 +143,22 @@ class RequestFlow:
         ValueError: one of these is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        timeout: float | None = 5.0,
-        retries: int = 3,
-        rows: int = 512,
-        clock: Callable[[], float] = monotonic,
-        draw: Callable[[], float] = random,
-        route: str = "",
-    ) -> None:
-        self._timeout = _parse_timeout(timeout)
-        self._retries = _parse_count("retries", retries, 0)
-        self._rows = _parse_count("rows", rows, 1)
-        self._clock = clock
-        self._draw = draw
-        self._route = route
+    timeout: float | None = 5.0
+    retries: int = 3
+    rows: int = 512
+    clock: Callable[[], float] = monotonic
+    draw: Callable[[], float] = random
+    route: str = ""
+
+    def __post_init__(self) -> None:
+        self._seconds = _parse_timeout(self.timeout)
+        self.retries = _parse_count("retries", self.retries, 0)
+        self.rows = _parse_count("rows", self.rows, 1)
 
     def predict(self, contexts: ArrayLike, options: Mapping[str, Any], traceparent: str | None) -> Steps[Prediction]:
         """Request the next vectors of contexts `(n, T, D)`, or of one `(T, D)`."""
         rows = _to_floats(contexts, "contexts", {2: "(T, D)", 3: "(n, T, D)"})
-        parts = [rows] if rows.ndim == 2 else [rows[at : at + self._rows] for at in range(0, len(rows), self._rows)]
+        parts = [rows] if rows.ndim == 2 else [rows[at : at + self.rows] for at in range(0, len(rows), self.rows)]
         params, trace, deadline = _params(_to_json_options(options)), trace_headers(traceparent), self._deadline()
         vectors: list[Floats] = []
         made_by: dict[MadeBy, None] = {}
@@ -188,23 +185,23 @@ class RequestFlow:
         return _read_passages(response, given.get("k"))
 
     def _deadline(self) -> float:
-        return self._clock() + self._timeout
+        return self.clock() + self._seconds
 
     def _send(self, ask: HttpRequest, deadline: float) -> Steps[httpx.Response]:
-        for retry in range(self._retries + 1):
+        for retry in range(self.retries + 1):
             response = yield self._with_deadline(ask, deadline)
             if isinstance(response, httpx.Response) and response.status_code == 200:
                 return response
-            error = error_from(response, self._route)
+            error = error_from(response, self.route)
             pause = self._pause(error, retry)
-            is_last = retry == self._retries or pause > MAX_PAUSE_S or self._clock() + pause >= deadline
+            is_last = retry == self.retries or pause > MAX_PAUSE_S or self.clock() + pause >= deadline
             if is_last or not is_retryable(error):
                 raise error
             yield Pause(pause)
         raise AssertionError("the last try returns or raises")
 
     def _with_deadline(self, ask: HttpRequest, deadline: float) -> HttpRequest:
-        left = deadline - self._clock()
+        left = deadline - self.clock()
         if left <= 0:
             raise Expired("the deadline passed before the request was sent")
         headers = {**ask.headers, "x-request-timeout-ms": f"{min(max(left * 1e3, 0.001), MAX_TIMEOUT_MS):.3f}"}
@@ -215,7 +212,7 @@ class RequestFlow:
 
         Brooker, Exponential Backoff And Jitter, 2015.
         """
-        return (error.retry_after or 0) + self._draw() * BACKOFF_S * float(2**retry)
+        return (error.retry_after or 0) + self.draw() * BACKOFF_S * float(2**retry)
 
 
 class ResponseBody:

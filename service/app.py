@@ -35,9 +35,9 @@ from service.http.routes import articles, console, health, lnsp, oip, registry
 from service.http.routes.common import document_route
 from service.http.routes.predict import Predict
 from service.http.routes.retrieve import Retrieve
-from service.overload.admission import Admission, Limit
+from service.overload.admission import Admission
 from service.overload.fairness import Slicer
-from service.overload.limiter import AdaptiveLimit, FixedLimit
+from service.overload.limiter import AdaptiveLimit, FixedLimit, Limit
 from service.settings import BadSettings, Settings
 from service.telemetry.log import AccessLog, log_writer
 from service.telemetry.metrics import LNSP_STAGES, STAGES, Metrics

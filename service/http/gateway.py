@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from random import getrandbits
 from time import monotonic, perf_counter, time
-from types import MappingProxyType
 
 from lvm.errors import Invalid, ServiceError, Unavailable
 from service.http import content_coding
@@ -75,6 +74,7 @@ class Route:
     is_logged: bool = True
 
 
+@dataclass(eq=False)
 class Gateway:
     """Answers every request, whatever the transport.
 
@@ -86,35 +86,27 @@ class Gateway:
         stages: what the requests of each admitted route are timed by.
     """
 
-    def __init__(
-        self,
-        find: Callable[[bytes, str], Route],
-        *,
-        hot: Mapping[tuple[bytes, str], Route] = MappingProxyType({}),
-        timeout_ms: float,
-        state: State,
-        tokens: Tokens,
-        admission: Admission,
-        metrics: Metrics,
-        access: AccessLog,
-        tracer: Tracer | None = None,
-        stages: Mapping[str, Iterable[str]] = STAGES,
-    ) -> None:
-        self._find = find
-        self._hot = hot
-        self._timeout_s = timeout_ms / 1000
-        self._state = state
-        self._tokens = tokens if len(tokens) else None
-        self._admission = admission
-        self._metrics = metrics
-        self._access = access
-        self._tracer = tracer
-        metrics.in_flight.precreate(stages)
-        metrics.requests.precreate(stages, ("ok", "fallback"))
-        self._seconds = {
-            route: {stage: metrics.seconds.labels(route, stage) for stage in names} for route, names in stages.items()
-        }
+    find: Callable[[bytes, str], Route]
+    _: KW_ONLY
+    timeout_ms: float
+    state: State
+    tokens: Tokens
+    admission: Admission
+    metrics: Metrics
+    access: AccessLog
+    hot: Mapping[tuple[bytes, str], Route] = field(default_factory=dict)
+    tracer: Tracer | None = None
+    stages: Mapping[str, Iterable[str]] = field(default_factory=lambda: STAGES)
+
+    def __post_init__(self) -> None:
+        self._needs_token = len(self.tokens) > 0
         self._refused = Route(OTHER, _unreachable, max_body=0)
+        self.metrics.in_flight.precreate(self.stages)
+        self.metrics.requests.precreate(self.stages, ("ok", "fallback"))
+        labels = self.metrics.seconds.labels
+        self._seconds = {
+            route: {stage: labels(route, stage) for stage in names} for route, names in self.stages.items()
+        }
 
     async def handle(self, request: Request) -> Response:
         """Return the complete response to `request`. It is counted, and what it held is released.
@@ -128,13 +120,13 @@ class Gateway:
         if request.failure:
             route = self._refused
         else:
-            route = self._hot.get((request.method, request.path)) or self._find(request.method, request.path)
+            route = self.hot.get((request.method, request.path)) or self.find(request.method, request.path)
         request.max_body = route.max_body
         try:
             if request.failure:
                 raise request.failure
-            if self._tokens and not route.is_open:
-                request.client = self._tokens.client_of(request.headers)
+            if self._needs_token and not route.is_open:
+                request.client = self.tokens.client_of(request.headers)
             if route.is_admitted:
                 await self._admit(route, request)
             elif not request.is_ready:
@@ -153,15 +145,15 @@ class Gateway:
 
     async def _admit(self, route: Route, request: Request) -> None:
         """Take the permit of a request, wait for its body, and start its clock."""
-        if self._tracer is not None or b"traceparent" in request.headers:
+        if self.tracer is not None or b"traceparent" in request.headers:
             self._begin_trace(request)
         if request.is_ready and len(request.body) <= route.max_body:
-            request.permit = self._admission.admit(request.client, len(request.body))
+            request.permit = self.admission.admit(request.client, len(request.body))
         else:
             await self._receive(request)
-        self._metrics.in_flight.inc(route.label)
+        self.metrics.in_flight.inc(route.label)
         request.arrived = monotonic()
-        request.deadline = request.arrived + self._timeout_s
+        request.deadline = request.arrived + self.timeout_ms / 1000
         if b"x-request-timeout-ms" in request.headers:
             request.set_timeout(_timeout_ms(request))
         if b"content-encoding" in request.headers:
@@ -170,12 +162,12 @@ class Gateway:
     async def _receive(self, request: Request) -> None:
         """Wait for the turn and the body of a request; it is rejected before its body is sent, if there is no room."""
         request.check_size(request.declared or len(request.body))
-        permit = request.permit = Permit(self._admission, request.client)
+        permit = request.permit = Permit(self.admission, request.client)
         permit.reserve(len(request.body), request.declared)
         await request.wait_for_turn()
-        self._admission.check_row(request.client)
+        self.admission.check_row(request.client)
         await request.read()
-        self._admission.check_row(request.client)
+        self.admission.check_row(request.client)
         permit.set_rows(1)
         request.started = perf_counter()
 
@@ -189,8 +181,8 @@ class Gateway:
         traceparent = request.headers.get(b"traceparent")
         if traceparent is not None:
             request.trace = parse(traceparent)
-        if self._tracer is not None:
-            request.span = self._tracer.start(request.trace, request.headers.get(b"tracestate", b""))
+        if self.tracer is not None:
+            request.span = self.tracer.start(request.trace, request.headers.get(b"tracestate", b""))
             current_span.set(request.span)
             if request.span is not None:
                 request.trace = request.span.trace
@@ -209,7 +201,7 @@ class Gateway:
     def _complete(self, route: Route, request: Request, response: Response) -> None:
         """Form the headers of a response, and drop its body if it is one to HEAD."""
         guards = [NOSNIFF] if route.is_admitted else _guards_beside(response.headers)
-        headers = [(b"x-request-id", request.id.encode()), *guards, *response.headers, *self._state.headers]
+        headers = [(b"x-request-id", request.id.encode()), *guards, *response.headers, *self.state.headers]
         if response.stages:
             timing = [f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in response.stages]
             headers.append((b"server-timing", ", ".join(timing).encode()))
@@ -217,7 +209,7 @@ class Gateway:
             headers.append((b"content-type", response.media_type))
             headers.append((b"content-length", b"%d" % len(response.body)))
         response.headers = headers
-        response.closes = self._state.is_draining or response.status in CLOSING
+        response.closes = self.state.is_draining or response.status in CLOSING
         if request.method == b"HEAD":
             response.body = b""
 
@@ -227,8 +219,8 @@ class Gateway:
         seconds = ended - request.started
         is_served = response.status == 200 and route.is_admitted  # a quick rejection must not look fast
         if request.arrived:
-            self._metrics.in_flight.dec(route.label)
-        self._metrics.requests.inc(route.label, response.outcome)
+            self.metrics.in_flight.dec(route.label)
+        self.metrics.requests.inc(route.label, response.outcome)
         if is_served:
             stages = *response.stages, (response.total, seconds)
             Series.observe_each(self._seconds[route.label], stages)
@@ -238,9 +230,9 @@ class Gateway:
         if permit is not None:
             permit.release()
             if is_served:
-                self._admission.record_served(route.label, response.served_by, permit.rows, seconds)
-        is_logged = route.is_logged and (self._access.share or response.status >= 500)
-        if is_logged and self._access.wants(response.status):
+                self.admission.record_served(route.label, response.served_by, permit.rows, seconds)
+        is_logged = route.is_logged and (self.access.share or response.status >= 500)
+        if is_logged and self.access.wants(response.status):
             self._log(route, request, response, ended)
         if request.span is not None:
             self._trace(route, request, response, ended, request.span)
@@ -258,7 +250,7 @@ class Gateway:
         if route.is_admitted:
             fields["rows"] = request.rows
             fields["served_by"] = response.served_by
-        self._access.write(response.status, route=route.label, outcome=response.outcome, **fields)
+        self.access.write(response.status, route=route.label, outcome=response.outcome, **fields)
 
     def _trace(self, route: Route, request: Request, response: Response, ended: float, span: RequestSpan) -> None:
         seconds = dict(response.stages)

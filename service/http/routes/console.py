@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 from fastapi import FastAPI, Request, Response
 
@@ -31,49 +30,27 @@ HEADERS = {
 }
 
 
-class Page(NamedTuple):
-    """One file as it is sent."""
-
-    body: bytes
-    media_type: str
-    etag: str
-
-    def answer(self, known: str) -> Response:
-        """Return the file, or 304 if its ETag is among those `known` to the caller."""
-        headers = {**HEADERS, "etag": self.etag}
-        if has_tag(known.encode("latin-1"), self.etag.encode()):
-            return Response(status_code=304, headers=headers)
-        return Response(self.body, headers=headers, media_type=self.media_type)
-
-
 def places() -> dict[str, Path]:
     """Return every file of the console by the path it is served at."""
     files = [file for file in sorted(CONSOLE.iterdir()) if file.suffix in TYPES]
-    return {_place(file): file for file in files}
-
-
-def read() -> dict[str, Page]:
-    """Return the files as they are sent, by path."""
-    return {path: _page(file) for path, file in places().items()}
-
-
-def _place(file: Path) -> str:
-    return "/" if file.name == "index.html" else f"/console/{file.name}"
-
-
-def _page(file: Path) -> Page:
-    body = file.read_bytes()
-    return Page(body, TYPES[file.suffix], f'"{sha256(body).hexdigest()[:32]}"')
+    return {"/" if file.name == "index.html" else f"/console/{file.name}": file for file in files}
 
 
 def add_routes(app: FastAPI) -> None:
     """Add the console to `app`."""
-    for path, page in read().items():
-        app.add_route(path, _answerer(page), methods=["GET"], include_in_schema=False)
+    for path, file in places().items():
+        app.add_route(path, _answerer(file), methods=["GET"], include_in_schema=False)
 
 
-def _answerer(page: Page) -> Callable[[Request], Awaitable[Response]]:
+def _answerer(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    """Read a file; return what answers with it, or with 304 if the caller knows its ETag."""
+    body = file.read_bytes()
+    etag = f'"{sha256(body).hexdigest()[:32]}"'
+    headers = {**HEADERS, "etag": etag}
+
     async def answer(request: Request) -> Response:
-        return page.answer(request.headers.get("if-none-match", ""))
+        if has_tag(request.headers.get("if-none-match", "").encode("latin-1"), etag.encode()):
+            return Response(status_code=304, headers=headers)
+        return Response(body, headers=headers, media_type=TYPES[file.suffix])
 
     return answer

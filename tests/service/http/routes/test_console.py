@@ -15,11 +15,11 @@ Serve = Callable[..., Running]
 
 def test_every_file_comes_with_its_type_and_the_policy(serve: Serve) -> None:
     server = serve()
-    assert {"/", "/console/console.css", "/console/console.js", "/console/plot.js"} <= console.read().keys()
-    for path, page in console.read().items():
+    assert {"/", "/console/console.css", "/console/console.js", "/console/plot.js"} <= console.places().keys()
+    for path, file in console.places().items():
         answer = server.http.get(path)
-        assert (answer.status_code, answer.content) == (200, page.body), path
-        assert answer.headers["content-type"].removesuffix("; charset=utf-8") == page.media_type
+        assert (answer.status_code, answer.content) == (200, file.read_bytes()), path
+        assert answer.headers["content-type"].removesuffix("; charset=utf-8") == console.TYPES[file.suffix]
         assert answer.headers["content-security-policy"] == (
             "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
             "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -56,8 +56,8 @@ def test_only_reading_is_allowed(serve: Serve) -> None:
 
 
 def test_the_files_name_no_other_host_and_nothing_that_the_policy_forbids() -> None:
-    for path, page in console.read().items():
-        text = page.body.decode()
+    for path, file in console.places().items():
+        text = file.read_text()
         assert set(re.findall(r"(?:https?:)?//[a-z][\w.-]*\.[a-z]+", text)) <= {"http://www.w3.org"}, path
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\son\w+=|style=", text

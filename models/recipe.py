@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 Schedule = Literal["baseline", "optimised"]
 RERANKER = "reranker"
 NAMED_DIR = "[NAME=]DIR"
+# Also a file of vectors, or of contexts and next vectors.
+NAMED_DATA = "[NAME=]DIR|FILE"
 VERSION = "VERSION"
 ALIAS_OR_VERSION = "ALIAS|VERSION"
 

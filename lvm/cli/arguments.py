@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.recipe import NAMED_DIR, DataSet
+from models.recipe import NAMED_DATA, NAMED_DIR, DataSet
 from models.registry.alias import ALIASES
 from models.registry.registry import Registry, RegistryError
 from models.registry.remote import CACHE_DIRECTORY, is_url, local_directory, without_secret
@@ -126,7 +126,7 @@ ScoredData = Annotated[
     str,
     typer.Option(
         "--data",
-        metavar="[NAME=]DIR|FILE",
+        metavar=NAMED_DATA,
         help="A data set, or a .npz or .npy file of vectors, or of contexts and next vectors.",
     ),
 ]

@@ -31,7 +31,7 @@ from lvm.cli.output import (
     print_message,
     print_table,
 )
-from models.recipe import NAMED_DIR
+from models.recipe import NAMED_DATA
 
 if TYPE_CHECKING:
     from models.retrieval.corpus import Corpus
@@ -158,8 +158,8 @@ def _score_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
 
 
 def leaderboard(
-    data: Annotated[str, typer.Option(metavar=NAMED_DIR, help="In-distribution data set, not trained on.")],
-    ood: Annotated[str, typer.Option(metavar=NAMED_DIR, help="Data set of another domain.")],
+    data: Annotated[str, typer.Option(metavar=NAMED_DATA, help="In-distribution data set, not trained on.")],
+    ood: Annotated[str, typer.Option(metavar=NAMED_DATA, help="Data set of another domain.")],
     train_data: Annotated[
         Path | None,
         typer.Option("--train-data", help="Training set, to fit the ridge baseline; default its scores on the cards."),

@@ -24,7 +24,7 @@ from lvm.cli.arguments import (
 )
 from lvm.cli.exit_codes import FAILED
 from lvm.cli.output import print_json, print_message, print_table, print_version
-from models.recipe import NAMED_DIR
+from models.recipe import NAMED_DATA
 from models.registry.registry import Move, check_name
 
 
@@ -97,7 +97,7 @@ def promote(
     why: Why = "",
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar=NAMED_DIR, help="A data set on its card, to score it on; repeat."),
+        typer.Option(metavar=NAMED_DATA, help="A data set on its card, to score it on; repeat."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Override all objections except damage; requires --why.")
@@ -113,11 +113,11 @@ def promote(
     # as in the server, so that the gate measures the same times
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from models import gate
-    from models.retrieval.corpus import read_corpus
+    from models.training.pairs import read_data
 
     found = existing_registry()
     target = found.find(version)
-    sets = {name: read_corpus(directory) for name, directory in map(named_dir, data or ())}
+    sets = {name: read_data(directory) for name, directory in map(named_dir, data or ())}
     verdict = gate.judge(found, alias, target, sets)
     if verdict.objections and not force:
         raise gate.PromotionRejected(verdict.objections)
@@ -204,7 +204,7 @@ def import_(
     context_length: Annotated[int | None, typer.Option(help="T, if the file does not say; default 5.")] = None,
     license_: Annotated[str, typer.Option("--license", callback=as_utf8, help="Licence of the weights.")] = "other",
     data: Annotated[
-        list[str] | None, typer.Option(metavar=NAMED_DIR, help="A data set to score it on, for its card; repeat.")
+        list[str] | None, typer.Option(metavar=NAMED_DATA, help="A data set to score it on, for its card; repeat.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -214,14 +214,14 @@ def import_(
     Tensors that are missing, unexpected or not finite are rejected, and no code in the file runs.
     """
     from models.registry.card import Card, read_card
-    from models.retrieval.corpus import read_corpus
     from models.training.imported import ImportOptions
     from models.training.importing import publish_model, read_model
+    from models.training.pairs import read_data
     from models.training.stated import comparisons
 
     options = ImportOptions(name, architecture, context_length, print_message)
     model = read_model(file, options)
-    sets = {known: read_corpus(directory) for known, directory in map(named_dir, data or ())}
+    sets = {known: read_data(directory) for known, directory in map(named_dir, data or ())}
     asked = f" --architecture {architecture}" if architecture else ""
     card = Card(
         name=name,

@@ -279,6 +279,7 @@ def test_models_prints_a_table_or_json(shipped: Path) -> None:
         (("promote", "primary", "retriever"), 65),
         (("promote", "primary", "fallback", "--force"), 2),
         (("promote", "primary", "fallback", "--data", "/nowhere"), 65),
+        (("promote", "primary", "fallback", "--data", "nowhere.npz"), 65),
         (("train", "amn", "--data", "artifacts/lvm/retriever", "--device", "banana"), 78),
         (("train", "amn", "--data", "artifacts/lvm/retriever", "--resume", "--run", "nowhere.pt"), 1),
         (("data", "nowhere.jsonl", "made"), 65),

@@ -117,18 +117,16 @@ class Site:
 
 
 UNTIL_SERVED = """
-import json, os, time, urllib.request
+import glob, json, os, time, urllib.request
 
 def served(alias):
     with urllib.request.urlopen(os.environ["LVM_URL"] + "/models") as answer:
         return json.load(answer)["aliases"].get(alias, {}).get("id")
 
-aliases = ("primary", "fallback", "candidate", "retriever")
-for alias in aliases:
-    link = f"artifacts/lvm/{alias}"
-    wanted = os.readlink(link).removeprefix("models/") if os.path.islink(link) else None
+for link in filter(os.path.islink, glob.glob("artifacts/lvm/*")):
+    alias, wanted = os.path.basename(link), os.readlink(link).removeprefix("models/")
     for _ in range(3000):
-        if wanted in (None, served(alias)):
+        if served(alias) == wanted:
             break
         time.sleep(0.02)
     else:

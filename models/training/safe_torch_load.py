@@ -110,6 +110,7 @@ KNOWN: Mapping[str, Any] = {  # by the name in the file: what makes the value
     **{f"builtins.{name}": Inert for name in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")},
     **{f"numpy.{core}.numeric._frombuffer": _array for core in ("core", "_core")},
     **{f"numpy.{each.__name__}": Inert for each in np.sctypeDict.values()},
+    "numpy.bool_": Inert,
     **{
         f"{home}.AttributeDict": _Dictionary  # of Lightning's hyper-parameters
         for home in (
@@ -149,6 +150,8 @@ def safe_load(path: Path) -> Any:
 def _load(path: Path, file: BufferedReader) -> Any:
     size = os.fstat(file.fileno()).st_size
     start = file.read(9)
+    if not start:
+        raise BadCheckpoint(f"{path}: the file is empty")
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") < size:
         raise BadCheckpoint(f"{path}: a safetensors file, expected what torch.save wrote")
     file.seek(_TAR_MARK_AT)

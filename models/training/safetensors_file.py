@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """Return the tensors under `model_state_dict`, and the texts of the metadata beside it.
+    """Return the tensors under `model_state_dict`, and beside it the metadata: JSON as values, the rest as texts.
 
     The tensors are mapped from the file, and use no memory until they are read.
 
@@ -38,6 +39,14 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with open(disk.open_regular(path), "rb") as file, safe_open(f"/dev/fd/{file.fileno()}", "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            return {**(opened.metadata() or {}), "model_state_dict": tensors}
+            metadata = {name: _value(text) for name, text in (opened.metadata() or {}).items()}
+            return {**metadata, "model_state_dict": tensors}
     except (OSError, SafetensorError) as error:
         raise BadCheckpoint(f"{path}: not a safetensors file, or damaged ({error})") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -67,7 +67,7 @@ def net_from(path: Path, saved: Mapping[Any, Any], options: ImportOptions) -> nn
 
     The architecture is the one that `options` state, else the `model_type` of the file, else the only net that has
     exactly these tensors. `lstm_stack` is recognised by its tensor names. T is that of `options`, else that of the
-    saved configuration, else 5. A prefix that a wrapper put before every name is removed, and reported.
+    saved configuration or arguments, else 5. A prefix that a wrapper put before every name is removed, and reported.
 
     Raises:
         NameMismatch: a tensor is missing, unexpected, or has another shape; the exception has the whole lists.
@@ -79,7 +79,7 @@ def net_from(path: Path, saved: Mapping[Any, Any], options: ImportOptions) -> nn
     _reject_position_scalar(path, state)
     saved = {**saved, "model_state_dict": state}
     architecture = _architecture(path, saved, options)
-    net = load_strictly(path, architecture, state, lambda: _build(architecture, saved, options.context_length))
+    net = load_strictly(path, architecture, state, lambda: _build(path, architecture, saved, options.context_length))
     _report_conversion(state, options)
     if "heads" in config_dict(net) and not any(key in _stated_config(saved) for key in _HEADS):
         options.report(f"the file does not say how many attention heads: assumed {config_dict(net)['heads']}")
@@ -123,7 +123,9 @@ def _state(path: Path, saved: Mapping[Any, Any]) -> dict[str, Tensor]:
         raise BadCheckpoint(f"{path}: {_EXPECTED}; it has the keys {listed(list(map(str, saved)))}")
     hollow = [name for name, tensor in state.items() if not _is_whole(tensor)]
     if hollow:
-        raise BadCheckpoint(f"{path}: unusable tensors (empty, not dense, or cut short): {listed(hollow)}")
+        raise BadCheckpoint(
+            f"{path}: unusable tensors (empty, not dense, not of floating point, or cut short): {listed(hollow)}"
+        )
     return state
 
 
@@ -197,7 +199,7 @@ def _recognised(path: Path, saved: Mapping[str, Any], options: ImportOptions) ->
 def _fits(path: Path, name: str, saved: Mapping[str, Any], context_length: int | None) -> bool:
     try:
         with torch.device("meta"):
-            blank = _build(name, saved, context_length)
+            blank = _build(path, name, saved, context_length)
         _compare(path, name, blank.state_dict(), _with_our_positions(saved["model_state_dict"], blank))
     except BadCheckpoint:
         return False
@@ -211,7 +213,7 @@ def _stated_config(saved: Mapping[str, Any]) -> dict[Any, Any]:
     return {key: value for each in plain if isinstance(each, Mapping) for key, value in each.items()}
 
 
-def _build(architecture: str, saved: Mapping[str, Any], context_length: int | None) -> nn.Module:
+def _build(path: Path, architecture: str, saved: Mapping[str, Any], context_length: int | None) -> nn.Module:
     config_type, net_type = NETS[architecture]
     config = _stated_config(saved)
     try:
@@ -222,11 +224,11 @@ def _build(architecture: str, saved: Mapping[str, Any], context_length: int | No
     heads = {"heads": head_counts[0]} if head_counts and "heads" in sizes else {}
     length = context_length or config.get("context_length") or sizes["context_length"]
     if not (type(length) is int and 0 < length <= MAX_CONTEXT):
-        raise BadCheckpoint(f"a context of {shown(repr(length))} chunks; expected 1 to {MAX_CONTEXT}")
+        raise BadCheckpoint(f"{path}: a context of {shown(repr(length))} chunks; expected 1 to {MAX_CONTEXT}")
     try:
         net: nn.Module = net_type(config_type(**{**sizes, **heads, "context_length": length}))
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise BadCheckpoint(f"these sizes do not fit {architecture}: {error}") from error
+        raise BadCheckpoint(f"{path}: these sizes do not fit {architecture}: {error}") from error
     return net
 
 

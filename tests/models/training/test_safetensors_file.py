@@ -25,13 +25,15 @@ def header_of(**tensor: object) -> bytes:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """Return a file with one tensor and its metadata."""
-    save_file({"a": torch.ones(3)}, tmp_path / "x.safetensors", {"epoch": "3"})
+    save_file(
+        {"a": torch.ones(3)}, tmp_path / "x.safetensors", {"epoch": "3", "model_type": "amn", "deep": "[" * 99_999}
+    )
     return tmp_path / "x.safetensors"
 
 
 def test_reads_tensors_and_metadata(file: Path) -> None:
     saved = read_safetensors(file)
-    assert saved["epoch"] == "3"
+    assert (saved["epoch"], saved["model_type"]) == (3, "amn")
     assert torch.equal(saved["model_state_dict"]["a"], torch.ones(3))
 
 

@@ -48,11 +48,11 @@ def summed_scan(u: Tensor, step: Tensor, a: Tensor, b: Tensor) -> Tensor:
     `(B, state, inner)`, so that sums over the state are products with a row of ones, which runtimes do fastest.
     """
     ones = torch.ones(1, len(a), dtype=a.dtype, device=a.device)
-    given = [b[:, t : t + 1].mT * u[:, t : t + 1] for t in range(u.shape[1] - 1)]
     added = b.sum(2, keepdim=True) * u
     state: Tensor | float = 0.0
     kept = []
-    for t, entered in enumerate(given, start=1):
+    for t in range(1, u.shape[1]):
+        entered = b[:, t - 1 : t].mT * u[:, t - 1 : t]
         state = torch.exp(step[:, t : t + 1] * a) * (state + entered)
         kept.append(ones @ state)
     return added + pad(torch.cat(kept, dim=1), (0, 0, 1, 0)) if kept else added

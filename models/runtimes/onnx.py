@@ -22,6 +22,8 @@ from models.vectors import Floats
 
 # For fewer rows, waking a thread takes longer than it saves.
 MIN_ROWS_PER_THREAD = 8
+# Rows of one run. A net may take megabytes for a row, and more rows at a time are not faster.
+MAX_ROWS = 128
 
 
 def open_session(graph: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
@@ -60,8 +62,7 @@ class OnnxRuntime:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
         count = min(self._threads, len(contexts) // MIN_ROWS_PER_THREAD)
         if count < 2 or has_lowered_priority():
-            answer: Floats = self._session.run(["vector"], {"context": contexts})[0]
-            return answer
+            return self._run(contexts)
         mine, *others = np.array_split(contexts, count)
         helped = [self._helpers.submit(self._run, part) for part in others]
         return np.concatenate([self._run(mine), *(help.result() for help in helped)])
@@ -69,5 +70,11 @@ class OnnxRuntime:
     def _run(self, contexts: Floats) -> Floats:
         # the session's own option works only in the thread that opened the first session
         with FlushedDenormals():
-            answer: Floats = self._session.run(["vector"], {"context": contexts})[0]
+            if len(contexts) <= MAX_ROWS:
+                return self._run_part(contexts)
+            parts = (contexts[at : at + MAX_ROWS] for at in range(0, len(contexts), MAX_ROWS))
+            return np.concatenate([self._run_part(part) for part in parts])
+
+    def _run_part(self, contexts: Floats) -> Floats:
+        answer: Floats = self._session.run(["vector"], {"context": contexts})[0]
         return answer

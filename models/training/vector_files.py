@@ -156,8 +156,11 @@ class _Table:
         self._metadata = {name: self._open(name) for name in metadata}
         for role, array in {**self.arrays, **self._metadata}.items():
             if len(array) != len(self.vectors):
-                raise BadArrays(f"{array.label} has {len(array)} {role}; there are {len(self.vectors)} vectors")
-        used = {*self.names.values(), *metadata}
+                without = f"; --field {role}= does without" if role in ROLES else ""
+                raise BadArrays(
+                    f"{array.label} has {len(array)} {role}; there are {len(self.vectors)} vectors{without}"
+                )
+        used = {"", *self.names.values(), *metadata}
         self.unused = [name for name in self._file.names if name not in used]
 
     def values(self, role: str) -> list[Any] | None:

@@ -4,7 +4,7 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -30,6 +30,8 @@ from models.retrieval.corpus import (
     read_corpus,
     write_corpus,
 )
+from models.retrieval.fields import FIELDS_FILE, Column, Fields, Texts
+from models.retrieval.retriever import load_retriever
 from models.runtimes import UnfitRuntime
 from models.runtimes.torch import build_net, run_net
 from models.training.publish import GOLDEN, golden_contexts, publish, reference_of
@@ -177,6 +179,18 @@ def test_an_indexed_corpus_is_stored_with_its_text_to_be_mapped(indexed_version:
     assert set(files) == {*CORPUS_FILES, PASSAGES_FILE, SPANS_FILE, "ivf.safetensors", "README.md"}
     assert all(files[name] == (larger_dir / name).read_bytes() for name in CORPUS_FILES)
     assert np.array_equal(read_corpus(indexed_version.path).vectors, read_corpus(larger_dir).vectors)
+
+
+@pytest.mark.parametrize("index", ["flat", "ivf"])
+def test_ids_and_metadata_are_served_with_either_index(
+    registry: Registry, larger_dir: Path, tmp_path: Path, card: Callable[..., Card], index: Literal["flat", "ivf"]
+) -> None:
+    data = Path(shutil.copytree(larger_dir, tmp_path / "data"))
+    fields = Fields(Texts.of(f"id-{row}" for row in range(1200)), {"even": Column.of([True, False] * 600)})
+    (data / FIELDS_FILE).write_bytes(fields.to_bytes())
+    corpus = load_retriever(publish_corpus(registry, data, card(kind="corpus"), index).path).corpus
+    assert corpus.chunk(77).fields() == {"source_id": "id-77", "metadata": {"even": False}}
+    assert corpus.matching({"even": [True]}).sum() == 600
 
 
 def test_a_small_corpus_gets_no_index_unless_asked(indexed_version: Version, corpus_version: Version) -> None:

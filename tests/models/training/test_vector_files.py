@@ -58,7 +58,7 @@ def test_keeps_vectors_texts_ids_and_metadata(tmp_path: Path) -> None:
     assert vector_files.warnings(summary) == []
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, ">f4"])
 def test_vectors_of_any_length_and_type_are_normalised_and_counted(tmp_path: Path, kind: Any) -> None:
     scale = np.where(np.arange(N) % 2, 1, 30)[:, None]
     corpus, summary = made(tmp_path, {"vectors": (VECTORS * scale).astype(kind)})
@@ -115,6 +115,18 @@ def test_other_names_are_given_and_a_recognised_one_is_declined(tmp_path: Path) 
     assert summary.unused == ["article_indices", "junk"]
 
 
+def test_a_npy_file_has_the_vectors_and_others_the_rest(tmp_path: Path) -> None:
+    np.save(tmp_path / "bank.npy", VECTORS)
+    np.save(tmp_path / "doc.npy", THEIRS["article_indices"])
+    out, fields = tmp_path / "out", {"articles": str(tmp_path / "doc.npy")}
+    summary = vector_files.build(
+        tmp_path / "bank.npy", out, "", fields, (), False, lambda done, total: None, cache_next_to(out)
+    )
+    assert (summary.articles, summary.unused, vector_files.warnings(summary)) == (2, [], [])
+    assert read_corpus(out).chunk(6) == (7, "", 0, None, None, None)
+    assert stated_encoder(out) is None
+
+
 def test_rows_without_a_direction_are_refused_or_left_out(tmp_path: Path) -> None:
     vectors = VECTORS.copy()
     vectors[1], vectors[5, 2], vectors[8, 0] = 0, np.nan, np.inf
@@ -133,7 +145,7 @@ def test_rows_without_a_direction_are_refused_or_left_out(tmp_path: Path) -> Non
         ({"vectors": np.ones((N, D), int)}, "expected floating-point vectors"),
         ({"vectors": np.ones((0, D))}, "expected floating-point vectors"),
         ({"vectors": np.zeros((N, D))}, "12 vectors are zero"),
-        ({"cpe_ids": np.arange(N - 1)}, "`cpe_ids` has 11 ids; there are 12 vectors"),
+        ({"cpe_ids": np.arange(N - 1)}, "`cpe_ids` has 11 ids; there are 12 vectors; --field ids= does without"),
         ({"chunk_indices": np.zeros(N, int)}, "10 rows have the article and the position of another: rows 0 and 1, "),
         ({"chunk_indices": np.arange(N) - 1}, "row 0 is -1; expected a whole number from 0"),
         ({"chunk_indices": np.arange(N) * 0.5}, "row 1 is 0.5; expected a whole number"),

@@ -12,6 +12,7 @@ from models.vectors import Floats, normalise
 STATISTICS = ("norm", "neighbour_cosine", "alignment")
 # A smaller standard deviation comes from rounding or from a small sample.
 _MIN_DEVIATION = np.array([0.01, 0.05, 0.05], np.float32)
+_UNKNOWN = np.full(3, np.nan, np.float32)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ReferenceStats:
         units = normalise(contexts)
         total = units.sum(axis=(0, 1))
         others = normalise(total - units.sum(axis=1))  # (B, D)
-        values = np.vstack([_measure(one[None], direction) for one, direction in zip(contexts, others, strict=True)])
+        alone = [cls(direction, _UNKNOWN, _UNKNOWN) for direction in others]
+        values = np.vstack([stats.measure(one[None]) for one, stats in zip(contexts, alone, strict=True)])
         return cls(normalise(total), values.mean(axis=0), np.maximum(values.std(axis=0), _MIN_DEVIATION))
 
     def measure(self, contexts: Floats) -> Floats:
@@ -36,20 +38,15 @@ class ReferenceStats:
 
         A context of one vector has no neighbours; its neighbour cosine counts as the mean.
         """
-        values = _measure(contexts, self.direction)
-        return values if contexts.shape[1] > 1 else np.where(np.isnan(values), self.mean, values)
+        lengths = np.sqrt(np.vecdot(contexts, contexts))  # (B, T)
+        safe = np.maximum(lengths, 1e-12)
+        near = np.vecdot(contexts[:, 1:], contexts[:, :-1]) / (safe[:, 1:] * safe[:, :-1])
+        near = near.mean(1) if contexts.shape[1] > 1 else np.full(len(contexts), self.mean[1])
+        aligned = contexts @ self.direction / safe
+        values: Floats = np.stack([lengths.mean(1), near, aligned.mean(1)], axis=1)
+        return values
 
     def deviations(self, values: Floats) -> Floats:
         """Return by how many standard deviations `values` `(3,)` differ from the mean; average over many contexts."""
         deviations: Floats = (values - self.mean) / self.deviation
         return deviations
-
-
-def _measure(contexts: Floats, direction: Floats) -> Floats:
-    lengths = np.sqrt(np.vecdot(contexts, contexts))  # (B, T)
-    safe = np.maximum(lengths, 1e-12)
-    neighbours = np.vecdot(contexts[:, 1:], contexts[:, :-1]) / (safe[:, 1:] * safe[:, :-1])
-    aligned = contexts @ direction / safe
-    near = neighbours.mean(1) if contexts.shape[1] > 1 else np.full(len(contexts), np.nan, np.float32)
-    values: Floats = np.stack([lengths.mean(1), near, aligned.mean(1)], axis=1)
-    return values

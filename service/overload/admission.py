@@ -166,16 +166,15 @@ class Admission:
         return Overloaded(f"no room for more {resource} in flight", retry_after=retry_after)
 
 
+@dataclass(eq=False, slots=True)
 class Permit:
     """What one request holds: bytes as its body arrives, rows once the body is complete, nothing once released."""
 
-    __slots__ = ("_admission", "_client", "_usage", "rows", "size")
-
-    def __init__(self, admission: Admission, client: str) -> None:
-        self._admission = admission
-        self._client = client
-        self._usage: ClientUsage | None = None
-        self.rows = self.size = 0
+    _admission: Admission
+    _client: str
+    _usage: ClientUsage | None = None
+    rows: int = 0
+    size: int = 0
 
     def reserve(self, size: int, declared: int = 0) -> None:
         """Hold `size` bytes in all.

@@ -111,16 +111,6 @@ class Incoming(Request):
         if self.task:
             self.task.cancel()
 
-    @property
-    def bytes_outstanding(self) -> int:
-        """Bytes of the body that are declared and have not arrived."""
-        return max(0, self.declared - len(self.body))
-
-    @property
-    def can_skip_body(self) -> bool:
-        """Whether the rest of the body, unread, costs less than a new connection, and is sure to come."""
-        return 0 < self.declared <= MAX_SKIP and not self.expects_continue
-
     def wake(self) -> None:
         """Continue with what waits for it."""
         if self.waiter is not None and not self.waiter.done():
@@ -286,10 +276,6 @@ class Connection(asyncio.Protocol):
 
     # ---- input
 
-    @property
-    def _unread_size(self) -> int:
-        return len(self._unread) - self._at
-
     def _read_on(self) -> None:
         work = self._read_pieces()
         if self._is_chunked or next(work, self) is None:
@@ -304,7 +290,7 @@ class Connection(asyncio.Protocol):
     def _read_pieces(self) -> Work[None]:
         """Parse what has arrived; yield if it is a chunked body, whose chunks may be tiny, and takes long."""
         until = perf_counter() + SLICE_S
-        while self._unread_size and self._parser is not None:
+        while self._at < len(self._unread) and self._parser is not None:
             start, self._at = self._at, min(len(self._unread), self._at + self._piece())
             self._parse(memoryview(self._unread)[start : self._at])
             if self._is_chunked and perf_counter() > until:
@@ -315,7 +301,7 @@ class Connection(asyncio.Protocol):
     def _piece(self) -> int:
         """Return how many bytes to parse next: the rest of a body, a head, or some of what may be in many parts."""
         if self._incoming is not None and not self._in_head:
-            return self._incoming.bytes_outstanding or CHUNKS
+            return max(0, self._incoming.declared - len(self._incoming.body)) or CHUNKS
         head = self._unread.find(END_OF_HEAD, self._at, self._at + PIECE)
         return PIECE if head < 0 else head + len(END_OF_HEAD) - self._at
 
@@ -535,7 +521,9 @@ class Connection(asyncio.Protocol):
         self._pipeline.popleft()
         if self._transport.is_closing():
             return
-        keep_alive = request.keep_alive and not response.closes and (request.is_whole or request.can_skip_body)
+        # a body that is sure to come, and short, is skipped: that costs less than a new connection
+        can_skip = 0 < request.declared <= MAX_SKIP and not request.expects_continue
+        keep_alive = request.keep_alive and not response.closes and (request.is_whole or can_skip)
         headers = self._server.default_headers + response.headers
         if not keep_alive:
             headers.append(CLOSE)
@@ -566,8 +554,8 @@ class Connection(asyncio.Protocol):
 
     def _close(self, request: Incoming) -> None:
         self._waiting_since = None
-        may_send_more = self._half_closed_since is None and (self._unread_size > 0 or self._has_unread())
-        if request.is_whole and not may_send_more:
+        is_unread = self._half_closed_since is None and (self._at < len(self._unread) or self._has_unread())
+        if request.is_whole and not is_unread:
             self._transport.close()
         else:
             self._close_gently()

@@ -29,6 +29,10 @@ EXITS: Mapping[str, tuple[int, str]] = {
         BAD_DATA,
         "remove the objections, or override them with --force --why TEXT, which the ledger keeps",
     ),
+    "BadOnnx": (
+        BAD_DATA,
+        "export the net with one float32 input (B, T, D) and one output (B, D), in eval mode; nothing was stored",
+    ),
     "BadCheckpoint": (BAD_DATA, _REMAKE),
     "Corrupt": (BAD_DATA, _REMAKE),
     "BadCard": (BAD_DATA, _REMAKE),

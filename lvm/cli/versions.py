@@ -188,7 +188,9 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="A file of torch.save or safetensors.", exists=True, readable=False)],
+    file: Annotated[
+        Path, typer.Argument(help="A file of torch.save, safetensors or ONNX.", exists=True, readable=False)
+    ],
     name: Annotated[
         str,
         typer.Option(
@@ -203,6 +205,9 @@ def import_(
     encoder: Annotated[str, typer.Option(help="The encoder whose vectors the net reads.")] = "unspecified",
     context_length: Annotated[int | None, typer.Option(help="T, if the file does not say; default 5.")] = None,
     license_: Annotated[str, typer.Option("--license", callback=as_utf8, help="Licence of the weights.")] = "other",
+    output: Annotated[
+        str | None, typer.Option(metavar="OUTPUT", help="The output to keep of an ONNX file that has several.")
+    ] = None,
     data: Annotated[
         list[str] | None, typer.Option(metavar=NAMED_DATA, help="A data set to score it on, for its card; repeat.")
     ] = None,
@@ -219,10 +224,12 @@ def import_(
     from models.training.pairs import read_data
     from models.training.stated import comparisons
 
-    options = ImportOptions(name, architecture, context_length, print_message)
-    model = read_model(file, options)
     sets = {known: read_data(directory) for known, directory in map(named_dir, data or ())}
+    dim = next((corpus.dim for corpus in sets.values()), None)
+    options = ImportOptions(name, architecture, context_length, dim, output, print_message)
+    model = read_model(file, options)
     asked = f" --architecture {architecture}" if architecture else ""
+    asked += f" --output {as_utf8(output)}" if output else ""
     card = Card(
         name=name,
         kind="net",

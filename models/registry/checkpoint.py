@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
@@ -17,6 +19,8 @@ from models.vectors import Floats
 WEIGHTS_FILE = "weights.safetensors"
 GRAPH_FILE = "net.onnx"
 GOLDEN_FILE = "golden.safetensors"
+# the architecture of a net that came as an ONNX file: it has a graph and no torch module
+ONNX_NET = "onnx"
 
 
 class BadCheckpoint(ValueError):
@@ -27,14 +31,15 @@ class BadCheckpoint(ValueError):
 class Checkpoint:
     """One version of a net in memory.
 
-    `weights` are float32 arrays by name. `graph` is the ONNX graph without weights. `golden_vector` `(G, D)` are the
-    answers of the float32 torch net to `golden_context` `(G, T, D)`.
+    `weights` are arrays by name, float32 unless an ONNX file had another type. `graph` is the ONNX graph without
+    weights. `golden_vector` `(G, D)` are the answers to `golden_context` `(G, T, D)` of the float32 torch net, or of
+    onnxruntime if the net came as an ONNX file.
     """
 
     version: str
     sha256: str
     card: Card
-    weights: Mapping[str, Floats]
+    weights: Mapping[str, NDArray[Any]]
     graph: bytes
     golden_context: Floats
     golden_vector: Floats

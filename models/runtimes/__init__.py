@@ -7,10 +7,10 @@ from typing import Protocol
 import numpy as np
 
 from models.devices import DEVICES, may_be_accelerated
-from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.registry.checkpoint import ONNX_NET, BadCheckpoint, Checkpoint
 from models.vectors import Floats
 
-# least cosine between an answer and the golden vector, which the float32 torch net made
+# least cosine between an answer and the golden vector
 MIN_PARITY = 0.9999
 PRECISIONS = ("float32", "bf16", "int8")
 
@@ -69,14 +69,27 @@ def _require(device: str) -> None:
 def open_runtime(checkpoint: Checkpoint, device: str, threads: int, precision: str = "float32") -> Runtime:
     """Return the net of a checkpoint, ready to run on `device` and checked against its golden vectors.
 
+    A net that came as an ONNX file has no torch module, so it runs on the CPU whatever the device is.
+
     Raises:
         NoSuchPrecision: the device cannot compute in `precision`.
         UnfitRuntime: the answers are not finite or differ from the golden vectors.
         BadCheckpoint: the runtime cannot load the net.
     """
-    runtime = _make(checkpoint, device, threads, precision)
+    is_onnx = checkpoint.card.architecture == ONNX_NET
+    runtime = _open_onnx(checkpoint, threads, precision) if is_onnx else _make(checkpoint, device, threads, precision)
     check_parity(runtime, checkpoint)
     return runtime
+
+
+def _open_onnx(checkpoint: Checkpoint, threads: int, precision: str) -> Runtime:
+    """Return a net that came as an ONNX file, which runs no more rows at once than its import tried."""
+    from models.runtimes.blocks import Blocks
+
+    rows, is_fixed = checkpoint.card.config.get("max_rows"), bool(checkpoint.card.config.get("fixed_rows"))
+    if type(rows) is not int or rows < 1:
+        raise BadCheckpoint(f"{checkpoint.version}: the card has max_rows {rows!r}; expected a positive number")
+    return Blocks(_on_cpu(checkpoint, 1 if is_fixed else threads, precision), rows, is_fixed)
 
 
 def _make(checkpoint: Checkpoint, device: str, threads: int, precision: str) -> Runtime:

@@ -39,7 +39,10 @@ class OpenVinoRuntime:
         if precision == "int8":
             _quantise(model)
         config = {**CONFIG[precision], **FLUSH_DENORMALS, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-        self._request: Any = core.compile_model(model, "CPU", config).create_infer_request()
+        try:
+            self._request: Any = core.compile_model(model, "CPU", config).create_infer_request()
+        except RuntimeError as error:
+            raise BadCheckpoint(f"{checkpoint.version}: openvino rejects the graph: {error}") from error
 
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""

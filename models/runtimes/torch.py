@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.nets import BadConfig, build
 from models.nets.unit import unit
-from models.registry.checkpoint import BadCheckpoint, Checkpoint
+from models.registry.checkpoint import ONNX_NET, BadCheckpoint, Checkpoint
 from models.runtimes.denormals import FlushedDenormals
 from models.vectors import Floats
 
@@ -26,9 +26,12 @@ def build_net(checkpoint: Checkpoint) -> nn.Module:
     """Return the net of a checkpoint in eval mode, with every tensor loaded by name and none left over.
 
     Raises:
-        BadCheckpoint: the architecture is unknown, or names or shapes do not match; the message lists them.
+        BadCheckpoint: the architecture is unknown, or names or shapes do not match; the message lists them. Or the net
+            came as an ONNX file.
     """
     card = checkpoint.card
+    if card.architecture == ONNX_NET:
+        raise BadCheckpoint(f"{checkpoint.version} came as an ONNX file: it has no torch module; onnxruntime runs it")
     try:
         net = build(card.architecture, card.config)
         state = {name: torch.from_numpy(array) for name, array in checkpoint.weights.items()}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +10,6 @@ from contextlib import contextmanager
 import numpy as np
 import onnx
 import torch
-from onnx.external_data_helper import set_external_data
 from onnx.helper import make_node
 from onnx.numpy_helper import from_array
 from onnx.shape_inference import infer_shapes
@@ -23,6 +20,7 @@ from models.nets.two_tower import TwoTower
 from models.registry.checkpoint import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE
 from models.retrieval.towers import PAYLOAD_FILE
 from models.runtimes.torch import run_net, state_arrays
+from models.training.onnx_graph import refer_to_weights
 from models.vectors import Floats
 
 _MAX_BATCH = 65_536
@@ -70,7 +68,7 @@ def export_graph(net: nn.Module, shape: tuple[int, ...], weights: bytes) -> byte
     assert program is not None
     model = program.model_proto
     # first, because shape inference copies all that the model holds
-    _point_at(model, weights)
+    refer_to_weights(model, weights)
     _fold_static_shapes(model)
     _strip(model)
     return bytes(model.SerializeToString(deterministic=True))
@@ -97,17 +95,6 @@ def _strip(model: onnx.ModelProto) -> None:
     for item in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
         del item.metadata_props[:]
         item.ClearField("doc_string")
-
-
-def _point_at(model: onnx.ModelProto, weights: bytes) -> None:
-    (size,) = struct.unpack_from("<Q", weights)
-    header = json.loads(weights[8 : 8 + size])
-    for tensor in model.graph.initializer:
-        if tensor.name in header:
-            begin, end = header[tensor.name]["data_offsets"]
-            place = {"offset": 8 + size + begin, "length": end - begin}
-            set_external_data(tensor, WEIGHTS_FILE, **place)
-            tensor.ClearField("raw_data")
 
 
 @contextmanager

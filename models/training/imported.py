@@ -18,12 +18,15 @@ class ImportOptions:
     """What the caller of an import states.
 
     `name` is the model's name in the registry; if it names a net and `architecture` is None, the file must hold that
-    net. `context_length` is T; None: as the file says, else 5. `report` is called with each message for the caller.
+    net. `context_length` is T; None: as the file says, else 5. `dim` is D if an ONNX file leaves it free, and `output`
+    names the output to keep of one that has several. `report` is called with each message for the caller.
     """
 
     name: str
     architecture: str | None = None
     context_length: int | None = None
+    dim: int | None = None
+    output: str | None = None
     report: Callable[[str], None] = _ignore
 
 

@@ -22,13 +22,14 @@ from models.retrieval.corpus import Corpus
 from models.training import publish, torch_import, two_tower_import
 from models.training.export import net_files
 from models.training.imported import ImportedModel, ImportOptions
+from models.training.onnx_import import read_onnx
 from models.training.stated import card_data
 from models.windows import require_windows
 
 LIMIT = "Imported: what it was trained on is not known here."
 
 # readers of whole files, by the suffix of the file's name; a file with any other suffix is read as tensors by name
-FORMATS: Mapping[str, Callable[[Path, ImportOptions], ImportedModel]] = {}
+FORMATS: Mapping[str, Callable[[Path, ImportOptions], ImportedModel]] = {".onnx": read_onnx}
 
 # readers of a dictionary that holds tensors, by a key that only this kind of model has
 MODELS: Mapping[str, Callable[[Path, Mapping[Any, Any], ImportOptions], nn.Module]] = {

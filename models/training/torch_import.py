@@ -47,7 +47,7 @@ def read_net(
     """Return the net saved in `path` under the architecture `name`; see `net_from`."""
     if name not in NETS:
         raise BadCheckpoint(f"unknown net {name!r}; choose from {', '.join(NETS)}")
-    return net_from(path, read_saved(path), ImportOptions(name, None, context_length, report))
+    return net_from(path, read_saved(path), ImportOptions(name, None, context_length, report=report))
 
 
 def read_saved(path: Path) -> Mapping[Any, Any]:

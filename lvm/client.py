@@ -30,6 +30,8 @@ from lvm.errors import Expired, ServiceError
 from lvm.transport import LIMITS, MAX_TIMEOUT_S, Transport, deadline_at, proxy_of
 
 Floats = NDArray[np.float32]
+# for `article` or a metadata field, the values of which a passage must have one
+Filter = Mapping[str, str | float | bool | Iterable[str | float | bool]]
 T = TypeVar("T")
 OCTETS = "application/octet-stream"
 # accepted codings of responses; the decoded size of others cannot be bounded
@@ -49,6 +51,8 @@ MAX_PAUSE_S = 60.0
 MAX_TIMEOUT_MS = 3_600_000.0
 # of options in a query string; the service accepts 16 KiB of headers
 MAX_QUERY_CHARACTERS = 4_000
+# of all queries of a request: hits, and ids to exclude
+MAX_FOUND = 50_000
 # decoded bytes of a response, in addition to the size of the request
 MAX_ANSWER_BYTES = 64 << 20
 
@@ -175,14 +179,24 @@ class RequestFlow:
         """Request the passages nearest to a query `(D,)`, or to the prediction of a context `(T, D)`."""
         rows = _to_floats(asked, "a query or a context", {1: "(D,)", 2: "(T, D)"})
         given, trace = _to_json_options(options), trace_headers(traceparent)
-        params = _params(given)
-        if sum(map(len, params.values())) <= MAX_QUERY_CHARACTERS:
-            ask = HttpRequest("/retrieve", rows.tobytes(), {**_octet_headers(rows), **trace}, params)
-        else:
-            body = {"query" if rows.ndim == 1 else "context": rows.tolist(), **given}
-            ask = HttpRequest("/retrieve", json.dumps(body).encode(), {"content-type": "application/json", **trace}, {})
+        ask = _retrieve_request("query" if rows.ndim == 1 else "context", rows, given, trace)
         response = yield from self._send(ask, self._deadline())
-        return _read_passages(response, given.get("k"))
+        return _read_passages(_read_results(response), given.get("k"))
+
+    def retrieve_many(
+        self, asked: ArrayLike, options: Mapping[str, Any], traceparent: str | None
+    ) -> Steps[list[list[Passage]]]:
+        """Request the passages nearest to each of many queries `(n, D)`, or contexts `(n, T, D)`."""
+        rows = _to_floats(asked, "queries or contexts", {2: "(n, D)", 3: "(n, T, D)"})
+        field = "queries" if rows.ndim == 2 else "contexts"
+        given, trace, deadline = _to_json_options(options), trace_headers(traceparent), self._deadline()
+        size = _rows_of_a_part(given, self.rows)
+        found: list[list[Passage]] = []
+        for at in range(0, len(rows), size):
+            part = rows[at : at + size]
+            response = yield from self._send(_retrieve_request(field, part, given, trace), deadline)
+            found += _read_each(_read_results(response), len(part), given.get("k"))
+        return found
 
     def _deadline(self) -> float:
         return self.clock() + self._seconds
@@ -311,13 +325,40 @@ class Client(_Caller):
         return self._run(self._flow.predict(contexts, {"model": model, "profile": profile}, traceparent))
 
     def retrieve(
-        self, query_or_context: ArrayLike, *, k: int = 10, traceparent: str | None = None, **options: Any
+        self,
+        query_or_context: ArrayLike,
+        *,
+        k: int = 10,
+        filter: Filter | None = None,
+        mmr: float | None = None,
+        traceparent: str | None = None,
+        **options: Any,
     ) -> list[Passage]:
         """Return the `k` passages nearest to a query `(D,)`, or to the prediction of a context `(T, D)`.
 
-        `options` are those of the route: `exclude`, `exclude_context`, `rerank`, `model`. Raises as `predict`.
+        `filter` maps `article` or a metadata field to the value, or values, that a passage must have. `mmr` from 0 to 1
+        weighs relevance against being unlike the passages before. `options` are the others of the route: `exclude`,
+        `exclude_context`, `rerank`, `model`. Raises as `predict`.
         """
-        return self._run(self._flow.retrieve(query_or_context, {"k": k, **options}, traceparent))
+        given = {"k": k, "filter": filter, "mmr": mmr, **options}
+        return self._run(self._flow.retrieve(query_or_context, given, traceparent))
+
+    def retrieve_many(
+        self,
+        queries_or_contexts: ArrayLike,
+        *,
+        k: int = 10,
+        filter: Filter | None = None,
+        mmr: float | None = None,
+        traceparent: str | None = None,
+        **options: Any,
+    ) -> list[list[Passage]]:
+        """Return the passages of each of many queries `(n, D)`, or contexts `(n, T, D)`; arguments as of `retrieve`.
+
+        More than `rows` are sent in several requests; `timeout` is that of all.
+        """
+        given = {"k": k, "filter": filter, "mmr": mmr, **options}
+        return self._run(self._flow.retrieve_many(queries_or_contexts, given, traceparent))
 
     def close(self) -> None:
         """Close the connections."""
@@ -377,10 +418,32 @@ class AsyncClient(_Caller):
         return await self._run(self._flow.predict(contexts, {"model": model, "profile": profile}, traceparent))
 
     async def retrieve(
-        self, query_or_context: ArrayLike, *, k: int = 10, traceparent: str | None = None, **options: Any
+        self,
+        query_or_context: ArrayLike,
+        *,
+        k: int = 10,
+        filter: Filter | None = None,
+        mmr: float | None = None,
+        traceparent: str | None = None,
+        **options: Any,
     ) -> list[Passage]:
         """As `Client.retrieve`."""
-        return await self._run(self._flow.retrieve(query_or_context, {"k": k, **options}, traceparent))
+        given = {"k": k, "filter": filter, "mmr": mmr, **options}
+        return await self._run(self._flow.retrieve(query_or_context, given, traceparent))
+
+    async def retrieve_many(
+        self,
+        queries_or_contexts: ArrayLike,
+        *,
+        k: int = 10,
+        filter: Filter | None = None,
+        mmr: float | None = None,
+        traceparent: str | None = None,
+        **options: Any,
+    ) -> list[list[Passage]]:
+        """As `Client.retrieve_many`."""
+        given = {"k": k, "filter": filter, "mmr": mmr, **options}
+        return await self._run(self._flow.retrieve_many(queries_or_contexts, given, traceparent))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -507,6 +570,25 @@ def _octet_headers(rows: Floats) -> dict[str, str]:
     return {"content-type": f"{OCTETS}; dtype=float32; shape={'x'.join(map(str, rows.shape))}"}
 
 
+def _retrieve_request(field: str, rows: Floats, given: dict[str, Any], trace: Mapping[str, str]) -> HttpRequest:
+    """Return a request for passages, in octets if their shape says which `field` of JSON they are."""
+    params = _params(given)
+    is_ambiguous = field == "contexts" and rows.shape[1] == 1
+    if sum(map(len, params.values())) <= MAX_QUERY_CHARACTERS and not is_ambiguous:
+        sent = rows[:, None] if field == "queries" else rows
+        return HttpRequest("/retrieve", rows.tobytes(), {**_octet_headers(sent), **trace}, params)
+    body = json.dumps({field: rows.tolist(), **given}).encode()
+    return HttpRequest("/retrieve", body, {"content-type": "application/json", **trace}, {})
+
+
+def _rows_of_a_part(given: Mapping[str, Any], most: int) -> int:
+    """Return how many queries one request has; the service bounds their hits and exclusions together."""
+    k, exclude = given.get("k", 10), given.get("exclude", ())
+    if not isinstance(k, int) or not isinstance(exclude, list | tuple) or k < 1:
+        return most
+    return max(1, min(most, MAX_FOUND // (k + len(exclude))))
+
+
 def _to_json_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options as JSON values, without None; raises `ValueError` if one cannot be sent."""
     return {name: _to_json(name, value) for name, value in options.items() if value is not None}
@@ -517,7 +599,9 @@ def _to_json(name: str, value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, str | int | float):
         return value
-    if isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
         return [_to_json(name, item) for item in value]
     raise ValueError(f"{name}: expected a string, a number, a boolean or a list of them, got {type(value).__name__}")
 
@@ -620,10 +704,24 @@ MEMBERS: dict[str, tuple[type, ...]] = {
 OPTIONAL = {"source_id": None, "metadata": None}
 
 
-def _read_passages(response: httpx.Response, most: Any) -> list[Passage]:
-    """Return the passages of a response; raises `BadAnswer` if a member is missing or wrong, or there are too many."""
+def _read_results(response: httpx.Response) -> Any:
+    """Return the member `results` of a response; raises `BadAnswer` if there is none."""
     try:
-        results = json.loads(response.content)["results"]
+        return json.loads(response.content)["results"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise BadAnswer(f"response is not a list of passages: {type(error).__name__}: {error}") from error
+
+
+def _read_each(results: Any, count: int, most: Any) -> list[list[Passage]]:
+    """Return the passages of each of `count` queries; raises `BadAnswer` as `_read_passages`."""
+    if not isinstance(results, list) or len(results) != count:
+        raise BadAnswer(f"response is not a list of {count} lists of passages")
+    return [_read_passages(each, most) for each in results]
+
+
+def _read_passages(results: Any, most: Any) -> list[Passage]:
+    """Return the passages of a query; raises `BadAnswer` if a member is missing or wrong, or there are too many."""
+    try:
         if not isinstance(results, list):
             raise TypeError("results: expected a list")
         found = [_read_passage(OPTIONAL | result) for result in results]

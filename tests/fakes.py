@@ -170,6 +170,7 @@ class FakeBuild:
         self.fault: Exception | None = None
         self.asked: list[list[int]] = []  # what was to be left out
         self.seconds: list[float] = []
+        self.answers = 0
 
     def set_timeout(self, seconds: float) -> None:
         """Note how long it may take."""
@@ -180,6 +181,7 @@ class FakeBuild:
         self.asked.append(list(exclude))
         if self.fault:
             raise self.fault
+        self.answers += 1
         scores = queries @ corpus().vectors[::-1].T
         order = len(corpus()) - 1 - np.argsort(-scores, axis=1, kind="stable")
         return [[int(row) for row in rows if row not in exclude][:k] for rows in order]

@@ -83,6 +83,11 @@ class Passages(Protocol):
         """The article `(N,)` that each row belongs to."""
         ...
 
+    @property
+    def fields(self) -> Fields:
+        """Ids and metadata of the rows."""
+        ...
+
     def __len__(self) -> int: ...
 
     def vectors_at(self, rows: NDArray[np.int64]) -> Floats:

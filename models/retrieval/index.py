@@ -6,10 +6,11 @@ one bit per dimension and row in memory, searches the most likely lists, and res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import repeat
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
+from weakref import WeakKeyDictionary
 
 import faiss
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from models.registry.manifest import Buffer
+from models.retrieval.filters import MASKED_SHARE, RowSet
 from models.vectors import Floats
 
 Rows = NDArray[np.int64]
@@ -31,6 +33,15 @@ PRUNING_FACTOR = 64
 # above the rounding error of float32 in a cosine, and in a squared length of 1
 _SCORE_ERROR = 1e-5
 _LENGTH_ERROR = 4e-6
+# a bound of a row that may be returned is greater
+_LOWEST = float(np.finfo(np.float32).min)
+# The rows of a set of less than this share are copied into lists of their own: to pass over many rows takes long.
+_COPIED_SHARE = 0.8
+# More candidates of a set are fetched than are rescored, so that this many standard errors of an estimate are allowed.
+_DEEPER = 4
+_ERRORS = 2
+# queries times rows whose bounds are in memory at a time
+_BLOCK_BOUNDS = 1 << 22
 # `nprobe` and `pool` are tuned for this k: ten results, and five more for the context's own passages.
 _TUNED_K = 15
 
@@ -49,8 +60,11 @@ class VectorIndex(Protocol):
 
     def __len__(self) -> int: ...
 
-    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
-        """Return scores and rows, both `(Q, k)`, best first, equal scores ordered by row; k <= len(self)."""
+    def search(self, queries: Floats, k: int, among: RowSet | None = None) -> tuple[Floats, Rows]:
+        """Return scores and rows, both `(Q, k)`, best first, equal scores ordered by row.
+
+        Only rows of the set `among` are returned, if it is given. k is at most the number of rows.
+        """
         ...
 
     def vectors_at(self, rows: Rows, /) -> Floats:
@@ -81,15 +95,26 @@ class FlatIndex:
     def __len__(self) -> int:
         return len(self._vectors)
 
-    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+    def search(self, queries: Floats, k: int, among: RowSet | None = None) -> tuple[Floats, Rows]:
         """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
         units, lengths = normalise_queries(queries)
-        if PRUNING_FACTOR * k <= len(self):
-            found = map(self._search_pruned, units, self._upper_bounds(units), repeat(k))
-        else:
-            found = map(self._search_all, units, repeat(k))
-        scores, rows = stack_results(found, len(queries), k)
+        scores, rows = stack_results(self._search(units, k, among), len(queries), k)
         return scores * lengths, rows
+
+    def _search(self, units: Floats, k: int, among: RowSet | None) -> Iterator[ScoredRows]:
+        """Yield the result of each query, by the way that reads least."""
+        if among and (among.share < MASKED_SHARE or PRUNING_FACTOR * k > len(among)):
+            yield from map(self._search_rows, units, repeat(among.rows), repeat(k))
+        elif PRUNING_FACTOR * k > len(self):
+            yield from map(self._search_all, units, repeat(k))
+        else:
+            block = max(_BLOCK_BOUNDS // len(self), 1)
+            for at in range(0, len(units), block):
+                some = units[at : at + block]
+                bounds = self._upper_bounds(some)
+                if among:
+                    bounds += among.penalty
+                yield from map(self._search_pruned, some, bounds, repeat(k))
 
     def vectors_at(self, rows: Rows, /) -> Floats:
         """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
@@ -109,9 +134,11 @@ class FlatIndex:
         return projected
 
     def _search_pruned(self, unit: Floats, bounds: Floats, k: int) -> tuple[Floats, Rows]:
-        likely = np.flatnonzero(bounds >= _threshold(bounds, k))
+        likely = np.flatnonzero(bounds >= max(_threshold(bounds, k), _LOWEST))
         floor = _threshold(self._scores(unit, likely), k) - _SCORE_ERROR
-        rows = np.flatnonzero(bounds >= floor)
+        return self._search_rows(unit, np.flatnonzero(bounds >= floor), k)
+
+    def _search_rows(self, unit: Floats, rows: Rows, k: int) -> ScoredRows:
         scores = self._scores(unit, rows)
         best = _top_k(scores, k)
         return scores[best], rows[best]
@@ -123,7 +150,7 @@ class FlatIndex:
 
     def _scores(self, unit: Floats, rows: Rows) -> Floats:
         # gathering a row costs as much as reading several in sequence
-        is_sparse = 8 * len(rows) < len(self)
+        is_sparse = 4 * len(rows) < len(self)
         scores: Floats = np.vecdot(self._vectors[rows], unit) if is_sparse else np.vecdot(self._vectors, unit)[rows]
         return scores
 
@@ -143,9 +170,13 @@ def normalise_queries(queries: Floats) -> tuple[Floats, Floats]:
 
 def rescore(index: VectorIndex, query: Floats, rows: Rows, k: int) -> ScoredRows:
     """Score `rows` `(R,)` by the vectors of an index; return scores and rows of the k nearest to `query` `(D,)`."""
-    rows = np.sort(rows)
-    scores = np.vecdot(index.vectors_at(rows), query)
-    best = _top_k(scores, k)
+    return _best(rows, np.vecdot(index.vectors_at(rows), query), k)
+
+
+def _best(rows: Rows, scores: Floats, k: int) -> ScoredRows:
+    """Return scores and rows of the k best of some `rows` `(R,)`, which are in any order."""
+    order = np.argsort(rows)
+    best = order[_top_k(scores[order], k)]
     return scores[best], rows[best]
 
 
@@ -221,11 +252,23 @@ class InvertedLists:
             raise BadIndex("the lists do not hold every row exactly once")
 
 
+class Part(NamedTuple):
+    """The rows of a set in an index of lists: `counts` `(L,)` of them are in each list.
+
+    `lists` holds no other rows, or `selector` is their bitmap.
+    """
+
+    lists: Any
+    counts: Rows
+    selector: Any | None
+
+
 class IvfIndex:
     """Approximate search: scan the codes of the `nprobe` nearest lists, then rescore the best `pool * k` by vector.
 
-    Codes and row numbers are in memory (64 bytes per row at D = 384). `vectors_at` returns the unit vectors `(R, D)` of
-    rows. `nprobe` and `pool` grow if k is larger than usual.
+    Codes and row numbers are in memory (72 bytes per row at D = 384). `vectors_at` returns the unit vectors `(R, D)` of
+    rows. `nprobe` and `pool` grow if k is larger than usual. A search among a set of rows scans as many codes, of rows
+    of the set only, in the lists that have some.
 
     Raises:
         BadIndex: the lists do not belong to the vectors, or `nprobe` or `pool` is invalid.
@@ -250,20 +293,30 @@ class IvfIndex:
             )
         self._check_codes(lists)
         self._add_lists(lists)
+        self._list_of = np.empty(len(lists.rows), np.int32)
+        self._list_of[lists.rows] = np.repeat(np.arange(len(lists.sizes)), lists.sizes)
+        self._place_of = np.empty(len(lists.rows), np.int32)
+        self._place_of[lists.rows] = np.arange(len(lists.rows)) - np.repeat(
+            np.cumsum(lists.sizes) - lists.sizes, lists.sizes
+        )
+        self._parts: WeakKeyDictionary[RowSet, Part] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return int(self._lists.ntotal)
 
-    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+    def search(self, queries: Floats, k: int, among: RowSet | None = None) -> tuple[Floats, Rows]:
         """Return scores and rows `(Q, k)`; queries `(Q, D)` must be finite."""
-        candidates = self._candidates(np.ascontiguousarray(queries), k)
-        return stack_results(map(self._rescore, queries, candidates, repeat(k)), len(queries), k)
-
-    def _candidates(self, queries: Floats, k: int) -> Rows:
+        queries = np.ascontiguousarray(queries)
         # applies to searches of the calling thread
         faiss.omp_set_num_threads(self._threads)
-        depth = -(-k // _TUNED_K)
-        nprobe, count = self._nprobe * depth, min(self._pool * min(depth, 4) * k, len(self))
+        found = self._search_all(queries, k) if among is None else self._search_among(queries, k, among)
+        return stack_results(found, len(queries), k)
+
+    def _search_all(self, queries: Floats, k: int) -> Iterator[ScoredRows]:
+        return map(self._rescore, queries, self._candidates(queries, k), repeat(k))
+
+    def _candidates(self, queries: Floats, k: int) -> Rows:
+        nprobe, count = self._effort(k, len(self))
         while True:
             params = faiss.SearchParametersIVF()
             params.nprobe = min(nprobe, self._lists.nlist)
@@ -271,6 +324,69 @@ class IvfIndex:
             if nprobe >= self._lists.nlist or (rows[:, k - 1] >= 0).all():
                 return rows
             nprobe *= 4
+
+    def _effort(self, k: int, rows: int) -> tuple[int, int]:
+        """Return how many lists are scanned for k of some `rows`, and how many of these are rescored."""
+        depth = -(-k // _TUNED_K)
+        return self._nprobe * depth, min(self._pool * min(depth, 4) * k, rows)
+
+    def _search_among(self, queries: Floats, k: int, among: RowSet) -> Iterator[ScoredRows]:
+        nprobe, count = self._effort(k, len(among))
+        if count == len(among):
+            return map(self._rescore, queries, repeat(among.rows), repeat(k))
+        part = self._part(among)
+        products, lists = self._lists.quantizer.search(queries, self._lists.nlist)
+        counts = part.counts[lists]
+        scanned = np.cumsum(counts, axis=1) - counts
+        budget = max(nprobe * len(self) // self._lists.nlist, count)
+        is_read = (counts > 0) & (scanned < budget)
+        width = int(np.flatnonzero(is_read.any(axis=0))[-1]) + 1
+        chosen = np.where(is_read, lists, -1)[:, :width]
+        estimates, rows = _scan(part, queries, chosen, products[:, :width], min(_DEEPER * count, len(among)))
+        return map(self._rescore_unsure, queries, estimates, rows, repeat(count), repeat(k))
+
+    def _rescore_unsure(self, query: Floats, estimates: Floats, rows: Rows, count: int, k: int) -> ScoredRows:
+        """Rescore the first `count` rows, and those of the others that may be among the best k.
+
+        `pool` is right for rows near the query. Rows far from it have scores so alike that their estimates, which
+        descend, order them badly: then the errors of the first rows tell how many more may be better than the k-th.
+        """
+        scores = np.vecdot(self.vectors_at(rows[:count]), query)
+        error = np.sqrt(np.mean((scores - estimates[:count]) ** 2))
+        unsure = (estimates[count:] >= _threshold(scores, k) - _ERRORS * error) & (rows[count:] >= 0)
+        more = rows[count:][unsure]
+        scores = np.concatenate([scores, np.vecdot(self.vectors_at(more), query)])
+        return _best(np.concatenate([rows[:count], more]), scores, k)
+
+    def _part(self, among: RowSet) -> Part:
+        if among not in self._parts:
+            counts = np.bincount(self._list_of[among.rows], minlength=self._lists.nlist)
+            if among.share < _COPIED_SHARE:
+                self._parts[among] = Part(self._copy_of(among.rows, counts), counts, None)
+            else:
+                selector = faiss.IDSelectorBitmap(len(among.bits), faiss.swig_ptr(among.bits))
+                self._parts[among] = Part(self._lists, counts, selector)
+        return self._parts[among]
+
+    def _copy_of(self, rows: Rows, counts: Rows) -> Any:
+        """Return lists that hold `rows` alone, `counts` `(L,)` in each list."""
+        copy = _ivf_index(self._lists.quantizer, self._lists.d, self._lists.nlist)
+        rows = rows[np.argsort(self._list_of[rows], kind="stable")]
+        ends = np.cumsum(counts)
+        for number in np.flatnonzero(counts).tolist():
+            some = rows[ends[number] - counts[number] : ends[number]]
+            # a pointer does not keep its array
+            codes = self._codes(number, some)
+            copy.invlists.add_entries(number, len(some), faiss.swig_ptr(some), faiss.swig_ptr(codes))
+        copy.ntotal = len(rows)
+        return copy
+
+    def _codes(self, number: int, rows: Rows) -> Codes:
+        """Return the codes `(R, C)` of `rows` of one list."""
+        lists, size = self._lists.invlists, self._lists.code_size
+        codes = faiss.rev_swig_ptr(lists.get_codes(number), lists.list_size(number) * size).reshape(-1, size)
+        found: Codes = codes[self._place_of[rows]]
+        return found
 
     def _rescore(self, query: Floats, candidates: Rows, k: int) -> ScoredRows:
         return rescore(self, query, candidates[candidates >= 0], k)
@@ -325,10 +441,31 @@ def empty_ivf_index(centroids: Floats) -> Any:
     """Return an empty faiss index with lists around `centroids` `(L, D)`; it encodes vectors and searches codes."""
     quantizer = faiss.IndexFlatIP(centroids.shape[1])
     quantizer.add(np.ascontiguousarray(centroids))
-    index = faiss.IndexIVFRaBitQ(quantizer, centroids.shape[1], len(centroids), faiss.METRIC_INNER_PRODUCT)
+    return _ivf_index(quantizer, *reversed(centroids.shape))
+
+
+def _ivf_index(quantizer: Any, dim: int, lists: int) -> Any:
+    index = faiss.IndexIVFRaBitQ(quantizer, dim, lists, faiss.METRIC_INNER_PRODUCT)
     # its centroids are all that it learns
     index.is_trained = True
     return index
+
+
+def _scan(part: Part, queries: Floats, lists: Rows, products: Floats, count: int) -> tuple[Floats, Rows]:
+    """Return estimated scores and rows of the `count` likeliest for each of `queries` `(Q, D)` in its own `lists`.
+
+    A row of -1 is none. `lists` is `(Q, P)`.
+
+    `products` `(Q, P)` are those of a query and the centroid of a list. A list of -1 is passed over.
+    """
+    params = faiss.SearchParametersIVF()
+    params.nprobe = lists.shape[1]
+    params.sel = part.selector
+    arrays = np.ascontiguousarray(lists), np.ascontiguousarray(products)
+    scores, rows = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
+    pointers = [faiss.swig_ptr(array) for array in (*arrays, scores, rows)]
+    part.lists.search_preassigned_c(len(queries), faiss.swig_ptr(queries), count, *pointers, False, params)
+    return scores, rows
 
 
 def encode_rows(index: Any, vectors: Floats, list_of: Rows) -> Codes:

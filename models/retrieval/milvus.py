@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from models.retrieval.filters import MASKED_SHARE, RowSet
 from models.retrieval.index import Rows, VectorIndex, normalise_queries, rescore, stack_results
 from models.vectors import Floats
 
@@ -26,6 +27,8 @@ Progress = Callable[[int, int], None]
 MAX_RESULTS = 16_384
 # results beyond k, so that among equal scores at the end the first rows win
 EXTRA_FOR_TIES = 16
+# For a filter, this many times the results are asked for that would do if its rows were spread evenly.
+OVERFETCH = 2
 # rows of an insert: a message of a few megabytes
 INSERT_ROWS = 1024
 HNSW_PARAMS = {"M": 32, "efConstruction": 360}
@@ -111,6 +114,8 @@ class MilvusCollection:
         self._client: Any = None
         self._close: Callable[[], object] = lambda: None
         self.kind: IndexKind = "flat"
+        # Number of searches that it answered.
+        self.answers = 0
 
     def set_timeout(self, seconds: float) -> None:
         """Set the time limit of all calls together until the next call of this method."""
@@ -126,6 +131,7 @@ class MilvusCollection:
         with self._connection():
             found = self._search(field, queries, k, exclude)
             self._check_rows(found, k, set(exclude))
+            self.answers += 1
             return found
 
     def open(self) -> None:
@@ -216,18 +222,36 @@ class MilvusIndex:
         """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
         return self._local.vectors_at(rows)
 
-    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+    def search(self, queries: Floats, k: int, among: RowSet | None = None) -> tuple[Floats, Rows]:
         """Return scores and rows `(Q, k)`, equal scores by row; raises as `find`, or `ValueError` for NaN."""
         if not np.isfinite(queries).all():
             raise ValueError("queries must be finite")
         # every row is excluded
         if k == 0:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        return self._search(queries, k) if among is None else self._search_among(queries, k, among)
+
+    def _search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         found = self._build.find(self._field, queries, min(k + EXTRA_FOR_TIES, len(self)), self._exclude)
         units, lengths = normalise_queries(queries)
         each = (rescore(self._local, unit, np.array(rows), k) for unit, rows in zip(units, found, strict=True))
         scores, best = stack_results(each, len(queries), k)
         return scores * lengths, best
+
+    def _search_among(self, queries: Floats, k: int, among: RowSet) -> tuple[Floats, Rows]:
+        """Over-fetch and drop what is not in the set; search the local index if the set is small, or if too few remain.
+
+        Milvus knows only the rows, and a filter that lists many is slow to send and to read.
+        """
+        wide = OVERFETCH * k * len(self._local) // len(among) + EXTRA_FOR_TIES
+        if among.share < MASKED_SHARE or wide > len(self):
+            return self._local.search(queries, k, among)
+        scores, rows = self._search(queries, wide)
+        is_kept = among.mask[rows]
+        if is_kept.sum(axis=1).min() < k:
+            return self._local.search(queries, k, among)
+        first = np.argsort(~is_kept, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, first, 1), np.take_along_axis(rows, first, 1)
 
 
 @dataclass(frozen=True)

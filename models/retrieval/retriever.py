@@ -22,6 +22,9 @@ from models.registry.card import CARD_FILE, BadCard, Card
 from models.registry.checkpoint import BadCheckpoint
 from models.retrieval.article_index import ArticleIndex
 from models.retrieval.corpus import BadCorpus, Chunk, Corpus, MappedCorpus, Passages, map_corpus, parse_corpus
+from models.retrieval.diversity import marginal_order
+from models.retrieval.fields import Filter
+from models.retrieval.filters import FilterCache, RowSet, check_filter
 from models.retrieval.index import IVF_FILE, BadIndex, FlatIndex, Rows, ScoredRows, VectorIndex, open_lists
 from models.retrieval.reranker import RERANK_DEPTH, RERANKER_FILE, BadReranker, Reranker, candidate_features
 from models.retrieval.towers import TOWER_INDEX_FILE, Towers, open_towers
@@ -36,6 +39,10 @@ SAMPLED_CONTEXTS = 64
 # names of indexes: of the encoder's vectors, and of the payload tower's
 ENCODED_INDEX = "encoded"
 PAYLOAD_INDEX = "payload"
+# of a query that has a direction
+_SHORTEST = 1e-30
+# candidates among which maximal marginal relevance chooses; twice k if that is more
+MMR_POOL = 100
 # From this cosine on, a candidate counts as one of the chunks of the caller's context.
 SAME_COSINE = 0.999
 
@@ -44,7 +51,8 @@ SAME_COSINE = 0.999
 class Search:
     """One query `(D,)`, the number of results, and the rows and vectors `(T, D)` to exclude from them.
 
-    Without a query the towers make one of `context` `(T, D)`. Only then the hits may be reranked.
+    Without a query the towers make one of `context` `(T, D)`. Only then the hits may be reranked. Only rows that match
+    `filter` are found. `mmr` from 0 to 1 orders the hits by maximal marginal relevance: 1 is the order without it.
     """
 
     query: Floats | None
@@ -53,6 +61,8 @@ class Search:
     exclude_vectors: Floats | None = None
     context: Floats | None = None
     rerank: bool = True
+    filter: Filter | None = None
+    mmr: float | None = None
 
 
 class Hit(NamedTuple):
@@ -83,6 +93,7 @@ class Retriever:
         self.index = index
         self.towers = towers
         self.reranker = reranker
+        self._filters = FilterCache(corpus.matching)
         # Whether one search takes less time than a hand-over to a thread; measured by `warm_up`.
         self.runs_inline = False
 
@@ -162,23 +173,27 @@ class Retriever:
         self.search_batch([Search(context[0], 1), slowest])
         self.runs_inline = can_run_inline(lambda: self.search_batch([slowest]))
 
-    def search_batch(self, searches: list[Search], on_stage: StageCallback = lambda stage: None) -> list[list[Hit]]:
-        """Return the hits of each search, best first; fewer than k only if the corpus has no more.
+    def check_filter(self, wanted: Filter) -> None:
+        """Raise `BadFilter` if the corpus lacks a field of a filter, or has values of another kind in it."""
+        check_filter(wanted, self.corpus.fields)
 
-        `on_stage` is called with the name of each stage at its end: infer (if towers ran), search, rerank (if it ran).
+    def search_batch(self, searches: list[Search], on_stage: StageCallback = lambda stage: None) -> list[list[Hit]]:
+        """Return the hits of each search, best first; fewer than k only if no more rows match.
+
+        `on_stage` is called with the name of each stage at its end: infer (if towers ran), search, rerank (if the
+        order was changed).
         """
-        found = self.find_candidates(searches, on_stage)
-        if any(map(self._is_reranked, searches)):
-            pairs = zip(searches, found, strict=True)
-            found = [self._rerank(search, *best) if self._is_reranked(search) else best for search, best in pairs]
+        queries = self._queries(searches, on_stage)
+        found = self._find_each(searches, queries)
+        on_stage("search")
+        if any(self.is_reranked(search) or search.mmr is not None for search in searches):
+            found = list(map(self._reorder, searches, queries, found))
             on_stage("rerank")
         return [self._hits(search.k, *best) for search, best in zip(searches, found, strict=True)]
 
-    def find_candidates(self, searches: list[Search], on_stage: StageCallback = lambda stage: None) -> list[ScoredRows]:
-        """Return the scores and rows of each search before reranking; `on_stage` as in `search_batch`."""
-        found = self._find_each(searches, self._queries(searches, on_stage))
-        on_stage("search")
-        return found
+    def find_candidates(self, searches: list[Search]) -> list[ScoredRows]:
+        """Return the scores and rows of each search before reranking."""
+        return self._find_each(searches, self._queries(searches, lambda stage: None))
 
     def candidate_features(self, context: Floats, scores: Floats, rows: Rows) -> Floats:
         """Return the reranker's features `(C, F)` of the candidates `(C,)` of `context` `(T, D)`."""
@@ -208,36 +223,46 @@ class Retriever:
     def _find_in(
         self, index: VectorIndex, searches: list[Search], queries: list[Floats], positions: list[int]
     ) -> Iterator[tuple[int, ScoredRows]]:
-        """Yield position and result of the searches at `positions`; searches with equal exclusions run together."""
-        if index.without is None:
-            best = self._find(index, [searches[at] for at in positions], [queries[at] for at in positions])
-            yield from zip(positions, best, strict=True)
-            return
-        by_exclusion: defaultdict[frozenset[int], list[int]] = defaultdict(list)
+        """Yield position and result of the searches at `positions`; those that search the same rows run together."""
+        groups: defaultdict[tuple[RowSet | None, frozenset[int]], list[int]] = defaultdict(list)
         for at in positions:
-            by_exclusion[frozenset(searches[at].exclude)].append(at)
-        for rows, group in by_exclusion.items():
-            remaining = [replace(searches[at], exclude=()) for at in group]
-            best = self._find(index.without(rows), remaining, [queries[at] for at in group])
-            yield from zip(group, best, strict=True)
+            groups[self._rows_of(index, searches[at])].append(at)
+        for (among, excluded), group in groups.items():
+            asked = [searches[at] for at in group]
+            part = index
+            if index.without and among is None:
+                asked, part = [replace(search, exclude=()) for search in asked], index.without(excluded)
+            yield from zip(group, self._find(part, asked, [queries[at] for at in group], among), strict=True)
 
-    def _find(self, index: VectorIndex, searches: list[Search], queries: list[Floats]) -> list[ScoredRows]:
+    def _rows_of(self, index: VectorIndex, search: Search) -> tuple[RowSet | None, frozenset[int]]:
+        """Return the set of rows that a search is restricted to, and the rows that the index itself leaves out."""
+        if search.filter is not None:
+            return self._filters.rows(search.filter), frozenset()
+        return None, frozenset(search.exclude) if index.without else frozenset()
+
+    def _find(
+        self, index: VectorIndex, searches: list[Search], queries: list[Floats], among: RowSet | None
+    ) -> list[ScoredRows]:
         """Over-fetch by the number of exclusions, then drop what is excluded; fetch more until enough remains."""
         depths = list(map(self._depth, searches))
+        most = len(index) if among is None else len(among)
         k = max(depth + self._excluded_count(search) for depth, search in zip(depths, searches, strict=True))
-        while True:
-            scores, rows = index.search(np.array(queries), min(k, len(index)))
+        while most:
+            scores, rows = index.search(np.array(queries), min(k, most), among)
             found = [self._drop_excluded(*item) for item in zip(searches, depths, scores, rows, strict=True)]
             is_short = any(len(rows) < depth for (_, rows), depth in zip(found, depths, strict=True))
-            if not is_short or k >= len(index):
+            if not is_short or k >= most:
                 return found
             # the corpus has more copies of the context's chunks than expected
             k *= 4
+        return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in searches]
 
     def _depth(self, search: Search) -> int:
-        return max(search.k, RERANK_DEPTH) if self._is_reranked(search) else search.k
+        pool = 0 if search.mmr is None else max(MMR_POOL, 2 * search.k)
+        return max(search.k, pool, RERANK_DEPTH if self.is_reranked(search) else 0)
 
-    def _is_reranked(self, search: Search) -> bool:
+    def is_reranked(self, search: Search) -> bool:
+        """Return whether the reranker orders the hits of a search."""
         return search.rerank and search.query is None and self.reranks
 
     def _excluded_count(self, search: Search) -> int:
@@ -252,6 +277,23 @@ class Retriever:
             is_kept = ~np.isin(rows, list(search.exclude))
             scores, rows = scores[is_kept], rows[is_kept]
         return scores[:depth], rows[:depth]
+
+    def _reorder(self, search: Search, query: Floats, found: ScoredRows) -> ScoredRows:
+        if self.is_reranked(search):
+            found = self._rerank(search, *found)
+        return found if search.mmr is None else self._diversify(search, search.mmr, query, *found)
+
+    def _diversify(self, search: Search, weight: float, query: Floats, scores: Floats, rows: Rows) -> ScoredRows:
+        """Order candidates by maximal marginal relevance.
+
+        Relevance is the cosine of the query. If the candidates were reranked, the first has the greatest cosine among
+        them, the second the next, and so on: the reranker decides the order, and its scale does not matter.
+        """
+        index = self.towers.index if self.towers and search.query is None else self.index
+        length = float(np.linalg.norm(query.astype(np.float64)))
+        relevance = np.sort(scores)[::-1] / max(length, _SHORTEST)
+        order = marginal_order(relevance, index.vectors_at(rows), min(search.k, len(rows)), weight)
+        return scores[order], rows[order]
 
     def _rerank(self, search: Search, scores: Floats, rows: Rows) -> ScoredRows:
         """Reorder the first `RERANK_DEPTH` candidates; the context's own chunks follow, then the other rows."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from models.registry.card import Card
 from models.retrieval.corpus import BLOCK_ROWS, HalfVectors, MappedCorpus
+from models.retrieval.filters import RowSet
 from models.retrieval.index import (
     BadIndex,
     InvertedLists,
@@ -48,8 +49,9 @@ class Scan:
     def __len__(self) -> int:
         return len(self._corpus)
 
-    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
-        """Return scores and rows `(Q, k)`."""
+    def search(self, queries: Floats, k: int, among: RowSet | None = None) -> tuple[Floats, Rows]:
+        """Return scores and rows `(Q, k)`; it searches all rows only."""
+        assert among is None
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.zeros((len(queries), k), np.int64)
         for first, vectors in self._corpus.blocks():

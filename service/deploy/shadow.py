@@ -58,8 +58,8 @@ class Shadow:
         if slot is None or not isinstance(slot.engine, Engine) or slot.engine.info.shape[1] != len(ours):
             return None
         deadline = monotonic() + TIMEOUT_S
-        found = [await slot.engine.run(Search(vector, TOP), deadline) for vector in (ours, theirs)]
-        first, second = ({hit.row for hit in each.hits} for each in found)
+        found = await slot.engine.run([Search(vector, TOP) for vector in (ours, theirs)], deadline)
+        first, second = ({hit.row for hit in hits} for hits in found.hits)
         return len(first & second) / max(len(first), 1)
 
 

@@ -21,7 +21,7 @@ from service.engines.search import SearchAdapter, SearchResult
 from service.telemetry.tracing import export_remote_spans
 
 RemotePredict = Callable[[Floats, float], Awaitable[Prediction]]  # contexts `(n, T, D)`, deadline
-RemoteSearch = Callable[[Search, float], Awaitable[SearchResult]]  # search, deadline
+RemoteSearch = Callable[[list[Search], float], Awaitable[SearchResult]]  # searches, deadline
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ class RemoteSearchAdapter(SearchAdapter):
         self.runs_inline = True  # nothing is ever batched here
         self._search = search
 
-    async def answer(self, search: Search, deadline: float, batcher: MicroBatcher[Any, Any]) -> SearchResult:
-        """Return what `search` finds there."""
-        found = await self._search(search, deadline)
+    async def answer(self, searches: list[Search], deadline: float, batcher: MicroBatcher[Any, Any]) -> SearchResult:
+        """Return what the searches of one request find there; raises as `SearchAdapter.answer`."""
+        self.check(searches)
+        found = await self._search(searches, deadline)
         export_remote_spans(self.info.alias, found.queue_s, found.stages)
         return found
 

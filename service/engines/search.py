@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from time import perf_counter
 from typing import NamedTuple, Self
 
+from lvm.errors import Invalid
 from models.registry.alias import Alias
+from models.retrieval.filters import BadFilter
 from models.retrieval.retriever import Hit, Retriever, Search
 from models.vectors import Floats
 from service.engines.batcher import BatchLimits, MicroBatcher
@@ -33,16 +36,17 @@ class CorpusInfo(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """The hits of one search, the stages of its batch, what was searched, and the seconds before the batch.
+    """The hits of each search of a request, the stages of its batches, what was searched, and the seconds before.
 
     `queue_s` includes the time that was lost to an external index that did not answer.
     """
 
-    hits: list[Hit]
+    hits: list[list[Hit]]
     stages: Stages
     searched: CorpusInfo
     queue_s: float = 0.0
     degraded: str | None = None  # why the external index, if there is one, was not used
+    reranked: bool = False  # whether a reranker ordered the hits
 
     @property
     def infer_s(self) -> float:
@@ -64,11 +68,13 @@ class StageTimer:
         self._since = now
 
 
-Query = tuple[Search, float]  # a search and its deadline
+Part = tuple[list[Search], float]  # searches of one request, and its deadline
+# Searches of a part. More would keep other requests waiting for long, as one search takes up to a millisecond.
+PART_SEARCHES = 16
 
 
 class SearchAdapter:
-    """Runs one retriever."""
+    """Runs one retriever. A request of more than `PART_SEARCHES` searches runs in several batches."""
 
     breaker: Breaker | None = None  # of an external index
 
@@ -83,19 +89,37 @@ class SearchAdapter:
         self.reference = retriever.reference_stats
         self._searched = CorpusInfo.of(retriever)
 
-    async def answer(self, search: Search, deadline: float, batcher: MicroBatcher[Query, SearchResult]) -> SearchResult:
-        """Return what `search` finds."""
-        (ticket,) = await batcher.submit([((search, deadline), 1)], deadline)
-        return ticket.answer._replace(queue_s=ticket.queue_s + ticket.answer.queue_s)
+    async def answer(
+        self, searches: list[Search], deadline: float, batcher: MicroBatcher[Part, SearchResult]
+    ) -> SearchResult:
+        """Return what the searches of one request find; raises `Invalid` if the corpus cannot apply their filter."""
+        self.check(searches)
+        tickets = await batcher.submit(_parts(searches, deadline), deadline)
+        found = tickets[0].answer if len(tickets) == 1 else _joined([ticket.answer for ticket in tickets])
+        return found._replace(
+            queue_s=tickets[-1].queue_s + found.queue_s, reranked=any(map(self.retriever.is_reranked, searches))
+        )
 
-    def run(self, items: list[Query], watch: Callable[[Floats], None]) -> Sequence[SearchResult]:
-        """Return what each search finds."""
-        searches = [search for search, _ in items]
+    def check(self, searches: list[Search]) -> None:
+        """Raise `Invalid` if the corpus cannot apply the filter, which is the same for all searches of a request."""
+        wanted = searches[0].filter
+        try:
+            if wanted is not None:
+                self.retriever.check_filter(wanted)
+        except BadFilter as error:
+            name = error.field.replace("~", "~0").replace("/", "~1")
+            raise Invalid(str(error), pointer=f"/filter/{name}") from error
+
+    def run(self, items: list[Part], watch: Callable[[Floats], None]) -> Sequence[SearchResult]:
+        """Return what the searches of each part find."""
+        searches = [search for part, _ in items for search in part]
         for search in searches[:SAMPLE]:
             inputs = search.context if search.query is None else search.query[None]
             if inputs is not None:
                 watch(inputs[None])
-        return self._find(searches, min([deadline for _, deadline in items]))
+        found = self._find(searches, min([deadline for _, deadline in items]))
+        hits = iter(found.hits)
+        return [found._replace(hits=list(islice(hits, len(part)))) for part, _ in items]
 
     def stages(self, result: SearchResult | None, seconds: float) -> Stages:
         """Return the stages of a batch; `result` does not include the wait before the batch yet."""
@@ -103,10 +127,32 @@ class SearchAdapter:
             return (("search", seconds),)
         return (("queue", result.queue_s), *result.stages) if result.queue_s else result.stages
 
-    def _find(self, searches: list[Search], deadline: float) -> list[SearchResult]:
+    def _find(self, searches: list[Search], deadline: float) -> SearchResult:
         timer = StageTimer()
-        each = self.retriever.search_batch(searches, timer.end)
-        return [SearchResult(hits, timer.stages, self._searched) for hits in each]
+        hits = self.retriever.search_batch(searches, timer.end)
+        return SearchResult(hits, timer.stages, self._searched)
+
+
+def _parts(searches: list[Search], deadline: float) -> list[tuple[Part, int]]:
+    if len(searches) <= PART_SEARCHES:
+        return [((searches, deadline), len(searches))]
+    parts = [searches[at : at + PART_SEARCHES] for at in range(0, len(searches), PART_SEARCHES)]
+    return [((part, deadline), len(part)) for part in parts]
+
+
+def _joined(parts: list[SearchResult]) -> SearchResult:
+    """Return the results of the parts of a request as one: stages add up, and one part may degrade it."""
+    stages: dict[str, float] = {}
+    for part in parts:
+        for stage, seconds in part.stages:
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    last = parts[-1]
+    return last._replace(
+        hits=[hits for part in parts for hits in part.hits],
+        stages=tuple(stages.items()),
+        searched=last.searched._replace(is_exact=all(part.searched.is_exact for part in parts)),
+        degraded=next((part.degraded for part in parts if part.degraded), None),
+    )
 
 
 def make_search_engine(model: SearchAdapter, settings: Settings, metrics: Metrics) -> Engine[SearchAdapter]:

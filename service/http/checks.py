@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from lvm.errors import Invalid, TooLarge
 
 Check = Callable[[Any, str], Any]
+MAX_FILTER_FIELDS = 16
+# in all fields together
+MAX_FILTER_VALUES = 1000
+# characters of a value
+MAX_FILTER_TEXT = 1000
 
 
 def text(value: Any, pointer: str) -> str:
@@ -81,6 +87,43 @@ def wholes(most: int) -> Check:
     return check
 
 
+def share(value: Any, pointer: str) -> float:
+    """A number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise Invalid("expected a number from 0 to 1", pointer=pointer)
+    return float(value)
+
+
+def search_filter(value: Any, pointer: str) -> dict[str, list[str | int | float | bool]]:
+    """An object of fields, each with a value or a list of values; the corpus knows whether it has them."""
+    if not isinstance(value, dict) or len(value) > MAX_FILTER_FIELDS:
+        raise Invalid(f"expected an object of at most {MAX_FILTER_FIELDS} fields", pointer=pointer)
+    wanted = {name: _filter_values(item, f"{pointer}/{escaped(name)}") for name, item in value.items()}
+    if (count := sum(map(len, wanted.values()))) > MAX_FILTER_VALUES:
+        raise Invalid(f"{count} values; a filter has at most {MAX_FILTER_VALUES}", pointer=pointer)
+    return wanted
+
+
+def _filter_values(value: Any, pointer: str) -> list[str | int | float | bool]:
+    if not isinstance(value, list):
+        return [_filter_value(value, pointer)]
+    if len(value) > MAX_FILTER_VALUES:
+        raise Invalid(f"{len(value)} values; a filter has at most {MAX_FILTER_VALUES}", pointer=pointer)
+    return [_filter_value(item, f"{pointer}/{at}") for at, item in enumerate(value)]
+
+
+def _filter_value(value: Any, pointer: str) -> str | int | float | bool:
+    if isinstance(value, str) and len(value) <= MAX_FILTER_TEXT and _plain_text(value) == value:
+        return value
+    if isinstance(value, bool | int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() else value
+    raise Invalid(
+        f"expected a string of at most {MAX_FILTER_TEXT} characters, a number, true or false", pointer=pointer
+    )
+
+
 def flag(value: Any, pointer: str) -> bool:
     """True or false."""
     if not isinstance(value, bool):
@@ -108,9 +151,16 @@ def _from_query(check: Check, value: str, pointer: str) -> Any:
 
 def _json_or_word(value: str) -> Any:
     try:
-        return json.loads(value)
+        return json.loads(value, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("duplicate key")
+    return found
 
 
 def reject_unknown(names: Iterable[str], known: Collection[str], what: str, pointer: str = "") -> None:

@@ -149,8 +149,10 @@ class JsonReader:
         rest = array.rest
         check_values(rest)
         field, value, options = self._members(parse_object(rest), query)
-        if value != []:
-            raise Invalid(f"expected exactly one of {', '.join(self._places)}", pointer="")
+        if value != [] or self._is_in_an_option(options):
+            check_values(body)
+            yield
+            return self.read_strictly(body, resolve, query)
         target = resolve(field, options)
         shape, many = target.shape, self._fields.vectors[field]
         if many:
@@ -161,6 +163,11 @@ class JsonReader:
                 raise Invalid(f"expected a list of {shape[0]}, got a list of {len(rows)}", pointer=f"/{field}")
             rows = rows[None]
         return Decoded(rows, field, options, target, bool(many))
+
+    def _is_in_an_option(self, options: Mapping[str, Any]) -> bool:
+        """Return whether an array that was found by the name of a field may be part of an option instead."""
+        objects = (option for option in options.values() if isinstance(option, dict))
+        return any(not self._fields.vectors.keys().isdisjoint(option) for option in objects)
 
     def read_fast(
         self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
@@ -183,13 +190,15 @@ class JsonReader:
         (field,) = fields
         array = given.pop(field)
         options: dict[str, Any] = {}
+        brackets = 0
         if given or query:
             if not all(isinstance(value, str | int | float | bool) for value in given.values()):
-                return None
+                given = {name: _python(value) for name, value in given.items()}
+                brackets = _brackets(given, body)
             options = self._options(given, query)
         target = resolve(field, options)
         many = self._fields.vectors[field]
-        rows = _numbers(array, many, target.shape, self._max_rows, body)
+        rows = _numbers(array, many, target.shape, self._max_rows, body, brackets)
         return None if rows is None else Decoded(rows, field, options, target, bool(many))
 
     def _options(self, given: Mapping[str, Any], query: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,16 +343,52 @@ def decode_tensor(data: Any, pointer: str, shape: Shape, max_rows: int) -> Float
 encode_json: Callable[[dict[str, Any]], bytes] = partial(orjson.dumps, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def encode_part(value: Any) -> orjson.Fragment:
+    """Return a part of a body as JSON, which `encode_json` takes as it is."""
+    return orjson.Fragment(orjson.dumps(value))
+
+
 # ---- arrays
 
 
-def _numbers(array: Any, many: int, shape: Shape, max_rows: int, body: bytes) -> Floats | None:
-    """Return the numbers of a parsed array as rows, or None if that is not all that it holds."""
+def _python(value: Any) -> Any:
+    """Return a parsed option as Python objects; raises `ValueError` if the strict reader may read it differently."""
+    if isinstance(value, simdjson.Array):
+        return [_python(item) for item in value]
+    if isinstance(value, simdjson.Object):
+        names = list(value)
+        if len(set(names)) != len(names):
+            raise ValueError("duplicate key")
+        return {name: _python(value[name]) for name in names}
+    if isinstance(value, int) and value >= 10**19:
+        raise ValueError("the strict reader makes a float of it")
+    return value
+
+
+def _brackets(options: Mapping[str, Any], body: bytes) -> int:
+    """Return how many opening brackets of a body are those of its options.
+
+    Raises:
+        ValueError: a bracket in a string may be an escape.
+    """
+    if b"\\" in body:
+        raise ValueError("escapes")
+    return orjson.dumps(options).count(OPENING)
+
+
+def _numbers(
+    array: Any, many: int, shape: Shape, max_rows: int, body: bytes, brackets_elsewhere: int = 0
+) -> Floats | None:
+    """Return the numbers of a parsed array as rows, or None if that is not all that it holds.
+
+    `brackets_elsewhere` of the opening brackets in `body` are not those of the array.
+    """
     count = len(array) if many else 1
     if not 0 < count <= max_rows or (shape and not _regular(list(array) if many else [array], shape)):
         return None
     brackets = sum(accumulate(shape[:-1], mul, initial=count)) if shape else 0
-    if np.count_nonzero(np.frombuffer(body, np.uint8) == OPENING) != brackets + many:
+    found = np.count_nonzero(np.frombuffer(body, np.uint8) == OPENING)
+    if found != brackets + many + brackets_elsewhere:
         return None  # a number may hide in brackets of its own
     flat = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
     with np.errstate(over="ignore"):

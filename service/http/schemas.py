@@ -20,6 +20,7 @@ Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Id = Annotated[int, Field(ge=0, le=2**53)]
+FilterValue = Annotated[str, Field(max_length=1000)] | float | bool
 PLACE = Field(description="Place among `texts` or `chunks`, from 0.")
 
 
@@ -113,10 +114,14 @@ class PredictResponse(TextInfo, MadeBy):
 
 
 class RetrieveRequest(TextRequest):
-    """Exactly one of `query`, `context`, `text` and `texts`, and options; null is absent."""
+    """Exactly one of `query`, `queries`, `context`, `contexts`, `text` and `texts`, and options; null is absent."""
 
     query: Query | Base64 | None = Field(None, description="D numbers, or the base64 of their float32 bytes.")
+    queries: list[Query | Base64] | None = Field(None, min_length=1, description="Many queries, at most LVM_MAX_ROWS.")
     context: Context | Base64 | None = Field(None, description="As for /predict; it becomes a query.")
+    contexts: list[Context | Base64] | None = Field(
+        None, min_length=1, description="Many contexts, at most LVM_MAX_ROWS."
+    )
     text: Text | None = Field(
         None, description="A passage of T chunks or more, read as for /predict; or a query of up to 254 word-pieces."
     )
@@ -125,6 +130,19 @@ class RetrieveRequest(TextRequest):
     exclude_context: bool | None = Field(
         None,
         description="Leave out the chunks that are the context itself. Default: true. Refused beside a `query`.",
+    )
+    filter: dict[str, FilterValue | list[FilterValue]] | None = Field(
+        None,
+        max_length=16,
+        description="Find only passages that have one of these values in each field: `article`, or a metadata field of "
+        "the corpus. At most 1000 values.",
+    )
+    mmr: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Maximal marginal relevance: the weight of relevance, the rest is that of being unlike the results "
+        "before. 1 is the order without it.",
     )
     rerank: bool | None = Field(
         None,
@@ -164,14 +182,14 @@ class Result(FoundPassage):
 
 
 class RetrieveResponse(TextInfo, Searched):
-    """The best passages, best first; and what made the query, if a context was given.
+    """The best passages, best first, a list for each of many; and what made the query, if a context was given.
 
     `served_by` is `retriever` if the towers of the corpus made it, else the alias of the net that did. Reranked, the
     order is the reranker's, and scores, inner products as always, need not fall.
     `fallback_reason` is the net's, or why the corpus was searched here and not in its Milvus.
     """
 
-    results: list[Result]
+    results: list[Result] | list[list[Result]]
     is_exact: bool
     reranked: bool
     model: str | None = None
@@ -539,6 +557,10 @@ _ROWS = _octets(
     "Little-endian float32 rows; float16 with the parameter `dtype=float16` in the media type. `shape=2x5x384` there "
     "is their shape; without it there is one row only."
 )
+_RETRIEVED = _octets(
+    "As for /predict. `shape=384` is a query, `shape=5x384` a context, `shape=8x1x384` are 8 queries, and "
+    "`shape=8x5x384` are 8 contexts."
+)
 _TENSORS = _octets(
     "A JSON object, and the bytes of a tensor behind it; Inference-Header-Content-Length is the length of the object."
 )
@@ -588,6 +610,7 @@ _ANYWHERE = {
     "description": "Options are in the body or, for JSON and octets alike, in the query string, but not in both."
 }
 _EXCLUDE = _parameter("exclude", "query", {"type": "string", "pattern": r"^\[(\d{1,15}(,\d{1,15})*)?\]$"}, "[1,2,3]")
+_FILTER = _parameter("filter", "query", {"type": "string", "pattern": r"^\{.*\}$"}, 'JSON: {"article": [3, 4]}')
 PREDICT = _ANYWHERE | _hot(
     "predict",
     "Predict the next vector of each context.",
@@ -599,9 +622,9 @@ PREDICT = _ANYWHERE | _hot(
 RETRIEVE = _ANYWHERE | _hot(
     "retrieve",
     "Find the passages nearest to a query, or to what a context predicts.",
-    _body(RetrieveRequest) | _ROWS,
+    _body(RetrieveRequest) | _RETRIEVED,
     RetrieveResponse,
-    [*_options(RetrieveRequest, "k", "exclude_context", "rerank", "model"), _EXCLUDE],
+    [*_options(RetrieveRequest, "k", "exclude_context", "mmr", "rerank", "model"), _EXCLUDE, _FILTER],
 )
 
 

@@ -48,10 +48,10 @@ class DeploymentClient:
         prediction, seconds = await self._ask(contexts, deadline)
         return prediction._replace(queue_s=seconds - prediction.infer_s)
 
-    async def search(self, search: Search, deadline: float) -> SearchResult:
-        """Return what `search` finds; raises `Unavailable` and `Expired`."""
+    async def search(self, searches: list[Search], deadline: float) -> SearchResult:
+        """Return what the searches of one request find; raises `Unavailable` and `Expired`."""
         found: SearchResult
-        found, seconds = await self._ask(search, deadline)
+        found, seconds = await self._ask(searches, deadline)
         return found._replace(queue_s=seconds - found.infer_s)
 
     async def _ask(self, item: Any, deadline: float) -> tuple[Any, float]:

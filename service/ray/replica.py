@@ -12,7 +12,6 @@ from ray import serve
 from lvm.errors import ServiceError, Unavailable
 from models.registry.alias import Alias
 from models.registry.registry import Registry
-from models.retrieval.retriever import Search
 from service.deploy.deployments import Deployments
 from service.deploy.loading import ModelLoader
 from service.deploy.watcher import Watcher
@@ -30,7 +29,7 @@ Result = Prediction | SearchResult | ServiceError
 
 
 class Call(NamedTuple):
-    """Contexts `(n, T, D)` or a search, and the deadline on this machine's monotonic clock."""
+    """Contexts `(n, T, D)` or a list of searches, and the deadline on this machine's monotonic clock."""
 
     item: Any
     deadline: float
@@ -61,7 +60,7 @@ class Replica:
         self._watch = asyncio.create_task(watcher.run())
 
     async def ask(self, item: Any, left_s: float) -> Result:
-        """Return the answer to contexts `(n, T, D)` or to a `Search` within `left_s` seconds, or the error.
+        """Return the answer to contexts `(n, T, D)` or to a list of searches within `left_s` seconds, or the error.
 
         The time counts from here, since clocks of nodes differ; the caller cancels what took longer to get here.
         """
@@ -94,7 +93,7 @@ class Replica:
 
     async def _answer(self, call: Call) -> Result:
         try:
-            return await (self._search(call) if isinstance(call.item, Search) else self._predict(call))
+            return await (self._search(call) if isinstance(call.item, list) else self._predict(call))
         except ServiceError as error:
             return error  # Ray would log it with a traceback if it were raised
 

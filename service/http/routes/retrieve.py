@@ -1,4 +1,4 @@
-"""POST /retrieve: a query, or a context that becomes one, in; passages out."""
+"""POST /retrieve: queries, or contexts that become queries, in; passages out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from lvm.errors import Invalid, Unavailable
+from lvm.errors import Invalid, TooLarge, Unavailable
 from models.registry.alias import Alias
 from models.retrieval.retriever import Hit, Search
 from models.vectors import Floats
@@ -30,9 +30,15 @@ from service.http.routes.common import (
     query_options,
     text_fields,
 )
-from service.overload.fairness import Slicer
+from service.overload.fairness import Slicer, Work
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
+
+DEFAULT_K = 10
+# hits and rows to exclude of all queries of a request together
+MAX_FOUND = 50_000
+# hits that are encoded in one go, in a fraction of a millisecond
+SLICE_HITS = 200
 
 
 class Answer(NamedTuple):
@@ -77,7 +83,7 @@ class SearchByQuery:
 
     async def search(self, decoded: Decoded[Any], deadline: float) -> Answer:
         """Return the answer; raises as every engine."""
-        return Answer(await self.engine.run(_search(decoded, decoded.rows[0]), deadline))
+        return Answer(await self.engine.run(_searches(decoded, decoded.rows), deadline))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ class SearchByTowers:
 
     async def search(self, decoded: Decoded[Any], deadline: float) -> Answer:
         """Return the answer; raises as every engine."""
-        found = await self.engine.run(_search(decoded, None), deadline)
+        found = await self.engine.run(_searches(decoded, None), deadline)
         model, version = found.searched.query_maker or ("", "")
         return Answer(found, MadeBy(model, version, Alias.RETRIEVER, None))
 
@@ -124,7 +130,7 @@ class SearchByNet:
         """Return the answer; raises as every engine."""
         routed = await self.router.predict(decoded.rows, self.chain.engines, deadline)
         engine = self.deployments.require_retriever_engine()  # it may have been replaced meanwhile
-        found = await engine.run(_search(decoded, routed.prediction.vectors[0]), deadline)
+        found = await engine.run(_searches(decoded, routed.prediction.vectors), deadline)
         prediction = routed.prediction
         made_by = MadeBy(prediction.model, prediction.version, routed.served_by, routed.fallback_reason)
         return Answer(found, made_by, routed)
@@ -148,17 +154,22 @@ class Retrieve:
             "k": checks.whole(1, settings.max_k),
             "exclude": checks.wholes(10_000),
             "exclude_context": checks.flag,
+            "filter": checks.search_filter,
+            "mmr": checks.share,
             "rerank": checks.flag,
             "model": checks.text,
         }
-        self._fields = Fields({"query": 0, "context": 0}, options, text_fields(settings))
-        self._json = JsonReader(self._fields, max_rows=1)
+        vectors = {"query": 0, "context": 0, "queries": 1, "contexts": 1}
+        self._fields = Fields(vectors, options, text_fields(settings))
+        self._max_rows = settings.max_rows
+        self._json = JsonReader(self._fields, settings.max_rows)
 
     async def __call__(self, request: Request) -> Response:
         """Return the response; raises `ServiceError`."""
         engine = self._deployments.require_retriever_engine()
         decoded = codec.normalised(self._norm_policy, await self._decode(request, engine))
-        request.set_rows(1 + character_cost_rows(decoded.text or ""))
+        request.set_rows(len(decoded.rows) or 1 + character_cost_rows(decoded.text or ""))
+        _check_results(decoded)
         stages: Stages = (("decode", perf_counter() - request.started),)
         if decoded.text is not None:
             began = perf_counter()
@@ -169,8 +180,26 @@ class Retrieve:
         answer = await plan.search(decoded, request.deadline)
         if answer.found.degraded:
             self._metrics.fallbacks.inc(answer.found.degraded)
-        response = _respond(answer, (*stages, *answer.stages), decoded.text_info)
+        response = await self._respond(request, decoded, answer, (*stages, *answer.stages))
         return response if decoded.text is None else mark_as_text(response, decoded.text_info)
+
+    async def _respond(self, request: Request, decoded: Decoded[QueryPlan], answer: Answer, stages: Stages) -> Response:
+        began = perf_counter()
+        hits = answer.found.hits
+        results: Any = [_result(hit) for hit in hits[0]]
+        if decoded.answers_many:
+            results = await self._slicer.run(request.client, _encode_each(hits))
+        body = codec.encode_json({"results": results, **_members(answer, stages, decoded.text_info)})
+        stages = (*stages, ("encode", perf_counter() - began))
+        routed, degraded = answer.routed, answer.degraded
+        return Response(
+            body,
+            JSON,
+            _headers(answer),
+            outcome="fallback" if degraded or (routed and routed.fallback_reason) else "ok",
+            stages=stages,
+            served_by=routed.served_by if routed else Alias.RETRIEVER,
+        )
 
     async def _decode(self, request: Request, engine: Engine[SearchAdapter]) -> Decoded[QueryPlan]:
         def resolve(field: str, options: Mapping[str, Any]) -> QueryPlan:
@@ -185,14 +214,16 @@ class Retrieve:
                 decoded = await self._slicer.run(request.client, work)
             return decoded
         kind = octets.octet_type(header)
-        field = "query" if _is_query(kind, len(request.body), engine.info.shape[1]) else "context"
+        field = _octet_field(kind, len(request.body), engine.info.shape[1])
         plan = resolve(field, options)
-        rows = octets.read_octets(request.body, kind, plan.shape, 1, many=False)
-        return Decoded(rows, field, options, plan)
+        item = (1, *plan.shape) if field == "queries" else plan.shape
+        rows = octets.read_octets(request.body, kind, item, self._max_rows, many=field != "query")
+        is_many = kind.shape is not None and len(kind.shape) == 3
+        return Decoded(rows.reshape(-1, *plan.shape), field, options, plan, is_many)
 
     def _plan(self, field: str, options: Mapping[str, Any], engine: Engine[SearchAdapter]) -> QueryPlan:
         """Return the plan for a field; the towers make the query of a context, unless a net is named."""
-        if field == "query":
+        if field in ("query", "queries"):
             return SearchByQuery(engine)
         if "model" not in options and engine.model.retriever.query_maker is not None:
             return SearchByTowers(engine)
@@ -213,17 +244,33 @@ class Retrieve:
         return decoded._replace(target=self._plan(decoded.field, decoded.options, engine))
 
 
-def _search(decoded: Decoded[Any], query: Floats | None) -> Search:
+def _searches(decoded: Decoded[Any], queries: Floats | None) -> list[Search]:
+    """Return the search of each query `(n, D)`, or of each context if the towers make its query."""
     options = decoded.options
-    context = decoded.rows[0] if decoded.field == "context" else None
-    return Search(
-        query,
-        options.get("k", 10),
-        options.get("exclude", ()),
-        context if options.get("exclude_context", True) else None,
-        context,
-        options.get("rerank", True),
-    )
+    contexts: list[Floats | None] = [None] * len(decoded.rows)
+    if decoded.field in ("context", "contexts"):
+        contexts = list(decoded.rows)
+    return [
+        Search(
+            query,
+            options.get("k", DEFAULT_K),
+            options.get("exclude", ()),
+            context if options.get("exclude_context", True) else None,
+            context,
+            options.get("rerank", True),
+            options.get("filter") or None,
+            options.get("mmr"),
+        )
+        for query, context in zip([None] * len(contexts) if queries is None else queries, contexts, strict=True)
+    ]
+
+
+def _check_results(decoded: Decoded[Any]) -> None:
+    """Raise `TooLarge` if many queries search for too many rows together."""
+    rows = len(decoded.rows) * (decoded.options.get("k", DEFAULT_K) + len(decoded.options.get("exclude", ())))
+    if decoded.answers_many and rows > MAX_FOUND:
+        detail = f"{len(decoded.rows)} times k and the ids to exclude are {rows}; expected at most {MAX_FOUND}"
+        raise TooLarge(detail, pointer="/k")
 
 
 def _check_rerank(options: Mapping[str, Any], engine: Engine[SearchAdapter], *, by_towers: bool) -> None:
@@ -235,35 +282,36 @@ def _check_rerank(options: Mapping[str, Any], engine: Engine[SearchAdapter], *, 
         raise Invalid("only what the towers find for a context is reranked", pointer="/rerank")
 
 
-def _is_query(kind: octets.OctetType, length: int, dim: int) -> bool:
-    """Return whether octets are a query: by the rank of their shape, or without one by their length."""
-    return length == kind.dtype.itemsize * dim if kind.shape is None else len(kind.shape) == 1
+def _octet_field(kind: octets.OctetType, length: int, dim: int) -> str:
+    """Return the field of JSON that octets stand for: by their shape, or without one by their length."""
+    if kind.shape is None:
+        return "query" if length == kind.dtype.itemsize * dim else "context"
+    if len(kind.shape) == 3:
+        return "queries" if kind.shape[1] == 1 else "contexts"
+    return "query" if len(kind.shape) == 1 else "context"
 
 
-def _respond(answer: Answer, stages: Stages, text_info: Mapping[str, Any]) -> Response:
-    began = perf_counter()
-    body = codec.encode_json(_body(answer, stages, text_info))
-    stages = (*stages, ("encode", perf_counter() - began))
-    routed, degraded = answer.routed, answer.degraded
-    return Response(
-        body,
-        JSON,
-        _headers(answer),
-        outcome="fallback" if degraded or (routed and routed.fallback_reason) else "ok",
-        stages=stages,
-        served_by=routed.served_by if routed else Alias.RETRIEVER,
-    )
+def _encode_each(found: list[list[Hit]]) -> Work[list[Any]]:
+    """Return the results of each query as JSON; yield after some hundred hits."""
+    parts = []
+    count = 0
+    for hits in found:
+        parts.append(codec.encode_part([_result(hit) for hit in hits]))
+        count += len(hits)
+        if count > SLICE_HITS:
+            count = 0
+            yield
+    return parts
 
 
-def _body(answer: Answer, stages: Stages, text_info: Mapping[str, Any]) -> dict[str, Any]:
+def _members(answer: Answer, stages: Stages, text_info: Mapping[str, Any]) -> dict[str, Any]:
     searched, degraded = answer.found.searched, answer.degraded
     return {
-        "results": [_result(hit) for hit in answer.found.hits],
         **text_info,
         "corpus": searched.name,
         "corpus_version": searched.version,
         "is_exact": searched.is_exact,
-        "reranked": any(stage == "rerank" for stage, _ in stages),
+        "reranked": answer.found.reranked,
         **(answer.made_by._asdict() if answer.made_by else {}),
         **({"fallback_reason": degraded} if degraded else {}),
         "timing_ms": milliseconds(stages),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models.retrieval.filters import RowSet
 from models.retrieval.index import FlatIndex
 from models.retrieval.milvus import MilvusIndex, alias_of, collection_of
 from models.retrieval.retriever import Retriever, Search
@@ -65,6 +66,29 @@ def test_a_mixed_batch_equals_the_local_index() -> None:
     assert found == known.search_batch(searches)
     assert found[-1] == []
     assert sorted(build.asked) == [[], [], [0], [4, 7]]
+
+
+@pytest.mark.parametrize("articles", [[0], [1], [0, 1], [7], []])
+@pytest.mark.parametrize("k", [1, 4, 30])
+def test_a_filter_gives_the_results_of_the_local_index(articles: list[int], k: int) -> None:
+    known, build = bundle(), FakeBuild()
+    own = corpus().vectors[2 : 2 + T]
+    searches = [
+        Search(contexts(1)[0][0], k, filter={"article": articles}),
+        Search(None, k, [3, 12], own, own, filter={"article": articles}, mmr=0.5),
+        Search(contexts(1)[0][1], k, [3, 12], filter={"article": articles}),
+    ]
+    assert through(build, known).search_batch(searches) == known.search_batch(searches)
+
+
+@pytest.mark.parametrize(("share", "asked"), [(0.1, 0), (0.9, 1)])
+def test_milvus_is_asked_only_for_large_sets(share: float, asked: int) -> None:
+    build = FakeBuild()
+    kept = RowSet(np.arange(20) < share * 20)
+    queries = contexts(1)[0][:3]
+    found = MilvusIndex(build, "encoded", LOCAL).search(queries, 1, kept)
+    assert [part.tolist() for part in found] == [part.tolist() for part in LOCAL.search(queries, 1, kept)]
+    assert build.answers == asked
 
 
 def test_names_are_valid_in_milvus() -> None:

@@ -24,6 +24,7 @@ from models.retrieval.corpus import (
     Corpus,
     read_corpus,
 )
+from models.retrieval.filters import RowSet
 from models.retrieval.index import IVF_FILE, FlatIndex
 from models.retrieval.retriever import Retriever, Search, load_retriever
 from models.vectors import normalise
@@ -126,6 +127,84 @@ def test_excludes_every_copy_of_a_passage(retriever_of: Callable[[Any], Retrieve
 def test_orders_equal_scores_by_row(retriever_of: Callable[[Any], Retriever]) -> None:
     retriever = retriever_of(np.tile(np.eye(4)[:1], (30, 1)))
     assert rows_of(retriever, Search(retriever.corpus.vectors[0], 5, exclude=[0, 2])) == [1, 3, 4, 5, 6]
+
+
+# With a filter; the corpus has the articles 100 to 111, of 20 passages each
+
+
+ARTICLES = [[], [103], [100, 111], [100, 101, 102, 103, 104, 105], range(101, 112), range(100, 112), [99]]
+
+
+def rows_in(corpus: Corpus, articles: Any) -> list[int]:
+    return np.flatnonzero(np.isin(corpus.article, list(articles))).tolist()
+
+
+@pytest.mark.parametrize("articles", ARTICLES)
+@pytest.mark.parametrize("k", [1, 3, 30, 1000])
+def test_a_filter_leaves_exactly_the_best_of_the_rows_that_match(
+    retriever: Retriever, corpus: Corpus, articles: Any, k: int
+) -> None:
+    kept = rows_in(corpus, articles)
+    for query in corpus.vectors[::50]:
+        order = [row for row in best(corpus, query) if row in kept]
+        search = Search(query, k, filter={"article": list(articles)})
+        hits = retriever.search_batch([search])[0]
+        assert [hit.row for hit in hits] == order[:k]
+        assert [hit.score for hit in hits] == pytest.approx((corpus.vectors @ query)[order[:k]], abs=1e-6)
+
+
+@pytest.mark.parametrize("articles", ARTICLES)
+def test_exclusions_hold_among_the_rows_that_match(retriever: Retriever, corpus: Corpus, articles: Any) -> None:
+    kept = rows_in(corpus, articles)
+    context = corpus.vectors[60:65]
+    query = corpus.vectors[62]
+    order = [row for row in best(corpus, query, range(60, 65)) if row in kept]
+    search = Search(query, 5, order[:3], context, filter={"article": list(articles)})
+    assert rows_of(retriever, search) == order[3:8]
+    assert rows_of(retriever, Search(query, 5, kept, filter={"article": list(articles)})) == []
+
+
+def test_searches_with_different_filters_run_in_one_batch(retriever: Retriever, corpus: Corpus) -> None:
+    query = corpus.vectors[45]
+    filters = [None, {"article": [103]}, {"article": [100]}, {"article": [103]}, {"article": [1]}]
+    batch = [Search(query, 4, filter=wanted) for wanted in filters]
+    assert retriever.search_batch(batch) == [retriever.search_batch([search])[0] for search in batch]
+
+
+def test_mmr_reorders_a_pool_and_keeps_the_scores(retriever: Retriever, corpus: Corpus) -> None:
+    query = corpus.vectors[45]
+    plain = retriever.search_batch([Search(query, 10)])[0]
+    hits = retriever.search_batch([Search(query, 10, mmr=0.3)])[0]
+    assert hits[0] == plain[0]
+    assert {hit.row for hit in hits} != {hit.row for hit in plain}
+    assert {hit.row for hit in hits} <= set(best(corpus, query)[:100])
+    assert [hit.score for hit in hits] == pytest.approx([corpus.vectors[hit.row] @ query for hit in hits], abs=1e-6)
+    cosines = [corpus.vectors[[hit.row for hit in each]] for each in (plain, hits)]
+    alike = [float((vectors @ vectors.T).mean()) for vectors in cosines]
+    assert alike[1] < alike[0]
+
+
+@pytest.mark.parametrize("k", [1, 7, 240, 1000])
+def test_mmr_of_weight_1_is_the_order_without_it(retriever: Retriever, corpus: Corpus, k: int) -> None:
+    query = corpus.vectors[45]
+    assert rows_of(retriever, Search(query, k, mmr=1.0)) == best(corpus, query)[:k]
+    assert sorted(rows_of(retriever, Search(query, 1000, mmr=0.0))) == list(range(240))
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-20, 1.0, 1e9])
+def test_mmr_does_not_depend_on_the_length_of_a_query(retriever: Retriever, corpus: Corpus, length: float) -> None:
+    query = normalise(corpus.vectors[45] + corpus.vectors[100])
+    found = rows_of(retriever, Search((length * query).astype(np.float32), 10, mmr=0.5))
+    expected = rows_of(retriever, Search(query, 10, mmr=0.5)) if length else found
+    assert found == expected
+    assert len(found) == 10
+
+
+def test_mmr_chooses_among_the_rows_that_match(retriever: Retriever, corpus: Corpus) -> None:
+    search = Search(corpus.vectors[45], 10, range(60, 65), filter={"article": [103]}, mmr=0.5)
+    found = rows_of(retriever, search)
+    assert len(set(found)) == 10
+    assert set(found) <= set(range(65, 80))
 
 
 searches = st.builds(
@@ -255,6 +334,35 @@ def test_hits_of_an_index_have_row_score_and_passage(indexed: Retriever, larger:
     assert hits[0].row == 45
     assert [hit.score for hit in hits] == pytest.approx((larger.vectors @ query)[[hit.row for hit in hits]], abs=1e-6)
     assert [hit.chunk for hit in hits] == [larger.chunk(hit.row) for hit in hits]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.3, 0.6, 0.9, 1.0])
+@pytest.mark.parametrize("is_scattered", [True, False])
+def test_recall_holds_with_a_filter_of_any_selectivity(
+    indexed: Retriever, larger: Corpus, share: float, is_scattered: bool
+) -> None:
+    """The index is searched as it serves, with sets of rows in every list or in few."""
+    order = np.random.default_rng(0).permutation(1200) if is_scattered else np.arange(1200)
+    mask = np.isin(np.arange(1200), order[: max(int(share * 1200), 1)])
+    kept, right, total = RowSet(mask), 0, 0
+    for query in larger.vectors[::40]:
+        k = min(10, len(kept))
+        scores, rows = indexed.index.search(query[None], k, kept)
+        expected = [row for row in best(larger, query) if mask[row]][:k]
+        assert mask[rows].all()
+        assert scores[0].tolist() == pytest.approx((larger.vectors @ query)[rows[0]], abs=1e-6)
+        right += len(set(rows[0].tolist()) & set(expected))
+        total += k
+    assert right / total >= 0.94
+
+
+def test_an_index_finds_all_rows_that_match(indexed: Retriever, larger: Corpus) -> None:
+    article = larger.article[700]
+    kept = np.flatnonzero(larger.article == article).tolist()
+    search = Search(larger.vectors[3], 1000, filter={"article": [int(article)]})
+    assert rows_of(indexed, search) == [row for row in best(larger, larger.vectors[3]) if row in kept]
+    assert rows_of(indexed, Search(larger.vectors[3], 1000, kept, filter={"article": [int(article)]})) == []
+    assert rows_of(indexed, Search(larger.vectors[3], 5, filter={"article": [10**6]})) == []
 
 
 def test_an_index_returns_fewer_than_k_only_if_the_corpus_is_smaller(indexed: Retriever, larger: Corpus) -> None:

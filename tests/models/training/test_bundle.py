@@ -67,6 +67,29 @@ def test_reranking_changes_the_order_and_nothing_else(retriever: Retriever, othe
     assert not {hit.row for hit in reranked} & set(range(40, 45))
 
 
+def test_a_filter_leaves_the_candidates_that_match(retriever: Retriever, other: Corpus) -> None:
+    """The reranker orders the first hundred of them."""
+    context = other.vectors[40:45]
+    article = int(other.article[100])
+    kept = set(np.flatnonzero(other.article == article).tolist())
+    every = [hit.row for hit in retriever.search_batch([Search(None, 120, (), context, context, False)])[0]]
+    search = Search(None, 120, (), context, context, False, {"article": [article]})
+    assert rows_of(retriever, search) == [row for row in every if row in kept]
+    assert set(rows_of(retriever, replace(search, rerank=True))) == kept - set(range(40, 45))
+    assert rows_of(retriever, replace(search, exclude=sorted(kept), rerank=True)) == []
+
+
+def test_mmr_begins_with_the_first_of_the_reranked(retriever: Retriever, other: Corpus) -> None:
+    context = other.vectors[40:45]
+    reranked = rows_of(retriever, Search(None, 20, (), context, context))
+    search = Search(None, 20, (), context, context, mmr=1.0)
+    assert rows_of(retriever, search) == reranked
+    diverse = rows_of(retriever, replace(search, mmr=0.3))
+    assert diverse[0] == reranked[0]
+    assert diverse != reranked
+    assert len(set(diverse)) == 20
+
+
 def test_what_the_caller_has_already_is_put_behind_what_is_new(retriever: Retriever, other: Corpus) -> None:
     context = other.vectors[40:45]
     everything = rows_of(retriever, Search(None, 120, context=context))

@@ -181,7 +181,7 @@ def test_rolls_back_a_corpus_that_fails(tmp_path: Path) -> None:
         incumbent = deployments.retriever_engine
         registry.point("retriever", add_version(registry, "corpus", "second"))
         await harness.until(lambda: deployments.retriever_engine is not incumbent)
-        bad = Search(np.zeros(3, np.float32), 1)  # of another length than the corpus: its search raises
+        bad = [Search(np.zeros(3, np.float32), 1)]  # of another length than the corpus: its search raises
         for _ in range(5):
             with pytest.raises(ServiceError):
                 await deployments.require_retriever_engine().run(bad, monotonic() + 9)

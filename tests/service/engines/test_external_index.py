@@ -36,8 +36,8 @@ def model_of(build: FakeBuild, clock: Callable[[], float] = monotonic, **setting
 
 
 def search(model: ExternalSearchAdapter, deadline: float = 1e9) -> SearchResult:
-    (found,) = model.run([(Search(contexts(1)[0][0], 3), deadline)], lambda inputs: None)
-    assert len(found.hits) == 3
+    (found,) = model.run([([Search(contexts(1)[0][0], 3)], deadline)], lambda inputs: None)
+    assert len(found.hits[0]) == 3
     return found
 
 

@@ -40,10 +40,10 @@ class Provider:
     async def predict(self, asked: Floats, deadline: float) -> Prediction:
         return Prediction(mean_of(asked), "amn", "2", 0.125, 0.25, len(asked), "shelf-3")
 
-    async def search(self, search: Search, deadline: float) -> SearchResult:
-        if search.k == 2:
+    async def search(self, searches: list[Search], deadline: float) -> SearchResult:
+        if searches[0].k == 2:
             raise Overloaded("all read", retry_after=7)
-        return SearchResult([Hit(4, 0.5, corpus().chunk(4))], (("search", 0.25),), SEARCHED, 0.125)
+        return SearchResult([[Hit(4, 0.5, corpus().chunk(4))]], (("search", 0.25),), SEARCHED, 0.125)
 
 
 def test_a_remote_search_names_its_replica_and_passes_on_errors(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_traces_the_wait_and_the_run_of_a_remote_engine() -> None:
         await RemoteEngine(INFO, provider.predict).run(contexts(), monotonic() + 9)
         current_span.set(Tracer(spans.append, share=1).start(None))
         await RemoteEngine(INFO, provider.predict).run(contexts(), monotonic() + 9)
-        await engine.run(Search(contexts()[0, 0], 1), monotonic() + 9)
+        await engine.run([Search(contexts()[0, 0], 1)], monotonic() + 9)
         assert [(span.name, span.attributes["lvm.engine"]) for span in spans] == [
             ("queue", "primary"), ("infer", "primary"), ("queue", "retriever"), ("search", "retriever"),
         ]  # fmt: skip

@@ -35,7 +35,15 @@ from service.http.octets import (
 )
 from tests.fakes import Shaped
 
-FIELDS = Fields({"context": 0, "contexts": 1}, {"model": checks.text, "k": checks.whole(1, 9), "own": checks.flag})
+OPTIONS = {
+    "model": checks.text,
+    "k": checks.whole(1, 9),
+    "own": checks.flag,
+    "filter": checks.search_filter,
+    "exclude": checks.wholes(9),
+    "mmr": checks.share,
+}
+FIELDS = Fields({"context": 0, "contexts": 1}, OPTIONS)
 SHAPE = (2, 3)
 
 
@@ -61,7 +69,11 @@ def read(reader: JsonReader, body: bytes, query: Mapping[str, Any] = NOTHING) ->
 
 floats = st.floats(-(2**29), 2**29, width=32) | st.integers(-(2**29), 2**29)
 context = st.lists(st.lists(floats, min_size=3, max_size=3), min_size=2, max_size=2)
-options = st.fixed_dictionaries({}, optional={"model": st.just("amn"), "k": st.integers(1, 9), "own": st.booleans()})
+plain = {"model": st.just("amn"), "k": st.integers(1, 9), "own": st.booleans(), "mmr": st.floats(0, 1)}
+options = st.fixed_dictionaries({}, optional=plain)
+value = st.integers(-(2**63), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.text()
+wanted = st.dictionaries(st.text(max_size=5) | st.sampled_from(["context", "contexts"]), value | st.lists(value))
+nested = st.fixed_dictionaries({}, optional={**plain, "filter": wanted, "exclude": st.lists(st.integers(0, 2**60))})
 
 
 @settings(deadline=None)
@@ -76,6 +88,63 @@ def test_the_fast_reader_accepts_valid_bodies_and_agrees_with_the_strict_one(
     np.testing.assert_array_equal(quick.rows, slow.rows)
     assert quick.rows.dtype == slow.rows.dtype == np.float32
     assert (quick.field, quick.options) == (slow.field, slow.options)
+
+
+@settings(deadline=None, max_examples=300)
+@given(nested, st.one_of(context, st.lists(context, min_size=1, max_size=3)), st.booleans())
+def test_both_readers_agree_on_lists_and_objects_in_options(
+    given_options: dict[str, Any], rows: list[Any], ascii_: bool
+) -> None:
+    field = "contexts" if isinstance(rows[0][0], list) else "context"
+    body = json.dumps({field: rows, **given_options}, ensure_ascii=ascii_).encode()
+    assert_alike(body)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(st.sampled_from(["filter", "exclude", "k"]), st.deferred(lambda: anything), min_size=1))
+def test_both_readers_agree_on_options_of_any_kind(given_options: dict[str, Any]) -> None:
+    assert_alike(json.dumps({**given_options, "context": [[1, 2, 3], [4, 5, 6]]}).encode())
+
+
+def assert_alike(body: bytes) -> None:
+    """Check that the fast reader rejects, leaves to the strict one, or reads as that one does."""
+    try:
+        slow: Decoded | None = strict(body)
+    except ServiceError:
+        slow = None
+    try:
+        quick = fast(body)
+    except (ServiceError, *codec.NOT_PROVED):
+        quick = None
+    if quick is not None:
+        assert slow is not None
+        np.testing.assert_array_equal(quick.rows, slow.rows)
+        assert repr((quick.field, quick.options)) == repr((slow.field, slow.options))
+
+
+@pytest.mark.parametrize("more", ['"filter": {"a": [1, 2], "b": "["}', '"exclude": [1, 2]', '"filter": {}'])
+def test_the_fast_reader_accepts_lists_and_objects_in_options(more: str) -> None:
+    quick = fast(f'{{"context": [[1, 2, 3], [4, 5, 6]], {more}}}'.encode())
+    assert quick is not None
+    assert quick.rows.shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"context": [[1, 2, [3]], [4, 5, 6]], "filter": {"a": "\\u005b"}}',
+        '{"context": [[1, 2, [3]], [4, 5, 6]], "filter": {"a": [1]}}',
+        '{"context": [[1, 2, 3], [4, 5, 6]], "filter": {"a": 1, "a": 2}}',
+        '{"context": [[1, 2, 3], [4, 5, 6]], "filter": {"a": [[1]]}}',
+        '{"context": [[1, 2, 3], [4, 5, 6]], "filter": {"a": {"b": 1}}}',
+        '{"context": [[1, 2, 3], [4, 5, 6]], "filter": {"a": null}}',
+        '{"context": [[1, 2, 3], [4, 5, 6]], "filter": {"a": NaN}}',
+        '{"context": [[1, 2, 3], [4, 5, 6]], "mmr": NaN}',
+    ],
+)
+def test_rejects_what_only_looks_right_beside_options(body: str) -> None:
+    with pytest.raises(ServiceError):
+        decode_json(body.encode())
 
 
 anything = st.recursive(
@@ -284,6 +353,27 @@ def test_long_base64_is_read_in_slices() -> None:
     found, count = slices_of(json.dumps({"contexts": text, "k": 1}).encode())
     np.testing.assert_array_equal(found.rows, numbers())
     assert count > 4
+
+
+def test_a_long_list_in_an_option_is_not_taken_for_vectors() -> None:
+    """Although it follows the name of a field."""
+    fields = Fields({"contexts": 1, "context": 0}, {"filter": checks.search_filter})
+    reader = JsonReader(fields, ROWS)
+    shape = Shaped((1, 3))
+    names = [f"{'x' * 90}{number}" for number in range(1000)]
+    vectors = {"context": [[1, 2, 3]]}
+    for body, is_valid in (
+        ({"filter": {"contexts": names}, **vectors}, True),
+        ({"filter": {"contexts": numbers(100).tolist()}, "contexts": []}, False),
+    ):
+        work = reader.read_in_slices(json.dumps(body).encode(), lambda field, options: shape)
+        try:
+            found = run_to_end(work)
+        except Invalid:
+            assert not is_valid
+        else:
+            assert is_valid
+            assert (found.rows.shape, found.options) == ((1, 1, 3), {"filter": {"contexts": names}})
 
 
 @pytest.mark.parametrize("value", [None, True, "1", [1], 1e40])

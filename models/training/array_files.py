@@ -25,7 +25,9 @@ from models.retrieval.fields import BadFields, Texts
 
 SUFFIXES = (".npz", ".npy")
 # Rows that are read at a time.
-BLOCK = 8192
+BLOCK = 4096
+# Rows that are read at a time if they do not follow each other.
+_SCATTERED = 64
 _BLOCK_BYTES = 1 << 22
 _MAX_HEADER_BYTES = 1 << 16
 _LOCAL_HEADER_BYTES = 30
@@ -133,6 +135,12 @@ class Rows:
 
     def take(self, which: slice | NDArray[np.int64]) -> NDArray[Any]:
         """Return a copy of these rows."""
+        if isinstance(which, slice):
+            return self._copy(which)
+        # Each row that is read maps the pages around it as well.
+        return np.concatenate([self._copy(part) for part in np.array_split(which, len(which) // _SCATTERED + 1)])
+
+    def _copy(self, which: slice | NDArray[np.int64]) -> NDArray[Any]:
         found = np.array(self._array[which])
         self._mapped.madvise(mmap.MADV_DONTNEED)
         return found

@@ -155,7 +155,7 @@ def test_two_towers_are_timed_and_have_their_training_by_version(
 
 def test_retrieval_says_which_targets_are_met(figures: dict[str, Any]) -> None:
     text = leaderboard_report.to_markdown(figures)
-    assert "Targets: R@5 >= 0.3, Contain@50 >= 0.82, MRR >= 0.2." in text
+    assert "Targets: R@5 >= 30 %, Contain@50 >= 82 %, MRR >= 0.2." in text
     row = next(line for line in text.split("`with_context`")[1].splitlines() if line.startswith("| weighted_mean"))
     assert row.endswith("| not met: R@5, MRR |")
 

@@ -25,7 +25,7 @@ TARGETS = ("target_vectors", "targets", "target")
 ARTICLES = ("article_index", "article_indices", "article_ids", "metadata.article_index")
 CROSSES = ("crosses_article", "metadata.crosses_article")
 # Pairs that are read at a time.
-_BLOCK = 1024
+PAIRS = 1024
 KEYS, METADATA = "truth_keys", "metadata"
 
 
@@ -53,7 +53,7 @@ def read_pairs(path: Path, scratch: Path) -> PairCorpus:
     contexts, targets = file[_first(CONTEXTS, file.names)], file[_first(TARGETS, file.names) or TARGETS[0]]
     _check_shapes(contexts, targets)
     chunks = _Chunks(contexts.shape[2])
-    blocks = zip(contexts.blocks(_BLOCK), targets.blocks(_BLOCK), strict=True)
+    blocks = zip(contexts.blocks(PAIRS), targets.blocks(PAIRS), strict=True)
     rows = np.concatenate([chunks.add(*block) for block in blocks])
     context, following = rows[:, :-1], rows[:, -1]
     article, crossing = _articles(file, context)

@@ -42,10 +42,10 @@ def path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def test_every_array_is_the_one_that_was_saved(path: Path, tmp_path: Path) -> None:
     file = ArrayFile(path, tmp_path)
     assert set(file.names) == ARRAYS.keys()
-    for name, right in ARRAYS.items():
-        found = file[name]
+    # All are opened before the first is read.
+    for (name, found), right in zip([(name, file[name]) for name in ARRAYS], ARRAYS.values(), strict=True):
         blocks = list(found.blocks())
-        assert (found.shape, found.dtype) == (right.shape, right.dtype)
+        assert (found.name, found.shape, found.dtype) == (name, right.shape, right.dtype)
         assert all(len(block) <= array_files.BLOCK for block in blocks)
         assert np.array_equal(np.concatenate([right[:0], *blocks]), right, equal_nan=right.dtype.kind == "f")
 

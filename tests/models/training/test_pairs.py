@@ -10,7 +10,8 @@ import pytest
 from models.evaluate import baselines, evaluate_windows
 from models.retrieval.corpus import BadCorpus, Corpus, write_corpus
 from models.training.array_files import BadArrays
-from models.training.pairs import bank_of, read_data
+from models.training.pairs import PAIRS, bank_of, read_data
+from models.vectors import normalise
 from models.windows import NoWindows, PairCorpus, require_windows
 
 MEAN = baselines(5, None)["mean"]
@@ -42,6 +43,14 @@ def test_pairs_score_as_the_windows_that_they_are(tmp_path: Path, corpus: Corpus
     some = data.take(np.array([3, 170]))
     assert np.allclose(some.contexts(), right.contexts()[[3, 170]], atol=1e-6)
     assert np.allclose(some.targets(), right.targets()[[3, 170]], atol=1e-6)
+
+
+def test_chunks_are_kept_once_across_blocks(tmp_path: Path) -> None:
+    vectors = normalise(np.random.default_rng(0).standard_normal((3 * PAIRS // 2, 4)))
+    rows = np.arange(len(vectors) - 2)[:, None] + np.arange(2)
+    found = read_data(saved(tmp_path, contexts=vectors[rows], targets=vectors[2:]))
+    assert np.allclose(found.vectors, vectors, atol=1e-6)
+    assert np.array_equal(require_windows(found, 2).rows(), rows)
 
 
 def test_articles_are_guessed_from_pairs_that_follow_each_other(tmp_path: Path, corpus: Corpus) -> None:

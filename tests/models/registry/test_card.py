@@ -175,8 +175,9 @@ ODD = {
     "an alias of itself": ("data: &a {b: [*a, *a]}", "more than"),
     "long texts": (f"limits: [&a {'x' * 60_000}, *a, *a, *a]", "more than"),
     "merged maps": ("data: {a: &a {b: 1}, c: {<<: [*a, *a]}}", "merge"),
-    "brackets": ("data: " + "[" * 50_000 + "]" * 50_000, "more than 100 nested collections"),
-    "dashes": ("data:\n    " + "- " * 50_000, "more than 100 nested collections"),
+    # The reason is ours, or that of a libyaml with a limit of its own.
+    "brackets": ("data: " + "[" * 50_000 + "]" * 50_000, r"(?s:.*)nest(ed|ing)"),
+    "dashes": ("data:\n    " + "- " * 50_000, r"(?s:.*)nest(ed|ing)"),
     "length": (f"data: {{a: {'x' * 200_000}}}", "expected at most"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -636,7 +637,7 @@ def test_models_and_ledger_list_broken_entries_beside_valid_ones(serve: Serve) -
     found = {version["id"]: version for version in server.http.get("/models").json()["versions"]}
     assert [found.pop(version["id"]) for version in known] == known
     reasons = {version["id"].split("/")[0]: version["error"] for version in found.values()}
-    assert reasons["deep"] == "unreadable model card: more than 100 nested collections"
+    assert re.match(r"unreadable model card: (?s:.*)nest(ed|ing)", reasons["deep"])
     assert reasons["piped"] == "README.md: is a named pipe, expected a regular file"
     assert reasons["bare"] == "README.md: No such file or directory"
     assert server.http.get(f"/models/{odd['piped'].id}/card").status_code == 404

@@ -7,8 +7,11 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 BOUNDS_INSTALL := .venv-lowest/bin/python -m pip install -q --disable-pip-version-check --only-binary :all:
 BOUNDS_TOOLS := pytest pytest-xdist hypothesis jsonschema onnx geventhttpclient tritonclient
-BOUNDS_TEST := .venv-lowest/bin/pytest -W default -n auto --maxprocesses 4 --dist loadfile tests/service \
-	tests/lvm/test_client.py tests/lvm/test_init.py tests/lvm/cli tests/e2e/test_process.py tests/e2e/test_workers.py
+BOUNDS_PYTEST := .venv-lowest/bin/pytest -W default -n auto --maxprocesses 4 --dist loadfile
+BOUNDS_TESTS := tests/service tests/lvm/test_client.py tests/lvm/test_init.py tests/lvm/cli tests/e2e/test_process.py tests/e2e/test_workers.py
+# The fixtures of tests/models need torch; these tests need no fixture.
+BOUNDS_MODELS := $(addprefix tests/models/,registry/test_alias.py registry/test_manifest.py registry/test_remote.py retrieval/test_index.py retrieval/test_milvus.py text/test_chunks.py)
+BOUNDS_TEST := $(BOUNDS_PYTEST) $(BOUNDS_TESTS) && $(BOUNDS_PYTEST) --noconftest --hypothesis-profile ci $(BOUNDS_MODELS)
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,7 +89,7 @@ soak: dev  ## memory, descriptors, threads and labels over MINUTES (30) of load,
 ray-check: .venv-ray/.ray  ## the service on Ray, two nodes of this machine: kills, a promotion, a redeploy under load (about 5 minutes)
 	.venv-ray/bin/pytest -m ray -s tests/ray
 
-bounds: dev  ## tests without torch, with the lowest declared versions of what serving needs, then with the newest (8 minutes)
+bounds: dev  ## tests without torch, with the lowest declared versions of what serving needs, then with the newest (10 minutes)
 	$(PYTHON) -m venv --clear .venv-lowest
 	$(BOUNDS_INSTALL) --no-deps -e .
 	$(BOUNDS_INSTALL) $$($(BIN)/python tests/bounds.py serve fsspec otlp) $(BOUNDS_TOOLS)

@@ -60,6 +60,7 @@ LIMITS = (
     "Goes by how passages lie to the context and to each other, learned in corpora of some 6,000 chunks: with many "
     "more, or much less alike, measure it first.",
 )
+_PASSAGE_WINDOWS = 2000
 
 
 class LoadedTowers:
@@ -116,13 +117,24 @@ class LoadedTowers:
         found = evaluate_windows(self.query.run, data, self.payload(data.vectors))
         return float(np.mean(1 / found.ranks_without))
 
+    def passage_cosine(self, corpus: Corpus) -> float:
+        """Return the mean cosine of queries and the true next passages, both as the towers place them.
+
+        Of many windows, 2,000 that are spread over the corpus count.
+        """
+        data = require_windows(corpus, self.card.context_length)
+        spread = data.take(np.unique(np.linspace(0, len(data) - 1, _PASSAGE_WINDOWS).astype(int)))
+        cosines = np.vecdot(self.query.run(spread.contexts()), self.payload(spread.targets()))
+        return float(cosines.mean())
+
     def score(self, corpus: Corpus, train: Corpus | None = None) -> dict[str, Any]:
-        """Return the scores of the query tower on `corpus`, as `evaluate` does.
+        """Return the scores of the query tower on `corpus`, as `evaluate` does, and the `passage_cosine`.
 
         With a reranker the retrieval scores are those after reranking, and "towers alone" is one of the baselines.
         """
         bank = self.payload(corpus.vectors)
         by_towers = evaluate(QueryTower(self.query), corpus, self.card.context_length, train, bank)
+        by_towers["passage_cosine"] = self.passage_cosine(corpus)
         if self.reranker is None:
             return by_towers
         figures = {name: by_towers[name] for name in ("cosine", "cosine_std", "margin", "retrieval")}

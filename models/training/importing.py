@@ -46,7 +46,8 @@ def read_model(path: Path, options: ImportOptions) -> ImportedModel:
     """
     whole = FORMATS.get(path.suffix.lower())
     if whole:
-        return whole(path, options)
+        model = whole(path, options)
+        return replace(model, stated={"file": _text(path.name), **model.stated})
     saved = torch_import.read_saved(path)
     reader = next((reader for key, reader in MODELS.items() if key in saved), torch_import.net_from)
     net = reader(path, saved, options)

@@ -91,7 +91,8 @@ def comparisons(card: Card, scores: Mapping[str, Any]) -> list[Comparison]:
     if "file" not in card.data:
         return []
     stated = card.data.get("stated_cosine")
-    return [Comparison(data, stated, score["cosine"]) for data, score in scores.items()]
+    # of a two-tower, files state how near queries are to passages as the towers place both
+    return [Comparison(data, stated, score.get("passage_cosine", score["cosine"])) for data, score in scores.items()]
 
 
 def sentences(compared: list[Comparison]) -> list[str]:

@@ -52,6 +52,12 @@ def test_a_context_is_searched_as_the_towers_see_it(
     assert rows_of(retriever, Search(None, 10, context=context, rerank=False)) == expected
 
 
+def test_towers_are_scored_by_the_cosine_of_queries_and_passages_too(towers_version: Version, other: Corpus) -> None:
+    made, data = bundle.read(towers_version), windows(other, 5)
+    cosines = np.sum(made.query.run(data.contexts()) * made.payload(data.targets()), axis=1)
+    assert made.score(other)["passage_cosine"] == pytest.approx(float(cosines.mean()), abs=1e-6)
+
+
 def test_a_given_query_is_searched_as_the_encoder_sees_it(retriever: Retriever, other: Corpus) -> None:
     query = other.vectors[45]
     assert rows_of(retriever, Search(query, 5)) == np.argsort(-(other.vectors @ query), kind="stable")[:5].tolist()

@@ -116,3 +116,9 @@ def test_says_that_a_file_states_no_cosine(card: Callable[..., Card]) -> None:
 
 def test_compares_nothing_if_the_net_was_trained_here(card: Callable[..., Card]) -> None:
     assert comparisons(replace(card(), data={"train": "wiki"}), {"near": {"cosine": 0.5}}) == []
+
+
+def test_compares_a_two_tower_by_the_cosine_of_queries_and_passages(card: Callable[..., Card]) -> None:
+    known = card(kind="two_tower", data=card_data("x.pt", {"metrics": {"val_cosine": 0.6326}}))
+    (found,) = comparisons(known, {"near": {"cosine": 0.1, "passage_cosine": 0.63}})
+    assert (found.file, found.here) == (0.6326, 0.63)

@@ -68,13 +68,9 @@ class OnnxRuntime:
         return np.concatenate([self._run(mine), *(help.result() for help in helped)])
 
     def _run(self, contexts: Floats) -> Floats:
+        answers: list[Floats] = []
         # the session's own option works only in the thread that opened the first session
         with FlushedDenormals():
-            if len(contexts) <= MAX_ROWS:
-                return self._run_part(contexts)
-            parts = (contexts[at : at + MAX_ROWS] for at in range(0, len(contexts), MAX_ROWS))
-            return np.concatenate([self._run_part(part) for part in parts])
-
-    def _run_part(self, contexts: Floats) -> Floats:
-        answer: Floats = self._session.run(["vector"], {"context": contexts})[0]
-        return answer
+            for at in range(0, len(contexts) or 1, MAX_ROWS):
+                answers += self._session.run(["vector"], {"context": contexts[at : at + MAX_ROWS]})
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)

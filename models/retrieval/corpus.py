@@ -313,7 +313,7 @@ def map_corpus(files: Mapping[str, Buffer]) -> MappedCorpus:
         raise BadCorpus("a span exceeds the text")
     check_finite(halves)
     fields = _fields(files, len(halves))
-    _release_memory(files)
+    release_memory(files)
     return MappedCorpus(halves, index, spans, files[PASSAGES_FILE], fields)
 
 
@@ -346,8 +346,8 @@ def check_finite(halves: NDArray[np.float16]) -> None:
             raise BadCorpus(f"vector {row + int(np.argmin(finite))} is not finite")
 
 
-def _release_memory(files: Mapping[str, Buffer]) -> None:
-    """Release the pages that the checks read, and announce random access."""
+def release_memory(files: Mapping[str, Buffer]) -> None:
+    """Release the pages of mapped files that checks read, and announce random access."""
     for file in files.values():
         if isinstance(file, mmap.mmap):
             file.madvise(mmap.MADV_DONTNEED)

@@ -424,12 +424,14 @@ class Vectors(Protocol):
         ...
 
 
-def open_lists(data: Buffer, vectors: Vectors, config: Mapping[str, Any], threads: int = 1) -> IvfIndex:
-    """Return the index in the bytes of a file of lists over `vectors`; `config` has its `nprobe` and `pool`.
+def open_lists(data: Buffer, vectors: Vectors, config: Any, threads: int = 1) -> IvfIndex:
+    """Return the index in the bytes of a file of lists over `vectors`; `config` is a mapping with `nprobe` and `pool`.
 
     Raises:
-        BadIndex: the lists are unreadable, or were made of other vectors.
+        BadIndex: the lists are unreadable, or were made of other vectors, or `config` is not as it should be.
     """
+    if not (isinstance(config, Mapping) and {"nprobe", "pool"} <= config.keys()):
+        raise BadIndex(f"the card has {config!r:.80} for an index of lists; expected nprobe and pool")
     lists = InvertedLists.from_bytes(data[:])
     if lists.centroids.shape[1] != vectors.dim or len(lists.rows) != len(vectors):
         shape = len(lists.rows), lists.centroids.shape[1]

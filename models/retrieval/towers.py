@@ -14,7 +14,7 @@ from models.registry import manifest
 from models.registry.card import CARD_FILE
 from models.registry.checkpoint import GOLDEN_FILE, GRAPH_FILE, WEIGHTS_FILE, parse_checkpoint
 from models.registry.manifest import Buffer
-from models.retrieval.corpus import BadCorpus, HalfVectors, check_finite
+from models.retrieval.corpus import BadCorpus, HalfVectors, check_finite, release_memory
 from models.retrieval.index import BadIndex, FlatIndex, VectorIndex, open_lists
 from models.retrieval.reranker import NEIGHBOUR_COUNT
 from models.retrieval.tensors import BadTensors, view_tensors, write_tensors
@@ -68,7 +68,8 @@ def open_towers(
         )
     index: VectorIndex
     if PAYLOAD_LISTS_FILE in files:
-        index = open_lists(files[PAYLOAD_LISTS_FILE], vectors, dict(config[PAYLOAD_CONFIG]), threads)
+        index = open_lists(files[PAYLOAD_LISTS_FILE], vectors, config.get(PAYLOAD_CONFIG), threads)
+        release_memory({TOWER_INDEX_FILE: files[TOWER_INDEX_FILE]})
     else:
         index, neighbours = FlatIndex(vectors.vectors_at(np.arange(rows))), neighbours.copy()
     name, _, number = config["towers"].rpartition("/")

@@ -22,8 +22,8 @@ from models.vectors import Floats
 
 # For fewer rows, waking a thread takes longer than it saves.
 MIN_ROWS_PER_THREAD = 8
-# Rows of one run. A net may take megabytes for a row, and more rows at a time are not faster.
-MAX_ROWS = 128
+# Rows of one run. A net with so many bytes of weights may take megabytes for a row, and more rows are not faster.
+MAX_ROWS, LARGE_NET, MAX_ROWS_LARGE = 128, 100_000_000, 32
 
 
 def open_session(graph: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
@@ -55,6 +55,8 @@ class OnnxRuntime:
         except Exception as error:
             # onnxruntime's exceptions have no other common base
             raise BadCheckpoint(f"{checkpoint.version}: onnxruntime rejects the graph: {error}") from error
+        size = sum(tensor.nbytes for tensor in checkpoint.weights.values())
+        self._max_rows = MAX_ROWS if size < LARGE_NET else MAX_ROWS_LARGE
         self._threads = threads
         self._helpers = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="onnxruntime")
 
@@ -71,6 +73,6 @@ class OnnxRuntime:
         answers: list[Floats] = []
         # the session's own option works only in the thread that opened the first session
         with FlushedDenormals():
-            for at in range(0, len(contexts) or 1, MAX_ROWS):
-                answers += self._session.run(["vector"], {"context": contexts[at : at + MAX_ROWS]})
+            for at in range(0, len(contexts) or 1, self._max_rows):
+                answers += self._session.run(["vector"], {"context": contexts[at : at + self._max_rows]})
         return answers[0] if len(answers) == 1 else np.concatenate(answers)

@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 from models.evaluate import retrieval_ranks
 from models.gate import judge
 from models.predictor import load_predictor
-from models.registry.card import Card
+from models.registry.card import CARD_FILE, Card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
@@ -335,3 +335,14 @@ def test_the_gate_scores_a_bundle_on_disk_as_its_card_does(published: Registry, 
     verdict = judge(published, "retriever", mapped_version, {})
     assert verdict.objections == ()
     assert verdict.figures["scores"].keys() == {"mapped"}
+
+
+def test_rejects_a_bundle_on_disk_whose_card_lacks_the_parameters_of_the_payload(
+    mapped_version: Version, copy_of: Callable[[Version], Path], rewrite_checksums: Callable[[Path], None]
+) -> None:
+    directory = copy_of(mapped_version)
+    text = (directory / CARD_FILE).read_text()
+    (directory / CARD_FILE).write_text(text.replace("payload:", "payload_of_old:", 1))
+    rewrite_checksums(directory)
+    with pytest.raises(BadCheckpoint, match="expected nprobe and pool"):
+        load_retriever(directory)

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from models.vectors import Floats
 
+# choices for which the products of all candidates are not worth while
+_FEW = 100
+
 
 def marginal_order(relevance: Floats, vectors: Floats, count: int, weight: float) -> NDArray[np.int64]:
     """Return the places `(count,)` of candidates, in the order in which they are chosen; equal ones in their order.
@@ -18,7 +21,8 @@ def marginal_order(relevance: Floats, vectors: Floats, count: int, weight: float
     `relevance` `(C,)` is on the scale of the cosines of the unit `vectors` `(C, D)`; count <= C. Each choice is the
     candidate with the greatest `weight` x relevance - (1 - `weight`) x cosine to the nearest one chosen before.
     """
-    similarity = vectors @ vectors.T
+    # threads of a small matrix product wait for each other, longer than it takes, if other work keeps the cores busy
+    products = vectors @ vectors.T if count > _FEW else None
     gain = weight * relevance
     chosen = np.empty(count, np.int64)
     nearest = np.zeros_like(gain)
@@ -26,5 +30,6 @@ def marginal_order(relevance: Floats, vectors: Floats, count: int, weight: float
         best = int(np.argmax(gain - (1 - weight) * nearest))
         chosen[turn] = best
         gain[best] = -np.inf
-        nearest = np.maximum(nearest, similarity[best]) if turn else similarity[best]
+        similarity = np.vecdot(vectors, vectors[best]) if products is None else products[best]
+        nearest = np.maximum(nearest, similarity) if turn else similarity
     return chosen

@@ -158,6 +158,47 @@ def test_splits_many_contexts_into_several_requests(serve: Serve) -> None:
     assert service.metric("lvm_requests_total", route="/predict", outcome="ok") == 3
 
 
+def test_retrieve_many_returns_the_passages_of_each(serve: Serve) -> None:
+    """In octets or, if the options are long, in JSON; more than `rows` in several requests."""
+    server = serve()
+    wanted = {"filter": {"article": np.array([1])}, "mmr": 0.5, "k": 3}
+    with Client(server.url, timeout=60, rows=4) as client:
+        for many in (corpus().vectors[:6], np.stack([corpus().vectors[at : at + T] for at in range(6)])):
+            alone = [client.retrieve(rows, **wanted) for rows in many]
+            assert client.retrieve_many(many, **wanted) == alone
+            assert {passage.article for passages in alone for passage in passages} == {1}
+            longer = {**wanted, "exclude": list(range(10**6, 10**6 + 1000))}
+            assert client.retrieve_many(many, **longer) == alone
+        assert client.retrieve_many(np.empty((0, T, D))) == []
+
+    async def scenario() -> None:
+        async with AsyncClient(server.url, timeout=60) as client:
+            assert await client.retrieve_many(many, **wanted) == alone
+            assert await client.retrieve(many[0], **wanted) == alone[0]
+
+    asyncio.run(scenario())
+
+
+def test_contexts_of_one_vector_are_sent_as_json() -> None:
+    """As octets they would have the shape of queries."""
+    network, sent = answering(httpx.Response(200, json={"results": [[], []]}))
+    with Client("http://service", transport=network) as client:
+        assert client.retrieve_many(np.ones((2, 1, D))) == [[], []]
+        assert client.retrieve_many(np.ones((2, D))) == [[], []]
+    assert [request.headers["content-type"].partition(";")[0] for request in sent] == [
+        "application/json",
+        "application/octet-stream",
+    ]
+    assert sent[1].headers["content-type"].endswith(f"shape=2x1x{D}")
+
+
+@pytest.mark.parametrize("results", [[], [[]], {}, [[], {}], [[], [1]], None])
+def test_rejects_passages_that_are_not_those_of_each_query(results: Any) -> None:
+    network, _ = answering(httpx.Response(200, json={"results": results}))
+    with Client("http://service", transport=network) as client, pytest.raises(BadAnswer, match="list"):
+        client.retrieve_many(np.ones((2, D)))
+
+
 def test_retrieve_returns_passages_and_sends_options(serve: Serve) -> None:
     with Client(serve().url) as client:
         found = client.retrieve(corpus().vectors[3], k=2, exclude=[3, 4])

@@ -20,11 +20,11 @@ def by_definition(relevance: Floats, vectors: Floats, count: int, weight: float)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.7, 1.0])
-@pytest.mark.parametrize("count", [1, 7, 30])
+@pytest.mark.parametrize("count", [1, 7, 120])
 def test_chooses_by_the_definition(weight: float, count: int) -> None:
     random = np.random.default_rng(count)
-    vectors = normalise(random.standard_normal((30, 8)))
-    relevance = np.sort(random.uniform(-1, 1, 30).astype(np.float32))[::-1]
+    vectors = normalise(random.standard_normal((120, 8)))
+    relevance = np.sort(random.uniform(-1, 1, 120).astype(np.float32))[::-1]
     assert marginal_order(relevance, vectors, count, weight).tolist() == by_definition(
         relevance, vectors, count, weight
     )

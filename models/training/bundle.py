@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from models.registry.checkpoint import (
 )
 from models.registry.registry import Version
 from models.retrieval.corpus import Corpus, HalfVectors, MappedCorpus
-from models.retrieval.index import FlatIndex
+from models.retrieval.index import BadIndex, FlatIndex
 from models.retrieval.reranker import NEIGHBOUR_COUNT, RERANKER_FILE, BadReranker, Reranker
 from models.retrieval.retriever import Retriever, Search, build_retriever
 from models.retrieval.towers import (
@@ -161,11 +161,17 @@ def read(version: Version) -> LoadedTowers:
         raise BadCheckpoint(f"{version.id}: {error}") from error
 
 
+ListBuilder = Callable[[MappedCorpus, Card, list[Search], CachedSteps], indexing.MeasuredLists]
+
+
 class BundleParts:
     """The towers of `maker`, and their reranker if there is one, with which a corpus is published as a bundle."""
 
-    def __init__(self, maker: LoadedTowers, reranker: Version | None = None) -> None:
+    def __init__(
+        self, maker: LoadedTowers, reranker: Version | None = None, build_lists: ListBuilder = indexing.build
+    ) -> None:
         self._maker = maker
+        self._build_lists = build_lists
         self._files = dict(maker.files)
         self._config = dict(maker.config)
         if reranker:
@@ -210,7 +216,11 @@ class BundleParts:
         return {"halves": self._maker.payload(vectors).astype(np.float16)}
 
     def _with_payload_lists(self, draft: CorpusDraft, payload: HalfVectors, steps: CachedSteps) -> CorpusDraft:
-        """Return the draft with an index of the payload, tuned by queries that the query tower makes."""
+        """Return the draft with lists of the payload, tuned by queries that the query tower makes.
+
+        Towers that were hardly trained make queries that are near no payload. No lists find enough for them, so the
+        payload is then searched exactly, in memory.
+        """
         assert isinstance(draft.corpus, MappedCorpus)
         rows = indexing.draw_contexts(draft.corpus, draft.card.context_length)
         queries = self._maker.query.run(draft.corpus.vectors_at(rows))
@@ -220,7 +230,10 @@ class BundleParts:
         ]
         space = replace(draft.corpus, halves=payload.halves)
         steps = steps.reading(digest(steps.inputs, self._files[PAYLOAD_FILE]))
-        made = indexing.build(space, draft.card, searches, steps)
+        try:
+            made = self._build_lists(space, draft.card, searches, steps)
+        except BadIndex as error:
+            return draft.with_card({}, f"Search by context is exact and holds all payload vectors in memory ({error}).")
         draft = draft.with_files({PAYLOAD_LISTS_FILE: made.lists.to_bytes()})
         return draft.with_card({PAYLOAD_CONFIG: dict(made.config)}, made.limit("Search by context"))
 

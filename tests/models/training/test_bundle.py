@@ -15,10 +15,12 @@ from models.registry.card import CARD_FILE, Card
 from models.registry.checkpoint import BadCheckpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
+from models.retrieval.index import BadIndex
 from models.retrieval.reranker import NEIGHBOUR_COUNT, RERANK_DEPTH, RERANKER_FILE
 from models.retrieval.retriever import Retriever, Search, load_retriever
 from models.retrieval.towers import PAYLOAD_FILE, TOWER_INDEX_FILE
 from models.training import bundle
+from models.training.indexing import MeasuredLists
 from models.training.neighbours import exact_neighbours
 from models.training.publish_corpus import publish_corpus
 from models.vectors import Floats
@@ -346,3 +348,16 @@ def test_rejects_a_bundle_on_disk_whose_card_lacks_the_parameters_of_the_payload
     rewrite_checksums(directory)
     with pytest.raises(BadCheckpoint, match="expected nprobe and pool"):
         load_retriever(directory)
+
+
+def test_a_payload_whose_lists_find_too_little_is_searched_exactly(
+    registry: Registry, towers_version: Version, larger_dir: Path, card: Callable[..., Card]
+) -> None:
+    def reject(*_: object) -> MeasuredLists:
+        raise BadIndex("recall is low")
+
+    parts = bundle.BundleParts(bundle.read(towers_version), None, reject)
+    version = publish_corpus(registry, larger_dir, card(name="x", kind="corpus", dim=0), "ivf", extension=parts)
+    retriever = load_retriever(version.path)
+    assert (retriever.index.is_exact, retriever.indexes["payload"].is_exact) == (False, True)
+    assert "exact and holds all payload vectors in memory (recall is low)" in " ".join(retriever.card.limits)

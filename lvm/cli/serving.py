@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -33,7 +36,8 @@ def serve(
     _handle_early_signals()
     # numpy's matrix products are small here: a second thread would only spin
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from service.settings import read_settings
+    with _collector_paused():
+        from service.settings import read_settings
 
     given = {"host": host, "port": port, "insecure": insecure, "workers": workers}
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
@@ -45,14 +49,16 @@ def serve(
         # The supervisor is small: it imports nothing of the server.
         from service.processes.supervisor import supervise as run
     else:
-        from service.processes.server import serve as run
+        with _collector_paused():
+            from service.processes.server import serve as run
     _exit(run(settings))
 
 
 def run_worker(metric_slot: int, listener: int, heartbeat_fd: int, metrics_directory: Path) -> None:
     """Run one of several workers; `serve` starts them."""
     _handle_early_signals()
-    from service.processes.worker import run_worker as run
+    with _collector_paused():
+        from service.processes.worker import run_worker as run
 
     _exit(run(metric_slot, listener, heartbeat_fd, metrics_directory))
 
@@ -60,7 +66,8 @@ def run_worker(metric_slot: int, listener: int, heartbeat_fd: int, metrics_direc
 def run_device_worker(metric_slot: int, listener: int, heartbeat_fd: int, metrics_directory: Path) -> None:
     """Run the device worker, which runs nets for all workers; `serve` starts it."""
     _handle_early_signals()
-    from service.processes.device_worker import run_device_worker as run
+    with _collector_paused():
+        from service.processes.device_worker import run_device_worker as run
 
     _exit(run(metric_slot, listener, heartbeat_fd, metrics_directory))
 
@@ -69,6 +76,16 @@ def _handle_early_signals() -> None:
     """Until the server has requests to finish, let SIGTERM end the process with 0 and ignore SIGHUP."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(OK))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the garbage collector for imports: they leave no garbage, and it takes a seventh of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _exit(status: int) -> NoReturn:

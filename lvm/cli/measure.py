@@ -82,6 +82,8 @@ def evaluate(
             served = load_predictor(target.path, device, os.cpu_count() or 1, precision)
             predict, payload = served.predict_batch, None
         if bank or sample:
+            if payload and "reranker" in served.config:
+                print_message("these are the scores of the towers: the reranker of the bundle is left out")
             scores = _score_in_bank(predict, payload, served.card.context_length, corpus, train, bank, sample, progress)
         elif payload:
             scores = served.score(corpus, train)

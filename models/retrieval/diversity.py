@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 
 from models.vectors import Floats
 
-# choices for which the products of all candidates are not worth while
-_FEW = 100
-
 
 def marginal_order(relevance: Floats, vectors: Floats, count: int, weight: float) -> NDArray[np.int64]:
     """Return the places `(count,)` of candidates, in the order in which they are chosen; equal ones in their order.
@@ -21,8 +18,6 @@ def marginal_order(relevance: Floats, vectors: Floats, count: int, weight: float
     `relevance` `(C,)` is on the scale of the cosines of the unit `vectors` `(C, D)`; count <= C. Each choice is the
     candidate with the greatest `weight` x relevance - (1 - `weight`) x cosine to the nearest one chosen before.
     """
-    # threads of a small matrix product wait for each other, longer than it takes, if other work keeps the cores busy
-    products = vectors @ vectors.T if count > _FEW else None
     gain = weight * relevance
     chosen = np.empty(count, np.int64)
     nearest = np.zeros_like(gain)
@@ -30,6 +25,7 @@ def marginal_order(relevance: Floats, vectors: Floats, count: int, weight: float
         best = int(np.argmax(gain - (1 - weight) * nearest))
         chosen[turn] = best
         gain[best] = -np.inf
-        similarity = np.vecdot(vectors, vectors[best]) if products is None else products[best]
+        # a product of matrices has threads, which wait for each other longer than it takes if the cores are busy
+        similarity = np.vecdot(vectors, vectors[best])
         nearest = np.maximum(nearest, similarity) if turn else similarity
     return chosen

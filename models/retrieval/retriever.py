@@ -41,7 +41,7 @@ ENCODED_INDEX = "encoded"
 PAYLOAD_INDEX = "payload"
 # of a query that has a direction
 _SHORTEST = 1e-30
-# candidates among which maximal marginal relevance chooses; twice k if that is more
+# candidates that maximal marginal relevance orders; its time grows with their square
 MMR_POOL = 100
 # From this cosine on, a candidate counts as one of the chunks of the caller's context.
 SAME_COSINE = 0.999
@@ -258,7 +258,7 @@ class Retriever:
         return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in searches]
 
     def _depth(self, search: Search) -> int:
-        pool = 0 if search.mmr is None else max(MMR_POOL, 2 * search.k)
+        pool = 0 if search.mmr is None else MMR_POOL
         return max(search.k, pool, RERANK_DEPTH if self.is_reranked(search) else 0)
 
     def is_reranked(self, search: Search) -> bool:
@@ -284,7 +284,7 @@ class Retriever:
         return found if search.mmr is None else self._diversify(search, search.mmr, query, *found)
 
     def _diversify(self, search: Search, weight: float, query: Floats, scores: Floats, rows: Rows) -> ScoredRows:
-        """Order candidates by maximal marginal relevance.
+        """Order the first `MMR_POOL` candidates by maximal marginal relevance; the others follow as they are.
 
         Relevance is the cosine of the query. If the candidates were reranked, the first has the greatest cosine among
         them, the second the next, and so on: the reranker decides the order, and its scale does not matter.
@@ -292,7 +292,10 @@ class Retriever:
         index = self.towers.index if self.towers and search.query is None else self.index
         length = float(np.linalg.norm(query.astype(np.float64)))
         relevance = np.sort(scores)[::-1] / max(length, _SHORTEST)
-        order = marginal_order(relevance, index.vectors_at(rows), min(search.k, len(rows)), weight)
+        pool, later = np.split(np.arange(len(rows)), [MMR_POOL])
+        count = min(search.k, len(pool))
+        order = marginal_order(relevance[pool], index.vectors_at(rows[pool]), count, weight)
+        order = np.concatenate([order, later])
         return scores[order], rows[order]
 
     def _rerank(self, search: Search, scores: Floats, rows: Rows) -> ScoredRows:

@@ -27,6 +27,7 @@ import models
 import service
 from lvm.cli import app
 from lvm.cli.exit_codes import EXITS, exit_of
+from models.registry.alias import ALIASES
 from models.registry.card import Card, read_card
 from models.registry.registry import Registry
 from models.retrieval.corpus import read_corpus, write_corpus
@@ -79,7 +80,7 @@ def test_every_command_that_ends_prints_json_on_request() -> None:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("lvm promote ", {"primary", "fallback", "candidate", "retriever"}),
+        ("lvm promote ", set(ALIASES)),
         ("lvm promote primary g", {"gmn/20261123-38ef76a6fd72", "gru/20261123-738331498444"}),
         ("lvm evaluate fall", {"fallback"}),
         ("lvm evaluate cand", set()),

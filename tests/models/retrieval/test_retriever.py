@@ -26,7 +26,7 @@ from models.retrieval.corpus import (
 )
 from models.retrieval.filters import RowSet
 from models.retrieval.index import IVF_FILE, FlatIndex
-from models.retrieval.retriever import Retriever, Search, load_retriever
+from models.retrieval.retriever import MMR_POOL, Retriever, Search, load_retriever
 from models.vectors import normalise
 
 MakeCorpus = Callable[..., Corpus]
@@ -177,7 +177,7 @@ def test_mmr_reorders_a_pool_and_keeps_the_scores(retriever: Retriever, corpus: 
     hits = retriever.search_batch([Search(query, 10, mmr=0.3)])[0]
     assert hits[0] == plain[0]
     assert {hit.row for hit in hits} != {hit.row for hit in plain}
-    assert {hit.row for hit in hits} <= set(best(corpus, query)[:100])
+    assert {hit.row for hit in hits} <= set(best(corpus, query)[:MMR_POOL])
     assert [hit.score for hit in hits] == pytest.approx([corpus.vectors[hit.row] @ query for hit in hits], abs=1e-6)
     cosines = [corpus.vectors[[hit.row for hit in each]] for each in (plain, hits)]
     alike = [float((vectors @ vectors.T).mean()) for vectors in cosines]
@@ -188,7 +188,14 @@ def test_mmr_reorders_a_pool_and_keeps_the_scores(retriever: Retriever, corpus: 
 def test_mmr_of_weight_1_is_the_order_without_it(retriever: Retriever, corpus: Corpus, k: int) -> None:
     query = corpus.vectors[45]
     assert rows_of(retriever, Search(query, k, mmr=1.0)) == best(corpus, query)[:k]
-    assert sorted(rows_of(retriever, Search(query, 1000, mmr=0.0))) == list(range(240))
+
+
+def test_mmr_orders_the_best_candidates_and_the_others_follow_by_score(retriever: Retriever, corpus: Corpus) -> None:
+    query = corpus.vectors[45]
+    found, by_score = rows_of(retriever, Search(query, 1000, mmr=0.3)), best(corpus, query)
+    assert found[:MMR_POOL] != by_score[:MMR_POOL]
+    assert set(found[:MMR_POOL]) == set(by_score[:MMR_POOL])
+    assert found[MMR_POOL:] == by_score[MMR_POOL:]
 
 
 @pytest.mark.parametrize("length", [0.0, 1e-20, 1.0, 1e9])

@@ -1,7 +1,7 @@
 """Every error of the service, as a tree; the class has the status. Responses are problems of RFC 9457.
 
 ServiceError
-├── Malformed 400            the body does not match its media type
+├── Malformed 400            the body does not match its media type, or a name or an option is given twice
 ├── Invalid 422              well-formed, but not a valid context, query or option; `pointer` says where
 │   └── NoEncoder            text, but no encoder here makes the vectors that the net reads
 ├── Unauthorised 401         a token is required, and is missing or unknown
@@ -52,7 +52,7 @@ class ServiceError(Exception):
 
 
 class Malformed(ServiceError):
-    """The body does not match its media type."""
+    """The body does not match its media type, or a name or an option is given twice."""
 
     status = 400
     reason = "malformed"

@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from models.registry import disk, manifest
 from models.registry.alias import ALIASES
 
-ACTIONS = ("promote", "rollback")
+Action = Literal["promote", "rollback"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LEDGER = "ledger.jsonl"
 _LOCK = ".lock"
@@ -75,7 +76,7 @@ class Move:
     time: str
     who: str
     alias: str
-    action: str  # one of ACTIONS
+    action: Action
     before: str | None
     after: str
     why: str
@@ -236,7 +237,7 @@ class Registry:
         version: Version,
         *,
         why: str = "",
-        action: str = "promote",
+        action: Action = "promote",
         overrode: Sequence[str] = (),
         expected: Mapping[str, str | None] | None = None,
     ) -> Move:
@@ -316,7 +317,7 @@ class Registry:
             raise NothingToRollBack(f"the ledger has no earlier version of {alias!r}{invalid}")
         return earlier[-1]
 
-    def _swap(self, alias: str, version: Version, why: str, action: str, overrode: Sequence[str] = ()) -> Move:
+    def _swap(self, alias: str, version: Version, why: str, action: Action, overrode: Sequence[str] = ()) -> Move:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         move = Move(now, _current_user(), alias, action, self._target(alias), version.id, why, list(overrode))
         self._check_replaceable(alias)

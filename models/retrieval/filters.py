@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,6 +21,9 @@ CACHE_BYTES = 64 << 20
 # bytes, at most, that a set and what indexes derive from it hold for each of its rows, and for each row of the corpus
 _ROW_BYTES = 80
 _MASK_BYTES = 6
+# bytes, at most, that an entry of the cache holds beside its set and values, and for each value beside the value itself
+_ENTRY_BYTES = 4000
+_VALUE_BYTES = 200
 # If a set has less than this share of the rows, its mask is not used.
 MASKED_SHARE = 1 / 4
 
@@ -63,18 +67,23 @@ class FilterCache:
 
     Args:
         matching: returns which rows `(N,)` a filter keeps; may raise.
-        max_bytes: the sets used last are kept up to this size, and at least one.
+        max_bytes: the sets used last are kept up to this size, with the values of their filters, and at least one.
     """
 
     def __init__(self, matching: Callable[[Filter], Mask], max_bytes: int = CACHE_BYTES) -> None:
         self._matching = matching
         self._max_bytes = max_bytes
         self._known: OrderedDict[Any, RowSet] = OrderedDict()
-        self._bytes = 0
+        self._nbytes = 0
         self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self._known)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds, at most."""
+        return self._nbytes
 
     def rows(self, wanted: Filter) -> RowSet:
         """Return the rows that a filter keeps; equal filters have the same set. Raises as `matching`."""
@@ -85,10 +94,15 @@ class FilterCache:
                 return self._known[key]
             found = RowSet(self._matching(wanted))
             self._known[key] = found
-            self._bytes += found.nbytes
-            while self._bytes > self._max_bytes and len(self._known) > 1:
-                self._bytes -= self._known.popitem(last=False)[1].nbytes
+            self._nbytes += _entry_bytes(key, found)
+            while self._nbytes > self._max_bytes and len(self._known) > 1:
+                self._nbytes -= _entry_bytes(*self._known.popitem(last=False))
             return found
+
+
+def _entry_bytes(key: Any, rows: RowSet) -> int:
+    values = sum(_VALUE_BYTES + sys.getsizeof(value) for _, typed in key for _, value in typed)
+    return _ENTRY_BYTES + rows.nbytes + values
 
 
 def _key(wanted: Filter) -> Any:

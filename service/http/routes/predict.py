@@ -57,10 +57,11 @@ class Predict:
 
     async def __call__(self, request: Request) -> Response:
         """Return the response; raises `ServiceError`."""
-        options = query_options(request, self._fields) if request.query else {}
         header = request.headers.get(b"content-type", JSON)
+        media_type = media_type_of(header, (JSON, OCTETS))
+        options = query_options(request, self._fields) if request.query else {}
         decoded: Decoded[FallbackChain] | None
-        if media_type_of(header, (JSON, OCTETS)) == OCTETS:
+        if media_type == OCTETS:
             chain, kind = self._chain("contexts", options), octets.octet_type(header)
             contexts = octets.read_octets(request.body, kind, chain.shape, self._max_rows, many=True)
             answers_many = kind.shape is not None and kind.shape != chain.shape

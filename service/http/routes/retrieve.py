@@ -206,8 +206,9 @@ class Retrieve:
             return self._plan(field, options, engine)
 
         header = request.headers.get(b"content-type", JSON)
+        media_type = media_type_of(header, (JSON, OCTETS))
         options = query_options(request, self._fields)
-        if media_type_of(header, (JSON, OCTETS)) == JSON:
+        if media_type == JSON:
             decoded = self._json.read_at_once(request.body, resolve, options)
             if decoded is None:
                 work = self._json.read_in_slices(request.body, resolve, options)

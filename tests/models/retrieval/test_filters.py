@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,8 +58,9 @@ def test_filters_that_differ_are_told_apart(values: Sequence[Any]) -> None:
 
 
 def test_keeps_the_sets_used_last() -> None:
-    size = RowSet(every(2)).nbytes
-    cache = FilterCache(lambda wanted: every(2), max_bytes=3 * size)
+    one = FilterCache(lambda wanted: every(2))
+    one.rows({"a": [0]})
+    cache = FilterCache(lambda wanted: every(2), max_bytes=3 * one.nbytes + 1000)
     sets = [cache.rows({"a": [value]}) for value in (0, 1, 2)]
     assert cache.rows({"a": [0]}) is sets[0]
     cache.rows({"a": [3]})
@@ -70,6 +72,19 @@ def test_keeps_the_sets_used_last() -> None:
 def test_keeps_one_set_however_large() -> None:
     cache = FilterCache(lambda wanted: every(2), max_bytes=1)
     assert cache.rows({"a": [0]}) is cache.rows({"a": [0]})
+
+
+def test_filters_that_match_nothing_are_not_kept_without_bound() -> None:
+    cache = FilterCache(lambda wanted: np.zeros(ROWS, np.bool_), max_bytes=1_000_000)
+    tracemalloc.start()
+    try:
+        for start in range(0, 300_000, 1000):
+            cache.rows({"article": range(start, start + 1000)})
+            cache.rows({"language": [f"{start}" + "é" * 10_000]})
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1_100_000
 
 
 def test_a_filter_that_raises_is_not_kept() -> None:

@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from models.registry.registry import ACTIONS
 from service.app import create_app
 from service.http.routes import oip
 from service.http.routes.predict import OPTIONS
@@ -175,6 +176,11 @@ def test_every_parameter_of_a_path_is_declared() -> None:
     for (path, _), said in OPERATIONS.items():
         declared = {parameter["name"] for parameter in said.get("parameters", []) if parameter["in"] == "path"}
         assert declared == {part.strip("{}") for part in path.split("/") if part.startswith("{")}, path
+
+
+def test_names_the_actions_of_the_ledger() -> None:
+    move = DOCUMENT["components"]["schemas"]["Move"]
+    assert move["properties"]["action"]["enum"] == list(ACTIONS)
 
 
 def test_choices_are_of_one_kind() -> None:

@@ -258,7 +258,8 @@ def test_rejects_unknown_routes_methods_and_media_types(serve: Serve) -> None:
     wrong_method = server.http.get("/predict")
     assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "POST")
     assert server.http.get("/nothing").status_code == 404
-    assert server.http.post("/predict", content=b"x", headers={"content-type": "text/csv"}).status_code == 415
+    for path in ("/predict", "/predict?unknown=1", "/retrieve?unknown=1"):
+        assert server.http.post(path, content=b"x", headers={"content-type": "text/csv"}).status_code == 415
     assert all(
         server.http.request(method, path).headers["content-type"] == "application/problem+json"
         for method, path in (("GET", "/predict"), ("GET", "/nothing"), ("POST", "/models"))

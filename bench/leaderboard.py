@@ -16,7 +16,7 @@ from bench import machine, nets
 from bench.nets import RunMode
 from bench.stats import interval
 from models.evaluate import COUNTS, WindowScores, baselines, evaluate_retrieval, evaluate_windows, window_counts
-from models.registry.card import Card, read_card
+from models.registry.card import read_card
 from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint
 from models.registry.registry import Registry, Version
 from models.retrieval.corpus import Corpus
@@ -24,7 +24,7 @@ from models.runtimes import Runtime
 from models.training import bundle
 from models.training.work_cache import Arrays, WorkCache, arrays_digest, source_digest
 from models.vectors import Floats
-from models.windows import Windows, require_windows
+from models.windows import Windows, check_dim, require_windows
 
 # The baseline that a net has to beat.
 STANDARD = "weighted_mean"
@@ -53,12 +53,15 @@ def measure(
 
     Raises:
         NothingToRank: no version is a net of the data's D.
+        OtherDimension: the data sets differ in D.
         BadCheckpoint: a version must not be served.
         NoWindows: no article of a data set is longer than T chunks.
     """
-    versions = _nets(registry, next(iter(data.values())).dim)
+    dim = next(iter(data.values())).dim
+    for name, corpus in (*data.items(), *([("the training set", train)] if train else [])):
+        check_dim(name, corpus.dim, dim)
+    versions, length = _nets(registry, dim, log)
     loaded = {name: load_checkpoint(version.path) for name, version in versions.items()}
-    length = next(iter(loaded.values())).card.context_length
     sets = {name: require_windows(corpus, length) for name, corpus in data.items()}
     mode = RunMode("onnxruntime", "cpu", os.cpu_count() or 1)
     runs = {name: mode.open(checkpoint) for name, checkpoint in loaded.items()}
@@ -67,7 +70,7 @@ def measure(
     scores = {name: _scores(predictors, known, windows, log, cache) for name, windows in sets.items()}
     if train is None:
         _add_carded(scores, sets, "ridge", loaded.values())
-    towers = _towers(registry, next(iter(data.values())).dim)
+    towers = _towers(registry, dim, length)
     for name, corpus in data.items():
         scores[name].update(_retrieved(towers, corpus, sets[name], log, cache))
     log("timing")
@@ -92,13 +95,22 @@ def measure(
     }
 
 
-def _nets(registry: Registry, dim: int) -> dict[str, Version]:
-    """Return every net that reads vectors of `dim`, by its name, or by name and version if there are several."""
-    found = [version for version in registry.versions() if _is_net(read_card(version.path), dim)]
-    names = Counter(version.name for version in found)
+def _nets(registry: Registry, dim: int, log: Callable[[str], None]) -> tuple[dict[str, Version], int]:
+    """Return the nets that read vectors of `dim` in contexts of the length that most of them read, and that length.
+
+    A net is named by its name, or by name and version if there are several.
+    """
+    cards = {version: read_card(version.path) for version in registry.versions()}
+    found = {version: card.context_length for version, card in cards.items() if (card.kind, card.dim) == ("net", dim)}
     if not found:
         raise NothingToRank(f"no version in {registry.root} is a net of D = {dim}")
-    return {version.name if names[version.name] == 1 else version.id: version for version in found}
+    ((length, _),) = Counter(found.values()).most_common(1)
+    for version, other in found.items():
+        if other != length:
+            log(f"left out {version.id}, whose contexts have T = {other}, not {length}")
+    kept = [version for version, other in found.items() if other == length]
+    names = Counter(version.name for version in kept)
+    return {version.name if names[version.name] == 1 else version.id: version for version in kept}, length
 
 
 def _scores(
@@ -144,12 +156,12 @@ def _add_carded(
             scores[name][baseline] = found
 
 
-def _towers(registry: Registry, dim: int) -> dict[str, tuple[Version, bundle.LoadedTowers]]:
-    """Return every version with towers for vectors of `dim`, by its name, or by its id if the name has several."""
+def _towers(registry: Registry, dim: int, length: int) -> dict[str, tuple[Version, bundle.LoadedTowers]]:
+    """Return every version with towers for contexts `(length, dim)`, by its name, or by its id if there are several."""
     found, versions = [], registry.versions()
     for version in versions:
         card = read_card(version.path)
-        if card.kind in ("corpus", "two_tower") and card.dim == dim:
+        if card.kind in ("corpus", "two_tower") and (card.context_length, card.dim) == (length, dim):
             # A corpus may have no towers.
             with suppress(BadCheckpoint):
                 found.append((version, bundle.read(version)))
@@ -203,10 +215,6 @@ def _training(version: Version, made: bundle.LoadedTowers) -> dict[str, Any]:
         "held_out_MRR": data.get("held_out_MRR"),
         **{key: value for key, value in known.items() if isinstance(value, int | float | str)},
     }
-
-
-def _is_net(card: Card, dim: int) -> bool:
-    return (card.kind, card.dim) == ("net", dim)
 
 
 def _facts(version: Version, checkpoint: Checkpoint) -> dict[str, Any]:

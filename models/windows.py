@@ -15,6 +15,16 @@ class NoWindows(ValueError):
     """A corpus without any window."""
 
 
+class OtherDimension(ValueError):
+    """Vectors of another D than the model, or the data beside them, have."""
+
+
+def check_dim(name: str, found: int, expected: int) -> None:
+    """Raise `OtherDimension`, which names the data, if their vectors have not the D that is expected."""
+    if found != expected:
+        raise OtherDimension(f"{name} has vectors with D = {found}; the model reads D = {expected}")
+
+
 Rows = NDArray[np.int64]
 
 

@@ -79,6 +79,8 @@ def data(
 
     kept = tuple(metadata or ())
     if source.name.lower().endswith(SUFFIXES):
+        if allow_download:
+            raise typer.BadParameter("only for articles: vectors need no encoder", param_hint="--allow-download")
         summary, found = _from_vectors(source, out, encoder, _roles(field or []), kept, skip_bad)
     else:
         if field or skip_bad:

@@ -41,6 +41,7 @@ EXITS: Mapping[str, tuple[int, str]] = {
     "BadTensors": (BAD_DATA, _DATA),
     "UnknownField": (USAGE, "a filter names `article`, or a field that `lvm data --metadata` kept"),
     "NoWindows": (BAD_DATA, "use articles with more chunks than a context, or a smaller --context-length"),
+    "OtherDimension": (BAD_DATA, "use vectors that the encoder of the model made; `lvm models` shows T and D"),
     "BadIndex": (BAD_DATA, "use --index flat, which searches exactly"),
     "BadArticles": (BAD_DATA, f"name a .jsonl, .jsonl.gz or .txt file, a directory of .txt, or - for a pipe; {_LINE}"),
     "BadArrays": (BAD_DATA, "docs/data.md has the arrays that are read, and how to name others"),

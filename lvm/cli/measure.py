@@ -24,12 +24,14 @@ from lvm.cli.exit_codes import FAILED
 from lvm.cli.output import (
     NOTHING_STORED,
     Progress,
+    check_place,
     command_line,
     how_to_continue,
     long_work,
     print_json,
     print_message,
     print_table,
+    write_file,
 )
 from models.recipe import NAMED_DATA
 
@@ -68,8 +70,11 @@ def evaluate(
     from models.predictor import load_predictor
     from models.registry.card import read_card
     from models.training.pairs import read_data
+    from models.windows import check_dim
 
     target, (name, directory) = existing_registry().find(version), named_dir(data)
+    if metrics:
+        check_place(metrics)
     with long_work("scoring", lambda: NOTHING_STORED) as progress:
         train = read_data(train_data) if train_data else None
         corpus = read_data(directory)
@@ -81,6 +86,8 @@ def evaluate(
         else:
             served = load_predictor(target.path, device, os.cpu_count() or 1, precision)
             predict, payload = served.predict_batch, None
+        for label, vectors in ((name, corpus), *([(str(train_data), train)] if train else [])):
+            check_dim(label, vectors.dim, served.card.dim)
         if bank or sample:
             if payload and "reranker" in served.config:
                 print_message("these are the scores of the towers: the reranker of the bundle is left out")
@@ -92,7 +99,7 @@ def evaluate(
     card = compare_with_card(scores, served.card)
     if metrics:
         both = {protocol: to_metrics(scores, protocol) for protocol in ("with_context", "without_context")}
-        metrics.write_text(json.dumps({**both["with_context"], **both}, indent=2), encoding="utf-8")
+        write_file(metrics, json.dumps({**both["with_context"], **both}, indent=2))
     if as_json:
         print_json({"version": target.id, "data": name, "runtime": served.runtime, "card": card, **scores})
     else:
@@ -122,7 +129,9 @@ def _score_in_bank(
     systems = {"": Ranked(predict, payload) if payload else Ranked(predict), **known}
     data = draw(require_windows(corpus, length), sample)
     with TemporaryDirectory(prefix="lvm-") as scratch:
-        size, blocks = bank_of(bank, Path(scratch)) if bank else (len(corpus), lambda: iter([corpus.vectors]))
+        size, blocks = (
+            bank_of(bank, Path(scratch), corpus.dim) if bank else (len(corpus), lambda: iter([corpus.vectors]))
+        )
         return scores_in_bank(systems, data, blocks, size, progress)
 
 
@@ -181,13 +190,14 @@ def leaderboard(
     from models.training.work_cache import cache_next_to
 
     found = existing_registry()
+    target = out or found.root / "LEADERBOARD.md"
+    check_place(target)
     sets = {name: read_data(directory) for name, directory in (named_dir(data), named_dir(ood))}
     train = read_data(train_data) if train_data else None
-    target = out or found.root / "LEADERBOARD.md"
     with long_work("timing and scoring", lambda: how_to_continue(target)), cache_next_to(target) as cache:
         measured = board.measure(found, sets, train, rounds, print_message, cache)
         figures = {"command": command_line(), **measured}
-        target.write_text(leaderboard_report.to_markdown(figures), encoding="utf-8")
+        write_file(target, leaderboard_report.to_markdown(figures))
     plot.draw_leaderboard(target.with_name("leaderboard.png"), figures)
     recommended = leaderboard_report.recommend(figures)
     if as_json:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,7 @@ import typer
 
 from lvm.cli.arguments import as_utf8
 from lvm.cli.exit_codes import STOPPED, printable
+from models.registry import disk
 from models.registry.registry import Version
 
 Progress = Callable[[int, int], None]
@@ -30,6 +34,37 @@ def print_message(message: str) -> None:
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def check_place(path: Path) -> None:
+    """Raise `OSError` if no file can be written at `path`; called before the work whose result goes there."""
+    place = path.parent if _is_replaceable(path) else path
+    code = errno.EISDIR if path.is_dir() else 0 if place.exists() else errno.ENOENT
+    if not (code or os.access(place, os.W_OK)):
+        code = errno.EACCES
+    if code:
+        raise OSError(code, os.strerror(code), str(place))
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text to `path`, whole or not at all; a device, a pipe or a link is written to as it is."""
+    if not _is_replaceable(path):
+        path.write_text(text, encoding="utf-8")
+        return
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
+        made = Path(file.name)
+        try:
+            file.write(text)
+            file.flush()
+            disk.inherit_permissions(made, path.parent)
+            made.replace(path)
+        except BaseException:
+            made.unlink(missing_ok=True)
+            raise
+
+
+def _is_replaceable(path: Path) -> bool:
+    return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

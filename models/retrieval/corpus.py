@@ -211,7 +211,7 @@ def read_corpus(directory: Path) -> Corpus:
     Raises:
         BadCorpus: a file is missing or unreadable, the numbers of rows differ, or a vector is not finite.
     """
-    _reject_pipes(directory)
+    _require_files(directory)
     try:
         return parse_corpus({name: disk.read(directory / name) for name in file_names(directory)})
     except OSError as error:
@@ -223,8 +223,10 @@ def file_names(directory: Path) -> tuple[str, ...]:
     return (*CORPUS_FILES, FIELDS_FILE) if (directory / FIELDS_FILE).exists() else CORPUS_FILES
 
 
-def _reject_pipes(directory: Path) -> None:
-    """Raise `BadCorpus` if a file is a pipe or a device, which may never end."""
+def _require_files(directory: Path) -> None:
+    """Raise `BadCorpus` if the directory is a file, or a file is a pipe or a device, which may never end."""
+    if directory.is_file():
+        raise BadCorpus(f"{directory}: is a file, expected a directory: `lvm data` makes one of articles or vectors")
     for path in (directory / name for name in file_names(directory)):
         if path.exists() and not path.is_file():
             raise BadCorpus(f"{path}: expected a regular file")
@@ -232,7 +234,7 @@ def _reject_pipes(directory: Path) -> None:
 
 def count_chunks(directory: Path) -> int:
     """Return the number of chunks of the corpus in `directory`; raises as `read_corpus`."""
-    _reject_pipes(directory)
+    _require_files(directory)
     try:
         with open(disk.open_regular(directory / INDEX_FILE), "rb") as file:
             return len(np.load(file, allow_pickle=False))
@@ -247,6 +249,7 @@ def stated_encoder(directory: Path) -> str | None:
     Raises:
         BadCorpus: the articles are missing or unreadable.
     """
+    _require_files(directory)
     try:
         with open(disk.open_regular(directory / ARTICLES_FILE), "rb") as file:
             encoder = next(_articles(file), {}).get("encoder")

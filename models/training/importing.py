@@ -24,7 +24,7 @@ from models.training.export import net_files
 from models.training.imported import ImportedModel, ImportOptions
 from models.training.onnx_import import read_onnx
 from models.training.stated import card_data
-from models.windows import require_windows
+from models.windows import check_dim, require_windows
 
 LIMIT = "Imported: what it was trained on is not known here."
 
@@ -48,6 +48,8 @@ def read_model(path: Path, options: ImportOptions) -> ImportedModel:
     if whole:
         model = whole(path, options)
         return replace(model, stated={"file": _text(path.name), **model.stated})
+    if options.output:
+        raise BadCheckpoint(f"{path} is no ONNX file, so it has no output {options.output!r} to choose")
     saved = torch_import.read_saved(path)
     reader = next((reader for key, reader in MODELS.items() if key in saved), torch_import.net_from)
     net = reader(path, saved, options)
@@ -62,7 +64,8 @@ def publish_model(
     `card` has what the file does not say: encoder, licence, attribution and command.
 
     Raises:
-        BadCheckpoint: the model cannot be served, or a corpus has vectors of another D than it reads.
+        BadCheckpoint: the model cannot be served.
+        OtherDimension: a corpus has vectors of another D than the model reads.
         NoWindows: no article of a corpus is longer than T chunks.
     """
     corpus = next(iter(data.values()), None)
@@ -92,6 +95,5 @@ def _name(model: ImportedModel, options: ImportOptions) -> str:
 
 def _check_data(card: Card, data: Mapping[str, Corpus]) -> None:
     for name, corpus in data.items():
-        if corpus.dim != card.dim:
-            raise BadCheckpoint(f"{name} has vectors with D = {corpus.dim}; the model reads D = {card.dim}")
+        check_dim(name, corpus.dim, card.dim)
         require_windows(corpus, card.context_length)

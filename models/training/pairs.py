@@ -17,7 +17,7 @@ from models.training.array_files import SUFFIXES, Array, ArrayFile, BadArrays
 from models.training.vector_files import ROLES, build, unit
 from models.training.work_cache import cache_next_to
 from models.vectors import Floats
-from models.windows import PairCorpus, Pairs
+from models.windows import PairCorpus, Pairs, check_dim
 
 CONTEXTS = ("context_sequences", "contexts", "context")
 TARGETS = ("target_vectors", "targets", "target")
@@ -147,11 +147,12 @@ def _first(names: Iterable[str], known: Iterable[str]) -> str:
     return next((name for name in names if name in known), "")
 
 
-def bank_of(path: Path, scratch: Path) -> tuple[int, Callable[[], Iterator[Floats]]]:
+def bank_of(path: Path, scratch: Path, dim: int) -> tuple[int, Callable[[], Iterator[Floats]]]:
     """Return the number of vectors of a data set or a file, and a function that yields them in blocks of unit vectors.
 
     Raises:
         BadCorpus: the directory has no vectors.
+        OtherDimension: the vectors have not D = `dim`.
         BadArrays: the file has no vectors; while they are read, one is zero or not finite.
     """
     try:
@@ -161,6 +162,7 @@ def bank_of(path: Path, scratch: Path) -> tuple[int, Callable[[], Iterator[Float
     vectors = file[_first(("", *ROLES["vectors"]), file.names)]
     if vectors.dtype.kind != "f" or len(vectors.shape) != 2:
         raise BadArrays(f"{vectors.label} is {vectors.dtype} {vectors.shape}; expected floating-point vectors (N, D)")
+    check_dim(str(path), vectors.shape[1], dim)
     return len(vectors), lambda: _unit_blocks(vectors)
 
 

@@ -16,6 +16,7 @@ from models.registry.registry import Registry
 from models.retrieval.corpus import Corpus, read_corpus
 from models.training import publish
 from models.training.work_cache import WorkCache
+from models.windows import OtherDimension
 from tests.conftest import SHIPPED
 
 
@@ -84,6 +85,36 @@ def test_stopped_measurement_resumes_after_the_scores(
     again = leaderboard.measure(registry, data, None, 1, lambda what: None, cache)
     assert {path: path.stat().st_mtime_ns for path in cache.directory.iterdir()} == kept
     assert again["scores"] == figures["scores"]
+
+
+def add_net(registry: Registry, name: str, dim: int, length: int) -> str:
+    """Add an untrained AMN, and return its id."""
+    facts = Card(name, "net", dim, "any", "mit", "us", context_length=length)
+    net = build("amn", {"dim": dim, "key_dim": 8, "hidden_dim": 8, "context_length": length})
+    return publish.publish(registry, net, facts, publish.golden_contexts(None, dim, length), {}).id
+
+
+def test_nets_of_another_context_length_or_dimension_are_left_out_and_named(
+    registry: Registry, data: dict[str, Corpus], tmp_path: Path, cache: WorkCache
+) -> None:
+    mixed = Registry(Path(shutil.copytree(registry.root, tmp_path / "registry")))
+    add_net(mixed, "second", 384, 5)
+    longer = add_net(mixed, "longer", 384, 7)
+    add_net(mixed, "narrow", 40, 5)
+    said: list[str] = []
+    found = leaderboard.measure(mixed, data, None, 1, said.append, cache)
+    assert found["nets"].keys() == {"amn", "second"}
+    assert f"left out {longer}, whose contexts have T = 7, not 5" in said
+
+
+def test_data_sets_of_different_dimensions_are_refused_by_name(
+    registry: Registry, data: dict[str, Corpus], cache: WorkCache
+) -> None:
+    home = data["home"]
+    narrow = Corpus(home.vectors[:, :40], home.article, home.position, home.articles)
+    for away, train in ((narrow, None), (home, narrow)):
+        with pytest.raises(OtherDimension, match="has vectors with D = 40; the model reads D = 384"):
+            leaderboard.measure(registry, {"home": home, "away": away}, train, 1, lambda what: None, cache)
 
 
 def test_every_table_has_every_system(figures: dict[str, Any]) -> None:

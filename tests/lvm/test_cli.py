@@ -389,6 +389,34 @@ def test_vectors_become_a_data_set_and_pairs_are_ranked_in_a_bank(shipped: Path,
     assert json.loads((tmp_path / "metrics.json").read_text())["Nq_effective"] == 40
 
 
+def test_evaluate_refuses_vectors_of_another_dimension_by_name(shipped: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "narrow.npy", np.eye(40, dtype=np.float32))
+    narrow, known = str(tmp_path / "narrow.npy"), str(shipped / "retriever")
+    for options in (("--data", narrow), ("--data", known, "--train-data", narrow), ("--data", known, "--bank", narrow)):
+        done = lvm("evaluate", "primary", *options, registry=shipped)
+        assert (done.returncode, done.stdout) == (65, "")
+        assert "narrow.npy has vectors with D = 40; the model reads D = 384" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(shipped: Path, tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "no-data"))
+    for place in (tmp_path / "nowhere" / "report", tmp_path):
+        done = lvm("evaluate", "primary", *data, "--metrics", str(place), registry=shipped)
+        assert done.returncode == 74
+        done = lvm("leaderboard", *data, "--ood", str(tmp_path), "--out", str(place), registry=shipped)
+        assert done.returncode == 74
+
+
+def test_options_that_do_not_concern_the_source_are_refused(shipped: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.eye(40, dtype=np.float32))
+    vectors = ("data", str(tmp_path / "x.npy"), str(tmp_path / "out"))
+    assert lvm(*vectors, "--allow-download", registry=shipped).returncode == 2
+    done = lvm("corpus", "mine", "--data", str(tmp_path / "x.npy"), registry=shipped)
+    assert done.returncode == 65
+    assert "x.npy: is a file, expected a directory: `lvm data` makes one" in done.stderr
+
+
 def test_evaluate_scores_with_the_chosen_runtime_and_compares_with_the_card(shipped: Path) -> None:
     words = ("evaluate", "primary", "--data", f"wiki={shipped / 'retriever'}", "--precision", "bf16", "--json")
     done = lvm(*words, registry=shipped)

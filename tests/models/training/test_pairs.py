@@ -12,7 +12,7 @@ from models.retrieval.corpus import BadCorpus, Corpus, write_corpus
 from models.training.array_files import BadArrays
 from models.training.pairs import PAIRS, bank_of, read_data
 from models.vectors import normalise
-from models.windows import NoWindows, PairCorpus, require_windows
+from models.windows import NoWindows, OtherDimension, PairCorpus, require_windows
 
 MEAN = baselines(5, None)["mean"]
 
@@ -104,16 +104,22 @@ def test_pairs_of_another_length_are_refused(tmp_path: Path, corpus: Corpus) -> 
         require_windows(found, 3)
 
 
+def test_a_bank_of_another_dimension_is_refused_by_its_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "bank.npy", np.ones((2, 4)))
+    with pytest.raises(OtherDimension, match=r"bank\.npy has vectors with D = 4; the model reads D = 5"):
+        bank_of(tmp_path / "bank.npy", tmp_path, 5)
+
+
 def test_a_bank_is_a_directory_or_a_file(tmp_path: Path, corpus: Corpus) -> None:
     write_corpus(tmp_path / "dir", corpus.vectors, [dict(line) for line in corpus.articles.values()])
     np.save(tmp_path / "bank.npy", corpus.vectors * 3)
     np.savez(tmp_path / "bank.npz", vectors=corpus.vectors.astype(np.float64))
     for name in ("dir", "bank.npy", "bank.npz"):
-        size, blocks = bank_of(tmp_path / name, tmp_path)
+        size, blocks = bank_of(tmp_path / name, tmp_path, corpus.dim)
         assert size == 240
         assert np.abs(np.concatenate(list(blocks())) - corpus.vectors).max() < 1e-3
     with pytest.raises(BadCorpus, match="No such file"):
-        bank_of(tmp_path / "nowhere", tmp_path)
+        bank_of(tmp_path / "nowhere", tmp_path, corpus.dim)
     np.save(tmp_path / "bad.npy", np.zeros((2, 4)))
     with pytest.raises(BadArrays, match="row 0 is zero or not finite"):
-        list(bank_of(tmp_path / "bad.npy", tmp_path)[1]())
+        list(bank_of(tmp_path / "bad.npy", tmp_path, 4)[1]())

@@ -622,6 +622,15 @@ def test_the_command_refuses_data_of_another_dimension(
     assert registry.versions() == []
 
 
+def test_the_command_refuses_an_output_of_a_file_that_is_no_onnx(
+    lvm_import: Import, save: Save, tiny_net: TinyNet, registry: Registry
+) -> None:
+    code, _, messages = lvm_import(save(tiny_net("amn")), "--name", "amn", "--output", "y")
+    assert code == 65
+    assert "is no ONNX file, so it has no output 'y' to choose" in messages
+    assert registry.versions() == []
+
+
 def test_the_command_refuses_a_bad_file_with_its_status_and_the_missing_name(
     lvm_import: Import, save: Save, tiny_net: TinyNet, registry: Registry
 ) -> None:

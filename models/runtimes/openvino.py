@@ -13,6 +13,7 @@ from openvino.passes import ConstantFolding, Manager
 from safetensors.numpy import save
 
 from models.registry.checkpoint import GRAPH_FILE, WEIGHTS_FILE, BadCheckpoint, Checkpoint
+from models.runtimes.denormals import FlushedDenormals
 from models.vectors import Floats
 
 # Activations that share a scale in int8: the smallest group there is, within one row, so rows do not mix.
@@ -40,14 +41,17 @@ class OpenVinoRuntime:
             _quantise(model)
         config = {**CONFIG[precision], **FLUSH_DENORMALS, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
         try:
-            self._request: Any = core.compile_model(model, "CPU", config).create_infer_request()
+            # OpenVINO sets the mode of the thread that compiles as well, and leaves it so.
+            with FlushedDenormals():
+                self._request: Any = core.compile_model(model, "CPU", config).create_infer_request()
         except RuntimeError as error:
             raise BadCheckpoint(f"{checkpoint.version}: openvino rejects the graph: {error}") from error
 
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
         self._request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(contexts), shared_memory=True))
-        self._request.infer()
+        with FlushedDenormals():
+            self._request.infer()
         answer: Floats = self._request.get_output_tensor().data.copy()
         return answer
 

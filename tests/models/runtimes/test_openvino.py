@@ -82,3 +82,11 @@ def test_it_reads_the_verified_weights(checkpoint: Checkpoint, runtime: Runtime)
 def test_rejects_an_unreadable_graph(checkpoint: Checkpoint, change: Callable[[Checkpoint], Checkpoint]) -> None:
     with pytest.raises(BadCheckpoint, match="openvino rejects the graph"):
         openvino.OpenVinoRuntime(change(checkpoint), "bf16", 1)
+
+
+def test_callers_compute_with_denormals_as_before(checkpoint: Checkpoint) -> None:
+    tiny = np.full(4, 1e-20, np.float32)
+    made = openvino.OpenVinoRuntime(checkpoint, "int8", 2)
+    assert (tiny * tiny).any()
+    made.run(checkpoint.golden_context)
+    assert (tiny * tiny).any()

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 from lvm.errors import Invalid
 from models.registry.alias import Alias
 from models.retrieval.filters import BadFilter
-from models.retrieval.retriever import Hit, Retriever, Search
+from models.retrieval.retriever import MMR_POOL, Hit, Retriever, Search
 from models.vectors import Floats
 from service.engines.batcher import BatchLimits, MicroBatcher
 from service.engines.breaker import Breaker
@@ -71,10 +71,12 @@ class StageTimer:
 Part = tuple[list[Search], float]  # searches of one request, and its deadline
 # Searches of a part. More would keep other requests waiting for long, as one search takes up to a millisecond.
 PART_SEARCHES = 16
+# Candidates that are found, ordered and made hits in about the time of one search for few.
+SEARCH_CANDIDATES = 25
 
 
 class SearchAdapter:
-    """Runs one retriever. A request of more than `PART_SEARCHES` searches runs in several batches."""
+    """Runs one retriever. A request that takes the time of more than `PART_SEARCHES` searches runs in parts."""
 
     breaker: Breaker | None = None  # of an external index
 
@@ -134,9 +136,17 @@ class SearchAdapter:
 
 
 def _parts(searches: list[Search], deadline: float) -> list[tuple[Part, int]]:
-    if len(searches) <= PART_SEARCHES:
-        return [((searches, deadline), len(searches))]
-    parts = [searches[at : at + PART_SEARCHES] for at in range(0, len(searches), PART_SEARCHES)]
+    """Return the parts in which a request runs, with the searches of each."""
+    parts: list[list[Search]] = [[]]
+    cost = 0
+    for search in searches:
+        candidates = search.k if search.mmr is None else max(search.k, MMR_POOL)
+        more = 1 + candidates // SEARCH_CANDIDATES
+        if parts[-1] and cost + more > PART_SEARCHES:
+            parts.append([])
+            cost = 0
+        parts[-1].append(search)
+        cost += more
     return [((part, deadline), len(part)) for part in parts]
 
 

@@ -246,6 +246,15 @@ def test_many_count_as_many_rows_and_as_one_request(serve: Serve) -> None:
     assert server.metric("lvm_batch_rows_sum", engine="retriever") == 32
 
 
+@pytest.mark.parametrize("options", [{"k": 1000}, {"k": 1, "mmr": 0.5}])
+def test_queries_of_many_candidates_run_a_few_at_a_time(serve: Serve, options: dict[str, Any]) -> None:
+    server = serve()
+    assert post(server, {"queries": [QUERY] * 12, "k": 20}).status_code == 200
+    assert server.metric("lvm_batch_rows_count", engine="retriever") == 1
+    assert post(server, {"queries": [QUERY] * 12, **options}).status_code == 200
+    assert server.metric("lvm_batch_rows_count", engine="retriever") > 2
+
+
 def test_a_text_takes_filter_and_mmr(serve: Serve) -> None:
     server = serve(corpus=with_fields, text=HashEncoder())
     answer = post(server, {"text": "one two three", "filter": {"lang": "de"}, "mmr": 0.7, "k": 20})

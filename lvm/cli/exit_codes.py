@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NoReturn
@@ -88,6 +90,9 @@ EXITS: Mapping[str, tuple[int, str]] = {
 
 def exit_of(error: Exception) -> tuple[int, str] | None:
     """Return exit code and next step for an expected error; None for any other."""
+    if type(error) is OSError and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        places = f"where the result goes, or in {tempfile.gettempdir()} (TMPDIR), where temporary files go"
+        return CANNOT_WRITE, f"make room {places}; existing files are unchanged"
     return next((EXITS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXITS), None)
 
 

@@ -345,8 +345,10 @@ def build_retriever(version: str, sha256: str, files: Mapping[str, manifest.Buff
     Raises:
         BadCorpus, BadCard, BadIndex, BadReranker, BadCheckpoint: a file is invalid.
     """
+    card = _read_card(files)
     corpus = map_corpus(files) if IVF_FILE in files else parse_corpus(files)
-    card = _read_card(files, corpus)
+    if corpus.dim != card.dim:
+        raise BadCard(f"corpus has D = {corpus.dim}; its card says D = {card.dim}")
     index = _open_index(files, card, corpus, threads)
     towers = reranker = None
     if TOWER_INDEX_FILE in files:
@@ -364,8 +366,8 @@ def _open_index(
     return open_lists(files[IVF_FILE], corpus, card.config, threads)
 
 
-def _read_card(files: Mapping[str, manifest.Buffer], corpus: Passages) -> Card:
+def _read_card(files: Mapping[str, manifest.Buffer]) -> Card:
     card = Card.from_markdown(files[CARD_FILE][:].decode())
-    if card.kind != "corpus" or corpus.dim != card.dim:
-        raise BadCard(f"corpus has D = {corpus.dim}; its card is of kind {card.kind} and D = {card.dim}")
+    if card.kind != "corpus":
+        raise BadCard(f"kind {card.kind}, expected corpus")
     return card

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -71,6 +73,8 @@ def _try(request: Request) -> dict[str, Any]:
     if process.returncode == 0:
         found: dict[str, Any] = json.loads(process.stdout)
         return found
+    if process.stderr.rstrip().endswith(os.strerror(errno.ENOSPC)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return {"error": f"a trial of it failed: {_reason(process.returncode, process.stderr, request)}"}
 
 

@@ -52,7 +52,7 @@ def read_pairs(path: Path, scratch: Path) -> PairCorpus:
     file = ArrayFile(path, scratch)
     contexts, targets = file[_first(CONTEXTS, file.names)], file[_first(TARGETS, file.names) or TARGETS[0]]
     _check_shapes(contexts, targets)
-    chunks = _Chunks(contexts.shape[2])
+    chunks = _Chunks(path, contexts.shape[2])
     blocks = zip(contexts.blocks(PAIRS), targets.blocks(PAIRS), strict=True)
     rows = np.concatenate([chunks.add(*block) for block in blocks])
     context, following = rows[:, :-1], rows[:, -1]
@@ -66,7 +66,8 @@ def read_pairs(path: Path, scratch: Path) -> PairCorpus:
 class _Chunks:
     """Unit vectors, each kept once, in the order in which they are found."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, path: Path, dim: int) -> None:
+        self._path = path
         self._dim = dim
         self._rows: dict[bytes, int] = {}
         self._parts: list[Floats] = []
@@ -79,7 +80,7 @@ class _Chunks:
         bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
         if len(bad):
             pair = self._pairs + int(bad[0]) // every.shape[1]
-            raise BadArrays(f"pair {pair} has a vector that is zero or not finite")
+            raise BadArrays(f"{self._path}: pair {pair} has a vector that is zero or not finite")
         self._pairs += len(every)
         before = len(self._rows)
         rows = np.array([self._row(vector) for vector in vectors])
@@ -114,8 +115,11 @@ def _articles(file: ArrayFile, context: NDArray[np.int64]) -> tuple[NDArray[np.i
     if article is None:
         follows = (context[1:, :-1] == context[:-1, 1:]).all(axis=1)
         article = np.concatenate([[0], np.cumsum(~follows)]).tolist()
-    if len(article) != len(context):
-        raise BadArrays(f"{file.path}: has articles of {len(article)} pairs; it has {len(context)}")
+    for what, values in {"articles": article, "crossings": known.get("crosses", article)}.items():
+        if len(values) != len(context):
+            raise BadArrays(f"{file.path}: has {what} of {len(values)} pairs; it has {len(context)}")
+        if not all(isinstance(value, str | int | float) for value in values):
+            raise BadArrays(f"{file.path}: has {what} that are neither texts, numbers nor truth values")
     number = {name: place for place, name in enumerate(dict.fromkeys(article))}
     crosses = known.get("crosses")
     return np.array([number[name] for name in article], np.int32), None if crosses is None else sum(map(bool, crosses))

@@ -69,6 +69,7 @@ def warnings(made: VectorSummary) -> list[str]:
         f"{made.moved} of {made.chunks} chunks were moved, so that articles are in reading order": made.moved,
         "the file names no articles: all chunks are one article, and windows may cross the real ones": "articles"
         not in made.fields,
+        "no article has six chunks at positions in a row: no net can be trained or scored on them": not made.windows,
         f"not used: {', '.join(made.unused)}; --metadata NAME keeps one": made.unused,
     }
     return [sentence for sentence, is_true in found.items() if is_true]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gzip
 import importlib
@@ -14,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -406,6 +408,19 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(shipped: Path,
         assert done.returncode == 74
         done = lvm("leaderboard", *data, "--ood", str(tmp_path), "--out", str(place), registry=shipped)
         assert done.returncode == 74
+
+
+def test_a_full_disk_is_told_with_the_places_to_look_at() -> None:
+    status, hint = exit_of(OSError(errno.ENOSPC, "No space left on device")) or (0, "")
+    assert status == 74
+    assert f"in {tempfile.gettempdir()} (TMPDIR)" in hint
+
+
+def test_a_net_is_no_retriever_and_the_message_says_its_kind(shipped: Path) -> None:
+    net = Registry(shipped).resolve("primary").id
+    done = lvm("promote", "retriever", net, registry=shipped)
+    assert done.returncode == 65
+    assert "kind net, expected corpus" in done.stderr
 
 
 def test_options_that_do_not_concern_the_source_are_refused(shipped: Path, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_a_batch_equals_single_searches(
 
 
 def test_rejects_a_net_as_a_corpus(gru_version: Version) -> None:
-    with pytest.raises(BadCheckpoint, match=VECTORS_FILE):
+    with pytest.raises(BadCheckpoint, match="kind net, expected corpus"):
         load_retriever(gru_version.path)
 
 
@@ -266,7 +266,7 @@ def _npy(array: Any) -> bytes:
         (CARD_FILE, b"\xff\xfe", "decode"),
         (CARD_FILE, b"# no card", "unreadable model card"),
         (VECTORS_FILE, _npy(np.full((240, 16), np.nan, np.float16)), "vector 0 is not finite"),
-        (VECTORS_FILE, _npy(np.ones((240, 8), np.float16)), "corpus has D = 8; its card is of kind corpus and D = 16"),
+        (VECTORS_FILE, _npy(np.ones((240, 8), np.float16)), "corpus has D = 8; its card says D = 16"),
         (INDEX_FILE, _npy(np.ones((3, 2), np.int32)), "do not match"),
         (ARTICLES_FILE, b"\x1f\x8b\x08\x00garbage", "unreadable corpus"),
     ],
@@ -295,7 +295,7 @@ def test_rejects_a_corpus_with_the_card_of_a_net(
     directory = copy_of(corpus_version)
     (directory / CARD_FILE).write_text(card(kind="net").to_markdown())
     rewrite_checksums(directory)
-    with pytest.raises(BadCheckpoint, match="its card is of kind net"):
+    with pytest.raises(BadCheckpoint, match="kind net, expected corpus"):
         load_retriever(directory)
 
 

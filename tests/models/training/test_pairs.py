@@ -12,7 +12,7 @@ from models.retrieval.corpus import BadCorpus, Corpus, write_corpus
 from models.training.array_files import BadArrays
 from models.training.pairs import PAIRS, bank_of, read_data
 from models.vectors import normalise
-from models.windows import NoWindows, OtherDimension, PairCorpus, require_windows
+from models.windows import NoWindows, OtherDimension, PairCorpus, require_windows, windows
 
 MEAN = baselines(5, None)["mean"]
 
@@ -102,6 +102,25 @@ def test_pairs_of_another_length_are_refused(tmp_path: Path, corpus: Corpus) -> 
     found = read_data(saved(tmp_path, **their_arrays(corpus)))
     with pytest.raises(NoWindows, match="contexts of 5 chunks, not of 3"):
         require_windows(found, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crosses_article": np.arange(2)}, "has crossings of 2 pairs; it has 40"),
+        ({"article_ids": np.arange(3)}, "has articles of 3 pairs; it has 40"),
+        ({"metadata": np.array(['{"article_index": {"a": 1}}'] * 40)}, "has articles that are neither"),
+        ({"metadata": np.array(['{"crosses_article": null}'] * 40)}, "has crossings that are neither"),
+        ({"targets": np.zeros((40, 16))}, "pair 0 has a vector that is zero"),
+    ],
+)
+def test_what_does_not_describe_the_pairs_is_refused_with_the_file(
+    tmp_path: Path, corpus: Corpus, changes: dict[str, Any], message: str
+) -> None:
+    data = windows(corpus, 5).take(np.arange(40))
+    np.savez(tmp_path / "pairs.npz", **{"contexts": data.contexts(), "targets": data.targets(), **changes})
+    with pytest.raises(BadArrays, match=rf"pairs\.npz: {message}"):
+        read_data(tmp_path / "pairs.npz")
 
 
 def test_a_bank_of_another_dimension_is_refused_by_its_name(tmp_path: Path) -> None:

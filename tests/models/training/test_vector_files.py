@@ -104,6 +104,7 @@ def test_a_gap_keeps_positions_and_texts_apart(tmp_path: Path) -> None:
     assert corpus.position.tolist()[:6] == [0, 1, 2, 3, 4, 9]
     assert [corpus.chunk(row).text for row in (4, 5)] == ["text 4", "text 5"]
     assert summary.windows == 0
+    assert any("no article has six chunks" in warning for warning in vector_files.warnings(summary))
 
 
 def test_other_names_are_given_and_a_recognised_one_is_declined(tmp_path: Path) -> None:

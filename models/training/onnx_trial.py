@@ -10,9 +10,10 @@ import json
 import re
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -80,7 +81,7 @@ def main(request: Request) -> dict[str, Any]:
     path = Path(request.file)
     try:
         _limit(request, path.stat().st_size)
-        return asdict(examine(path, Path(request.out), request))
+        return asdict(examine(path, Path(request.out), request, partial(_limit, request)))
     except BadCheckpoint as error:
         return {"error": str(error)}
     except MemoryError:
@@ -98,14 +99,16 @@ def _limit(request: Request, size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (_BASE_BYTES + _COPIES * size, resource.RLIM_INFINITY))
 
 
-def examine(path: Path, out: Path, request: Request) -> Facts:
+def examine(path: Path, out: Path, request: Request, set_limits: Callable[[int], None] = lambda size: None) -> Facts:
     """Write the net of an ONNX file to the directory `out`, and return what is known of it.
+
+    `set_limits` is called with the size of the file and its external data in bytes before the data are read.
 
     Raises:
         BadCheckpoint: the file is no net that maps contexts to next vectors, row by row; the message says why.
     """
     model = onnx_graph.decode(path)
-    _limit(request, path.stat().st_size + onnx_graph.external_bytes(model, path.parent))
+    set_limits(path.stat().st_size + onnx_graph.external_bytes(model, path.parent))
     model = onnx_graph.load_tensors(model, path.parent)
     onnx_checks.check_operators(model)
     source, target = _find_values(model, request.output)

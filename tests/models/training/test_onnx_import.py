@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import resource
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -578,6 +579,12 @@ def test_a_card_without_a_number_of_rows_is_refused(imported: Callable[[Path], V
     config = {**checkpoint.card.config, "max_rows": rows}
     with pytest.raises(BadCheckpoint, match="expected a positive number"):
         open_runtime(replace(checkpoint, card=replace(checkpoint.card, config=config)), "cpu", 1)
+
+
+def test_only_the_process_of_a_trial_has_its_limits(save: Save, tried: Tried) -> None:
+    before = [resource.getrlimit(kind) for kind in (resource.RLIMIT_CPU, resource.RLIMIT_AS)]
+    tried(save(linear()))
+    assert [resource.getrlimit(kind) for kind in (resource.RLIMIT_CPU, resource.RLIMIT_AS)] == before
 
 
 def test_a_loop_without_an_end_ends_only_the_trial(save: Save) -> None:

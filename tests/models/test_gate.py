@@ -191,7 +191,7 @@ def test_raises_for_a_damaged_version(registry: Registry, amn_version: Version) 
     (broken.path / GOLDEN_FILE).unlink()
     with pytest.raises(BadCheckpoint):
         gate.judge(registry, "primary", broken, {})
-    with pytest.raises(BadCheckpoint, match="unreadable corpus"):
+    with pytest.raises(BadCheckpoint, match="kind net, expected corpus"):
         gate.judge(registry, "retriever", adopt(registry, amn_version, attribution="whole"), {})
 
 

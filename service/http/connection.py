@@ -30,11 +30,12 @@ from lvm.errors import (
     UnknownHttpVersion,
 )
 from service.http.eager import EagerTask
-from service.http.gateway import Gateway
+from service.http.gateway import UNEXPECTED, Gateway
 from service.http.headers import combine, is_host, origin_form, path_of, tokens
 from service.http.messages import CLOSE, Headers, Request, Response
 from service.http.tcp import ending
 from service.overload.fairness import Slicer, Work
+from service.telemetry.log import logger
 
 KEEP_ALIVE = (b"connection", b"keep-alive")  # without it an HTTP/1.0 client expects the connection to end
 CONTINUE = frozenset({b"100-continue"})
@@ -43,7 +44,7 @@ STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode(
 END_OF_HEAD = b"\r\n\r\n"
 HALF_CLOSED_S = 5.0  # longest wait for the response to a client that has closed its own side
 LINGER_S = 0.25  # for bytes that are on their way when a socket closes
-LAST_WAITS = 8  # of LINGER_S each, at shutdown, for a request to arrive whole: its client may be on a busy machine
+LAST_WAITS = 8  # of LINGER_S each, for a client that is still sending at shutdown, or when its connection closes
 MAX_PIPELINE = 64  # requests of one connection that wait for an earlier response
 MAX_SKIP = 2**20  # bytes of an unread body that are skipped to keep the connection
 MAX_HEAD = 16 * 1024  # bytes of a request line and headers
@@ -155,6 +156,7 @@ class Connection(asyncio.Protocol):
         self._offers_upgrade = False
         # Of the input:
         self._ignores_input = False
+        self._is_still_sending = False  # while its bytes are ignored
         self._message_ended = False  # in the bytes at hand
         self._unread, self._at = b"", 0  # what has arrived, and up to where it is parsed
         self._reading: asyncio.Future[None] | None = None  # done when that is parsed
@@ -319,6 +321,7 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes | memoryview) -> None:
         """Parse, unless the head of the request grows too long; start a request whose body is only partly here."""
         if self._ignores_input:
+            self._is_still_sending = True
             return
         self._message_ended = False
         try:
@@ -326,6 +329,8 @@ class Connection(asyncio.Protocol):
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 self._pass_over(offer, memoryview(data))
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(_failure_of(error.__context__))
         except httptools.HttpParserError:
             self._refuse(Malformed("the bytes received are not an HTTP request"))
         if self._in_head and not self._message_ended:
@@ -568,4 +573,20 @@ class Connection(asyncio.Protocol):
         self._waiting_since = None
         if not self._transport.is_closing():
             self._transport.write_eof()
-            self.loop.call_later(LINGER_S, self._transport.close)
+            self.loop.call_later(LINGER_S, self._close_unless_sending, LAST_WAITS)
+
+    def _close_unless_sending(self, waits: int) -> None:
+        """Close, but wait up to `waits` times for a client that sends its whole request before it reads."""
+        if waits and self._is_still_sending:
+            self._is_still_sending = False
+            self.loop.call_later(LINGER_S, self._close_unless_sending, waits - 1)
+        else:
+            self._transport.close()
+
+
+def _failure_of(error: BaseException | None) -> ServiceError:
+    """Return the response to an exception in what the parser calls."""
+    if isinstance(error, MemoryError):
+        return Overloaded("no memory is left for the request")
+    logger().error("unexpected", exc_info=error)
+    return ServiceError(UNEXPECTED)

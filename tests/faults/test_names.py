@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.registry.registry import Registry
-from models.retrieval.corpus import INDEX_FILE
+from models.retrieval.corpus import ARTICLES_FILE, INDEX_FILE
 from tests.fakes import T, contexts
 from tests.faults.conftest import Injected, Target, lvm
 from tests.faults.versions import files, tiny_registry
@@ -95,11 +95,12 @@ def test_an_evil_name_on_the_command_line_is_refused_and_opens_nothing(
             ["corpus", name, "--data", "/nowhere"],
         )
     ]
+    given = [f"/nowhere/{name}" for name in (INDEX_FILE, ARTICLES_FILE)]
     before = sorted(registry.root.rglob("*"))
     for command, (code, heard, said) in zip(commands, lvm(commands, {"LVM_REGISTRY": str(registry.root)}), strict=True):
         assert code in (1, 2, 65), (command, code, said)
         opened = {line for line in heard if str(registry.root) not in line or "secret" in line}
-        assert opened <= {f"open {command[1]!r}", f"open {f'/nowhere/{INDEX_FILE}'!r}"}, command
+        assert opened <= {f"open {name!r}" for name in (command[1], *given)}, command
         injected("a name that means harm, to lvm", "refused, nothing opened or written")
     assert sorted(registry.root.rglob("*")) == before
 

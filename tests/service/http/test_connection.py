@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 
@@ -44,6 +44,19 @@ def test_rejects_headers_over_16_kib(serve: Serve, header: bytes) -> None:
     answer = exchange(server, b"POST /predict HTTP/1.1\r\nhost: x\r\n", header, b"\r\n\r\n")
     assert problem(answer) == (431, "headers_too_large")
     assert server.metric("lvm_requests_total", route="other", outcome="headers_too_large") == 1
+
+
+def test_a_client_that_sends_all_before_it_reads_gets_its_rejection(serve: Serve) -> None:
+    host, port = serve().url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n")
+        for _ in range(20):
+            sleep(0.04)
+            connection.sendall(b" " * 1000)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert problem(received) == (413, "too_large")
 
 
 def test_a_rejection_of_head_has_no_body(serve: Serve) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from models.recipe import NAMED_DATA, NAMED_DIR, DataSet
 from models.registry.alias import ALIASES
 from models.registry.registry import Registry, RegistryError
 from models.registry.remote import CACHE_DIRECTORY, is_url, local_directory, without_secret
+
+if TYPE_CHECKING:
+    from models.retrieval.corpus import Corpus
 
 
 def registry() -> Registry:
@@ -88,6 +91,23 @@ def named_dir(text: str) -> DataSet:
     """Return the data set of `[NAME=]DIR`; the default name is that of the directory."""
     name, _, path = text.rpartition("=")
     return DataSet(as_utf8(name or Path(path).name), Path(path))
+
+
+def read_data(path: Path) -> Corpus:
+    """Read a data set: its directory, or a file of vectors or pairs. The image reads directories only.
+
+    Raises:
+        BadCorpus: a directory has no corpus.
+        BadArrays: a file is damaged, or holds neither vectors nor pairs.
+    """
+    from models.retrieval.corpus import read_corpus
+
+    if path.is_dir():
+        return read_corpus(path)
+    # the image has no `models.training`
+    from models.training import pairs
+
+    return pairs.read_data(path)
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from lvm.cli.arguments import (
     check_environment,
     existing_registry,
     named_dir,
+    read_data,
 )
 from lvm.cli.exit_codes import FAILED
 from lvm.cli.output import (
@@ -69,7 +70,6 @@ def evaluate(
     from models.evaluate import evaluate as score
     from models.predictor import load_predictor
     from models.registry.card import read_card
-    from models.training.pairs import read_data
     from models.windows import check_dim
 
     target, (name, directory) = existing_registry().find(version), named_dir(data)
@@ -186,7 +186,6 @@ def leaderboard(
     """
     from bench import leaderboard as board
     from bench import leaderboard_report, plot
-    from models.training.pairs import read_data
     from models.training.work_cache import cache_next_to
 
     found = existing_registry()

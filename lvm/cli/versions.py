@@ -20,6 +20,7 @@ from lvm.cli.arguments import (
     as_utf8,
     existing_registry,
     named_dir,
+    read_data,
     registry,
 )
 from lvm.cli.exit_codes import FAILED
@@ -113,7 +114,6 @@ def promote(
     # as in the server, so that the gate measures the same times
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from models import gate
-    from models.training.pairs import read_data
 
     found = existing_registry()
     target = found.find(version)
@@ -221,7 +221,6 @@ def import_(
     from models.registry.card import Card, read_card
     from models.training.imported import ImportOptions
     from models.training.importing import publish_model, read_model
-    from models.training.pairs import read_data
     from models.training.stated import comparisons
 
     sets = {known: read_data(directory) for known, directory in map(named_dir, data or ())}

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -93,6 +94,24 @@ def test_shells_complete_aliases_and_versions(words: str, offered: set[str]) -> 
     at = str(len(words.split(" ")) - 1)
     asked = {"_LVM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": at}
     assert set(lvm(registry=SHIPPED, **asked).stdout.split()) == offered
+
+
+@pytest.mark.parametrize("command", ["promote primary gmn", "evaluate primary"])
+def test_the_image_which_cannot_train_promotes_and_evaluates(tmp_path: Path, command: str) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "registry", symlinks=True)
+    (gmn,) = (SHIPPED / "models" / "gmn").iterdir()
+    data = next((SHIPPED / "models" / "wiki-val").iterdir())
+    words = [*command.replace("gmn", f"gmn/{gmn.name}").split(), "--data", f"wiki/val={data}"]
+    without_training = "import sys; sys.modules['models.training'] = sys.modules['torch'] = None"
+    program = f"{without_training}; from lvm.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env={**os.environ, "LVM_REGISTRY": str(tmp_path / "registry")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_training_stopped_by_ctrl_c_resumes_and_stores_the_version(tmp_path: Path) -> None:

@@ -705,7 +705,7 @@ OPTIONAL = {"source_id": None, "metadata": None}
 
 
 def _read_results(response: httpx.Response) -> Any:
-    """Return the member `results` of a response; raises `BadAnswer` if there is none."""
+    """Return the list under `results` in a response; raises `BadAnswer` if it is missing."""
     try:
         return json.loads(response.content)["results"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:

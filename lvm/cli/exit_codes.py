@@ -67,7 +67,7 @@ EXITS: Mapping[str, tuple[int, str]] = {
     ),
     "BadCollection": (
         FAILED,
-        "--anew drops the collection and makes a new one; until then the service searches its own index",
+        "--anew replaces the collection with a new one; until it is complete, the service searches its own index",
     ),
     "BadCosts": (
         FAILED,

@@ -200,10 +200,12 @@ def import_(
     ],
     architecture: Annotated[
         str | None,
-        typer.Option(metavar="NET", help="The net, if the file does not say: amn, gru, lstm, transformer, ..."),
+        typer.Option(
+            metavar="NET", help="The net, if the file and its tensors do not determine it: amn, gru, lstm, ..."
+        ),
     ] = None,
     encoder: Annotated[str, typer.Option(help="The encoder whose vectors the net reads.")] = "unspecified",
-    context_length: Annotated[int | None, typer.Option(help="T, if the file does not say; default 5.")] = None,
+    context_length: Annotated[int | None, typer.Option(help="T; default: what the file says, or 5.")] = None,
     license_: Annotated[str, typer.Option("--license", callback=as_utf8, help="Licence of the weights.")] = "other",
     output: Annotated[
         str | None, typer.Option(metavar="OUTPUT", help="The output to keep of an ONNX file that has several.")

@@ -54,7 +54,7 @@ class Chunk(NamedTuple):
     title: str
     position: int
     text: str | None
-    # The id of the chunk where it came from.
+    # The chunk's id in the data set that the customer provided.
     source_id: str | None = None
     metadata: Mapping[str, Value] | None = None
 

@@ -133,7 +133,7 @@ class Fields:
         return self.ids is None and not self.metadata
 
     def source_id(self, row: int) -> str | None:
-        """Return the id of a chunk where it came from."""
+        """Return the id of a chunk in the data set that the customer provided."""
         return self.ids[row] or None if self.ids is not None else None
 
     def metadata_of(self, row: int) -> dict[str, Value] | None:

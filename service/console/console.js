@@ -1,5 +1,6 @@
 // The page: tabs, and which view is seen.
 
+import * as address from "./address.js";
 import { offerToken } from "./api.js";
 import { byId } from "./dom.js";
 import * as live from "./live.js";
@@ -12,19 +13,17 @@ const KEYS = { ArrowRight: (at) => at + 1, ArrowLeft: (at) => at - 1, Home: () =
 const PROBE_MS = 5000;
 let tried = null;
 
-// The view that the address names; with a slash, or the browser would scroll to it.
-const named = () => location.hash.slice(2);
-
-// Show one view, and only it.
-function choose(name) {
-  const chosen = names.includes(name) ? name : names[0];
+// Show the view that the address names, and only it.
+function show() {
+  const chosen = names.includes(address.view()) ? address.view() : names[0];
+  if (address.view() !== chosen) history.replaceState(null, "", address.link(chosen));
   for (const [place, tab] of tabs.entries()) {
     const isChosen = names[place] === chosen;
     tab.setAttribute("aria-selected", isChosen);
     tab.tabIndex = isChosen ? 0 : -1;
     byId(names[place]).hidden = !isChosen;
   }
-  if (named() !== chosen) history.replaceState(null, "", `#/${chosen}`);
+  address.keep();
   live.watch(chosen === "live" && !document.hidden);
   if (chosen === "models") models.load();
   if (chosen === "try" && !tried) tried = trying.load();
@@ -37,7 +36,7 @@ function press(event) {
   event.preventDefault();
   const tab = tabs.at(next % tabs.length);
   tab.focus();
-  choose(tab.getAttribute("aria-controls"));
+  address.open(tab.getAttribute("aria-controls"));
 }
 
 // Say whether the service takes requests; the probe needs no token.
@@ -51,16 +50,14 @@ async function probe() {
   setTimeout(probe, PROBE_MS);
 }
 
-const chosen = () => choose(named());
-
 for (const tab of tabs) {
-  tab.addEventListener("click", () => choose(tab.getAttribute("aria-controls")));
+  tab.addEventListener("click", () => address.open(tab.getAttribute("aria-controls")));
   tab.addEventListener("keydown", press);
 }
-addEventListener("hashchange", chosen);
-document.addEventListener("visibilitychange", chosen);
-offerToken(() => ((tried = null), chosen()));
+addEventListener("hashchange", show);
+document.addEventListener("visibilitychange", show);
+offerToken(() => ((tried = null), show()));
 models.start();
 trying.start();
-chosen();
+show();
 probe();

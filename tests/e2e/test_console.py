@@ -261,6 +261,21 @@ def in_page(page: Browser, module: str, expression: str) -> Any:
     return page.run(f"import('/console/{module}.js').then((m) => {expression})")
 
 
+def test_each_view_keeps_its_values_in_the_address(page: Browser, server: Process) -> None:
+    page.open(f"{server.url}/#/live?window=15")
+    assert page.run("document.querySelector('#live').hidden") is False
+    assert in_page(page, "address", "m.values().get('window')") == "15"
+    page.click("#tab-models")
+    in_page(page, "address", "m.set({card: 'a/b c', gone: null})")
+    assert page.run("location.hash") == "#/models?card=a/b+c"
+    page.click("#tab-live")
+    assert page.run("location.hash") == "#/live?window=15"
+    page.run("history.back()")
+    page.until("location.hash === '#/models?card=a/b+c' && !document.querySelector('#models').hidden")
+    page.open(f"{server.url}/#/nothing?x=1")
+    assert page.run("location.hash") == "#/try"
+
+
 def test_the_text_of_a_card_is_never_markup(page: Browser) -> None:
     card = "---\na: 1\n---\n\n# <img src=x onerror=alert(1)>\n\n|a|b|\n|---|---|\n|`<b>`|0.5|\n\n- one\n- **two**\n"
     shown = in_page(

@@ -16,14 +16,14 @@ SERVE: Commands = {
         serving.serve,
         ("lvm serve --workers 4", "lvm serve --ray --workers 4", "LVM_TOKENS_FILE=tokens lvm serve --host 0.0.0.0"),
     ),
-    "smoke": (serving.smoke, ("lvm smoke http://127.0.0.1:8000 --version amn/20261123-b96501f8de4c",)),
+    "smoke": (serving.smoke, ("lvm smoke http://127.0.0.1:8000 --version amn",)),
 }
 VERSIONS: Commands = {
     "models": (
         versions.models,
         ("lvm models", "lvm models --url http://10.0.0.1:8000 --url http://10.0.0.2:8000"),
     ),
-    "promote": (versions.promote, ('lvm promote primary gmn/20261123-38ef76a6fd72 --why "more accurate"',)),
+    "promote": (versions.promote, ('lvm promote primary gmn --why "more accurate"',)),
     "rollback": (versions.rollback, ('lvm rollback primary --why "answers drift"',)),
     "push": (versions.push, ("lvm push s3://bucket/prefix",)),
     "import": (versions.import_, ("lvm import epoch_20.pt --name amn --encoder all-MiniLM-L6-v2 --data NAME=DIR",)),

@@ -135,7 +135,7 @@ AliasOrVersion = Annotated[
     typer.Argument(
         metavar="ALIAS|VERSION",
         autocompletion=complete_alias_or_version,
-        help="An alias, name/version, or a version.",
+        help="An alias; a model that has one version; NAME/VERSION.",
     ),
 ]
 DataDir = Annotated[

@@ -23,6 +23,7 @@ EXITS: Mapping[str, tuple[int, str]] = {
     "RegistryLocked": (LOCKED, "another command is moving an alias; try again in a moment"),
     "AliasMoved": (LOCKED, "look at `lvm models`, then promote again if you still want to"),
     "BrokenAlias": (FAILED, "`lvm models` lists versions, and aliases that are not links"),
+    "AmbiguousVersion": (FAILED, "name one of these versions in full, as NAME/VERSION"),
     "UnknownVersion": (FAILED, "`lvm models` lists versions and aliases; `lvm promote ALIAS VERSION` sets an alias"),
     "NothingToRollBack": (FAILED, "`lvm models` lists versions; `lvm promote ALIAS VERSION` points the alias at one"),
     "BadName": (USAGE, "a name has at most 64 lower-case letters, digits, `-`, `_` and `.`"),

@@ -97,7 +97,9 @@ def _exit(status: int) -> NoReturn:
 
 def smoke(
     url: Url = "http://127.0.0.1:8000",
-    version: Annotated[str | None, typer.Option(help="What `primary` must serve: name/version, or a version.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="What `primary` must serve: a model's name, or NAME/VERSION.")
+    ] = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:

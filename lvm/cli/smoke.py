@@ -58,7 +58,7 @@ class Smoke:
     Args:
         client: an HTTP client with the service's base URL.
         golden: returns the golden contexts and vectors of a version's id, or None if they are not known.
-        version: what `primary` must serve: name/version, or a version; None: any.
+        version: what `primary` must serve: name/version, a version, or a model's name; None: any.
     """
 
     def __init__(self, client: httpx.Client, golden: Callable[[str], Pairs | None], version: str | None = None) -> None:
@@ -100,7 +100,7 @@ class Smoke:
         self._aliases = body["aliases"]
         self._cards = {version["id"]: version for version in body["versions"]}
         served: str = self._aliases[Alias.PRIMARY]["id"]
-        if self._expected not in (None, served, served.partition("/")[2]):
+        if self._expected not in (None, served, *served.split("/")):
             raise Failed(f"primary is {served}, not {self._expected}")
         return f"primary is {served}"
 

@@ -39,6 +39,8 @@ _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 # bytes
 _MAX_LINE_BYTES = 1 << 20
 _MAX_LEDGER_BYTES = 1 << 28
+# names in an error message
+_MAX_LISTED = 10
 
 
 class RegistryError(Exception):
@@ -50,7 +52,11 @@ class BadName(RegistryError):
 
 
 class UnknownVersion(RegistryError):
-    """No version and no alias has this name, or several versions have it."""
+    """No version and no alias has this name."""
+
+
+class AmbiguousVersion(UnknownVersion):
+    """Several versions have this name; the message lists them."""
 
 
 class BrokenAlias(UnknownVersion):
@@ -133,18 +139,21 @@ class Registry:
         return [version for version in found if version]
 
     def find(self, wanted: str) -> Version:
-        """Return the version behind an alias, a `name/version`, or a version without its name.
+        """Return the version behind an alias, a `name/version`, a version without its name, or a model's name.
 
         No path outside the registry is read.
 
         Raises:
-            UnknownVersion: no version matches, or several do.
+            UnknownVersion: no version matches.
+            AmbiguousVersion: several versions match, for example because the model has several.
         """
         if wanted in ALIASES:
             return self.resolve(wanted)
         matches = self._matches(wanted)
-        if len(matches) != 1:
-            raise UnknownVersion(f"{'no' if not matches else 'more than one'} version {wanted!r} in {self.root}")
+        if not matches:
+            raise UnknownVersion(f"no version {wanted!r} in {self.root}{self._models_listed()}")
+        if len(matches) > 1:
+            raise AmbiguousVersion(_ambiguity(wanted, matches))
         return matches[0]
 
     def resolve(self, alias: str) -> Version:
@@ -371,10 +380,16 @@ class Registry:
 
     def _matches(self, wanted: str) -> list[Version]:
         if "/" not in wanted:
-            return [version for version in self.versions() if version.version == wanted]
+            return [version for version in self.versions() if wanted in (version.version, version.name)]
         name, _, version = wanted.partition("/")
         found = self._listed(name, version)
         return [found] if found else []
+
+    def _models_listed(self) -> str:
+        """Return the names of the models for an error message."""
+        names = list(dict.fromkeys(version.name for version in self.versions()))
+        more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+        return f", which has {', '.join(names[:_MAX_LISTED])}{more}" if names else ""
 
     def _publish(self, part: Path, name: str, sha256: str) -> Version:
         version = f"{datetime.now(UTC):%Y%m%d}-{sha256[:12]}"
@@ -457,6 +472,20 @@ def split_id(identity: str) -> tuple[str, str]:
     """Return name and version of an id; raises `BadName` if one of them is invalid."""
     name, _, version = identity.partition("/")
     return check_name(name), check_name(version)
+
+
+def _ambiguity(wanted: str, matches: list[Version]) -> str:
+    """Return an error message that lists the versions called `wanted`, newest first."""
+    ids = [version.id for version in sorted(matches, key=_age, reverse=True)]
+    more = f" and {len(ids) - _MAX_LISTED} older" if len(ids) > _MAX_LISTED else ""
+    return f"{wanted!r} names {len(ids)} versions, newest first: {', '.join(ids[:_MAX_LISTED])}{more}"
+
+
+def _age(version: Version) -> tuple[str, float]:
+    """Return a value that orders versions by their day, and those of one day by the time of their manifest."""
+    with suppress(OSError):
+        return version.version[:8], (version.path / manifest.CHECKSUMS_FILE).stat().st_mtime
+    return version.version[:8], 0.0
 
 
 def _directories(path: Path) -> list[str]:

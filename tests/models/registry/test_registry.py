@@ -20,6 +20,7 @@ from models.registry import manifest
 from models.registry.registry import (
     ALIASES,
     AliasMoved,
+    AmbiguousVersion,
     BadName,
     BrokenAlias,
     Ledger,
@@ -149,9 +150,34 @@ def test_ignores_partial_versions_of_a_crash(registry: Registry) -> None:
 def test_a_version_of_two_models_must_be_named_in_full(registry: Registry) -> None:
     (one,), (other,) = add(registry, "same", name="one"), add(registry, "same", name="other")
     if one.version == other.version:  # unless midnight fell between them
-        with pytest.raises(UnknownVersion, match="more than one version"):
+        with pytest.raises(AmbiguousVersion, match=f"names 2 versions, newest first: .*{one.id}"):
             registry.find(one.version)
     assert registry.find(one.id) == one
+    assert registry.find(other.id) == other
+
+
+def test_the_name_of_a_model_finds_its_only_version(registry: Registry) -> None:
+    (one,), (other,) = add(registry, "same", name="one"), add(registry, "same", name="other")
+    assert registry.find("one") == one
+    assert registry.find("other") == other
+    with pytest.raises(UnknownVersion, match=r"no version 'on' in .*, which has one, other"):
+        registry.find("on")
+
+
+def test_the_name_of_a_model_with_several_versions_finds_none_and_lists_them_newest_first(registry: Registry) -> None:
+    versions = add(registry, *(f"text {number}" for number in range(12)))
+    for age, version in enumerate(reversed(versions)):
+        os.utime(version.path / "SHA256SUMS", (1e9 - age, 1e9 - age))
+    newest = ", ".join(version.id for version in versions[:-11:-1])
+    with pytest.raises(AmbiguousVersion) as raised:
+        registry.find("toy")
+    assert str(raised.value) == f"'toy' names 12 versions, newest first: {newest} and 2 older"
+
+
+def test_an_alias_comes_before_a_model_of_its_name(registry: Registry) -> None:
+    (one,), (other,) = add(registry, "a", name="one"), add(registry, "b", name="primary")
+    registry.point("primary", one)
+    assert registry.find("primary") == one
     assert registry.find(other.id) == other
 
 

@@ -481,6 +481,29 @@ class Article(Searched):
     chunks: list[Passage]
 
 
+class PlacedPassage(BaseModel):
+    """One passage on the map."""
+
+    id: int
+    article: int
+    title: str
+    position: int
+    text: str | None = Field(description="The beginning of its text.")
+    x: float
+    y: float
+
+
+class ArticleMap(Searched):
+    """The plane of the two principal axes of the corpus' vectors, and passages on it."""
+
+    dim: int
+    total: int = Field(description="How many passages the corpus has.")
+    mean: str = Field(description="Base64 of D little-endian float32 numbers: the vector at the origin of the plane.")
+    axes: str = Field(description="Base64 of 2 x D little-endian float32 numbers: two orthonormal vectors.")
+    explained: list[float] = Field(description="The share of the variance of the vectors along each axis.")
+    passages: list[PlacedPassage]
+
+
 class Ledger(BaseModel):
     """Moves of the aliases, newest first."""
 

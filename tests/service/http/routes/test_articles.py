@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from models.retrieval.fields import Column, Fields, Texts
 from models.retrieval.index import FlatIndex
 from models.retrieval.retriever import Retriever
-from tests.conftest import Running
+from models.vectors import Floats
+from tests.conftest import Running, until
 from tests.fakes import D, T, add_version, card, corpus
 
 Serve = Callable[..., Running]
@@ -67,9 +69,59 @@ def test_ids_and_pages_that_are_none_are_a_problem_that_echoes_nothing(serve: Se
     assert answer.json()["detail"].split(":")[0] in path.replace("/articles/", "article:")
 
 
+def decoded(text: str) -> Floats:
+    return np.frombuffer(base64.b64decode(text), "<f4")
+
+
+def test_the_map_places_passages_where_its_axes_place_their_vectors(serve: Serve) -> None:
+    server = serve()
+    drawn, known = server.http.get("/articles/map").json(), corpus()
+    assert (drawn["corpus"], drawn["total"], drawn["dim"], len(drawn["passages"])) == ("corpus", 20, D, 20)
+    mean, axes = decoded(drawn["mean"]), decoded(drawn["axes"]).reshape(2, D)
+    places = [[passage["x"], passage["y"]] for passage in drawn["passages"]]
+    np.testing.assert_allclose(places, (known.vectors - mean) @ axes.T, atol=1e-3)
+    assert 0 < sum(drawn["explained"]) <= 1
+    facts = {name: drawn["passages"][13][name] for name in ("id", "article", "title", "position", "text")}
+    assert facts == {"id": 13, "article": 1, "title": "Article 1", "position": 3, "text": "chunk 1/3"}
+
+
+def test_passages_are_placed_on_the_same_map_by_their_ids(serve: Serve) -> None:
+    server = serve()
+    sample = server.http.get("/articles/map").json()
+    chosen = server.http.get("/articles/map", params={"ids": "[13,2]"}).json()
+    assert chosen["passages"] == [sample["passages"][13], sample["passages"][2]]
+    assert (chosen["mean"], chosen["axes"]) == (sample["mean"], sample["axes"])
+
+
+@pytest.mark.parametrize(
+    "ids", ["", "[]", "13", "[x]", "[-1]", "[20]", "[9999999999]", "[1.5]", "[" + "1," * 2000 + "1]"]
+)
+def test_ids_that_the_map_cannot_place_are_a_problem(serve: Serve, ids: str) -> None:
+    answer = serve().http.get("/articles/map", params={"ids": ids})
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+
+
+def test_the_map_of_a_new_corpus_is_its_own(serve: Serve) -> None:
+    server = serve()
+    before = server.http.get("/articles/map").json()
+    registry = server.app.state.deployments.registry
+    registry.point("retriever", add_version(registry, "corpus", "second"), why="to see it")
+    until(lambda: server.http.get("/articles").json()["corpus_version"] != before["corpus_version"], "the new corpus")
+    assert server.http.get("/articles/map").json()["corpus_version"] != before["corpus_version"]
+
+
+def test_callers_at_once_share_one_map(serve: Serve) -> None:
+    server = serve()
+    with ThreadPoolExecutor(8) as pool:
+        bodies = list(pool.map(lambda _: server.http.get("/articles/map").content, range(16)))
+    assert len(set(bodies)) == 1
+
+
 def test_without_a_corpus_there_are_no_articles(serve: Serve) -> None:
     server = serve(retriever=False)
-    assert [server.http.get(path).status_code for path in ("/articles", "/articles/0")] == [503, 503]
+    assert [server.http.get(path).status_code for path in ("/articles", "/articles/0", "/articles/map")] == [
+        *(503, 503, 503)
+    ]
 
 
 def test_a_card_is_the_file_of_the_version(serve: Serve) -> None:

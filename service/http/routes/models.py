@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +74,8 @@ def summary(version: Version) -> dict[str, Any]:
         "id": version.id,
         "model": version.name,
         "version": version.version,
+        "date": _date(version),
+        "bytes": _size(version.path),
         "kind": card.kind,
         "architecture": card.architecture,
         "dim": card.dim,
@@ -111,9 +117,37 @@ def _stamp(path: Path) -> Stamp | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
+def _date(version: Version) -> str | None:
+    """Return the day on which a version was made, as its name says, in ISO 8601; None if it does not."""
+    try:
+        return datetime.strptime(version.version[:8], "%Y%m%d").date().isoformat()
+    except ValueError:
+        return None
+
+
+def _size(path: Path) -> int:
+    """Return the size of a version's files in bytes; files that cannot be examined do not count."""
+    size = 0
+    with suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            with suppress(OSError):
+                size += entry.stat(follow_symlinks=False).st_size
+    return size
+
+
 def _figures(score: dict[str, Any]) -> dict[str, Any]:
     baselines = {name: figures["cosine"] for name, figures in score["baselines"].items()}
-    return {"cosine": score["cosine"], "margin": score["margin"], "baselines": baselines}
+    found = {"cosine": score["cosine"], "margin": score["margin"], "R@5": _recall(score)}
+    return {**found, "baselines": baselines}
+
+
+def _recall(score: Mapping[str, Any]) -> float | None:
+    """Return R@5 with the chunks of the context left out; None if the card has no such number."""
+    try:
+        found = score["retrieval"]["without_context"]["R@5"]
+    except (KeyError, TypeError):
+        return None
+    return found if type(found) is float and math.isfinite(found) else None
 
 
 def _alias(slot: Slot, breaker: Breaker | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ FULL = replace(
     parameters=12_345,
     data={"train": "tiny", "windows": 180, "split": "by article: 20% held out"},
     command="lvm train amn --data 'a b' | tee # no comment",
-    scores={"wiki-val": {**FIGURES, "baselines": {"mean": FIGURES}, "windows": 90}},
+    scores={"wiki-val": {**FIGURES, "baselines": {"mean": deepcopy(FIGURES)}, "windows": 90}},
     reference=CardVectorStats((1.0, 1e-05), (0.52, 0.13)),
     limits=("Short: yes.", "- not a list", "50 % of # nothing"),
 )
@@ -223,14 +224,15 @@ def test_any_text_is_read_or_raises_bad_card(noise: str, place: int) -> None:
 
 
 @pytest.mark.parametrize("card", [PLAIN, FULL])
-def test_a_card_summary_has_no_retrieval_scores(tmp_path: Path, card: Card) -> None:
+def test_a_card_summary_has_no_retrieval_scores_but_recall_at_5(tmp_path: Path, card: Card) -> None:
     (tmp_path / "README.md").write_text(card.to_markdown(), encoding="utf-8")
     found = read_card_summary(tmp_path)
     assert replace(found, scores={}) == replace(card, scores={})
     for name, score in card.scores.items():
         assert found.scores[name]["cosine"] == score["cosine"]
         assert found.scores[name]["baselines"]["mean"]["margin"] == score["baselines"]["mean"]["margin"]
-        assert found.scores[name]["retrieval"] == {"with_context": None, "without_context": None}
+        assert found.scores[name]["retrieval"] == {"with_context": {"R@5": 0.7}, "without_context": {"R@5": 0.7}}
+        assert found.scores[name]["baselines"]["mean"]["retrieval"] == {"with_context": None, "without_context": None}
 
 
 def test_rounding_reaches_every_float() -> None:

@@ -12,6 +12,7 @@ SAMPLE = 8  # rows of each batch that are compared
 BLOCK = 48  # rows per verdict: a change shows after two of them at most
 MAX_DEVIATION = 2.0  # of length, or of the cosine of neighbours: no other domain gets so far
 MIN_ALIGNMENT = -1.4  # deviations: another domain gets down to -1.1, another encoder to -1.7 and less
+LIMITS = (MAX_DEVIATION, MAX_DEVIATION, MIN_ALIGNMENT)  # of the STATISTICS, in their order
 
 
 class DriftDetector:
@@ -21,6 +22,8 @@ class DriftDetector:
         self._reference = reference
         self._alias = alias
         self._gauge = metrics.input_drift
+        for figure, limit in zip(STATISTICS, LIMITS, strict=True):
+            metrics.drift_limit.set(limit, figure)
         self._norms = metrics.input_norm.labels(alias)
         self._neighbours = metrics.input_neighbour_cosine.labels(alias)
         self._start_block()

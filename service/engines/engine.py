@@ -118,6 +118,7 @@ class Engine(Generic[M]):
         self._full_wait_s = full_wait_s
         self._metrics = metrics
         self._batch_rows = metrics.batch_rows.labels(alias)
+        self._batch_seconds = metrics.batch_seconds.labels(alias)
         self.batcher: MicroBatcher[Any, Any] = MicroBatcher(
             partial(model.run, watch=self.drift.watch if self.drift else _ignore),
             name=alias,
@@ -163,6 +164,7 @@ class Engine(Generic[M]):
 
     def _on_batch(self, batch: Batch) -> None:
         self._batch_rows.observe(batch.rows)
+        self._batch_seconds.observe(batch.seconds)
         self._metrics.batch_released.inc(self._alias, batch.reason)
         if self._full_wait_s is not None:
             self.stats.add_batch(batch.rows, batch.seconds)

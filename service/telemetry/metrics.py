@@ -51,6 +51,10 @@ STAGES: dict[str, tuple[str, ...]] = {
 LNSP_STAGES: dict[str, tuple[str, ...]] = {"/infer": _VECTORS, "/infer/batch": _VECTORS}
 
 
+def _furthest(values: Iterable[float]) -> float:
+    return max(values, key=abs)
+
+
 def latency_edges(slo_ms: Iterable[float]) -> tuple[float, ...]:
     """Return about 40 log-spaced edges in seconds from 50 us to 10 s. Every SLO is exactly an edge.
 
@@ -113,6 +117,9 @@ class Metrics:
 
     def _define_engines(self) -> None:
         self.batch_rows = self._histogram("lvm_batch_rows", "Rows of a micro-batch.", ("engine",), edges=ROWS)
+        self.batch_seconds = self._histogram(
+            "lvm_batch_seconds", "Seconds of a micro-batch in the model.", ("engine",), edges=latency_edges(())[::2]
+        )
         self.batch_released = self._counter("lvm_batches", "Micro-batches by why they ran.", ("engine", "reason"))
         self.queue_rows = self._gauge("lvm_queue_rows", "Rows waiting or running.", ("engine",))
         self.breaker = self._gauge("lvm_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("engine",), join=max)
@@ -137,7 +144,10 @@ class Metrics:
             "lvm_input_neighbour_cosine", "Mean cosine of consecutive vectors.", ("engine",), edges=TENTHS
         )
         self.input_drift = self._gauge(
-            "lvm_input_drift", "Standard deviations from the training data.", ("engine", "figure"), join=max
+            "lvm_input_drift", "Standard deviations from the training data.", ("engine", "figure"), join=_furthest
+        )
+        self.drift_limit = self._gauge(
+            "lvm_input_drift_limit", "Standard deviations beyond which /models has a warning.", ("figure",), join=min
         )
 
     def _define_shadow(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lvm.errors import UnknownModel
 from models.registry import disk
-from models.registry.card import CARD_FILE, MAX_CARD_BYTES, BadCard, read_card_summary
+from models.registry.card import CARD_FILE, MAX_CARD_BYTES, BadCard, Card, read_card_summary
 from models.registry.registry import Registry, UnknownVersion, Version
 from service.deploy.deployments import Deployments, Slot
 from service.deploy.registry_sync import SyncLoop
@@ -76,6 +76,7 @@ def summary(version: Version) -> dict[str, Any]:
         "version": version.version,
         "date": _date(version),
         "bytes": _size(version.path),
+        **_contents(card),
         "kind": card.kind,
         "architecture": card.architecture,
         "dim": card.dim,
@@ -133,6 +134,12 @@ def _size(path: Path) -> int:
             with suppress(OSError):
                 size += entry.stat(follow_symlinks=False).st_size
     return size
+
+
+def _contents(card: Card) -> dict[str, int]:
+    """Return the numbers of chunks and articles of a corpus, if its card has them."""
+    counts = {name: card.data.get(name) for name in ("chunks", "articles")} if card.kind == "corpus" else {}
+    return {name: count for name, count in counts.items() if type(count) is int and 0 <= count < 1 << 53}
 
 
 def _figures(score: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from models.drift import ReferenceStats
 from models.vectors import Floats
-from service.engines.drift import BLOCK, DriftDetector
+from service.engines.drift import BLOCK, MIN_ALIGNMENT, DriftDetector
 from service.telemetry.metrics import Metrics
 from tests.conftest import Running
 from tests.fakes import D, T, corpus
@@ -69,6 +69,8 @@ def test_shows_the_warning_in_metrics_and_models(serve: Serve) -> None:
     assert server.http.get("/metrics").status_code == 200
     assert server.metric("lvm_input_drift", engine="retriever", figure="norm") > 100
     assert server.metric("lvm_input_norm_count", engine="retriever") == 100
+    limits = {"norm": 2, "neighbour_cosine": 2, "alignment": MIN_ALIGNMENT}
+    assert {figure: server.metric("lvm_input_drift_limit", figure=figure) for figure in limits} == limits
 
 
 @pytest.mark.parametrize(("policy", "status"), [("accept", 200), ("normalise", 200), ("refuse", 422)])

@@ -124,6 +124,7 @@ def test_a_scrape_of_any_worker_shows_the_sum_of_all(tmp_path: Path) -> None:
             metrics.seconds.labels("/predict", "total").observe(0.5)
         metrics.breaker.set(count / 4, "primary")
         metrics.ready.set(float(count > 1))
+        metrics.input_drift.set(count - 4.0, "primary", "alignment")
     workers[2].requests.inc("/predict", "odd")
     for metrics in workers:
         text = metrics.scrape()[0].decode().splitlines()
@@ -133,6 +134,7 @@ def test_a_scrape_of_any_worker_shows_the_sum_of_all(tmp_path: Path) -> None:
         assert 'lvm_request_seconds_sum{route="/predict",stage="total"} 3.0' in text
         assert 'lvm_breaker_open{engine="primary"} 0.75' in text
         assert "lvm_ready 0.0" in text
+        assert 'lvm_input_drift{engine="primary",figure="alignment"} -3.0' in text
 
 
 def test_finalize_counts_unanswered_requests_as_lost_and_resets_gauges(tmp_path: Path) -> None:

@@ -55,3 +55,13 @@ def test_a_card_without_recall_has_none(tmp_path: Path, retrieval: Any) -> None:
     text.insert(text.index("lvm:") + 1, f"  scores: {scores}")
     version = Registry(tmp_path).add("amn", {"README.md": "\n".join(text).encode()})
     assert summary(version)["scores"]["wiki/val"]["R@5"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "chunks", "shown"),
+    [("corpus", 9, {"chunks": 9}), ("corpus", "many", {}), ("corpus", -1, {}), ("net", 9, {})],
+)
+def test_a_corpus_has_the_number_of_its_chunks(tmp_path: Path, kind: str, chunks: Any, shown: dict[str, int]) -> None:
+    text = card("held", kind=kind, data={"chunks": chunks}).to_markdown()
+    found = summary(Registry(tmp_path).add("held", {"README.md": text.encode()}))
+    assert {name: count for name, count in found.items() if name == "chunks"} == shown

@@ -33,6 +33,7 @@ from service.http.gateway import OTHER, Gateway, Route, State
 from service.http.messages import Handler
 from service.http.routes import articles, console, health, lnsp, oip, registry
 from service.http.routes.common import document_route
+from service.http.routes.embed import Embed
 from service.http.routes.predict import Predict
 from service.http.routes.retrieve import Retrieve
 from service.overload.admission import Admission
@@ -177,6 +178,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
     """Add the routes that FastAPI answers, and document the hot ones."""
     document_route(app, "/predict", schemas.PREDICT)
     document_route(app, "/retrieve", schemas.RETRIEVE)
+    document_route(app, "/embed", schemas.EMBED)
     registry.add_routes(app, parts.router, parts.deployments, parts.sync)
     articles.add_routes(app, parts.deployments)
     console.add_routes(app)
@@ -217,6 +219,7 @@ def _handlers(parts: Parts) -> dict[str, Handler]:
     handlers: dict[str, Handler] = {
         "/predict": Predict(router, deployments, shadow, settings, slicer),
         "/retrieve": Retrieve(router, deployments, settings, parts.metrics, slicer),
+        "/embed": Embed(router, deployments, settings, slicer),
         oip.INFER: oip.Infer(router, settings, slicer),
     }
     if settings.compat == "lnsp":

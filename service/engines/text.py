@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -24,6 +26,7 @@ ENCODER = "encoder"  # the name of the engine in metrics
 MAX_BATCH = 16  # texts, some 30 ms of a core each: the next request waits for all of them
 MAX_ROWS_OF_CLIENT = 128  # rows of one client that may wait: a few seconds of work
 CHARACTERS_PER_ROW = 1000  # of text that cost as much as a row
+CHARACTERS_PER_CHUNK = 400  # of a passage, about
 SLICE_S = 0.01  # of cutting one text, after which other texts get their turn
 
 
@@ -41,23 +44,59 @@ class TextInput(NamedTuple):
         return self.length + character_cost_rows(self.text)
 
 
+class EmbedInput(NamedTuple):
+    """Texts, each of which gets a vector; or a passage, each chunk of which gets one.
+
+    `pointers` are to the texts in the request: as many as there are texts, or one to the passage.
+    """
+
+    text: list[str] | str
+    pointers: list[str]
+    client: str = ""
+
+    @property
+    def rows(self) -> int:
+        """What it costs to encode, in rows: its texts, or about as many as it has chunks, and the characters."""
+        count = len(self.text) if isinstance(self.text, list) else 1 + len(self.text) // CHARACTERS_PER_CHUNK
+        return count + character_cost_rows(self.text)
+
+
 class Encoded(NamedTuple):
     """What is read of a text, as a `context` of chunks or a `query` of one, and how much of each chunk is read.
 
-    `vectors` `(n, D)` are those of the chunks; there are none before the encoder has run.
+    `vectors` `(n, D)` are those of the chunks; there are none before the encoder has run. An `EmbedInput` is read as
+    `texts`; `queue_s` and `embed_s` are the seconds in which it waited and in which its batches ran.
     """
 
     read_as: str
     chunks: list[str]
     infos: list[TextInfo]
     vectors: Floats = np.zeros((0, 0), np.float32)
+    queue_s: float = 0.0
+    embed_s: float = 0.0
+
+
+class Place(NamedTuple):
+    """Where a text stands: the JSON pointer, and what an error says before its reason."""
+
+    pointer: str
+    prefix: str = ""
+
+
+class EmbedPart(NamedTuple):
+    """Texts of an `EmbedInput` that run together, in the time of at most `MAX_BATCH` short ones."""
+
+    texts: list[str]
+    places: list[Place]
+    client: str
 
 
 class IncrementalChunker:
     """A text on its way: a long one is cut in slices, so that other texts run meanwhile."""
 
-    def __init__(self, request: TextInput) -> None:
+    def __init__(self, request: TextInput | EmbedInput) -> None:
         self.request = request
+        self.client = request.client
         self._cutting: Generator[None, None, list[str]] | None = None
 
     def chunks(self, text: str, count: Count) -> list[str] | None:
@@ -75,7 +114,9 @@ class IncrementalChunker:
         return None
 
 
-Batcher = MicroBatcher[IncrementalChunker, Encoded | None]
+Item = IncrementalChunker | EmbedPart
+Result = Encoded | list[str] | None  # None: the cutting is not finished; a list: the chunks of an `EmbedInput`
+Batcher = MicroBatcher[Item, Result]
 
 
 class TextAdapter:
@@ -90,34 +131,59 @@ class TextAdapter:
         self._max_rows_of_client = max_rows_of_client
         self._waiting = Counter[str]()  # rows by client
 
-    async def answer(self, request: TextInput, deadline: float, batcher: Batcher) -> Encoded:
-        """Return the vectors of a text.
+    async def answer(self, request: TextInput | EmbedInput, deadline: float, batcher: Batcher) -> Encoded:
+        """Return the vectors of a text, or of many.
 
         Raises:
-            Invalid: it has not as many chunks as a context, or is a passage of fewer that is no query either, or the
-                encoder cannot read it.
+            Invalid: a context has not as many chunks as expected, a passage of fewer is no query either, or the
+                encoder cannot read a text.
             NoEncoder: the encoder cannot be opened.
             Overloaded: too many rows of its client wait.
         """
-        if isinstance(request.text, list) and len(request.text) != request.length:
+        if isinstance(request, TextInput) and isinstance(request.text, list) and len(request.text) != request.length:
             detail = f"expected {request.length} chunks, oldest first; got {len(request.text)}"
             raise Invalid(detail, pointer="/texts")
         with self._share_of_queue(request, batcher):
-            pending = IncrementalChunker(request)
-            while True:
-                (ticket,) = await batcher.submit([(pending, min(request.rows, MAX_BATCH))], deadline)
-                if ticket.answer is not None:
-                    return ticket.answer
+            if isinstance(request, EmbedInput):
+                return await self._embed(request, deadline, batcher)
+            read, _ = await self._cut(request, deadline, batcher)
+        assert isinstance(read, Encoded)
+        return read
 
-    def run(
-        self, items: list[IncrementalChunker], watch: Callable[[Floats], None]
-    ) -> Sequence[Encoded | Exception | None]:
+    async def _embed(self, request: EmbedInput, deadline: float, batcher: Batcher) -> Encoded:
+        """Return the vector of each text, which run in parts, so that other texts run meanwhile."""
+        began = perf_counter()
+        texts, places, cut_s = request.text, list(map(Place, request.pointers)), 0.0
+        if isinstance(texts, str):
+            chunks, cut_s = await self._cut(request, deadline, batcher)
+            assert isinstance(chunks, list)
+            texts = chunks
+            places = [Place(request.pointers[0], f"chunk {at} of {len(texts)}: ") for at in range(1, len(texts) + 1)]
+        tickets = await batcher.submit(_parts(texts, places, request.client), deadline)
+        read = [ticket.answer for ticket in tickets if isinstance(ticket.answer, Encoded)]
+        embed_s = cut_s + sum(ticket.run_s for ticket in tickets)
+        queue_s = max(0.0, perf_counter() - began - embed_s)
+        infos = [info for part in read for info in part.infos]
+        return Encoded("texts", texts, infos, np.concatenate([part.vectors for part in read]), queue_s, embed_s)
+
+    async def _cut(
+        self, request: TextInput | EmbedInput, deadline: float, batcher: Batcher
+    ) -> tuple[Encoded | list[str], float]:
+        """Return what comes of a text when it is cut, and the seconds that its batches ran."""
+        pending, seconds = IncrementalChunker(request), 0.0
+        while True:
+            (ticket,) = await batcher.submit([(pending, min(request.rows, MAX_BATCH))], deadline)
+            seconds += ticket.run_s
+            if ticket.answer is not None:
+                return ticket.answer, seconds
+
+    def run(self, items: list[Item], watch: Callable[[Floats], None]) -> Sequence[Result | Exception]:
         """Return each text encoded, or its fault; None if its cutting is not finished."""
         try:
-            chunked = [self._chunked(pending) for pending in items]
-            if not any(chunked):
-                return [None] * len(items)
+            chunked = [self._chunked(item) for item in items]
             chunks = [chunk for each in chunked if isinstance(each, Encoded) for chunk in each.chunks]
+            if not chunks:
+                return chunked
             vectors = self._encoder.encode(chunks)
         except EncoderError as error:
             return [NoEncoder(str(error))] * len(items)
@@ -125,12 +191,12 @@ class TextAdapter:
             raise ValueError("a vector is not finite")
         return _with_vectors(chunked, vectors)
 
-    def stages(self, result: Encoded | None, seconds: float) -> Stages:
+    def stages(self, result: Result, seconds: float) -> Stages:
         """Return the one stage of a batch."""
         return (("embed", seconds),)
 
     @contextmanager
-    def _share_of_queue(self, request: TextInput, batcher: Batcher) -> Iterator[None]:
+    def _share_of_queue(self, request: TextInput | EmbedInput, batcher: Batcher) -> Iterator[None]:
         """Count the rows of a text as its client's; raises `Overloaded` if the client has too many."""
         client, waiting = request.client, self._waiting[request.client]
         if waiting and waiting + request.rows > self._max_rows_of_client:
@@ -143,30 +209,38 @@ class TextAdapter:
             if not self._waiting[client]:
                 del self._waiting[client]
 
-    def _chunked(self, pending: IncrementalChunker) -> Encoded | Invalid | None:
+    def _chunked(self, item: Item) -> Encoded | Invalid | list[str] | None:
         """Return what is read of a text, or its fault; None if its cutting is not finished."""
-        request = pending.request
+        if isinstance(item, EmbedPart):
+            return self._readable("texts", item.texts, item.places)
+        request = item.request
         if isinstance(request.text, list):
-            return self._readable("context", request.text, [f"/texts/{at}" for at in range(request.length)])
-        chunks = pending.chunks(request.text, self._encoder.count_tokens)
+            return self._readable("context", request.text, [Place(f"/texts/{at}") for at in range(len(request.text))])
+        chunks = item.chunks(request.text, self._encoder.count_tokens)
         if chunks is None:
             return None
-        if len(chunks) >= request.length:
-            return self._readable("context", chunks[-request.length :], ["/text"] * request.length)
-        as_query = self._readable("query", [request.text], ["/text"])
+        if isinstance(request, EmbedInput):
+            return chunks or [request.text]
+        return self._context_or_query(request, request.text, chunks)
+
+    def _context_or_query(self, request: TextInput, text: str, chunks: list[str]) -> Encoded | Invalid:
+        length = request.length
+        if len(chunks) >= length:
+            places = [Place("/text", f"chunk {at} of the last {length}: ") for at in range(1, length + 1)]
+            return self._readable("context", chunks[-length:], places)
+        as_query = self._readable("query", [text], [Place("/text")])
         if isinstance(as_query, Invalid):
             return as_query
         if request.may_be_query and as_query.infos[0].word_pieces <= MAX_WORD_PIECES - 2:
             return as_query
         return _too_short(request, len(chunks))
 
-    def _readable(self, read_as: str, chunks: list[str], pointers: Sequence[str]) -> Encoded | Invalid:
+    def _readable(self, read_as: str, chunks: list[str], places: Sequence[Place]) -> Encoded | Invalid:
         """Return chunks and how much of each is read, or the fault of the first that cannot be read."""
         infos = [self._encoder.text_info(text) for text in chunks]
-        for at, (info, pointer) in enumerate(zip(infos, pointers, strict=True)):
+        for info, place in zip(infos, places, strict=True):
             if info.fault:
-                which = f"chunk {at + 1} of the last {len(chunks)}: " if pointers.count(pointer) > 1 else ""
-                return Invalid(f"{which}{info.fault}", pointer=pointer)
+                return Invalid(f"{place.prefix}{info.fault}", pointer=place.pointer)
         return Encoded(read_as, chunks, infos)
 
 
@@ -174,7 +248,7 @@ def make_text_engine(encoder: Encoder, settings: Settings, metrics: Metrics) -> 
     """Return the engine that runs `encoder`."""
     model = TextAdapter(encoder, min(MAX_ROWS_OF_CLIENT, settings.max_queue))
     limits = BatchLimits(MAX_BATCH, settings.max_queue)
-    return Engine(model, limits, metrics, client_of=lambda pending: pending.request.client)
+    return Engine(model, limits, metrics, client_of=attrgetter("client"))
 
 
 def character_cost_rows(text: list[str] | str) -> int:
@@ -182,9 +256,27 @@ def character_cost_rows(text: list[str] | str) -> int:
     return (len(text) if isinstance(text, str) else sum(map(len, text))) // CHARACTERS_PER_ROW
 
 
-def _with_vectors(chunked: list[Encoded | Invalid | None], vectors: Floats) -> list[Encoded | Exception | None]:
+def _parts(texts: list[str], places: list[Place], client: str) -> list[tuple[EmbedPart, int]]:
+    """Return texts in the parts in which they run, with the rows that each costs."""
+    starts, costs = [0], [0]
+    for at, text in enumerate(texts):
+        cost = min(1 + character_cost_rows(text), MAX_BATCH)
+        if costs[-1] + cost > MAX_BATCH:
+            starts.append(at)
+            costs.append(0)
+        costs[-1] += cost
+    bounds = pairwise([*starts, len(texts)])
+    return [
+        (EmbedPart(texts[start:end], places[start:end], client), cost)
+        for (start, end), cost in zip(bounds, costs, strict=True)
+    ]
+
+
+def _with_vectors(
+    chunked: list[Encoded | Invalid | list[str] | None], vectors: Floats
+) -> list[Encoded | Invalid | list[str] | None]:
     """Return each text with its share of `vectors` `(n, D)`."""
-    answers: list[Encoded | Exception | None] = []
+    answers: list[Encoded | Invalid | list[str] | None] = []
     for each in chunked:
         if not isinstance(each, Encoded):
             answers.append(each)

@@ -51,6 +51,23 @@ def passages(most: int) -> Check:
     return check
 
 
+def texts(most: int, each: int, characters: int) -> Check:
+    """A list of at most `most` texts of at most `each` characters, `characters` together, none of them blank."""
+    one = passage(each)
+
+    def check(value: Any, pointer: str) -> list[str]:
+        if not isinstance(value, list) or not value:
+            raise Invalid("expected a list of strings that is not empty", pointer=pointer)
+        if len(value) > most:
+            raise TooLarge(f"{len(value)} texts; expected at most {most}", pointer=pointer)
+        found = [one(item, f"{pointer}/{at}") for at, item in enumerate(value)]
+        if (count := sum(map(len, found))) > characters:
+            raise TooLarge(f"{count} characters; expected at most {characters}", pointer=pointer)
+        return found
+
+    return check
+
+
 def one_of(*choices: str) -> Check:
     """One of a few words."""
 

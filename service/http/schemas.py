@@ -156,6 +156,46 @@ class RetrieveRequest(TextRequest):
     )
 
 
+class EmbedRequest(RequestPart):
+    """Exactly one of `text` and `texts`, and options; null is absent."""
+
+    texts: list[Text] | None = Field(None, min_length=1, description="Texts, at most LVM_MAX_ROWS; each gets a vector.")
+    text: Text | None = Field(None, description="One text; or a passage, if `chunks` is true.")
+    chunks: bool | None = Field(
+        None,
+        description="Cut `text` into chunks as in training, and return the vector of each. Default: false. Refused "
+        "beside `texts`.",
+    )
+    model: Name | None = Field(
+        None,
+        description="The encoder's name, or an alias or a model name, which is refused if it reads vectors of another "
+        "encoder.",
+    )
+    encoding: Literal["float", "base64"] | None = Field(
+        None, description="How vectors stand in the answer. Default: float. If it is given, the answer is JSON."
+    )
+
+
+class EmbedTiming(BaseModel):
+    """Milliseconds a request spent, by stage."""
+
+    decode: float
+    queue: float
+    embed: float
+
+
+class EmbedResponse(BaseModel):
+    """The vectors of texts, or of the chunks of a passage, in their order; unit length."""
+
+    vectors: list[Vector | str]
+    encoder: str
+    dimensions: int = Field(description="D, the length of a vector.")
+    chunks: list[str] | None = Field(None, description="The chunks of the passage, if it was cut.")
+    truncated: list[bool] = Field(description="Whether each text is longer than what the encoder reads.")
+    unread: list[float] = Field(description="Share of each text in words that the encoder does not know.")
+    timing_ms: EmbedTiming
+
+
 class Searched(BaseModel):
     """The corpus that answers."""
 
@@ -648,6 +688,16 @@ RETRIEVE = _ANYWHERE | _hot(
     _body(RetrieveRequest) | _RETRIEVED,
     RetrieveResponse,
     [*_options(RetrieveRequest, "k", "exclude_context", "mmr", "rerank", "model"), _EXCLUDE, _FILTER],
+)
+
+EMBED = _ANYWHERE | _hot(
+    "embed",
+    "Encode texts, or the chunks of a passage, to the vectors that the nets and the corpora read.",
+    _body(EmbedRequest),
+    EmbedResponse,
+    _options(EmbedRequest, "chunks", "model", "encoding"),
+    _ROWS,
+    ["X-Model", "Server-Timing"],
 )
 
 

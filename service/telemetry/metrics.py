@@ -42,10 +42,12 @@ TOTAL_TEXT = "total_text"
 _VECTORS = ("decode", "queue", "infer", "encode", "total")
 _SEARCH = ("search", "rerank")
 _TEXT = ("embed", TOTAL_TEXT)
+_TEXTS = ("decode", "queue", "encode", *_TEXT)
 STAGES: dict[str, tuple[str, ...]] = {
     "/predict": (*_VECTORS, *_TEXT),
     "/v2/models/{model}/infer": _VECTORS,
     "/retrieve": (*_VECTORS, *_SEARCH, *_TEXT),
+    "/embed": _TEXTS,
 }
 # With LVM_COMPAT=lnsp.
 LNSP_STAGES: dict[str, tuple[str, ...]] = {"/infer": _VECTORS, "/infer/batch": _VECTORS}

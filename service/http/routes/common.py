@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from models.vectors import Floats
 from service.deploy.deployments import Deployments
+from service.engines.batcher import MAX_QUEUED_PARTS
 from service.engines.remote import PredictEngine
-from service.engines.text import ENCODER, Encoded, TextInput
-from service.http import checks, codec
+from service.engines.text import ENCODER, MAX_BATCH, Encoded, TextInput
+from service.http import checks, codec, octets
 from service.http.codec import Decoded, Fields
-from service.http.messages import Header, Request, Response, Stages
-from service.http.octets import Shape
+from service.http.headers import chosen
+from service.http.messages import JSON, Header, Headers, Request, Response, Stages
+from service.http.octets import OCTETS, Shape
 from service.settings import Settings
 from service.telemetry.metrics import TOTAL_TEXT
 
 T = TypeVar("T", bound=codec.HasInputShape)
+# rows of many texts that are in the encoder's queue at a time
+PENDING_ROWS = MAX_BATCH * MAX_QUEUED_PARTS
+# places of texts that a header lists: proxies accept a few kilobytes of headers
+MAX_LISTED = 100
 
 
 class FallbackChain(NamedTuple):
@@ -98,10 +105,32 @@ def mark_as_text(response: Response, text_info: Mapping[str, Any]) -> Response:
     response.total = TOTAL_TEXT
     response.served_by = ENCODER
     for name in ("truncated", "unread"):
-        if chunks := text_info.get(name):
-            indices = ", ".join(str(each["index"]) for each in chunks)
-            response.headers.append((f"x-{name}".encode(), indices.encode()))
+        response.headers += _listed(name, [each["index"] for each in text_info.get(name, ())])
     return response
+
+
+def full_read_headers(read: Encoded) -> Headers:
+    """Return headers that name the texts that were truncated, or that have unknown words, if there are any."""
+    truncated = [at for at, info in enumerate(read.infos) if info.truncated]
+    unread = [at for at, info in enumerate(read.infos) if info.unread]
+    return _listed("truncated", truncated) + _listed("unread", unread)
+
+
+def _listed(name: str, indices: Sequence[int]) -> Headers:
+    """Return a header with the first places, or no header if there are none."""
+    text = ", ".join(map(str, indices[:MAX_LISTED]))
+    return [(f"x-{name}".encode(), text.encode())] if text else []
+
+
+def wanted_octets(request: Request, options: Mapping[str, Any]) -> np.dtype[Any] | None:
+    """Return the type of number in which Accept asks for octets, None if it prefers JSON."""
+    accept = request.headers.get(b"accept")
+    if accept is None or options.get("encoding"):
+        return None
+    if accept == OCTETS:
+        return octets.FLOAT32
+    wanted = chosen(accept, OCTETS, JSON)
+    return None if wanted is None else octets.dtype_of(wanted)
 
 
 def milliseconds(stages: Stages) -> dict[str, float]:

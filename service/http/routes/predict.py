@@ -17,7 +17,6 @@ from service.engines.router import Profile, Routed, Router
 from service.engines.text import character_cost_rows
 from service.http import checks, codec, octets
 from service.http.codec import Decoded, Fields, JsonReader
-from service.http.headers import chosen
 from service.http.messages import JSON, Request, Response, Stages, media_type_of
 from service.http.octets import OCTETS
 from service.http.routes.common import (
@@ -29,6 +28,7 @@ from service.http.routes.common import (
     milliseconds,
     query_options,
     text_fields,
+    wanted_octets,
 )
 from service.overload.fairness import Slicer
 from service.settings import Settings
@@ -106,7 +106,7 @@ class Predict:
         vectors = prediction.vectors
         made_by = MadeBy(prediction.model, prediction.version, routed.served_by, routed.fallback_reason)
         stages = (*stages, ("queue", prediction.queue_s), ("infer", prediction.infer_s))
-        dtype = _wanted_octets(request, decoded.options) if b"accept" in request.headers else None
+        dtype = wanted_octets(request, decoded.options) if b"accept" in request.headers else None
         if dtype:
             shape = vectors.shape if decoded.answers_many else vectors.shape[1:]
             body, media_type = np.ascontiguousarray(vectors, dtype).tobytes(), octets.octets_of(dtype, shape)
@@ -118,17 +118,6 @@ class Predict:
         headers = [*headers_of(made_by, prediction.batch_rows, prediction.replica)]
         outcome = "fallback" if routed.fallback_reason else "ok"
         return Response(body, media_type, headers, outcome=outcome, stages=stages, served_by=routed.served_by)
-
-
-def _wanted_octets(request: Request, options: Mapping[str, Any]) -> np.dtype[Any] | None:
-    """Return the type of number in which Accept asks for octets, None if it prefers JSON."""
-    accept = request.headers[b"accept"]
-    if options.get("encoding"):
-        return None
-    if accept == OCTETS:
-        return octets.FLOAT32
-    wanted = chosen(accept, OCTETS, JSON)
-    return None if wanted is None else octets.dtype_of(wanted)
 
 
 def _body(decoded: Decoded[FallbackChain], vectors: Floats, made_by: MadeBy, stages: Stages) -> dict[str, Any]:

@@ -25,6 +25,7 @@ VERSIONS: Commands = {
     ),
     "promote": (versions.promote, ('lvm promote primary gmn --why "more accurate"',)),
     "rollback": (versions.rollback, ('lvm rollback primary --why "answers drift"',)),
+    "unset": (versions.unset, ('lvm unset candidate --why "compared"',)),
     "push": (versions.push, ("lvm push s3://bucket/prefix",)),
     "import": (versions.import_, ("lvm import epoch_20.pt --name amn --encoder all-MiniLM-L6-v2 --data NAME=DIR",)),
 }

@@ -26,6 +26,10 @@ EXITS: Mapping[str, tuple[int, str]] = {
     "AmbiguousVersion": (FAILED, "name one of these versions in full, as NAME/VERSION"),
     "UnknownVersion": (FAILED, "`lvm models` lists versions and aliases; `lvm promote ALIAS VERSION` sets an alias"),
     "NothingToRollBack": (FAILED, "`lvm models` lists versions; `lvm promote ALIAS VERSION` points the alias at one"),
+    "AliasInUse": (
+        FAILED,
+        "`lvm promote` points the alias at another version; --force --why TEXT removes all but primary",
+    ),
     "BadName": (USAGE, "a name has at most 64 lower-case letters, digits, `-`, `_` and `.`"),
     "RegistryError": (FAILED, "set LVM_REGISTRY to the directory of versions and aliases"),
     "PromotionRejected": (

@@ -26,6 +26,7 @@ from lvm.cli.arguments import (
 from lvm.cli.exit_codes import FAILED
 from lvm.cli.output import print_json, print_message, print_table, print_version
 from models.recipe import NAMED_DATA
+from models.registry.alias import Alias as AliasName
 from models.registry.registry import Move, check_name
 
 
@@ -139,6 +140,26 @@ def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
         print_message(f"invalid lines in the ledger: {skipped}")
 
 
+def unset(
+    alias: Alias,
+    why: Why = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove a fallback or the retriever all the same; requires --why.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove ALIAS, such as the candidate.
+
+    A running service lets the candidate go within a second. It serves a fallback or the retriever until it restarts.
+    `lvm rollback ALIAS` sets the alias again.
+    """
+    if force and not why:
+        raise typer.BadParameter("needs --why, for the ledger", param_hint="--force")
+    _print_move(existing_registry().unset(alias, why=why, force=force), as_json)
+    if alias != AliasName.CANDIDATE:
+        print_message(f"running services serve {alias} until they restart")
+
+
 def push(
     url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix, or any URL that fsspec opens.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite what another registry pushed there.")] = False,
@@ -163,7 +184,7 @@ def _print_move(move: Move, as_json: bool, checked: dict[str, Any] | None = None
     if as_json:
         print_json({**vars(move), **({"checked": checked} if checked else {})})
     else:
-        typer.echo(f"{move.alias}: {move.before or 'nothing'} -> {move.after}")
+        typer.echo(f"{move.alias}: {move.before or 'nothing'} -> {move.after or 'nothing'}")
 
 
 def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJson = False) -> None:

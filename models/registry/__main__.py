@@ -1,4 +1,4 @@
-"""`python -m models.registry rollback ALIAS`, on the standard library alone."""
+"""`python -m models.registry rollback ALIAS` or `unset ALIAS`, on the standard library alone."""
 
 import sys
 

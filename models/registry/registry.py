@@ -2,7 +2,7 @@
 
 Layout below the root: `models/<name>/<version>/` (a version's files and their manifest), `<alias>` (a relative symbolic
 link to one of them), `ledger.jsonl` (one move a line, append-only).
-Standard library only: `python -m models.registry rollback ALIAS` works if nothing else does.
+Standard library only: `python -m models.registry rollback ALIAS`, and `unset ALIAS`, work if nothing else does.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from models.registry import disk, manifest
-from models.registry.alias import ALIASES
+from models.registry.alias import ALIASES, Alias
 
-Action = Literal["promote", "rollback"]
+Action = Literal["promote", "rollback", "unset"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _LEDGER = "ledger.jsonl"
@@ -75,16 +75,23 @@ class AliasMoved(RegistryError):
     """Another process has moved an alias since it was read."""
 
 
+class AliasInUse(RegistryError):
+    """An alias whose version answers callers is not to be removed."""
+
+
 @dataclass(frozen=True)
 class Move:
-    """One line of the ledger: who moved an alias, when, from where to where, why, and over which objections."""
+    """One line of the ledger: who moved an alias, when, from where to where, why, and over which objections.
+
+    `after` is None if the alias was removed, which is the action `unset`.
+    """
 
     time: str
     who: str
     alias: str
     action: Action
     before: str | None
-    after: str
+    after: str | None
     why: str
     overrode: list[str] = field(default_factory=list)
 
@@ -97,11 +104,13 @@ class Move:
         """
         known = {each.name: value[each.name] for each in fields(cls) if each.name in value}
         move = cls(**{name: _replace_surrogates(member) for name, member in known.items()})
-        texts = (move.time, move.who, move.alias, move.action, move.after, move.why, *move.overrode)
+        texts = (move.time, move.who, move.alias, move.action, move.why, *move.overrode)
         if not all(isinstance(text, str) for text in texts) or move.action not in ACTIONS:
-            raise ValueError("time, who, alias, action, after, why and overrode must be strings, action one of ACTIONS")
+            raise ValueError("time, who, alias, action, why and overrode must be strings, action one of ACTIONS")
         if not all(_is_version_id(identity) for identity in (move.after, move.before) if identity is not None):
             raise ValueError("before and after must be ids of versions")
+        if (move.after is None) is not (move.action == "unset"):
+            raise ValueError("after must be None if the action is unset, and only then")
         return move
 
 
@@ -282,6 +291,29 @@ class Registry:
         with self._lock():
             return self._swap(alias, self.find(self._previous(alias)), why, "rollback")
 
+    def unset(self, alias: str, *, why: str = "", force: bool = False) -> Move:
+        """Remove `alias` and append the move to the ledger; `rollback` sets it again.
+
+        Services let the candidate go. What answers callers they keep until they restart, because a link that is gone
+        may mean that a share is away. So other aliases are removed only with `force`, and the primary, without which
+        no service starts, never.
+
+        Raises:
+            AliasInUse: the alias answers callers.
+            UnknownVersion: the alias is not set.
+            BrokenAlias: something other than a link to a version has the name of the alias.
+            RegistryLocked: another promotion is running.
+        """
+        with self._lock():
+            if self._target(alias) is None:
+                fault = self.alias_fault(alias)
+                raise BrokenAlias(fault) if fault else UnknownVersion(f"alias {alias!r} is not set in {self.root}")
+            if alias == Alias.PRIMARY:
+                raise AliasInUse(f"no service starts without {alias!r}: point it at another version instead")
+            if alias != Alias.CANDIDATE and not force:
+                raise AliasInUse(f"{alias!r} answers callers: running services would keep it until they restart")
+            return self._swap(alias, None, why, "unset")
+
     def ledger(self) -> list[Move]:
         """Return every move, oldest first; invalid lines, such as one that a crash cut short, are skipped."""
         return self.read_ledger().moves
@@ -318,7 +350,7 @@ class Registry:
                 history.append(move.before)
             while move.action == "rollback" and len(history) > 1 and history[-1] != move.after:
                 history.pop()
-            if history[-1:] != [move.after]:
+            if move.after and history[-1:] != [move.after]:
                 history.append(move.after)
         earlier = [target for target in history if target != self._target(alias)]
         if not earlier:
@@ -326,9 +358,12 @@ class Registry:
             raise NothingToRollBack(f"the ledger has no earlier version of {alias!r}{invalid}")
         return earlier[-1]
 
-    def _swap(self, alias: str, version: Version, why: str, action: Action, overrode: Sequence[str] = ()) -> Move:
+    def _swap(
+        self, alias: str, version: Version | None, why: str, action: Action, overrode: Sequence[str] = ()
+    ) -> Move:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        move = Move(now, _current_user(), alias, action, self._target(alias), version.id, why, list(overrode))
+        after = version.id if version else None
+        move = Move(now, _current_user(), alias, action, self._target(alias), after, why, list(overrode))
         self._check_replaceable(alias)
         # Open the ledger first: a user who may not write it must not move the alias.
         with self._ledger_to_append() as ledger:
@@ -341,14 +376,17 @@ class Registry:
         if path.is_dir() and not path.is_symlink():
             raise BrokenAlias(str(self.alias_fault(alias)))
 
-    def _replace(self, alias: str, version: Version, move: Move, ledger: BufferedRandom) -> None:
+    def _replace(self, alias: str, version: Version | None, move: Move, ledger: BufferedRandom) -> None:
         # left by a crash: this process holds the lock
         for residue in self.root.glob(f"{_PART}*"):
             _remove_leftover(residue)
         links = self.root / f"{_PART}{alias}", self.root / f"{_PART}{alias}-before"
-        links[0].symlink_to(os.path.relpath(version.path, self.root))
         links[1].symlink_to(os.readlink(self.root / alias) if move.before else "nowhere")
-        os.replace(links[0], self.root / alias)
+        if version:
+            links[0].symlink_to(os.path.relpath(version.path, self.root))
+            os.replace(links[0], self.root / alias)
+        else:
+            (self.root / alias).unlink()
         manifest.sync_directory(self.root)
         try:
             _append(ledger, json.dumps(asdict(move)) + "\n")
@@ -552,13 +590,14 @@ def _current_user() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Roll an alias back: `rollback ALIAS`, with the registry of LVM_REGISTRY; return the exit status."""
-    if len(arguments) != 2 or arguments[0] != "rollback":
-        print("usage: python -m models.registry rollback ALIAS", file=sys.stderr)
+    """Move an alias, with the registry of LVM_REGISTRY: `rollback ALIAS` or `unset ALIAS`; return the exit status."""
+    if len(arguments) != 2 or arguments[0] not in ("rollback", "unset"):
+        print("usage: python -m models.registry rollback|unset ALIAS", file=sys.stderr)
         return 2
+    action, alias = arguments
     registry = Registry(Path(os.environ.get("LVM_REGISTRY") or "artifacts/lvm"))
     try:
-        move = registry.rollback(arguments[1])
+        move = registry.unset(alias) if action == "unset" else registry.rollback(alias)
         skipped = registry.read_ledger().skipped
     except RegistryError as error:
         print(error, file=sys.stderr)
@@ -566,7 +605,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(error, file=sys.stderr)
         return 74
-    print(f"{move.alias}: {move.before} -> {move.after}")
+    print(f"{move.alias}: {move.before or 'nothing'} -> {move.after or 'nothing'}")
     if skipped:
         print(f"invalid lines in the ledger: {skipped}", file=sys.stderr)
     return 0

@@ -69,6 +69,12 @@ class AliasRecord:
     move: Move
     sha256: str
 
+    @property
+    def version(self) -> str:
+        """The id of the version."""
+        assert self.move.after is not None
+        return self.move.after
+
     def to_json(self) -> bytes:
         """Return the content of the object."""
         return json.dumps({"version": self.move.after, "sha256": self.sha256, "move": asdict(self.move)}).encode()
@@ -85,6 +91,8 @@ class AliasRecord:
             record = cls(Move.from_dict(found["move"]), found["sha256"])
             if not _SHA256.fullmatch(record.sha256):
                 raise ValueError("sha256: expected 64 hexadecimal digits")
+            if record.move.after is None:
+                raise ValueError("move: expected one to a version")
             return record
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise BadAliasRecord(f"invalid alias record in the object store: {error}") from error
@@ -144,7 +152,7 @@ class RemoteRegistry:
         """
         records = {alias: _alias_record(registry, alias) for alias in registry.aliases()}
         for record in records.values():
-            self._put_version(registry.find(record.move.after), record.sha256)
+            self._put_version(registry.find(record.version), record.sha256)
         before = {alias: self.read(alias) for alias in {**records, Alias.CANDIDATE: None}}
         changed = {alias: record for alias, record in records.items() if before[alias] != record.to_json()}
         is_dismissed = Alias.CANDIDATE not in records and before[Alias.CANDIDATE] is not None
@@ -254,7 +262,7 @@ class RegistrySync:
         # this process holds the lock of the local copy
         self.registry.remove_partial_versions()
         move = record.move
-        version = self.registry.download(move.after, record.sha256, partial(self.remote.fetch, move.after))
+        version = self.registry.download(record.version, record.sha256, partial(self.remote.fetch, record.version))
         self._check(alias, version)
         if self.registry.aliases().get(alias) != version.id:
             why = f"{move.why} ({move.who}, {move.time})".strip()

@@ -99,7 +99,7 @@ async function older() {
   moves.push(...page.moves);
   if (page.skipped) notify("models-notice", `Left out: ${page.skipped} lines of the ledger that are no moves.`);
   const rows = moves.map(({ time: at, who, alias, action, before, after, why }) => [
-    el("time", { datetime: at }, time(at)), who, alias, action, el("code", {}, before ?? NONE), el("code", {}, after), why || NONE,
+    el("time", { datetime: at }, time(at)), who, alias, action, el("code", {}, before ?? NONE), el("code", {}, after ?? NONE), why || NONE,
   ]);
   table(byId("ledger"), [["Time"], ["Who"], ["Alias"], ["Move"], ["From"], ["To"], ["Why"]], rows, "No alias was ever moved.");
   byId("older").hidden = moves.length >= page.total;

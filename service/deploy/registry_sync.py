@@ -196,6 +196,6 @@ def sync_loop(deployments: Deployments, settings: Settings, metrics: Metrics) ->
 
 def _version_in(record: bytes | None) -> str:
     try:
-        return AliasRecord.from_json(record or b"").move.after
+        return AliasRecord.from_json(record or b"").version
     except BadAliasRecord:
         return "unreadable"

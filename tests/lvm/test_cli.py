@@ -269,6 +269,22 @@ def test_promote_and_rollback_move_the_alias_and_print_it(shipped: Path) -> None
     assert [move.why for move in registry.ledger()][-2:] == ["test", ""]
 
 
+def test_unset_removes_the_candidate_and_refuses_what_answers_callers(tmp_path: Path) -> None:
+    registry = registry_of(tmp_path / "registry", primary="amn", fallback="gru", candidate="gmn")
+    gmn, gru = registry.resolve("candidate").id, registry.resolve("fallback").id
+    done = lvm("unset", "candidate", "--why", "compared", registry=registry.root)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"candidate: {gmn} -> nothing\n", "")
+    assert lvm("unset", "candidate", registry=registry.root).returncode == 1
+    refused = lvm("unset", "fallback", registry=registry.root)
+    assert (refused.returncode, "'fallback' answers callers" in refused.stderr) == (1, True)
+    forced = lvm("unset", "fallback", "--force", "--why", "one net is enough", registry=registry.root)
+    assert (forced.stdout, forced.returncode) == (f"fallback: {gru} -> nothing\n", 0)
+    assert "serve fallback until they restart" in forced.stderr
+    assert lvm("unset", "primary", "--force", "--why", "no", registry=registry.root).returncode == 1
+    assert lvm("unset", "fallback", "--force", registry=registry.root).returncode == 2
+    assert registry.aliases().keys() == {"primary"}
+
+
 def test_the_name_of_a_model_with_several_versions_says_how_to_choose(tmp_path: Path) -> None:
     registry = registry_of(tmp_path / "registry", primary="amn")
     add_version(registry, "amn", "second")

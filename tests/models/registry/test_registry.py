@@ -19,6 +19,7 @@ import pytest
 from models.registry import manifest
 from models.registry.registry import (
     ALIASES,
+    AliasInUse,
     AliasMoved,
     AmbiguousVersion,
     BadName,
@@ -470,6 +471,49 @@ def test_promotion_after_a_rollback_forgets_what_was_rolled_back(registry: Regis
     assert registry.rollback("primary").after == a.id
 
 
+def test_an_alias_that_is_removed_has_its_line_and_a_rollback_sets_it_again(registry: Registry) -> None:
+    first, second = add(registry, "a", "b")
+    registry.point("candidate", first)
+    registry.point("candidate", second)
+    move = registry.unset("candidate", why="compared")
+    assert registry.aliases() == {}
+    assert (move.action, move.before, move.after, move.why) == ("unset", second.id, None, "compared")
+    assert registry.ledger()[-1] == move
+    assert [registry.rollback("candidate").after for _ in range(2)] == [second.id, first.id]
+    assert registry.read_ledger().skipped == 0
+
+
+def test_what_answers_callers_is_removed_only_by_force_and_the_primary_never(registry: Registry) -> None:
+    (version,) = add(registry, "a")
+    aliases = ("primary", "fallback", "retriever")
+    for alias in aliases:
+        registry.point(alias, version)
+        with pytest.raises(AliasInUse):
+            registry.unset(alias)
+    registry.unset("fallback", force=True)
+    with pytest.raises(AliasInUse, match="no service starts without 'primary'"):
+        registry.unset("primary", force=True)
+    assert registry.aliases().keys() == {"primary", "retriever"}
+
+
+def test_an_alias_that_is_not_set_cannot_be_removed(registry: Registry) -> None:
+    for alias in ("candidate", "nothing", "../candidate"):
+        with pytest.raises(UnknownVersion, match="is not set"):
+            registry.unset(alias)
+    registry.root.joinpath("candidate").mkdir()
+    with pytest.raises(BrokenAlias, match="is a directory"):
+        registry.unset("candidate")
+    assert registry.ledger() == []
+
+
+def test_a_candidate_whose_version_is_gone_can_be_removed(registry: Registry) -> None:
+    (version,) = add(registry, "a")
+    registry.point("candidate", version)
+    shutil.rmtree(version.path)
+    assert registry.unset("candidate").before == version.id
+    assert not os.path.lexists(registry.root / "candidate")
+
+
 def test_nothing_to_roll_back_changes_nothing(registry: Registry) -> None:
     (a,) = add(registry, "a")
     with pytest.raises(NothingToRollBack):
@@ -662,6 +706,16 @@ def test_undoes_a_move_that_the_ledger_cannot_store(registry: Registry, is_first
     assert not list(registry.root.glob(".part-*"))
 
 
+def test_an_alias_stays_if_the_ledger_cannot_store_that_it_was_removed(registry: Registry) -> None:
+    (version,) = add(registry, "a")
+    registry.point("candidate", version)
+    (registry.root / "ledger.jsonl").unlink()
+    (registry.root / "ledger.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        registry.unset("candidate")
+    assert registry.resolve("candidate") == version
+
+
 ODD_LINES = [
     b"null",
     b"[]",
@@ -683,12 +737,17 @@ ODD_MEMBERS = {
     "time": float("nan"),
     "overrode": [1],
 }
+ODD_MOVES = [
+    {**MOVE, "action": "unset"},
+    {**MOVE, "after": None},
+    *({**MOVE, name: value} for name, value in ODD_MEMBERS.items()),
+]
 
 
 def test_skips_and_counts_invalid_lines_of_the_ledger(registry: Registry) -> None:
     a, b = add(registry, "a", "b")
     first = registry.point("primary", a)
-    odd = [*ODD_LINES, *(json.dumps({**MOVE, name: value}).encode() for name, value in ODD_MEMBERS.items())]
+    odd = [*ODD_LINES, *(json.dumps(move).encode() for move in ODD_MOVES)]
     with open(registry.root / "ledger.jsonl", "ab") as ledger:
         ledger.write(b"\n\r\n" + b"\n".join(odd) + b"\n")
     second = registry.point("primary", b)
@@ -728,13 +787,24 @@ def test_rollback_needs_nothing_but_python(registry: Registry) -> None:
     assert registry.resolve("primary") == a
 
 
+def test_the_candidate_is_removed_with_nothing_but_python(registry: Registry) -> None:
+    (version,) = add(registry, "a")
+    for alias in ("candidate", "fallback"):
+        registry.point(alias, version)
+    answer = run(registry.root, "unset", "candidate")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, f"candidate: {version.id} -> nothing\n", "")
+    refused = run(registry.root, "unset", "fallback")
+    assert (refused.returncode, "'fallback' answers callers" in refused.stderr) == (1, True)
+    assert registry.aliases().keys() == {"fallback"}
+
+
 def test_the_module_imports_only_the_standard_library() -> None:
     code = "import sys, models.registry.registry as r; print(*sorted(m.split('.')[0] for m in sys.modules))"
     answer = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(answer.stdout.split()) - {"__main__", "models"} <= {*sys.stdlib_module_names}
 
 
-@pytest.mark.parametrize("arguments", [(), ("rollback",), ("promote", "primary"), ("rollback", "a", "b")])
+@pytest.mark.parametrize("arguments", [(), ("rollback",), ("unset",), ("promote", "primary"), ("rollback", "a", "b")])
 def test_any_other_command_is_a_usage_error(registry: Registry, arguments: tuple[str, ...]) -> None:
     answer = run(registry.root, *arguments)
     assert answer.returncode == 2

@@ -191,7 +191,19 @@ def test_rejects_a_malicious_name_and_fetches_nothing(site: Site) -> None:
 
 
 def test_rejects_invalid_alias_records(site: Site) -> None:
-    nonsense = [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"move": {}, "sha256": "0"}', b'{"move": [1]}']
+    record = AliasRecord.from_json(site.remote.read("primary") or b"")
+    removed = replace(record, move=replace(record.move, action="unset", after=None)).to_json()
+    nonsense = [
+        removed,
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"move": {}, "sha256": "0"}',
+        b'{"move": [1]}',
+    ]
     for content in nonsense:
         with pytest.raises(BadAliasRecord):
             site.registry_sync.apply("primary", content)
@@ -333,7 +345,7 @@ def test_removes_only_the_candidate(site: Site) -> None:
     site.remote.push(site.ours)
     site.sync()
     assert "candidate" in site.theirs.aliases()
-    (site.ours.root / "candidate").unlink()
+    site.ours.unset("candidate")
     site.remote.push(site.ours)
     (site.objects / "aliases" / "fallback.json").unlink()
     site.sync()

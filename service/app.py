@@ -31,7 +31,7 @@ from service.http import asgi, checks, schemas
 from service.http.auth import PROBES, read_tokens
 from service.http.gateway import OTHER, Gateway, Route, State
 from service.http.messages import Handler
-from service.http.routes import articles, console, health, lnsp, oip, registry
+from service.http.routes import articles, console, health, lnsp, oip, openai, registry
 from service.http.routes.common import document_route
 from service.http.routes.embed import Embed
 from service.http.routes.predict import Predict
@@ -184,6 +184,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
     console.add_routes(app)
     health.add_routes(app, parts.deployments, parts.state, parts.settings, parts.metrics, parts.update_gauges)
     oip.add_routes(app, parts.router, parts.deployments, parts.state, parts.settings)
+    openai.add_routes(app, parts.deployments)
     if parts.settings.compat == "lnsp":
         lnsp.add_routes(app, parts.router, parts.deployments, parts.state)
 
@@ -220,6 +221,7 @@ def _handlers(parts: Parts) -> dict[str, Handler]:
         "/predict": Predict(router, deployments, shadow, settings, slicer),
         "/retrieve": Retrieve(router, deployments, settings, parts.metrics, slicer),
         "/embed": Embed(router, deployments, settings, slicer),
+        openai.EMBEDDINGS: openai.Embeddings(router, deployments, settings, slicer),
         oip.INFER: oip.Infer(router, settings, slicer),
     }
     if settings.compat == "lnsp":

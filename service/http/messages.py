@@ -185,17 +185,16 @@ def problem(
 ) -> Response:
     """Return an RFC 9457 response, with a JSON pointer if there is one.
 
-    Below /v2, the member `error` repeats the detail: clients of the Open Inference Protocol read only that member.
+    The member `error` is what clients of other protocols read: below /v2 the detail, for the Open Inference Protocol;
+    below /v1 an object as OpenAI's.
     """
-    repeats_detail = request.path.startswith("/v2") and request.path[3:4] in ("", "/")
-    before_id, after_id = _problem_body(status, reason, detail, pointer, repeats_detail)
+    protocol = request.path[:3] if request.path[3:4] in ("", "/") else ""
+    before_id, after_id = _problem_body(status, reason, detail, pointer, protocol)
     return Response(before_id + request.id.encode() + after_id, PROBLEM, headers, status, reason)
 
 
 @lru_cache(maxsize=64)
-def _problem_body(
-    status: int, reason: str, detail: str, pointer: str | None, repeats_detail: bool
-) -> tuple[bytes, bytes]:
+def _problem_body(status: int, reason: str, detail: str, pointer: str | None, protocol: str) -> tuple[bytes, bytes]:
     """Return the body of a problem before and after the request id. Overload repeats a few of them many times."""
     placeholder = "-" * 20
     body: dict[str, Any] = {
@@ -205,8 +204,11 @@ def _problem_body(
         "status": status,
         "detail": detail,
     }
-    if repeats_detail:
+    if protocol == "/v2":
         body["error"] = detail
+    if protocol == "/v1":
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        body["error"] = {"message": detail, "type": kind, "param": (pointer and pointer[1:]) or None, "code": reason}
     if pointer is not None:
         body["pointer"] = pointer
     before, _, after = orjson.dumps(body).partition(placeholder.encode())

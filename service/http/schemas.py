@@ -196,6 +196,58 @@ class EmbedResponse(BaseModel):
     timing_ms: EmbedTiming
 
 
+class OpenAIEmbeddingsRequest(RequestPart):
+    """A text, or many; null is absent."""
+
+    input: Text | list[Text] = Field(description="One text, or at most LVM_MAX_ROWS. Arrays of tokens are refused.")
+    model: Name = Field(description="The encoder's name, or an alias or a model name that reads its vectors.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="How vectors stand in the answer: numbers, or the base64 of their float32 bytes."
+    )
+    dimensions: int | None = Field(None, ge=1, description="The length of vectors, if it is given.")
+    user: Name | None = Field(None, description="Has no effect.")
+
+
+class OpenAIEmbedding(BaseModel):
+    """The vector of one text; unit length."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: Vector | str
+
+
+class OpenAIUsage(BaseModel):
+    """Word-pieces that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIEmbeddings(BaseModel):
+    """The vectors of texts, in their order."""
+
+    object: Literal["list"]
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: OpenAIUsage
+
+
+class OpenAIModel(BaseModel):
+    """The encoder."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class OpenAIModels(BaseModel):
+    """The encoder, if there is one."""
+
+    object: Literal["list"]
+    data: list[OpenAIModel]
+
+
 class Searched(BaseModel):
     """The corpus that answers."""
 
@@ -441,6 +493,15 @@ class LnspInfo(BaseModel):
     device: Literal["cpu", "cuda", "mps"]
 
 
+class OpenAIError(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None = Field(description="The pointer, without its slash.")
+    code: str
+
+
 class Problem(BaseModel):
     """An error, RFC 9457."""
 
@@ -448,7 +509,9 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    error: str | None = Field(None, description="The detail again, below /v2: what clients of that protocol read.")
+    error: str | OpenAIError | None = Field(
+        None, description="Below /v2 the detail again, below /v1 an object: what clients of these protocols read."
+    )
     request_id: str
     pointer: str | None = Field(None, description="JSON pointer to what is wrong in the body or the query string.")
 
@@ -628,13 +691,20 @@ _TENSORS = _octets(
     "A JSON object, and the bytes of a tensor behind it; Inference-Header-Content-Length is the length of the object."
 )
 # What requests and errors name; FastAPI adds only what other answers do.
-COMPONENTS: dict[str, Any] = {"Problem": Problem.model_json_schema()}
+COMPONENTS: dict[str, Any] = {}
+
+
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    COMPONENTS.update(schema.pop("$defs", {}))
+    return schema
 
 
 def _body(model: type[BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    COMPONENTS.update(schema.pop("$defs", {}))
-    return {"application/json": {"schema": schema}}
+    return {"application/json": {"schema": _schema(model)}}
+
+
+COMPONENTS["Problem"] = _schema(Problem)
 
 
 def _options(model: type[BaseModel], *names: str) -> list[dict[str, Any]]:
@@ -698,6 +768,15 @@ EMBED = _ANYWHERE | _hot(
     _options(EmbedRequest, "chunks", "model", "encoding"),
     _ROWS,
     ["X-Model", "Server-Timing"],
+)
+
+OPENAI_EMBEDDINGS = _hot(
+    "openai_embeddings",
+    "OpenAI: encode texts.",
+    _body(OpenAIEmbeddingsRequest),
+    OpenAIEmbeddings,
+    [],
+    headers=["X-Model", "Server-Timing"],
 )
 
 

@@ -48,6 +48,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "/v2/models/{model}/infer": _VECTORS,
     "/retrieve": (*_VECTORS, *_SEARCH, *_TEXT),
     "/embed": _TEXTS,
+    "/v1/embeddings": _TEXTS,
 }
 # With LVM_COMPAT=lnsp.
 LNSP_STAGES: dict[str, tuple[str, ...]] = {"/infer": _VECTORS, "/infer/batch": _VECTORS}

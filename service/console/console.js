@@ -1,10 +1,12 @@
-// The page: tabs, and which view is seen.
+// The page: tabs, which view is seen, and how the service is.
 
 import * as address from "./address.js";
 import { offerToken } from "./api.js";
 import { byId } from "./dom.js";
+import { describe, drifts, worst } from "./drift.js";
 import * as live from "./live.js";
 import * as models from "./models.js";
+import { listen, watch } from "./telemetry.js";
 import * as trying from "./try.js";
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -12,11 +14,12 @@ const names = tabs.map((tab) => tab.getAttribute("aria-controls"));
 const KEYS = { ArrowRight: (at) => at + 1, ArrowLeft: (at) => at - 1, Home: () => 0, End: () => -1 };
 const PROBE_MS = 5000;
 let tried = null;
+let probing = 0;
 
 // Show the view that the address names, and only it.
 function show() {
   const chosen = names.includes(address.view()) ? address.view() : names[0];
-  if (address.view() !== chosen) history.replaceState(null, "", address.link(chosen));
+  if (address.view() !== chosen) globalThis.history.replaceState(null, "", address.link(chosen));
   for (const [place, tab] of tabs.entries()) {
     const isChosen = names[place] === chosen;
     tab.setAttribute("aria-selected", isChosen);
@@ -24,7 +27,8 @@ function show() {
     byId(names[place]).hidden = !isChosen;
   }
   address.keep();
-  live.watch(chosen === "live" && !document.hidden);
+  watch(chosen === "live");
+  if (chosen === "live") live.show();
   if (chosen === "models") models.load();
   if (chosen === "try" && !tried) tried = trying.load();
 }
@@ -41,22 +45,50 @@ function press(event) {
 
 // Say whether the service takes requests; the probe needs no token.
 async function probe() {
-  if (!document.hidden) {
-    const ready = await fetch("readyz", { cache: "no-store" }).then((response) => response.ok, () => null);
-    const [words, state] = { true: ["ready", "hit"], false: ["not ready", "miss"], null: ["unreachable", "miss"] }[ready];
-    if (byId("status").textContent !== words) byId("status").textContent = words;
-    byId("status").dataset.state = state;
-  }
-  setTimeout(probe, PROBE_MS);
+  clearTimeout(probing);
+  if (!document.hidden) label("status", ...(await stateOfService()));
+  probing = setTimeout(probe, PROBE_MS);
+}
+
+async function stateOfService() {
+  const response = await fetch("readyz", { cache: "no-store" }).catch(() => null);
+  if (!response) return ["unreachable", "miss"];
+  if (response.ok) return ["ready", "hit"];
+  const { type = "", detail } = await response.json().catch(() => ({}));
+  return type.endsWith(":draining") ? ["draining", "warn", "It answers what it has accepted, and then ends."] : ["not ready", "miss", detail];
+}
+
+function label(id, words, state, why = "") {
+  const node = byId(id);
+  if (node.textContent !== words) node.textContent = words;
+  if (state) node.dataset.state = state;
+  else delete node.dataset.state;
+  node.title = why;
+}
+
+// Say the drift in the header of every view.
+function sayDrift(samples, error) {
+  if (error) return label("drift", "drift unknown", null, error.message);
+  const { words, state, why } = describe(worst(drifts(samples)));
+  return label("drift", words, state, `${why} Click to see it over time.`);
 }
 
 for (const tab of tabs) {
   tab.addEventListener("click", () => address.open(tab.getAttribute("aria-controls")));
   tab.addEventListener("keydown", press);
 }
+byId("drift").addEventListener("click", (event) => {
+  event.preventDefault();
+  address.open("live");
+  const section = byId("inputs").offsetParent ? byId("inputs") : byId("live");
+  section.scrollIntoView();
+});
 addEventListener("hashchange", show);
-document.addEventListener("visibilitychange", show);
+document.addEventListener("visibilitychange", () => (show(), document.hidden || probe()));
 offerToken(() => ((tried = null), show()));
+listen(sayDrift);
+listen(live.take);
+live.start();
 models.start();
 trying.start();
 show();

@@ -11,6 +11,11 @@ export const minus = (text) => text.replace("-", "\u2212");
 export const quantity = (value, unit) => (missing(value) ? NONE : `${minus(Math.abs(value) < 5e-4 ? "0" : fixed(value))}${unit && "\u00a0"}${unit}`);
 export const ms = (value) => quantity(value, "ms");
 export const rate = (value) => quantity(value, "/s");
+export function bytes(count) {
+  const [size, unit] = [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"]].find(([least]) => count >= least) ?? [1, "B"];
+  return quantity(missing(count) ? null : count / size, unit);
+}
+export const recall = (share) => (missing(share) ? NONE : share.toFixed(3));
 export const percent = (share) => quantity(missing(share) ? null : share * 100, "%");
 export const whole = (value) => (missing(value) ? NONE : Math.round(value).toLocaleString("en"));
 export const cosine = (value) => (missing(value) ? NONE : minus(value.toFixed(4)));

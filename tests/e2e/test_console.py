@@ -153,20 +153,25 @@ def test_text_is_read_or_refused_in_words_where_there_is_no_encoder(page: Browse
     assert page.complaints == []
 
 
+DRAWN = """(() => {
+    const figures = [...document.querySelectorAll('.plots figure')];
+    const isDrawn = (one) => [...one.querySelectorAll('path.line')].some((path) => /L/.test(path.getAttribute('d')));
+    return figures.length > 9 && figures.every((one) => one.querySelector('rect') || isDrawn(one));
+})()"""
+
+
 def test_the_live_view_draws_what_load_does(page: Browser, server: Process) -> None:
     with load(server.url):
         page.click("#tab-live")
-        drawn = (
-            "document.querySelectorAll('#plots figure').length >= 7 && [...document.querySelectorAll('#plots figure')]"
-        )
-        page.until(
-            f"{drawn}.every(one => [...one.querySelectorAll('.canvas path')].some(p => /L/.test(p.getAttribute('d'))))"
-        )
+        page.until(DRAWN)
     titles = page.run("[...document.querySelectorAll('figcaption')].map(one => one.innerText)")
-    assert titles[:2] == ["Latency of /predict", "Latency of /retrieve"]
-    described = page.run("document.querySelector('#plots desc').textContent")
+    shown = "Latency of /predict", "Latency of /retrieve", "Time in the model: primary (amn)", "Answered, by route"
+    assert set(shown) < set(titles)
+    assert not any("Failed" in title or "Overload" in title for title in titles)
+    described = page.run("document.querySelector('#latency desc').textContent")
     assert {word.split(":")[0].strip() for word in described.split(";")} == {"p50", "p95", "p99"}
-    assert " ms" in page.text("#plots figure .legend").replace("\xa0", " ")
+    assert " ms" in page.text("#latency figure .legend").replace("\xa0", " ")
+    assert "batches" in page.text("#queue figure:last-child .legend")
     assert page.text("#readouts .value").replace("\xa0", " ").endswith(" /s")
     rows = page.text("#serving tbody")
     assert all(alias in rows for alias in ("primary", "fallback", "candidate", "retriever"))
@@ -183,9 +188,9 @@ def test_the_models_view_shows_versions_cards_shadow_and_ledger(page: Browser, s
     known = {version.id for version in server.registry.versions()}
     shown = page.run("[...document.querySelectorAll('.version code')].map(one => one.textContent)")
     assert set(shown) == known
-    assert "822,400" in page.text("#nets tbody tr")
+    assert "822,400" in page.text("#nets tbody")
     assert "Passages both find" in page.text("#shadow")
-    page.click("#nets tbody button")
+    page.click("#nets tbody a[href*='=amn/']")
     page.until("document.querySelector('#card h4')")
     assert page.run("document.activeElement.id") == "card"
     card = page.text("#card")
@@ -205,10 +210,23 @@ def focused(page: Browser) -> str:
 def test_the_keyboard_alone_goes_everywhere(page: Browser) -> None:
     page.until("document.querySelectorAll('#found li').length === 10")
     walk = []
-    for _ in range(8):
+    for _ in range(12):
         page.press("Tab")
         walk.append(focused(page))
-    assert walk == ["tab-try", "source", "model", "search", "article", "back", "at", "on"]
+    assert walk == [
+        "drift",
+        "API",
+        "OpenAPI",
+        "Metrics",
+        "tab-try",
+        "source",
+        "model",
+        "search",
+        "article",
+        "back",
+        "at",
+        "on",
+    ]
     page.press("Enter")
     page.until("document.querySelector('#place').textContent.startsWith('passages 2 to 6')")
     page.press("Tab", shift=True)
@@ -221,12 +239,14 @@ def test_the_keyboard_alone_goes_everywhere(page: Browser) -> None:
         assert focused(page) == f"tab-{tab}"
         assert page.run("[...document.querySelectorAll('[role=tabpanel]:not([hidden])')].map(one => one.id)") == [tab]
         assert page.run(f"document.querySelector('#tab-{tab}').ariaSelected") == "true"
-    page.until("document.querySelectorAll('#nets tbody button').length > 3")
+    page.until("document.querySelectorAll('#aliases tbody a').length > 3")
     page.press("Tab")
     page.press("Tab")
-    page.press("Tab")
+    assert focused(page).startswith("amn/")
     page.press("Enter")
     page.until("document.activeElement.id === 'card'")
+    page.press("Escape")
+    page.until("document.activeElement.closest('#aliases')")
     assert page.complaints == []
 
 
@@ -242,12 +262,12 @@ def test_every_control_has_a_name(page: Browser) -> None:
 def test_a_phone_shows_every_view_without_scrolling_sideways(page: Browser, server: Process, scheme: str) -> None:
     page.size(320, 700)
     page.colours(scheme)
-    ready = {"try": "#found li", "live": "#plots svg", "models": "#ledger tbody tr"}
+    ready = {"try": "#found li", "live": ".plots svg, #idle pre", "models": "#ledger tbody tr"}
     for view in VIEWS:
         page.click(f"#tab-{view}")
         page.until(f"document.querySelector({json.dumps(ready[view])})")
         if view == "models":
-            page.click("#nets tbody button")
+            page.click("#nets tbody a")
             page.until("document.querySelector('#card h4')")
         assert page.run("document.documentElement.scrollWidth") == 320, view
         page.screenshot(SHOTS / f"{view}-phone-{scheme}.png")

@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constr
 BOUNDS_INSTALL := .venv-lowest/bin/python -m pip install -q --disable-pip-version-check --only-binary :all:
 BOUNDS_TOOLS := pytest pytest-xdist hypothesis jsonschema onnx geventhttpclient tritonclient
 BOUNDS_PYTEST := .venv-lowest/bin/pytest -W default -n auto --maxprocesses 4 --dist loadfile
-BOUNDS_TESTS := tests/service tests/lvm/test_client.py tests/lvm/test_init.py tests/lvm/cli tests/e2e/test_process.py tests/e2e/test_workers.py
+BOUNDS_TESTS := tests/service tests/lvm/client tests/lvm/test_init.py tests/lvm/cli tests/e2e/test_process.py tests/e2e/test_workers.py
 # The fixtures of tests/models need torch; these tests need no fixture.
 BOUNDS_MODELS := $(addprefix tests/models/,registry/test_alias.py registry/test_manifest.py registry/test_remote.py retrieval/test_index.py retrieval/test_milvus.py text/test_chunks.py)
 BOUNDS_TEST := $(BOUNDS_PYTEST) $(BOUNDS_TESTS) && $(BOUNDS_PYTEST) --noconftest --hypothesis-profile ci $(BOUNDS_MODELS)

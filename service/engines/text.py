@@ -27,11 +27,15 @@ MAX_BATCH = 16  # texts, some 30 ms of a core each: the next request waits for a
 MAX_ROWS_OF_CLIENT = 128  # rows of one client that may wait: a few seconds of work
 CHARACTERS_PER_ROW = 1000  # of text that cost as much as a row
 CHARACTERS_PER_CHUNK = 400  # of a passage, about
+LEAST_CHUNKS = 2  # of a context
 SLICE_S = 0.01  # of cutting one text, after which other texts get their turn
 
 
 class TextInput(NamedTuple):
-    """A context as text: `length` chunks, or a passage whose last chunks it is; or a query, if `may_be_query`."""
+    """A context as text: at most `length` chunks, or a passage whose last chunks it is; or a query, if `may_be_query`.
+
+    A context of fewer than `length` chunks, but of `LEAST_CHUNKS`, is a partial one.
+    """
 
     text: list[str] | str
     length: int
@@ -62,7 +66,7 @@ class EmbedInput(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What is read of a text, as a `context` of chunks or a `query` of one, and how much of each chunk is read.
+    """What is read of a text, as a `context`, a `partial_context` or a `query`, and how much of each chunk is read.
 
     `vectors` `(n, D)` are those of the chunks; there are none before the encoder has run. An `EmbedInput` is read as
     `texts`; `queue_s` and `embed_s` are the seconds in which it waited and in which its batches ran.
@@ -135,14 +139,13 @@ class TextAdapter:
         """Return the vectors of a text, or of many.
 
         Raises:
-            Invalid: a context has not as many chunks as expected, a passage of fewer is no query either, or the
-                encoder cannot read a text.
+            Invalid: a context has more chunks than expected, or too few, and is no query either; or the encoder cannot
+                read a text.
             NoEncoder: the encoder cannot be opened.
             Overloaded: too many rows of its client wait.
         """
-        if isinstance(request, TextInput) and isinstance(request.text, list) and len(request.text) != request.length:
-            detail = f"expected {request.length} chunks, oldest first; got {len(request.text)}"
-            raise Invalid(detail, pointer="/texts")
+        if isinstance(request, TextInput):
+            _check_count(request)
         with self._share_of_queue(request, batcher):
             if isinstance(request, EmbedInput):
                 return await self._embed(request, deadline, batcher)
@@ -215,7 +218,9 @@ class TextAdapter:
             return self._readable("texts", item.texts, item.places)
         request = item.request
         if isinstance(request.text, list):
-            return self._readable("context", request.text, [Place(f"/texts/{at}") for at in range(len(request.text))])
+            assert isinstance(request, TextInput)
+            places = [Place(f"/texts/{at}") for at in range(len(request.text))]
+            return self._readable(_kind_of_context(request, request.text), request.text, places)
         chunks = item.chunks(request.text, self._encoder.count_tokens)
         if chunks is None:
             return None
@@ -224,16 +229,17 @@ class TextAdapter:
         return self._context_or_query(request, request.text, chunks)
 
     def _context_or_query(self, request: TextInput, text: str, chunks: list[str]) -> Encoded | Invalid:
-        length = request.length
-        if len(chunks) >= length:
-            places = [Place("/text", f"chunk {at} of the last {length}: ") for at in range(1, length + 1)]
-            return self._readable("context", chunks[-length:], places)
-        as_query = self._readable("query", [text], [Place("/text")])
-        if isinstance(as_query, Invalid):
-            return as_query
-        if request.may_be_query and as_query.infos[0].word_pieces <= MAX_WORD_PIECES - 2:
-            return as_query
-        return _too_short(request, len(chunks))
+        if len(chunks) < request.length:
+            as_query = self._readable("query", [text], [Place("/text")])
+            if isinstance(as_query, Invalid):
+                return as_query
+            if request.may_be_query and as_query.infos[0].word_pieces <= MAX_WORD_PIECES - 2:
+                return as_query
+        if len(chunks) < min(LEAST_CHUNKS, request.length):
+            return _too_short(request, len(chunks))
+        last = chunks[-request.length :]
+        places = [Place("/text", f"chunk {at} of the last {len(last)}: ") for at in range(1, len(last) + 1)]
+        return self._readable(_kind_of_context(request, last), last, places)
 
     def _readable(self, read_as: str, chunks: list[str], places: Sequence[Place]) -> Encoded | Invalid:
         """Return chunks and how much of each is read, or the fault of the first that cannot be read."""
@@ -286,10 +292,21 @@ def _with_vectors(
     return answers
 
 
+def _check_count(request: TextInput) -> None:
+    """Raise `Invalid` if chunks are too few or too many for a context."""
+    least = min(LEAST_CHUNKS, request.length)
+    if isinstance(request.text, list) and not least <= len(request.text) <= request.length:
+        expected = f"{least} to {request.length}" if least < request.length else f"{least}"
+        raise Invalid(f"expected {expected} chunks, oldest first; got {len(request.text)}", pointer="/texts")
+
+
+def _kind_of_context(request: TextInput, chunks: list[str]) -> str:
+    return "context" if len(chunks) == request.length else "partial_context"
+
+
 def _too_short(request: TextInput, count: int) -> Invalid:
-    query = f", and more than the {MAX_WORD_PIECES - 2} word-pieces of a query" if request.may_be_query else ""
     return Invalid(
-        f"the text makes {count} chunks, a context has {request.length}{query}: a chunk is some 50 to 100 word-pieces, "
-        "ending where a sentence or a paragraph ends",
+        f"the text makes {count} chunks; expected at least {LEAST_CHUNKS}, or {request.length} for a whole context: a "
+        "chunk is some 50 to 100 word-pieces, ending where a sentence or a paragraph ends",
         pointer="/text",
     )

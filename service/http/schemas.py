@@ -42,7 +42,9 @@ class Unread(BaseModel):
 class TextInfo(BaseModel):
     """How a text was read."""
 
-    read_as: Literal["context", "query"] | None = Field(None, description="What text was read as.")
+    read_as: Literal["context", "partial_context", "query"] | None = Field(
+        None, description="What text was read as. A partial context is one of fewer than T chunks."
+    )
     chunks: list[str] | None = Field(None, description="If `text` was given, the chunks of it that count.")
     truncated: list[Truncated] | None = Field(None, description="Chunks that were not read to their end, if any.")
     unread: list[Unread] | None = Field(None, description="Chunks with unknown words, if there are any.")
@@ -79,7 +81,7 @@ class TextRequest(RequestPart):
     """What requests in text share."""
 
     texts: list[Text] | None = Field(
-        None, min_length=1, description="The T chunks of a context, oldest first, as text."
+        None, min_length=1, description="The 2 to T chunks of a context, oldest first, as text."
     )
 
 
@@ -93,7 +95,7 @@ class PredictRequest(TextRequest):
         None, min_length=1, description="Many contexts, at most LVM_MAX_ROWS."
     )
     text: Text | None = Field(
-        None, description="A passage, cut into chunks as in training, of which the last T are the context."
+        None, description="A passage of 2 chunks or more, cut as in training, of which the last T are the context."
     )
     model: Name | None = Field(None, description="An alias or a model name; all but `primary` are the only one tried.")
     profile: Literal["realtime", "batch"] | None = Field(
@@ -123,7 +125,10 @@ class RetrieveRequest(TextRequest):
         None, min_length=1, description="Many contexts, at most LVM_MAX_ROWS."
     )
     text: Text | None = Field(
-        None, description="A passage of T chunks or more, read as for /predict; or a query of up to 254 word-pieces."
+        None, description="A passage of T chunks or more, or of over 254 word-pieces, read as for /predict; or a query."
+    )
+    read_as: Literal["query"] | None = Field(
+        None, description="Read `text` as a query however long it is, or each of `texts` as a query of its own."
     )
     k: int | None = Field(10, ge=1, description="How many passages to return, at most LVM_MAX_K.")
     exclude: list[Id] | None = Field(None, max_length=10_000, description="Ids that must not come back.")
@@ -757,7 +762,7 @@ RETRIEVE = _ANYWHERE | _hot(
     "Find the passages nearest to a query, or to what a context predicts.",
     _body(RetrieveRequest) | _RETRIEVED,
     RetrieveResponse,
-    [*_options(RetrieveRequest, "k", "exclude_context", "mmr", "rerank", "model"), _EXCLUDE, _FILTER],
+    [*_options(RetrieveRequest, "k", "exclude_context", "mmr", "rerank", "model", "read_as"), _EXCLUDE, _FILTER],
 )
 
 EMBED = _ANYWHERE | _hot(

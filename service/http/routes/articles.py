@@ -50,13 +50,13 @@ def add_routes(app: FastAPI, deployments: Deployments) -> None:
 
     # before the route of one article, which would take `map` for an id
     @app.get("/articles/map", response_model=schemas.ArticleMap, responses=schemas.ARTICLES)
-    def article_map(ids: Ids | None = None) -> Response:
+    def article_map(ids: Ids = "") -> Response:
         """Passages on the plane of the two principal axes of the corpus: a sample, or those of `ids`.
 
         A vector is placed at `axes @ (vector - mean)`.
         """
         retriever = deployments.require_retriever_engine().model.retriever
-        return _json(maps.of(retriever, None if ids is None else json.loads(ids)))
+        return _json(maps.of(retriever, json.loads(ids) if ids else None))
 
     @app.get("/articles/{article}", response_model=schemas.Article, responses=schemas.ARTICLES)
     def article(article: Annotated[int, Path(ge=0, le=LAST)]) -> Response:

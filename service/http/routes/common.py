@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from models.vectors import Floats
+from models.vectors import complete_context
 from service.deploy.deployments import Deployments
 from service.engines.batcher import MAX_QUEUED_PARTS
 from service.engines.remote import PredictEngine
@@ -75,6 +75,8 @@ async def embed(
 ) -> Decoded[T]:
     """Return a decoded text as vectors `(1, length, D)` of `encoder`, or as a query `(1, D)` if it `may_be_query`.
 
+    A context of fewer chunks is completed.
+
     Raises:
         NoEncoder: there is no such encoder here.
         Invalid: the text is too short.
@@ -83,13 +85,14 @@ async def embed(
     assert decoded.text is not None
     engine = deployments.encoder.require_engine(encoder, f"/{decoded.field}")
     read = await engine.run(TextInput(decoded.text, length, may_be_query, request.client), request.deadline)
-    rows: Floats = read.vectors if read.read_as == "query" else read.vectors[None]
     chunks = {"chunks": read.chunks} if decoded.field == "text" else {}
-    info = {"read_as": read.read_as, **chunks, **_not_fully_read(read)}
-    return decoded._replace(rows=rows, field=read.read_as, text_info=info)
+    info = {"read_as": read.read_as, **chunks, **not_fully_read(read)}
+    if read.read_as == "query":
+        return decoded._replace(rows=read.vectors, field="query", text_info=info)
+    return decoded._replace(rows=complete_context(read.vectors, length)[None], field="context", text_info=info)
 
 
-def _not_fully_read(read: Encoded) -> dict[str, list[dict[str, Any]]]:
+def not_fully_read(read: Encoded) -> dict[str, list[dict[str, Any]]]:
     """Return which chunks were truncated, and which hold unknown words; without empty members."""
     truncated = [
         {"index": at, "word_pieces": info.word_pieces, "read": info.read}

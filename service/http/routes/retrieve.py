@@ -15,7 +15,7 @@ from service.deploy.deployments import Deployments
 from service.engines.engine import Engine
 from service.engines.router import Routed, Router
 from service.engines.search import SearchAdapter, SearchResult
-from service.engines.text import character_cost_rows
+from service.engines.text import EmbedInput, character_cost_rows
 from service.http import checks, codec, octets
 from service.http.codec import Decoded, Fields, JsonReader
 from service.http.messages import JSON, Headers, Request, Response, Stages, media_type_of
@@ -27,9 +27,11 @@ from service.http.routes.common import (
     headers_of,
     mark_as_text,
     milliseconds,
+    not_fully_read,
     query_options,
     text_fields,
 )
+from service.http.routes.embed import encode
 from service.overload.fairness import Slicer, Work
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -158,6 +160,7 @@ class Retrieve:
             "mmr": checks.share,
             "rerank": checks.flag,
             "model": checks.text,
+            "read_as": checks.one_of("query"),
         }
         vectors = {"query": 0, "context": 0, "queries": 1, "contexts": 1}
         self._fields = Fields(vectors, options, text_fields(settings))
@@ -169,19 +172,30 @@ class Retrieve:
         engine = self._deployments.require_retriever_engine()
         decoded = codec.normalised(self._norm_policy, await self._decode(request, engine))
         request.set_rows(len(decoded.rows) or 1 + character_cost_rows(decoded.text or ""))
-        _check_results(decoded)
+        self._check_counts(decoded)
         stages: Stages = (("decode", perf_counter() - request.started),)
         if decoded.text is not None:
             began = perf_counter()
             decoded = await self._embed(request, decoded, engine)
             stages = (*stages, ("embed", perf_counter() - began))
         plan = decoded.target
-        plan.check(decoded.options, is_text=decoded.text is not None)
+        plan.check(decoded.options, is_text=decoded.text is not None and "read_as" not in decoded.options)
         answer = await plan.search(decoded, request.deadline)
         if answer.found.degraded:
             self._metrics.fallbacks.inc(answer.found.degraded)
         response = await self._respond(request, decoded, answer, (*stages, *answer.stages))
         return response if decoded.text is None else mark_as_text(response, decoded.text_info)
+
+    def _check_counts(self, decoded: Decoded[Any]) -> None:
+        """Raise `TooLarge` for too many texts, or if many queries search for too many rows together."""
+        texts = decoded.text if "read_as" in decoded.options and isinstance(decoded.text, list) else []
+        if len(texts) > self._max_rows:
+            raise TooLarge(f"{len(texts)} texts; expected at most {self._max_rows}", pointer="/texts")
+        count = len(texts) or len(decoded.rows)
+        rows = count * (decoded.options.get("k", DEFAULT_K) + len(decoded.options.get("exclude", ())))
+        if (texts or decoded.answers_many) and rows > MAX_FOUND:
+            detail = f"{count} times k and the ids to exclude are {rows}; expected at most {MAX_FOUND}"
+            raise TooLarge(detail, pointer="/k")
 
     async def _respond(self, request: Request, decoded: Decoded[QueryPlan], answer: Answer, stages: Stages) -> Response:
         began = perf_counter()
@@ -203,7 +217,11 @@ class Retrieve:
 
     async def _decode(self, request: Request, engine: Engine[SearchAdapter]) -> Decoded[QueryPlan]:
         def resolve(field: str, options: Mapping[str, Any]) -> QueryPlan:
-            return self._plan(field, options, engine)
+            if "read_as" not in options:
+                return self._plan(field, options, engine)
+            if field in self._fields.vectors:
+                raise Invalid("only text can be read as a query: vectors are what their field says", pointer="/read_as")
+            return SearchByQuery(engine)
 
         header = request.headers.get(b"content-type", JSON)
         media_type = media_type_of(header, (JSON, OCTETS))
@@ -237,12 +255,28 @@ class Retrieve:
     ) -> Decoded[QueryPlan]:
         """Return a text as vectors, with the plan for how it was read: as a context or a query."""
         encoder = engine.info.encoder
-        length = decoded.target.shape[0]
-        decoded = await embed(self._deployments, encoder, decoded, length, request, may_be_query=True)
+        if "read_as" in decoded.options:
+            decoded = await self._embed_queries(request, decoded, encoder)
+        else:
+            length = decoded.target.shape[0]
+            decoded = await embed(self._deployments, encoder, decoded, length, request, may_be_query=True)
         engine = self._deployments.require_retriever_engine()  # it may have been replaced meanwhile
         if engine.info.encoder != encoder:
             raise Unavailable("the corpus was replaced by one of another encoder")
         return decoded._replace(target=self._plan(decoded.field, decoded.options, engine))
+
+    async def _embed_queries(self, request: Request, decoded: Decoded[QueryPlan], encoder: str) -> Decoded[QueryPlan]:
+        """Return a text, or each of many, as the vector of a query `(n, D)`."""
+        text = decoded.text
+        assert text is not None
+        is_many = isinstance(text, list)
+        texts = text if isinstance(text, list) else [text]
+        pointers = [f"/texts/{at}" for at in range(len(texts))] if is_many else ["/text"]
+        target = self._deployments.encoder.require_engine(encoder, f"/{decoded.field}")
+        read = await encode(target, EmbedInput(texts, pointers, request.client), request)
+        info = {"read_as": "query", **({} if is_many else {"chunks": read.chunks}), **not_fully_read(read)}
+        field = "queries" if is_many else "query"
+        return decoded._replace(rows=read.vectors, field=field, answers_many=is_many, text_info=info)
 
 
 def _searches(decoded: Decoded[Any], queries: Floats | None) -> list[Search]:
@@ -264,14 +298,6 @@ def _searches(decoded: Decoded[Any], queries: Floats | None) -> list[Search]:
         )
         for query, context in zip([None] * len(contexts) if queries is None else queries, contexts, strict=True)
     ]
-
-
-def _check_results(decoded: Decoded[Any]) -> None:
-    """Raise `TooLarge` if many queries search for too many rows together."""
-    rows = len(decoded.rows) * (decoded.options.get("k", DEFAULT_K) + len(decoded.options.get("exclude", ())))
-    if decoded.answers_many and rows > MAX_FOUND:
-        detail = f"{len(decoded.rows)} times k and the ids to exclude are {rows}; expected at most {MAX_FOUND}"
-        raise TooLarge(detail, pointer="/k")
 
 
 def _check_rerank(options: Mapping[str, Any], engine: Engine[SearchAdapter], *, by_towers: bool) -> None:

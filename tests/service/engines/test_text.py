@@ -23,6 +23,7 @@ from service.engines.text import character_cost_rows
 from service.settings import Settings
 from tests.conftest import Running, running, until
 from tests.fakes import (
+    D,
     FakeLoader,
     FakePredictor,
     HashEncoder,
@@ -105,7 +106,7 @@ def test_retrieves_for_a_long_text_as_a_context_and_a_short_one_as_a_query(
 @pytest.mark.parametrize(
     ("path", "body", "status", "pointer"),
     [
-        ("/predict", {"texts": CHUNKS[:-1]}, 422, "/texts"),
+        ("/predict", {"texts": CHUNKS[:1]}, 422, "/texts"),
         ("/retrieve", {"texts": [*CHUNKS, "one more"]}, 422, "/texts"),
         ("/predict", {"texts": []}, 422, "/texts"),
         ("/predict", {"texts": "one"}, 422, "/texts"),
@@ -114,8 +115,16 @@ def test_retrieves_for_a_long_text_as_a_context_and_a_short_one_as_a_query(
         ("/predict", {"text": ""}, 422, "/text"),
         ("/predict", {"text": "half a character \ud800"}, 422, "/text"),
         ("/predict", {"text": CHUNKS}, 422, "/text"),
-        ("/predict", {"text": prose([60] * (T - 1))}, 422, "/text"),
-        ("/retrieve", {"text": prose([80] * (T - 1))}, 422, "/text"),
+        ("/predict", {"text": prose([60])}, 422, "/text"),
+        ("/retrieve", {"texts": CHUNKS, "read_as": "context"}, 422, "/read_as"),
+        ("/retrieve", {"query": [0.0] * D, "read_as": "query"}, 422, "/read_as"),
+        ("/retrieve", {"texts": CHUNKS, "read_as": "query", "exclude_context": True}, 422, "/exclude_context"),
+        ("/retrieve", {"texts": CHUNKS, "read_as": "query", "model": "amn"}, 422, "/model"),
+        ("/retrieve", {"texts": CHUNKS, "read_as": "query", "rerank": True}, 422, "/rerank"),
+        ("/retrieve", {"texts": [*CHUNKS, "? ?"], "read_as": "query"}, 422, f"/texts/{T}"),
+        ("/retrieve", {"texts": ["a"] * 60, "read_as": "query", "k": 1000}, 413, "/k"),
+        ("/retrieve", {"texts": ["a"] * 1025, "read_as": "query", "k": 1}, 413, "/texts"),
+        ("/predict", {"texts": CHUNKS, "read_as": "query"}, 422, "/read_as"),
         ("/predict", {"text": "x" * 501}, 413, "/text"),
         ("/predict", {"texts": ["x" * 101] * T}, 413, "/texts"),
         ("/predict", {"text": "a", "texts": CHUNKS}, 422, ""),
@@ -136,10 +145,61 @@ def test_rejects_a_text_that_is_not_a_context_with_its_place(
 
 
 def test_says_how_many_chunks_a_short_text_makes(serve: Serve) -> None:
+    detail = post(serve(text=HashEncoder()), "/predict", {"text": prose([60])}).json()["detail"]
+    assert "makes 1 chunks; expected at least 2, or 5 for a whole context" in detail
+
+
+@pytest.mark.parametrize("count", range(2, T))
+@pytest.mark.parametrize("corpus", [retriever, bundle])
+def test_answers_fewer_chunks_than_a_context_by_those_and_their_mean(
+    serve: Serve, corpus: Callable[[], Retriever], count: int
+) -> None:
+    server = serve(text=HashEncoder(), corpus=corpus)
+    sizes = [140, 140] if count == 2 else [90] * count
+    passage = prose(sizes)
+    chunks = chunk(passage, words)
+    assert len(chunks) == count
+    vectors = vectors_of(chunks)
+    context = [*[normalise(vectors.mean(0))] * (T - count), *vectors]
+    given = {"context": np.array(context).tolist()}
+    for path in ("/predict", "/retrieve"):
+        known = post(server, path, given).json()
+        for body in ({"text": passage}, {"texts": chunks}):
+            said = post(server, path, body).json()
+            assert (said["read_as"], said.get("chunks")) == ("partial_context", chunks if "text" in body else None)
+            if path == "/retrieve":
+                assert [hit["id"] for hit in said["results"]] == [hit["id"] for hit in known["results"]]
+            else:
+                np.testing.assert_allclose(said["vector"], known["vector"], atol=1e-5)
+
+
+def test_names_the_chunk_of_a_partial_context_that_cannot_be_read(serve: Serve) -> None:
+    text = f"{prose([100] * 2)} {UNREADABLE_CHUNK}"
+    assert "chunk 3 of the last 3: 100%" in post(serve(text=HashEncoder()), "/predict", {"text": text}).text
+
+
+def test_retrieves_for_many_texts_each_as_a_query(serve: Serve) -> None:
     server = serve(text=HashEncoder())
-    detail = post(server, "/predict", {"text": prose([60] * 3)}).json()["detail"]
-    assert "makes 3 chunks, a context has 5:" in detail
-    assert "254 word-pieces of a query" in post(server, "/retrieve", {"text": prose([80] * 4)}).json()["detail"]
+    texts = ["hares", "? two three four", "word " * 261]
+    answer = post(server, "/retrieve", {"texts": texts, "read_as": "query", "k": 3})
+    said = answer.json()
+    known = post(server, "/retrieve", {"queries": vectors_of(texts).tolist(), "k": 3}).json()
+    assert [[hit["id"] for hit in hits] for hits in said["results"]] == [
+        [hit["id"] for hit in hits] for hits in known["results"]
+    ]
+    assert (said["read_as"], "chunks" in said) == ("query", False)
+    assert said["truncated"] == [{"index": 2, "word_pieces": 261, "read": 254}]
+    assert said["unread"] == [{"index": 1, "share": 0.25}]
+    assert answer.headers["x-truncated"] == "2"
+    (one,) = post(server, "/retrieve", {"texts": texts[:1], "read_as": "query", "k": 3}).json()["results"]
+    assert [hit["id"] for hit in one] == [hit["id"] for hit in said["results"][0]]
+
+
+def test_a_text_of_any_length_is_a_query_if_asked_for(serve: Serve) -> None:
+    said = post(serve(text=HashEncoder()), "/retrieve?read_as=query", {"text": PASSAGE}).json()
+    known = post(serve(text=HashEncoder()), "/retrieve", {"query": vectors_of([PASSAGE])[0].tolist()}).json()
+    assert [hit["id"] for hit in said["results"]] == [hit["id"] for hit in known["results"]]
+    assert (said["read_as"], said["chunks"], len(said["truncated"])) == ("query", [PASSAGE], 1)
 
 
 UNREADABLE = "? ?? ???"

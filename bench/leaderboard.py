@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bench import machine, nets
 from bench.nets import RunMode
-from bench.stats import interval
+from models.bootstrap import interval
 from models.evaluate import COUNTS, WindowScores, baselines, evaluate_retrieval, evaluate_windows, window_counts
 from models.registry.card import read_card
 from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint

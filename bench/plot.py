@@ -57,6 +57,31 @@ def draw_leaderboard(path: Path, figures: Figures) -> None:
     save(picture, path)
 
 
+def draw_diagnosis(path: Path, figures: Figures) -> None:
+    """Draw the cosine to each chunk, what a changed context loses, and the answers that are fed back, as a PNG."""
+    picture = canvas()
+    offsets, order, rollout = picture.subplots(1, 3)
+    for name, cosines in figures["cosine"].items():
+        offsets.plot(figures["offsets"], cosines, _style(name), label=name)
+    offsets.axvspan(figures["offsets"][0], 0, alpha=0.1, color="gray", label="chunks read")
+    offsets.set(title="Nearness", xlabel="chunk, 0: the last one read", ylabel="cosine")
+    for at, (name, lost) in enumerate(figures["order"].items()):
+        low, high = lost["loss"]["interval"] or (lost["loss"]["mean"],) * 2
+        order.bar(at, lost["loss"]["mean"], label=name)
+        order.vlines(at, low, high, color="black")
+    order.set(title="Changed context", xticks=[], ylabel="loss of cosine to the next chunk")
+    steps = range(1, figures["steps"] + 1)
+    for name, cosines in figures["rollout"].items():
+        rollout.plot(steps, cosines, _style(name), label=name)
+    rollout.set(title="Answers fed back", xlabel="step", xticks=steps, ylabel="cosine to the true chunk")
+    picture.suptitle(f"{figures['version']} on {figures['data']}")
+    save(picture, path)
+
+
+def _style(name: str) -> str:
+    return "o-" if name == "net" else ".:"
+
+
 def _draw(directory: Path, pictures: Mapping[str, tuple[Draw, Figures | None]]) -> list[str]:
     drawn = []
     for name, (draw_on, figures) in pictures.items():

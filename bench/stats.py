@@ -1,4 +1,4 @@
-"""The arithmetic of the reports: percentiles, medians over rounds, ratios within rounds, intervals, differences."""
+"""The arithmetic of the reports: percentiles, medians over rounds, ratios within rounds, differences."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loadtest import samples
 from models.vectors import Floats
 
 Spread = dict[str, float]
-Interval = tuple[float, float]
 
-DRAWS = 2000
 # Largest difference of one component to the answer of the float32 torch net.
 TOLERANCE = 1e-5
 
@@ -53,19 +50,3 @@ def max_difference(vectors: Floats, expected: Floats) -> float:
         return math.inf
     worst = float(np.max(np.abs(vectors - expected)))
     return worst if math.isfinite(worst) else math.inf
-
-
-def interval(values: NDArray[Any], article: NDArray[Any], seed: int = 0) -> Interval:
-    """Return the 95 % interval of the mean of `values` `(W,)`, by bootstrap over their articles `(W,)`.
-
-    The windows of an article share its topic and overlap, so articles are drawn, not windows (the cluster bootstrap of
-    Field and Welsh, 2007). Two calls draw the same articles, so that intervals of differences are those of paired
-    samples.
-    """
-    known, place = np.unique(article, return_inverse=True)
-    # (A, 2): the sum and the count of every article.
-    parts = np.stack([np.bincount(place, values), np.bincount(place)], axis=1)
-    drawn = np.random.default_rng(seed).multinomial(len(known), np.full(len(known), 1 / len(known)), DRAWS)
-    sums, counts = (drawn @ parts).T
-    low, high = np.percentile(sums / counts, [2.5, 97.5])
-    return float(low), float(high)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.retrieval.corpus import Corpus, MappedCorpus
+from models.retrieval.corpus import Corpus, MappedCorpus, MappedVectors
 from models.vectors import Floats
 
 
@@ -114,7 +114,7 @@ def windows(corpus: Corpus, length: int) -> Windows:
     return Windows(corpus.vectors, start, corpus.article[start], length)
 
 
-def window_starts(corpus: Corpus | MappedCorpus, length: int) -> Rows:
+def window_starts(corpus: Corpus | MappedVectors, length: int) -> Rows:
     """Return the rows at which the windows of a corpus start."""
     start = np.arange(max(len(corpus) - length, 0))
     end = start + length

@@ -38,6 +38,7 @@ BUILD: Commands = {
 }
 MEASURE: Commands = {
     "evaluate": (measure.evaluate, ("lvm evaluate primary --data artifacts/lvm/retriever",)),
+    "diagnose": (measure.diagnose, ("lvm diagnose primary --data artifacts/lvm/retriever --plot diagnosis.png",)),
     "leaderboard": (measure.leaderboard, ("lvm leaderboard --data wiki/val=DIR --ood ood_peps=DIR",)),
     "bench": (measure.bench, ("lvm bench", "lvm bench --only nets --rounds 3")),
     "plan": (

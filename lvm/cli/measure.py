@@ -1,4 +1,4 @@
-"""Commands that measure: `lvm evaluate`, `lvm leaderboard`, `lvm bench`, `lvm plan`."""
+"""Commands that measure: `lvm evaluate`, `lvm diagnose`, `lvm leaderboard`, `lvm bench`, `lvm plan`."""
 
 from __future__ import annotations
 
@@ -166,6 +166,65 @@ def _score_row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
     retrieval = [without[k] for k in ("R@1", "R@5", "R@50", "MRR")]
     numbers = (figures["cosine"], figures["cosine_std"], figures["margin"], *retrieval, with_["MRR"])
     return name, *(f"{number:.4f}" for number in numbers)
+
+
+def diagnose(
+    version: AliasOrVersion,
+    data: ScoredData,
+    steps: Annotated[
+        int, typer.Option(min=1, max=8, help="Chunks after the context: offsets up to this one, steps of the rollout.")
+    ] = 3,
+    sample: Annotated[int, typer.Option(min=1, help="Windows to draw at random, if the data has more.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw and of the shuffled contexts.")] = 0,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Picture of the figures.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bf16 or int8.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Diagnose a net as it is served: does it predict the next chunk, or copy what it read?
+
+    Shows how near its answers are to each chunk read and to each that follows, what the order of the context is worth,
+    and answers that are fed back, beside baselines; docs/diagnose.md explains the figures.
+    """
+    from models import diagnose as diagnosis
+    from models.predictor import load_predictor
+    from models.retrieval.corpus import map_vectors
+    from models.windows import check_dim
+
+    if plot:
+        # before the work, since it may not be installed
+        from bench.plot import draw_diagnosis
+
+        check_place(plot)
+    target, (name, directory) = existing_registry().find(version), named_dir(data)
+    net = load_predictor(target.path, device, os.cpu_count() or 1, precision)
+    with long_work("asking the net", lambda: NOTHING_STORED) as progress:
+        corpus = map_vectors(directory) if directory.is_dir() else read_data(directory)
+        check_dim(name, corpus.dim, net.card.dim)
+        chosen = diagnosis.stretches(corpus, net.card.context_length, steps, sample, seed)
+        found = diagnosis.diagnose(net.predict_batch, corpus, chosen, seed, progress)
+    figures = {"version": target.id, "data": name, "runtime": net.runtime, **found}
+    if plot:
+        draw_diagnosis(plot, figures)
+    if as_json:
+        print_json(figures)
+    else:
+        _print_diagnosis(figures)
+
+
+def _print_diagnosis(found: dict[str, Any]) -> None:
+    import textwrap
+
+    from lvm.cli.diagnosis import tables
+
+    typer.echo(f"{found['version']} on {found['data']}\n")
+    for title, head, rows in tables(found):
+        typer.echo(title)
+        print_table(head, rows, padding=0)
+    typer.echo(textwrap.fill(found["verdict"]["text"], 80))
+    typer.echo()
+    drawn = f", drawn from {found['drawn_from']:,}" if found["drawn_from"] > found["windows"] else ""
+    print_message(f"{found['runtime']}: {found['windows']:,} windows of {found['articles']:,} articles{drawn}")
 
 
 def leaderboard(

@@ -67,13 +67,13 @@ def _is_replaceable(path: Path) -> bool:
     return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
-def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table; in a file or a pipe it is 160 characters wide."""
+def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], padding: int = 1) -> None:
+    """Print a table with `padding` spaces beside each cell; in a file or a pipe it is 160 characters wide."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*head, box=box.SIMPLE_HEAD)
+    table = Table(*head, box=box.SIMPLE_HEAD, padding=(0, padding))
     for row in rows:
         table.add_row(*map(printable, row))
     Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)

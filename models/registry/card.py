@@ -289,4 +289,6 @@ def rounded(scores: Any) -> Any:
     """Return `scores` with every float rounded to five decimals, as a card shows them."""
     if isinstance(scores, dict):
         return {key: rounded(value) for key, value in scores.items()}
+    if isinstance(scores, list):
+        return [rounded(value) for value in scores]
     return round(scores, 5) if isinstance(scores, float) else scores

@@ -174,13 +174,10 @@ class HalfVectors:
 
 
 @dataclass(frozen=True)
-class MappedCorpus(HalfVectors):
-    """A corpus on disk: float16 vectors `(N, D)`, index `(N, 2)`, spans `(N, 4)` and the text."""
+class MappedVectors(HalfVectors):
+    """The vectors of a corpus on disk `(N, D)`, and its index `(N, 2)`: the article and the position of each row."""
 
     index: NDArray[np.int32]
-    spans: NDArray[np.int64]
-    passages: Buffer
-    fields: Fields = field(default_factory=Fields)
 
     @property
     def article(self) -> NDArray[np.int32]:
@@ -191,6 +188,15 @@ class MappedCorpus(HalfVectors):
     def position(self) -> NDArray[np.int32]:
         """The position `(N,)` of each row in its article."""
         return self.index[:, 1]
+
+
+@dataclass(frozen=True)
+class MappedCorpus(MappedVectors):
+    """A corpus on disk: float16 vectors `(N, D)`, index `(N, 2)`, spans `(N, 4)` and the text."""
+
+    spans: NDArray[np.int64]
+    passages: Buffer
+    fields: Fields = field(default_factory=Fields)
 
     def matching(self, wanted: Filter) -> Mask:
         """Return which rows `(N,)` a filter keeps; raises `UnknownField`."""
@@ -326,6 +332,23 @@ def map_unverified_corpus(paths: Mapping[str, Path]) -> MappedCorpus:
         return map_corpus({name: manifest.map_file(path) for name, path in paths.items()})
     except OSError as error:
         raise BadCorpus(f"{error.strerror}: {error.filename}") from error
+
+
+def map_vectors(directory: Path) -> MappedVectors:
+    """Map vectors and index of the corpus in `directory`, without its text. Raises as `read_corpus`."""
+    _require_files(directory)
+    try:
+        files = {name: manifest.map_file(directory / name) for name in (VECTORS_FILE, INDEX_FILE)}
+    except OSError as error:
+        raise BadCorpus(f"{directory}: {error.strerror}: {error.filename}") from error
+    vectors, index = (_array(data) for data in files.values())
+    if vectors.ndim != 2 or not len(vectors) or index.shape != (len(vectors), 2):
+        raise BadCorpus(f"vectors {vectors.shape} and index {index.shape} do not match")
+    if (vectors.dtype.kind, index.dtype.kind) != ("f", "i"):
+        raise BadCorpus(f"vectors and index are {vectors.dtype}, {index.dtype}; expected float16, int32")
+    check_finite(vectors)
+    release_memory(files)
+    return MappedVectors(vectors, index)
 
 
 def _array(data: Buffer) -> NDArray[Any]:

@@ -1,11 +1,11 @@
-"""Percentiles were measured, ratios pair what one round measured, and intervals count articles, not windows."""
+"""Percentiles were measured, and ratios pair what one round measured."""
 
 import math
 
 import numpy as np
 import pytest
 
-from bench.stats import interval, max_difference, ratios, spread, times_ms, typical
+from bench.stats import max_difference, ratios, spread, times_ms, typical
 
 
 def test_percentiles_are_by_nearest_rank_and_in_milliseconds() -> None:
@@ -26,28 +26,6 @@ def test_rounds_must_pair() -> None:
 
 def test_typical_round_has_the_median_of_every_figure() -> None:
     assert typical([{"a": 1.0, "b": 9.0}, {"a": 2.0, "b": 8.0}, {"a": 7.0, "b": 1.0}]) == {"a": 2.0, "b": 8.0}
-
-
-def test_more_windows_of_the_same_articles_do_not_narrow_the_interval() -> None:
-    scores = np.random.default_rng(0).normal(0.5, 0.1, 50)
-    once = interval(scores, np.arange(50))
-    again = interval(np.repeat(scores, 20), np.repeat(np.arange(50), 20))
-    assert again == pytest.approx(once)
-    fooled = interval(np.repeat(scores, 20), np.arange(1000))
-    assert fooled[1] - fooled[0] < 0.5 * (once[1] - once[0])
-
-
-def test_interval_of_normal_scores_is_the_textbook_one() -> None:
-    scores = np.random.default_rng(1).normal(0.5, 0.1, 400)
-    low, high = interval(scores, np.arange(400))
-    assert high - low == pytest.approx(2 * 1.96 * scores.std() / 20, rel=0.1)
-    assert low < scores.mean() < high
-
-
-def test_weights_articles_by_their_windows() -> None:
-    low, high = interval(np.array([0.0] * 9 + [1.0]), np.array([0] * 9 + [1]))
-    assert (low, high) == (0.0, 1.0)
-    assert interval(np.array([0.3, 0.3]), np.array([0, 1])) == pytest.approx((0.3, 0.3))
 
 
 def test_difference_is_of_the_worst_component_and_infinite_if_vectors_cannot_be_compared() -> None:

@@ -96,7 +96,7 @@ def test_shells_complete_aliases_and_versions(words: str, offered: set[str]) -> 
     assert set(lvm(registry=SHIPPED, **asked).stdout.split()) == offered
 
 
-@pytest.mark.parametrize("command", ["promote primary gmn", "evaluate primary"])
+@pytest.mark.parametrize("command", ["promote primary gmn", "evaluate primary", "diagnose primary"])
 def test_the_image_which_cannot_train_promotes_and_evaluates(tmp_path: Path, command: str) -> None:
     shutil.copytree(SHIPPED, tmp_path / "registry", symlinks=True)
     data = next((SHIPPED / "models" / "wiki-val").iterdir())
@@ -341,6 +341,10 @@ def test_models_prints_a_table_or_json(shipped: Path) -> None:
         (("promote",), 2),
         (("nonsense",), 2),
         (("evaluate", "primary", "--data", "/nowhere"), 65),
+        (("diagnose", "retriever", "--data", "artifacts/lvm/retriever"), 65),
+        (("diagnose", "primary", "--data", "/nowhere"), 65),
+        (("diagnose", "primary", "--data", "artifacts/lvm/retriever", "--steps", "9"), 2),
+        (("diagnose", "primary", "--data", "/nowhere", "--plot", "/nowhere/x.png"), 74),
     ],
 )
 def test_a_command_that_fails_has_its_exit_code_and_a_message_on_stderr(

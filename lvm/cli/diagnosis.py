@@ -55,8 +55,9 @@ def _rollout(found: Figures) -> Table:
     kept = found["cosine"][NET][-found["steps"] :]
     steps = zip(*found["rollout"].values(), kept, found["rollout_gain"], strict=True)
     rows = [(f"+{number}", *_cells(cosines), *_difference(gain)) for number, (*cosines, gain) in enumerate(steps, 1)]
-    head = "step", *map(_words, found["rollout"]), "first kept", "gain", "95 %"
-    return Table(f"Answers fed back: cosine to the true chunk; gain over {_words(found['best_baseline'])}", head, rows)
+    head = "step", *map(_words, found["rollout"]), "kept", "gain", "95 %"
+    title = f"Answers fed back; kept: the first answer; gain: over {_words(found['best_baseline'])}"
+    return Table(title, head, rows)
 
 
 def _coherence(found: Figures) -> Table:

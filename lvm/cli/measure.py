@@ -181,9 +181,9 @@ def diagnose(
     precision: Annotated[str, typer.Option(help="float32, bf16 or int8.")] = "float32",
     as_json: AsJson = False,
 ) -> None:
-    """Diagnose a net as it is served: does it predict the next chunk, or copy what it read?
+    """Say whether a net predicts, or copies what it read.
 
-    Shows how near its answers are to each chunk read and to each that follows, what the order of the context is worth,
+    The net runs as it is served. Shows how near its answers are to each chunk read and to each that follows, what the order of the context is worth,
     and answers that are fed back, beside baselines; docs/diagnose.md explains the figures.
     """
     from models import diagnose as diagnosis
@@ -209,10 +209,10 @@ def diagnose(
     if as_json:
         print_json(figures)
     else:
-        _print_diagnosis(figures)
+        _print_diagnosis(figures, steps)
 
 
-def _print_diagnosis(found: dict[str, Any]) -> None:
+def _print_diagnosis(found: dict[str, Any], steps: int) -> None:
     import textwrap
 
     from lvm.cli.diagnosis import tables
@@ -223,6 +223,8 @@ def _print_diagnosis(found: dict[str, Any]) -> None:
         print_table(head, rows, padding=0)
     typer.echo(textwrap.fill(found["verdict"]["text"], 80))
     typer.echo()
+    if found["steps"] < steps:
+        print_message("pairs have one following chunk: nothing is known of later ones")
     drawn = f", drawn from {found['drawn_from']:,}" if found["drawn_from"] > found["windows"] else ""
     print_message(f"{found['runtime']}: {found['windows']:,} windows of {found['articles']:,} articles{drawn}")
 

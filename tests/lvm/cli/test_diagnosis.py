@@ -41,8 +41,6 @@ def test_json_and_picture_have_the_figures(tmp_path: Path) -> None:
 
 
 def test_data_of_another_dimension_are_refused(tmp_path: Path) -> None:
-    import numpy as np
-
     np.save(tmp_path / "narrow.npy", np.eye(40, dtype=np.float32))
     done = diagnose("primary", "--data", str(tmp_path / "narrow.npy"))
     assert (done.returncode, done.stdout) == (65, "")

@@ -183,8 +183,8 @@ def diagnose(
 ) -> None:
     """Say whether a net predicts, or copies what it read.
 
-    The net runs as it is served. Shows how near its answers are to each chunk read and to each that follows, what the order of the context is worth,
-    and answers that are fed back, beside baselines; docs/diagnose.md explains the figures.
+    The net runs as it is served. Shows how near its answers are to each chunk read and to each that follows, what the
+    order of the context is worth, and answers that are fed back, beside baselines; docs/diagnose.md explains them.
     """
     from models import diagnose as diagnosis
     from models.predictor import load_predictor

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 from importlib.metadata import version
+from mmap import mmap
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from service.deploy.loading import ModelLoader
 from service.deploy.registry_sync import deployment_lifespan, sync_loop
 from service.deploy.shadow import Shadow
 from service.deploy.watcher import Watcher
+from service.engines.live_scores import Author, LiveScores
 from service.engines.remote import EngineProvider
 from service.engines.router import make_router
 from service.http import asgi, checks, schemas
@@ -62,6 +64,7 @@ class Parts:
         loaders: ModelLoader | None,
         metric_values: MetricValues | None,
         provider: EngineProvider | None,
+        pair_memory: mmap | None,
     ) -> None:
         self.settings = settings
         self.state = State()
@@ -75,7 +78,8 @@ class Parts:
         self.deployments = Deployments(store, loaders or ModelLoader(settings), settings, metrics, aliases=aliases)
         self.watcher = Watcher(self.deployments, settings.reload_s, metrics)
         self.sync = sync_loop(self.deployments, settings, metrics)
-        self.router = make_router(self.deployments.engines, settings, metrics)
+        self.live_scores = _live_scores(settings, metrics, self.deployments, pair_memory)
+        self.router = make_router(self.deployments.engines, settings, metrics, self.live_scores)
         self.admission = Admission(_limit(settings), settings, metrics)
 
     @contextlib.asynccontextmanager
@@ -155,6 +159,7 @@ def create_app(
     loaders: ModelLoader | None = None,
     metric_values: MetricValues | None = None,
     provider: EngineProvider | None = None,
+    pair_memory: mmap | None = None,
 ) -> Service:
     """Return the service for `settings`. Nothing is loaded before the lifespan starts.
 
@@ -163,10 +168,11 @@ def create_app(
         loaders: what loads models; tests pass fakes.
         metric_values: the values of the metrics, shared among workers.
         provider: supplies the nets, if they run in another process; the corpus and the encoder always run here.
+        pair_memory: where predictions are kept for live scores, shared among workers.
 
     `app.state.process` holds whether the process is draining; setting it drains.
     """
-    parts = Parts(settings, loaders, metric_values, provider)
+    parts = Parts(settings, loaders, metric_values, provider, pair_memory)
     log_writer().on_drop(parts.metrics.log_dropped.inc)
     app = Service(parts)
     _add_routes(app, parts)
@@ -179,7 +185,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
     document_route(app, "/predict", schemas.PREDICT)
     document_route(app, "/retrieve", schemas.RETRIEVE)
     document_route(app, "/embed", schemas.EMBED)
-    registry.add_routes(app, parts.router, parts.deployments, parts.sync)
+    registry.add_routes(app, parts.router, parts.deployments, parts.sync, parts.live_scores)
     articles.add_routes(app, parts.deployments)
     console.add_routes(app)
     health.add_routes(app, parts.deployments, parts.state, parts.settings, parts.metrics, parts.update_gauges)
@@ -259,6 +265,20 @@ def _limit(settings: Settings) -> Limit:
     if settings.concurrency == "adaptive":
         return AdaptiveLimit(min(settings.max_queue, 4 * settings.max_batch), monotonic())
     return FixedLimit(settings.concurrency)
+
+
+def _live_scores(
+    settings: Settings, metrics: Metrics, deployments: Deployments, memory: mmap | None
+) -> LiveScores | None:
+    if not settings.truth_share:
+        return None
+
+    def authors() -> list[Author]:
+        infos = [engine.info for engine in deployments.engines.values()]
+        return [Author(info.alias, info.name, info.version) for info in infos]
+
+    memory = memory or mmap(-1, round(settings.truth_mb * 1e6))
+    return LiveScores(memory, settings.truth_share, settings.truth_s, metrics, authors)
 
 
 def _exporter(settings: Settings) -> Exporter | None:

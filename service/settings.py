@@ -135,6 +135,15 @@ class Settings(BaseSettings):
         0.05,
         description="Share of /predict requests that are also sent to `candidate`, if that alias is set.",
     )
+    truth_share: Share = Field(
+        0.1,
+        description="Share of predictions that are kept until a later context shows the true next vector, "
+        "and are then scored; 0: none.",
+    )
+    truth_mb: Positive = Field(
+        16, description="Megabytes (10^6 bytes) that these predictions may use, in all workers together."
+    )
+    truth_s: Positive = Field(3600, description="Longest time that such a prediction is kept, s.")
     breaker_failures: PositiveInt = Field(
         5, description="Number of failed calls in the window that opens the circuit breaker."
     )

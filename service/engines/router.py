@@ -17,6 +17,7 @@ from lvm.errors import (
 from models.registry.alias import FALLBACKS, PREDICTORS, Alias, predictors_to_show
 from models.vectors import Floats
 from service.engines.breaker import STATES, Breaker, BreakerLimits
+from service.engines.live_scores import Author, LiveScores
 from service.engines.predict import Prediction
 from service.engines.remote import PredictEngine
 from service.engines.stats import full_wait_s, is_engine_fault
@@ -48,6 +49,7 @@ class Router:
         share: of the time left, what every engine of a chain but the last may use.
         full_wait_s: a caller who waited so many seconds in vain shows that an engine hangs.
         breaker: the limits of the circuit breaker of each engine.
+        live_scores: scores the predictions later, unless the caller declines.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Router:
         share: float,
         full_wait_s: float,
         breaker: BreakerLimits,
+        live_scores: LiveScores | None = None,
     ) -> None:
         self.engines = engines
+        self._live_scores = live_scores
         self._share = share
         self._full_wait_s = full_wait_s
         self._metrics = metrics
@@ -83,8 +87,12 @@ class Router:
         served = sorted({*self.engines, *(engine.info.name for engine in self.engines.values())})
         raise UnknownModel(f'unknown model "{model[:100]}"; available: {", ".join(served)}')
 
-    async def predict(self, contexts: Floats, chain: list[PredictEngine], deadline: float) -> Routed:
+    async def predict(
+        self, contexts: Floats, chain: list[PredictEngine], deadline: float, *, is_scored: bool = True
+    ) -> Routed:
         """Return the answer of the first engine of `chain` that gives one before `deadline`.
+
+        `is_scored` allows to keep the prediction for a live score.
 
         Raises:
             Unavailable, Expired: the error of the last engine; its Retry-After is the shortest of all.
@@ -102,7 +110,11 @@ class Router:
                 continue
             if reason:
                 self._metrics.fallbacks.inc(reason)
-            return Routed(prediction, engine.info.alias, reason)
+            alias = engine.info.alias
+            if self._live_scores is not None and is_scored:
+                author = Author(alias, prediction.model, prediction.version)
+                self._live_scores.add(contexts, prediction.vectors, author)
+            return Routed(prediction, alias, reason)
         raise _with_shortest_retry(failures)
 
     async def _ask(self, engine: PredictEngine, contexts: Floats, deadline: float) -> Prediction:
@@ -140,7 +152,12 @@ class Router:
             self._metrics.breaker.set(STATES[self.breakers[alias].state], alias)
 
 
-def make_router(engines: Mapping[str, PredictEngine], settings: Settings, metrics: Metrics) -> Router:
+def make_router(
+    engines: Mapping[str, PredictEngine],
+    settings: Settings,
+    metrics: Metrics,
+    live_scores: LiveScores | None = None,
+) -> Router:
     """Return the router of `engines` with the limits of the settings."""
     return Router(
         engines,
@@ -148,6 +165,7 @@ def make_router(engines: Mapping[str, PredictEngine], settings: Settings, metric
         share=settings.primary_share,
         full_wait_s=full_wait_s(settings),
         breaker=BreakerLimits(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s),
+        live_scores=live_scores,
     )
 
 

@@ -156,6 +156,8 @@ class Gateway:
         request.deadline = request.arrived + self.timeout_ms / 1000
         if b"x-request-timeout-ms" in request.headers:
             request.set_timeout(_timeout_ms(request))
+        if b"x-live-score" in request.headers:
+            request.is_scored = _allows_score(request)
         if b"content-encoding" in request.headers:
             await self._decode(request)
 
@@ -287,3 +289,11 @@ def _timeout_ms(request: Request) -> float:
     if not 0 < milliseconds <= MAX_TIMEOUT_MS:
         raise Invalid(f"malformed X-Request-Timeout-Ms; expected milliseconds, over 0 and up to {MAX_TIMEOUT_MS}")
     return milliseconds
+
+
+def _allows_score(request: Request) -> bool:
+    """Return what X-Live-Score allows; raises `Invalid` if it is neither `on` nor `off`."""
+    value = request.headers[b"x-live-score"].strip().lower()
+    if value not in (b"on", b"off"):
+        raise Invalid("malformed X-Live-Score; expected `on` or `off`")
+    return value == b"on"

@@ -548,6 +548,25 @@ class Store(BaseModel):
     error: str | None
 
 
+class LiveScore(BaseModel):
+    """How near the predictions of a version were to the true next vectors, which later contexts showed."""
+
+    alias: str
+    id: str
+    pairs: int = Field(description="How many predictions met their true next vector.")
+    cosine: float
+    interval: tuple[float, float] = Field(description="Of the cosine, with 95 % confidence.")
+    margin: float = Field(description="The cosine less that of the best baseline.")
+
+
+class LiveScores(BaseModel):
+    """Live scores since the start, of all workers; `aliases` has how many predictions were kept and scored."""
+
+    versions: list[LiveScore]
+    baselines: dict[str, float]
+    aliases: dict[str, dict[str, int]]
+
+
 class Models(BaseModel):
     """Versions, aliases, cards."""
 
@@ -555,6 +574,7 @@ class Models(BaseModel):
     encoder: Encoder
     store: Store | None = None
     versions: list[dict[str, Any]]
+    live: LiveScores | None = None
 
 
 class Entry(BaseModel):

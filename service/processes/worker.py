@@ -18,8 +18,10 @@ from service.processes.server import Server, exit_before_start, run, uvicorn_con
 from service.processes.sockets import DEVICE_SOCKET
 from service.settings import Settings, read_settings
 from service.telemetry.log import configure
-from service.telemetry.shared_memory import SharedMetricValues
+from service.telemetry.shared_memory import SharedMetricValues, shared_block
 
+# The file of predictions that wait for their true next vectors.
+PAIRS = "pairs"
 SUPERVISOR_EXITED = "the supervisor is gone"
 
 
@@ -78,7 +80,15 @@ def run_worker(metric_slot: int, listener: int, heartbeat_fd: int, metrics_direc
     configure(settings.log_level, worker=metric_slot, pid=os.getpid())
     has_device_worker = (metrics_directory / DEVICE_SOCKET).exists()
     provider = DeviceClient(metrics_directory / DEVICE_SOCKET, max_frame_bytes(settings)) if has_device_worker else None
-    app = create_app(settings, metric_values=SharedMetricValues(metrics_directory, metric_slot), provider=provider)
+    pair_memory = (
+        shared_block(metrics_directory / PAIRS, round(settings.truth_mb * 1e6)) if settings.truth_share else None
+    )
+    app = create_app(
+        settings,
+        metric_values=SharedMetricValues(metrics_directory, metric_slot),
+        provider=provider,
+        pair_memory=pair_memory,
+    )
     app.state.process.headers = [(b"x-worker", b"%d" % metric_slot)]
     with socket.socket(fileno=heartbeat_fd) as heartbeats, socket.socket(fileno=listener) as ours:
         worker = Worker(uvicorn_config(app, settings), app, settings, heartbeats)

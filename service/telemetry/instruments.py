@@ -115,6 +115,10 @@ class Counter(Instrument[int]):
         offset = self._children.get(values)
         self._numbers[self.labels(*values) if offset is None else offset] += 1
 
+    def add(self, count: int, *values: str) -> None:
+        """Count several."""
+        self._numbers[self.labels(*values)] += count
+
     def set(self, value: float, *values: str) -> None:
         """Overwrite the number."""
         self._numbers[self.labels(*values)] = value
@@ -127,9 +131,16 @@ class Counter(Instrument[int]):
         """Yield the lines of a scrape. In OpenMetrics the name of a counter's family lacks `_total`."""
         sample = self.name + ("_total" if self.kind == "counter" else "")
         yield from self._header(self.name if openmetrics else sample)
+        for values, number in self.totals(others).items():
+            yield f"{sample}{_braces(self.label_names, values)} {number!r}"
+
+    def totals(self, others: Others) -> dict[Labels, float]:
+        """Return the numbers by label values, with those of `others` joined in."""
+        found: dict[Labels, float] = {}
         for values, offset in self._children.items():
             theirs = [numbers[0] for numbers in others.get((self.name, *values), ())]
-            yield f"{sample}{_braces(self.label_names, values)} {self.join([self._numbers[offset], *theirs])!r}"
+            found[values] = self.join([self._numbers[offset], *theirs])
+        return found
 
     def _create(self, values: Labels) -> int:
         return self.memory.allocate((self.name, *values), 1)
@@ -153,6 +164,25 @@ class Gauge(Counter):
 
 
 @dataclass(eq=False)
+class Share(Family):
+    """By the first label of a counter: how many counts of one value of its last label there are to one of another."""
+
+    kind = "gauge"
+    counter: Counter = field(kw_only=True)
+    part: str = field(kw_only=True)
+    whole: str = field(kw_only=True)
+
+    def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
+        """Yield the lines of a scrape, the same in both formats."""
+        yield from self._header(self.name)
+        totals = self.counter.totals(others)
+        for first, last in totals:
+            if last == self.whole and totals[first, last]:
+                share = totals.get((first, self.part), 0.0) / totals[first, last]
+                yield f"{self.name}{_braces(self.label_names, (first,))} {share!r}"
+
+
+@dataclass(eq=False)
 class Histogram(Instrument["Series"]):
     """Histograms by label values, with the same inclusive upper `edges`."""
 
@@ -164,6 +194,12 @@ class Histogram(Instrument["Series"]):
         yield from self._header(self.name)
         for values, series in self._children.items():
             yield from series.lines(others.get((self.name, *values), ()), openmetrics=openmetrics)
+
+    def totals(self, others: Others) -> dict[Labels, list[float]]:
+        """Return the numbers by label values, with those of `others` added: a count for each bucket, then the sum."""
+        return {
+            values: series.totals(others.get((self.name, *values), ())) for values, series in self._children.items()
+        }
 
     def _create(self, values: Labels) -> Series:
         return Series(self, values)
@@ -206,10 +242,14 @@ class Series:
         """Remember a trace that had `value` at `now` (seconds since 1970). A bucket keeps its latest."""
         self._exemplars[bisect_left(self._edges, value)] = trace_id, value, now
 
+    def totals(self, others: Sequence[Sequence[float]]) -> list[float]:
+        """Return the counts and the sum, with the numbers of `others` added."""
+        ours = self._numbers[self._offset : self._offset + self._size]
+        return [*map(sum, zip(ours, *others, strict=True))] if others else [*ours]
+
     def lines(self, others: Sequence[Sequence[float]], *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the cumulative buckets, the count and the sum, with the numbers of `others` added."""
-        ours = self._numbers[self._offset : self._offset + self._size]
-        *counts, total = map(sum, zip(ours, *others, strict=True)) if others else ours
+        *counts, total = self.totals(others)
         exemplars = self._exemplars if openmetrics else {}
         count = 0.0
         for place, (prefix, count) in enumerate(zip(self._prefixes, accumulate(counts), strict=True)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from prometheus_client.exposition import choose_encoder
 
@@ -16,8 +17,10 @@ from service.telemetry.instruments import (
     Histogram,
     Info,
     Instrument,
+    Labels,
     Others,
     ProcessInstruments,
+    Share,
 )
 from service.telemetry.shared_memory import Key, MetricValues
 
@@ -26,6 +29,10 @@ FASTEST, SLOWEST, STEPS = 50e-6, 10.0, 40
 COSINES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 EXTRA_S = (-0.05, -0.005, -0.001, -0.0002, -0.00005, 0.0, 0.00005, 0.0002, 0.001, 0.005, 0.05)
 ROWS = tuple(2.0**power for power in range(11))
+# The cosine of a prediction to the true next vector, and by how much it exceeds that of a baseline.
+LIVE_COSINES = tuple(twentieths / 20 for twentieths in range(-4, 21))
+LIVE_MARGINS = tuple(hundredths / 100 for hundredths in (-40, -30, -20, -15, *range(-10, 11, 2), 15, 20, 30, 40))
+BASELINES = ("persistence", "mean", "weighted_mean")
 TENTHS = tuple(tenths / 10 for tenths in range(-2, 10))
 NORMS = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0, 10.0)
 # The outcome of requests that a worker had not answered when it died.
@@ -89,6 +96,7 @@ class Metrics:
         self._define_deployment()
         self._define_inputs()
         self._define_shadow()
+        self._define_live_scores()
         for alias in EXPECTED:
             self.precreate_alias(alias)
         self._process = ProcessInstruments(self._memory)
@@ -165,6 +173,39 @@ class Metrics:
         self.shadow_extra_seconds = self._histogram(
             "lvm_shadow_extra_seconds", "Seconds that the candidate took longer, alone in a batch.", edges=EXTRA_S
         )
+
+    def _define_live_scores(self) -> None:
+        self.live_predictions = self._counter(
+            "lvm_live_predictions",
+            "Sampled predictions, and those whose true next vector arrived.",
+            ("alias", "outcome"),
+        )
+        self.live_coverage = Share(
+            "lvm_live_coverage",
+            "Share of sampled predictions whose true next vector arrived.",
+            ("alias",),
+            counter=self.live_predictions,
+            part="scored",
+            whole="kept",
+        )
+        made_by = ("alias", "model", "version")
+        self.live_cosine = self._histogram(
+            "lvm_live_cosine", "Cosine of a prediction to the true next vector.", made_by, edges=LIVE_COSINES
+        )
+        self.live_margin = self._histogram(
+            "lvm_live_margin", "That cosine, less the cosine of the best baseline.", made_by, edges=LIVE_MARGINS
+        )
+        self.live_baseline_cosine = self._histogram(
+            "lvm_live_baseline_cosine",
+            "Cosine of a baseline to the true next vector.",
+            ("baseline",),
+            edges=LIVE_COSINES,
+        )
+
+    def totals(self, *instruments: Counter | Histogram) -> list[dict[Labels, Any]]:
+        """Return the numbers of each instrument by label values, summed over all processes."""
+        others = self._others()
+        return [instrument.totals(others) for instrument in instruments]
 
     def precreate_alias(self, alias: str) -> None:
         """Show the counters of an alias from now on, so that their first count is an increase."""

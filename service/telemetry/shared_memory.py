@@ -104,6 +104,16 @@ class SharedMetricValues(MetricValues):
         self._map[:8] = (start - 8 + len(line)).to_bytes(8, "little")
 
 
+def shared_block(path: Path, size: int) -> mmap.mmap | None:
+    """Return `size` bytes that processes share by `path`; None if they would lie on a disk, or there is no room."""
+    if SHM not in path.parents:
+        return None
+    with suppress(OSError), open(path, "a+b") as file:
+        _reserve(file.fileno(), size)
+        return mmap.mmap(file.fileno(), size)
+    return None
+
+
 def _reserve(file: int, size: int) -> None:
     """Allocate the blocks of a file. The kernel kills a process that writes to a map if the file system is full."""
     if hasattr(os, "posix_fallocate"):

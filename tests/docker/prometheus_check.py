@@ -166,6 +166,7 @@ def check_trouble(bin_dir: Path, work: Path) -> None:
             made = troubles.Troubles(url, process, registry, prometheus)
             made.answer_all()
             made.send_long_vectors()
+            made.read_what_hardly_changes()
             made.spoil_fallback()
             made.promote_what_disagrees(other.id)
             made.hide_versions()

@@ -241,7 +241,8 @@ class TestExpressions:
 
     def test_outcomes_and_stages_are_those_of_the_code(self) -> None:
         known = {
-            "outcome": reasons(400) | {*REASONS.values(), *RELOADS, CANCELLED, LOST, "ok", "fallback"},
+            "outcome": reasons(400)
+            | {*REASONS.values(), *RELOADS, CANCELLED, LOST, "ok", "fallback", "kept", "scored"},
             "stage": {stage for stages in SECONDS.values() for stage in stages},
         }
         for asked in ASKED:

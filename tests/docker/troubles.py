@@ -35,6 +35,7 @@ SETTINGS = {
     "LVM_RELOAD_S": "0.1",
     "LVM_WATCH_AGREEMENT": "1",  # only the same net again would do
     "LVM_SHADOW_SHARE": "1",
+    "LVM_TRUTH_SHARE": "1",
     "LVM_DRAIN_S": "8",
 }
 BURNS = [f"{name} {window}" for name in ("LvmLatencyBurn", "LvmErrorBurn") for window in ("1h", "6h", "3d")]
@@ -99,6 +100,19 @@ class Troubles:
             "LvmInputDrift",
             by="vectors of length 3",
             meanwhile=lambda: self.http.post("/predict", content=body, headers=headers),
+        )
+
+    def read_what_hardly_changes(self) -> None:
+        """Readers of articles whose next vector is nearly the last one, so that no net is as good as a baseline."""
+        article = np.cumsum(
+            np.vstack([CONTEXTS[0, :1] * 20, np.random.default_rng(0).normal(0, 0.02, (99, CONTEXTS.shape[2]))]), 0
+        )
+        unit = (article / np.linalg.norm(article, axis=1, keepdims=True)).astype("<f4")
+        windows = np.stack([unit[start : start + 5] for start in range(len(unit) - 5)])
+        self.fires(
+            "LvmBelowBaselines",
+            by="articles that hardly change",
+            meanwhile=lambda: self.http.post("/predict", content=windows.tobytes(), headers=as_octets(windows)),
         )
 
     def spoil_fallback(self) -> None:

@@ -195,3 +195,23 @@ def test_workers_drain_when_their_supervisor_is_killed(process: Start) -> None:
     server.popen.kill()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the workers to exit")
     assert not directory.exists()
+
+
+def test_a_reader_whose_requests_reach_several_workers_shows_every_score(process: Start) -> None:
+    server = process(LVM_WORKERS="2", LVM_TRUTH_SHARE="1")
+    article = np.random.default_rng(1).standard_normal((30, 384)).astype("<f4")
+    used = set()
+    for start in range(26):
+        # a new connection each time, which may be another worker's
+        answer = httpx.post(
+            f"{server.url}/predict", content=article[start : start + 5].tobytes(), headers=OCTETS, timeout=PATIENCE_S
+        )
+        used.add(answer.headers["x-worker"])
+    assert len(used) == 2
+
+    def scored() -> int:
+        aliases = httpx.get(f"{server.url}/models", timeout=PATIENCE_S).json()["live"]["aliases"]
+        count: int = aliases.get("primary", {}).get("scored", 0)
+        return count
+
+    until(lambda: scored() == 25, "scores")

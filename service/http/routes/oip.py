@@ -103,7 +103,7 @@ class Infer:
         parsed = await self._read(request, chain[0].info.shape)
         request.set_rows(len(parsed.rows))
         decode_s = perf_counter() - request.started
-        routed = await self._router.predict(parsed.rows, chain, request.deadline)
+        routed = await self._router.predict(parsed.rows, chain, request.deadline, is_scored=request.is_scored)
         began = perf_counter()
         prediction = routed.prediction
         body, media_type, more = _encode(parsed, routed)

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Response
 from lvm.errors import Unavailable
 from service.deploy.deployments import Deployments
 from service.deploy.registry_sync import SyncLoop
+from service.engines.live_scores import LiveScores
 from service.engines.router import Router
 from service.http import codec, schemas
 from service.http.routes import articles
@@ -22,7 +23,13 @@ T = TypeVar("T")
 TIMEOUT_S = 2.0  # of reading the registry, which may be on a network share that hangs
 
 
-def add_routes(app: FastAPI, router: Router, deployments: Deployments, sync: SyncLoop | None) -> None:
+def add_routes(
+    app: FastAPI,
+    router: Router,
+    deployments: Deployments,
+    sync: SyncLoop | None,
+    live_scores: LiveScores | None,
+) -> None:
     """Add the routes to `app`."""
     listing = VersionListing(deployments.registry)
     refresh = SingleFlight(deployments.card_executor, listing.refresh)
@@ -33,6 +40,7 @@ def add_routes(app: FastAPI, router: Router, deployments: Deployments, sync: Syn
         with suppress(Unavailable):  # what was read before is good enough
             await _in_time(refresh())
         body = models_body(router, deployments, sync, listing.summaries())
+        body["live"] = live_scores.summary() if live_scores else None
         return Response(codec.encode_json(body), media_type="application/json")
 
     @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)

@@ -17,6 +17,7 @@ from service.telemetry.shared_memory import (
     MetricValues,
     SharedMetricValues,
     metrics_directory,
+    shared_block,
 )
 from tests.conftest import Mount
 
@@ -153,3 +154,20 @@ def test_finalize_counts_unanswered_requests_as_lost_and_resets_gauges(tmp_path:
     assert 'lvm_requests_total{route="/predict",outcome="ok"} 1.0' in text
     assert 'lvm_in_flight_requests{route="/predict"} 0.0' in text
     assert 'lvm_queue_rows{engine="primary"} 0.0' in text
+
+
+@pytest.mark.skipif(not SHM.is_dir(), reason="no memory file system")
+def test_a_block_is_shared_by_path_and_never_on_a_disk(tmp_path: Path) -> None:
+    assert shared_block(tmp_path / "pairs", 100) is None
+    with tempfile.TemporaryDirectory(dir=SHM) as directory:
+        ours, theirs = (shared_block(Path(directory) / "pairs", 100) for _ in range(2))
+        assert ours is not None
+        assert theirs is not None
+        ours[7:8] = b"x"
+        assert theirs[:9] == b"\0" * 7 + b"x\0"
+
+
+@pytest.mark.skipif(not SHM.is_dir(), reason="no memory file system")
+def test_a_block_that_has_no_room_is_not_shared() -> None:
+    with tempfile.TemporaryDirectory(dir=SHM) as directory:
+        assert shared_block(Path(directory) / "pairs", 1 << 50) is None

@@ -1,0 +1,212 @@
+"""Live scores: a later context of the same reader shows how good a prediction was."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.evaluate import baselines
+from models.vectors import Floats, normalise
+from service.engines.live_scores import DELAY_S, MAX_VERSIONS, Author, LiveScores
+from service.telemetry.metrics import BASELINES, Metrics
+
+T, D = 5, 16
+AUTHOR = Author("primary", "amn", "v1")
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Service:
+    """Live scores of a process, with the metrics that it counts in."""
+
+    def __init__(
+        self, share: float = 1, memory: mmap.mmap | None = None, authors: Callable[[], Iterable[Author]] = tuple
+    ) -> None:
+        self.clock = Clock()
+        memory = memory or mmap.mmap(-1, 1 << 22)
+        self.scores = LiveScores(memory, share, 60, Metrics(), authors, self.clock)
+
+    def answer(self, contexts: Floats, author: Author = AUTHOR) -> None:
+        """Predict the mean of each context `(n, T, D)`."""
+        self.scores.add(contexts, contexts.mean(axis=1), author)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the scores of all contexts so far."""
+        for _ in range(2):
+            self.clock.now += 2 * DELAY_S
+            self.scores.flush()
+        return self.scores.summary()
+
+    def pairs(self) -> int:
+        """Return how many predictions have met their true next vector."""
+        return sum(version["pairs"] for version in self.summary()["versions"])
+
+
+def article(chunks: int = 12, seed: int = 0) -> Floats:
+    return normalise(np.random.default_rng(seed).standard_normal((chunks, D)))
+
+
+def windows(vectors: Floats) -> Floats:
+    return np.stack([vectors[start : start + T] for start in range(len(vectors) - T + 1)])
+
+
+def in_loop(scenario: Callable[[], None]) -> None:
+    async def run() -> None:
+        scenario()
+
+    asyncio.run(run())
+
+
+def read(service: Service, contexts: Floats) -> None:
+    """Send contexts one by one."""
+    for context in contexts:
+        service.answer(context[None])
+
+
+def test_a_reader_of_an_article_shows_the_score_of_every_prediction_but_the_last() -> None:
+    def scenario() -> None:
+        service = Service()
+        contexts = windows(article())
+        read(service, contexts)
+        summary = service.summary()
+        truths = contexts[1:, -1]
+        expected = np.vecdot(normalise(contexts[:-1].mean(axis=1)), truths)
+        (version,) = summary["versions"]
+        assert version["id"] == "amn/v1"
+        assert version["pairs"] == len(contexts) - 1
+        assert version["cosine"] == pytest.approx(expected.mean(), abs=5e-4)
+        assert version["interval"][0] < version["cosine"] < version["interval"][1]
+        known = baselines(T, None)
+        for name in BASELINES:
+            cosine = np.vecdot(normalise(known[name](contexts[:-1])), truths).mean()
+            assert summary["baselines"][name] == pytest.approx(cosine, abs=5e-4)
+        assert summary["aliases"] == {"primary": {"kept": len(contexts), "scored": len(contexts) - 1}}
+
+    in_loop(scenario)
+
+
+def test_windows_of_one_request_are_paired_in_any_order() -> None:
+    def scenario() -> None:
+        service = Service()
+        service.answer(windows(article())[::-1])
+        assert service.pairs() == 7
+
+    in_loop(scenario)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "pairs"),
+    [
+        (np.repeat(windows(article())[:1], 5, axis=0), 0),
+        (np.ones((4, T, D), np.float32), 0),
+        (windows(np.tile(article(1), (9, 1))), 0),
+        (windows(article())[::2], 0),
+        (np.concatenate([windows(article())] * 2), 14),
+        (np.concatenate([windows(article())[:5], windows(article())[3:]]), 8),
+    ],
+    ids=["repeated", "constant", "one vector", "every second", "two readers", "goes back"],
+)
+def test_a_prediction_is_scored_once_for_each_reader_who_goes_on(contexts: Floats, pairs: int) -> None:
+    def scenario() -> None:
+        service = Service()
+        read(service, contexts)
+        assert service.pairs() == pairs
+
+    in_loop(scenario)
+
+
+def test_two_readers_side_by_side_count_both() -> None:
+    def scenario() -> None:
+        service = Service()
+        read(service, np.repeat(windows(article()), 2, axis=0))
+        assert service.pairs() == 14
+
+    in_loop(scenario)
+
+
+def test_contexts_that_have_nothing_to_do_with_each_other_are_not_paired() -> None:
+    def scenario() -> None:
+        service = Service()
+        draw = np.random.default_rng(0)
+        for _ in range(40):
+            service.answer(draw.standard_normal((500, T, D)).astype(np.float32))
+        assert service.pairs() == 0
+
+    in_loop(scenario)
+
+
+def test_a_sample_has_both_parts_of_a_pair_or_neither() -> None:
+    def scenario() -> None:
+        service = Service(share=0.3)
+        for seed in range(40):
+            read(service, windows(article(30, seed)))
+        counts = service.summary()["aliases"]["primary"]
+        assert 0.25 < counts["kept"] / (40 * 26) < 0.35
+        # the last window of an article has no successor
+        assert counts["kept"] - counts["scored"] <= 40
+
+    in_loop(scenario)
+
+
+def test_processes_that_share_memory_score_each_other() -> None:
+    def scenario() -> None:
+        memory = mmap.mmap(-1, 1 << 22)
+        first, second = (Service(memory=memory, authors=lambda: [AUTHOR]) for _ in range(2))
+        contexts = windows(article())
+        for place, context in enumerate(contexts):
+            (first, second)[place % 2].answer(context[None])
+        first.scores.flush()
+        assert second.pairs() + first.pairs() == len(contexts) - 1
+
+    in_loop(scenario)
+
+
+def test_contexts_of_another_shape_or_of_one_vector_are_left_alone() -> None:
+    def scenario() -> None:
+        service = Service()
+        service.answer(np.ones((3, 1, D), np.float32))
+        read(service, windows(article()))
+        service.answer(windows(article())[:, :3])
+        assert service.pairs() == 7
+
+    in_loop(scenario)
+
+
+def test_versions_beyond_the_limit_share_a_label() -> None:
+    def scenario() -> None:
+        service = Service()
+        for number in range(MAX_VERSIONS + 5):
+            contexts = windows(article(seed=number))
+            for context in contexts:
+                service.answer(context[None], Author("primary", "amn", f"v{number}"))
+        versions = service.summary()["versions"]
+        assert len(versions) == MAX_VERSIONS + 1
+        assert sum(version["pairs"] for version in versions) == 7 * (MAX_VERSIONS + 5)
+
+    in_loop(scenario)
+
+
+def test_scores_appear_without_further_requests() -> None:
+    async def scenario() -> None:
+        metrics = Metrics()
+        scores = LiveScores(mmap.mmap(-1, 1 << 20), 1, 60, metrics)
+        contexts = windows(article())
+        scores.add(contexts, contexts.mean(axis=1), AUTHOR)
+        async with asyncio.timeout(10):
+            while not scores.summary()["aliases"].get("primary", {}).get("scored"):
+                await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())

@@ -1,0 +1,106 @@
+"""Live scores over HTTP: predictions are scored by the contexts that follow, unless the caller declines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from models.vectors import Floats
+from tests.conftest import Running, until
+from tests.fakes import D, T, octets_of
+
+Start = Callable[..., Running]
+CHUNKS = 9
+PAIRS = CHUNKS - T
+
+
+@pytest.fixture
+def windows() -> Floats:
+    """The contexts of an article, in order."""
+    vectors = np.random.default_rng(0).standard_normal((CHUNKS, D)).astype("<f4")
+    return np.stack([vectors[start : start + T] for start in range(CHUNKS - T + 1)])
+
+
+def send_json(http: httpx.Client, context: Floats, **headers: str) -> None:
+    http.post("/predict", json={"context": context.tolist()}, headers=headers).raise_for_status()
+
+
+def send_octets(http: httpx.Client, context: Floats, **headers: str) -> None:
+    http.post("/predict", content=context.tobytes(), headers=octets_of(context) | headers).raise_for_status()
+
+
+def send_tensor(http: httpx.Client, context: Floats, **headers: str) -> None:
+    tensor = {"name": "context", "shape": [1, T, D], "datatype": "FP32", "data": context.ravel().tolist()}
+    http.post("/v2/models/primary/infer", json={"inputs": [tensor]}, headers=headers).raise_for_status()
+
+
+def live(http: httpx.Client) -> Any:
+    return http.get("/models").json()["live"]
+
+
+def scored(http: httpx.Client, alias: str = "primary") -> int:
+    found: int = live(http)["aliases"].get(alias, {}).get("scored", 0)
+    return found
+
+
+@pytest.mark.parametrize("send", [send_json, send_octets, send_tensor])
+def test_every_wire_is_scored(serve: Start, windows: Floats, send: Callable[..., None]) -> None:
+    http = serve(truth_share=1).http
+    for context in windows:
+        send(http, context)
+    until(lambda: scored(http) == PAIRS, "scores")
+    (version,) = live(http)["versions"]
+    assert version["alias"] == "primary"
+    assert version["id"].startswith("amn/")
+    assert version["interval"][0] <= version["cosine"] <= version["interval"][1]
+
+
+def test_a_context_in_json_shows_the_score_of_one_in_octets(serve: Start, windows: Floats) -> None:
+    http = serve(truth_share=1).http
+    for place, context in enumerate(windows):
+        (send_json, send_octets)[place % 2](http, context)
+    until(lambda: scored(http) == PAIRS, "scores")
+
+
+def test_a_fallback_is_scored_as_itself(serve: Start, windows: Floats) -> None:
+    http = serve(truth_share=1).http
+    for context in windows:
+        http.post("/predict", json={"context": context.tolist(), "model": "gru"}).raise_for_status()
+    until(lambda: scored(http, "fallback") == PAIRS, "scores")
+
+
+def test_nothing_of_a_request_that_declines_is_kept(serve: Start, windows: Floats) -> None:
+    http = serve(truth_share=1).http
+    for context in windows:
+        send_octets(http, context, **{"X-Live-Score": "off"})
+    for context in windows[:2]:
+        send_octets(http, context, **{"X-Live-Score": "on"})
+    until(lambda: scored(http) == 1, "a score")
+    assert live(http)["aliases"]["primary"]["kept"] == 2
+
+
+def test_rejects_an_unknown_wish(serve: Start, windows: Floats) -> None:
+    http = serve().http
+    answer = http.post("/predict", json={"context": windows[0].tolist()}, headers={"X-Live-Score": "no"})
+    assert answer.status_code == 422
+    assert "X-Live-Score" in answer.json()["detail"]
+
+
+def test_is_absent_if_nothing_is_sampled(serve: Start, windows: Floats) -> None:
+    http = serve(truth_share=0).http
+    send_json(http, windows[0])
+    assert live(http) is None
+
+
+def test_scores_appear_in_a_scrape(serve: Start, windows: Floats) -> None:
+    http = serve(truth_share=1).http
+    for context in windows:
+        send_octets(http, context)
+    until(lambda: scored(http) == PAIRS, "scores")
+    lines = http.get("/metrics").text.splitlines()
+    assert f'lvm_live_coverage{{alias="primary"}} {PAIRS / len(windows)!r}' in lines
+    assert f'lvm_live_baseline_cosine_count{{baseline="weighted_mean"}} {PAIRS}' in lines

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup text dev serve test lint types imports unit docs-test load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench bench-peers ray-check bounds clean
+.PHONY: help setup text dev serve test lint types imports unit docs-test proto load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench bench-peers ray-check bounds clean
 
 PYTHON ?= python3
 MINUTES ?= 30
@@ -43,6 +43,9 @@ unit: dev  ## the tests
 
 docs-test: dev  ## every command and snippet of README and docs, run as written
 	$(BIN)/pytest tests/docs
+
+proto: dev  ## compile the messages of gRPC
+	$(BIN)/python -m grpc_tools.protoc -Iservice/grpc --descriptor_set_out=service/grpc/inference.binpb service/grpc/inference.proto
 
 load: dev  ## start a service, run locust and the open-loop driver against it, stop it
 	loadtest/run.sh

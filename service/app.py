@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
 from mmap import mmap
@@ -31,8 +31,8 @@ from service.engines.remote import EngineProvider
 from service.engines.router import make_router
 from service.http import asgi, checks, schemas
 from service.http.auth import PROBES, read_tokens
-from service.http.gateway import OTHER, Gateway, Route, State
-from service.http.messages import Handler
+from service.http.gateway import OTHER, Find, Gateway, Respond, Route, State
+from service.http.messages import Handler, problem_of
 from service.http.routes import articles, console, health, lnsp, oip, openai, registry
 from service.http.routes.common import document_route
 from service.http.routes.embed import Embed
@@ -43,11 +43,12 @@ from service.overload.fairness import Slicer
 from service.overload.limiter import AdaptiveLimit, FixedLimit, Limit
 from service.settings import BadSettings, Settings
 from service.telemetry.log import AccessLog, log_writer
-from service.telemetry.metrics import LNSP_STAGES, STAGES, Metrics
+from service.telemetry.metrics import GRPC_STAGES, LNSP_STAGES, STAGES, Metrics
 from service.telemetry.shared_memory import MetricValues
 from service.telemetry.tracing import Tracer
 
 if TYPE_CHECKING:
+    from service.grpc.server import GrpcServer
     from service.telemetry.otlp import Exporter
 
 # of them, /health exists only with LVM_COMPAT=lnsp
@@ -81,6 +82,9 @@ class Parts:
         self.live_scores = _live_scores(settings, metrics, self.deployments, pair_memory)
         self.router = make_router(self.deployments.engines, settings, metrics, self.live_scores)
         self.admission = Admission(_limit(settings), settings, metrics)
+        self.shadow = Shadow(self.deployments.slots, settings.shadow_share, metrics)
+        self.access = AccessLog(settings.access_log)
+        self.tracer = Tracer(self.exporter, settings.trace_share) if self.exporter else None
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -114,6 +118,7 @@ class Service(FastAPI):
     """The application: FastAPI with a gateway before it, which answers the hot routes itself."""
 
     gateway: Gateway
+    grpc: GrpcServer | None = None
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(
@@ -177,6 +182,8 @@ def create_app(
     app = Service(parts)
     _add_routes(app, parts)
     app.gateway = _gateway(app, parts)
+    if settings.grpc_port is not None:
+        app.grpc = _grpc_server(app, parts)
     return app
 
 
@@ -205,30 +212,54 @@ def _gateway(app: Service, parts: Parts) -> Gateway:
     def find(method: bytes, path: str) -> Route:
         return hot[oip.INFER] if method == b"POST" and oip.is_infer(path) else cold.get(path, unknown)
 
+    stages = STAGES | LNSP_STAGES if settings.compat == "lnsp" else STAGES
+    return _gateway_of(parts, find, hot, stages, problem_of)
+
+
+def _gateway_of(
+    parts: Parts, find: Find, hot: Mapping[str, Route], stages: Mapping[str, Iterable[str]], respond: Respond
+) -> Gateway:
+    """Return a gateway before some routes, with the limits, tokens and counters that all gateways share."""
     return Gateway(
         find,
         hot={(b"POST", path): route for path, route in hot.items()},
-        timeout_ms=settings.timeout_ms,
+        timeout_ms=parts.settings.timeout_ms,
         state=parts.state,
         tokens=parts.tokens,
         admission=parts.admission,
         metrics=parts.metrics,
-        access=AccessLog(settings.access_log),
-        tracer=Tracer(parts.exporter, settings.trace_share) if parts.exporter else None,
-        stages=STAGES | LNSP_STAGES if settings.compat == "lnsp" else STAGES,
+        access=parts.access,
+        tracer=parts.tracer,
+        stages=stages,
+        respond=respond,
     )
+
+
+def _grpc_server(app: Service, parts: Parts) -> GrpcServer:
+    """Return the server of remote calls. Only now is grpc imported."""
+    from service.grpc import routes
+    from service.grpc.health import Health
+    from service.grpc.server import GrpcServer
+    from service.grpc.status import status_of
+
+    deployments, state, settings = parts.deployments, parts.state, parts.settings
+    health_service = Health()
+    needs = routes.Parts(parts.router, deployments, parts.shadow, state, settings, parts.slicer, app.version)
+    found = routes.routes(needs, health_service)
+    gateway = _gateway_of(parts, lambda *_: routes.UNKNOWN_METHOD, found, GRPC_STAGES, status_of)
+    return GrpcServer(gateway, health_service, lambda: deployments.is_ready and not state.is_draining, settings)
 
 
 def _handlers(parts: Parts) -> dict[str, Handler]:
     """Return the handlers of the hot routes, by path."""
     router, deployments, settings, slicer = parts.router, parts.deployments, parts.settings, parts.slicer
-    shadow = Shadow(deployments.slots, settings.shadow_share, parts.metrics)
+    shadow = parts.shadow
     handlers: dict[str, Handler] = {
         "/predict": Predict(router, deployments, shadow, settings, slicer),
         "/retrieve": Retrieve(router, deployments, settings, parts.metrics, slicer),
         "/embed": Embed(router, deployments, settings, slicer),
         openai.EMBEDDINGS: openai.Embeddings(router, deployments, settings, slicer),
-        oip.INFER: oip.Infer(router, settings, slicer),
+        oip.INFER: oip.Infer(router, shadow, settings, slicer),
     }
     if settings.compat == "lnsp":
         handlers[lnsp.INFER] = lnsp.Infer(router, shadow, settings, slicer, many=False)

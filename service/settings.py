@@ -63,6 +63,9 @@ class Settings(BaseSettings):
         None, description="File with more such tokens, separated by commas or white space."
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="Port for gRPC, 0 takes a free one; none: no gRPC. Requires the `grpc` extra."
+    )
     compat: Literal["", "lnsp"] = Field(
         "", description="Interface of another server to answer too: lnsp (/infer, /infer/batch, /health, /info)."
     )
@@ -209,6 +212,13 @@ class Settings(BaseSettings):
     def _has_client(cls, value: str) -> str:
         if value and find_spec("pymilvus") is None:
             raise ValueError("requires pymilvus: pip install 'lvm-serve[milvus]'")
+        return value
+
+    @field_validator("grpc_port")
+    @classmethod
+    def _has_grpc(cls, value: int | None) -> int | None:
+        if value is not None and not all(map(find_spec, ("grpc", "grpc_health", "grpc_reflection"))):
+            raise ValueError("requires grpcio: pip install 'lvm-serve[grpc]'")
         return value
 
     @field_validator("slo_ms", mode="before")

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from random import getrandbits
 from time import monotonic, perf_counter, time
 
-from lvm.errors import Invalid, ServiceError, Unavailable
+from lvm.errors import Expired, Invalid, ServiceError, Unavailable
 from service.http import content_coding
 from service.http.auth import Tokens
 from service.http.headers import decimal
@@ -33,6 +33,7 @@ OTHER = "other"  # the route label of requests that reached no route
 CANCELLED = "cancelled"  # the outcome of requests whose client disconnected
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for them; it is never sent
 GONE = Response(b"", b"", [], CLIENT_CLOSED_REQUEST, CANCELLED)
+LATE = Response(b"", b"", [], Expired.status, Expired.reason)  # the client left at the deadline that it had given
 MAX_TIMEOUT_MS = 3_600_000
 CLOSING = (401, 408, 413)  # after these the rest of the body is not read
 WITHOUT_CONTENT = (204, 304)
@@ -74,6 +75,12 @@ class Route:
     is_logged: bool = True
 
 
+Find = Callable[[bytes, str], Route]
+"""Returns the route of a method and a path."""
+Respond = Callable[[ServiceError, Request], Response]
+"""Returns the response to an error."""
+
+
 @dataclass(eq=False)
 class Gateway:
     """Answers every request, whatever the transport.
@@ -84,9 +91,10 @@ class Gateway:
         state: whether the process is draining, and headers of every response.
         tracer: records spans, if they are exported.
         stages: what the requests of each admitted route are timed by.
+        respond: returns the response to an error.
     """
 
-    find: Callable[[bytes, str], Route]
+    find: Find
     _: KW_ONLY
     timeout_ms: float
     state: State
@@ -97,6 +105,7 @@ class Gateway:
     hot: Mapping[tuple[bytes, str], Route] = field(default_factory=dict)
     tracer: Tracer | None = None
     stages: Mapping[str, Iterable[str]] = field(default_factory=lambda: STAGES)
+    respond: Respond = problem_of
 
     def __post_init__(self) -> None:
         self._needs_token = len(self.tokens) > 0
@@ -134,9 +143,9 @@ class Gateway:
             response = await route.handler(request)
         except (ClientDisconnected, asyncio.CancelledError):
             if request.failure is None:
-                self._end(route, request, GONE)
+                self._end(route, request, LATE if request.until and monotonic() >= request.until else GONE)
                 raise
-            response = problem_of(request.failure, request)
+            response = self.respond(request.failure, request)
         except Exception as error:
             response = self._problem(route, request, error)
         self._complete(route, request, response)
@@ -153,7 +162,7 @@ class Gateway:
             await self._receive(request)
         self.metrics.in_flight.inc(route.label)
         request.arrived = monotonic()
-        request.deadline = request.arrived + self.timeout_ms / 1000
+        request.deadline = request.until or request.arrived + self.timeout_ms / 1000
         if b"x-request-timeout-ms" in request.headers:
             request.set_timeout(_timeout_ms(request))
         if b"x-live-score" in request.headers:
@@ -192,13 +201,13 @@ class Gateway:
     def _problem(self, route: Route, request: Request, error: Exception) -> Response:
         """Return the response to an exception, whose traceback would hold the request until a garbage collection."""
         if isinstance(error, ServiceError):
-            return problem_of(error.with_traceback(None), request)
+            return self.respond(error.with_traceback(None), request)
         if isinstance(error, OSError) and not route.is_admitted:
             # Out of file descriptors, or a disk is away: the file may be readable in a moment.
             logger().error("file not read", route=request.path, **request.log_fields(), reason=str(error))
-            return problem_of(Unavailable("a file that the answer needs cannot be read now"), request)
+            return self.respond(Unavailable("a file that the answer needs cannot be read now"), request)
         logger().error("unexpected", route=request.path, **request.log_fields(), exc_info=error)
-        return problem_of(ServiceError(UNEXPECTED), request)
+        return self.respond(ServiceError(UNEXPECTED), request)
 
     def _complete(self, route: Route, request: Request, response: Response) -> None:
         """Form the headers of a response, and drop its body if it is one to HEAD."""

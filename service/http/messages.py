@@ -50,6 +50,7 @@ class Request:
         failure: why the transport rejects the request; set by `fail`.
         permit: what it holds of the rows and bytes in flight.
         max_body: the limit of its route, in bytes.
+        until: until when the client waits for the answer, if the transport knows, in seconds of `monotonic`.
         arrived, deadline: when its body was complete, and until when it is to be answered, in seconds of `monotonic`.
         trace: its place in a trace, if it is part of one.
         span: its span, if it is sampled.
@@ -70,6 +71,7 @@ class Request:
     failure: ServiceError | None = field(default=None, init=False)
     permit: Permit | None = field(default=None, init=False)
     max_body: int = field(default=0, init=False)
+    until: float | None = field(default=None, init=False)
     arrived: float = field(default=0.0, init=False)
     deadline: float = field(default=0.0, init=False)
     trace: TraceContext | None = field(default=None, init=False)
@@ -107,8 +109,10 @@ class Request:
             raise TooLarge(f"the body is longer than {self.max_body} bytes")
 
     def set_timeout(self, milliseconds: float) -> None:
-        """Set the deadline, from the time when the body was complete."""
+        """Set the deadline, from the time when the body was complete, but not after the client has given up."""
         self.deadline = self.arrived + milliseconds / 1000
+        if self.until is not None and self.until < self.deadline:
+            self.deadline = self.until
 
     def set_rows(self, rows: int) -> None:
         """Tell the permit how many rows were decoded."""

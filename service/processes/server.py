@@ -11,8 +11,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from time import monotonic
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
@@ -20,10 +21,20 @@ from service.app import Service, create_app
 from service.http.connection import LINGER_S, Connection
 from service.processes.acceptor import Acceptor
 from service.processes.heartbeat import SIGNALS
-from service.processes.sockets import bind, check_exposure, lock_address, stop_accepting
+from service.processes.sockets import (
+    CannotListen,
+    bind,
+    check_exposure,
+    lock_address,
+    reserve_port,
+    stop_accepting,
+)
 from service.settings import Settings
 from service.tasks import CatchAndLog
 from service.telemetry.log import configure, log_writer, logger, warn_of_unknown_settings
+
+if TYPE_CHECKING:
+    from service.grpc.server import GrpcServer
 
 # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h, in bytes.
 MALLOPT = {-3: 2**20, -1: 2**26}
@@ -45,6 +56,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, app: Service, settings: Settings) -> None:
         super().__init__(config)
         self._process = app.state.process
+        self._grpc = app.grpc
         self._settings = settings
         self._catch = CatchAndLog("tick")
 
@@ -54,6 +66,8 @@ class Server(uvicorn.Server):
         # Not before: with these limits, the versions take a tenth longer to load.
         return_freed_memory()
         self._listeners = sockets or ()
+        if self.started and sockets and self._grpc:
+            await self._start_grpc(self._grpc, sockets[0].getsockname()[0])
         if self.started and sockets:
             self._acceptors = [Acceptor(listener, self._make_protocol) for listener in sockets]
             self.announce()
@@ -62,7 +76,21 @@ class Server(uvicorn.Server):
         """Stop accepting connections, and finish those that are there."""
         for acceptor in self._acceptors:
             await acceptor.close()
+        if self._grpc:
+            self._wait_for(asyncio.create_task(self._grpc.stop(self._settings.grace_s)))
         await super().shutdown(sockets)
+
+    async def _start_grpc(self, server: GrpcServer, host: str) -> None:
+        try:
+            await server.start(host, self._settings.grpc_port or 0)
+        except RuntimeError as error:
+            self._process.failure = CannotListen(f"cannot listen on {host}:{self._settings.grpc_port}: {error}")
+            self.should_exit = True
+
+    def _wait_for(self, task: asyncio.Task[None]) -> None:
+        """Have the shutdown wait for a task, as it does for connections."""
+        self.server_state.tasks.add(task)
+        task.add_done_callback(self.server_state.tasks.discard)
 
     def _make_protocol(self) -> asyncio.Protocol:
         """Return the protocol of a new connection, as uvicorn makes it."""
@@ -72,7 +100,8 @@ class Server(uvicorn.Server):
     def announce(self) -> None:
         """Log the address."""
         host, port = self._listeners[0].getsockname()[:2]
-        logger().info("listening", url=f"http://{host}:{port}")
+        calls = {"grpc": f"{host}:{self._grpc.port}"} if self._grpc else {}
+        logger().info("listening", url=f"http://{host}:{port}", **calls)
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to stop. uvicorn calls this ten times a second."""
@@ -83,6 +112,8 @@ class Server(uvicorn.Server):
 
     def each_second(self) -> None:
         """Close the connections that are too slow, or idle for too long."""
+        if self._grpc:
+            self._grpc.update()
         now, known = monotonic(), self._settings
         for connection in list(self.server_state.connections):
             if isinstance(connection, Connection):
@@ -118,6 +149,8 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         self._process.is_draining = True
+        if self._grpc:
+            self._grpc.update()
         logger().info("draining", why=why, seconds=self._settings.drain_s)
         asyncio.get_running_loop().call_later(self._settings.drain_s, self._stop)
 
@@ -171,8 +204,13 @@ def serve(settings: Settings) -> int:
     configure(settings.log_level)
     warn_of_unknown_settings()
     app = create_app(settings)
-    with bind(settings.host, settings.port) as listener, lock_address(listener):
+    with ExitStack() as stack:
+        listener = stack.enter_context(bind(settings.host, settings.port))
+        stack.enter_context(lock_address(listener))
         check_exposure(listener.getsockname()[0], app.tokens, insecure=settings.insecure)
+        if settings.grpc_port is not None:
+            port = stack.enter_context(reserve_port(settings.host, settings.grpc_port))
+            settings = settings.model_copy(update={"grpc_port": port})
         return run(Server(uvicorn_config(app, settings), app, settings), app, listener)
 
 

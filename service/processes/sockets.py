@@ -6,6 +6,8 @@ import ctypes
 import socket
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 from service.http.auth import Tokens
@@ -58,6 +60,21 @@ def lock_address(listener: socket.socket) -> socket.socket:
         lock.close()
         raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return lock
+
+
+@contextmanager
+def reserve_port(host: str, port: int) -> Iterator[int]:
+    """Keep an address, at which only sockets that share their port can listen, from other services; yield its port.
+
+    Raises:
+        CannotListen: The address is invalid or in use.
+    """
+    # Fails if any process listens there, also one that shares its port.
+    with bind(host, port) as unshared:
+        port = unshared.getsockname()[1]
+        lock = lock_address(unshared)
+    with lock, bind(host, port, shared=True):
+        yield port
 
 
 def check_exposure(address: str, tokens: Tokens, *, insecure: bool) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from models.devices import is_accelerated
 from service.http.auth import read_tokens
 from service.processes.heartbeat import SIGNALS
-from service.processes.sockets import DEVICE_SOCKET, bind, check_exposure, lock_address, stop_accepting
+from service.processes.sockets import DEVICE_SOCKET, bind, check_exposure, lock_address, reserve_port, stop_accepting
 from service.settings import Settings, cores
 from service.tasks import CatchAndLog, repeat
 from service.telemetry.log import configure, log_writer, logger, warn_of_unknown_settings
@@ -137,7 +137,8 @@ class Supervisor:
         worker_tasks = await self._start_all(self._listeners)
         if not self._stopping.is_set():
             host, port = self._listeners[0].getsockname()[:2]
-            logger().info("listening", url=f"http://{host}:{port}", workers=len(self._listeners))
+            calls = {} if self._settings.grpc_port is None else {"grpc": f"{host}:{self._settings.grpc_port}"}
+            logger().info("listening", url=f"http://{host}:{port}", workers=len(self._listeners), **calls)
         await asyncio.gather(*worker_tasks)
         await self._all_exited(WORKER)
         # Only the device worker is left, and no worker needs it.
@@ -283,7 +284,9 @@ class Supervisor:
         share = max(1, cores() // len(self._listeners))
         threads = {} if "threads" in self._settings.model_fields_set else {"LVM_THREADS": str(share)}
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self._device_sockets else {}
-        return {**os.environ, **threads, **hidden}
+        # The port that was found for 0.
+        calls = {} if self._settings.grpc_port is None else {"LVM_GRPC_PORT": str(self._settings.grpc_port)}
+        return {**os.environ, **threads, **hidden, **calls}
 
     def _on_exit(self, process: WorkerProcess, writer: asyncio.StreamWriter) -> None:
         """Release the slot of a process, and log and count its death unless it was stopped and exited cleanly."""
@@ -329,6 +332,9 @@ def supervise(settings: Settings) -> int:
             host, port = unshared.getsockname()[:2]
             stack.enter_context(lock_address(unshared))
         check_exposure(host, read_tokens(settings), insecure=settings.insecure)
+        if settings.grpc_port is not None:
+            grpc_port = stack.enter_context(reserve_port(settings.host, settings.grpc_port))
+            settings = settings.model_copy(update={"grpc_port": grpc_port})
         listeners = [stack.enter_context(bind(settings.host, port, shared=True)) for _ in range(settings.workers)]
         has_device_worker = needs_device_worker(settings)
         directory = stack.enter_context(metrics_directory(slots_for(settings.workers + has_device_worker)))

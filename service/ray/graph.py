@@ -36,8 +36,10 @@ def build(settings: Settings, least: int = 1, target_s: float = 0.02, per_node: 
     on a node. Without that bound Ray may put all replicas of an alias on one node, which may die.
 
     Raises:
-        BadSettings: the registry is no directory.
+        BadSettings: the registry is no directory, or there is a port for gRPC.
     """
+    if settings.grpc_port is not None:
+        raise BadSettings("LVM_GRPC_PORT: gRPC works without --ray only, as with `lvm serve --workers N`")
     if is_url(settings.registry):
         raise BadSettings("LVM_REGISTRY: on a cluster, a directory that every node sees; mount the store there")
     root = Path(settings.registry).resolve()

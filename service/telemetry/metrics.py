@@ -57,6 +57,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "/embed": _TEXTS,
     "/v1/embeddings": _TEXTS,
 }
+# With LVM_GRPC_PORT.
+GRPC_STAGES: dict[str, tuple[str, ...]] = {"grpc:infer": _VECTORS}
 # With LVM_COMPAT=lnsp.
 LNSP_STAGES: dict[str, tuple[str, ...]] = {"/infer": _VECTORS, "/infer/batch": _VECTORS}
 

@@ -23,6 +23,7 @@ from tests.docs.blocks import Block
 
 DOCUMENTS = [*sorted(ROOT.glob("docs/*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "README.md"]
 URL = "http://127.0.0.1:8000"
+CALLS = "127.0.0.1:8001"
 NOT_RUN: Mapping[str, str] = {  # the beginning of a command, and why it cannot run here
     "make serve": "installs; what it starts is what all others talk to",
     "make test": "this is it",
@@ -37,6 +38,8 @@ NOT_RUN: Mapping[str, str] = {  # the beginning of a command, and why it cannot 
     "printf 'prometheus:": "makes the secret that the next one takes",
     "helm": "wants a cluster",
     "pip install -c constraints.txt -e '.[milvus]'": "installs",
+    "pip install -c constraints.txt -e '.[grpc]'": "installs",
+    "LVM_GRPC_PORT=8001 lvm serve": "the service beside has it set",
     "LVM_MILVUS_URI=": "wants a Milvus; tests/e2e/test_milvus.py has one",
     "lvm index push": "the same",
     "lvm serve --ray": "wants the ray extra; make ray-check starts one",
@@ -64,7 +67,9 @@ class Site:
         self._add_data(registry / "retriever")
         (root / "until_served").write_text(f"#!{sys.executable}\n{UNTIL_SERVED}")
         (root / "until_served").chmod(0o755)
-        self.process = Process(registry, root / "serve.log", LVM_TIMEOUT_MS="60000", LVM_COMPAT="lnsp")
+        self.process = Process(
+            registry, root / "serve.log", LVM_TIMEOUT_MS="60000", LVM_COMPAT="lnsp", LVM_GRPC_PORT="0"
+        )
         paths = [str(root), str(Path(sys.executable).parent), os.environ["PATH"]]
         self._environment = {
             **os.environ,
@@ -87,7 +92,8 @@ class Site:
 
     def here(self, text: str) -> str:
         """Return a text of the documents with the addresses and places that are right here."""
-        return text.replace(URL, self.process.url).replace("/tmp/", f"{self.root}/")
+        calls = self.process.events("listening")[0]["grpc"]
+        return text.replace(URL, self.process.url).replace(CALLS, calls).replace("/tmp/", f"{self.root}/")
 
     def run(self, block: Block) -> None:
         """Run the commands of a block in one shell; what they print is as the block shows, if it does."""

@@ -15,6 +15,7 @@ import pytest
 
 from lvm.errors import Invalid, ServiceError
 from models.vectors import Floats
+from service.deploy.shadow import Shadow
 from service.engines.router import make_router
 from service.http import checks, codec
 from service.http.codec import Decoded, Fields, JsonReader
@@ -192,7 +193,7 @@ def json_reader(fields: Fields) -> Decode:
 
 def infer() -> Decode:
     settings = Settings(max_rows=ROWS)
-    handler = Infer(make_router({}, settings, Metrics()), settings, Slicer())
+    handler = Infer(make_router({}, settings, Metrics()), Shadow({}, 0, Metrics()), settings, Slicer())
 
     def decode(body: bytes) -> Floats:
         length, _, rest = body.partition(b";")

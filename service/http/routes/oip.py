@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import wraps
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -23,13 +24,14 @@ from lvm.errors import (
 )
 from models.vectors import Floats
 from service.deploy.deployments import Deployments
+from service.deploy.shadow import Shadow
 from service.engines.remote import PredictEngine
 from service.engines.router import Routed, Router
 from service.http import checks, codec, content_coding, octets, schemas
 from service.http.codec import Decoded
 from service.http.gateway import State
 from service.http.json_slices import LongArray, find_array
-from service.http.messages import JSON, MAX_DIGITS, Request, Response, media_type_of
+from service.http.messages import JSON, MAX_DIGITS, Headers, Request, Response, media_type_of
 from service.http.octets import OCTETS, Shape
 from service.http.routes.common import MadeBy, document_route, headers_of
 from service.http.routes.health import check_live, check_ready
@@ -85,53 +87,86 @@ class ParsedRequest(NamedTuple):
     binary: bool
 
 
-class Infer:
-    """Answers POST /v2/models/{model}[/versions/{version}]/infer."""
+Encoded = tuple[bytes, bytes, Headers]
+"""A body, its media type, and headers that it needs."""
+Encode = Callable[[ParsedRequest, Routed], Encoded]
 
-    def __init__(self, router: Router, settings: Settings, slicer: Slicer) -> None:
+
+class Inference:
+    """What an infer request asks for and gets, in JSON and binary and over gRPC: checks, routing, the response."""
+
+    def __init__(self, router: Router, shadow: Shadow, settings: Settings, slicer: Slicer) -> None:
         self._router = router
+        self._shadow = shadow
         self._max_rows = settings.max_rows
         self._norm_policy = settings.norm_policy
-        self._arrays = codec.ArrayReader()
         self._slicer = slicer
 
-    async def __call__(self, request: Request) -> Response:
-        """Return the response; raises `ServiceError`."""
-        media_type_of(request.headers.get(b"content-type", JSON), (JSON, OCTETS, FORM))
-        checks.reject_unknown(request.options(), (), "option")
-        chain = _chain(self._router, *_names(request.path))
-        parsed = await self._read(request, chain[0].info.shape)
+    def _parsed(
+        self, request: Request, json: Json, model: str, tail: bytes, shape: Shape, *, binary: bool = False
+    ) -> ParsedRequest:
+        """Return what `model` is asked, with binary data in `tail`; `binary`: the answer's form unless it is named."""
+        document = _members(json, "", MEMBERS)
+        if "model_name" in document and document["model_name"] != model:
+            raise Invalid("not the model of the path", pointer="/model_name")
+        parameters = parameters_of(document, "", PARAMETERS)
+        _set_timeout(request, parameters.get("timeout"))
+        rows = _rows(only_input(document), tail, shape, self._max_rows)
+        rows = codec.normalised(self._norm_policy, Decoded(rows, "inputs", {}, None, answers_many=True)).rows
+        return ParsedRequest(rows, _id(document), _wants_binary(document, parameters, binary))
+
+    async def _answer(
+        self, request: Request, parsed: ParsedRequest, chain: list[PredictEngine], encode: Encode
+    ) -> Response:
         request.set_rows(len(parsed.rows))
         decode_s = perf_counter() - request.started
         routed = await self._router.predict(parsed.rows, chain, request.deadline, is_scored=request.is_scored)
         began = perf_counter()
         prediction = routed.prediction
-        body, media_type, more = _encode(parsed, routed)
+        body, media_type, more = encode(parsed, routed)
         queue, infer = ("queue", prediction.queue_s), ("infer", prediction.infer_s)
         stages = (("decode", decode_s), queue, infer, ("encode", perf_counter() - began))
+        self._shadow.maybe_compare(parsed.rows, routed)
         made_by = MadeBy(prediction.model, prediction.version, routed.served_by, routed.fallback_reason)
         headers = [*headers_of(made_by, prediction.batch_rows, prediction.replica), *more]
         outcome = "fallback" if routed.fallback_reason else "ok"
         return Response(body, media_type, headers, outcome=outcome, stages=stages, served_by=routed.served_by)
 
+
+class Infer(Inference):
+    """Answers POST /v2/models/{model}[/versions/{version}]/infer."""
+
+    def __init__(self, router: Router, shadow: Shadow, settings: Settings, slicer: Slicer) -> None:
+        super().__init__(router, shadow, settings, slicer)
+        self._arrays = codec.ArrayReader()
+
+    async def __call__(self, request: Request) -> Response:
+        """Return the response; raises `ServiceError`."""
+        media_type_of(request.headers.get(b"content-type", JSON), (JSON, OCTETS, FORM))
+        checks.reject_unknown(request.options(), (), "option")
+        chain = chain_of(self._router, *_names(request.path))
+        parsed = await self._read(request, chain[0].info.shape)
+        return await self._answer(request, parsed, chain, _encode)
+
     def parse(self, request: Request, shape: Shape) -> Work[ParsedRequest]:
         """Return what a request asks of a model of contexts of `shape`; yield between slices; raises `ServiceError`."""
         header, tail = _split(request)
+        model, _ = _names(request.path)
         if len(header) <= codec.QUICK:
-            return self._parsed(request, codec.parse_object(header), tail, shape)
+            return self._parsed(request, codec.parse_object(header), model, tail, shape)
         array = find_array(header, "data")
         if array is None or not array.is_most_of_the_body:
             codec.check_values(header)
             yield
-            return self._parsed(request, codec.parse_object(header), tail, shape)
+            return self._parsed(request, codec.parse_object(header), model, tail, shape)
         codec.check_values(array.rest)
         document = codec.parse_object(array.rest)
-        tensor = _only_input(document)
+        tensor = only_input(document)
         if tensor.get("data") != []:
             raise Invalid("expected a list of numbers", pointer="/inputs/0/data")
-        data = yield from self._numbers(array, _count(tensor, shape), shape)
+        data = yield from self._numbers(array, count_of(tensor, shape), shape)
         document["inputs"][0]["data"] = data
-        return self._parsed(request, document, tail, shape)
+        return self._parsed(request, document, model, tail, shape)
 
     async def _read(self, request: Request, shape: Shape) -> ParsedRequest:
         work = self.parse(request, shape)
@@ -147,16 +182,6 @@ class Infer:
         if len(data) != most:
             raise Invalid(f"{len(data)} items; expected {most}", pointer="/inputs/0/data")
         return data
-
-    def _parsed(self, request: Request, json: dict[str, Any], tail: bytes, shape: Shape) -> ParsedRequest:
-        document = _members(json, "", MEMBERS)
-        if "model_name" in document and document["model_name"] != _names(request.path)[0]:
-            raise Invalid("not the model of the path", pointer="/model_name")
-        parameters = _parameters(document, "", PARAMETERS)
-        _set_timeout(request, parameters.get("timeout"))
-        rows = _rows(_only_input(document), tail, shape, self._max_rows)
-        rows = codec.normalised(self._norm_policy, Decoded(rows, "inputs", {}, None, answers_many=True)).rows
-        return ParsedRequest(rows, _id(document), _wants_binary(document, parameters))
 
 
 def _set_timeout(request: Request, microseconds: int | None) -> None:
@@ -175,7 +200,8 @@ def _names(path: str) -> tuple[str, str | None]:
     return parts[0], parts[2] if len(parts) == 3 else None
 
 
-def _chain(router: Router, model: str, version: str | None) -> list[PredictEngine]:
+def chain_of(router: Router, model: str, version: str | None) -> list[PredictEngine]:
+    """Return the engines to try for a model, only one if a version is given; raises `UnknownModel`, `Unavailable`."""
     chain = router.chain(model, "realtime")
     if version is None:
         return chain
@@ -193,7 +219,8 @@ def _split(request: Request) -> tuple[bytes, bytes]:
     return request.body[: int(length)], request.body[int(length) :]
 
 
-def _only_input(document: Json) -> Json:
+def only_input(document: Json) -> Json:
+    """Return the members of the input of a document; raises `Invalid` if it is not one tensor `context` of FP32."""
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1:
         raise Invalid(f"expected a list of one input, {INPUT}", pointer="/inputs")
@@ -217,7 +244,8 @@ def _members(value: Any, pointer: str, known: Collection[str], what: str = "memb
     return {name: member for name, member in value.items() if member is not None}
 
 
-def _parameters(document: Json, pointer: str, checks: Mapping[str, checks.Check]) -> dict[str, Any]:
+def parameters_of(document: Json, pointer: str, checks: Mapping[str, checks.Check]) -> dict[str, Any]:
+    """Return the checked parameters of what `pointer` points at; raises `Invalid`."""
     pointer = f"{pointer}/parameters"
     given = _members(document.get("parameters", {}), pointer, checks.keys(), "parameter")
     return {name: checks[name](value, f"{pointer}/{name}") for name, value in given.items()}
@@ -229,7 +257,7 @@ def _id(document: Json) -> str | None:
 
 
 def _rows(tensor: Json, tail: bytes, shape: Shape, max_rows: int) -> Floats:
-    count, parameters = _count(tensor, shape), _parameters(tensor, "/inputs/0", INPUT_PARAMETERS)
+    count, parameters = count_of(tensor, shape), parameters_of(tensor, "/inputs/0", INPUT_PARAMETERS)
     size = parameters.get("binary_data_size")
     if (size or 0) != len(tail):
         raise Malformed(f"{len(tail)} bytes follow the JSON object; expected binary_data_size, {size or 0}")
@@ -250,7 +278,7 @@ def _data(tensor: Json) -> list[Any] | Floats:
     return data
 
 
-def _count(tensor: Json, shape: Shape) -> int:
+def count_of(tensor: Json, shape: Shape) -> int:
     """Return the number of rows in the shape of an input."""
     given = tensor.get("shape")
     count = given[0] if isinstance(given, list) and given and type(given[0]) in (int, float) else 0
@@ -259,18 +287,18 @@ def _count(tensor: Json, shape: Shape) -> int:
     return int(count)
 
 
-def _wants_binary(document: Json, parameters: Json) -> bool:
+def _wants_binary(document: Json, parameters: Json, default: bool) -> bool:
     outputs = document.get("outputs", [])
     if not isinstance(outputs, list) or len(outputs) > 1:
         raise Invalid(f"expected a list of one output, {OUTPUT}", pointer="/outputs")
     output = _members(outputs[0], "/outputs/0", ("name", "parameters")) if outputs else {}
     if output.get("name", OUTPUT) != OUTPUT:
         raise Invalid(f"unknown output; expected {OUTPUT}", pointer="/outputs/0/name")
-    wanted: bool = parameters.get("binary_data_output", False)
-    return _parameters(output, "/outputs/0", OUTPUT_PARAMETERS).get("binary_data", wanted) is True
+    wanted: bool = parameters.get("binary_data_output", default)
+    return parameters_of(output, "/outputs/0", OUTPUT_PARAMETERS).get("binary_data", wanted) is True
 
 
-def _encode(parsed: ParsedRequest, routed: Routed) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
+def _encode(parsed: ParsedRequest, routed: Routed) -> Encoded:
     vectors = routed.prediction.vectors
     output: dict[str, Any] = {"name": OUTPUT, "datatype": DATATYPE, "shape": list(vectors.shape)}
     answer = {
@@ -287,6 +315,43 @@ def _encode(parsed: ParsedRequest, routed: Routed) -> tuple[bytes, bytes, list[t
     output["parameters"] = {"binary_data_size": len(data)}
     header = codec.encode_json(answer)
     return header + data, OCTETS, [(HEADER_LENGTH, b"%d" % len(header))]
+
+
+def model_metadata(engine: PredictEngine) -> dict[str, Any]:
+    """Name, versions, inputs and outputs of a served model."""
+    length, dim = engine.info.shape
+    return {
+        "name": engine.info.name,
+        "versions": [engine.info.version],
+        "platform": engine.info.runtime,
+        "inputs": [{"name": INPUT, "datatype": DATATYPE, "shape": [-1, length, dim]}],
+        "outputs": [{"name": OUTPUT, "datatype": DATATYPE, "shape": [-1, dim]}],
+    }
+
+
+def model_ready(engine: PredictEngine) -> dict[str, Any]:
+    """200 while the model is served."""
+    return {"name": engine.info.name, "ready": True}
+
+
+def model_config(engine: PredictEngine, max_rows: int) -> dict[str, Any]:
+    """Inputs, outputs and largest batch of a served model, as Triton's model configuration extension has them."""
+    length, dim = engine.info.shape
+    return {
+        "name": engine.info.name,
+        "platform": engine.info.runtime,
+        "max_batch_size": max_rows,
+        "input": [{"name": INPUT, "data_type": f"TYPE_{DATATYPE}", "dims": [length, dim]}],
+        "output": [{"name": OUTPUT, "data_type": f"TYPE_{DATATYPE}", "dims": [dim]}],
+    }
+
+
+def repository_index_of(router: Router) -> list[dict[str, str]]:
+    """Return every name that a model can be asked by; all of them are ready."""
+    named = {
+        name: engine.info.version for alias, engine in router.engines.items() for name in (alias, engine.info.name)
+    }
+    return [{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in named.items()]
 
 
 def is_infer(path: str) -> bool:
@@ -339,10 +404,7 @@ def _add_repository_index(app: FastAPI, router: Router) -> None:
         body = await _small_body(request)
         asked = _members(codec.parse_object(body) if body else {}, "", ("ready",))
         checks.flag(asked.get("ready", False), "/ready")
-        named = {
-            name: engine.info.version for alias, engine in router.engines.items() for name in (alias, engine.info.name)
-        }
-        return [{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in named.items()]
+        return repository_index_of(router)
 
 
 async def _small_body(request: FastAPIRequest) -> bytes:
@@ -366,38 +428,16 @@ def _add_model_routes(app: FastAPI, router: Router, max_rows: int) -> None:
 
         @app.get(MODEL + suffix, **documented)
         async def of_model(model: str) -> dict[str, Any]:
-            return answer(_chain(router, model, None)[0])
+            return answer(chain_of(router, model, None)[0])
 
         @app.get(f"{MODEL}/versions/{{version}}{suffix}", **documented)
         async def of_version(model: str, version: str) -> dict[str, Any]:
-            return answer(_chain(router, model, version)[0])
+            return answer(chain_of(router, model, version)[0])
 
-    def model_metadata(engine: PredictEngine) -> dict[str, Any]:
-        """Name, versions, inputs and outputs of a served model."""
-        length, dim = engine.info.shape
-        return {
-            "name": engine.info.name,
-            "versions": [engine.info.version],
-            "platform": engine.info.runtime,
-            "inputs": [{"name": INPUT, "datatype": DATATYPE, "shape": [-1, length, dim]}],
-            "outputs": [{"name": OUTPUT, "datatype": DATATYPE, "shape": [-1, dim]}],
-        }
-
-    def model_ready(engine: PredictEngine) -> dict[str, Any]:
-        """200 while the model is served."""
-        return {"name": engine.info.name, "ready": True}
-
-    def model_config(engine: PredictEngine) -> dict[str, Any]:
-        """Inputs, outputs and largest batch of a served model, as Triton's model configuration extension has them."""
-        length, dim = engine.info.shape
-        return {
-            "name": engine.info.name,
-            "platform": engine.info.runtime,
-            "max_batch_size": max_rows,
-            "input": [{"name": INPUT, "data_type": f"TYPE_{DATATYPE}", "dims": [length, dim]}],
-            "output": [{"name": OUTPUT, "data_type": f"TYPE_{DATATYPE}", "dims": [dim]}],
-        }
+    @wraps(model_config)
+    def config(engine: PredictEngine) -> dict[str, Any]:
+        return model_config(engine, max_rows)
 
     add("", schemas.ModelMetadata, model_metadata)
     add("/ready", schemas.ModelReady, model_ready)
-    add("/config", schemas.ModelConfig, model_config)
+    add("/config", schemas.ModelConfig, config)

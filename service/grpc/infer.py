@@ -88,8 +88,8 @@ def _document(message: Any) -> dict[str, Any]:
 
 
 def _parameters(given: Any) -> dict[str, Any]:
-    """Return parameters as JSON has them; one without a value is null."""
-    kinds = {name: value.WhichOneof("parameter_choice") for name, value in given.items()}
+    """Return parameters as JSON has them, by name, as a map has no order; one without a value is null."""
+    kinds = {name: given[name].WhichOneof("parameter_choice") for name in sorted(given)}
     return {name: kind and getattr(given[name], kind) for name, kind in kinds.items()}
 
 

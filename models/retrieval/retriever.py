@@ -7,9 +7,11 @@ corpus; a reranker may reorder the results. A caller's own query is searched amo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
+from math import isnan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,11 +68,29 @@ class Search:
 
 
 class Hit(NamedTuple):
-    """One result: its row in the corpus, its inner product with the query, and its passage."""
+    """One result: its row in the corpus, its inner product with the query, its passage, and the reranker's score.
+
+    The last is None if the reranker did not judge it. Higher is better; it has no unit, and orders the results of one
+    search only.
+    """
 
     row: int
     score: float
     chunk: Chunk
+    rerank_score: float | None = None
+
+
+class Ranked(NamedTuple):
+    """Results in order: scores and rows `(C,)`; and the reranker's scores, NaN if it did not judge a row."""
+
+    scores: Floats
+    rows: Rows
+    rerank_scores: Floats | None = None
+
+    def take(self, order: Rows) -> Ranked:
+        """Return the results at these places."""
+        judged = None if self.rerank_scores is None else self.rerank_scores[order]
+        return Ranked(self.scores[order], self.rows[order], judged)
 
 
 class Retriever:
@@ -184,12 +204,12 @@ class Retriever:
         order was changed).
         """
         queries = self._queries(searches, on_stage)
-        found = self._find_each(searches, queries)
+        found = [Ranked(*each) for each in self._find_each(searches, queries)]
         on_stage("search")
         if any(self.is_reranked(search) or search.mmr is not None for search in searches):
             found = list(map(self._reorder, searches, queries, found))
             on_stage("rerank")
-        return [self._hits(search.k, *best) for search, best in zip(searches, found, strict=True)]
+        return [self._hits(search.k, best) for search, best in zip(searches, found, strict=True)]
 
     def find_candidates(self, searches: list[Search]) -> list[ScoredRows]:
         """Return the scores and rows of each search before reranking."""
@@ -278,12 +298,12 @@ class Retriever:
             scores, rows = scores[is_kept], rows[is_kept]
         return scores[:depth], rows[:depth]
 
-    def _reorder(self, search: Search, query: Floats, found: ScoredRows) -> ScoredRows:
+    def _reorder(self, search: Search, query: Floats, found: Ranked) -> Ranked:
         if self.is_reranked(search):
-            found = self._rerank(search, *found)
-        return found if search.mmr is None else self._diversify(search, search.mmr, query, *found)
+            found = self._rerank(search, found)
+        return found if search.mmr is None else self._diversify(search, search.mmr, query, found)
 
-    def _diversify(self, search: Search, weight: float, query: Floats, scores: Floats, rows: Rows) -> ScoredRows:
+    def _diversify(self, search: Search, weight: float, query: Floats, found: Ranked) -> Ranked:
         """Order the first `MMR_POOL` candidates by maximal marginal relevance; the others follow as they are.
 
         Relevance is the cosine of the query. If the candidates were reranked, the first has the greatest cosine among
@@ -291,28 +311,33 @@ class Retriever:
         """
         index = self.towers.index if self.towers and search.query is None else self.index
         length = float(np.linalg.norm(query.astype(np.float64)))
+        scores, rows, _ = found
         relevance = np.sort(scores)[::-1] / max(length, _SHORTEST)
         pool, later = np.split(np.arange(len(rows)), [MMR_POOL])
         count = min(search.k, len(pool))
         order = marginal_order(relevance[pool], index.vectors_at(rows[pool]), count, weight)
-        order = np.concatenate([order, later])
-        return scores[order], rows[order]
+        return found.take(np.concatenate([order, later]))
 
-    def _rerank(self, search: Search, scores: Floats, rows: Rows) -> ScoredRows:
+    def _rerank(self, search: Search, found: Ranked) -> Ranked:
         """Reorder the first `RERANK_DEPTH` candidates; the context's own chunks follow, then the other rows."""
         assert self.reranker
         assert search.context is not None
+        scores, rows, _ = found
         best, later = np.split(np.arange(len(rows)), [RERANK_DEPTH])
         is_own = self._is_in_context(rows[best], search.context)
         new, own = best[~is_own], best[is_own]
         features = self.candidate_features(search.context, scores[new], rows[new])
-        new = new[np.argsort(-self.reranker.score(features), kind="stable")]
-        order = np.concatenate([new, own, later])
-        return scores[order], rows[order]
+        judged = np.full(len(rows), np.nan, np.float32)
+        judged[new] = self.reranker.score(features)
+        new = new[np.argsort(-judged[new], kind="stable")]
+        return Ranked(scores, rows, judged).take(np.concatenate([new, own, later]))
 
-    def _hits(self, k: int, scores: Floats, rows: Rows) -> list[Hit]:
-        best = rows[:k].tolist()
-        return list(map(Hit, best, scores[:k].tolist(), map(self.corpus.chunk, best)))
+    def _hits(self, k: int, found: Ranked) -> list[Hit]:
+        best = found.rows[:k].tolist()
+        judged: Iterable[float | None] = repeat(None)
+        if found.rerank_scores is not None:
+            judged = (None if isnan(score) else score for score in found.rerank_scores[:k].tolist())
+        return list(map(Hit, best, found.scores[:k].tolist(), map(self.corpus.chunk, best), judged))
 
     def _is_in_context(self, rows: Rows, context: Floats) -> NDArray[np.bool_]:
         """Return which of `rows` `(R,)` are vectors of `context` `(T, D)`; these may have any length."""

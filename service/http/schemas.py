@@ -273,7 +273,11 @@ class FoundPassage(BaseModel):
 class Result(FoundPassage):
     """One passage."""
 
-    score: float
+    score: float = Field(description="Inner product with the query.")
+    rerank_score: float | None = Field(
+        None,
+        description="The reranker's score, if it judged the passage: higher is better, in one list of results.",
+    )
     article: int
     title: str
 

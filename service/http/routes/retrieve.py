@@ -364,6 +364,7 @@ def _result(hit: Hit) -> dict[str, Any]:
     return {
         "id": hit.row,
         "score": hit.score,
+        **({} if hit.rerank_score is None else {"rerank_score": hit.rerank_score}),
         "article": chunk.article,
         "title": chunk.title,
         "position": chunk.position,

@@ -15,7 +15,7 @@ from models.retrieval.corpus import Corpus
 from models.retrieval.fields import Column, Fields
 from models.retrieval.index import FlatIndex
 from models.retrieval.milvus import IndexUnavailable
-from models.retrieval.retriever import Retriever
+from models.retrieval.retriever import Retriever, Search
 from service.settings import Settings
 from tests.conftest import Running, until
 from tests.fakes import D, FakeBuild, HashEncoder, T, bundle, card, contexts, corpus, octets_of
@@ -179,6 +179,37 @@ def test_mmr_keeps_the_first_of_the_reranked(serve: Serve) -> None:
     assert answer["reranked"]
     assert answer["results"][0] == reranked["results"][0]
     assert not post(server, {"context": CONTEXT, "mmr": 0.5, "rerank": False}).json()["reranked"]
+
+
+# ---- the reranker's score
+
+
+def test_the_rerankers_score_stands_beside_that_of_the_search(serve: Serve) -> None:
+    server, known = serve(corpus=bundle), bundle()
+    hits = post(server, {"context": CONTEXT, "k": 20}).json()["results"]
+    (candidates,) = known.find_candidates([Search(None, 20, (), np.array(CONTEXT), np.array(CONTEXT))])
+    assert known.reranker
+    judged = known.reranker.score(known.candidate_features(np.array(CONTEXT, np.float32), *candidates))
+    expected = dict(zip(candidates[1].tolist(), judged.tolist(), strict=True))
+    assert {hit["id"]: hit["rerank_score"] for hit in hits} == pytest.approx(expected, abs=1e-6)
+    assert [hit["rerank_score"] for hit in hits] == sorted(expected.values(), reverse=True)
+    plain = {hit["id"]: hit["score"] for hit in post(server, {"context": CONTEXT, "rerank": False}).json()["results"]}
+    assert all(hit["score"] == pytest.approx(plain.get(hit["id"], hit["score"]), abs=1e-6) for hit in hits)
+
+
+def test_passages_that_the_reranker_did_not_judge_have_no_score_of_it(serve: Serve) -> None:
+    server = serve(corpus=bundle)
+    for body in ({"query": QUERY}, {"context": CONTEXT, "rerank": False}, {"context": CONTEXT, "model": "gru"}):
+        assert not any("rerank_score" in hit for hit in post(server, body).json()["results"])
+    with_own = post(server, {"context": CONTEXT, "k": 20, "exclude_context": False}).json()["results"]
+    assert ["rerank_score" in hit for hit in with_own] == [True] * (20 - T) + [False] * T
+
+
+def test_diverse_results_keep_the_rerankers_scores(serve: Serve) -> None:
+    server = serve(corpus=bundle)
+    plain = {hit["id"]: hit["rerank_score"] for hit in post(server, {"context": CONTEXT, "k": 20}).json()["results"]}
+    for hit in post(server, {"context": CONTEXT, "k": 20, "mmr": 0.5}).json()["results"]:
+        assert hit["rerank_score"] == pytest.approx(plain[hit["id"]], abs=1e-6)
 
 
 # ---- many

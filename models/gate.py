@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from time import process_time
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from models.evaluate import COUNTS, TOLERANCE, find_on_card, mean_cosine, rank_metrics, retrieval_ranks, window_counts
-from models.predictor import load_predictor
+from models.predictor import build_predictor, load_net
 from models.registry.alias import ALIASES, Alias
 from models.registry.card import BadCard, Card, read_card
 from models.registry.checkpoint import BadCheckpoint
@@ -32,6 +32,7 @@ from models.retrieval.corpus import (
     read_corpus,
 )
 from models.retrieval.retriever import Search, load_retriever
+from models.runtimes import worst_cosine
 from models.vectors import Floats, normalise
 from models.windows import DrawnWindows, Windows, require_windows, scored_windows
 
@@ -101,7 +102,8 @@ class Verdict:
 class Contender:
     """A version as it would serve: `run` answers contexts `(B, T, D)`; `score` returns its `measure` on windows.
 
-    A bundle has the `corpus` that it searches, in memory or on disk. A corpus without towers has no `run`.
+    A bundle has the `corpus` that it searches, in memory or on disk. A corpus without towers has no `run`. `golden`
+    is how near a net comes to its golden vectors; that of others is empty.
     """
 
     id: str
@@ -110,6 +112,7 @@ class Contender:
     run: Callable[[Floats], object] | None
     score: Callable[[Windows], float]
     corpus: Corpus | MappedCorpus | None = None
+    golden: Mapping[str, float] = field(default_factory=dict)
 
     def card_score(self, name: str) -> float | None:
         """Return the score of a data set on the card, None if it has no number."""
@@ -184,10 +187,11 @@ def _load(alias: str, version: Version) -> Contender:
 
 def _load_net(version: Version) -> Contender:
     """Load a net; its measure is the mean cosine to the true next vector."""
-    net = load_predictor(version.path, "cpu", os.cpu_count() or 1)
-    return Contender(
-        version.id, net.card, "cosine", net.predict_batch, lambda data: mean_cosine(net.predict_batch, data)
-    )
+    checkpoint = load_net(version.path)
+    run = build_predictor(checkpoint, "cpu", os.cpu_count() or 1).predict_batch
+    worst = worst_cosine(run(checkpoint.golden_context), checkpoint.golden_vector)
+    golden = {"contexts": len(checkpoint.golden_context), "worst_cosine": worst}
+    return Contender(version.id, checkpoint.card, "cosine", run, lambda data: mean_cosine(run, data), golden=golden)
 
 
 def _load_corpus(version: Version) -> Contender:
@@ -270,6 +274,11 @@ def check_card(case: GateInput) -> list[str]:
             "(lvm import has --data, --encoder and --license)"
         )
     return list(required)
+
+
+def check_golden(case: GateInput) -> Mapping[str, float]:
+    """Return the number of golden contexts and the worst cosine; a net that fails them was not even loaded."""
+    return case.contender.golden
 
 
 def check_space(case: GateInput) -> dict[str, Any]:
@@ -377,6 +386,7 @@ def _cpu_seconds(run: Callable[[Floats], object], contexts: Floats) -> float:
 
 CHECKS: Mapping[str, Callable[[GateInput], Any]] = {
     "card": check_card,
+    "golden": check_golden,
     "space": check_space,
     "scores": check_scores,
     "incumbent_scores": check_incumbent,

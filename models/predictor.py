@@ -61,10 +61,15 @@ def load_predictor(directory: Path, device: str = "auto", threads: int = 1, prec
         NoSuchDevice: the device, or the precision on it, is not available.
         BadCheckpoint: the version must not be served; the message says why.
     """
+    return build_predictor(load_net(directory), device, threads, precision)
+
+
+def load_net(directory: Path) -> Checkpoint:
+    """Load the files of a net and verify them; raises `BadCheckpoint`."""
     checkpoint = load_checkpoint(directory)
     if checkpoint.card.kind != "net":
         raise BadCheckpoint(f"{directory}: kind {checkpoint.card.kind}, expected net")
-    return build_predictor(checkpoint, device, threads, precision)
+    return checkpoint
 
 
 def build_predictor(

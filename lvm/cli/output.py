@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from models.registry.registry import Version
 
 Progress = Callable[[int, int], None]
 
+# a number with its unit, or a dash instead of one
+_NUMBER = re.compile(r"-|[-+]?\d[\d,.]*( x| kB| MB| GB)?")
 NOTHING_STORED = "nothing was stored; the same command starts over"
 
 
@@ -67,16 +70,25 @@ def _is_replaceable(path: Path) -> bool:
     return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
-def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], padding: int = 1) -> None:
-    """Print a table with `padding` spaces beside each cell; in a file or a pipe it is 160 characters wide."""
+def print_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], is_message: bool = False, padding: int = 1
+) -> None:
+    """Print a table to stdout, or a message to stderr; in a file or a pipe it is 160 characters wide.
+
+    `padding` is the number of spaces beside each cell.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*head, box=box.SIMPLE_HEAD, padding=(0, padding))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, padding))
+    for at, title in enumerate(head):
+        is_numeric = all(_NUMBER.fullmatch(line) for row in rows for line in row[at].splitlines())
+        table.add_column(title, justify="right" if rows and is_numeric else "left", no_wrap=is_numeric)
     for row in rows:
         table.add_row(*map(printable, row))
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
+    stream = sys.stderr if is_message else sys.stdout
+    Console(file=stream, width=None if stream.isatty() else 160, markup=False, emoji=False).print(table)
 
 
 def print_version(version: Version, as_json: bool, more: Mapping[str, Any] = MappingProxyType({})) -> None:

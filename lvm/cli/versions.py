@@ -108,7 +108,8 @@ def promote(
 ) -> None:
     """Point ALIAS at VERSION, if it passes the gate.
 
-    A running service follows within a second, and rolls back automatically if the new version misbehaves.
+    Prints what the gate measured. A running service follows within a second, and rolls back automatically if the new
+    version misbehaves.
     """
     if force and not why:
         raise typer.BadParameter("needs --why: the ledger keeps what was overridden, and why", param_hint="--force")
@@ -127,6 +128,8 @@ def promote(
     overrode = [f"{type(objection).__name__}: {objection}" for objection in verdict.objections]
     move = found.point(alias, target, why=why, overrode=overrode, expected=verdict.aliases_before)
     _print_move(move, as_json, verdict.figures)
+    if not as_json:
+        _print_figures(verdict.figures)
 
 
 def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:
@@ -185,6 +188,15 @@ def _print_move(move: Move, as_json: bool, checked: dict[str, Any] | None = None
         print_json({**vars(move), **({"checked": checked} if checked else {})})
     else:
         typer.echo(f"{move.alias}: {move.before or 'nothing'} -> {move.after or 'nothing'}")
+
+
+def _print_figures(figures: Mapping[str, Any]) -> None:
+    """Print to stderr what the gate measured."""
+    from lvm.cli import verdict
+
+    if measured := list(verdict.rows(figures)):
+        print_table(verdict.HEAD, measured, is_message=True)
+    print_message(verdict.passed(figures))
 
 
 def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJson = False) -> None:

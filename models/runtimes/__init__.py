@@ -132,8 +132,12 @@ def check_parity(runtime: Runtime, checkpoint: Checkpoint) -> None:
     if answer.shape != checkpoint.golden_vector.shape:
         expected = checkpoint.golden_vector.shape
         raise UnfitRuntime(f"{runtime.name}: answers have shape {answer.shape}; expected {expected}")
-    distances = np.sum((answer - checkpoint.golden_vector) ** 2, axis=1)
-    # the cosine if both have unit length; less, or NaN, if one has not
-    worst = float(1 - np.max(distances) / 2)
+    worst = worst_cosine(answer, checkpoint.golden_vector)
     if not worst >= MIN_PARITY:
         raise UnfitRuntime(f"{runtime.name}: cosine {worst:.6f} to the golden vectors; expected >= {MIN_PARITY}")
+
+
+def worst_cosine(answer: Floats, golden: Floats) -> float:
+    """Return the least cosine of answers `(G, D)` to the golden vectors; less, or NaN, if one has not unit length."""
+    distances = np.sum((answer - golden) ** 2, axis=1)
+    return float(1 - np.max(distances) / 2)

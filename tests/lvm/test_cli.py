@@ -264,6 +264,8 @@ def test_promote_and_rollback_move_the_alias_and_print_it(shipped: Path) -> None
     amn, gmn = registry.resolve("primary"), next(v for v in registry.versions() if v.name == "gmn")
     done = lvm("promote", "primary", gmn.version, "--why", "test", registry=shipped)
     assert (done.returncode, done.stdout) == (0, f"primary: {amn.id} -> {gmn.id}\n")
+    assert re.search(r"cosine, wiki/val +0\.6026 +0\.6026 +0\.5862 +\+0\.0164", done.stderr)
+    assert "passed: complete card; 64 golden vectors (worst cosine 1.000000)" in done.stderr
     back = lvm("rollback", "primary", registry=shipped)
     assert (back.returncode, back.stdout) == (0, f"primary: {gmn.id} -> {amn.id}\n")
     assert [move.why for move in registry.ledger()][-2:] == ["test", ""]

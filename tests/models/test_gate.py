@@ -63,6 +63,8 @@ def test_a_sound_net_passes_with_its_figures(registry: Registry, amn_version: Ve
     assert verdict.figures["incumbent"] is None
     figures = verdict.figures["scores"]["other"]
     assert figures["cosine"] == pytest.approx(figures["card"], abs=1e-4)
+    assert verdict.figures["golden"]["contexts"] > 0
+    assert verdict.figures["golden"]["worst_cosine"] == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from lvm.cli import build, exit_codes, index, measure, serving, versions
+from lvm.cli import build, exit_codes, index, measure, serving, shadow, versions
 
 # by name: the function of a command, and examples
 Commands = Mapping[str, tuple[Callable[..., None], tuple[str, ...]]]
@@ -29,7 +29,7 @@ VERSIONS: Commands = {
     "push": (versions.push, ("lvm push s3://bucket/prefix",)),
     "import": (versions.import_, ("lvm import epoch_20.pt --name amn --encoder all-MiniLM-L6-v2 --data NAME=DIR",)),
 }
-SHADOW: Commands = {"report": (versions.report, ("lvm shadow report http://127.0.0.1:8000",))}
+SHADOW: Commands = {"report": (shadow.report, ("lvm shadow report http://127.0.0.1:8000",))}
 INDEX: Commands = {"push": (index.push, ("LVM_MILVUS_URI=http://milvus:19530 lvm index push",))}
 BUILD: Commands = {
     "data": (build.data, ("lvm data articles.jsonl my-data", "zcat articles.jsonl.gz | lvm data - my-data")),
@@ -66,7 +66,7 @@ app = typer.Typer(
     epilog=_examples(FIRST_STEPS),
 )
 indexes = typer.Typer(help="Keep a corpus in a vector database.", no_args_is_help=True)
-shadow = typer.Typer(help="Compare the candidate with what callers got.", no_args_is_help=True)
+shadows = typer.Typer(help="Compare the candidate with what callers got.", no_args_is_help=True)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -88,8 +88,8 @@ def options(
 
 _add(app, SERVE, "Serve")
 _add(app, VERSIONS, "Versions and aliases")
-app.add_typer(shadow, name="shadow", rich_help_panel="Versions and aliases")
-_add(shadow, SHADOW)
+app.add_typer(shadows, name="shadow", rich_help_panel="Versions and aliases")
+_add(shadows, SHADOW)
 app.add_typer(indexes, name="index", rich_help_panel="Versions and aliases")
 _add(indexes, INDEX)
 _add(app, BUILD, "Build")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -22,10 +22,20 @@ from lvm.cli.exit_codes import STOPPED, printable
 from models.registry import disk
 from models.registry.registry import Version
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 Progress = Callable[[int, int], None]
+# the head and the rows of a table; a cell may have several lines
+TableData = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 # a number with its unit, or a dash instead of one
 _NUMBER = re.compile(r"-|[-+]?\d[\d,.]*( x| kB| MB| GB)?")
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+# characters
+_FILE_WIDTH = 160
+_UNLIMITED = 10_000
 NOTHING_STORED = "nothing was stored; the same command starts over"
 
 
@@ -70,25 +80,49 @@ def _is_replaceable(path: Path) -> bool:
     return not path.is_symlink() and (path.is_file() or not path.exists())
 
 
-def print_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], is_message: bool = False, padding: int = 1
-) -> None:
-    """Print a table to stdout, or a message to stderr; in a file or a pipe it is 160 characters wide.
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], is_message: bool = False, padding: int = 1) -> None:
+    """Print a table to stdout, or a message to stderr; numbers are aligned to the right.
 
-    `padding` is the number of spaces beside each cell.
+    In a file or a pipe it is 160 characters wide, or so wide that no word is broken. `padding` is the number of spaces
+    beside each cell.
     """
-    from rich import box
+    console, table = _console(is_message), _table(head, rows, padding)
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).minimum)
+    console.print(table)
+
+
+def fits(head: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether a table fits the terminal without line breaks; in a file or a pipe there is room for any."""
+    console = _console()
+    wanted = console.options.update(width=_UNLIMITED)
+    return not console.is_terminal or console.measure(_table(head, rows), options=wanted).maximum <= console.width
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes in kB, MB or GB, with one decimal."""
+    unit, factor = next((each for each in _UNITS if size >= each[1]), _UNITS[-1])
+    return f"{size / factor:.1f} {unit}"
+
+
+def _console(is_message: bool = False) -> Console:
     from rich.console import Console
+
+    stream = sys.stderr if is_message else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else _FILE_WIDTH, markup=False, emoji=False)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], padding: int = 1) -> Table:
+    from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, padding))
     for at, title in enumerate(head):
-        is_numeric = all(_NUMBER.fullmatch(line) for row in rows for line in row[at].splitlines())
-        table.add_column(title, justify="right" if rows and is_numeric else "left", no_wrap=is_numeric)
+        is_numeric = bool(rows) and all(_NUMBER.fullmatch(line) for row in rows for line in row[at].splitlines())
+        table.add_column(title, justify="right" if is_numeric else "left", no_wrap=is_numeric, overflow="fold")
     for row in rows:
         table.add_row(*map(printable, row))
-    stream = sys.stderr if is_message else sys.stdout
-    Console(file=stream, width=None if stream.isatty() else 160, markup=False, emoji=False).print(table)
+    return table
 
 
 def print_version(version: Version, as_json: bool, more: Mapping[str, Any] = MappingProxyType({})) -> None:

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx
 
+from lvm.cli import listing
 from lvm.client import auth_headers
 
 TIMEOUT_S = 10.0
 CONCURRENCY = 16  # replicas asked at the same time
 
 
+HEAD = ("alias", "replica", "version", "R@5", "size", "since", "breaker", "")
+NARROW_HEAD = ("alias", "version", "R@5, size", "since")
+
+
 class Replica(NamedTuple):
-    """One service: `aliases` and `store` from its /models, or the `error` that prevented an answer."""
+    """One service: `aliases` and `store` from its /models, or the `error` that prevented an answer.
+
+    `versions` has the summaries of the versions that it serves, by id.
+    """
 
     url: str
     aliases: Mapping[str, Mapping[str, Any]]
     store: Mapping[str, Any] | None = None
     error: str | None = None
+    versions: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def served(self, alias: str) -> str | None:
         """Return the id of the version that serves `alias`, None if there is none."""
         return self.aliases.get(alias, {}).get("id") or None
+
+    def version(self, alias: str) -> Mapping[str, Any]:
+        """Return the summary of the version that serves `alias`, empty if there is none."""
+        return self.versions.get(self.served(alias) or "", {})
 
 
 def fetch(urls: Sequence[str], token: str | None = None) -> list[Replica]:
@@ -45,33 +59,61 @@ def differing(replicas: Sequence[Replica]) -> dict[str, dict[str, str | None]]:
 
 
 def rows(replicas: Sequence[Replica]) -> Iterator[tuple[str, ...]]:
-    """Yield alias, URL, version, since when, breaker state and remarks, ordered by alias."""
+    """Yield a row with the cells of `HEAD` for each alias of each replica, ordered by alias."""
     different = differing(replicas)
-    for alias in dict.fromkeys(alias for replica in replicas for alias in replica.aliases):
-        for replica in replicas:
-            if replica.error is None:
-                yield _row(alias, replica, alias in different)
+    for alias, replica in _served(replicas):
+        state, shown = replica.aliases.get(alias, {}), replica.served(alias)
+        since = state.get("since", "") if shown else ""
+        figures = listing.first_score(replica.version(alias))
+        found = "; ".join(_notes(alias, replica, alias in different))
+        yield alias, replica.url, shown or "-", *figures, since, state.get("breaker") or "", found
     for replica in replicas:
         if replica.error is not None:
-            yield "", replica.url, "", "", "", f"no answer: {replica.error}"
+            yield "", replica.url, "", "", "", "", "", f"no answer: {replica.error}"
 
 
-def _row(alias: str, replica: Replica, is_different: bool) -> tuple[str, ...]:
+def narrow_rows(replicas: Sequence[Replica]) -> Iterator[tuple[str, ...]]:
+    """Yield such rows with the cells of `NARROW_HEAD`, some of two lines."""
+    for alias, replica in _served(replicas):
+        since = replica.aliases.get(alias, {}).get("since", "")[:19].replace("T", "\n") if replica.served(alias) else ""
+        place = f"{alias}\n{replica.url}" if len(replicas) > 1 else alias
+        version = (replica.served(alias) or "-").replace("/", "\n")
+        yield place, version, "\n".join(listing.first_score(replica.version(alias))), since
+
+
+def notes(replicas: Sequence[Replica]) -> Iterator[str]:
+    """Yield what is to be said of an alias of a replica, a line for each, such as a warning about its inputs."""
+    for alias, replica in _served(replicas):
+        yield from (f"{alias} at {replica.url}: {note}" for note in _notes(alias, replica, False))
+    yield from (f"{replica.url}: no answer: {replica.error}" for replica in replicas if replica.error is not None)
+
+
+def _served(replicas: Sequence[Replica]) -> Iterator[tuple[str, Replica]]:
+    """Yield each alias and each replica that answered, ordered by alias."""
+    present = [replica for replica in replicas if replica.error is None]
+    for alias in dict.fromkeys(alias for replica in present for alias in replica.aliases):
+        yield from ((alias, replica) for replica in present)
+
+
+def _notes(alias: str, replica: Replica, is_different: bool) -> Iterator[str]:
     state = replica.aliases.get(alias, {})
-    refused = state.get("refused")
-    notes = ["differs"] if is_different else []
-    notes += [f"refused {refused['id']}: {refused['reason']}"] if refused else []
-    notes += ["store unreachable"] if replica.store and replica.store["is_stale"] else []
-    served = replica.served(alias)
-    since = state.get("since", "") if served else ""
-    return alias, replica.url, served or "-", since, state.get("breaker") or "", "; ".join(notes)
+    if is_different:
+        yield "differs"
+    if warning := state.get("warning"):
+        yield warning
+    if refused := state.get("refused"):
+        yield f"refused {refused['id']}: {refused['reason']}"
+    if replica.store and replica.store["is_stale"]:
+        yield "store unreachable"
 
 
 def _fetch(http: httpx.Client, url: str) -> Replica:
     try:
         body = http.get(f"{url.rstrip('/')}/models").raise_for_status().json()
-        return Replica(url, body["aliases"], body.get("store"))
+        served = {state.get("id") for state in body["aliases"].values()}
+        versions = {version["id"]: version for version in body["versions"] if version["id"] in served}
+        return Replica(url, body["aliases"], body.get("store"), versions=versions)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Replica(url, {}, error=f"{type(error).__name__}: {error}".splitlines()[0])
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, AttributeError):
         return Replica(url, {}, error="the answer is not /models of such a service")

@@ -1,4 +1,4 @@
-"""Commands about versions and aliases: list, promote, roll back, push, import, report on a candidate."""
+"""Commands about versions and aliases: list, promote, roll back, remove, push, import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,6 @@ from lvm.cli.arguments import (
     AliasOrVersion,
     AsJson,
     Token,
-    Url,
     Why,
     as_utf8,
     existing_registry,
@@ -24,10 +23,13 @@ from lvm.cli.arguments import (
     registry,
 )
 from lvm.cli.exit_codes import FAILED
-from lvm.cli.output import print_json, print_message, print_table, print_version
+from lvm.cli.output import fits, print_json, print_message, print_table, print_version
 from models.recipe import NAMED_DATA
 from models.registry.alias import Alias as AliasName
 from models.registry.registry import Move, check_name
+
+if TYPE_CHECKING:
+    from lvm.cli.replicas import Replica
 
 
 def models(
@@ -59,8 +61,7 @@ def models(
     if as_json:
         print_json({"registry": str(found.root), "aliases": aliases, "broken": broken, "versions": versions})
     else:
-        rows = [_row(version, aliases) for version in versions]
-        print_table(("version", "alias", "net", "T x D", "parameters", "data", "cosine", "margin"), rows)
+        _print_versions(versions, aliases)
     for fault in broken.values():
         print_message(fault)
 
@@ -73,24 +74,35 @@ def _print_replicas(urls: list[str], token: str | None, check: bool, as_json: bo
     if as_json:
         print_json({"replicas": [replica._asdict() for replica in found], "differing": different})
     else:
-        print_table(("alias", "replica", "version", "since", "breaker", ""), list(replicas.rows(found)))
+        _print_served(found)
     for alias, served in different.items():
         print_message(f"{alias} differs: {', '.join(f'{version} at {at}' for at, version in served.items())}")
     if check and (different or any(replica.error for replica in found)):
         raise typer.Exit(FAILED)
 
 
-def _row(version: Mapping[str, Any], aliases: Mapping[str, str]) -> tuple[str, ...]:
-    scores: Mapping[str, Mapping[str, float]] = version.get("scores", {})
-    return (
-        version["id"],
-        ", ".join(alias for alias, target in aliases.items() if target == version["id"]),
-        version.get("architecture") or version.get("kind") or version["error"],
-        f"{version['context_length']} x {version['dim']}" if "dim" in version else "",
-        f"{version['parameters']:,}" if version.get("parameters") else "",
-        "\n".join(scores),
-        *("\n".join(f"{score[figure]:.4f}" for score in scores.values()) for figure in ("cosine", "margin")),
-    )
+def _print_served(found: list[Replica]) -> None:
+    from lvm.cli import replicas
+
+    wide = replicas.HEAD, list(replicas.rows(found))
+    if fits(*wide):
+        print_table(*wide)
+        return
+    print_table(replicas.NARROW_HEAD, list(replicas.narrow_rows(found)))
+    for note in replicas.notes(found):
+        print_message(note)
+
+
+def _print_versions(versions: list[dict[str, Any]], aliases: Mapping[str, str]) -> None:
+    from lvm.cli import listing
+
+    wide = listing.wide(versions, aliases)
+    if fits(*wide):
+        print_table(*wide)
+        return
+    print_table(*listing.narrow(versions, aliases))
+    for error in listing.errors(versions):
+        print_message(error)
 
 
 def promote(
@@ -197,27 +209,6 @@ def _print_figures(figures: Mapping[str, Any]) -> None:
     if measured := list(verdict.rows(figures)):
         print_table(verdict.HEAD, measured, is_message=True)
     print_message(verdict.passed(figures))
-
-
-def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJson = False) -> None:
-    """Report how the candidate's answers differ from those that callers got."""
-    import httpx
-
-    from lvm.client import auth_headers
-    from service.deploy.shadow import summarize_shadow
-
-    try:
-        scrape = httpx.get(f"{url}/metrics", headers=auth_headers(token), timeout=10).raise_for_status().text
-    except httpx.HTTPError as error:
-        print_message(f"lvm: no metrics from {url}: {error}\nnext: check the address, and --token if it requires one")
-        raise typer.Exit(FAILED) from error
-    found = summarize_shadow(scrape)
-    rows = {**found.pop("requests"), **found}
-    if as_json:
-        print_json(rows)
-    else:
-        shown = [(name, "-" if value is None else f"{value:.6g}") for name, value in rows.items()]
-        print_table(("what", "value"), shown)
 
 
 def import_(

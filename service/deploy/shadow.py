@@ -63,6 +63,16 @@ class Shadow:
         return len(first & second) / max(len(first), 1)
 
 
+def candidate_of(scrape: str) -> str | None:
+    """Return the id of the version that is the candidate, by the text of /metrics; None if there is none."""
+    for family in text_string_to_metric_families(scrape):
+        for sample in family.samples:
+            labels = sample.labels
+            if sample.name == "lvm_model_info" and labels["alias"] == Alias.CANDIDATE and sample.value > 0:
+                return f"{labels['model']}/{labels['version']}"
+    return None
+
+
 def summarize_shadow(scrape: str) -> dict[str, Any]:
     """Return what a shadow has found so far, by the text of /metrics."""
     samples = {

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -302,6 +303,18 @@ def test_models_prints_a_table_or_json(shipped: Path) -> None:
     assert report["aliases"]["primary"].startswith("amn/")
     assert {version["kind"] for version in report["versions"]} == {"net", "corpus"}
     assert report["aliases"]["primary"] in lvm("models", registry=shipped).stdout
+
+
+def test_models_breaks_no_name_and_no_number_in_a_terminal_of_80_columns() -> None:
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    env = {**os.environ, "LVM_REGISTRY": str(SHIPPED)}
+    assert subprocess.run([LVM, "models"], stdout=theirs, env=env, check=False, timeout=120).returncode == 0
+    shown = os.read(ours, 1 << 16).decode()
+    for text in ("transformer-baseline ", " 20261123-a835ad5268a4 ", " wiki/val ", " 0.5862 ", " 0.2925 ", " 3.9 MB "):
+        assert text in shown
+    os.close(ours)
+    os.close(theirs)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from lvm.cli import replicas, versions
+from lvm.cli import listing, replicas, versions
 from lvm.cli.exit_codes import FAILED
 from models.registry.registry import Registry
 from service.app import create_app
@@ -53,6 +53,10 @@ def test_shows_replicas_that_differ_or_do_not_answer(replica: Start) -> None:
         ("primary", one.url, amn.id, "differs"),
         ("primary", other.url, gru.id, "differs"),
     ]
+    assert served[0][3:5] == ("", listing.first_score(found[0].version("primary"))[1])
+    assert [row[:2] for row in replicas.narrow_rows(found[:1])] == [("primary", amn.id.replace("/", "\n"))]
+    assert [row[0] for row in replicas.narrow_rows(found)] == [f"primary\n{one.url}", f"primary\n{other.url}"]
+    assert list(replicas.notes(found)) == [f"{NOBODY}: {away[-1]}"]
     assert away[1:3] == (NOBODY, "")
     assert away[-1].startswith("no answer: ConnectError")
 
@@ -78,3 +82,13 @@ def test_another_service_is_not_a_replica(replica: Start) -> None:
     server = replica("one")
     (found,) = replicas.fetch([f"{server.url}/readyz?"], TOKEN)
     assert found.error is not None
+
+
+def test_a_warning_about_inputs_is_a_note() -> None:
+    state = {"id": "amn/1", "since": "2026-11-30T15:53:09+00:00", "breaker": "closed", "warning": "inputs look odd"}
+    found = replicas.Replica("http://a", {"primary": state}, versions={"amn/1": {"bytes": 5000, "scores": {}}})
+    assert list(replicas.rows([found])) == [
+        ("primary", "http://a", "amn/1", "", "5.0 kB", state["since"], "closed", "inputs look odd")
+    ]
+    assert list(replicas.narrow_rows([found])) == [("primary", "amn\n1", "\n5.0 kB", "2026-11-30\n15:53:09")]
+    assert list(replicas.notes([found])) == ["primary at http://a: inputs look odd"]

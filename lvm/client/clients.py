@@ -36,7 +36,8 @@ from lvm.transport import Transport, deadline_at, proxy_of
 T = TypeVar("T")
 Item = TypeVar("Item")
 Timeout = float | Default | None
-# calls of an `AsyncClient` at a time, by default
+# Calls of an `AsyncClient` at a time, by default. At 20 ms to the service, 16 bring the most calls per second; beyond,
+# each call costs this process two to three times as much time of the processor.
 CONCURRENCY = 16
 
 
@@ -397,6 +398,7 @@ class AsyncClient(_Caller):
 
     async def close(self) -> None:
         """Close the connections."""
+        self._check_loop()
         await self._http.aclose()
 
     async def __aenter__(self) -> AsyncClient:

@@ -135,7 +135,7 @@ class Members:
         expected = 4 * dim if dim else max(4, len(content) // 4 * 4)
         if len(content) != expected:
             raise self._bad(name, f"has {len(content)} bytes; expected {expected}")
-        vector: Floats = np.frombuffer(content, "<f4")
+        vector: Floats = np.frombuffer(content, "<f4").astype(np.float32)
         if not np.isfinite(vector).all():
             raise self._bad(name, "has values that are not finite")
         return vector

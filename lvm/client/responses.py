@@ -78,7 +78,7 @@ def read_prediction(response: httpx.Response, shape: tuple[int, ...]) -> Predict
     size = 4 * math.prod(shape)
     if len(response.content) != size:
         raise BadAnswer(f"response has {len(response.content)} bytes; expected {size} (float32, shape {shape})")
-    vectors: Floats = np.frombuffer(response.content, "<f4").reshape(shape)
+    vectors: Floats = np.frombuffer(response.content, "<f4").reshape(shape).astype(np.float32)
     if not np.isfinite(vectors).all():
         raise BadAnswer("response has values that are not finite")
     return Prediction(vectors, (_made_by_headers(response.headers),), **_about(response))

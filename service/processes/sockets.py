@@ -42,6 +42,12 @@ def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return listener
 
 
+def urls(host: str, port: int) -> dict[str, str]:
+    """Return the URLs of the service, of its console and of its documentation, for the log."""
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return {"url": url, "console": f"{url}/", "docs": f"{url}/docs"}
+
+
 def lock_address(listener: socket.socket) -> socket.socket:
     """Return a socket that keeps other services from the address of `listener` while it is open.
 

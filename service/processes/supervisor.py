@@ -20,7 +20,15 @@ from typing import Any
 from models.devices import is_accelerated
 from service.http.auth import read_tokens
 from service.processes.heartbeat import SIGNALS
-from service.processes.sockets import DEVICE_SOCKET, bind, check_exposure, lock_address, reserve_port, stop_accepting
+from service.processes.sockets import (
+    DEVICE_SOCKET,
+    bind,
+    check_exposure,
+    lock_address,
+    reserve_port,
+    stop_accepting,
+    urls,
+)
 from service.settings import Settings, cores
 from service.tasks import CatchAndLog, repeat
 from service.telemetry.log import configure, log_writer, logger, warn_of_unknown_settings
@@ -138,7 +146,7 @@ class Supervisor:
         if not self._stopping.is_set():
             host, port = self._listeners[0].getsockname()[:2]
             calls = {} if self._settings.grpc_port is None else {"grpc": f"{host}:{self._settings.grpc_port}"}
-            logger().info("listening", url=f"http://{host}:{port}", workers=len(self._listeners), **calls)
+            logger().info("listening", **urls(host, port), workers=len(self._listeners), **calls)
         await asyncio.gather(*worker_tasks)
         await self._all_exited(WORKER)
         # Only the device worker is left, and no worker needs it.

@@ -18,7 +18,7 @@ from models.registry.alias import PREDICTORS, Alias
 from models.registry.registry import Registry, UnknownVersion
 from models.registry.remote import is_url
 from service.http.auth import read_tokens
-from service.processes.sockets import bind, check_exposure
+from service.processes.sockets import bind, check_exposure, urls
 from service.ray.ingress import Ingress
 from service.ray.node_metrics import metrics_home
 from service.ray.replica import Replica
@@ -108,7 +108,7 @@ def serve_until_signal(settings: Settings) -> int:
     http = {"host": settings.host, "port": settings.port, "keep_alive_timeout_s": round(settings.keep_alive_s)}
     serve.start(proxy_location="EveryNode", http_options=http)
     serve.run(build(settings), name=APP)
-    logger().info("listening", url=f"http://{settings.host}:{settings.port}")
+    logger().info("listening", **urls(settings.host, settings.port))
     stop.wait()
     logger().info("draining")
     home = metrics_home()

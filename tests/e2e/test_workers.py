@@ -95,6 +95,17 @@ def test_every_worker_answers_shows_the_sum_of_all_and_follows_a_promotion(proce
     assert server.stop() == 0
 
 
+def test_the_options_of_the_command_reach_the_workers(shipped: Path, tmp_path: Path) -> None:
+    command = [LVM, "serve", "--port", "0", "--workers", "2", "--registry", shipped, "--device", "cpu", "--text"]
+    server = Process(shipped, tmp_path / "log", command, LVM_REGISTRY="/nowhere", LVM_DEVICE="cuda")
+    served = httpx.get(f"{server.url}/models", timeout=PATIENCE_S).json()["aliases"]["primary"]["id"]
+    (listening,) = server.events("listening")
+    assert server.stop() == 0
+    assert served == server.registry.resolve("primary").id
+    assert listening["console"] == f"{server.url}/"
+    assert listening["docs"] == f"{server.url}/docs"
+
+
 def test_replaces_a_killed_worker_and_keeps_its_counts(process: Start) -> None:
     server = process(LVM_WORKERS="2")
     callers = Callers(server.url)

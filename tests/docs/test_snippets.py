@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -20,13 +16,13 @@ from models.retrieval.corpus import read_corpus, write_corpus
 from tests.conftest import ROOT, SHIPPED, Process
 from tests.docs import blocks
 from tests.docs.blocks import Block
+from tests.docs.clone import URL, Clone
 
 DOCUMENTS = [*sorted(ROOT.glob("docs/*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "README.md"]
-URL = "http://127.0.0.1:8000"
 CALLS = "127.0.0.1:8001"
 NOT_RUN: Mapping[str, str] = {  # the beginning of a command, and why it cannot run here
+    "git clone": "the directory looks like a clone",
     "make serve": "installs; what it starts is what all others talk to",
-    "make test": "this is it",
     "lvm leaderboard": "times every net for minutes; tests/bench/test_leaderboard.py runs it on tiny ones",
     "lvm bench": "times nets and servers for twenty minutes; tests/bench measures tiny ones",
     "lvm train gmn --two-tower": "hours, on the training set; tests/models/training trains tiny towers",
@@ -51,33 +47,23 @@ EXITS: Mapping[str, int] = {  # commands that show how something ends otherwise 
     "LVM_REGISTRY=artifacts/lvm python3 -m models.registry rollback primary": 1,
 }
 PRELUDE = """set -euo pipefail
-lvm() { command lvm "$@"; case $1 in promote|rollback) until_served;; esac; }
+lvm() { command lvm "$@"; case $1 in promote|rollback) ./until_served;; esac; }
 curl() { case $1 in -*f*) command curl "$@";; *) command curl --fail-with-body "$@";; esac; }
 """
 
 
-class Site:
-    """A directory that looks like the repository, with data to work on, and a service that serves its registry."""
+class Site(Clone):
+    """A clone with data to work on, and a service that serves its registry."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        registry = Path(shutil.copytree(SHIPPED, root / "artifacts/lvm", symlinks=True))
-        for name in ("examples", "models", "service", "loadtest"):
-            (root / name).symlink_to(ROOT / name)
+        super().__init__(root)
+        registry = root / "artifacts/lvm"
         self._add_data(registry / "retriever")
-        (root / "until_served").write_text(f"#!{sys.executable}\n{UNTIL_SERVED}")
-        (root / "until_served").chmod(0o755)
         self.process = Process(
             registry, root / "serve.log", LVM_TIMEOUT_MS="60000", LVM_COMPAT="lnsp", LVM_GRPC_PORT="0"
         )
-        paths = [str(root), str(Path(sys.executable).parent), os.environ["PATH"]]
-        self._environment = {
-            **os.environ,
-            "PATH": os.pathsep.join(paths),
-            "LVM_URL": self.process.url,
-            "OMP_NUM_THREADS": "1",
-        }
-        self._environment.pop("LVM_REGISTRY", None)
+        self.addresses |= {URL: self.process.url, CALLS: self.process.events("listening")[0]["grpc"]}
+        self.environment["LVM_URL"] = self.process.url
 
     def _add_data(self, shipped: Path) -> None:
         """Make what a person brings: articles, two data sets that the documents call DIR and my-val, a checkpoint."""
@@ -90,62 +76,10 @@ class Site:
         weights = load_file(SHIPPED / "primary/weights.safetensors")
         torch.save({"model_state_dict": weights}, self.root / "epoch_20.pt")
 
-    def here(self, text: str) -> str:
-        """Return a text of the documents with the addresses and places that are right here."""
-        calls = self.process.events("listening")[0]["grpc"]
-        return text.replace(URL, self.process.url).replace(CALLS, calls).replace("/tmp/", f"{self.root}/")
-
-    def run(self, block: Block) -> None:
-        """Run the commands of a block in one shell; what they print is as the block shows, if it does."""
-        commands = block.text.replace("\\\n", " ").splitlines()
-        script = "\n".join(command for command in commands if not command.startswith(tuple(NOT_RUN)))
-        expected = next((status for line, status in EXITS.items() if line in script), 0)
-        problem = "urn:lvm:problem" in block.shown
-        done = subprocess.run(
-            ["bash", "-c", PRELUDE + self.here(script)],
-            cwd=self.root,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
-        assert done.returncode == (22 if problem else expected), f"{block.where}: {done.stderr}{done.stdout[-1000:]}"
-        if block.shown:
-            wrong = blocks.fault(blocks.parse(block.shown), _last_document(done.stdout))
-            assert wrong is None, f"{block.where}: {wrong}"
-
-    def execute(self, block: Block, names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-        """Run a program in the session that `names` are of; what it prints is as the block shows, if it does."""
-        capsys.readouterr()
-        exec(compile(self.here(block.text), block.where, "exec"), names)
-        said = capsys.readouterr().out
-        assert said == (block.shown or said), block.where
-
-
-UNTIL_SERVED = """
-import glob, json, os, time, urllib.request
-
-def served(alias):
-    with urllib.request.urlopen(os.environ["LVM_URL"] + "/models") as answer:
-        return json.load(answer)["aliases"].get(alias, {}).get("id")
-
-for link in filter(os.path.islink, glob.glob("artifacts/lvm/*")):
-    alias, wanted = os.path.basename(link), os.readlink(link).removeprefix("models/")
-    for _ in range(3000):
-        if served(alias) == wanted:
-            break
-        time.sleep(0.02)
-    else:
-        raise SystemExit(f"{alias} does not serve {wanted}")
-"""
-
-
-def _last_document(text: str) -> Any:
-    decoder, found, at = json.JSONDecoder(), None, 0
-    while at < len(text):
-        found, at = decoder.raw_decode(text, at)
-        at += len(text[at:]) - len(text[at:].lstrip())
-    return found
+    def run_block(self, block: Block) -> None:
+        """Run the commands of a block, but for those that cannot run here."""
+        expected = next((status for line, status in EXITS.items() if line in block.text), 0)
+        self.run(block, NOT_RUN, expected, PRELUDE)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +99,7 @@ def test_what_a_document_shows_is_what_happens(
     session: dict[str, Any] = {}
     for block in blocks.read(document):
         if block.language == "sh":
-            site.run(block)
+            site.run_block(block)
         elif block.language == "python":
             site.execute(block, session, capsys)
 

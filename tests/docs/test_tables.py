@@ -23,14 +23,22 @@ from service.telemetry.metrics import (
 from tests.conftest import ROOT, SHIPPED
 
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [*ROOT.glob("*.md"), ROOT / "NOTICE", *ROOT.glob("docs/*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), ROOT / "NOTICE", *ROOT.glob("docs/**/*.md")]
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
 API, METRICS, OPERATIONS = ((ROOT / f"docs/{name}.md").read_text() for name in ("api", "metrics", "operations"))
+LEADERBOARD = (SHIPPED / "LEADERBOARD.md").read_text()
 ELSEWHERE = {"unknown_route", "method_not_allowed"}  # reasons of FastAPI's errors, which have no class here
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 130
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    for paragraph in re.split(r"\n(?:\n|(?=[-|] ?))", prose):
+        assert len(paragraph) <= 400, paragraph
+
+
+def test_the_first_screen_of_the_readme_shows_an_answer() -> None:
+    assert "```json" in "\n".join(README.splitlines()[:40])
 
 
 def test_every_lvm_command_of_the_readme_exists_with_its_options() -> None:
@@ -68,10 +76,40 @@ def test_the_settings_table_is_the_code() -> None:
 def test_the_score_table_is_what_the_cards_say() -> None:
     versions = Registry(SHIPPED).versions()
     cards = [Card.from_markdown((version.path / "README.md").read_text()) for version in versions]
+    rows = _figures()
     for card in (card for card in cards if card.kind == "net"):
-        row = next(line for line in README.splitlines() if re.match(rf"\| {card.name.upper()} (\(|\|)", line))
         figures = [f"{card.parameters:,}", *(f"{card.scores[data]['cosine']:.4f}" for data in ("wiki/val", "ood_peps"))]
-        assert [cell.strip() for cell in row.split("|")[2:5]] == figures
+        assert rows[card.name][:3] == figures
+
+
+def test_the_score_table_is_what_the_leaderboard_says() -> None:
+    accuracy, domains, retrieval = (
+        _leaderboard(heading)
+        for heading in ("## 1 Accuracy and latency", "## In and out of distribution", "## Retrieval, wiki/val")
+    )
+    rows = _figures()
+    assert len(rows) == len(accuracy) + 1
+    assert rows.pop("/retrieve")[3] == retrieval["wiki-val, reranked"][3]
+    for system, (_, in_domain, out_of_domain, found, milliseconds) in rows.items():
+        assert in_domain == accuracy[system][2]
+        assert abs(float(out_of_domain) - float(domains[system][3])) < 0.00015
+        assert found == retrieval[system][3]
+        assert milliseconds == accuracy[system][5] or float(milliseconds) == round(float(accuracy[system][5]), 2)
+
+
+def _figures() -> dict[str, list[str]]:
+    """Return the cells of the README's table of figures by the system's name, as the leaderboard has it."""
+    table = README.partition("| system | parameters |")[2].partition("\n\n")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    names = [re.sub(r"^baseline: | \(.*\)|:.*$|`", "", row[0]).replace(" ", "_").lower() for row in cells]
+    return {name: row[1:] for name, row in zip(names, cells, strict=True)}
+
+
+def _leaderboard(heading: str) -> dict[str, list[str]]:
+    """Return the cells of the first table below a heading of the leaderboard, by the name of the system."""
+    section = LEADERBOARD.partition(heading)[2].partition("\n## ")[0].partition("\n| --- ")[2].partition("\n\n")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()[1:]]
+    return {next(cell for cell in row if not cell.isdigit()): row for row in cells}
 
 
 def test_files_and_links_of_the_documents_are_there() -> None:

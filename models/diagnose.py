@@ -178,6 +178,13 @@ def diagnose(
     return {**sizes, "offsets": offsets, **whole, "coherence": _by_coherence(found, data, _coherence(corpus, data))}
 
 
+def card_diagnosis(
+    predict: Predict, corpus: Corpus | MappedVectors, length: int, sample: int = CARD_SAMPLE
+) -> dict[str, Any]:
+    """Return the diagnosis of a net for its card, of at most `sample` windows; raises as `stretches` and `diagnose`."""
+    return for_card(diagnose(predict, corpus, stretches(corpus, length, sample=sample)))
+
+
 def for_card(diagnosis: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a diagnosis that a card has."""
     cosines = zip(diagnosis["offsets"], diagnosis["cosine"][NET], strict=True)

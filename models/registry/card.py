@@ -48,8 +48,9 @@ class CardVectorStats:
 class Card:
     """Everything that is needed to serve a version and to judge it.
 
-    `scores` maps the name of a data set to the output of `evaluate`. `kind` is `net`, `corpus`, `two_tower` or
-    `reranker`. The config of a corpus with towers names their version, and that of its reranker.
+    `scores` maps the name of a data set to the output of `evaluate`, for a net perhaps with its `diagnosis`
+    (`models.diagnose.for_card`). `kind` is `net`, `corpus`, `two_tower` or `reranker`. The config of a corpus with
+    towers names their version, and that of its reranker.
     """
 
     name: str
@@ -131,7 +132,14 @@ class Card:
         ]
 
     def _body(self) -> str:
-        parts = [f"# {self.name}", self._summary(), self._score_table(), self._limits(), self._origin()]
+        parts = [
+            f"# {self.name}",
+            self._summary(),
+            self._score_table(),
+            self._diagnosis(),
+            self._limits(),
+            self._origin(),
+        ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _summary(self) -> str:
@@ -171,6 +179,19 @@ class Card:
                 )
         note = "Retrieval ranks the true next chunk among the set's chunks, the context's own left out."
         return "\n".join([*rows, "", note])
+
+    def _diagnosis(self) -> str:
+        found = {data: score["diagnosis"] for data, score in self.scores.items() if "diagnosis" in score}
+        if not found:
+            return ""
+        rows = [
+            "## Diagnosis",
+            "",
+            "| data | verdict | cosine to the last chunk read | to the next | loss if shuffled | fed back |",
+            "|---|---|---|---|---|---|",
+        ]
+        rows += [f"| {data} | {' | '.join(_diagnosis_cells(each))} |" for data, each in found.items()]
+        return "\n".join([*rows, "", *(f"- On {data}: {each['text']}" for data, each in found.items())])
 
     def _limits(self) -> str:
         return "\n".join(["## Limits", "", *(f"- {limit}" for limit in self.limits)]) if self.limits else ""
@@ -279,6 +300,23 @@ def _check_score(name: Any, score: Any) -> None:
     wrong = [figure for figure, value in figures.items() if not _is_figure(value)]
     if wrong or not all(isinstance(baseline, str) for baseline in score["baselines"]):
         raise ValueError(f"wrong type: scores of {name!r}, expected numbers: {', '.join(wrong)}")
+    if "diagnosis" in score:
+        _check_diagnosis(name, score["diagnosis"])
+
+
+def _check_diagnosis(name: str, found: Mapping[str, Any]) -> None:
+    """Raise an error if a diagnosis is not the output of `models.diagnose.for_card`."""
+    texts = (found["verdict"], found["text"], *found["cosine"], *found["order_loss"])
+    figures = (*found["cosine"].values(), *found["order_loss"].values(), *found["rollout"])
+    if not (all(isinstance(text, str) for text in texts) and all(map(_is_figure, figures))):
+        raise ValueError(f"wrong type: diagnosis on {name!r}, expected texts and numbers")
+
+
+def _diagnosis_cells(found: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a diagnosis: verdict, and figures that a reader compares."""
+    figures = (found["cosine"].get("+0"), found["cosine"].get("+1"), found["order_loss"].get("shuffled"))
+    cells = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
+    return [found["verdict"], *cells, ", ".join(f"{cosine:.3f}" for cosine in found["rollout"])]
 
 
 def _is_figure(value: Any) -> bool:

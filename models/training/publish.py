@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.diagnose import card_diagnosis
 from models.evaluate import TOLERANCE, evaluate, mean_cosine
 from models.nets import architecture_of, config_dict
 from models.nets.two_tower import TwoTower
@@ -23,7 +25,7 @@ from models.training.bundle import LoadedTowers
 from models.training.export import net_files
 from models.training.stated import comparisons, sentences
 from models.vectors import Floats, normalise
-from models.windows import Windows, windows
+from models.windows import NoWindows, Windows, windows
 
 GOLDEN = 64  # golden contexts in a version; fewer would describe its space too coarsely
 
@@ -56,8 +58,13 @@ class NetDraft:
         return mean_cosine(self._predictor.predict_batch, data)
 
     def score(self, corpus: Corpus, train: Corpus | None = None) -> dict[str, Any]:
-        """Return the scores on a corpus and those of the baselines."""
-        return evaluate(self._predictor, corpus, self._predictor.card.context_length, train)
+        """Return the scores on a corpus, those of the baselines, and a diagnosis if articles are long enough."""
+        predictor = self._predictor
+        length = predictor.card.context_length
+        scores = evaluate(predictor, corpus, length, train)
+        with suppress(NoWindows):
+            scores["diagnosis"] = card_diagnosis(predictor.predict_batch, corpus, length)
+        return scores
 
 
 def publish(

@@ -145,7 +145,8 @@ def _contents(card: Card) -> dict[str, int]:
 def _figures(score: dict[str, Any]) -> dict[str, Any]:
     baselines = {name: figures["cosine"] for name, figures in score["baselines"].items()}
     found = {"cosine": score["cosine"], "margin": score["margin"], "R@5": _recall(score)}
-    return {**found, "baselines": baselines}
+    diagnosis = {"diagnosis": score["diagnosis"]} if "diagnosis" in score else {}
+    return {**found, "baselines": baselines, **diagnosis}
 
 
 def _recall(score: Mapping[str, Any]) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -33,6 +34,14 @@ FULL = replace(
     reference=CardVectorStats((1.0, 1e-05), (0.52, 0.13)),
     limits=("Short: yes.", "- not a list", "50 % of # nothing"),
 )
+DIAGNOSIS: dict[str, Any] = {
+    "verdict": "topic",
+    "text": "Most of the score is topic.",
+    "windows": 90,
+    "cosine": {"-1": 0.7, "+0": 0.84, "+1": 0.6},
+    "order_loss": {"shuffled": 0.03},
+    "rollout": [0.6, 0.56],
+}
 HEAD = "---\nlvm:\n"
 FIELDS = "  name: a\n  kind: net\n  dim: 3\n  encoder: e\n  license: l\n  attribution: x\n"
 EDGES = [
@@ -108,6 +117,33 @@ def test_people_read_scores_limits_and_licence() -> None:
     assert "- Short: yes." in text
     assert "Licence: cc-by-sa-3.0. The authors." in text
     assert "12,345 parameters" in text
+
+
+def test_diagnosis_is_read_back_and_shown() -> None:
+    card = replace(FULL, scores={"wiki-val": {**FULL.scores["wiki-val"], "diagnosis": DIAGNOSIS}})
+    text = card.to_markdown()
+    assert Card.from_markdown(text) == card
+    assert "| wiki-val | topic | 0.840 | 0.600 | 0.030 | 0.600, 0.560 |" in text
+    assert "- On wiki-val: Most of the score is topic." in text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        5,
+        {},
+        {**DIAGNOSIS, "text": 3},
+        {**DIAGNOSIS, "cosine": {"+0": "high"}},
+        {**DIAGNOSIS, "order_loss": [0.1]},
+        {**DIAGNOSIS, "rollout": [True]},
+    ],
+)
+def test_diagnosis_of_the_wrong_type_is_rejected(wrong: Any) -> None:
+    front = {"name": "a", "kind": "net", "dim": 3, "encoder": "e", "license": "l", "attribution": "x"}
+    score = {"cosine": 0.5, "margin": 0.1, "baselines": {}, "diagnosis": wrong}
+    text = f"---\n{yaml.safe_dump({'lvm': {**front, 'scores': {'data': score}}})}---\n"
+    with pytest.raises(BadCard):
+        Card.from_markdown(text)
 
 
 @pytest.mark.parametrize("field", ["name", "kind", "dim", "encoder", "license", "attribution"])

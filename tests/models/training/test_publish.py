@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load
 from torch import nn
 
+from models.diagnose import card_diagnosis
 from models.evaluate import evaluate
 from models.nets import config_dict
 from models.predictor import load_predictor
@@ -50,11 +51,30 @@ def test_the_cards_scores_are_those_of_the_stored_version(amn_version: Version, 
     served = load_predictor(amn_version.path, device="cpu")
     assert list(served.card.scores) == ["other", "tiny"]
     for name, data in {"other": other, "tiny": corpus}.items():
-        fresh = leaves(evaluate(served, data, 5, corpus))
-        carded = leaves(served.card.scores[name])
+        diagnosis = card_diagnosis(served.predict_batch, data, 5)
+        assert diagnosis["verdict"] == served.card.scores[name]["diagnosis"]["verdict"]
+        fresh = leaves({**evaluate(served, data, 5, corpus), "diagnosis": {"cosine": diagnosis["cosine"]}})
+        carded = {
+            path: figure
+            for path, figure in leaves(served.card.scores[name]).items()
+            if not path.startswith("/diagnosis") or path.startswith("/diagnosis/cosine")
+        }
         assert carded.keys() == fresh.keys()
         for path, figure in fresh.items():
             assert carded[path] == pytest.approx(figure, abs=1e-4), path
+
+
+def test_articles_without_what_follows_a_window_give_no_diagnosis(
+    registry: Registry,
+    tiny_net: Callable[..., nn.Module],
+    card: Callable[..., Card],
+    make_corpus: Callable[..., Corpus],
+) -> None:
+    vectors = np.random.default_rng(0).standard_normal((60, 16))
+    short = make_corpus(vectors, np.repeat(np.arange(10), 6), np.tile(np.arange(6), 10))
+    golden = golden_contexts(short, 16, 5)
+    version = publish(registry, tiny_net("amn"), card(), golden, {"short": short})
+    assert "diagnosis" not in load_checkpoint(version.path).card.scores["short"]
 
 
 def test_the_golden_vectors_are_the_torch_nets_answers(gru_version: Version, gru_net: nn.Module) -> None:

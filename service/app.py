@@ -33,7 +33,7 @@ from service.http import asgi, checks, schemas
 from service.http.auth import PROBES, read_tokens
 from service.http.gateway import OTHER, Find, Gateway, Respond, Route, State
 from service.http.messages import Handler, problem_of
-from service.http.routes import articles, console, health, lnsp, oip, openai, registry
+from service.http.routes import articles, console, docs, health, lnsp, oip, openai, registry
 from service.http.routes.common import document_route
 from service.http.routes.embed import Embed
 from service.http.routes.predict import Predict
@@ -124,8 +124,10 @@ class Service(FastAPI):
         super().__init__(
             title="LVM Serve",
             version=version("lvm-serve"),
+            description="Predicts next vectors and retrieves passages. The examples send text, which requires the "
+            "extra `text`.",
             lifespan=parts.lifespan,
-            docs_url=None,  # they would load scripts from elsewhere
+            docs_url=None,  # FastAPI's pages load scripts from elsewhere
             redoc_url=None,
             redirect_slashes=False,
             dependencies=[Depends(_reject_unknown_query)],
@@ -140,9 +142,14 @@ class Service(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, with what requests and errors name."""
-        document = super().openapi()
-        document["components"]["schemas"].update(schemas.COMPONENTS)
-        return document
+        if self.openapi_schema is None:
+            document = super().openapi()
+            document["components"]["schemas"].update(schemas.COMPONENTS)
+            schemas.summarise(document)
+            if len(self.tokens):
+                schemas.require_token(document, OPEN)
+        assert self.openapi_schema
+        return self.openapi_schema
 
     def methods_of(self, scope: asgi.Scope) -> set[str]:
         """Return the methods that the path of a scope allows."""
@@ -195,6 +202,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
     registry.add_routes(app, parts.router, parts.deployments, parts.sync, parts.live_scores)
     articles.add_routes(app, parts.deployments)
     console.add_routes(app)
+    docs.add_routes(app)
     health.add_routes(app, parts.deployments, parts.state, parts.settings, parts.metrics, parts.update_gauges)
     oip.add_routes(app, parts.router, parts.deployments, parts.state, parts.settings)
     openai.add_routes(app, parts.deployments)
@@ -269,14 +277,21 @@ def _handlers(parts: Parts) -> dict[str, Handler]:
 
 def _cold_routes(app: Service) -> tuple[dict[str, Route], Route]:
     """Return the routes that FastAPI answers, by path, and the one of all other paths."""
-    handler = asgi.AsgiHandler(partial(FastAPI.__call__, app), app.methods_of, oip.missing)
-    without_token = OPEN | console.places().keys()  # a page asks for the token that its requests then carry
+    handler = asgi.AsgiHandler(partial(FastAPI.__call__, app), app.methods_of, _explain)
+    without_token = (
+        OPEN | console.places().keys() | docs.places().keys()
+    )  # a page asks for the token that its requests then carry
     paths = [route.path for route in app.routes if isinstance(route, StarletteRoute)]
     cold = {
         path: Route(path, handler, MAX_COLD_BODY, is_open=path in without_token, is_logged=path not in OPEN)
         for path in paths
     }
     return cold, Route(OTHER, handler, MAX_COLD_BODY)
+
+
+def _explain(path: str) -> str | None:
+    """Return why there is no such path, if there is more to say."""
+    return oip.missing(path) or docs.missing(path)
 
 
 async def _reject_unknown_query(request: FastAPIRequest) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +11,7 @@ from lvm import errors
 from lvm.errors import Invalid, Malformed, ServiceError, Unauthorised, Unavailable, UnknownModel
 from models.registry.alias import PREDICTORS
 from models.registry.registry import Move
+from models.text.encoder import BUNDLED_MODEL
 
 Vector = list[float]
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -683,6 +684,23 @@ def _text(*media_types: str) -> Responses:
     return {200: {"content": {media_type: {"schema": STRING} for media_type in media_types}}}
 
 
+def summarise(document: dict[str, Any]) -> None:
+    """Make the first line of the description of each GET route, which is a docstring, its summary."""
+    for operation in [item["get"] for item in document["paths"].values() if "get" in item]:
+        operation["summary"], _, rest = operation.pop("description", operation["summary"]).partition("\n")
+        if rest.strip():
+            operation["description"] = rest.strip()
+
+
+def require_token(document: dict[str, Any], without_token: Set[str]) -> None:
+    """Say in an OpenAPI document that a bearer token is required, but for some paths."""
+    document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"token": []}]
+    for path in without_token & document["paths"].keys():
+        for operation in document["paths"][path].values():
+            operation["security"] = []
+
+
 _CHECKED = Malformed, Invalid, Unauthorised
 UNAUTHORISED = problems(*_CHECKED)
 PROBLEMS = problems(Malformed, Invalid, Unavailable)
@@ -729,8 +747,10 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return schema
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    return {"application/json": {"schema": _schema(model)}}
+def _body(model: type[BaseModel], **examples: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON body of a request, with examples that the service of what ships answers."""
+    shown = {"examples": {name: {"value": value} for name, value in examples.items()}} if examples else {}
+    return {"application/json": {"schema": _schema(model), **shown}}
 
 
 COMPONENTS["Problem"] = _schema(Problem)
@@ -768,6 +788,14 @@ def _hot(
     }
 
 
+_CHUNKS = [
+    "Rabbits are small mammals.",
+    "They live in groups.",
+    "Many dig burrows.",
+    "Hares do not.",
+    "Hares live alone.",
+]
+_PASSAGE = " ".join([*_CHUNKS, "They rest in shallow hollows, in the open, and flee by speed."])
 _ANYWHERE = {
     "description": "Options are in the body or, for JSON and octets alike, in the query string, but not in both."
 }
@@ -776,7 +804,7 @@ _FILTER = _parameter("filter", "query", {"type": "string", "pattern": r"^\{.*\}$
 PREDICT = _ANYWHERE | _hot(
     "predict",
     "Predict the next vector of each context.",
-    _body(PredictRequest) | _ROWS,
+    _body(PredictRequest, chunks={"texts": _CHUNKS}) | _ROWS,
     PredictResponse,
     _options(PredictRequest, "model", "profile", "encoding"),
     _ROWS,
@@ -784,7 +812,13 @@ PREDICT = _ANYWHERE | _hot(
 RETRIEVE = _ANYWHERE | _hot(
     "retrieve",
     "Find the passages nearest to a query, or to what a context predicts.",
-    _body(RetrieveRequest) | _RETRIEVED,
+    _body(
+        RetrieveRequest,
+        what_comes_next={"texts": _CHUNKS, "k": 3},
+        question={"text": "Do hares dig burrows?", "k": 3},
+        questions={"texts": ["Do hares dig burrows?", "What do rabbits eat?"], "read_as": "query", "k": 3},
+    )
+    | _RETRIEVED,
     RetrieveResponse,
     [*_options(RetrieveRequest, "k", "exclude_context", "mmr", "rerank", "model", "read_as"), _EXCLUDE, _FILTER],
 )
@@ -792,7 +826,7 @@ RETRIEVE = _ANYWHERE | _hot(
 EMBED = _ANYWHERE | _hot(
     "embed",
     "Encode texts, or the chunks of a passage, to the vectors that the nets and the corpora read.",
-    _body(EmbedRequest),
+    _body(EmbedRequest, texts={"texts": _CHUNKS[:2]}, passage={"text": _PASSAGE, "chunks": True}),
     EmbedResponse,
     _options(EmbedRequest, "chunks", "model", "encoding"),
     _ROWS,
@@ -802,7 +836,7 @@ EMBED = _ANYWHERE | _hot(
 OPENAI_EMBEDDINGS = _hot(
     "openai_embeddings",
     "OpenAI: encode texts.",
-    _body(OpenAIEmbeddingsRequest),
+    _body(OpenAIEmbeddingsRequest, texts={"input": _CHUNKS[:2], "model": BUNDLED_MODEL}),
     OpenAIEmbeddings,
     [],
     headers=["X-Model", "Server-Timing"],

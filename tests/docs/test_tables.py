@@ -164,7 +164,8 @@ def _below(kind: type[errors.ServiceError]) -> Iterator[type[errors.ServiceError
 def test_every_route_is_documented_and_every_documented_route_exists() -> None:
     routes = re.findall(r"^\| `(GET|POST) (/\S*)` \|", API, re.MULTILINE)
     known = {(method, path) for path, item in create_app(Settings()).openapi()["paths"].items() for method in item}
-    assert {(method.lower(), path) for method, path in routes} - known == {("get", "/"), ("get", "/openapi.json")}
+    pages = {("get", "/"), ("get", "/docs"), ("get", "/openapi.json")}
+    assert {(method.lower(), path) for method, path in routes} - known == pages
     assert known <= {(method.lower(), path) for method, path in routes}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 from fastapi import FastAPI, Request, Response
 
@@ -36,21 +37,36 @@ def places() -> dict[str, Path]:
     return {"/" if file.name == "index.html" else f"/console/{file.name}": file for file in files}
 
 
+class StaticFile(NamedTuple):
+    """A file as it is served."""
+
+    body: bytes
+    etag: str
+    media_type: str
+
+
 def add_routes(app: FastAPI) -> None:
     """Add the console to `app`."""
     for path, file in places().items():
-        app.add_route(path, _answerer(file), methods=["GET"], include_in_schema=False)
+        app.add_route(path, _answerer(read_file(file)), methods=["GET"], include_in_schema=False)
 
 
-def _answerer(file: Path) -> Callable[[Request], Awaitable[Response]]:
-    """Read a file; return what answers with it, or with 304 if the caller knows its ETag."""
-    body = file.read_bytes()
-    etag = f'"{sha256(body).hexdigest()[:32]}"'
-    headers = {**HEADERS, "etag": etag}
+def read_file(path: Path) -> StaticFile:
+    """Read a file; raises `OSError`."""
+    body = path.read_bytes()
+    return StaticFile(body, f'"{sha256(body).hexdigest()[:32]}"', TYPES[path.suffix])
 
+
+def respond(request: Request, file: StaticFile) -> Response:
+    """Return a file, or 304 if the caller knows its ETag."""
+    headers = {**HEADERS, "etag": file.etag}
+    if has_tag(request.headers.get("if-none-match", "").encode("latin-1"), file.etag.encode()):
+        return Response(status_code=304, headers=headers)
+    return Response(file.body, headers=headers, media_type=file.media_type)
+
+
+def _answerer(file: StaticFile) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        if has_tag(request.headers.get("if-none-match", "").encode("latin-1"), etag.encode()):
-            return Response(status_code=304, headers=headers)
-        return Response(body, headers=headers, media_type=TYPES[file.suffix])
+        return respond(request, file)
 
     return answer

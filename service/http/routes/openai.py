@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Path
 
 from lvm.errors import Invalid, UnknownModel
-from models.text.encoder import is_same_model
+from models.text.encoder import BUNDLED_MODEL, is_same_model
 from service.deploy.deployments import Deployments
 from service.engines.router import Router
 from service.engines.text import EmbedInput, Encoded
@@ -21,6 +21,7 @@ from service.http.routes.embed import EncoderTarget, encode, encoder_of, text_re
 from service.overload.fairness import Slicer
 from service.settings import Settings
 
+Name = Annotated[str, Path(openapi_examples={"encoder": {"value": BUNDLED_MODEL}})]
 EMBEDDINGS, MODELS = "/v1/embeddings", "/v1/models"
 OPTIONS: dict[str, checks.Check] = {
     "model": checks.text,
@@ -76,7 +77,7 @@ def add_routes(app: FastAPI, deployments: Deployments) -> None:
         return {"object": "list", "data": listed()}
 
     @app.get(MODELS + "/{model:path}", response_model=schemas.OpenAIModel, responses=schemas.NOT_FOUND)
-    async def openai_model(model: str) -> dict[str, Any]:
+    async def openai_model(model: Name) -> dict[str, Any]:
         """OpenAI: the encoder of that name."""
         for each in listed():
             if is_same_model(each["id"], model):

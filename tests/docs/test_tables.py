@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import typer
@@ -116,6 +117,22 @@ def test_files_and_links_of_the_documents_are_there() -> None:
     for document in DOCUMENTS:
         for link in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             assert (document.parent / link).exists() or urlsplit(link).scheme, link
+
+
+def test_anchors_of_the_documents_are_headings() -> None:
+    for document in DOCUMENTS:
+        for link, anchor in re.findall(r"\]\(([^)#\s]*)#([^)]+)\)", document.read_text()):
+            if not urlsplit(link).scheme:
+                assert anchor in _anchors(document.parent / link if link else document), (
+                    f"{document.name}: {link}#{anchor}"
+                )
+
+
+def _anchors(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_claim_of_the_security_document_names_tests_that_are_there() -> None:

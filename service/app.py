@@ -26,7 +26,8 @@ from service.deploy.loading import ModelLoader
 from service.deploy.registry_sync import deployment_lifespan, sync_loop
 from service.deploy.shadow import Shadow
 from service.deploy.watcher import Watcher
-from service.engines.live_scores import Author, LiveScores
+from service.engines.live_scores import LiveScores
+from service.engines.pairing import Pairing
 from service.engines.remote import EngineProvider
 from service.engines.router import make_router
 from service.http import asgi, checks, schemas
@@ -79,8 +80,9 @@ class Parts:
         self.deployments = Deployments(store, loaders or ModelLoader(settings), settings, metrics, aliases=aliases)
         self.watcher = Watcher(self.deployments, settings.reload_s, metrics)
         self.sync = sync_loop(self.deployments, settings, metrics)
-        self.live_scores = _live_scores(settings, metrics, self.deployments, pair_memory)
-        self.router = make_router(self.deployments.engines, settings, metrics, self.live_scores)
+        self.live_scores = LiveScores(metrics, self.deployments.authors)
+        self.pairing = _pairing(settings, self.live_scores, pair_memory)
+        self.router = make_router(self.deployments.engines, settings, metrics, self.pairing)
         self.admission = Admission(_limit(settings), settings, metrics)
         self.shadow = Shadow(self.deployments.slots, settings.shadow_share, metrics)
         self.access = AccessLog(settings.access_log)
@@ -199,7 +201,8 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
     document_route(app, "/predict", schemas.PREDICT)
     document_route(app, "/retrieve", schemas.RETRIEVE)
     document_route(app, "/embed", schemas.EMBED)
-    registry.add_routes(app, parts.router, parts.deployments, parts.sync, parts.live_scores)
+    live_scores = parts.live_scores if parts.pairing else None
+    registry.add_routes(app, parts.router, parts.deployments, parts.sync, live_scores)
     articles.add_routes(app, parts.deployments)
     console.add_routes(app)
     docs.add_routes(app)
@@ -313,18 +316,11 @@ def _limit(settings: Settings) -> Limit:
     return FixedLimit(settings.concurrency)
 
 
-def _live_scores(
-    settings: Settings, metrics: Metrics, deployments: Deployments, memory: mmap | None
-) -> LiveScores | None:
+def _pairing(settings: Settings, board: LiveScores, memory: mmap | None) -> Pairing | None:
     if not settings.truth_share:
         return None
-
-    def authors() -> list[Author]:
-        infos = [engine.info for engine in deployments.engines.values()]
-        return [Author(info.alias, info.name, info.version) for info in infos]
-
     memory = memory or mmap(-1, round(settings.truth_mb * 1e6))
-    return LiveScores(memory, settings.truth_share, settings.truth_s, metrics, authors)
+    return Pairing(memory, settings.truth_share, settings.truth_s, board)
 
 
 def _exporter(settings: Settings) -> Exporter | None:

@@ -180,6 +180,11 @@ class Settings(BaseSettings):
         description="Least mean cosine to the old net's answers; "
         "shipped nets agree at 0.94 on real contexts, at 0.73 on random ones.",
     )
+    watch_worse: NonNegative = Field(
+        0.005,
+        description="Roll back if the mean cosine to the true next vectors, which later contexts show, is lower "
+        "than the old net's by more than this.",
+    )
     drain_s: NonNegative = Field(
         1, description="Seconds after SIGTERM in which requests are answered and /readyz is 503, for balancers."
     )

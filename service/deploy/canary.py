@@ -1,18 +1,24 @@
 """The canary: a version that replaces another is judged for a while by the one before it, the incumbent.
 
-It is rolled back if too many of its calls fail, its batches take too long, or its answers differ too much.
+It is rolled back if too many of its calls fail, its batches take too long, its answers differ too much, or they are
+further from the true next vectors than those of the incumbent. Contexts that arrive later show these vectors.
 """
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 from typing import NamedTuple
 
 from models.registry.registry import AliasMoved, Registry, RegistryLocked
-from service.deploy.comparer import Comparer, Comparison
+from models.vectors import Floats
+from service.deploy.comparer import Ask, Comparer, Comparison
+from service.deploy.paired import PairedScores
+from service.engines.pairing import Pairing
+from service.engines.predict import Prediction
 from service.engines.stats import EngineStats
 from service.settings import Settings
 from service.tasks import SerialExecutor
@@ -24,6 +30,8 @@ MIN_COMPARISONS = 30
 # between two comparisons: few beside the requests, enough within any window
 COMPARE_EVERY_S = 0.05
 LOCK_TRIES = 20
+# for the predictions of both versions that wait for their true next vectors
+PAIR_BYTES = 1 << 23
 
 
 class Canary:
@@ -43,6 +51,14 @@ class Canary:
         self._cosines = 0.0
         self._compared = 0
         self.comparer = Comparer(self._is_due, self._add, max_running=1)
+        self._scores = PairedScores()
+        self._pairing = pairing = Pairing(mmap.mmap(-1, PAIR_BYTES), 1, settings.watch_s, self._scores, clock)
+        self.flush = pairing.flush
+
+    def observe(self, ask_incumbent: Ask, contexts: Floats, prediction: Prediction) -> None:
+        """Take the prediction of the new version for `contexts` `(n, T, D)`; compare it later, if it is due."""
+        self._pairing.arrive(contexts)
+        self.comparer.maybe_compare(ask_incumbent, contexts, prediction)
 
     async def verdict(self, poll_s: float) -> str | None:
         """Return the first fault, looking every `poll_s` seconds; None if there is none until the window ends."""
@@ -57,7 +73,7 @@ class Canary:
 
     def fault(self) -> str | None:
         """Return which limit the new engine exceeds so far, and by how much; None if it keeps them."""
-        return self._errors() or self._slowness() or self._disagreement()
+        return self._errors() or self._slowness() or self._disagreement() or self._worse_scores()
 
     def _errors(self) -> str | None:
         failed = self._stats.failed
@@ -87,6 +103,14 @@ class Canary:
         agreement = f"mean cosine {mean:.3f} to the incumbent's answers to {self._compared} contexts"
         return f"{agreement}, LVM_WATCH_AGREEMENT is {limit:g}"
 
+    def _worse_scores(self) -> str | None:
+        test = self._scores.test
+        limit = self._limits.watch_worse
+        if not test.is_worse_by(limit):
+            return None
+        worse = f"mean cosine to the true next vectors {-test.mean:.3f} below the incumbent's on {test.pairs} contexts"
+        return f"{worse}, LVM_WATCH_WORSE is {limit:g}"
+
     def _is_due(self) -> bool:
         now = self._clock()
         if now < self._next_comparison:
@@ -97,6 +121,9 @@ class Canary:
     async def _add(self, comparison: Comparison) -> None:
         self._cosines += comparison.cosine
         self._compared += 1
+        context = comparison.context[0]
+        self._pairing.keep(context, comparison.ours.vectors[0], PairedScores.NEW)
+        self._pairing.keep(context, comparison.theirs.vectors[0], PairedScores.OLD)
 
 
 class Rollback(NamedTuple):

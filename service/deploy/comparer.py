@@ -22,8 +22,9 @@ Ask = Callable[[Floats, float], Awaitable[Prediction]]  # contexts `(n, T, D)`, 
 
 
 class Comparison(NamedTuple):
-    """What two engines answered to one context, and the cosine of their vectors."""
+    """What two engines answered to one context `(1, T, D)`, and the cosine of their vectors."""
 
+    context: Floats
     ours: Prediction
     theirs: Prediction
     cosine: float
@@ -72,7 +73,7 @@ class Comparer:
         current_span.set(None)
         try:
             theirs = await ask(context, monotonic() + TIMEOUT_S)
-            await self._report(Comparison(ours, theirs, _cosine(theirs.vectors[0], ours.vectors[0])))
+            await self._report(Comparison(context, ours, theirs, _cosine(theirs.vectors[0], ours.vectors[0])))
         except Exception:  # the other engine may raise anything; no caller may notice
             self._count("failed")
         else:

@@ -21,6 +21,7 @@ from service.deploy.canary import Canary, Rollback
 from service.deploy.loading import EngineLoader, ModelLoader
 from service.engines.breaker import STATES
 from service.engines.engine import Deployed, Engine
+from service.engines.pairing import Author
 from service.engines.remote import EngineSet, PredictEngine, RemoteEngine
 from service.engines.search import SearchAdapter
 from service.engines.text import TextAdapter
@@ -139,6 +140,11 @@ class Deployments:
         """Return the engines by alias that run in this process."""
         return {alias: slot.engine for alias, slot in self.slots.items() if isinstance(slot.engine, Engine)}
 
+    def authors(self) -> list[Author]:
+        """Return who predicts now."""
+        infos = [engine.info for engine in self.engines.values()]
+        return [Author(info.alias, info.name, info.version) for info in infos]
+
     def stuck_s(self) -> float:
         """Return the longest time, in seconds, that a batch has been running; infinite for a dead thread."""
         return max((engine.batcher.stuck_s() for engine in self._with_encoder()), default=0.0)
@@ -245,7 +251,7 @@ class Deployments:
         assert isinstance(before, Engine)
         canary = Canary(engine.stats, before.stats, self._settings, self._clock)
         if alias in PREDICTORS and engine.info.input_space == before.info.input_space:
-            engine.on_answer = partial(canary.comparer.maybe_compare, before.run)
+            engine.on_answer = partial(canary.observe, before.run)
         return Rollout(incumbent, asyncio.create_task(self._judge(alias, canary)))
 
     async def _judge(self, alias: Alias, canary: Canary) -> None:

@@ -43,7 +43,7 @@ class Shadow:
             self._comparer.maybe_compare(slot.engine.run, contexts, routed.prediction)
 
     async def _report(self, comparison: Comparison) -> None:
-        ours, theirs, cosine = comparison
+        _, ours, theirs, cosine = comparison
         overlap = await self._overlap(ours.vectors[0], theirs.vectors[0])
         self._metrics.shadow_cosine.labels().observe(cosine)
         if overlap is not None:

@@ -17,7 +17,7 @@ from lvm.errors import (
 from models.registry.alias import FALLBACKS, PREDICTORS, Alias, predictors_to_show
 from models.vectors import Floats
 from service.engines.breaker import STATES, Breaker, BreakerLimits
-from service.engines.live_scores import Author, LiveScores
+from service.engines.pairing import Author, Pairing
 from service.engines.predict import Prediction
 from service.engines.remote import PredictEngine
 from service.engines.stats import full_wait_s, is_engine_fault
@@ -49,7 +49,7 @@ class Router:
         share: of the time left, what every engine of a chain but the last may use.
         full_wait_s: a caller who waited so many seconds in vain shows that an engine hangs.
         breaker: the limits of the circuit breaker of each engine.
-        live_scores: scores the predictions later, unless the caller declines.
+        pairing: scores the predictions later, unless the caller declines.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Router:
         share: float,
         full_wait_s: float,
         breaker: BreakerLimits,
-        live_scores: LiveScores | None = None,
+        pairing: Pairing | None = None,
     ) -> None:
         self.engines = engines
-        self._live_scores = live_scores
+        self._pairing = pairing
         self._share = share
         self._full_wait_s = full_wait_s
         self._metrics = metrics
@@ -111,9 +111,9 @@ class Router:
             if reason:
                 self._metrics.fallbacks.inc(reason)
             alias = engine.info.alias
-            if self._live_scores is not None and is_scored:
+            if self._pairing is not None and is_scored:
                 author = Author(alias, prediction.model, prediction.version)
-                self._live_scores.add(contexts, prediction.vectors, author)
+                self._pairing.add(contexts, prediction.vectors, author)
             return Routed(prediction, alias, reason)
         raise _with_shortest_retry(failures)
 
@@ -156,7 +156,7 @@ def make_router(
     engines: Mapping[str, PredictEngine],
     settings: Settings,
     metrics: Metrics,
-    live_scores: LiveScores | None = None,
+    pairing: Pairing | None = None,
 ) -> Router:
     """Return the router of `engines` with the limits of the settings."""
     return Router(
@@ -165,7 +165,7 @@ def make_router(
         share=settings.primary_share,
         full_wait_s=full_wait_s(settings),
         breaker=BreakerLimits(settings.breaker_failures, settings.breaker_window, settings.breaker_hold_s),
-        live_scores=live_scores,
+        pairing=pairing,
     )
 
 

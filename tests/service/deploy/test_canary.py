@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.vectors import Floats
+from models.vectors import Floats, normalise
 from service.deploy.canary import (
     COMPARE_EVERY_S,
     MIN_BATCHES,
@@ -17,6 +19,7 @@ from service.deploy.canary import (
     MIN_FAILURES,
     Canary,
 )
+from service.engines.pairing import DELAY_S
 from service.engines.predict import Prediction
 from service.engines.stats import EngineStats
 from service.settings import Settings
@@ -171,3 +174,39 @@ def test_asks_the_incumbent_one_context_at_a_time_and_not_too_often() -> None:
         assert asked == [1, 1]
 
     asyncio.run(scenario())
+
+
+async def reads(canary: Canary, clock: Clock, articles: int, noise: float) -> None:
+    """Have readers go through articles; the canary answers the mean and `noise`, the incumbent the mean."""
+    draw = np.random.default_rng(0)
+
+    async def incumbent(batch: Floats, deadline: float) -> Prediction:
+        return prediction(mean_of(batch))
+
+    for _ in range(articles):
+        topic = draw.standard_normal(64)
+        article = normalise(topic + 0.5 * draw.standard_normal((9, 64)))
+        for start in range(5):
+            clock.now += COMPARE_EVERY_S
+            context = article[None, start : start + 5]
+            away = noise * normalise(draw.standard_normal((1, 64)))
+            canary.observe(incumbent, context, prediction(normalise(mean_of(context) + away)))
+            await canary.comparer.wait()
+    # what arrived waits for so long
+    clock.now += 2 * DELAY_S
+    canary.flush()
+    canary.flush()
+
+
+@pytest.mark.parametrize(("noise", "falls"), [(0.0, False), (0.02, False), (0.5, True)])
+def test_falls_if_the_next_contexts_show_worse_predictions(noise: float, falls: bool) -> None:
+    async def scenario() -> str:
+        clock = Clock()
+        canary = Canary(EngineStats(), EngineStats(), Settings(watch_agreement=-1), clock)
+        await reads(canary, clock, 40, noise)
+        return canary.fault() or ""
+
+    fault = asyncio.run(scenario())
+    assert bool(fault) == falls
+    if falls:
+        assert re.search(r"true next vectors 0\.\d+ below the incumbent's on \d+ contexts, LVM_WATCH_WORSE is", fault)

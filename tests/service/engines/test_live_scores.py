@@ -12,7 +12,8 @@ import pytest
 
 from models.evaluate import baselines
 from models.vectors import Floats, normalise
-from service.engines.live_scores import DELAY_S, MAX_VERSIONS, Author, LiveScores
+from service.engines.live_scores import MAX_VERSIONS, LiveScores
+from service.engines.pairing import DELAY_S, Author, Pairing
 from service.telemetry.metrics import BASELINES, Metrics
 
 T, D = 5, 16
@@ -37,17 +38,18 @@ class Service:
     ) -> None:
         self.clock = Clock()
         memory = memory or mmap.mmap(-1, 1 << 22)
-        self.scores = LiveScores(memory, share, 60, Metrics(), authors, self.clock)
+        self.scores = LiveScores(Metrics(), authors)
+        self.pairing = Pairing(memory, share, 60, self.scores, self.clock)
 
     def answer(self, contexts: Floats, author: Author = AUTHOR) -> None:
         """Predict the mean of each context `(n, T, D)`."""
-        self.scores.add(contexts, contexts.mean(axis=1), author)
+        self.pairing.add(contexts, contexts.mean(axis=1), author)
 
     def summary(self) -> dict[str, Any]:
         """Return the scores of all contexts so far."""
         for _ in range(2):
             self.clock.now += 2 * DELAY_S
-            self.scores.flush()
+            self.pairing.flush()
         return self.scores.summary()
 
     def pairs(self) -> int:
@@ -168,7 +170,7 @@ def test_processes_that_share_memory_score_each_other() -> None:
         contexts = windows(article())
         for place, context in enumerate(contexts):
             (first, second)[place % 2].answer(context[None])
-        first.scores.flush()
+        first.pairing.flush()
         assert second.pairs() + first.pairs() == len(contexts) - 1
 
     in_loop(scenario)
@@ -202,9 +204,10 @@ def test_versions_beyond_the_limit_share_a_label() -> None:
 def test_scores_appear_without_further_requests() -> None:
     async def scenario() -> None:
         metrics = Metrics()
-        scores = LiveScores(mmap.mmap(-1, 1 << 20), 1, 60, metrics)
+        scores = LiveScores(metrics)
+        pairing = Pairing(mmap.mmap(-1, 1 << 20), 1, 60, scores)
         contexts = windows(article())
-        scores.add(contexts, contexts.mean(axis=1), AUTHOR)
+        pairing.add(contexts, contexts.mean(axis=1), AUTHOR)
         async with asyncio.timeout(10):
             while not scores.summary()["aliases"].get("primary", {}).get("scored"):
                 await asyncio.sleep(0.02)

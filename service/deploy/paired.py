@@ -1,0 +1,84 @@
+"""Paired scores: whether one version predicts worse than another, by the true next vectors of the same contexts.
+
+It may be asked after every pair, however many come: the error rate is that of all answers together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from service.engines.pairing import Author, Scored
+
+# How often a version that is not worse may be called worse.
+ERROR_RATE = 0.005
+# Fewer pairs decide nothing, since the bound assumes that their mean is nearly normal.
+MIN_PAIRS = 50
+# The bound is tightest after about so many pairs.
+TYPICAL_PAIRS = 300
+
+
+@dataclass(slots=True)
+class PairedTest:
+    """Differences of the cosines of two versions, new less old.
+
+    Source of the bound: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, Time-uniform central limit theory and
+    asymptotic confidence sequences, 2021, one-sided.
+    """
+
+    pairs: int = 0
+    _sum: float = 0.0
+    _squares: float = 0.0
+
+    def add(self, differences: Iterable[float]) -> None:
+        """Take the differences of more pairs."""
+        for difference in differences:
+            self.pairs += 1
+            self._sum += difference
+            self._squares += difference * difference
+
+    @property
+    def mean(self) -> float:
+        """The mean difference; 0 without pairs."""
+        return self._sum / max(self.pairs, 1)
+
+    def is_worse_by(self, tolerance: float) -> bool:
+        """Return whether the new version is worse by more than `tolerance`, with an error rate of `ERROR_RATE`."""
+        return self.pairs >= MIN_PAIRS and self.mean + self._radius() < -tolerance
+
+    def _radius(self) -> float:
+        """Return what the true mean exceeds the mean by at no time, but for the error rate."""
+        count = self.pairs
+        variance = max(self._squares / count - self.mean**2, 0.0) * count / (count - 1)
+        log = -2 * math.log(2 * ERROR_RATE)
+        # the paper's rho squared, for a bound that is tightest after `TYPICAL_PAIRS`
+        scale = (log + math.log(log + 1)) / TYPICAL_PAIRS
+        spread = count * scale + 1
+        factor = 2 * spread / (count * count * scale) * math.log(1 + math.sqrt(spread) / (2 * ERROR_RATE))
+        return math.sqrt(variance * factor)
+
+
+class PairedScores:
+    """The board of a `Pairing` that keeps the predictions of two versions for the same contexts; fills a test."""
+
+    NEW = Author("", "", "new")
+    OLD = Author("", "", "old")
+
+    def __init__(self) -> None:
+        self.test = PairedTest()
+
+    def identify(self, author: Author) -> int:
+        """Return the number of an author: 1 of the new version, 0 of the old one."""
+        return int(author == self.NEW)
+
+    def count_kept(self, author: Author, count: int) -> None:
+        """Do nothing: only pairs count."""
+
+    def count(self, scored: Scored) -> None:
+        """Add the difference of each context that both versions predicted."""
+        found: defaultdict[int, dict[int, float]] = defaultdict(dict)
+        for row, author, cosine in zip(scored.rows, scored.authors, scored.cosines.tolist(), strict=True):
+            found[row][author] = cosine
+        self.test.add(both[1] - both[0] for both in found.values() if len(both) == 2)

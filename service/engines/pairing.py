@@ -1,0 +1,232 @@
+"""Pairing: finds the true next vectors of earlier predictions in the contexts that callers send later.
+
+A caller who reads an article sends overlapping contexts. The first T - 1 vectors of a context are then the last T - 1
+of an earlier one, byte for byte, and its last vector is the true next vector of that earlier context. So predictions
+can be scored without labels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import monotonic
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from xxhash import xxh3_128_digest
+
+from models.vectors import Floats, normalise
+from service.engines.pair_store import Digests, Pairs, PairStore
+
+# Rows that are handled together, and the longest that they wait for it in seconds.
+BLOCK = 256
+PAUSE_S = 0.25
+# Contexts wait longer than predictions, because another process may still be about to keep the prediction.
+DELAY_S = 2 * PAUSE_S
+MAX_WAITING = 8
+
+
+class Author(NamedTuple):
+    """Who predicts: an alias, and the version that it serves."""
+
+    alias: str
+    model: str
+    version: str
+
+
+class Predicted(NamedTuple):
+    """A prediction `(D,)`, the first vector `(D,)` of its context, and the digest of the other vectors."""
+
+    digest: bytes
+    vector: Floats
+    first: Floats
+    author: Author
+
+
+class Arrivals(NamedTuple):
+    """Contexts `(T, D)`, the digests of their first T - 1 vectors, and when they may be looked up."""
+
+    due: float
+    digests: Digests
+    contexts: Sequence[Floats]
+
+
+class Scored(NamedTuple):
+    """Predictions with their true next vectors.
+
+    Attributes:
+        rows: `(m,)` the context that showed the true next vector; predictions of one context have the same.
+        authors: `(m,)` numbers of who predicted.
+        cosines: `(m,)` of prediction and true next vector.
+        contexts: `(m, T, D)` that the predictions were made of.
+        truths: `(m, D)`, unit length.
+    """
+
+    rows: list[int]
+    authors: list[int]
+    cosines: Floats
+    contexts: Floats
+    truths: Floats
+
+
+class Board(Protocol):
+    """Counts the scores that a `Pairing` finds."""
+
+    def identify(self, author: Author) -> int:
+        """Return the number of an author, from 0 to 2^64 - 1; the same in processes that share memory."""
+        ...
+
+    def count_kept(self, author: Author, count: int) -> None:
+        """Count predictions that wait for their true next vectors from now on."""
+        ...
+
+    def count(self, scored: Scored) -> None:
+        """Count scores."""
+        ...
+
+
+class Pairing:
+    """Keeps a share of the predictions until their true next vectors arrive, then scores them.
+
+    Args:
+        memory: where predictions are kept. Processes that share it score each other's predictions.
+        share: of the predictions. The digest decides, so that both parts of a pair are chosen, or neither.
+        seconds: how long a prediction is kept at most.
+        board: counts the scores.
+    """
+
+    def __init__(
+        self,
+        memory: mmap.mmap | bytearray,
+        share: float,
+        seconds: float,
+        board: Board,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._open = partial(PairStore, memory, seconds=seconds, clock=clock)
+        self._below = digest_below(share)
+        self._board = board
+        self._clock = clock
+        self._store: PairStore | None = None
+        self._shape: tuple[int, ...] = ()
+        self._predicted: list[Predicted] = []
+        self._arrived: list[tuple[bytes, Floats]] = []
+        self._waiting: deque[Arrivals] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, contexts: Floats, predictions: Floats, author: Author) -> None:
+        """Take the predictions `(n, D)` of contexts `(n, T, D)`, and the true next vectors that these contexts hold.
+
+        Contexts of another shape than the first ones are left alone.
+        """
+        if contexts.shape[1:] != self._shape and not self._begin(contexts.shape[1:]):
+            return
+        below = self._below
+        # of a vector, and of a context, in bytes
+        vector = 4 * contexts.shape[2]
+        size = vector * contexts.shape[1]
+        # now, since the vectors are in the cache of the processor
+        data = np.ascontiguousarray(contexts).data.cast("B")
+        for row in range(len(contexts)):
+            start = row * size
+            later = xxh3_128_digest(data[start + vector : start + size])
+            earlier = xxh3_128_digest(data[start : start + size - vector])
+            # a context of one repeated vector would be its own successor
+            if later != earlier:
+                if later < below:
+                    self._predicted.append(Predicted(later, predictions[row], contexts[row, 0], author))
+                if earlier < below:
+                    self._arrived.append((earlier, contexts[row]))
+        self._schedule()
+
+    def keep(self, context: Floats, prediction: Floats, author: Author) -> None:
+        """Take only the prediction `(D,)` of a context `(T, D)`."""
+        if context.shape == self._shape or self._begin(context.shape):
+            later = _digest(context[1:])
+            if later < self._below and later != _digest(context[:-1]):
+                self._predicted.append(Predicted(later, prediction, context[0], author))
+                self._schedule()
+
+    def arrive(self, contexts: Floats) -> None:
+        """Take only the true next vectors that contexts `(n, T, D)` hold."""
+        if contexts.shape[1:] == self._shape:
+            for context in contexts:
+                earlier = _digest(context[:-1])
+                if earlier < self._below:
+                    self._arrived.append((earlier, context))
+            self._schedule()
+
+    def flush(self) -> None:
+        """Keep the predictions so far, and score those whose true next vectors have waited for `DELAY_S` seconds."""
+        if self._timer:
+            self._timer.cancel()
+        self._timer = None
+        assert self._store
+        predicted, self._predicted = self._predicted, []
+        for author in {each.author for each in predicted}:
+            self._keep(self._store, author, [each for each in predicted if each.author == author])
+        arrived, self._arrived = self._arrived, []
+        now = self._clock()
+        if arrived:
+            digests, contexts = zip(*arrived, strict=True)
+            self._waiting.append(Arrivals(now + DELAY_S, _as_words(digests), contexts))
+        while self._waiting and (self._waiting[0].due <= now or len(self._waiting) > MAX_WAITING):
+            arrivals = self._waiting.popleft()
+            pairs = self._store.take(arrivals.digests)
+            if len(pairs.rows):
+                self._board.count(_score(pairs, arrivals.contexts))
+        self._schedule()
+
+    def _begin(self, shape: tuple[int, ...]) -> bool:
+        """Return whether contexts of this shape `(T, D)` are paired from now on."""
+        if self._shape or shape[0] < 2:
+            return False
+        self._shape = shape
+        self._store = self._open(shape[1])
+        return True
+
+    def _schedule(self) -> None:
+        if len(self._predicted) >= BLOCK or len(self._arrived) >= BLOCK:
+            self.flush()
+        elif self._timer is None and (self._predicted or self._arrived or self._waiting):
+            self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self.flush)
+
+    def _keep(self, store: PairStore, author: Author, predicted: Sequence[Predicted]) -> None:
+        counts = Counter([each.digest for each in predicted])
+        # one of those that are alike, in the order of `counts`
+        distinct = {each.digest: each for each in predicted}.values()
+        digests, vectors, firsts, _ = zip(*distinct, strict=True)
+        waiting = np.fromiter(counts.values(), np.uint64, len(counts))
+        store.put(_as_words(digests), self._board.identify(author), waiting, np.stack(vectors), np.stack(firsts))
+        self._board.count_kept(author, len(predicted))
+
+
+def digest_below(share: float) -> bytes:
+    """Return what the digests of a share of all vectors are below."""
+    return b"\xff" * 17 if share >= 1 else int(share * 2**128).to_bytes(16, "big")
+
+
+def _digest(vectors: Floats) -> bytes:
+    return xxh3_128_digest(np.ascontiguousarray(vectors).data)
+
+
+def cosines(vectors: Floats, truths: Floats) -> Floats:
+    """Return the cosines `(m,)` of vectors `(m, D)` and unit vectors `(m, D)`."""
+    found: Floats = np.vecdot(normalise(vectors), truths)
+    return found
+
+
+def _score(pairs: Pairs, contexts: Sequence[Floats]) -> Scored:
+    """Return the scores of `pairs`; `contexts` `(T, D)` end with the true next vectors."""
+    rows = pairs.rows.tolist()
+    later = np.stack([contexts[row] for row in rows])
+    truths = normalise(later[:, -1])
+    earlier = np.concatenate([pairs.firsts[:, None], later[:, :-1]], axis=1)
+    return Scored(rows, pairs.authors.tolist(), cosines(pairs.predictions, truths), earlier, truths)
+
+
+def _as_words(digests: Sequence[bytes]) -> Digests:
+    return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)

@@ -84,7 +84,13 @@ class Parts:
         self.pairing = _pairing(settings, self.live_scores, pair_memory)
         self.router = make_router(self.deployments.engines, settings, metrics, self.pairing)
         self.admission = Admission(_limit(settings), settings, metrics)
-        self.shadow = Shadow(self.deployments.slots, settings.shadow_share, metrics)
+        self.shadow = Shadow(
+            self.deployments.slots,
+            settings.shadow_share,
+            metrics,
+            seconds=settings.truth_s,
+            size=round(settings.truth_mb * 1e6) if settings.truth_share else 0,
+        )
         self.access = AccessLog(settings.access_log)
         self.tracer = Tracer(self.exporter, settings.trace_share) if self.exporter else None
 

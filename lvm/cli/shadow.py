@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from lvm.cli.arguments import AsJson, Token, Url
+from lvm.cli.evidence import scrape
 from lvm.cli.exit_codes import FAILED
 from lvm.cli.output import print_json, print_message, print_table
 
@@ -16,16 +17,20 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
 
     The command fails if there is no candidate, and none was compared since the service started.
     """
-    from service.deploy.shadow import candidate_of, summarize_shadow
+    from service.deploy.shadow_report import candidate_of, summarize_shadow
 
-    scrape = _scrape(url, token)
-    candidate, found = candidate_of(scrape), summarize_shadow(scrape)
+    text = scrape(url, token)
+    candidate, found = candidate_of(text), summarize_shadow(text)
     requests = found.pop("requests")
     if candidate is None and not any(requests.values()):
         print_message(f"lvm: {url} has no candidate, so nothing is compared\nnext: {_HOW_TO_START}")
         raise typer.Exit(FAILED)
     rows: dict[str, Any] = {"candidate": candidate, **requests, **found}
-    print_json(rows) if as_json else print_table(("what", "value"), [(name, _shown(rows[name])) for name in rows])
+    if as_json:
+        print_json(rows)
+    else:
+        rows |= {f"nearer, {level} coherence": each for level, each in rows.pop("differences").items()}
+        print_table(("what", "value"), [(name, _shown(rows[name])) for name in rows])
     if candidate is None:
         print_message("there is no candidate now: these are comparisons with an earlier one")
     elif not any(requests.values()):
@@ -35,19 +40,8 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
 _HOW_TO_START = "`lvm models` lists versions; `lvm promote candidate VERSION` sets one in the registry of the service"
 
 
-def _scrape(url: str, token: str | None) -> str:
-    """Return the text of /metrics; ends the command if there is none."""
-    import httpx
-
-    from lvm.client import auth_headers
-
-    try:
-        answer = httpx.get(f"{url.rstrip('/')}/metrics", headers=auth_headers(token), timeout=10).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        print_message(f"lvm: no metrics from {url}: {error}\nnext: check the address, and --token if it requires one")
-        raise typer.Exit(FAILED) from error
-    return answer.text
-
-
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        low, high = value["interval"]
+        return f"{value['mean']:+.4f} [{low:+.4f}, {high:+.4f}] on {value['pairs']} contexts"
     return "-" if value is None else value if isinstance(value, str) else f"{value:.6g}"

@@ -17,6 +17,8 @@ def rows(figures: Figures) -> Iterator[tuple[str, ...]]:
             score, incumbent = scores[measure], theirs.get(data, {}).get(measure)
             compared = ("-", "-") if incumbent is None else (f"{incumbent:.4f}", f"{score - incumbent:+.4f}")
             yield f"{measure}, {data}", f"{score:.4f}", f"{scores['card']:.4f}", *compared
+    if live := figures.get("live"):
+        yield f"cosine, live, {live['pairs']} contexts", "-", "-", "-", f"{live['mean']:+.4f}"
     for count, times in figures.get("latency", {}).items():
         label = "ms of CPU, 1 context" if count == "1" else f"ms of CPU, {count} contexts"
         yield label, f"{times['ms']:.3f}", "-", f"{times['incumbent_ms']:.3f}", f"{times['ratio']:.1f} x"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,6 +113,17 @@ def promote(
         list[str] | None,
         typer.Option(metavar=NAMED_DATA, help="A data set on its card, to score it on; repeat."),
     ] = None,
+    evidence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A running service that has VERSION as candidate: require that its live scores are as good.",
+        ),
+    ] = None,
+    min_pairs: Annotated[
+        int, typer.Option(min=1, help="With --evidence: how many contexts must have shown both scores.")
+    ] = 500,
+    token: Token = None,
     force: Annotated[
         bool, typer.Option("--force", help="Override all objections except damage; requires --why.")
     ] = False,
@@ -125,14 +136,22 @@ def promote(
     """
     if force and not why:
         raise typer.BadParameter("needs --why: the ledger keeps what was overridden, and why", param_hint="--force")
+    if evidence and alias != AliasName.PRIMARY:
+        raise typer.BadParameter("is for `primary`, which the candidate is compared with", param_hint="--evidence")
     # as in the server, so that the gate measures the same times
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from lvm.cli.evidence import scrape, weigh
     from models import gate
 
     found = existing_registry()
     target = found.find(version)
     sets = {name: read_data(directory) for name, directory in map(named_dir, data or ())}
     verdict = gate.judge(found, alias, target, sets)
+    if evidence:
+        shown = weigh(scrape(evidence, token), target.id, verdict.aliases_before[AliasName.PRIMARY], min_pairs)
+        figures = {**verdict.figures, "live": shown.figures}
+        verdict = replace(verdict, figures=figures, objections=verdict.objections + shown.objections)
+        why = "; ".join(filter(None, (why, shown.sentence)))
     if verdict.objections and not force:
         raise gate.PromotionRejected(verdict.objections)
     for objection in verdict.objections:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from models.registry.registry import AliasMoved, Registry, RegistryLocked
 from models.vectors import Floats
 from service.deploy.comparer import Ask, Comparer, Comparison
-from service.deploy.paired import PairedScores
+from service.deploy.paired import PairedScores, PairedTest
 from service.engines.pairing import Pairing
 from service.engines.predict import Prediction
 from service.engines.stats import EngineStats
@@ -51,8 +51,9 @@ class Canary:
         self._cosines = 0.0
         self._compared = 0
         self.comparer = Comparer(self._is_due, self._add, max_running=1)
-        self._scores = PairedScores()
-        self._pairing = pairing = Pairing(mmap.mmap(-1, PAIR_BYTES), 1, settings.watch_s, self._scores, clock)
+        self._test = PairedTest()
+        scores = PairedScores(lambda differences, contexts: self._test.add(differences.tolist()))
+        self._pairing = pairing = Pairing(mmap.mmap(-1, PAIR_BYTES), 1, settings.watch_s, scores, clock)
         self.flush = pairing.flush
 
     def observe(self, ask_incumbent: Ask, contexts: Floats, prediction: Prediction) -> None:
@@ -104,7 +105,7 @@ class Canary:
         return f"{agreement}, LVM_WATCH_AGREEMENT is {limit:g}"
 
     def _worse_scores(self) -> str | None:
-        test = self._scores.test
+        test = self._test
         limit = self._limits.watch_worse
         if not test.is_worse_by(limit):
             return None

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from models.vectors import Floats
 from service.engines.pairing import Author, Scored
 
 # How often a version that is not worse may be called worse.
@@ -61,13 +64,16 @@ class PairedTest:
 
 
 class PairedScores:
-    """The board of a `Pairing` that keeps the predictions of two versions for the same contexts; fills a test."""
+    """The board of a `Pairing` that keeps the predictions of two versions for the same contexts.
+
+    `add` is called with the differences of their cosines `(p,)`, new less old, and the contexts `(p, T, D)`.
+    """
 
     NEW = Author("", "", "new")
     OLD = Author("", "", "old")
 
-    def __init__(self) -> None:
-        self.test = PairedTest()
+    def __init__(self, add: Callable[[Floats, Floats], None]) -> None:
+        self._add = add
 
     def identify(self, author: Author) -> int:
         """Return the number of an author: 1 of the new version, 0 of the old one."""
@@ -77,8 +83,11 @@ class PairedScores:
         """Do nothing: only pairs count."""
 
     def count(self, scored: Scored) -> None:
-        """Add the difference of each context that both versions predicted."""
-        found: defaultdict[int, dict[int, float]] = defaultdict(dict)
-        for row, author, cosine in zip(scored.rows, scored.authors, scored.cosines.tolist(), strict=True):
-            found[row][author] = cosine
-        self.test.add(both[1] - both[0] for both in found.values() if len(both) == 2)
+        """Add the differences of the contexts that both versions predicted."""
+        found: defaultdict[int, dict[int, int]] = defaultdict(dict)
+        for place, (row, author) in enumerate(zip(scored.rows, scored.authors, strict=True)):
+            found[row][author] = place
+        both = [(places[0], places[1]) for places in found.values() if len(places) == 2]
+        if both:
+            old, new = np.array(both).T
+            self._add(scored.cosines[new] - scored.cosines[old], scored.contexts[new])

@@ -11,6 +11,7 @@ import asyncio
 import mmap
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from functools import partial
 from time import monotonic
 from typing import NamedTuple, Protocol
@@ -27,6 +28,10 @@ PAUSE_S = 0.25
 # Contexts wait longer than predictions, because another process may still be about to keep the prediction.
 DELAY_S = 2 * PAUSE_S
 MAX_WAITING = 8
+
+
+# Whether the caller of the current request declines that its vectors are kept.
+is_declined: ContextVar[bool] = ContextVar("is_declined", default=False)
 
 
 class Author(NamedTuple):
@@ -122,7 +127,7 @@ class Pairing:
 
         Contexts of another shape than the first ones are left alone.
         """
-        if contexts.shape[1:] != self._shape and not self._begin(contexts.shape[1:]):
+        if is_declined.get() or not self._takes(contexts.shape[1:]):
             return
         below = self._below
         # of a vector, and of a context, in bytes
@@ -144,7 +149,7 @@ class Pairing:
 
     def keep(self, context: Floats, prediction: Floats, author: Author) -> None:
         """Take only the prediction `(D,)` of a context `(T, D)`."""
-        if context.shape == self._shape or self._begin(context.shape):
+        if not is_declined.get() and self._takes(context.shape):
             later = _digest(context[1:])
             if later < self._below and later != _digest(context[:-1]):
                 self._predicted.append(Predicted(later, prediction, context[0], author))
@@ -152,7 +157,7 @@ class Pairing:
 
     def arrive(self, contexts: Floats) -> None:
         """Take only the true next vectors that contexts `(n, T, D)` hold."""
-        if contexts.shape[1:] == self._shape:
+        if contexts.shape[1:] == self._shape and not is_declined.get():
             for context in contexts:
                 earlier = _digest(context[:-1])
                 if earlier < self._below:
@@ -180,13 +185,12 @@ class Pairing:
                 self._board.count(_score(pairs, arrivals.contexts))
         self._schedule()
 
-    def _begin(self, shape: tuple[int, ...]) -> bool:
-        """Return whether contexts of this shape `(T, D)` are paired from now on."""
-        if self._shape or shape[0] < 2:
-            return False
-        self._shape = shape
-        self._store = self._open(shape[1])
-        return True
+    def _takes(self, shape: tuple[int, ...]) -> bool:
+        """Return whether contexts of this shape `(T, D)` are paired: the shape of the first ones."""
+        if not self._shape and shape[0] > 1:
+            self._shape = shape
+            self._store = self._open(shape[1])
+        return shape == self._shape
 
     def _schedule(self) -> None:
         if len(self._predicted) >= BLOCK or len(self._arrived) >= BLOCK:

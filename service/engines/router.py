@@ -49,7 +49,7 @@ class Router:
         share: of the time left, what every engine of a chain but the last may use.
         full_wait_s: a caller who waited so many seconds in vain shows that an engine hangs.
         breaker: the limits of the circuit breaker of each engine.
-        pairing: scores the predictions later, unless the caller declines.
+        pairing: scores the predictions later.
     """
 
     def __init__(
@@ -87,12 +87,8 @@ class Router:
         served = sorted({*self.engines, *(engine.info.name for engine in self.engines.values())})
         raise UnknownModel(f'unknown model "{model[:100]}"; available: {", ".join(served)}')
 
-    async def predict(
-        self, contexts: Floats, chain: list[PredictEngine], deadline: float, *, is_scored: bool = True
-    ) -> Routed:
+    async def predict(self, contexts: Floats, chain: list[PredictEngine], deadline: float) -> Routed:
         """Return the answer of the first engine of `chain` that gives one before `deadline`.
-
-        `is_scored` allows to keep the prediction for a live score.
 
         Raises:
             Unavailable, Expired: the error of the last engine; its Retry-After is the shortest of all.
@@ -111,7 +107,7 @@ class Router:
             if reason:
                 self._metrics.fallbacks.inc(reason)
             alias = engine.info.alias
-            if self._pairing is not None and is_scored:
+            if self._pairing is not None:
                 author = Author(alias, prediction.model, prediction.version)
                 self._pairing.add(contexts, prediction.vectors, author)
             return Routed(prediction, alias, reason)

@@ -10,6 +10,7 @@ from random import getrandbits
 from time import monotonic, perf_counter, time
 
 from lvm.errors import Expired, Invalid, ServiceError, Unavailable
+from service.engines.pairing import is_declined
 from service.http import content_coding
 from service.http.auth import Tokens
 from service.http.headers import decimal
@@ -166,7 +167,7 @@ class Gateway:
         if b"x-request-timeout-ms" in request.headers:
             request.set_timeout(_timeout_ms(request))
         if b"x-live-score" in request.headers:
-            request.is_scored = _allows_score(request)
+            is_declined.set(not _allows_score(request))
         if b"content-encoding" in request.headers:
             await self._decode(request)
 

@@ -54,7 +54,6 @@ class Request:
         arrived, deadline: when its body was complete, and until when it is to be answered, in seconds of `monotonic`.
         trace: its place in a trace, if it is part of one.
         span: its span, if it is sampled.
-        is_scored: whether its vectors may be kept for live scores.
     """
 
     method: bytes
@@ -76,7 +75,6 @@ class Request:
     deadline: float = field(default=0.0, init=False)
     trace: TraceContext | None = field(default=None, init=False)
     span: RequestSpan | None = field(default=None, init=False)
-    is_scored: bool = field(default=True, init=False)
 
     async def wait_for_turn(self) -> None:
         """Wait until every earlier request of the connection is answered; raises as `read`."""

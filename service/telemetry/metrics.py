@@ -32,6 +32,9 @@ ROWS = tuple(2.0**power for power in range(11))
 # The cosine of a prediction to the true next vector, and by how much it exceeds that of a baseline.
 LIVE_COSINES = tuple(twentieths / 20 for twentieths in range(-4, 21))
 LIVE_MARGINS = tuple(hundredths / 100 for hundredths in (-40, -30, -20, -15, *range(-10, 11, 2), 15, 20, 30, 40))
+DIFFERENCES = tuple(hundredths / 100 for hundredths in (-40, -20, -15, *range(-10, 11), 15, 20, 40))
+# Thirds of contexts by how alike their vectors are.
+COHERENCES = ("low", "middle", "high")
 BASELINES = ("persistence", "mean", "weighted_mean")
 TENTHS = tuple(tenths / 10 for tenths in range(-2, 10))
 NORMS = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0, 10.0)
@@ -174,6 +177,12 @@ class Metrics:
         )
         self.shadow_extra_seconds = self._histogram(
             "lvm_shadow_extra_seconds", "Seconds that the candidate took longer, alone in a batch.", edges=EXTRA_S
+        )
+        self.shadow_difference = self._histogram(
+            "lvm_shadow_difference",
+            "Cosine to the true next vector, of the candidate less of the primary.",
+            ("model", "version", "against", "coherence"),
+            edges=DIFFERENCES,
         )
 
     def _define_live_scores(self) -> None:

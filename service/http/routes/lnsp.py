@@ -76,9 +76,7 @@ class Infer:
         decoded = codec.normalised(self._norm_policy, decoded)
         request.set_rows(len(decoded.rows))
         decode_s = perf_counter() - request.started
-        routed = await self._router.predict(
-            decoded.rows, decoded.target.engines, request.deadline, is_scored=request.is_scored
-        )
+        routed = await self._router.predict(decoded.rows, decoded.target.engines, request.deadline)
         self._shadow.maybe_compare(decoded.rows, routed)
         return self._respond(request, decoded, routed, decode_s)
 

@@ -120,7 +120,7 @@ class Inference:
     ) -> Response:
         request.set_rows(len(parsed.rows))
         decode_s = perf_counter() - request.started
-        routed = await self._router.predict(parsed.rows, chain, request.deadline, is_scored=request.is_scored)
+        routed = await self._router.predict(parsed.rows, chain, request.deadline)
         began = perf_counter()
         prediction = routed.prediction
         body, media_type, more = encode(parsed, routed)

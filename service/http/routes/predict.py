@@ -79,9 +79,7 @@ class Predict:
         stages: Stages = (("decode", perf_counter() - request.started),)
         if decoded.text is not None:
             return await self._predict_text(request, decoded, stages)
-        routed = await self._router.predict(
-            decoded.rows, decoded.target.engines, request.deadline, is_scored=request.is_scored
-        )
+        routed = await self._router.predict(decoded.rows, decoded.target.engines, request.deadline)
         return self._respond(request, decoded, routed, stages)
 
     async def _predict_text(self, request: Request, decoded: Decoded[FallbackChain], stages: Stages) -> Response:
@@ -91,7 +89,7 @@ class Predict:
         decoded = await embed(self._deployments, first.encoder, decoded, first.shape[0], request)
         stages = (*stages, ("embed", perf_counter() - began))
         alike = [engine for engine in engines if engine.info.input_space == first.input_space]
-        routed = await self._router.predict(decoded.rows, alike, request.deadline, is_scored=request.is_scored)
+        routed = await self._router.predict(decoded.rows, alike, request.deadline)
         return mark_as_text(self._respond(request, decoded, routed, stages), decoded.text_info)
 
     def _chain(self, field: str, options: Mapping[str, Any]) -> FallbackChain:

@@ -130,7 +130,7 @@ class SearchByNet:
 
     async def search(self, decoded: Decoded[Any], deadline: float) -> Answer:
         """Return the answer; raises as every engine."""
-        routed = await self.router.predict(decoded.rows, self.chain.engines, deadline, is_scored=False)
+        routed = await self.router.predict(decoded.rows, self.chain.engines, deadline)
         engine = self.deployments.require_retriever_engine()  # it may have been replaced meanwhile
         found = await engine.run(_searches(decoded, routed.prediction.vectors), deadline)
         prediction = routed.prediction

@@ -65,10 +65,11 @@ def test_few_pairs_decide_nothing() -> None:
 
 
 def test_only_contexts_that_both_versions_predicted_count() -> None:
-    board = PairedScores()
+    test = PairedTest()
+    board = PairedScores(lambda differences, contexts: test.add(differences.tolist()))
     new, old = board.identify(PairedScores.NEW), board.identify(PairedScores.OLD)
     cosines = np.array([0.5, 0.7, 0.4, 0.9], np.float32)
     nothing = np.zeros((4, 5, 8), np.float32)
     board.count(Scored([0, 0, 1, 2], [old, new, new, old], cosines, nothing, nothing[:, 0]))
-    assert board.test.pairs == 1
-    assert board.test.mean == pytest.approx(0.2)
+    assert test.pairs == 1
+    assert test.mean == pytest.approx(0.2)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from models.drift import ReferenceStats
 from models.registry.alias import Alias
-from models.vectors import Floats
+from models.vectors import Floats, normalise
 from service.deploy.deployments import Slot
-from service.deploy.shadow import MAX_RUNNING, Shadow, summarize_shadow
+from service.deploy.shadow import MAX_RUNNING, Coherence, Shadow
+from service.deploy.shadow_report import summarize_shadow
 from service.engines.engine import Deployed, Engine, EngineInfo
+from service.engines.pairing import DELAY_S
 from service.engines.predict import Prediction
 from service.engines.remote import PredictEngine
 from service.engines.router import Routed
 from service.engines.search import SearchAdapter, make_search_engine
 from service.settings import Settings
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import COHERENCES, Metrics
 from tests.conftest import until
 from tests.fakes import D, T, contexts, mean_of, retriever
 
@@ -129,6 +134,7 @@ def test_asks_only_a_candidate_of_the_same_shape_for_sampled_requests(why: str) 
         assert report(metrics) == {
             "requests": {"compared": 0, "skipped": 0, "failed": 0},
             "cosine": None, "overlap": None, "extra_seconds": None, "cosine_p10": None,
+            "differences": {},
         }  # fmt: skip
 
     asyncio.run(scenario())
@@ -146,3 +152,42 @@ def test_a_service_shadows_its_candidate_until_the_alias_is_removed(serve: Any, 
     until(lambda: "candidate" not in server.http.get("/models").json()["aliases"], "the candidate to be let go")
     assert server.http.post("/predict", json={"context": contexts()[0].tolist()}).status_code == 200
     assert server.metric("lvm_shadow_total", outcome="compared") == 1
+
+
+@pytest.mark.parametrize("reader", ["lets it", "declines"])
+def test_later_contexts_show_whether_the_candidate_is_nearer(serve: Any, reader: str) -> None:
+    """The primary answers the mean, the candidate the first vector of the context, which is further away."""
+    server = serve(shadow_share=1, gru=lambda batch: batch[:, 0])
+    registry = server.app.state.deployments.registry
+    registry.point("candidate", registry.resolve("fallback"), why="maybe")
+    until(lambda: "candidate" in server.http.get("/models").json()["aliases"], "the candidate to be loaded")
+    draw = np.random.default_rng(0)
+    headers = {"X-Live-Score": "off"} if reader == "declines" else {}
+    for _ in range(12):
+        article = normalise(draw.standard_normal(D) + 0.5 * draw.standard_normal((T + 6, D)))
+        for start in range(7):
+            body = {"context": article[start : start + T].tolist()}
+            server.http.post("/predict", json=body, headers=headers).raise_for_status()
+            compared = 1 + server.metric("lvm_shadow_total", outcome="compared")
+
+    def shown() -> Any:
+        return summarize_shadow(server.http.get("/metrics").text)["differences"]
+
+    if reader == "declines":
+        time.sleep(2 * DELAY_S)
+        assert shown() == {}
+        return
+    assert compared > 20
+    until(lambda: shown().get("all", {"pairs": 0})["pairs"] >= 20, "the true next vectors")
+    low, high = shown()["all"]["interval"]
+    assert low < shown()["all"]["mean"] < high < 0
+    assert shown()["all"]["pairs"] == sum(shown()[level]["pairs"] for level in shown().keys() - {"all"})
+
+
+def test_coherence_is_a_third_of_what_the_net_was_trained_on() -> None:
+    draw = np.random.default_rng(0)
+    batch = normalise(draw.standard_normal((3000, 1, D)) + draw.standard_normal((3000, T, D)))
+    levels = Coherence(ReferenceStats.from_contexts(batch[:500])).levels(batch)
+    counts = [levels.count(level) / 3000 for level in COHERENCES]
+    assert counts == pytest.approx([1 / 3] * 3, abs=0.07)
+    assert set(Coherence(None).levels(batch)) == {"middle"}

@@ -179,9 +179,10 @@ def test_later_contexts_show_whether_the_candidate_is_nearer(serve: Any, reader:
         return
     assert compared > 20
     until(lambda: shown().get("all", {"pairs": 0})["pairs"] >= 20, "the true next vectors")
-    low, high = shown()["all"]["interval"]
-    assert low < shown()["all"]["mean"] < high < 0
-    assert shown()["all"]["pairs"] == sum(shown()[level]["pairs"] for level in shown().keys() - {"all"})
+    found = shown()
+    low, high = found["all"]["interval"]
+    assert low < found["all"]["mean"] < high < 0
+    assert found["all"]["pairs"] == sum(found[level]["pairs"] for level in found.keys() - {"all"})
 
 
 def test_coherence_is_a_third_of_what_the_net_was_trained_on() -> None:

@@ -129,7 +129,7 @@ def browsing(profile: Path) -> Iterator[Browser]:
     theirs, ours = os.pipe()
     our_end, their_end = os.pipe()
     options = [*OPTIONS, f"--user-data-dir={profile}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-    script = f'exec 8<&{theirs} 9>&{their_end}; exec "$@" 3<&8 4>&9'  # DevTools wants descriptors 3 and 4
+    script = f'exec 98<&{theirs} 99>&{their_end}; exec "$@" 3<&98 4>&99'  # DevTools wants descriptors 3 and 4
     command = ["bash", "-c", script, "bash", str(CHROMIUM), *options]
     popen = subprocess.Popen(command, pass_fds=(theirs, their_end), stderr=subprocess.DEVNULL)
     os.close(theirs)

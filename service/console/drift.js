@@ -26,11 +26,15 @@ export const worst = (known) => known.reduce((most, one) => (most === null || on
 
 export const deviations = (value) => (value === null || value === undefined ? NONE : `${minus(value.toFixed(Math.abs(value) >= 100 ? 0 : 1))}\u00a0\u03c3`);
 
-// Return what the figure says in words, and its state.
+// Return a limit in words: one above 0 holds in both directions.
+export const bound = (limit) => (limit > 0 ? `\u00b1${deviations(limit)}` : deviations(limit));
+
+// Return what a figure says in words, and its state.
 export function describe(one) {
   if (!one) return { words: "no drift yet", state: null, why: "Drift is known after some 50 inputs." };
-  const limit = one.limit === null ? "" : ` of ${deviations(one.limit)}`;
-  const isBeyond = one.used > 1;
-  const why = `${FIGURES[one.figure] ?? one.figure} of the inputs of ${one.engine}: ${deviations(one.value)} from the training data; ${isBeyond ? "beyond" : "within"} the limit${limit && ` of ${deviations(one.limit)}`}.`;
-  return { words: `drift ${deviations(one.value)}${limit}`, state: isBeyond ? "miss" : "hit", why };
+  const value = deviations(one.value);
+  const of = `${FIGURES[one.figure] ?? one.figure} of the inputs of ${one.engine}: ${value} from the training data`;
+  if (one.limit === null) return { words: `drift ${value}`, state: null, why: `${of}.` };
+  const [side, state] = one.used > 1 ? ["beyond", "miss"] : ["within", "hit"];
+  return { words: `drift ${value} of ${bound(one.limit)}`, state, why: `${of}; ${side} the limit of ${bound(one.limit)}.` };
 }

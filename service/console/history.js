@@ -125,6 +125,7 @@ function changes(scrapes) {
 function unchanged(scrapes) {
   let values = [];
   return scrapes.map(([at, changed]) => {
+    if (!Number.isFinite(at) || !Array.isArray(changed)) throw new TypeError("no scrape");
     values = [...values];
     for (let one = 0; one < changed.length; one += 2) values[changed[one]] = changed[one + 1] ?? undefined;
     return { at, values };

@@ -4,7 +4,7 @@ import * as address from "./address.js";
 import { get } from "./api.js";
 import { snippet } from "./copy.js";
 import { byId, el, notify, readout, table } from "./dom.js";
-import { FIGURES, describe, deviations, drifts, worst } from "./drift.js";
+import { FIGURES, bound, describe, deviations, drifts, worst } from "./drift.js";
 import { NONE, bytes, ms, percent, quantity, rate, whole } from "./format.js";
 import { groupOf } from "./outcomes.js";
 import { Bars, Plot } from "./plot.js";
@@ -123,7 +123,7 @@ function summary({ stretches, whole: all, routes }) {
     readout("Failed", part("failed"), "other 5xx, or a lost worker", hurts("failed")),
     readout("By a fallback", percent(share(fallback, requests(now, routes, "answered"))), "of the answers", fallback ? "miss" : null),
     readout("Room taken", percent(share(now.level("lvm_in_flight_rows"), now.level("lvm_limit_rows"))), `${whole(now.level("lvm_in_flight_rows"))} of ${whole(now.level("lvm_limit_rows"))} rows`),
-    readout("Drift", deviations(drift?.value), drift ? `${drift.engine}; limit ${deviations(drift.limit)}` : told.why, told.state),
+    readout("Drift", deviations(drift?.value), drift ? `${drift.engine}; limit ${bound(drift.limit)}` : told.why, told.state),
     readout("Breakers", open.length ? open.map(({ labels, value }) => `${labels.engine} ${BREAKER[value]}`).join(", ") : "closed", "of all engines", open.length ? "miss" : null),
     readout("Memory", bytes(now.level("process_resident_memory_bytes")), "of all processes"),
     readout("Cores busy", quantity(now.rate("process_cpu_seconds_total"), ""), "of all processes"),
@@ -142,7 +142,7 @@ function traffic({ whole: all, routes }) {
   const outcomes = (route) => outcomesOf(all).filter((outcome) => all.rise("lvm_requests_total", { route, outcome }) > 0);
   const flow = (group) => routes.flatMap((route) => outcomes(route).filter((outcome) => groupOf(outcome) === group).map((outcome) => [`${route} ${outcome}`, (one) => one.rate("lvm_requests_total", { route, outcome })]));
   return [
-    { title: "Requests by how they ended", unit: "/s", most: 1, series: groups.map((group) => [GROUPS[group].toLowerCase(), (one) => share(requests(one, routes, group), one.seconds)]) },
+    { title: "Requests by how they ended", unit: "/s", most: 1, series: groups.map((group) => [GROUPS[group].toLowerCase(), (one) => share(requests(one, routes, group), one.seconds), Object.keys(GROUPS).indexOf(group)]) },
     { title: "Answered, by route", unit: "/s", most: 1, series: flow("answered") },
     { title: "Rejected input (4xx), by reason", unit: "/s", most: 1, series: flow("rejected") },
     { title: "Overload (429, 503), by reason", unit: "/s", most: 1, series: flow("overload") },
@@ -190,7 +190,7 @@ const processes = () => [
 
 // Draw the plots of a section that have something to show; without any, hide the section.
 function section(id, wanted, view) {
-  const drawn = wanted.map((one) => ({ ...one, series: one.series.map(([name, value]) => ({ name, points: view.stretches.map((each) => [each.at, value(each)]) })) }))
+  const drawn = wanted.map((one) => ({ ...one, series: one.series.map(([name, value, style]) => ({ name, style, points: view.stretches.map((each) => [each.at, value(each)]) })) }))
     .filter(({ series }) => series.some(({ points }) => points.some(([, value]) => value !== null)));
   byId(id).hidden = !drawn.length;
   const made = drawn.map((one) => chart(id, one.title, () => new Plot(one.title, one.unit, one.most, one.limits)));

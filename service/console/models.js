@@ -77,7 +77,8 @@ function page(id, text) {
 function refusals() {
   const refused = Object.entries(known.aliases).filter(([, { refused: one }]) => one);
   byId("refused").replaceChildren(...refused.map(([alias, one]) => el("div", { class: "notice" },
-    el("p", {}, el("strong", {}, alias), " points at ", el("code", {}, one.refused.id), ", which is refused: ", one.refused.reason ?? "no reason is known", "."),
+    el("p", {}, el("strong", {}, alias), " points at ", el("code", {}, one.refused.id), ", which is refused:"),
+    el("p", { class: "warning" }, one.refused.reason ?? "no reason is known"),
     el("p", {}, one.id && one.id !== one.refused.id ? ["It goes on serving ", el("code", {}, one.id), ". "] : ["It serves nothing. "], "The alias goes back with:"),
     snippet(`lvm rollback ${alias}`),
   )));

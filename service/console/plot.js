@@ -119,7 +119,7 @@ export class Plot extends Chart {
     [this.most, this.limits] = [most, limits];
   }
 
-  // Draw series of {name, points: [[seconds, value or null], ...]} of the last `seconds` up to `now`; all have the same times.
+  // Draw series of {name, points: [[seconds, value or null], ...], style: a number, or that of its place} of the last `seconds` up to `now`; all have the same times.
   draw(series, { now, seconds, isLog }) {
     const width = this.canvas.clientWidth;
     if (!width) return;
@@ -128,7 +128,7 @@ export class Plot extends Chart {
     const { marks, share } = axisOf([...values, ...this.limits], this.most, isLog && !this.limits.length);
     const x = (at) => SPACE.left + (1 - (now - at) / span) * (width - SPACE.left - SPACE.right);
     const y = (value) => (share(value) === null ? null : down(share(value)));
-    const lines = series.map(({ points }, place) => this.#line(points, place, x, y));
+    const lines = series.map(({ points, style }, place) => this.#line(points, style ?? place, x, y));
     const bounds = this.limits.map((limit) => svg("line", { class: "limit", x1: SPACE.left, x2: width - SPACE.right, y1: y(limit), y2: y(limit) }));
     this.stops = stopsOf(series, x, now);
     this.show(width, this.#describe(series), this.levels(marks, y, width), this.#times(x, now, span, step, width < 400 ? 2 : 1), bounds, lines);
@@ -154,8 +154,8 @@ export class Plot extends Chart {
     return svg("path", { class: `line s${place % STYLES}`, d: path.join("") });
   }
 
-  #key({ name, points }, place) {
-    return el("li", {}, swatch(`line s${place % STYLES}`), el("span", {}, name), el("span", { class: "now" }, this.#last(points)));
+  #key({ name, points, style }, place) {
+    return el("li", {}, swatch(`line s${(style ?? place) % STYLES}`), el("span", {}, name), el("span", { class: "now" }, this.#last(points)));
   }
 
   #limitKey() {
@@ -199,7 +199,7 @@ function spanOf(series, now, seconds) {
 
 function stopsOf(series, x, now) {
   const points = series[0]?.points ?? [];
-  return points.map(([at], place) => ({ key: at, x: x(at), words: ago(now - at), values: () => series.map((one, style) => [one.name, one.points[place][1], style]) }));
+  return points.map(([at], place) => ({ key: at, x: x(at), words: ago(now - at), values: () => series.map((one, order) => [one.name, one.points[place][1], one.style ?? order]) }));
 }
 
 function ago(seconds) {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import threading
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -346,10 +348,227 @@ def test_ticks_of_an_axis_are_round_and_hold_the_values(page: Browser) -> None:
     assert in_page(page, "plot", "[m.ticks(-0.4, 1)[0] <= -0.4, m.ticks(-0.4, 1).at(-1) >= 1]") == [True, True]
 
 
+CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
+OPENED = {"try": "#/try", "live": "#/live", "models": "#/models", "card": "#/models?card={net}"}
+READY = {
+    "try": "document.querySelector('#found li')",
+    "live": DRAWN,
+    "models": "document.querySelector('#ledger tbody tr')",
+    "card": "document.querySelector('#card h4')",
+}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_and_borders_have_contrast_on_every_view(page: Browser, server: Process, scheme: str) -> None:
+    page.colours(scheme)
+    net = server.registry.aliases()["primary"]
+    with load(server.url):
+        for view, at in OPENED.items():
+            page.open(f"{server.url}/{at.format(net=net)}")
+            page.until(READY[view])
+            found = page.run(CONTRAST)
+            texts, borders = found["counted"]
+            print(f"{view}, {scheme}: text {found['text']} of {texts}, borders {found['borders']} of {borders}")
+            assert found["text"][0] >= 4.5, found["text"]
+            assert found["borders"][0] >= 3, found["borders"]
+
+
+def test_fingers_find_every_control_of_a_phone(page: Browser, server: Process) -> None:
+    page.size(390, 844)
+    low = """[...document.querySelectorAll('button, select, textarea, summary, [role=table] a, nav a, .segments span')]
+        .filter((one) => one.checkVisibility() && one.getBoundingClientRect().height < 44)
+        .map((one) => [one.outerHTML.slice(0, 80), one.getBoundingClientRect().height])"""
+    for view, at in OPENED.items():
+        page.open(f"{server.url}/{at.format(net=server.registry.aliases()['primary'])}")
+        page.until(READY[view] if view != "live" else "document.querySelector('#serving tbody tr')")
+        assert page.run(low) == [], view
+
+
+def test_a_quiet_service_has_one_sentence_and_a_command_that_makes_traffic(page: Browser, server: Process) -> None:
+    # another origin: its tab has no history
+    page.open(f"{server.url.replace('127.0.0.1', 'localhost')}/#/live")
+    page.until("document.querySelector('#idle pre')")
+    assert "No request" in page.text("#idle-words")
+    assert not page.run("[...document.querySelectorAll('figure, #readouts')].some((one) => one.checkVisibility())")
+    command = page.text("#idle pre")
+    assert "curl" in command
+    subprocess.run(["bash", "-c", command.replace("seq 200", "seq 3")], check=True)
+    page.until("document.querySelector('#latency figure')?.checkVisibility()")
+    assert page.run("document.querySelector('#idle').checkVisibility()") is False
+    assert page.complaints == []
+
+
+def test_rejected_input_is_apart_from_failures(page: Browser, server: Process) -> None:
+    page.open(f"{server.url}/#/live")
+    page.until("document.querySelector('#serving tbody tr')")
+    for _ in range(3):
+        assert httpx.post(f"{server.url}/predict", content=b"{", timeout=PATIENCE_S).status_code == 400
+    page.until("document.querySelector('#traffic').innerText.includes('/predict malformed')")
+    read = "Object.fromEntries([...document.querySelectorAll('#readouts dl')].map((one) => one.innerText.split('\\n')))"
+    tiles = page.run(read)
+    assert tiles["Rejected input"] != "0\xa0%"
+    assert tiles["Failed"] == "0\xa0%"
+
+
+def test_window_and_scale_are_chosen_and_stay_in_the_address(page: Browser, server: Process) -> None:
+    with load(server.url):
+        page.open(f"{server.url}/#/live")
+        page.until(DRAWN)
+        page.click("#window [value='15']")
+        page.click("#log")
+        assert page.run("location.hash") == "#/live?window=15&scale=log"
+        levels = "[...document.querySelectorAll('#latency svg')][0].querySelectorAll('.level')"
+        steps = page.run(f"[...{levels}].map((one) => parseFloat(one.textContent))")
+        assert steps[0] > 0
+        assert steps == sorted(steps)
+        page.open(f"{server.url}/{page.run('location.hash')}")
+        assert page.run("document.querySelector('#window :checked').value") == "15"
+        assert page.run("document.querySelector('#log').checked")
+    page.open(f"{server.url}/#/live?window=7&scale=odd")
+    assert page.run("document.querySelector('#window :checked').value") == "5"
+    assert page.complaints == []
+
+
+def test_a_chart_tells_its_values_to_pointer_and_keyboard(page: Browser, server: Process) -> None:
+    with load(server.url):
+        page.open(f"{server.url}/#/live")
+        page.until(DRAWN)
+    move = """{
+        const canvas = document.querySelector('#latency .canvas'), {right} = canvas.getBoundingClientRect();
+        canvas.dispatchEvent(new PointerEvent('pointermove', {clientX: right - 12}));
+    }"""
+    page.run(move)
+    tip = page.text("#latency .tip").replace("\xa0", " ")
+    assert all(words in tip for words in ("now", "p50", "p95", "p99", " ms"))
+    page.run("document.querySelector('#latency .canvas').dispatchEvent(new PointerEvent('pointerleave'))")
+    assert page.run("document.querySelector('#latency .tip').hidden")
+    page.run("document.querySelector('#latency .canvas').focus()")
+    page.press("ArrowLeft")
+    page.press("ArrowLeft")
+    assert "s ago" in page.text("#latency .tip")
+    page.press("Escape")
+    assert page.run("document.querySelector('#latency .tip').hidden")
+
+
+def test_the_history_outlives_a_reload(page: Browser, server: Process) -> None:
+    scrapes = "import('/console/telemetry.js').then((m) => m.history.scrapes.map(({at}) => at))"
+    page.open(f"{server.url}/#/live")
+    page.until("document.querySelector('#serving tbody tr')")
+    before = page.run(scrapes)
+    page.open(f"{server.url}/#/live")
+    after = page.run(scrapes)
+    assert len(after) >= len(before) > 0
+    assert [round(at, 1) for at in after[: len(before)]] == [round(at, 1) for at in before]
+
+
+def test_an_hour_of_scrapes_is_thinned_out_and_fits_the_tab(page: Browser) -> None:
+    hour = """(() => {
+        const history = new m.History();
+        for (let at = 0; at < 4000; at += 2) {
+            const family = Array.from({length: 900}, (_, one) => ({labels: {engine: `${one}`}, value: at * 997 + one}));
+            history.add(at, new Map([['lvm_queue_rows', family], ['python_info', family]]));
+        }
+        const text = history.toText(), back = m.History.fromText(text);
+        const facts = ({scrapes, keys}) => [scrapes.length, keys.length, scrapes.at(-1).values[899]];
+        return [text.length, facts(history), facts(back)];
+    })()"""
+    size, (kept, *rest), (back, *read) = in_page(page, "history", hour)
+    assert 300 < kept < 400
+    assert 0 < back <= kept
+    assert size <= 2e6
+    assert rest == read == [900, 3998 * 997 + 899]
+
+
+@pytest.mark.parametrize("text", ["", "null", "{}", '{"keys": 3}', '{"keys": [[1]], "scrapes": [[1, 2]]}', "\u0000"])
+def test_a_damaged_history_is_an_empty_one(page: Browser, text: str) -> None:
+    assert in_page(page, "history", f"m.History.fromText({json.dumps(text)}).scrapes.length") == 0
+
+
+def test_drift_is_on_every_view_with_its_limit(page: Browser, server: Process) -> None:
+    scrape = 'lvm_input_drift{{engine="primary",figure="{figure}"}} {value}\n'
+    limits = 'lvm_input_drift_limit{figure="norm"} 2.0\nlvm_input_drift_limit{figure="alignment"} -1.4\n'
+    said = {
+        ("norm", -1.9): ["drift \u22121.9\xa0\u03c3 of \u00b12.0\xa0\u03c3", "hit"],
+        ("norm", -2.1): ["drift \u22122.1\xa0\u03c3 of \u00b12.0\xa0\u03c3", "miss"],
+        ("alignment", 9.0): ["drift 9.0\xa0\u03c3 of \u22121.4\xa0\u03c3", "hit"],
+        ("alignment", -1.5): ["drift \u22121.5\xa0\u03c3 of \u22121.4\xa0\u03c3", "miss"],
+    }
+    for (figure, value), told in said.items():
+        text = json.dumps(scrape.format(figure=figure, value=value) + limits)
+        words = f"import('/console/prometheus.js').then(({{parse}}) => m.drifts(parse({text})))"
+        described = f"{words}.then((known) => m.describe(m.worst(known))).then(({{words, state}}) => [words, state])"
+        assert in_page(page, "drift", described) == told
+    for _ in range(60):
+        httpx.post(f"{server.url}/predict", json=BODY, timeout=PATIENCE_S).raise_for_status()
+    for view in VIEWS:
+        page.open(f"{server.url}/#/{view}")
+        page.until("/^drift .*of/.test(document.querySelector('#drift').innerText)")
+        assert page.run("document.querySelector('#drift').dataset.state") in ("hit", "miss")
+    page.click("#drift")
+    assert page.run("location.hash") == "#/live"
+
+
+def test_nets_are_sorted_by_recall_and_a_command_is_copied(page: Browser, server: Process) -> None:
+    versions = httpx.get(f"{server.url}/models", timeout=PATIENCE_S).json()["versions"]
+    nets = [each for each in versions if each["kind"] == "net"]
+    page.open(f"{server.url}/#/models")
+    page.until(READY["models"])
+    for data in ("wiki/val", "ood_peps"):
+        page.run(f"{{ scored.value = {json.dumps(data)}; scored.dispatchEvent(new Event('change')) }}")
+        expected = sorted(nets, key=lambda each: -each["scores"][data]["R@5"])
+        shown = page.run("[...document.querySelectorAll('#nets .version a')].map((one) => one.innerText)")
+        assert shown == [each["id"] for each in expected]
+        assert "best R@5" in page.text("#nets tbody tr")
+        assert f"{expected[0]['scores'][data]['R@5']:.3f}" in page.text("#nets tbody tr")
+    assert page.run("location.hash") == "#/models?data=ood_peps"
+    assert "6,039" in page.text("#corpora tbody tr")
+    page.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    page.click("#nets tbody .copy")
+    page.until("document.querySelector('#nets tbody .copy').innerText === 'Copied'")
+    assert page.run("navigator.clipboard.readText()") == f"lvm promote primary {expected[0]['id']}"
+
+
+def test_a_card_has_an_address(page: Browser, server: Process) -> None:
+    net = server.registry.aliases()["primary"]
+    page.open(f"{server.url}/#/models?card={net}")
+    page.until(READY["card"])
+    assert page.run("document.querySelector('#catalogue').hidden")
+    assert "Scores" in page.text("#card")
+    page.click("#card .where a")
+    page.until("document.querySelector('#nets').checkVisibility()")
+    page.run("history.back()")
+    page.until("document.querySelector('#card').checkVisibility()")
+    for unknown in ("nothing/at-all", "../../etc/passwd", "<img src=x>"):
+        page.open(f"{server.url}/#/models?card={unknown}")
+        page.until("document.querySelector('#card').innerText.includes('There is no version')")
+
+
+def test_a_refused_version_says_why_and_how_to_go_back(page: Browser, server: Process) -> None:
+    registry = server.registry
+    lstm = next(version for version in registry.versions() if version.name == "lstm")
+    weights = lstm.path / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    registry.point("fallback-2", lstm, why="to be refused")
+    page.open(f"{server.url}/#/models")
+    page.until(READY["models"])
+    until(
+        lambda: (
+            page.click("#tab-models") or page.run("document.querySelector('#refused').innerText.includes('altered')")
+        ),
+        "the refusal",
+    )
+    told = page.text("#refused")
+    assert all(words in told for words in ("fallback-2", lstm.id, "lvm rollback fallback-2"))
+    (registry.root / "fallback-2").unlink()
+
+
 class Guarded(BaseHTTPRequestHandler):
     """Forwards to `upstream` what carries the token, and the page and the probes without it."""
 
     upstream = ""
+    prefix = ""
+    token = "letmein"
+    ready: tuple[int, bytes] | None = None  # what the probe answers instead
 
     def do_GET(self) -> None:
         self._forward(b"")
@@ -358,11 +577,17 @@ class Guarded(BaseHTTPRequestHandler):
         self._forward(self.rfile.read(int(self.headers["Content-Length"])))
 
     def _forward(self, body: bytes) -> None:
-        is_open = self.path in ("/", "/readyz") or self.path.startswith("/console/")
-        if not is_open and self.headers["Authorization"] != "Bearer letmein":
+        path = self.path.removeprefix(self.prefix)
+        if self.ready and path == "/readyz":
+            return self._say(*self.ready, "application/problem+json")
+        is_open = path in ("/", "/readyz") or path.startswith("/console/")
+        if not is_open and self.headers["Authorization"] != f"Bearer {self.token}":
             return self._say(401, b'{"detail": "no token"}', "application/problem+json")
-        kind = {"content-type": self.headers["Content-Type"] or ""}
-        answer = httpx.request(self.command, self.upstream + self.path, content=body, headers=kind, timeout=PATIENCE_S)
+        kind = {
+            "content-type": self.headers["Content-Type"] or "",
+            "authorization": self.headers["Authorization"] or "",
+        }
+        answer = httpx.request(self.command, self.upstream + path, content=body, headers=kind, timeout=PATIENCE_S)
         return self._say(answer.status_code, answer.content, answer.headers["content-type"])
 
     def _say(self, status: int, body: bytes, kind: str) -> None:
@@ -377,9 +602,9 @@ class Guarded(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def guarded(upstream: str) -> Iterator[str]:
+def guarded(upstream: str, **changes: Any) -> Iterator[str]:
     """Serve `upstream` to those who have the token, until the block ends."""
-    handler = type("Handler", (Guarded,), {"upstream": upstream})
+    handler = type("Handler", (Guarded,), {"upstream": upstream, **changes})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as door:
         door.daemon_threads = True
         threading.Thread(target=door.serve_forever, daemon=True).start()
@@ -417,3 +642,39 @@ def test_without_the_token_the_page_says_so_and_asks_no_more(page: Browser, serv
         assert not page.run("document.querySelector('#token-dialog').open")
         page.click("#token-button")
         assert page.run("document.querySelector('#token-dialog').open")
+
+
+@pytest.mark.parametrize(
+    ("problem", "said", "state"),
+    [("draining", "draining", "warn"), ("unavailable", "not ready", "miss"), ("", "not ready", "miss")],
+)
+def test_the_state_of_the_service_is_on_every_view(
+    page: Browser, server: Process, problem: str, said: str, state: str
+) -> None:
+    body = json.dumps({"type": f"urn:lvm:problem:{problem}"}).encode() if problem else b"no JSON"
+    with guarded(server.url, ready=(503, body)) as url:
+        page.open(f"{url}/#/models")
+        page.until(f"document.querySelector('#status').innerText === {json.dumps(said)}")
+        assert page.run("document.querySelector('#status').dataset.state") == state
+
+
+def test_workers_with_a_token_are_seen_through_a_proxy_with_a_prefix(
+    page: Browser, process: Callable[..., Process]
+) -> None:
+    token = "a-token-of-the-console"
+    workers = process(LVM_WORKERS="2", LVM_TOKENS=token)
+    with guarded(workers.url, prefix="/lvm", token=token) as url:
+        page.open(f"{url}/lvm/#/live")
+        page.until("document.querySelector('#token-dialog').open")
+        page.run("document.querySelector('#token').focus()")
+        page.type(token)
+        page.press("Enter")
+        page.until("document.querySelector('#idle pre')")
+        command = page.text("#idle pre")
+        assert f"{url}/lvm/" in command
+        assert token not in command
+        environment = {**os.environ, "LVM_TOKEN": token}
+        subprocess.run(["bash", "-c", command.replace("seq 200", "seq 4")], check=True, env=environment)
+        page.until("document.querySelector('#readouts').innerText.includes('Memory')")
+        page.click("#serving tbody a")
+        page.until(READY["card"])

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+import lvm.errors
+from lvm.errors import ServiceError
+from service.http import asgi
 from service.http.routes import console
 from tests.conftest import Running
 
@@ -62,3 +65,19 @@ def test_the_files_name_no_other_host_and_nothing_that_the_policy_forbids() -> N
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|\son\w+=|style=", text
         ), path
+
+
+def statuses() -> dict[str, int]:
+    """Return the status of every reason for which a request is not answered."""
+    known = [each for each in vars(lvm.errors).values() if isinstance(each, type) and issubclass(each, ServiceError)]
+    return {reason: status for status, reason in asgi.REASONS.items()} | {each.reason: each.status for each in known}
+
+
+def test_the_console_counts_mistakes_of_callers_apart_from_overload_and_failures() -> None:
+    text = (console.CONSOLE / "outcomes.js").read_text()
+    lists = {
+        name: set(re.findall(r'"(\w+)"', body)) for name, body in re.findall(r"const (\w+) = \[(.*?)\]", text, re.S)
+    }
+    mistakes = {reason for reason, status in statuses().items() if 400 <= status < 500}
+    assert lists["REJECTED"] == mistakes - lists["OVERLOAD"]
+    assert {statuses()[reason] for reason in lists["OVERLOAD"]} == {429, 503}

@@ -1,8 +1,9 @@
-"""The two-tower: one tower reads contexts, the other passages (`payload` in files); both end in one space."""
+"""The two-tower: one tower reads contexts, the other passages (`payload` in files); both end in one space.
+
+`models.retrieval.payload` computes what a tower of passages does without torch.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,6 @@ class PlainPassageTower(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """Map unit vectors `(N, D)` to unit vectors `(N, D)`."""
         return unit(self.mlp(vectors))
-
-
-def blank_passage_tower(state: Mapping[str, Tensor], dim: int) -> nn.Module:
-    """Return the tower of passages of D = `dim` whose tensors have the names of `state`, not yet loaded."""
-    is_plain = any(name.startswith("mlp.") for name in state)
-    return PlainPassageTower(dim) if is_plain else PassageTower(dim)
 
 
 class TwoTower(nn.Module):

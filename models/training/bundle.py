@@ -1,7 +1,11 @@
-"""Loads the towers of a version, and its reranker if it has one: of a two-tower, or of a corpus with towers."""
+"""Loads the towers of a version, and its reranker if it has one: of a two-tower, or of a corpus with towers.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
@@ -10,11 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load as load_torch
 
 from models.evaluate import BUNDLE_EVALUATIONS, evaluate, evaluate_bundle, evaluate_retrieval, evaluate_windows
-from models.nets.two_tower import blank_passage_tower
 from models.registry import manifest
 from models.registry.card import CARD_FILE, BadCard, Card, rounded
 from models.registry.checkpoint import (
@@ -28,6 +29,7 @@ from models.registry.checkpoint import (
 from models.registry.registry import Version
 from models.retrieval.corpus import Corpus, HalfVectors, MappedCorpus
 from models.retrieval.index import BadIndex, FlatIndex
+from models.retrieval.payload import PayloadTower
 from models.retrieval.reranker import NEIGHBOUR_COUNT, RERANKER_FILE, BadReranker, Reranker
 from models.retrieval.retriever import Retriever, Search, build_retriever
 from models.retrieval.towers import (
@@ -39,7 +41,6 @@ from models.retrieval.towers import (
     write_tower_index,
 )
 from models.runtimes import Runtime, open_runtime
-from models.runtimes.torch import run_net
 from models.training import indexing, neighbours
 from models.training.indexing import CachedSteps
 from models.training.neighbours import exact_neighbours, listed_neighbours
@@ -81,7 +82,8 @@ class LoadedTowers:
         self.card = self.checkpoint.card
         self.config = dict(self.card.config) if self.card.kind == "corpus" else {"towers": identity}
         self.id = str(self.config["towers"])
-        self.query = open_runtime(self.checkpoint, "cpu", torch.get_num_threads())
+        self.query = open_runtime(self.checkpoint, "cpu", os.cpu_count() or 1)
+        self._passage = PayloadTower(files[PAYLOAD_FILE], self.card.dim)
         self.reranker: Reranker | None = None
         if RERANKER_FILE in files:
             self.reranker = Reranker.from_bytes(files[RERANKER_FILE], self.card.context_length)
@@ -99,10 +101,7 @@ class LoadedTowers:
 
     def payload(self, vectors: Floats) -> Floats:
         """Map unit vectors of passages `(N, D)` to payload vectors `(N, D)`, rounded to float16 as in an index."""
-        state = load_torch(self.files[PAYLOAD_FILE])
-        tower = blank_passage_tower(state, self.card.dim)
-        tower.load_state_dict(state)
-        return normalise(run_net(tower, vectors).astype(np.float16))
+        return normalise(self._passage.run(vectors).astype(np.float16))
 
     def retriever_over(self, corpus: Corpus) -> Retriever:
         """Return a retriever that searches `corpus` in memory."""
@@ -263,7 +262,7 @@ def _scored(draft: CorpusDraft, maker: LoadedTowers, steps: CachedSteps) -> Corp
     """Return the draft with the scores of the bundle on its corpus; raises if it could not be served."""
     files = {name: manifest.map_file(data) if isinstance(data, Path) else data for name, data in draft.files.items()}
     files[CARD_FILE] = draft.card.to_markdown().encode()
-    retriever = build_retriever("draft", "", files, torch.get_num_threads())
+    retriever = build_retriever("draft", "", files, os.cpu_count() or 1)
     data = scored_windows(draft.corpus, draft.card.context_length)
     total = len(window_starts(draft.corpus, data.length))
     if len(data) < total:

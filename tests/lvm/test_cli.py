@@ -114,6 +114,30 @@ def test_the_image_which_cannot_train_promotes_and_evaluates(tmp_path: Path, com
     assert done.returncode == 0, done.stderr
 
 
+def test_a_corpus_is_stored_with_towers_and_scored_without_torch(shipped: Path, tmp_path: Path) -> None:
+    whole = read_corpus(shipped / "retriever")
+    lines = [dict(whole.articles[article]) for article in list(dict.fromkeys(whole.article.tolist()))[:4]]
+    write_corpus(tmp_path / "data", whole.vectors[: sum(len(line["chunks"]) for line in lines)], lines)
+    program = """
+import sys
+sys.modules["torch"] = sys.modules["onnx"] = None
+from lvm.cli.build import corpus
+from lvm.cli.measure import evaluate
+corpus("mine", data=sys.argv[1], towers="retriever")
+evaluate("mine", data=f"mine={sys.argv[1]}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "data")],
+        env={**os.environ, "LVM_REGISTRY": str(shipped)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "towers alone" in done.stdout
+    assert "within the tolerance" in done.stderr
+
+
 def test_training_stopped_by_ctrl_c_resumes_and_stores_the_version(tmp_path: Path) -> None:
     vectors = normalise(np.random.default_rng(0).standard_normal((40, 8)))
     texts = [f"chunk {number}" for number in range(10)]

@@ -70,7 +70,7 @@ def test_reranking_changes_the_order_and_nothing_else(retriever: Retriever, othe
     plain = retriever.search_batch([Search(None, 100, (), context, context, rerank=False)])[0]
     reranked = retriever.search_batch([Search(None, 100, (), context, context)])[0]
     assert [hit.row for hit in plain] != [hit.row for hit in reranked]
-    assert sorted(plain) == sorted(reranked)
+    assert sorted(hit[:3] for hit in plain) == sorted(hit[:3] for hit in reranked)
     assert rows_of(retriever, Search(None, 3, (), context, context)) == [hit.row for hit in reranked][:3]
     assert not {hit.row for hit in reranked} & set(range(40, 45))
 

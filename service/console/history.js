@@ -6,7 +6,7 @@ const LOOK_BACK_S = 9.5; // of rates and percentiles
 const BREAK_S = 45; // a longer pause is a break: nothing is known of it
 const MOST_CHARACTERS = 2e6;
 const STAGES = /^total/;
-const WANTED = /^(lvm_(requests_total|request_seconds_.*|batch_.*|queue_rows|in_flight_.*|limit_rows|input_drift)|process_(resident_memory_bytes|cpu_seconds_total))$/;
+const WANTED = /^(lvm_(requests_total|request_seconds_.*|batch_.*|queue_rows|in_flight_.*|limit_rows|input_drift|live_.*(_sum|_count))|process_(resident_memory_bytes|cpu_seconds_total))$/;
 
 const isWanted = (name, labels) => WANTED.test(name) && (name !== "lvm_request_seconds_bucket" || STAGES.test(labels.stage));
 

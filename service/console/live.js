@@ -134,7 +134,7 @@ function summary({ stretches, whole: all, routes }) {
 
 // Return the plots of each section, as {title, unit, most, limits, series: [[name, its value in a stretch]]}.
 function sections(view) {
-  return { traffic: traffic(view), latency: latencies(view), queue: queue(view), inputs: inputs(view), process: processes() };
+  return { traffic: traffic(view), latency: latencies(view), queue: queue(view), inputs: inputs(view), quality: quality(view), process: processes() };
 }
 
 function traffic({ whole: all, routes }) {
@@ -181,6 +181,15 @@ function inputs() {
     const series = mine.map(({ engine }) => [engine, (one) => one.level("lvm_input_drift", { engine, figure })]);
     return { title: words, unit: "\u03c3", most: 1, limits: limitsOf(mine[0]?.limit ?? null), series };
   });
+}
+
+// A share of the predictions, LVM_TRUTH_SHARE, beside what came next.
+function quality({ whole: all }) {
+  const lines = (name, label) => all.history.labels(`${name}_count`, label).map((value) => [value.replaceAll("_", " "), (one) => one.mean(name, { [label]: value })]);
+  return [
+    { title: "Cosine to the true next vector, mean", unit: "", most: 1, series: [...lines("lvm_live_cosine", "alias"), ...lines("lvm_live_baseline_cosine", "baseline")] },
+    { title: "Margin over the best baseline, mean", unit: "", most: 0.1, series: lines("lvm_live_margin", "alias") },
+  ];
 }
 
 const processes = () => [

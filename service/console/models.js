@@ -13,6 +13,7 @@ const HOLDERS = { net: "primary", corpus: "retriever" }; // the alias that a ver
 let moves = [];
 let known = null; // {aliases, versions} of /models
 let samples = new Map();
+let reading = null; // of both
 let shown = ""; // the id of the card that is seen
 
 const guard = (action) => (...given) => action(...given).catch((error) => notify("models-notice", error.message));
@@ -26,10 +27,10 @@ export function start() {
 
 export const load = guard(async () => {
   const before = shown;
+  reading = read();
   const card = turn();
-  const [models, metrics] = await Promise.all([get("models"), call("metrics").then((response) => response.text())]);
+  await reading;
   notify("models-notice");
-  [known, samples] = [models, parse(metrics)];
   refusals();
   aliases();
   catalogue();
@@ -38,6 +39,11 @@ export const load = guard(async () => {
   await Promise.all([older(), card]);
   if (before && !shown) byId("catalogue").querySelector(`[data-card="${CSS.escape(before)}"]`)?.focus();
 });
+
+async function read() {
+  const [models, metrics] = await Promise.all([get("models"), call("metrics").then((response) => response.text())]);
+  [known, samples] = [models, parse(metrics)];
+}
 
 // ---- a card or the catalogue, as the address says
 
@@ -56,10 +62,11 @@ async function card(id) {
   byId("card").replaceChildren(el("p", { class: "where" }, back), el("p", { class: "quiet" }, `Reading the card of ${id}`));
   scrollTo(0, 0);
   byId("card").focus({ preventScroll: true });
-  const text = await call(`models/${id.split("/").map(encodeURIComponent).join("/")}/card`).then((response) => response.text(), (error) => {
+  const asked = call(`models/${id.split("/").map(encodeURIComponent).join("/")}/card`).then((response) => response.text(), (error) => {
     if (error.status !== 404) throw error;
     return null;
   });
+  const [text] = await Promise.all([asked, reading]);
   if (shown !== id) return;
   byId("card").replaceChildren(el("p", { class: "where" }, back), ...(text === null ? [el("p", {}, "There is no version ", el("code", {}, id), " in this registry.")] : page(id, text)));
 }

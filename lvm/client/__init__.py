@@ -29,7 +29,7 @@ from lvm.client.answers import (
 from lvm.client.clients import CONCURRENCY, AsyncClient, Client
 from lvm.client.failures import BadAnswer, UnknownRoute, Unreachable, error_from, is_retryable
 from lvm.client.flow import Default, RequestFlow
-from lvm.client.requests import Filter, Floats, Ids, Profile, Text, auth_headers, trace_headers
+from lvm.client.requests import Filter, Floats, Ids, Profile, ReadAs, Text, auth_headers, trace_headers
 from lvm.client.responses import MAX_ANSWER_BYTES
 from lvm.errors import Expired, ServiceError
 
@@ -58,6 +58,7 @@ __all__ = [
     "Passage",
     "Prediction",
     "Profile",
+    "ReadAs",
     "RequestFlow",
     "Retrieval",
     "ServiceError",

@@ -49,6 +49,10 @@ def retrieve(call: Call, asked: ArrayLike | Text, options: Mapping[str, Any]) ->
     """Request the passages nearest to a query `(D,)`, to the prediction of a context `(T, D)`, or to a text."""
     given = requests.to_json_options(options)
     text = requests.text_of(asked)
+    if isinstance(text, list) and "read_as" in given:
+        raise ValueError(
+            "read_as: expected one query as a string; many are for `retrieve_many`"
+        )
     if text is None:
         rows = requests.to_floats(asked, "a query or a context", {1: "(D,)", 2: "(T, D)"})
         ask = requests.retrieve_request("query" if rows.ndim == 1 else "context", rows, given)
@@ -59,16 +63,14 @@ def retrieve(call: Call, asked: ArrayLike | Text, options: Mapping[str, Any]) ->
 
 def retrieve_many(call: Call, asked: ArrayLike | Sequence[Text], options: Mapping[str, Any]) -> Steps[list[Retrieval]]:
     """Request the passages nearest to each of many queries `(n, D)`, contexts `(n, T, D)`, or texts."""
-    found: list[Retrieval] = []
+    given = requests.to_json_options(options)
     texts = requests.texts_of(asked)
     if texts is not None:
-        for text in texts:
-            found += [(yield from retrieve(call, text, options))]
-        return found
+        return (yield from _retrieve_texts(call, texts, given))
     rows = requests.to_floats(asked, "queries or contexts", {2: "(n, D)", 3: "(n, T, D)"})
     field = "queries" if rows.ndim == 2 else "contexts"
-    given = requests.to_json_options(options)
     size = requests.queries_of_a_part(given, call.flow.rows)
+    found: list[Retrieval] = []
     for at in range(0, len(rows), size):
         part = rows[at : at + size]
         read = partial(responses.read_retrievals, count=len(part), most=_most(given))
@@ -88,7 +90,7 @@ def embed(call: Call, texts: Text, chunks: bool, options: Mapping[str, Any]) -> 
     if chunks:
         raise ValueError("chunks: only one text, a string, is cut into chunks")
     parts: list[Embeddings] = []
-    for part in requests.parts_of_texts(text, call.flow.rows):
+    for part in requests.parts_of_texts(text, call.flow.rows, requests.CHARACTERS_PER_ROW * call.flow.rows):
         ask = requests.json_request("/embed", {"texts": part, **given})
         parts += [(yield from call.send(ask, partial(responses.read_embeddings, count=len(part))))]
     return _joined_embeddings(parts)
@@ -152,6 +154,21 @@ def wait_ready(call: Call) -> Steps[None]:
 def _predict_rows(call: Call, rows: Floats, options: Mapping[str, Any]) -> Steps[Prediction]:
     read = partial(responses.read_prediction, shape=(*rows.shape[:-2], rows.shape[-1]))
     return (yield from call.send(requests.predict_request(rows, options), read))
+
+
+def _retrieve_texts(call: Call, texts: list[str | list[str]], options: Mapping[str, Any]) -> Steps[list[Retrieval]]:
+    """Return the passages of each text; several are one request if all are to be read as queries."""
+    found: list[Retrieval] = []
+    queries = [text for text in texts if isinstance(text, str)]
+    if "read_as" not in options or len(queries) < len(texts):
+        for text in texts:
+            found += [(yield from retrieve(call, text, options))]
+        return found
+    size = requests.queries_of_a_part(options, call.flow.rows)
+    for part in requests.parts_of_texts(queries, size, requests.MAX_TEXT):
+        ask = requests.json_request("/retrieve", {"texts": part, **options})
+        found += yield from call.send(ask, partial(responses.read_retrievals, count=len(part), most=_most(options)))
+    return found
 
 
 def _embed_one(call: Call, text: str, chunks: bool, options: Mapping[str, Any]) -> Steps[Embeddings]:

@@ -22,6 +22,7 @@ from lvm.client.requests import (
     HttpRequest,
     Ids,
     Profile,
+    ReadAs,
     Text,
     auth_headers,
     finite,
@@ -120,6 +121,7 @@ class Client(_Caller):
         mmr: float | None = None,
         rerank: bool | None = None,
         model: str | None = None,
+        read_as: ReadAs | None = None,
         timeout: Timeout = Default.TIMEOUT,
         traceparent: str | None = None,
     ) -> Retrieval:
@@ -136,11 +138,12 @@ class Client(_Caller):
             mmr: 0 to 1, the weight of relevance; the rest is that of being unlike the passages before.
             rerank: whether the reranker orders the passages; by default if the corpus has one.
             model: the alias or model that makes the query of a context, instead of the towers of the corpus.
+            read_as: `query`: a text is a query however long it is.
             timeout: as of `predict`.
             traceparent: as of `predict`.
         """
         call = self._flow.begin(timeout, traceparent)
-        options = _retrieve_options(k, exclude, exclude_context, filter, mmr, rerank, model)
+        options = _retrieve_options(k, exclude, exclude_context, filter, mmr, rerank, model, read_as)
         return self._run(calls.retrieve(call, query_or_context, options))
 
     def retrieve_many(
@@ -154,15 +157,17 @@ class Client(_Caller):
         mmr: float | None = None,
         rerank: bool | None = None,
         model: str | None = None,
+        read_as: ReadAs | None = None,
         timeout: Timeout = Default.TIMEOUT,
         traceparent: str | None = None,
     ) -> list[Retrieval]:
         """Return the passages of each of many queries `(n, D)`, contexts `(n, T, D)` or texts; arguments of `retrieve`.
 
-        More than `rows` are sent in several requests; `timeout` is that of all.
+        More than `rows` are sent in several requests; `timeout` is that of all. Texts are one request each, since each
+        may be a context or a query; with `read_as="query"` they are sent together.
         """
         call = self._flow.begin(timeout, traceparent)
-        options = _retrieve_options(k, exclude, exclude_context, filter, mmr, rerank, model)
+        options = _retrieve_options(k, exclude, exclude_context, filter, mmr, rerank, model, read_as)
         return self._run(calls.retrieve_many(call, queries_or_contexts, options))
 
     def embed(
@@ -310,12 +315,13 @@ class AsyncClient(_Caller):
         mmr: float | None = None,
         rerank: bool | None = None,
         model: str | None = None,
+        read_as: ReadAs | None = None,
         timeout: Timeout = Default.TIMEOUT,
         traceparent: str | None = None,
     ) -> Retrieval:
         """As `Client.retrieve`."""
         call = self._flow.begin(timeout, traceparent)
-        options = _retrieve_options(k, exclude, exclude_context, filter, mmr, rerank, model)
+        options = _retrieve_options(k, exclude, exclude_context, filter, mmr, rerank, model, read_as)
         return await self._run(call, calls.retrieve(call, query_or_context, options))
 
     async def retrieve_many(
@@ -329,12 +335,13 @@ class AsyncClient(_Caller):
         mmr: float | None = None,
         rerank: bool | None = None,
         model: str | None = None,
+        read_as: ReadAs | None = None,
         timeout: Timeout = Default.TIMEOUT,
         traceparent: str | None = None,
     ) -> list[Retrieval]:
         """As `Client.retrieve_many`."""
         call = self._flow.begin(timeout, traceparent)
-        options = _retrieve_options(k, exclude, exclude_context, filter, mmr, rerank, model)
+        options = _retrieve_options(k, exclude, exclude_context, filter, mmr, rerank, model, read_as)
         return await self._run(call, calls.retrieve_many(call, queries_or_contexts, options))
 
     async def embed(
@@ -468,9 +475,10 @@ def _retrieve_options(
     mmr: float | None,
     rerank: bool | None,
     model: str | None,
+    read_as: ReadAs | None,
 ) -> dict[str, Any]:
-    given = {"k": k, "exclude": exclude, "exclude_context": exclude_context}
-    return {**given, "filter": filter, "mmr": mmr, "rerank": rerank, "model": model}
+    given = {"k": k, "exclude": exclude, "exclude_context": exclude_context, "filter": filter, "mmr": mmr}
+    return {**given, "rerank": rerank, "model": model, "read_as": read_as}
 
 
 def _check_open(http: httpx.Client | httpx.AsyncClient) -> None:

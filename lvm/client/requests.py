@@ -22,6 +22,7 @@ Filter = Mapping[str, str | float | bool | Iterable[str | float | bool]]
 Text = str | Sequence[str]
 Ids = Iterable[SupportsIndex]
 Profile = Literal["realtime", "batch"]
+ReadAs = Literal["query"]
 OCTETS = "application/octet-stream"
 JSON = "application/json"
 # time after the deadline in which the service can respond that the deadline passed
@@ -32,6 +33,8 @@ MAX_QUERY_CHARACTERS = 4_000
 MAX_FOUND = 50_000
 # of texts to embed, for each row that a request may have
 CHARACTERS_PER_ROW = 1_000
+# of all texts of a request to /retrieve
+MAX_TEXT = 50_000
 
 
 class HttpRequest(NamedTuple):
@@ -128,14 +131,14 @@ def queries_of_a_part(options: Mapping[str, Any], most: int) -> int:
     return max(1, min(most, MAX_FOUND // (k + len(exclude))))
 
 
-def parts_of_texts(texts: Sequence[str], most: int) -> list[list[str]]:
-    """Return texts in parts of at most `most`, and of at most the characters that a request may have."""
+def parts_of_texts(texts: Sequence[str], most: int, characters: int) -> list[list[str]]:
+    """Return texts in parts of at most `most`, with at most so many `characters` if a part has more than one."""
     parts: list[list[str]] = [[]]
-    left = CHARACTERS_PER_ROW * most
+    left = characters
     for text in texts:
         if parts[-1] and (len(parts[-1]) == most or len(text) > left):
             parts.append([])
-            left = CHARACTERS_PER_ROW * most
+            left = characters
         parts[-1].append(text)
         left -= len(text)
     return parts

@@ -93,16 +93,17 @@ def read_text_prediction(response: httpx.Response) -> Prediction:
 def read_retrieval(response: httpx.Response, most: int | None) -> Retrieval:
     """Return the passages of one query, `most` at most; raises `BadAnswer`."""
     found = Members.of_body(response.content)
-    return Retrieval(_passages(found.objects("results"), most), **_about_search(found, response))
+    about = {**_about_search(found, response), **_text_info(found)}
+    return Retrieval(_passages(found.objects("results"), most), **about)
 
 
 def read_retrievals(response: httpx.Response, count: int, most: int | None) -> list[Retrieval]:
     """Return the passages of each of `count` queries, `most` each at most; raises `BadAnswer`."""
     found = Members.of_body(response.content)
-    results, about = found.lists_of_objects("results"), _about_search(found, response)
+    results, about, info = found.lists_of_objects("results"), _about_search(found, response), _text_info(found)
     if len(results) != count:
         raise BadAnswer(f"response has {len(results)} lists of passages; expected {count}")
-    return [Retrieval(_passages(each, most), **about) for each in results]
+    return [Retrieval(_passages(each, most), **about, **_info_of(info, at)) for at, each in enumerate(results)]
 
 
 def read_embeddings(response: httpx.Response, count: int | None) -> Embeddings:
@@ -203,7 +204,6 @@ def _about_search(found: Members, response: httpx.Response) -> dict[str, Any]:
         "made_by": (_made_by(found),) if found.has("model") else (),
         "fallback_reason": found.optional_text("fallback_reason"),
         **_corpus(found),
-        **_text_info(found),
         **_about(response),
     }
 
@@ -271,6 +271,12 @@ def _text_info(found: Members) -> dict[str, Any]:
         "truncated": tuple(each.count("index") for each in found.optional_objects("truncated")),
         "unread": {each.count("index"): each.number("share") for each in found.optional_objects("unread")},
     }
+
+
+def _info_of(info: dict[str, Any], at: int) -> dict[str, Any]:
+    """Return what `_text_info` of many texts says of one."""
+    unread = {0: info["unread"][at]} if at in info["unread"] else {}
+    return {**info, "truncated": (0,) if at in info["truncated"] else (), "unread": unread}
 
 
 def _made_by(found: Members) -> MadeBy:

@@ -130,6 +130,42 @@ def test_retrieves_by_text(serve: Serve) -> None:
     assert many == [query, ready]
 
 
+def test_many_queries_in_text_are_one_request(serve: Serve) -> None:
+    service, texts = serve(text=HashEncoder()), ["chunk 0/3", "?odd word chunk", " ".join(["word"] * 300), "chunk 1/3"]
+    with Client(service.url, rows=2) as client:
+        many = client.retrieve_many(texts, k=2, read_as="query")
+        alone = [client.retrieve(text, k=2, read_as="query") for text in texts]
+    assert many == alone
+    assert [found.read_as for found in many] == ["query"] * 4
+    assert [(found.truncated, found.unread) for found in many] == [(each.truncated, each.unread) for each in alone]
+    assert (many[1].unread.keys(), many[2].truncated) == ({0}, (0,))
+    assert service.metric("lvm_requests_total", route="/retrieve", outcome="ok") == 2 + 4
+
+
+def test_many_queries_in_text_are_sent_in_parts_of_bounded_length() -> None:
+    sent: list[int] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        texts = json.loads(request.content)["texts"]
+        sent.append(sum(map(len, texts)))
+        return passages(*([] for _ in texts))
+
+    with Client("http://x", transport=httpx.MockTransport(reply)) as client:
+        assert client.retrieve_many(["a" * 20_000] * 5, read_as="query") == [[]] * 5
+    assert sent == [40_000, 40_000, 20_000]
+
+
+def test_rejects_many_queries_where_one_is_expected() -> None:
+    with Client("http://x") as client, pytest.raises(ValueError, match="retrieve_many"):
+        client.retrieve(["a", "b"], read_as="query")
+
+
+def test_reads_text_of_fewer_chunks_than_a_context(serve: Serve) -> None:
+    with Client(serve(text=HashEncoder()).url) as client:
+        found, predicted = client.retrieve(CHUNKS[:3], k=1), client.predict(CHUNKS[:3])
+    assert (found.read_as, predicted.read_as) == ("partial_context", "partial_context")
+
+
 def test_passages_have_the_score_of_the_reranker() -> None:
     network, _ = answering(passages({**PASSAGE, "rerank_score": -2.5}, PASSAGE, reranked=True))
     with Client("http://x", transport=network) as client:

@@ -36,6 +36,7 @@ lint: dev  ## ruff, hadolint
 
 types: dev  ## mypy --strict
 	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/lvm/client/typed_caller.py
 
 imports: dev  ## who may look into whom
 	$(BIN)/lint-imports

@@ -50,9 +50,7 @@ def retrieve(call: Call, asked: ArrayLike | Text, options: Mapping[str, Any]) ->
     given = requests.to_json_options(options)
     text = requests.text_of(asked)
     if isinstance(text, list) and "read_as" in given:
-        raise ValueError(
-            "read_as: expected one query as a string; many are for `retrieve_many`"
-        )
+        raise ValueError("read_as: expected one query as a string; many are for `retrieve_many`")
     if text is None:
         rows = requests.to_floats(asked, "a query or a context", {1: "(D,)", 2: "(T, D)"})
         ask = requests.retrieve_request("query" if rows.ndim == 1 else "context", rows, given)

@@ -7,6 +7,8 @@ import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from random import random
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -45,13 +47,13 @@ CONCURRENCY = 16
 class _Caller:
     """What both clients share: the flow of requests, and how they reach the service."""
 
-    def __init__(self, url: str, token: str | None, policy: dict[str, Any], *, is_direct: bool) -> None:
+    def __init__(self, url: str, token: str | None, flow: RequestFlow, *, is_direct: bool) -> None:
         if token is not None and not (isinstance(token, str) and token.isascii() and token.isprintable()):
             raise ValueError("token: expected printable ASCII")
         base = parse_url(url)
         self._proxy = None if is_direct else proxy_of(base)
         self._through = f" through the proxy {without_password(self._proxy.url)}" if self._proxy else ""
-        self._flow = RequestFlow(route=f" ({without_password(base)}{self._through})", **policy)
+        self._flow = replace(flow, route=f" ({without_password(base)}{self._through})")
         headers = {"accept-encoding": "identity", **auth_headers(token)}
         self._options: dict[str, Any] = {"base_url": base, "headers": headers}
 
@@ -71,8 +73,12 @@ class Client(_Caller):
     Args:
         url: address of the service; its path is a prefix of every route.
         token: bearer token, if the service requires one.
+        timeout: seconds for a whole call with all tries and pauses; None or inf: no limit.
+        retries: how often a request is repeated at most.
+        rows: contexts, queries or texts in one request; more are sent in several requests.
         transport: replaces the network in tests; then the deadline is checked only between the parts of a response.
-        policy: `timeout`, `retries` and `rows` of `RequestFlow`.
+        clock: monotonic seconds, for tests.
+        draw: random numbers in [0, 1) for the pauses, for tests.
 
     Every method takes `timeout`, the seconds for the whole call instead of those of the client, and raises:
         ValueError: the request cannot be sent as it is given, or the client is closed.
@@ -81,9 +87,19 @@ class Client(_Caller):
     """
 
     def __init__(
-        self, url: str, *, token: str | None = None, transport: httpx.BaseTransport | None = None, **policy: Any
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout: float | None = 5.0,
+        retries: int = 3,
+        rows: int = 512,
+        transport: httpx.BaseTransport | None = None,
+        clock: Callable[[], float] = monotonic,
+        draw: Callable[[], float] = random,
     ) -> None:
-        super().__init__(url, token, policy, is_direct=transport is not None)
+        flow = RequestFlow(timeout, retries, rows, clock, draw)
+        super().__init__(url, token, flow, is_direct=transport is not None)
         self._given_transport = transport
         self._open()
 
@@ -279,11 +295,16 @@ class AsyncClient(_Caller):
         url: str,
         *,
         token: str | None = None,
+        timeout: float | None = 5.0,
+        retries: int = 3,
+        rows: int = 512,
         concurrency: int = CONCURRENCY,
         transport: httpx.AsyncBaseTransport | None = None,
-        **policy: Any,
+        clock: Callable[[], float] = monotonic,
+        draw: Callable[[], float] = random,
     ) -> None:
-        super().__init__(url, token, policy, is_direct=transport is not None)
+        flow = RequestFlow(timeout, retries, rows, clock, draw)
+        super().__init__(url, token, flow, is_direct=transport is not None)
         self._concurrency = parse_count("concurrency", concurrency, 1)
         self._turns = asyncio.Semaphore(self._concurrency)
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -45,17 +45,9 @@ class Pause(NamedTuple):
 Steps = Generator[HttpRequest | Pause, Outcome, T]
 
 
-@dataclass(kw_only=True)
+@dataclass
 class RequestFlow:
-    """Begins calls.
-
-    Args:
-        timeout: seconds for a whole call with all tries and pauses; None or inf: no limit.
-        retries: how often a request is repeated at most.
-        rows: contexts, queries or texts in one request; more are sent in several requests.
-        clock: monotonic seconds.
-        draw: random numbers in [0, 1), for the pauses.
-        route: the address of the service, and the proxy, for error messages.
+    """Begins calls. The arguments are those of `Client`; `route` is the address of the service, for error messages.
 
     Raises:
         ValueError: one of these is out of range.

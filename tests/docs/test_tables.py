@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from lvm import errors
+from lvm import AsyncClient, errors
 from lvm.cli import app
 from models.registry.card import Card
 from models.registry.registry import Registry
@@ -28,6 +29,7 @@ DOCUMENTS = [*ROOT.glob("*.md"), ROOT / "NOTICE", *ROOT.glob("docs/**/*.md")]
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
 API, METRICS, OPERATIONS = ((ROOT / f"docs/{name}.md").read_text() for name in ("api", "metrics", "operations"))
 LEADERBOARD = (SHIPPED / "LEADERBOARD.md").read_text()
+WORDS = re.compile(r"\w+")
 ELSEWHERE = {"unknown_route", "method_not_allowed"}  # reasons of FastAPI's errors, which have no class here
 
 
@@ -170,6 +172,15 @@ def test_the_errors_table_is_the_code() -> None:
     assert {row for row in rows if row[1] not in ELSEWHERE} == {
         (error.status, error.reason) for error in classes if error.__module__ == errors.__name__
     }
+
+
+def test_the_table_of_calls_is_the_client() -> None:
+    table = (ROOT / "docs/client.md").read_text().partition("## Calls")[2].partition("\nEvery answer")[0]
+    rows = re.findall(r"^\| `(\w+)\(.*?\)` \|", table, re.MULTILINE)
+    assert {*rows, "close"} == {name for name in vars(AsyncClient) if not name.startswith("_")}
+    options = {option for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for option in WORDS.findall(row)}
+    calls = (inspect.signature(getattr(AsyncClient, name)) for name in rows)
+    assert {option for call in calls for option in call.parameters} - {"self"} <= options
 
 
 def _below(kind: type[errors.ServiceError]) -> Iterator[type[errors.ServiceError]]:

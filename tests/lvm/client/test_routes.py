@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from inspect import signature
 from typing import Any
 
 import httpx
@@ -384,6 +385,14 @@ def test_rejects_an_invalid_timeout_of_a_call(timeout: Any) -> None:
 def test_rejects_an_option_that_no_call_has() -> None:
     with Client("http://x") as client, pytest.raises(TypeError, match="reranked"):
         client.retrieve(np.ones(D), reranked=True)
+
+
+def test_both_clients_have_the_same_calls() -> None:
+    def signatures(kind: type) -> dict[str, list[Any]]:
+        calls = {name: call for name, call in vars(kind).items() if not name.startswith("_") and name != "map"}
+        return {name: [*signature(call).parameters.values()] for name, call in calls.items()}
+
+    assert signatures(Client) == signatures(AsyncClient)
 
 
 def test_async_client_has_every_call(serve: Serve) -> None:

@@ -304,6 +304,6 @@ def test_a_forked_process_has_connections_of_its_own(serve: Serve) -> None:
 
 
 def test_a_client_that_was_closed_stays_closed_after_a_fork() -> None:
-    code = "import os, lvm; c = lvm.Client('http://x'); c.close(); pid = os.fork(); c.models()"
+    code = "import os, lvm; c = lvm.Client('http://x'); c.close(); os.fork() and os.wait(); c.models()"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert ended.stderr.count("ValueError: the client is closed") == 2

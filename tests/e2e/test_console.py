@@ -439,12 +439,12 @@ def test_a_chart_tells_its_values_to_pointer_and_keyboard(page: Browser, server:
     }"""
     page.run(move)
     tip = page.text("#latency .tip").replace("\xa0", " ")
-    assert all(words in tip for words in ("now", "p50", "p95", "p99", " ms"))
+    assert all(words in tip for words in ("p50", "p95", "p99", " ms"))
     page.run("document.querySelector('#latency .canvas').dispatchEvent(new PointerEvent('pointerleave'))")
     assert page.run("document.querySelector('#latency .tip').hidden")
     page.run("document.querySelector('#latency .canvas').focus()")
-    page.press("ArrowLeft")
-    page.press("ArrowLeft")
+    for _ in range(5):
+        page.press("ArrowLeft")
     assert "s ago" in page.text("#latency .tip")
     page.press("Escape")
     assert page.run("document.querySelector('#latency .tip').hidden")
@@ -479,9 +479,9 @@ def test_an_hour_of_scrapes_is_thinned_out_and_fits_the_tab(page: Browser) -> No
     assert rest == read == [900, 3998 * 997 + 899]
 
 
-@pytest.mark.parametrize("text", ["", "null", "{}", '{"keys": 3}', '{"keys": [[1]], "scrapes": [[1, 2]]}', "\u0000"])
-def test_a_damaged_history_is_an_empty_one(page: Browser, text: str) -> None:
-    assert in_page(page, "history", f"m.History.fromText({json.dumps(text)}).scrapes.length") == 0
+def test_a_damaged_history_is_an_empty_one(page: Browser) -> None:
+    for text in ("", "null", "{}", '{"keys": 3}', '{"keys": [[1]], "scrapes": [[1, 2]]}', "\0"):
+        assert in_page(page, "history", f"m.History.fromText({json.dumps(text)}).scrapes.length") == 0
 
 
 def test_drift_is_on_every_view_with_its_limit(page: Browser, server: Process) -> None:
@@ -498,8 +498,9 @@ def test_drift_is_on_every_view_with_its_limit(page: Browser, server: Process) -
         words = f"import('/console/prometheus.js').then(({{parse}}) => m.drifts(parse({text})))"
         described = f"{words}.then((known) => m.describe(m.worst(known))).then(({{words, state}}) => [words, state])"
         assert in_page(page, "drift", described) == told
-    for _ in range(60):
-        httpx.post(f"{server.url}/predict", json=BODY, timeout=PATIENCE_S).raise_for_status()
+    for _ in range(8):
+        rows = {"contexts": [BODY["context"]] * 8}
+        httpx.post(f"{server.url}/predict", json=rows, timeout=PATIENCE_S).raise_for_status()
     for view in VIEWS:
         page.open(f"{server.url}/#/{view}")
         page.until("/^drift .*of/.test(document.querySelector('#drift').innerText)")

@@ -80,8 +80,10 @@ for (const tab of tabs) {
 byId("drift").addEventListener("click", (event) => {
   event.preventDefault();
   address.open("live");
-  const section = byId("inputs").offsetParent ? byId("inputs") : byId("live");
-  section.scrollIntoView();
+  byId("inputs").open = true;
+  const seen = [byId("inputs"), byId("serving").parentElement].find((one) => one.checkVisibility());
+  seen.scrollIntoView();
+  (seen.querySelector("summary") ?? seen).focus();
 });
 addEventListener("hashchange", show);
 document.addEventListener("visibilitychange", () => (show(), document.hidden || probe()));

@@ -16,6 +16,7 @@ export class History {
     this.scrapes = []; // {at: seconds since 1970, values}
     this.places = new Map(); // by name and labels as text
     this.found = new Map(); // places by what was looked for
+    this.made = new WeakMap(); // the stretch up to a scrape
   }
 
   // Add what `parse` of prometheus.js returns.
@@ -68,7 +69,16 @@ export class History {
   // Return each scrape of the last `seconds` as a stretch, with the scrape that it is compared to.
   stretches(seconds) {
     const from = (this.scrapes.at(-1)?.at ?? 0) - seconds;
-    return this.scrapes.flatMap((later, place) => (later.at >= from ? [new Stretch(this, this.#before(place), later)] : []));
+    return this.scrapes.flatMap((later, place) => (later.at >= from ? [this.#stretch(this.#before(place), later)] : []));
+  }
+
+  // What an old stretch says does not change, so it is kept.
+  #stretch(earlier, later) {
+    const made = this.made.get(later);
+    if (made?.began === earlier.at) return made;
+    const stretch = new Stretch(this, earlier, later);
+    this.made.set(later, stretch);
+    return stretch;
   }
 
   // Return all that is known of the last `seconds` as one stretch, from after the last break on.
@@ -136,7 +146,13 @@ function unchanged(scrapes) {
 export class Stretch {
   constructor(history, earlier, later) {
     [this.history, this.earlier, this.later, this.at] = [history, earlier.values, later.values, later.at];
-    this.seconds = later.at - earlier.at;
+    [this.began, this.seconds, this.known] = [earlier.at, later.at - earlier.at, new Map()];
+  }
+
+  // Return what `make(this)` returns, or what it returned for this key before.
+  once(key, make) {
+    if (!this.known.has(key)) this.known.set(key, make(this));
+    return this.known.get(key);
   }
 
   // A level at the end of the stretch, summed over the samples that fit.

@@ -199,7 +199,7 @@ const processes = () => [
 
 // Draw the plots of a section that have something to show; without any, hide the section.
 function section(id, wanted, view) {
-  const drawn = wanted.map((one) => ({ ...one, series: one.series.map(([name, value, style]) => ({ name, style, points: view.stretches.map((each) => [each.at, value(each)]) })) }))
+  const drawn = wanted.map((one) => ({ ...one, series: one.series.map(([name, value, style]) => ({ name, style, points: view.stretches.map((each) => [each.at, each.once(`${one.title} ${name}`, value)]) })) }))
     .filter(({ series }) => series.some(({ points }) => points.some(([, value]) => value !== null)));
   byId(id).hidden = !drawn.length;
   const made = drawn.map((one) => chart(id, one.title, () => new Plot(one.title, one.unit, one.most, one.limits)));

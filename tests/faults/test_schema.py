@@ -26,7 +26,7 @@ PHASES = ("--phases", "examples,coverage,fuzzing", "--checks", "all", "--max-exa
 def test_the_server_is_as_its_openapi_says(names: str, tmp_path: Path, target: Start, injected: Injected) -> None:
     registry = Registry(tiny_registry(tmp_path / "registry"))
     registry.point("retriever", registry.add("corpus", corpus_files()))
-    server = target(registry.root)
+    server = target(registry.root, {"LVM_TIMEOUT_MS": "60000"})
     (tmp_path / "config.toml").write_text(CONFIG.read_text() + names)
     tool = [Path(sys.executable).with_name("schemathesis"), "--config-file", tmp_path / "config.toml"]
     report = ("--report", "har", "--report-har-path", tmp_path / "all.har", "--generation-database", "none")

@@ -24,8 +24,8 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="How many to return at m
 Ids = Annotated[
     str,
     Query(
-        pattern=r"^\[\d{1,10}(,\d{1,10})*\]$",
-        max_length=4000,
+        pattern=r"^\[(0|[1-9]\d{0,9})(,(0|[1-9]\d{0,9}))*\]$",
+        max_length=1000,
         description="Place these passages instead of a sample: `[5613,5609]`.",
     ),
 ]

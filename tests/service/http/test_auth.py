@@ -24,6 +24,7 @@ from tests.fakes import FakeLoader, Gate, contexts, registry_of
 
 Serve = Callable[..., Running]
 ALICE, BOB = "alices-token-0123456789", "bobs.token~+/-_0123456789=="
+HOT = ("/predict", "/retrieve", "/embed", "/v1/embeddings")
 WRONG = (
     None, "", "Bearer", f"Bearer {ALICE}x", f"Bearer {ALICE[:-1]}", f"Bearer {ALICE.upper()}", ALICE,
     f"Basic {ALICE}", f"Bearer {ALICE} {BOB}", "Bearer alice", f"Bearer alice:{ALICE}", "Bearer \xff",
@@ -45,10 +46,8 @@ def test_every_route_except_probes_and_console_requires_a_token(serve: Serve) ->
     assert {path for _, path in known} > PROBES | {"/"}
     for method, path in known:
         answer = server.http.request(method, path.replace("{", "").replace("}", ""))
-        assert (answer.status_code == 401) is not (path in PROBES or path == "/" or path.startswith("/console/")), (
-            method,
-            path,
-        )
+        is_page = path == "/" or path.startswith(("/console/", "/docs"))
+        assert (answer.status_code == 401) is not (path in PROBES or is_page), (method, path)
         if answer.status_code == 401:
             assert answer.headers["www-authenticate"] == "Bearer"
             assert answer.headers["content-type"] == "application/problem+json"
@@ -188,7 +187,7 @@ def test_responses_forbid_browsers_to_sniff_store_or_frame_them(serve: Serve) ->
     for method, path in [*routes_of(server), ("GET", "/nothing"), ("OPTIONS", "/predict")]:
         headers = server.http.request(method, path).headers
         assert headers["x-content-type-options"] == "nosniff"
-        if not (path in ("/predict", "/retrieve") or path.endswith("/infer")) or method != "POST":
+        if not (path in HOT or path.endswith("/infer")) or method != "POST":
             assert headers["cache-control"] == ("no-cache" if "etag" in headers else "no-store")
             policy = headers["content-security-policy"].split("; ")
             assert {"default-src 'none'", "frame-ancestors 'none'"} <= set(policy)

@@ -94,7 +94,7 @@ def test_passages_are_placed_on_the_same_map_by_their_ids(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    "ids", ["", "[]", "13", "[x]", "[-1]", "[20]", "[9999999999]", "[1.5]", "[" + "1," * 2000 + "1]"]
+    "ids", ["", "[]", "13", "[x]", "[-1]", "[20]", "[9999999999]", "[1.5]", "[007]", "[" + "1," * 2000 + "1]"]
 )
 def test_ids_that_the_map_cannot_place_are_a_problem(serve: Serve, ids: str) -> None:
     answer = serve().http.get("/articles/map", params={"ids": ids})

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lvm.client import requests, responses
 from lvm.client.answers import Answer, Article, Articles, Embeddings, Health, Models, Prediction, Retrieval
 from lvm.client.failures import BadAnswer
 from lvm.client.flow import Call, Pause, Steps
-from lvm.client.requests import Floats, HttpRequest, Text
+from lvm.client.requests import HttpRequest, Text
 from lvm.errors import Expired, ServiceError, Unavailable
 
 # seconds between two probes of a service that is not ready: the first pause, and the longest
 PROBE_PAUSES_S = (0.05, 1.0)
 # of one probe, so that a host that does not respond is asked again
 PROBE_TIMEOUT_S = 5.0
+# a JSON pointer to an item, or into one: what is before its place, its place, and the rest
+PLACE = re.compile(r"((?:/contexts|/queries|/texts)?/)(\d{1,9})(?!\d)(.*)", re.DOTALL)
 LIVE = HttpRequest("GET", "/livez")
 READY = HttpRequest("GET", "/readyz")
 READ_LIVE = partial(responses.read_status, expected="live")
@@ -36,12 +40,13 @@ def predict(call: Call, contexts: ArrayLike | Text, options: Mapping[str, Any]) 
     if text is not None:
         body = {**requests.text_field(text), **given, "encoding": "base64"}
         return (yield from call.send(requests.json_request("/predict", body), responses.read_text_prediction))
-    rows = requests.to_floats(contexts, "contexts", {2: "(T, D)", 3: "(n, T, D)"})
+    rows = requests.to_numbers(contexts, "contexts", {2: "(T, D)", 3: "(n, T, D)"})
     if rows.ndim == 2:
         return (yield from _predict_rows(call, rows, given))
     parts: list[Prediction] = []
     for at in range(0, len(rows), call.flow.rows):
-        parts += [(yield from _predict_rows(call, rows[at : at + call.flow.rows], given))]
+        with _items_from(at):
+            parts += [(yield from _predict_rows(call, rows[at : at + call.flow.rows], given))]
     return _joined(parts, rows.shape[-1])
 
 
@@ -52,7 +57,7 @@ def retrieve(call: Call, asked: ArrayLike | Text, options: Mapping[str, Any]) ->
     if isinstance(text, list) and "read_as" in given:
         raise ValueError("read_as: expected one query as a string; many are for `retrieve_many`")
     if text is None:
-        rows = requests.to_floats(asked, "a query or a context", {1: "(D,)", 2: "(T, D)"})
+        rows = requests.to_numbers(asked, "a query or a context", {1: "(D,)", 2: "(T, D)"})
         ask = requests.retrieve_request("query" if rows.ndim == 1 else "context", rows, given)
     else:
         ask = requests.json_request("/retrieve", {**requests.text_field(text), **given})
@@ -65,14 +70,15 @@ def retrieve_many(call: Call, asked: ArrayLike | Sequence[Text], options: Mappin
     texts = requests.texts_of(asked)
     if texts is not None:
         return (yield from _retrieve_texts(call, texts, given))
-    rows = requests.to_floats(asked, "queries or contexts", {2: "(n, D)", 3: "(n, T, D)"})
+    rows = requests.to_numbers(asked, "queries or contexts", {2: "(n, D)", 3: "(n, T, D)"})
     field = "queries" if rows.ndim == 2 else "contexts"
     size = requests.queries_of_a_part(given, call.flow.rows)
     found: list[Retrieval] = []
     for at in range(0, len(rows), size):
         part = rows[at : at + size]
         read = partial(responses.read_retrievals, count=len(part), most=_most(given))
-        found += yield from call.send(requests.retrieve_request(field, part, given), read)
+        with _items_from(at):
+            found += yield from call.send(requests.retrieve_request(field, part, given), read)
     return found
 
 
@@ -90,7 +96,8 @@ def embed(call: Call, texts: Text, chunks: bool, options: Mapping[str, Any]) -> 
     parts: list[Embeddings] = []
     for part in requests.parts_of_texts(text, call.flow.rows, requests.CHARACTERS_PER_ROW * call.flow.rows):
         ask = requests.json_request("/embed", {"texts": part, **given})
-        parts += [(yield from call.send(ask, partial(responses.read_embeddings, count=len(part))))]
+        with _items_from(sum(len(each.vectors) for each in parts)):
+            parts += [(yield from call.send(ask, partial(responses.read_embeddings, count=len(part))))]
     return _joined_embeddings(parts)
 
 
@@ -149,7 +156,7 @@ def wait_ready(call: Call) -> Steps[None]:
         pause = min(2 * pause, longest)
 
 
-def _predict_rows(call: Call, rows: Floats, options: Mapping[str, Any]) -> Steps[Prediction]:
+def _predict_rows(call: Call, rows: NDArray[Any], options: Mapping[str, Any]) -> Steps[Prediction]:
     read = partial(responses.read_prediction, shape=(*rows.shape[:-2], rows.shape[-1]))
     return (yield from call.send(requests.predict_request(rows, options), read))
 
@@ -159,13 +166,15 @@ def _retrieve_texts(call: Call, texts: list[str | list[str]], options: Mapping[s
     found: list[Retrieval] = []
     queries = [text for text in texts if isinstance(text, str)]
     if "read_as" not in options or len(queries) < len(texts):
-        for text in texts:
-            found += [(yield from retrieve(call, text, options))]
+        for at, text in enumerate(texts):
+            with _item(at):
+                found += [(yield from retrieve(call, text, options))]
         return found
     size = requests.queries_of_a_part(options, call.flow.rows)
     for part in requests.parts_of_texts(queries, size, requests.MAX_TEXT):
         ask = requests.json_request("/retrieve", {"texts": part, **options})
-        found += yield from call.send(ask, partial(responses.read_retrievals, count=len(part), most=_most(options)))
+        with _items_from(len(found)):
+            found += yield from call.send(ask, partial(responses.read_retrievals, count=len(part), most=_most(options)))
     return found
 
 
@@ -177,6 +186,28 @@ def _embed_one(call: Call, text: str, chunks: bool, options: Mapping[str, Any]) 
     ask = requests.json_request("/embed", {"text": text, **options})
     found = yield from call.send(ask, partial(responses.read_embeddings, count=1))
     return replace(found, vectors=found.vectors[0])
+
+
+@contextmanager
+def _items_from(at: int) -> Iterator[None]:
+    """Point at the items of the whole call in errors of a request that has those from the place `at` on."""
+    try:
+        yield
+    except ServiceError as error:
+        if found := PLACE.match(error.pointer or ""):
+            error.pointer = f"{found[1]}{at + int(found[2])}{found[3]}"
+        raise
+
+
+@contextmanager
+def _item(at: int) -> Iterator[None]:
+    """Point at an item of the whole call in errors of a request that has this item only."""
+    try:
+        yield
+    except ServiceError as error:
+        if error.pointer and error.pointer.startswith("/text"):
+            error.pointer = f"/{at}{error.pointer}"
+        raise
 
 
 def _most(options: Mapping[str, Any]) -> int | None:

@@ -63,19 +63,19 @@ def finite(seconds: float) -> float | None:
     return seconds if seconds < MAX_TIMEOUT_S else None
 
 
-def predict_request(rows: Floats, options: Mapping[str, Any]) -> HttpRequest:
+def predict_request(rows: NDArray[Any], options: Mapping[str, Any]) -> HttpRequest:
     """Return a request for the next vectors of contexts, in octets both ways."""
     headers = {**_octet_headers(rows), "accept": OCTETS}
-    return HttpRequest("POST", "/predict", rows.tobytes(), headers, _params(options))
+    return HttpRequest("POST", "/predict", _float32(rows), headers, _params(options))
 
 
-def retrieve_request(field: str, rows: Floats, options: Mapping[str, Any]) -> HttpRequest:
+def retrieve_request(field: str, rows: NDArray[Any], options: Mapping[str, Any]) -> HttpRequest:
     """Return a request for passages, in octets if their shape says which `field` of JSON they are."""
     params = _params(options)
     is_ambiguous = field == "contexts" and rows.shape[1] == 1
     if sum(map(len, params.values())) <= MAX_QUERY_CHARACTERS and not is_ambiguous:
         sent = rows[:, None] if field == "queries" else rows
-        return HttpRequest("POST", "/retrieve", rows.tobytes(), _octet_headers(sent), params)
+        return HttpRequest("POST", "/retrieve", _float32(rows), _octet_headers(sent), params)
     is_one = field in ("query", "context")
     return json_request("/retrieve", {field: _base64(rows) if is_one else list(map(_base64, rows)), **options})
 
@@ -108,8 +108,8 @@ def text_field(text: str | list[str]) -> dict[str, Any]:
     return {"text" if isinstance(text, str) else "texts": text}
 
 
-def to_floats(given: ArrayLike, what: str, shapes: Mapping[int, str]) -> Floats:
-    """Return an array as little-endian float32; raises `ValueError` if it has no numbers or a wrong rank."""
+def to_numbers(given: ArrayLike, what: str, shapes: Mapping[int, str]) -> NDArray[Any]:
+    """Return an array, not copied if it is one; raises `ValueError` if it has no numbers or a wrong rank."""
     try:
         array = np.asarray(given)
     except Exception as error:
@@ -118,9 +118,7 @@ def to_floats(given: ArrayLike, what: str, shapes: Mapping[int, str]) -> Floats:
         raise ValueError(f"{what}: expected an array of numbers, got one of {array.dtype}")
     if array.ndim not in shapes or 0 in array.shape[-2:]:
         raise ValueError(f"{what}: shape is {array.shape}; expected {' or '.join(shapes.values())}")
-    # the service points at values that are not finite
-    with np.errstate(over="ignore"):
-        return array.astype("<f4")
+    return array
 
 
 def queries_of_a_part(options: Mapping[str, Any], most: int) -> int:
@@ -201,12 +199,18 @@ def auth_headers(token: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"} if token else {}
 
 
-def _octet_headers(rows: Floats) -> dict[str, str]:
+def _float32(rows: NDArray[Any]) -> bytes:
+    """Return little-endian float32; a value that is too large becomes infinite, which the service points at."""
+    with np.errstate(over="ignore"):
+        return rows.astype("<f4", copy=False).tobytes()
+
+
+def _octet_headers(rows: NDArray[Any]) -> dict[str, str]:
     return {"content-type": f"{OCTETS}; dtype=float32; shape={'x'.join(map(str, rows.shape))}"}
 
 
-def _base64(rows: Floats) -> str:
-    return base64.b64encode(rows.tobytes()).decode()
+def _base64(rows: NDArray[Any]) -> str:
+    return base64.b64encode(_float32(rows)).decode()
 
 
 def _params(options: Mapping[str, Any]) -> dict[str, str]:

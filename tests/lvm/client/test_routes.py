@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -361,6 +362,33 @@ def test_an_error_has_the_id_of_its_body_if_a_proxy_removes_the_header() -> None
     with Client("http://x", transport=network) as client, pytest.raises(errors.Invalid) as raised:
         client.retrieve("text")
     assert str(raised.value) == "why (at /k, request abc)"
+
+
+def test_errors_point_at_items_of_the_call_not_of_one_of_its_requests(serve: Serve) -> None:
+    """In octets, in JSON (long options), and in text."""
+    rows, longer = contexts(7), list(range(10**6, 10**6 + 1000))
+    rows[5, 2, 3] = np.inf
+    texts = ["a", "b", "c", "\n", "d"]
+    with Client(serve(text=HashEncoder()).url, rows=2) as client:
+        for ask, pointer in (
+            (lambda: client.predict(rows), "/5/2/3"),
+            (lambda: client.retrieve_many(rows), "/5/2/3"),
+            (lambda: client.retrieve_many(rows, exclude=longer), "/contexts/5/2/3"),
+            (lambda: client.retrieve_many(texts, read_as="query"), "/texts/3"),
+            (lambda: client.retrieve_many(texts), "/3/text"),
+            (lambda: client.embed(texts), "/texts/3"),
+            (lambda: client.retrieve_many(rows[:5], k=0), "/k"),
+        ):
+            with pytest.raises(errors.Invalid) as raised:
+                ask()
+            assert raised.value.pointer == pointer
+
+
+def test_contexts_of_a_mapped_file_are_read_part_by_part(tmp_path: Path, serve: Serve) -> None:
+    rows = np.memmap(tmp_path / "contexts", ">f8", "w+", shape=(7, T, D))
+    rows[:] = contexts(7)
+    with Client(serve().url, rows=3) as client:
+        np.testing.assert_allclose(client.predict(rows).vectors, mean_of(contexts(7)), atol=1e-6)
 
 
 def test_each_call_may_have_its_own_timeout() -> None:

@@ -22,12 +22,11 @@ from models.registry.alias import ALIASES, Alias
 from models.registry.registry import Registry
 from models.registry.remote import local_directory
 from service.deploy.deployments import Deployments
+from service.deploy.live import Live
 from service.deploy.loading import ModelLoader
 from service.deploy.registry_sync import deployment_lifespan, sync_loop
 from service.deploy.shadow import Shadow
 from service.deploy.watcher import Watcher
-from service.engines.live_scores import LiveScores
-from service.engines.pairing import Pairing
 from service.engines.remote import EngineProvider
 from service.engines.router import make_router
 from service.http import asgi, checks, schemas
@@ -80,9 +79,10 @@ class Parts:
         self.deployments = Deployments(store, loaders or ModelLoader(settings), settings, metrics, aliases=aliases)
         self.watcher = Watcher(self.deployments, settings.reload_s, metrics)
         self.sync = sync_loop(self.deployments, settings, metrics)
-        self.live_scores = LiveScores(metrics, self.deployments.authors)
-        self.pairing = _pairing(settings, self.live_scores, pair_memory)
-        self.router = make_router(self.deployments.engines, settings, metrics, self.pairing)
+        self.live = Live(settings, metrics, self.deployments, pair_memory) if settings.truth_share else None
+        self.router = make_router(
+            self.deployments.engines, settings, metrics, self.live.predictions if self.live else None
+        )
         self.admission = Admission(_limit(settings), settings, metrics)
         self.shadow = Shadow(
             self.deployments.slots,
@@ -207,8 +207,7 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
     document_route(app, "/predict", schemas.PREDICT)
     document_route(app, "/retrieve", schemas.RETRIEVE)
     document_route(app, "/embed", schemas.EMBED)
-    live_scores = parts.live_scores if parts.pairing else None
-    registry.add_routes(app, parts.router, parts.deployments, parts.sync, live_scores)
+    registry.add_routes(app, parts.router, parts.deployments, parts.sync, parts.live)
     articles.add_routes(app, parts.deployments)
     console.add_routes(app)
     docs.add_routes(app)
@@ -273,7 +272,7 @@ def _handlers(parts: Parts) -> dict[str, Handler]:
     shadow = parts.shadow
     handlers: dict[str, Handler] = {
         "/predict": Predict(router, deployments, shadow, settings, slicer),
-        "/retrieve": Retrieve(router, deployments, settings, parts.metrics, slicer),
+        "/retrieve": Retrieve(router, deployments, settings, parts.metrics, slicer, parts.live),
         "/embed": Embed(router, deployments, settings, slicer),
         openai.EMBEDDINGS: openai.Embeddings(router, deployments, settings, slicer),
         oip.INFER: oip.Infer(router, shadow, settings, slicer),
@@ -320,13 +319,6 @@ def _limit(settings: Settings) -> Limit:
     if settings.concurrency == "adaptive":
         return AdaptiveLimit(min(settings.max_queue, 4 * settings.max_batch), monotonic())
     return FixedLimit(settings.concurrency)
-
-
-def _pairing(settings: Settings, board: LiveScores, memory: mmap | None) -> Pairing | None:
-    if not settings.truth_share:
-        return None
-    memory = memory or mmap(-1, round(settings.truth_mb * 1e6))
-    return Pairing(memory, settings.truth_share, settings.truth_s, board)
 
 
 def _exporter(settings: Settings) -> Exporter | None:

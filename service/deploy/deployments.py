@@ -21,7 +21,6 @@ from service.deploy.canary import Canary, Rollback
 from service.deploy.loading import EngineLoader, ModelLoader
 from service.engines.breaker import STATES
 from service.engines.engine import Deployed, Engine
-from service.engines.pairing import Author
 from service.engines.remote import EngineSet, PredictEngine, RemoteEngine
 from service.engines.search import SearchAdapter
 from service.engines.text import TextAdapter
@@ -139,11 +138,6 @@ class Deployments:
     def local_engines(self) -> dict[str, Engine[Any]]:
         """Return the engines by alias that run in this process."""
         return {alias: slot.engine for alias, slot in self.slots.items() if isinstance(slot.engine, Engine)}
-
-    def authors(self) -> list[Author]:
-        """Return who predicts now."""
-        infos = [engine.info for engine in self.engines.values()]
-        return [Author(info.alias, info.name, info.version) for info in infos]
 
     def stuck_s(self) -> float:
         """Return the longest time, in seconds, that a batch has been running; infinite for a dead thread."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.vectors import Floats
-from service.engines.pairing import Author, Scored
+from service.engines.authors import Author
+from service.engines.vector_board import Scored, VectorBoard
 
 # How often a version that is not worse may be called worse.
 ERROR_RATE = 0.005
@@ -63,7 +64,7 @@ class PairedTest:
         return math.sqrt(variance * factor)
 
 
-class PairedScores:
+class PairedScores(VectorBoard):
     """The board of a `Pairing` that keeps the predictions of two versions for the same contexts.
 
     `add` is called with the differences of their cosines `(p,)`, new less old, and the contexts `(p, T, D)`.
@@ -82,7 +83,7 @@ class PairedScores:
     def count_kept(self, author: Author, count: int) -> None:
         """Do nothing: only pairs count."""
 
-    def count(self, scored: Scored) -> None:
+    def count_scores(self, scored: Scored) -> None:
         """Add the differences of the contexts that both versions predicted."""
         found: defaultdict[int, dict[int, int]] = defaultdict(dict)
         for place, (row, author) in enumerate(zip(scored.rows, scored.authors, strict=True)):

@@ -4,48 +4,35 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
 
 from models.evaluate import baselines
-from service.engines.pairing import Author, Scored, cosines
-from service.telemetry.metrics import BASELINES, LIVE_COSINES, Metrics
-
-# Versions of an alias that have scores of their own in one process; further ones share a label.
-MAX_VERSIONS = 16
-OTHER = "other"
+from service.engines.authors import Author, Authors
+from service.engines.vector_board import Scored, VectorBoard, cosines
+from service.telemetry.metrics import BASELINES, LIVE_COSINES, RANKS, Metrics
 
 
-class LiveScores:
-    """Counts the scores of predictions in `metrics`, by alias and version, beside those of the baselines.
+class LiveScores(VectorBoard):
+    """Counts the scores of predictions in `metrics`, by alias and version, beside those of the baselines."""
 
-    `authors` returns who predicts now, in any process that shares the memory of the predictions.
-    """
-
-    def __init__(self, metrics: Metrics, authors: Callable[[], Iterable[Author]] = tuple) -> None:
+    def __init__(self, metrics: Metrics, authors: Authors) -> None:
         self._metrics = metrics
-        self._current = authors
-        self._authors: dict[int, Author] = {}
-        self._versions: defaultdict[str, set[Author]] = defaultdict(set)
+        self._authors = authors
         self._baseline_sums = np.zeros(len(BASELINES))
 
     def identify(self, author: Author) -> int:
-        """Return the number of an author, the same in every process; remember its name."""
-        number = xxh3_64_intdigest("\0".join(author).encode())
-        if number not in self._authors:
-            versions = self._versions[author.alias]
-            versions.add(author if len(versions) < MAX_VERSIONS else Author(author.alias, OTHER, OTHER))
-            self._authors[number] = author if author in versions else Author(author.alias, OTHER, OTHER)
-        return number
+        """Return the number of an author."""
+        return self._authors.identify(author)
 
     def count_kept(self, author: Author, count: int) -> None:
         """Count predictions that wait for their true next vectors."""
         self._metrics.live_predictions.add(count, author.alias, "kept")
 
-    def count(self, scored: Scored) -> None:
+    def count_scores(self, scored: Scored) -> None:
         """Count scores. Those of an author that this process does not know are left out."""
         known = baselines(scored.contexts.shape[1], None)
         by_baseline = np.stack([cosines(known[name](scored.contexts), scored.truths) for name in BASELINES])
@@ -54,7 +41,7 @@ class LiveScores:
         for name, values in zip(BASELINES, by_baseline.tolist(), strict=True):
             self._metrics.live_baseline_cosine.labels(name).observe(*values)
         for number, cosine, margin in zip(scored.authors, scored.cosines.tolist(), margins.tolist(), strict=True):
-            author = self._author(number)
+            author = self._authors.find(number)
             if author:
                 self._metrics.live_cosine.labels(*author).observe(cosine)
                 self._metrics.live_margin.labels(*author).observe(margin)
@@ -66,8 +53,13 @@ class LiveScores:
         The interval holds the mean cosine of a version with 95 % confidence, if windows are independent.
         """
         counted = self._metrics
-        cosines, margins, known, predictions = counted.totals(
-            counted.live_cosine, counted.live_margin, counted.live_baseline_cosine, counted.live_predictions
+        cosines, margins, known, predictions, ranks, reciprocals = counted.totals(
+            counted.live_cosine,
+            counted.live_margin,
+            counted.live_baseline_cosine,
+            counted.live_predictions,
+            counted.live_rank,
+            counted.live_reciprocal_rank,
         )
         versions = [
             {"alias": author[0], "id": "/".join(author[1:]), **_figures(numbers), "margin": _mean(margins[author])}
@@ -76,14 +68,12 @@ class LiveScores:
         return {
             "versions": versions,
             "baselines": {name: _mean(numbers) for (name,), numbers in known.items()},
+            "retrieval": [
+                {"id": corpus, "query": query, **_ranks(numbers, reciprocals[corpus, query])}
+                for (corpus, query), numbers in ranks.items()
+            ],
             "aliases": _by_alias(predictions),
         }
-
-    def _author(self, number: int) -> Author | None:
-        if number not in self._authors:
-            for author in self._current():
-                self.identify(author)
-        return self._authors.get(number)
 
 
 def _mean(numbers: Sequence[float]) -> float:
@@ -102,6 +92,13 @@ def _figures(numbers: Sequence[float]) -> dict[str, Any]:
     variance = float(counts @ (middles - mean) ** 2) / max(pairs - 1, 1)
     half = 1.96 * math.sqrt(variance / pairs)
     return {"pairs": int(pairs), "cosine": mean, "interval": [mean - half, mean + half]}
+
+
+def _ranks(numbers: Sequence[float], reciprocals: Sequence[float]) -> dict[str, Any]:
+    """Return R@k and MRR of the numbers of the histograms of ranks and their reciprocals."""
+    counts = list(accumulate(numbers[:-1]))
+    recalls = {f"R@{rank:g}": count / counts[-1] for rank, count in zip(RANKS, counts, strict=False)}
+    return {"pairs": int(counts[-1]), **recalls, "MRR": _mean(reciprocals)}
 
 
 def _by_alias(predictions: Mapping[tuple[str, ...], float]) -> dict[str, dict[str, int]]:

@@ -1,7 +1,7 @@
-"""Pairing: finds the true next vectors of earlier predictions in the contexts that callers send later.
+"""Pairing: finds the true next vectors of earlier answers in the contexts that callers send later.
 
 A caller who reads an article sends overlapping contexts. The first T - 1 vectors of a context are then the last T - 1
-of an earlier one, byte for byte, and its last vector is the true next vector of that earlier context. So predictions
+of an earlier one, byte for byte, and its last vector is the true next vector of that earlier context. So answers
 can be scored without labels.
 """
 
@@ -9,44 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from xxhash import xxh3_128_digest
 
-from models.vectors import Floats, normalise
-from service.engines.pair_store import Digests, Pairs, PairStore
+from models.vectors import Floats
+from service.engines.authors import Author
+from service.engines.pair_store import Bytes, Digests, Pairs, PairStore
 
 # Rows that are handled together, and the longest that they wait for it in seconds.
 BLOCK = 256
 PAUSE_S = 0.25
-# Contexts wait longer than predictions, because another process may still be about to keep the prediction.
+# Contexts wait longer than answers, because another process may still be about to keep the answer.
 DELAY_S = 2 * PAUSE_S
 MAX_WAITING = 8
-
-
 # Whether the caller of the current request declines that its vectors are kept.
 is_declined: ContextVar[bool] = ContextVar("is_declined", default=False)
 
 
-class Author(NamedTuple):
-    """Who predicts: an alias, and the version that it serves."""
-
-    alias: str
-    model: str
-    version: str
-
-
-class Predicted(NamedTuple):
-    """A prediction `(D,)`, the first vector `(D,)` of its context, and the digest of the other vectors."""
+class Answered(NamedTuple):
+    """An answer, the first vector `(D,)` of its context, and the digest of the other vectors."""
 
     digest: bytes
-    vector: Floats
+    answer: Any
     first: Floats
     author: Author
 
@@ -59,53 +51,43 @@ class Arrivals(NamedTuple):
     contexts: Sequence[Floats]
 
 
-class Scored(NamedTuple):
-    """Predictions with their true next vectors.
+class Board(ABC):
+    """Says how answers are kept, and scores them when their true next vectors have arrived."""
 
-    Attributes:
-        rows: `(m,)` the context that showed the true next vector; predictions of one context have the same.
-        authors: `(m,)` numbers of who predicted.
-        cosines: `(m,)` of prediction and true next vector.
-        contexts: `(m, T, D)` that the predictions were made of.
-        truths: `(m, D)`, unit length.
-    """
-
-    rows: list[int]
-    authors: list[int]
-    cosines: Floats
-    contexts: Floats
-    truths: Floats
-
-
-class Board(Protocol):
-    """Counts the scores that a `Pairing` finds."""
-
+    @abstractmethod
     def identify(self, author: Author) -> int:
         """Return the number of an author, from 0 to 2^64 - 1; the same in processes that share memory."""
-        ...
 
+    @abstractmethod
     def count_kept(self, author: Author, count: int) -> None:
-        """Count predictions that wait for their true next vectors from now on."""
-        ...
+        """Count answers that wait for their true next vectors from now on."""
 
-    def count(self, scored: Scored) -> None:
-        """Count scores."""
-        ...
+    @abstractmethod
+    def width(self, dim: int) -> int:
+        """Return the number of bytes of an answer, if vectors have `dim` numbers."""
+
+    @abstractmethod
+    def pack(self, answered: Sequence[Answered]) -> Bytes:
+        """Return the bytes `(n, width)` of answers."""
+
+    @abstractmethod
+    def count(self, pairs: Pairs, contexts: Sequence[Floats]) -> None:
+        """Score answers; `pairs.rows` are those of the `contexts` `(T, D)`, which end with the true next vectors."""
 
 
 class Pairing:
-    """Keeps a share of the predictions until their true next vectors arrive, then scores them.
+    """Keeps a share of the answers until their true next vectors arrive; then the board scores them.
 
     Args:
-        memory: where predictions are kept. Processes that share it score each other's predictions.
-        share: of the predictions. The digest decides, so that both parts of a pair are chosen, or neither.
-        seconds: how long a prediction is kept at most.
-        board: counts the scores.
+        memory: where answers are kept. Processes that share it score each other's answers.
+        share: of the answers. The digest decides, so that both parts of a pair are chosen, or neither.
+        seconds: how long an answer is kept at most.
+        board: scores the answers.
     """
 
     def __init__(
         self,
-        memory: mmap.mmap | bytearray,
+        memory: mmap.mmap | memoryview,
         share: float,
         seconds: float,
         board: Board,
@@ -117,13 +99,13 @@ class Pairing:
         self._clock = clock
         self._store: PairStore | None = None
         self._shape: tuple[int, ...] = ()
-        self._predicted: list[Predicted] = []
+        self._answered: list[Answered] = []
         self._arrived: list[tuple[bytes, Floats]] = []
         self._waiting: deque[Arrivals] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, contexts: Floats, predictions: Floats, author: Author) -> None:
-        """Take the predictions `(n, D)` of contexts `(n, T, D)`, and the true next vectors that these contexts hold.
+    def add(self, contexts: Floats, answers: Sequence[Any] | Floats, author: Author) -> None:
+        """Take the `n` answers to contexts `(n, T, D)`, and the true next vectors that these contexts hold.
 
         Contexts of another shape than the first ones are left alone.
         """
@@ -142,17 +124,17 @@ class Pairing:
             # a context of one repeated vector would be its own successor
             if later != earlier:
                 if later < below:
-                    self._predicted.append(Predicted(later, predictions[row], contexts[row, 0], author))
+                    self._answered.append(Answered(later, answers[row], contexts[row, 0], author))
                 if earlier < below:
                     self._arrived.append((earlier, contexts[row]))
         self._schedule()
 
-    def keep(self, context: Floats, prediction: Floats, author: Author) -> None:
-        """Take only the prediction `(D,)` of a context `(T, D)`."""
+    def keep(self, context: Floats, answer: Any, author: Author) -> None:
+        """Take only the answer to a context `(T, D)`."""
         if not is_declined.get() and self._takes(context.shape):
             later = _digest(context[1:])
             if later < self._below and later != _digest(context[:-1]):
-                self._predicted.append(Predicted(later, prediction, context[0], author))
+                self._answered.append(Answered(later, answer, context[0], author))
                 self._schedule()
 
     def arrive(self, contexts: Floats) -> None:
@@ -165,14 +147,14 @@ class Pairing:
             self._schedule()
 
     def flush(self) -> None:
-        """Keep the predictions so far, and score those whose true next vectors have waited for `DELAY_S` seconds."""
+        """Keep the answers so far, and score those whose true next vectors have waited for `DELAY_S` seconds."""
         if self._timer:
             self._timer.cancel()
         self._timer = None
         assert self._store
-        predicted, self._predicted = self._predicted, []
-        for author in {each.author for each in predicted}:
-            self._keep(self._store, author, [each for each in predicted if each.author == author])
+        answered, self._answered = self._answered, []
+        for author in {each.author for each in answered}:
+            self._keep(self._store, author, [each for each in answered if each.author == author])
         arrived, self._arrived = self._arrived, []
         now = self._clock()
         if arrived:
@@ -182,30 +164,29 @@ class Pairing:
             arrivals = self._waiting.popleft()
             pairs = self._store.take(arrivals.digests)
             if len(pairs.rows):
-                self._board.count(_score(pairs, arrivals.contexts))
+                self._board.count(pairs, arrivals.contexts)
         self._schedule()
 
     def _takes(self, shape: tuple[int, ...]) -> bool:
         """Return whether contexts of this shape `(T, D)` are paired: the shape of the first ones."""
         if not self._shape and shape[0] > 1:
             self._shape = shape
-            self._store = self._open(shape[1])
+            self._store = self._open(self._board.width(shape[1]))
         return shape == self._shape
 
     def _schedule(self) -> None:
-        if len(self._predicted) >= BLOCK or len(self._arrived) >= BLOCK:
+        if len(self._answered) >= BLOCK or len(self._arrived) >= BLOCK:
             self.flush()
-        elif self._timer is None and (self._predicted or self._arrived or self._waiting):
+        elif self._timer is None and (self._answered or self._arrived or self._waiting):
             self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self.flush)
 
-    def _keep(self, store: PairStore, author: Author, predicted: Sequence[Predicted]) -> None:
-        counts = Counter([each.digest for each in predicted])
+    def _keep(self, store: PairStore, author: Author, answered: Sequence[Answered]) -> None:
+        counts = Counter([each.digest for each in answered])
         # one of those that are alike, in the order of `counts`
-        distinct = {each.digest: each for each in predicted}.values()
-        digests, vectors, firsts, _ = zip(*distinct, strict=True)
+        distinct = [*{each.digest: each for each in answered}.values()]
         waiting = np.fromiter(counts.values(), np.uint64, len(counts))
-        store.put(_as_words(digests), self._board.identify(author), waiting, np.stack(vectors), np.stack(firsts))
-        self._board.count_kept(author, len(predicted))
+        store.put(_as_words([*counts]), self._board.identify(author), waiting, self._board.pack(distinct))
+        self._board.count_kept(author, len(answered))
 
 
 def digest_below(share: float) -> bytes:
@@ -215,21 +196,6 @@ def digest_below(share: float) -> bytes:
 
 def _digest(vectors: Floats) -> bytes:
     return xxh3_128_digest(np.ascontiguousarray(vectors).data)
-
-
-def cosines(vectors: Floats, truths: Floats) -> Floats:
-    """Return the cosines `(m,)` of vectors `(m, D)` and unit vectors `(m, D)`."""
-    found: Floats = np.vecdot(normalise(vectors), truths)
-    return found
-
-
-def _score(pairs: Pairs, contexts: Sequence[Floats]) -> Scored:
-    """Return the scores of `pairs`; `contexts` `(T, D)` end with the true next vectors."""
-    rows = pairs.rows.tolist()
-    later = np.stack([contexts[row] for row in rows])
-    truths = normalise(later[:, -1])
-    earlier = np.concatenate([pairs.firsts[:, None], later[:, :-1]], axis=1)
-    return Scored(rows, pairs.authors.tolist(), cosines(pairs.predictions, truths), earlier, truths)
 
 
 def _as_words(digests: Sequence[bytes]) -> Digests:

@@ -16,8 +16,9 @@ from lvm.errors import (
 )
 from models.registry.alias import FALLBACKS, PREDICTORS, Alias, predictors_to_show
 from models.vectors import Floats
+from service.engines.authors import Author
 from service.engines.breaker import STATES, Breaker, BreakerLimits
-from service.engines.pairing import Author, Pairing
+from service.engines.pairing import Pairing
 from service.engines.predict import Prediction
 from service.engines.remote import PredictEngine
 from service.engines.stats import full_wait_s, is_engine_fault

@@ -564,11 +564,23 @@ class LiveScore(BaseModel):
     margin: float = Field(description="The cosine less that of the best baseline.")
 
 
+class LiveRanks(BaseModel):
+    """At which rank searches had the passage that came next, which later contexts showed."""
+
+    id: str = Field(description="The corpus that was searched.")
+    query: str = Field(description="The towers or the net that made the query.")
+    pairs: int
+    R_at_1: float = Field(alias="R@1")
+    R_at_5: float = Field(alias="R@5")
+    MRR: float
+
+
 class LiveScores(BaseModel):
     """Live scores since the start, of all workers; `aliases` has how many predictions were kept and scored."""
 
     versions: list[LiveScore]
     baselines: dict[str, float]
+    retrieval: list[LiveRanks]
     aliases: dict[str, dict[str, int]]
 
 

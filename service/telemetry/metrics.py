@@ -35,6 +35,8 @@ LIVE_MARGINS = tuple(hundredths / 100 for hundredths in (-40, -30, -20, -15, *ra
 DIFFERENCES = tuple(hundredths / 100 for hundredths in (-40, -20, -15, *range(-10, 11), 15, 20, 40))
 # Thirds of contexts by how alike their vectors are.
 COHERENCES = ("low", "middle", "high")
+RECIPROCALS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+RANKS = (1.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 BASELINES = ("persistence", "mean", "weighted_mean")
 TENTHS = tuple(tenths / 10 for tenths in range(-2, 10))
 NORMS = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0, 10.0)
@@ -205,6 +207,16 @@ class Metrics:
         )
         self.live_margin = self._histogram(
             "lvm_live_margin", "That cosine, less the cosine of the best baseline.", made_by, edges=LIVE_MARGINS
+        )
+        searched = ("corpus", "query")
+        self.live_rank = self._histogram(
+            "lvm_live_rank", "Place of the passage that came next, in answers of /retrieve.", searched, edges=RANKS
+        )
+        self.live_reciprocal_rank = self._histogram(
+            "lvm_live_reciprocal_rank",
+            "One over that place; 0 if the passage was not among the answers.",
+            searched,
+            edges=RECIPROCALS,
         )
         self.live_baseline_cosine = self._histogram(
             "lvm_live_baseline_cosine",

@@ -11,8 +11,8 @@ from fastapi import FastAPI, Response
 
 from lvm.errors import Unavailable
 from service.deploy.deployments import Deployments
+from service.deploy.live import Live
 from service.deploy.registry_sync import SyncLoop
-from service.engines.live_scores import LiveScores
 from service.engines.router import Router
 from service.http import codec, schemas
 from service.http.routes import articles
@@ -28,7 +28,7 @@ def add_routes(
     router: Router,
     deployments: Deployments,
     sync: SyncLoop | None,
-    live_scores: LiveScores | None,
+    live: Live | None,
 ) -> None:
     """Add the routes to `app`."""
     listing = VersionListing(deployments.registry)
@@ -40,7 +40,7 @@ def add_routes(
         with suppress(Unavailable):  # what was read before is good enough
             await _in_time(refresh())
         body = models_body(router, deployments, sync, listing.summaries())
-        body["live"] = live_scores.summary() if live_scores else None
+        body["live"] = live.summary() if live else None
         return Response(codec.encode_json(body), media_type="application/json")
 
     @app.get("/models/{name}/{version}/card", response_class=Response, responses=schemas.CARD)

@@ -12,7 +12,10 @@ from models.registry.alias import Alias
 from models.retrieval.retriever import Hit, Search
 from models.vectors import Floats
 from service.deploy.deployments import Deployments
+from service.deploy.live import Live
+from service.engines.authors import Author
 from service.engines.engine import Engine
+from service.engines.pairing import Pairing
 from service.engines.router import Routed, Router
 from service.engines.search import SearchAdapter, SearchResult
 from service.engines.text import EmbedInput, character_cost_rows
@@ -36,6 +39,9 @@ from service.overload.fairness import Slicer, Work
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
+# Searches with these options alone, and with so many results at least, are scored later.
+PLAIN = {"k", "model", "rerank"}
+MIN_K = 5
 DEFAULT_K = 10
 # hits and rows to exclude of all queries of a request together
 MAX_FOUND = 50_000
@@ -145,9 +151,16 @@ class Retrieve:
     """Answers POST /retrieve."""
 
     def __init__(
-        self, router: Router, deployments: Deployments, settings: Settings, metrics: Metrics, slicer: Slicer
+        self,
+        router: Router,
+        deployments: Deployments,
+        settings: Settings,
+        metrics: Metrics,
+        slicer: Slicer,
+        live: Live | None = None,
     ) -> None:
         self._router = router
+        self._live = live
         self._deployments = deployments
         self._metrics = metrics
         self._slicer = slicer
@@ -181,6 +194,8 @@ class Retrieve:
         plan = decoded.target
         plan.check(decoded.options, is_text=decoded.text is not None and "read_as" not in decoded.options)
         answer = await plan.search(decoded, request.deadline)
+        if self._live and answer.made_by:
+            _score_later(self._live.searches, decoded, answer, answer.made_by)
         if answer.found.degraded:
             self._metrics.fallbacks.inc(answer.found.degraded)
         response = await self._respond(request, decoded, answer, (*stages, *answer.stages))
@@ -277,6 +292,20 @@ class Retrieve:
         info = {"read_as": "query", **({} if is_many else {"chunks": read.chunks}), **not_fully_read(read)}
         field = "queries" if is_many else "query"
         return decoded._replace(rows=read.vectors, field=field, answers_many=is_many, text_info=info)
+
+
+def _score_later(searches: Pairing, decoded: Decoded[QueryPlan], answer: Answer, made_by: MadeBy) -> None:
+    """Keep the rows that were found for contexts until later ones show what came next.
+
+    Rows that the caller chose by a filter, or too few of them, say nothing about the search.
+    """
+    contexts = decoded.rows
+    if decoded.options.get("k", DEFAULT_K) < MIN_K or not PLAIN.issuperset(decoded.options):
+        searches.arrive(contexts)
+        return
+    searched = answer.found.searched
+    author = Author(Alias.RETRIEVER, f"{searched.name}/{searched.version}", f"{made_by.model}/{made_by.version}")
+    searches.add(contexts, [[hit.row for hit in hits] for hits in answer.found.hits], author)
 
 
 def _searches(decoded: Decoded[Any], queries: Floats | None) -> list[Search]:

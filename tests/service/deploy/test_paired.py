@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.deploy.paired import ERROR_RATE, MIN_PAIRS, PairedScores, PairedTest
-from service.engines.pairing import Scored
+from service.engines.vector_board import Scored
 
 TOLERANCE = 0.005
 SPREAD = 0.05
@@ -70,6 +70,6 @@ def test_only_contexts_that_both_versions_predicted_count() -> None:
     new, old = board.identify(PairedScores.NEW), board.identify(PairedScores.OLD)
     cosines = np.array([0.5, 0.7, 0.4, 0.9], np.float32)
     nothing = np.zeros((4, 5, 8), np.float32)
-    board.count(Scored([0, 0, 1, 2], [old, new, new, old], cosines, nothing, nothing[:, 0]))
+    board.count_scores(Scored([0, 0, 1, 2], [old, new, new, old], cosines, nothing, nothing[:, 0]))
     assert test.pairs == 1
     assert test.mean == pytest.approx(0.2)

@@ -12,8 +12,9 @@ import pytest
 
 from models.evaluate import baselines
 from models.vectors import Floats, normalise
-from service.engines.live_scores import MAX_VERSIONS, LiveScores
-from service.engines.pairing import DELAY_S, Author, Pairing
+from service.engines.authors import MAX_VERSIONS, Author, Authors
+from service.engines.live_scores import LiveScores
+from service.engines.pairing import DELAY_S, Pairing
 from service.telemetry.metrics import BASELINES, Metrics
 
 T, D = 5, 16
@@ -38,7 +39,7 @@ class Service:
     ) -> None:
         self.clock = Clock()
         memory = memory or mmap.mmap(-1, 1 << 22)
-        self.scores = LiveScores(Metrics(), authors)
+        self.scores = LiveScores(Metrics(), Authors(authors))
         self.pairing = Pairing(memory, share, 60, self.scores, self.clock)
 
     def answer(self, contexts: Floats, author: Author = AUTHOR) -> None:
@@ -204,7 +205,7 @@ def test_versions_beyond_the_limit_share_a_label() -> None:
 def test_scores_appear_without_further_requests() -> None:
     async def scenario() -> None:
         metrics = Metrics()
-        scores = LiveScores(metrics)
+        scores = LiveScores(metrics, Authors())
         pairing = Pairing(mmap.mmap(-1, 1 << 20), 1, 60, scores)
         contexts = windows(article())
         pairing.add(contexts, contexts.mean(axis=1), AUTHOR)

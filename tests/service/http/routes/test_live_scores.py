@@ -11,7 +11,7 @@ import pytest
 
 from models.vectors import Floats
 from tests.conftest import Running, until
-from tests.fakes import D, T, octets_of
+from tests.fakes import D, T, corpus, octets_of
 
 Start = Callable[..., Running]
 CHUNKS = 9
@@ -104,3 +104,47 @@ def test_scores_appear_in_a_scrape(serve: Start, windows: Floats) -> None:
     lines = http.get("/metrics").text.splitlines()
     assert f'lvm_live_coverage{{alias="primary"}} {PAIRS / len(windows)!r}' in lines
     assert f'lvm_live_baseline_cosine_count{{baseline="weighted_mean"}} {PAIRS}' in lines
+
+
+@pytest.fixture
+def passages() -> Floats:
+    """The passages of an article of the corpus, as contexts in order."""
+    vectors = corpus().vectors[:CHUNKS].astype("<f4")
+    return np.stack([vectors[start : start + T] for start in range(CHUNKS - T + 1)])
+
+
+def retrieve(http: httpx.Client, context: Floats, **options: Any) -> list[int]:
+    answer = http.post("/retrieve", json={"context": context.tolist(), **options}).raise_for_status()
+    return [hit["id"] for hit in answer.json()["results"]]
+
+
+def test_searches_are_scored_by_the_passage_that_came_next(serve: Start, passages: Floats) -> None:
+    http = serve(truth_share=1).http
+    found = [retrieve(http, context, k=8) for context in passages]
+    until(lambda: scored(http, "retriever") == PAIRS, "ranks")
+    (ranks,) = live(http)["retrieval"]
+    places = [hits.index(T + start) + 1 if T + start in hits else None for start, hits in enumerate(found[:-1])]
+    assert ranks["pairs"] == PAIRS
+    assert ranks["R@5"] == pytest.approx(np.mean([place is not None and place <= 5 for place in places]))
+    assert ranks["MRR"] == pytest.approx(np.mean([1 / place if place else 0 for place in places]))
+
+
+@pytest.mark.parametrize("options", [{"k": 2}, {"filter": {"article": [0, 1]}}, {"exclude": [3]}, {"mmr": 0.5}])
+def test_searches_with_options_that_change_the_ranks_are_not_scored(
+    serve: Start, passages: Floats, options: dict[str, Any]
+) -> None:
+    http = serve(truth_share=1).http
+    for context in passages:
+        retrieve(http, context, **options)
+    for context in passages[:2]:
+        retrieve(http, context)
+    until(lambda: scored(http, "retriever") == 1, "a rank")
+    assert live(http)["aliases"]["retriever"]["kept"] == 2
+
+
+def test_what_the_corpus_does_not_hold_is_not_counted(serve: Start, windows: Floats, passages: Floats) -> None:
+    http = serve(truth_share=1).http
+    for context in [*windows, *passages[:2]]:
+        retrieve(http, context)
+    until(lambda: scored(http, "retriever") == 1, "a rank")
+    assert live(http)["aliases"]["retriever"]["kept"] == len(windows) + 2

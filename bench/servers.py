@@ -116,7 +116,7 @@ def launched(launch: Launch, logs: Path) -> Iterator[RunningServer]:
     """Run a server from its first 200 until SIGTERM; raises `NotStarted`."""
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{launch.name}.log"
-    port = _free_port()
+    port = free_port()
     command = (*launch.command, "--port", str(port))
     with log.open("wb") as output:
         began = perf_counter()
@@ -195,7 +195,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, SIGKILL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing has."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models.registry.remote import CACHE_DIRECTORY
 
 # Variables of the command line, the load tests and compose.yaml.
-OTHERS = {"LVM_TOKEN", "LVM_URL", "LVM_TEXT", "LVM_RUNTIME"}
+OTHERS = {"LVM_TOKEN", "LVM_URL", "LVM_TEXT", "LVM_GRPC", "LVM_RUNTIME"}
 # Kubernetes sets these if a Service is named lvm.
 BY_KUBERNETES = re.compile(r"LVM_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 NonNegative = Annotated[float, Field(ge=0)]

@@ -17,7 +17,9 @@ from service.http.headers import combine
 from service.http.messages import Request
 
 # Metadata that mean what the headers of these names mean.
-KNOWN = frozenset({"authorization", "x-request-id", "x-request-timeout-ms", "traceparent", "tracestate"})
+KNOWN = frozenset(
+    {"authorization", "x-request-id", "x-request-timeout-ms", "x-live-score", "traceparent", "tracestate"}
+)
 # grpc ends a call whose message is too long, or whose client is gone, so soon after it has ended the messages.
 END_S = 0.1
 

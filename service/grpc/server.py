@@ -25,6 +25,9 @@ STREAMS: Mapping[str, tuple[Any, Any]] = {
 MAX_METADATA = 2**14
 # Of one connection; further calls wait in the client.
 MAX_STREAMS = 1024
+# Servers at the port, among which the kernel divides connections. grpc takes one call after the other from a server,
+# over several turns of the event loop; one server would fill no batches.
+SERVERS = 8
 # Clients may ping this often to keep a connection open; grpc's default is 5 minutes.
 PING_MS = 5_000
 
@@ -44,7 +47,7 @@ class GrpcServer:
         self._is_ready = is_ready
         self._settings = settings
         self._calls: set[Call] = set()
-        self._server: Any = None
+        self._servers: list[Any] = []
         self.port = 0
 
     async def start(self, host: str, port: int) -> None:
@@ -54,10 +57,13 @@ class GrpcServer:
             RuntimeError: the address is in use.
         """
         self.update()
-        self._server = grpc.aio.server(options=_options(self._settings))
-        self._server.add_generic_rpc_handlers((self,))
-        self.port = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        await self._server.start()
+        address = f"[{host}]" if ":" in host else host
+        for _ in range(SERVERS):
+            server = grpc.aio.server(options=_options(self._settings))
+            server.add_generic_rpc_handlers((self,))
+            self.port = server.add_insecure_port(f"{address}:{self.port or port}")
+            await server.start()
+            self._servers.append(server)
 
     def update(self) -> None:
         """Have the health service answer what is true now."""
@@ -66,7 +72,7 @@ class GrpcServer:
     async def stop(self, grace_s: float) -> None:
         """Accept no calls, end streams, and finish the other calls; after `grace_s` seconds they are rejected."""
         self.update()
-        stopping = asyncio.ensure_future(self._server.stop(None if grace_s is None else grace_s + 1))
+        stopping = asyncio.gather(*(server.stop(grace_s + 1) for server in self._servers))
         self._fail([call for call in self._calls if call.path in STREAMS])
         await asyncio.wait((stopping,), timeout=grace_s)
         self._fail(list(self._calls))

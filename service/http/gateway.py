@@ -35,6 +35,7 @@ CANCELLED = "cancelled"  # the outcome of requests whose client disconnected
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for them; it is never sent
 GONE = Response(b"", b"", [], CLIENT_CLOSED_REQUEST, CANCELLED)
 LATE = Response(b"", b"", [], Expired.status, Expired.reason)  # the client left at the deadline that it had given
+CLOCKS_S = 0.005
 MAX_TIMEOUT_MS = 3_600_000
 CLOSING = (401, 408, 413)  # after these the rest of the body is not read
 WITHOUT_CONTENT = (204, 304)
@@ -144,7 +145,7 @@ class Gateway:
             response = await route.handler(request)
         except (ClientDisconnected, asyncio.CancelledError):
             if request.failure is None:
-                self._end(route, request, LATE if request.until and monotonic() >= request.until else GONE)
+                self._end(route, request, LATE if _gave_up(request) else GONE)
                 raise
             response = self.respond(request.failure, request)
         except Exception as error:
@@ -299,6 +300,11 @@ def _timeout_ms(request: Request) -> float:
     if not 0 < milliseconds <= MAX_TIMEOUT_MS:
         raise Invalid(f"malformed X-Request-Timeout-Ms; expected milliseconds, over 0 and up to {MAX_TIMEOUT_MS}")
     return milliseconds
+
+
+def _gave_up(request: Request) -> bool:
+    """Return whether the client left because its time was over; its clock may be a few milliseconds ahead."""
+    return request.until is not None and monotonic() >= request.until - CLOCKS_S
 
 
 def _allows_score(request: Request) -> bool:

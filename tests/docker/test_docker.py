@@ -209,7 +209,7 @@ class TestCompose:
         taken = dict(argument.partition("=")[::2] for argument in instructions(STAGES[0], "ARG"))
         passed = SERVICES["lvm"]["build"]["args"]
         defaults = {name: re.fullmatch(r"\$\{LVM_\w+:-(\w+)\}", value) for name, value in passed.items()}
-        assert passed.keys() == {"RUNTIME", "TEXT"}
+        assert passed.keys() == {"RUNTIME", "TEXT", "GRPC"}
         assert {name: found and found[1] for name, found in defaults.items()} == {name: taken[name] for name in passed}
 
     def test_the_cuda_file_changes_only_services_that_exist(self) -> None:

@@ -264,3 +264,33 @@ class TestJobs:
             assert mapped.read() == "half"  # replaced, not written to: a service may have it mapped
         assert (registry / "models" / "amn" / "1" / "weights").read_text() == "whole"
         assert (registry / "primary").readlink() == Path("models/gmn/2")
+
+
+def patched() -> dict[str, Manifest]:
+    """Return the manifests that docker/kubernetes/grpc patches, by kind, each with an item more at the end of lists."""
+    made = {each["kind"]: copy.deepcopy(each) for each in (DEPLOYMENT, SERVICE, POLICY)}
+    for patch in read("grpc/kustomization.yaml")["patches"]:
+        for step in yaml.safe_load(patch["patch"]):
+            place: Any = made[patch["target"]["kind"]]
+            *path, end = step["path"].strip("/").split("/")
+            assert (step["op"], end) == ("add", "-")
+            for part in path:
+                place = place[int(part) if isinstance(place, list) else part]
+            place.append(step["value"])
+    return made
+
+
+class TestGrpc:
+    def test_what_is_patched_is_what_its_kind_allows(self) -> None:
+        for manifest in patched().values():
+            check(manifest)
+
+    def test_the_port_is_that_of_the_setting_the_image_and_the_service(self) -> None:
+        made = patched()
+        (container,) = made["Deployment"]["spec"]["template"]["spec"]["containers"]
+        _, port = container["ports"]
+        _, served = made["Service"]["spec"]["ports"]
+        assert environment(container)["LVM_GRPC_PORT"] == str(port["containerPort"])
+        assert str(port["containerPort"]) in instructions(STAGES[1], "EXPOSE")[0].split()
+        assert (served["targetPort"], served["appProtocol"]) == (port["name"], "grpc")
+        assert {"port": port["name"]} in made["NetworkPolicy"]["spec"]["ingress"][0]["ports"]

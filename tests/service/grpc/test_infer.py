@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from tritonclient.grpc import service_pb2 as messages
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from tests.conftest import Running, until
-from tests.fakes import D, Gate, T, contexts, raises
+from tests.fakes import D, Gate, T, add_version, contexts, raises
 
 Serve = Callable[..., Running]
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -139,79 +140,81 @@ def parameter(**value: Any) -> Any:
     return messages.InferParameter(**value)
 
 
-@pytest.mark.parametrize(
-    ("changes", "pointer"),
-    [
-        ({"name": "x"}, "/inputs/0/name"),
-        ({"datatype": "FP64"}, "/inputs/0/datatype"),
-        ({"datatype": ""}, "/inputs/0/datatype"),
-        ({"shape": [1, T]}, "/inputs/0/shape"),
-        ({"shape": []}, "/inputs/0/shape"),
-        ({"shape": [0, T, D]}, "/inputs/0/shape"),
-        ({"shape": [-1, T, D]}, "/inputs/0/shape"),
-        ({"shape": [2, T, D]}, "/inputs/0/contents/fp32_contents"),
-        ({"contents": None}, "/inputs/0/contents"),
-        ({"contents": {"fp64_contents": [0.0] * T * D}}, "/inputs/0/contents"),
-        ({"contents": {"fp32_contents": [0.0] * T * D, "int_contents": [1]}}, "/inputs/0/contents"),
-        ({"contents": {"fp32_contents": [float("nan")] * T * D}}, "/inputs/0/contents/fp32_contents/0"),
-        ({"contents": {"fp32_contents": [1e10] * T * D}}, "/inputs/0/contents/fp32_contents/0"),
-        ({"raw_input_contents": [BATCH.tobytes()]}, "/inputs/0/contents"),
-        ({**RAW, "raw_input_contents": [BATCH.tobytes()] * 2}, "/raw_input_contents"),
-        ({"inputs": []}, "/inputs"),
-        ({"inputs": [{}, {}]}, "/inputs"),
-        ({"outputs": [{"name": "y"}]}, "/outputs/0/name"),
-        ({"outputs": [{"name": "vector"}, {"name": "vector"}]}, "/outputs"),
-        ({"parameters": {"custom": parameter(int64_param=1)}}, "/parameters/custom"),
-        ({"parameters": {"custom": parameter()}}, "/parameters/custom"),
-        ({"parameters": {"priority": parameter(uint64_param=1)}}, "/parameters/priority"),
-        ({"parameters": {"timeout": parameter(double_param=1.5)}}, "/parameters/timeout"),
-        ({"id": "x" * 201}, "/id"),
-    ],
-)
-def test_rejects_what_is_no_context_and_says_where(serve: Serve, changes: dict[str, Any], pointer: str) -> None:
+PLACES: list[tuple[dict[str, Any], str]] = [
+    ({"name": "x"}, "/inputs/0/name"),
+    ({"datatype": "FP64"}, "/inputs/0/datatype"),
+    ({"datatype": ""}, "/inputs/0/datatype"),
+    ({"shape": [1, T]}, "/inputs/0/shape"),
+    ({"shape": []}, "/inputs/0/shape"),
+    ({"shape": [0, T, D]}, "/inputs/0/shape"),
+    ({"shape": [-1, T, D]}, "/inputs/0/shape"),
+    ({"shape": [2, T, D]}, "/inputs/0/contents/fp32_contents"),
+    ({"contents": None}, "/inputs/0/contents"),
+    ({"contents": {"fp64_contents": [0.0] * T * D}}, "/inputs/0/contents"),
+    ({"contents": {"fp32_contents": [0.0] * T * D, "int_contents": [1]}}, "/inputs/0/contents"),
+    ({"contents": {"fp32_contents": [float("nan")] * T * D}}, "/inputs/0/contents/fp32_contents/0"),
+    ({"contents": {"fp32_contents": [1e10] * T * D}}, "/inputs/0/contents/fp32_contents/0"),
+    ({"raw_input_contents": [BATCH.tobytes()]}, "/inputs/0/contents"),
+    ({**RAW, "raw_input_contents": [BATCH.tobytes()] * 2}, "/raw_input_contents"),
+    ({"inputs": []}, "/inputs"),
+    ({"inputs": [{}, {}]}, "/inputs"),
+    ({"outputs": [{"name": "y"}]}, "/outputs/0/name"),
+    ({"outputs": [{"name": "vector"}, {"name": "vector"}]}, "/outputs"),
+    ({"parameters": {"custom": parameter(int64_param=1)}}, "/parameters/custom"),
+    ({"parameters": {"custom": parameter()}}, "/parameters/custom"),
+    ({"parameters": {"priority": parameter(uint64_param=1)}}, "/parameters/priority"),
+    ({"parameters": {"timeout": parameter(double_param=1.5)}}, "/parameters/timeout"),
+    ({"id": "x" * 201}, "/id"),
+]
+
+
+def test_rejects_what_is_no_context_and_says_where(serve: Serve) -> None:
     server = serve(grpc_port=0)
-    code, text = rejection(server, request(BATCH, **changes))
-    assert (code, text.partition(" (at ")[2]) == (grpc.StatusCode.INVALID_ARGUMENT, f"{pointer})")
-    assert outcomes(server) == {"invalid": 1}
+    for changes, pointer in PLACES:
+        code, text = rejection(server, request(BATCH, **changes))
+        assert (code, text.partition(" (at ")[2]) == (grpc.StatusCode.INVALID_ARGUMENT, f"{pointer})"), changes
+    assert outcomes(server) == {"invalid": len(PLACES)}
 
 
-@pytest.mark.parametrize(
-    ("raw", "status", "text"),
-    [
-        (BATCH.tobytes()[:-1], grpc.StatusCode.INVALID_ARGUMENT, "body is 159 bytes; expected a multiple of 160"),
-        (b"", grpc.StatusCode.INVALID_ARGUMENT, "expected a multiple of 160"),
-        (BATCH.tobytes() * 2, grpc.StatusCode.INVALID_ARGUMENT, "`data` holds 2 rows, but `shape` says 1"),
-        (np.full_like(BATCH, np.nan).tobytes(), grpc.StatusCode.INVALID_ARGUMENT, "expected a finite float32"),
-        (BATCH.tobytes() * 5, grpc.StatusCode.RESOURCE_EXHAUSTED, "5 rows; expected at most 4"),
-    ],
-)
-def test_rejects_bytes_that_are_no_context(serve: Serve, raw: bytes, status: grpc.StatusCode, text: str) -> None:
-    code, details = rejection(serve(grpc_port=0, max_rows=4), request(BATCH, contents=None, raw_input_contents=[raw]))
-    assert code is status
-    assert text in details
+BYTES: list[tuple[bytes, grpc.StatusCode, str]] = [
+    (BATCH.tobytes()[:-1], grpc.StatusCode.INVALID_ARGUMENT, "body is 159 bytes; expected a multiple of 160"),
+    (b"", grpc.StatusCode.INVALID_ARGUMENT, "expected a multiple of 160"),
+    (BATCH.tobytes() * 2, grpc.StatusCode.INVALID_ARGUMENT, "`data` holds 2 rows, but `shape` says 1"),
+    (np.full_like(BATCH, np.nan).tobytes(), grpc.StatusCode.INVALID_ARGUMENT, "expected a finite float32"),
+    (BATCH.tobytes() * 5, grpc.StatusCode.RESOURCE_EXHAUSTED, "5 rows; expected at most 4"),
+]
 
 
-@pytest.mark.parametrize(
-    ("message", "outcome"),
-    [
-        (b"\xff\xff\xff", "malformed"),
-        (b"\x0a\xff", "malformed"),
-        (b"{}", "malformed"),
-        (b"", "unknown_model"),
-        (b"\x0a\x03amn", "invalid"),
-        # a hundred thousand empty tensors, parameters and shapes, which take a hundred times as much memory parsed
-        (b"\x2a\x00" * 100_000, "invalid"),
-        (b"\x3a\x00" * 100_000, "invalid"),
-        (b"\x22\x00" * 100_000, "invalid"),
-        (b"\x3a\xff\xff\xff\xff\x07" + b"x" * 100_000, "malformed"),
-        (b"\x0b" * 100_000, "malformed"),
-        (b"\xff" * 100_000, "malformed"),
-    ],
-)
-def test_rejects_bytes_that_are_no_message(serve: Serve, message: bytes, outcome: str) -> None:
+def test_rejects_bytes_that_are_no_context(serve: Serve) -> None:
+    server = serve(grpc_port=0, max_rows=4)
+    for raw, status, text in BYTES:
+        code, details = rejection(server, request(BATCH, contents=None, raw_input_contents=[raw]))
+        assert (code, text in details) == (status, True), details
+
+
+MESSAGES: list[tuple[bytes, str]] = [
+    (b"\xff\xff\xff", "malformed"),
+    (b"\x0a\xff", "malformed"),
+    (b"{}", "malformed"),
+    (b"", "unknown_model"),
+    (b"\x0a\x03amn", "invalid"),
+    # a hundred thousand empty tensors, parameters and shapes, which take a hundred times as much memory parsed
+    (b"\x2a\x00" * 100_000, "invalid"),
+    (b"\x3a\x00" * 100_000, "invalid"),
+    (b"\x22\x00" * 100_000, "invalid"),
+    (b"\x3a\xff\xff\xff\xff\x07" + b"x" * 100_000, "malformed"),
+    (b"\x0b" * 100_000, "malformed"),
+    (b"\xff" * 100_000, "malformed"),
+]
+
+
+def test_rejects_bytes_that_are_no_message(serve: Serve) -> None:
     server = serve(grpc_port=0)
-    rejection(server, message)
-    assert outcomes(server) == {outcome: 1}
+    counts: Counter[str] = Counter()
+    for message, outcome in MESSAGES:
+        rejection(server, message)
+        counts[outcome] += 1
+        assert outcomes(server) == counts, message[:10]
 
 
 def test_knows_no_model_but_those_that_are_served(serve: Serve) -> None:
@@ -297,9 +300,31 @@ def test_a_failing_net_is_unavailable(serve: Serve) -> None:
     assert rejection(server, request(BATCH))[0] is grpc.StatusCode.UNAVAILABLE
 
 
-def test_the_answers_are_compared_with_the_candidates(serve: Serve) -> None:
+def test_the_answers_over_both_wires_are_compared_with_the_candidates(serve: Serve) -> None:
     server = serve(grpc_port=0, shadow_share=1)
+    registry = server.app.state.deployments.registry
+    registry.point("candidate", add_version(registry, "gru", "second"))
+    until(lambda: "candidate" in server.app.state.deployments.slots, "the candidate")
     assert call(server, request(BATCH)).outputs
+    until(lambda: server.metric("lvm_shadow_total", outcome="compared") == 1, "a comparison")
+    with triton_http.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        client.infer("amn", [tensor(BATCH, triton_http)])
+    until(lambda: server.metric("lvm_shadow_total", outcome="compared") == 2, "another")
+
+
+def test_a_call_that_outlasts_the_grace_period_is_told_so(serve: Serve) -> None:
+    gate = Gate()
+    server = serve(grpc_port=0, amn=gate, grace_s=0.2, timeout_ms=60_000)
+    try:
+        with grpc.insecure_channel(address(server)) as channel:
+            asked = channel.unary_unary(INFER).future(request(BATCH).SerializeToString())
+            gate.entered.wait()
+            server.server.should_exit = True
+            assert asked.code() is grpc.StatusCode.UNAVAILABLE
+            assert "shutting down" in asked.details()
+    finally:
+        gate.opened.set()
+    assert server.metric("lvm_requests_total", route="grpc:infer", outcome="draining") == 1
 
 
 def test_tritons_client_is_told_the_name_of_what_is_not_supported(serve: Serve) -> None:

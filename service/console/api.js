@@ -7,9 +7,9 @@ let asking = null; // one prompt for however many calls
 let declined = false;
 
 export class Problem extends Error {
-  constructor(status, detail, id = "") {
+  constructor(status, detail, id = "", pointer = "") {
     super(status ? `${detail} (${[status, id && `request ${id}`].filter(Boolean).join(", ")})` : detail);
-    this.status = status;
+    [this.status, this.pointer] = [status, pointer];
   }
 }
 
@@ -27,6 +27,8 @@ export async function call(path, { body, signal } = {}) {
   return response;
 }
 
+export const hasToken = () => Boolean(sessionStorage.getItem(KEY));
+
 export const get = async (path, options) => (await call(path, options)).json();
 
 async function reach(path, options) {
@@ -42,7 +44,7 @@ async function problemOf(response) {
   const body = await response.json().catch(() => ({}));
   const where = body.pointer ? ` at ${body.pointer}` : "";
   const way = response.status === 401 ? "This service wants a token, see Enter token above: " : "";
-  return new Problem(response.status, `${way}${body.detail ?? response.statusText}${where}`, body.request_id);
+  return new Problem(response.status, `${way}${body.detail ?? response.statusText}${where}`, body.request_id, body.pointer);
 }
 
 // Ask for a token, unless that was declined; say whether there is a new one.

@@ -13,7 +13,6 @@ const tabs = [...document.querySelectorAll("[role=tab]")];
 const names = tabs.map((tab) => tab.getAttribute("aria-controls"));
 const KEYS = { ArrowRight: (at) => at + 1, ArrowLeft: (at) => at - 1, Home: () => 0, End: () => -1 };
 const PROBE_MS = 5000;
-let tried = null;
 let probing = 0;
 
 // Show the view that the address names, and only it.
@@ -30,7 +29,7 @@ function show() {
   watch(chosen === "live");
   if (chosen === "live") live.show();
   if (chosen === "models") models.load();
-  if (chosen === "try" && !tried) tried = trying.load();
+  if (chosen === "try") trying.show();
 }
 
 function press(event) {
@@ -87,7 +86,7 @@ byId("drift").addEventListener("click", (event) => {
 });
 addEventListener("hashchange", show);
 document.addEventListener("visibilitychange", () => (show(), document.hidden || probe()));
-offerToken(() => ((tried = null), show()));
+offerToken(() => (trying.forget(), show()));
 listen(sayDrift);
 listen(live.take);
 live.start();

@@ -1,127 +1,327 @@
-// Try it: an article and a place in it, or a text, in; what the service expects next, beside what comes, out.
+// Try it: an article and a place in it, or a text, in; what two models expect next, beside what comes, out.
+// The address holds what is tried: a control changes the address, and the view shows what the address names.
 
-import { call, get } from "./api.js";
-import { byId, el, notify, readout } from "./dom.js";
-import { NONE, cosine as degree, ms, signed } from "./format.js";
-import { base64, cosine, floats, mean } from "./vectors.js";
+import * as address from "./address.js";
+import * as answers from "./answers.js";
+import { call, get, hasToken } from "./api.js";
+import { byId, el, notify } from "./dom.js";
+import { CONTEXT, QUESTION } from "./examples.js";
+import { ms, percent, whole } from "./format.js";
+import { Plane, PlaneMap, caption } from "./map.js";
+import { copy, curl, program } from "./snippets.js";
+import { base64, cosine, floats } from "./vectors.js";
 
-const K = 10;
+const { K } = answers;
+const DEPTH = 100; // places among which the true next passage is looked for
 const PAUSE_MS = 120;
-const RERANKED = "In the order of the reranker; the score is the towers' inner product.";
-const SCORED = "In the order of the score: the inner product with the prediction.";
-const NEAREST = "The text is shorter than a context, so nothing is predicted: these passages lie nearest to it.";
+const TRIED = 24; // windows of an article, of which an example is chosen
+const TEXT = "lvm-text";
 const form = byId("try-form");
-const { search, article: choice, at: slider, model: maker, text } = form.elements;
-let article = null;
+const { search, article: choice, at: slider, a: first, b: second, in: place, mmr, rerank, text } = form.elements;
+const map = new PlaneMap(byId("map"), ({ article, position }) => go({ source: "", article, at: Math.max(0, position + 1 - state.length) }));
+const state = { key: null, known: null, plane: null, article: null, length: 0, depth: DEPTH, requests: [] };
 let running = new AbortController();
 let timer = 0;
-let missing = ""; // what reading text would take
 
 const later = (action) => {
   clearTimeout(timer);
   timer = setTimeout(action, PAUSE_MS);
 };
-const guard = (action) => (...given) => action(...given).catch((error) => error.name === "AbortError" || fail(error));
+const go = (changes) => address.open("try", changes);
 const isText = () => form.elements.source.value === "text";
-
-function fail(error) {
-  notify("try-notice", error.message);
-  clear();
-}
-
-function clear() {
-  for (const id of ["measured", "context", "found"]) byId(id).replaceChildren();
-  notify("order");
-}
 
 // Listen to the controls.
 export function start() {
-  search.addEventListener("input", () => later(guard(list)));
-  choice.addEventListener("change", guard(open));
-  slider.addEventListener("input", () => (place(), later(guard(run))));
-  maker.addEventListener("change", guard(run));
-  form.addEventListener("change", ({ target }) => target.name === "source" && guard(turn)());
-  form.addEventListener("submit", (event) => (event.preventDefault(), guard(run)()));
+  search.addEventListener("input", () => later(() => handle(list)));
+  choice.addEventListener("change", () => go({ article: choice.value, at: null }));
+  slider.addEventListener("input", () => (places(), later(() => go({ at: slider.value }))));
   for (const [id, step] of [["back", -1], ["on", 1]]) byId(id).addEventListener("click", () => move(step));
+  for (const control of [first, second, place, mmr]) control.addEventListener("change", () => go({ [control.name]: control.value }));
+  rerank.addEventListener("change", () => go({ rerank: rerank.checked ? null : "0" }));
+  for (const source of form.elements.source) source.addEventListener("change", () => go({ source: isText() ? "text" : null }));
+  form.addEventListener("submit", (event) => (event.preventDefault(), submit()));
+  byId("another").addEventListener("click", () => handle(another));
+  byId("example-text").addEventListener("click", () => submit(CONTEXT));
+  byId("example-question").addEventListener("click", () => submit(QUESTION));
+  for (const near of form.elements.near) near.addEventListener("change", () => map.zoom(form.elements.near.value === "close"));
+  for (const [id, make] of [["copy-curl", () => curl(state.requests, hasToken())], ["copy-python", () => program(state.requests, hasToken())]]) byId(id).addEventListener("click", () => offer(id, make()));
+  byId("whole").addEventListener("change", ({ target }) => byId("lists").classList.toggle("briefly", !target.checked));
+  text.value = sessionStorage.getItem(TEXT) ?? "";
+  byId("read").open = !matchMedia("(max-width: 48rem)").matches;
 }
 
-// Fill the choices, and show the first article.
-export const load = guard(async () => {
-  const { aliases, encoder } = await get("models");
-  const nets = Object.entries(aliases).filter(([alias]) => alias === "primary" || alias.startsWith("fallback"));
-  const options = nets.map(([alias, { id }]) => el("option", { value: alias }, `${alias}: ${id.split("/")[0]}`));
-  const own = aliases.retriever ? "retriever: its own towers, else primary" : "primary";
-  maker.replaceChildren(el("option", { value: "" }, own), ...options);
-  missing = encoder?.name && !encoder.missing ? "" : (encoder?.missing ?? "it has no encoder");
-  text.disabled = form.querySelector("[type=submit]").disabled = Boolean(missing);
-  await list();
+// Forget what is shown, as with another token.
+export const forget = () => Object.assign(state, { key: null, known: null, plane: null, article: null });
+
+// Show what the address names, unless it is shown.
+export function show() {
+  const key = address.values().toString();
+  if (key === state.key) return undefined;
+  state.key = key;
+  return handle(run);
+}
+
+// Run an action; say that it runs, and what it came to. A later action ends an earlier one.
+async function handle(action) {
+  running.abort();
+  running = new AbortController();
+  const { signal } = running;
+  busy(true);
+  try {
+    await action(signal);
+  } catch (error) {
+    if (signal.aborted) return;
+    fail(error);
+  }
+  if (running.signal === signal) busy(false);
+}
+
+function busy(isBusy) {
+  byId("try-results").setAttribute("aria-busy", isBusy);
+  if (isBusy) say("Working\u2026");
+  else if (byId("try-status").textContent === "Working\u2026") say("");
+}
+
+const say = (words) => (byId("try-status").textContent = words);
+
+// Say what failed beside the control that it concerns.
+function fail(error) {
+  state.key = null;
+  const control = [["/model", "models"], ["/filter", "options"], ["/mmr", "options"], ["/rerank", "options"], ["/text", "text"]].find(([start]) => error.pointer?.startsWith(start))?.[1];
+  const id = error.control ?? control;
+  notify(id ? `${id}-note` : "try-notice", error.message);
+  clear();
+}
+
+const at = (control, promise) => promise.catch((error) => {
+  throw Object.assign(error, { control });
 });
 
-async function list() {
-  const { articles, total } = await get(`articles?limit=500&search=${encodeURIComponent(search.value)}`);
-  const more = total > articles.length ? [el("option", { disabled: true }, `and ${total - articles.length} more: find them by title`)] : [];
-  const options = articles.map(({ article, title, chunks }) => el("option", { value: article }, `${title} (${chunks} passages)`));
-  choice.replaceChildren(...(options.length ? options : [el("option", { disabled: true }, "no such title")]), ...more);
-  if (articles.length && !isText()) await open();
+function clear() {
+  byId("try-results").hidden = true;
+  say("");
 }
 
-async function open() {
-  article = await get(`articles/${choice.value}`);
-  slider.max = Math.max(0, article.chunks.length - article.context_length);
-  slider.value = 0;
-  place();
-  await run();
+function unsay() {
+  for (const id of ["try-notice", "search-note", "article-note", "models-note", "options-note", "text-note"]) notify(id);
 }
 
-async function turn() {
+// Show the article, or the text, that the address names.
+async function run(signal) {
+  unsay();
+  const wanted = Object.fromEntries(address.values());
+  if (!state.known && !(await begin(signal))) return undefined;
+  form.elements.source.value = wanted.source === "text" ? "text" : "article";
   byId("from-article").hidden = isText();
   byId("from-text").hidden = !isText();
-  running.abort();
-  clear();
-  if (!isText()) return run();
-  notify("try-notice", missing && `This service reads vectors, not text: ${missing}. Articles of the corpus need no encoder.`);
-  return undefined;
+  setOptions(wanted);
+  if (isText()) return readText(wanted, signal);
+  return readArticle(wanted, signal);
+}
+
+// Ask what is served, once; returns whether there is anything to search.
+async function begin(signal) {
+  const known = await get("models", { signal });
+  byId("try-controls").hidden = !known.aliases.retriever;
+  if (!known.aliases.retriever) {
+    notify("try-notice", "This service has no corpus to search: make one with lvm corpus, and serve it with lvm promote retriever NAME.");
+    clear();
+    return false;
+  }
+  const { encoder } = known;
+  known.missing = encoder?.name && !encoder.missing ? "" : (encoder?.missing ?? "it has no encoder");
+  known.nets = Object.entries(known.aliases).filter(([alias]) => alias === "primary" || alias.startsWith("fallback"));
+  const options = () => known.nets.map(([alias, { id }]) => el("option", { value: alias }, `${id.split("/")[0]} (${alias})`));
+  first.replaceChildren(el("option", { value: "" }, "the default of /retrieve"), ...options());
+  second.replaceChildren(...options(), el("option", { value: "none" }, "none"));
+  byId("limits").replaceChildren(...criterion(known));
+  for (const control of [text, byId("predict"), byId("example-text"), byId("example-question")]) control.disabled = Boolean(known.missing);
+  state.known = known;
+  await list(signal);
+  return true;
+}
+
+// Fill the choice of articles with those whose title has the words; keep the article that is shown.
+async function list(signal) {
+  const words = search.value.trim();
+  const found = await at("search", get(`articles?limit=500&search=${encodeURIComponent(words)}`, { signal }));
+  const kept = state.article && !isText() ? `; ${state.article.title} is still shown` : "";
+  notify("search-note", found.total ? "" : `No title contains \u201c${words}\u201d${kept}.`);
+  if (!found.total) return;
+  const more = found.total > found.articles.length ? [el("option", { disabled: true }, `and ${whole(found.total - found.articles.length)} more: find them by title`)] : [];
+  choice.replaceChildren(...found.articles.map((one) => option(one)), ...more);
+  state.titles = found.articles;
+  if (words && state.known && state.article && !found.articles.some(({ article }) => article === state.article.article)) go({ article: found.articles[0].article, at: null });
+  else if (state.article) choose(state.article);
+}
+
+const option = ({ article, title, chunks }) => el("option", { value: article }, `${title} (${chunks.length ?? chunks} passages)`);
+
+function choose(article) {
+  if (![...choice.options].some(({ value }) => value === `${article.article}`)) choice.prepend(option(article));
+  choice.value = article.article;
+}
+
+function setOptions({ a = "", b = "", mmr: variety = "", rerank: isOn = "", in: within = "" }) {
+  pick(first, a);
+  if (b) pick(second, b);
+  pick(mmr, variety);
+  pick(place, within);
+  rerank.checked = isOn !== "0";
+  byId("options").open ||= Boolean(variety || within || isOn === "0");
+}
+
+// Choose a value, or the alias of a model of that name; a value that is none gets an option, and the service's answer.
+function pick(control, value) {
+  const alias = state.known.nets.find(([, { id }]) => id.split("/")[0] === value)?.[0];
+  const chosen = alias ?? value;
+  if (![...control.options].some((one) => one.value === chosen)) control.append(el("option", { value: chosen }, chosen.slice(0, 60)));
+  control.value = chosen;
+}
+
+async function readArticle(wanted, signal) {
+  const { article, at: from } = wanted.article ? wanted : await example(signal);
+  if (`${state.article?.article}` !== `${article}`) state.article = await at("article", get(`articles/${encodeURIComponent(article)}`, { signal }));
+  const { chunks, context_length: length, title } = state.article;
+  for (const chunk of chunks) chunk.floats ??= floats(chunk.vector);
+  state.length = length;
+  choose(state.article);
+  slider.max = Math.max(0, chunks.length - length);
+  slider.value = Number.parseInt(from ?? (await interesting(state.article, signal)), 10) || 0;
+  places();
+  within(chunks);
+  pick(place, wanted.in ?? "");
+  address.set({ article, at: slider.value });
+  state.key = address.values().toString();
+  if (chunks.length < length) throw Object.assign(new Error(`${title} has ${chunks.length} passages; a context has ${length}.`), { control: "article" });
+  const end = Number(slider.value) + length;
+  const named = (chunk) => ({ ...chunk, title, article: state.article.article });
+  await compare({ chunks: chunks.slice(0, end), context: chunks.slice(end - length, end).map(named), next: chunks[end] ? named(chunks[end]) : null }, signal);
 }
 
 function move(step) {
   slider.value = Number(slider.value) + step;
-  place();
-  later(guard(run));
+  places();
+  later(() => go({ at: slider.value }));
 }
 
-function place() {
-  const [first, length] = [Number(slider.value), article.context_length];
-  const words = `passages ${first + 1} to ${first + length} of ${article.chunks.length}`;
+function places() {
+  const [from, { length }] = [Number(slider.value), state];
+  const words = `passages ${from + 1} to ${from + length} of ${state.article?.chunks.length ?? 0}`;
   byId("place").textContent = words;
   slider.setAttribute("aria-valuetext", words);
 }
 
-// Ask for both answers, and show them; an earlier question that still runs is given up.
-async function run() {
-  running.abort();
-  running = new AbortController();
-  const { signal } = running;
-  const known = isText() ? null : reading();
-  if (isText() ? !text.value.trim() || text.disabled : !known) return;
-  const input = { ...(known ? { context: base64(known.context.map(({ floats }) => floats)) } : { text: text.value }) };
-  if (maker.value) input.model = maker.value;
-  const began = performance.now();
-  const found = await post("retrieve", { ...input, k: K }, signal);
-  const isQuery = found.body.read_as === "query"; // a text shorter than a context: nothing can be predicted
-  const predicted = isQuery ? null : await post("predict", { ...input, encoding: "base64" }, signal);
-  notify("try-notice");
-  show(known, found, predicted, performance.now() - began);
+// Offer to search within the article, or where a metadata field has a value that the article has.
+function within(chunks) {
+  const pairs = new Map(chunks.flatMap(({ metadata }) => Object.entries(metadata ?? {})).map((pair) => [JSON.stringify(pair), pair]));
+  const fields = [...pairs].slice(0, 20).map(([value, [name, word]]) => el("option", { value }, `${name} is ${word}`));
+  place.replaceChildren(el("option", { value: "" }, "the whole corpus"), el("option", { value: "article" }, "this article only"), ...fields);
 }
 
-// Return what is read, {context, next}, of the article; null where it is too short for one context.
-function reading() {
-  const [first, length] = [Number(slider.value), article?.context_length];
-  if (!article || article.chunks.length < length) {
-    fail(new Error("This article has fewer passages than one context."));
-    return null;
+function filterOf({ in: chosen }) {
+  if (!chosen || isText()) return undefined;
+  if (chosen === "article") return { article: state.article.article };
+  try {
+    const [name, value] = JSON.parse(chosen);
+    return { [name]: value };
+  } catch {
+    return undefined;
   }
-  const chunks = article.chunks.slice(first, first + length + 1).map((chunk) => ({ ...chunk, floats: floats(chunk.vector) }));
-  return { context: chunks.slice(0, length), next: chunks[length] ?? null };
+}
+
+// Return an article to begin with: the first that is long enough to show something.
+async function example() {
+  const long = state.titles.find(({ chunks }) => chunks > 12) ?? state.titles[0];
+  return { article: long.article };
+}
+
+async function another() {
+  const { total } = await get("articles?limit=1");
+  const { articles: found } = await get(`articles?limit=1&offset=${Math.floor(Math.random() * total)}`);
+  search.value = "";
+  go({ source: null, article: found[0].article, at: null });
+}
+
+// Return where to stop reading: what comes next is found, and is as unlike as can be to what was read last.
+async function interesting({ chunks, context_length: length }, signal) {
+  const starts = Array.from({ length: Math.min(TRIED, chunks.length - length) }, (_, start) => start);
+  if (starts.length < 2) return 0;
+  const contexts = starts.map((start) => base64(chunks.slice(start, start + length).map((chunk) => chunk.floats)));
+  const results = await call("retrieve", { body: { contexts, k: 3 }, signal }).then((response) => response.json()).then((body) => body.results, () => null);
+  if (!results) return 0;
+  const good = starts.filter((start) => results[start].some(({ id }) => id === chunks[start + length].id));
+  const likeness = (start) => cosine(chunks[start + length].floats, chunks[start + length - 1].floats);
+  return good.sort((one, other) => likeness(one) - likeness(other))[0] ?? 0;
+}
+
+function submit(words) {
+  if (words) text.value = words;
+  sessionStorage.setItem(TEXT, text.value);
+  form.elements.source.value = "text";
+  state.key = null;
+  go({ source: "text" });
+}
+
+async function readText(wanted, signal) {
+  const { missing } = state.known;
+  if (missing) {
+    clear();
+    return notify("text-note", `This service reads vectors, not text: ${missing}. Articles of the corpus need no encoder.`);
+  }
+  if (!text.value.trim()) return clear();
+  state.article = null;
+  return compare({ text: text.value }, signal);
+}
+
+// Ask both models, and show what they answer.
+async function compare(known, signal) {
+  const began = performance.now();
+  const one = await ask("a", first.value, known, signal);
+  const isQuery = one.found.read_as === "query";
+  const fallback = state.known.nets.find(([alias]) => alias !== one.found.served_by)?.[0] ?? "none";
+  const other = address.values().get("b") ? second.value : fallback;
+  pick(second, other);
+  first.options[0].textContent = first.value ? "the default of /retrieve" : `default: ${answers.nameOf(one).toLowerCase()}`;
+  const both = isQuery || other === "none" ? [one] : [one, await ask("b", other, known, signal)];
+  state.requests = both.flatMap(({ requests }) => requests);
+  byId("try-results").hidden = false;
+  render(known, both);
+  say(`${both.length > 1 ? "Both models" : answers.nameOf(one)} answered in ${ms(performance.now() - began)}.`);
+  await draw(known, both, signal);
+}
+
+// Return the answer of one model, `key` is a or b: what it found, and what it predicted if it is a net.
+async function ask(key, model, { text: words, chunks, next }, signal) {
+  const variety = mmr.value ? { mmr: Number(mmr.value) } : {};
+  const range = chunks && [Math.max(0, chunks.length - lengthOf(model)), chunks.length];
+  const input = words ? { text: words } : { context: base64(chunks.slice(...range).map((chunk) => chunk.floats)) };
+  if (model) input.model = model;
+  const filter = filterOf({ in: place.value });
+  const options = { ...(filter ? { filter } : {}), ...variety, ...(rerank.checked || model ? {} : { rerank: false }) };
+  const found = await deep({ ...input, ...options }, signal).catch((error) => {
+    // a text that is shorter than a context is searched as it is: no model makes the query
+    if (words && error.pointer === "/model") return ask(key, "", { text: words }, signal);
+    throw error;
+  });
+  if (found.key) return found;
+  const isNet = found.body.model && found.body.served_by !== "retriever";
+  const predicted = isNet ? await post("predict", { ...input, encoding: "base64" }, signal) : null;
+  const sent = [{ path: "retrieve", body: { ...input, k: K, ...options } }, ...(predicted ? [{ path: "predict", body: input }] : [])];
+  const rank = next ? found.body.results.findIndex(({ id }) => id === next.id) + 1 : 0;
+  const requests = sent.map((one) => ({ ...one, read: range && { article: state.article.article, range } }));
+  return { key, found: found.body, mmr: variety.mmr, rank, vector: predicted && floats(predicted.body.vector), timed: [found, predicted], requests };
+}
+
+// Search as deep as the service allows: its limit may be lower than ours.
+async function deep(body, signal) {
+  try {
+    return await post("retrieve", { ...body, k: state.depth }, signal);
+  } catch (error) {
+    if (error.pointer !== "/k" || state.depth === K) throw error;
+    state.depth = K;
+    return deep(body, signal);
+  }
 }
 
 async function post(path, body, signal) {
@@ -129,80 +329,54 @@ async function post(path, body, signal) {
   return { body: await response.json(), timing: response.headers.get("Server-Timing") ?? "" };
 }
 
-function show(known, found, predicted, took) {
-  const next = known?.next ?? null;
-  const context = known ? known.context : (found.body.chunks ?? [text.value]).map((chunk) => ({ text: chunk }));
-  byId("context").replaceChildren(...context.map((chunk) => passage(chunk)), ...(known ? [truth(next)] : []));
-  notify("order", predicted ? (found.body.reranked ? RERANKED : SCORED) : NEAREST);
-  byId("found").replaceChildren(...found.body.results.map((result, rank) => hit(result, rank, next)));
-  byId("measured").replaceChildren(
-    ...(known ? [rankOf(next, found.body.results), closeness(known, predicted.body)] : []),
-    stages("Passages", found, `on the server; ${predicted ? "both answers" : "the answer"} took ${ms(took)} to this page`),
-    ...(predicted ? [stages("Vector", predicted, "on the server")] : []),
-  );
+// Return how many passages a model reads: the net's, else as many as a context of the corpus has.
+function lengthOf(model) {
+  const { id } = state.known.aliases[model] ?? {};
+  return state.known.versions.find((version) => version.id === id)?.context_length ?? state.length;
 }
 
-const rankOf = (next, results) => {
-  const rank = next ? results.findIndex(({ id }) => id === next.id) + 1 : 0;
-  const words = `of ${results.length} passages`;
-  if (!next) return readout("True next passage", NONE, "The article ends here: nothing comes next.");
-  if (!rank) return readout("True next passage", `not in the first ${results.length}`, "It was looked for in the whole corpus.", "miss");
-  return readout("True next passage", `rank ${rank}`, words, "hit");
-};
-
-const passage = ({ position, text: words }, label = "") =>
-  el("li", {}, el("p", { class: "where" }, position === undefined ? "" : `passage ${position + 1}`, label), el("p", {}, words ?? "(the corpus has no text)"));
-
-function truth(next) {
-  if (!next) return el("li", { class: "truth" }, el("p", { class: "where" }, "The article ends here."));
-  const node = passage(next, el("span", { class: "mark" }, "what comes next"));
-  node.classList.add("truth");
-  return node;
+function render({ context, text: words, next }, both) {
+  const read = context ?? (both[0].found.chunks ?? [words]).map((chunk) => ({ text: chunk }));
+  byId("context").replaceChildren(...read.map((chunk) => answers.passage(chunk)), ...(context ? [answers.truth(next)] : []));
+  const columns = both.map((one) => el("section", {}, el("h2", {}, answers.badge(one.key), answers.nameOf(one)), el("p", { class: "small" }, answers.order(one)), answers.hits(one, next)));
+  byId("found").replaceChildren(...columns);
+  const among = place.value && !isText() ? "the passages searched" : `${whole(state.plane?.total) === "\u2013" ? "all" : whole(state.plane.total)} passages`;
+  const panels = context ? [...both.map((one) => answers.rankPanel(one, next, state.depth, among)), answers.closeness(both, { context, next })] : [];
+  if (both.length > 1) panels.push(answers.agreement(both, next));
+  byId("measured").replaceChildren(...panels.filter(Boolean));
+  byId("limits").hidden = !context;
+  byId("reranked").hidden = !both.some(({ found }) => found.reranked) && rerank.checked;
+  const timed = both.flatMap((one) => [["passages", one.timed[0]], ["vector", one.timed[1]]].filter(([, answer]) => answer).map(([what, answer]) => answers.stages(`${answers.nameOf(one)}: ${what}`, answer)));
+  byId("times").replaceChildren(...timed);
 }
 
-function hit({ id, score, title, position, text: words }, rank, next) {
-  const isTrue = next?.id === id;
-  const mark = isTrue ? el("span", { class: "mark" }, "true next") : null;
-  const where = el("p", { class: "where" }, el("span", { class: "rank" }, `${rank + 1}`), `${title}, passage ${position + 1}`, mark, el("span", { class: "score" }, `score ${degree(score)}`));
-  return el("li", { class: isTrue && "true" }, where, el("p", {}, words ?? "(the corpus has no text)"));
+async function draw({ context = [], next }, both, signal) {
+  if (state.plane?.version !== both[0].found.corpus_version) {
+    state.plane = await Plane.load(signal);
+    render({ context: context.length ? context : undefined, text: text.value, next }, both);
+  }
+  const ids = both.flatMap(({ found }) => found.results.slice(0, K).map(({ id }) => id));
+  const marks = answers.marks(both, context, next, state.plane, await state.plane.places(ids, signal));
+  byId("map-caption").textContent = caption(state.plane);
+  for (const item of byId("map-key").children) item.hidden = !marks.some(({ kind }) => item.dataset.kinds.split(" ").includes(kind));
+  map.show(state.plane, marks);
 }
 
-// The cosines to the true next vector: of the prediction, and of what needs no net.
-function closeness({ context, next }, { vector }) {
-  if (!next) return readout("Cosine to the true next", NONE, "Nothing comes next.");
-  const vectors = context.map((chunk) => chunk.floats);
-  const [predicted, last, middle] = [floats(vector), vectors.at(-1), mean(vectors)].map((one) => cosine(one, next.floats));
-  const rows = [["prediction", predicted], ["persistence (last passage)", last], ["mean of the context", middle]];
-  const bars = rows.map(([name, value], row) => [el("dt", {}, name), el("dd", {}, bar([[row ? "rest" : "s0", Math.max(value, 0)], ["gap", 1 - Math.max(value, 0)]]), degree(value))]);
-  return panel("Cosine to the true next", degree(predicted), `${signed(predicted - last)} beside persistence`, el("dl", { class: "bars" }, bars.flat()));
-}
-
-function stages(name, { body, timing }, remark) {
-  const told = Array.from(timing.matchAll(/(\w+);dur=([\d.]+)/g), ([, stage, value]) => [stage, Number(value)]);
-  const parts = told.length ? told : Object.entries(body.timing_ms);
-  const sum = parts.reduce((all, [, value]) => all + value, 0);
-  const rows = parts.map(([stage, value], place) => [el("dt", { class: `key s${place}` }, stage), el("dd", {}, ms(value))]);
-  const list = el("dl", { class: "stages" }, rows.flat());
-  return panel(`${name} in`, ms(sum), remark, author(body), bar(parts.map(([, value], place) => [`s${place}`, value])), list);
-}
-
-function author({ model, version, served_by: by, fallback_reason: reason, reranked, corpus }) {
-  if (!model) return el("p", { class: "author" }, `searched in ${corpus}; no net was asked`);
-  const why = reason ? `, as the first engine did not answer: ${reason}` : "";
-  return el("p", { class: "author" }, el("strong", {}, model), ` ${version}`, el("br"), `served by ${by}${why}${reranked ? ", reranked" : ""}`);
-}
-
-const panel = (name, value, remark, ...more) => {
-  const node = readout(name, value, remark);
-  return el("div", { class: "panel" }, node, more);
-};
-
-function bar(parts) {
-  const sum = parts.reduce((all, [, share]) => all + share, 0) || 1;
-  const pieces = parts.map(([kind, share]) => {
-    const piece = el("span", { class: kind });
-    piece.style.flexGrow = share / sum;
-    return piece;
+// Return what R@5 means, and what it is for the models that are served.
+function criterion({ nets, aliases, versions }) {
+  const figures = [...nets, ["retriever", aliases.retriever]].map(([alias, { id }]) => {
+    const scores = Object.entries(versions.find((version) => version.id === id)?.scores ?? {})[0];
+    const share = scores?.[1]["R@5"];
+    return share === undefined || share === null ? null : `${alias === "retriever" ? "the towers" : id.split("/")[0]} ${percent(share)}`;
   });
-  return el("div", { class: "bar", "aria-hidden": "true" }, pieces);
+  const known = [...new Set(figures.filter(Boolean))];
+  return [el("strong", {}, "R@5"), ` is the share of contexts whose true next passage is among the first five found.${known.length ? ` On held-out articles: ${known.join(", ")}.` : ""}`];
+}
+
+async function offer(id, code) {
+  const isCopied = await copy(code);
+  byId("copied").textContent = isCopied ? `Copied ${state.requests.length} request${state.requests.length > 1 ? "s" : ""}${hasToken() ? "; set LVM_TOKEN to your token" : ""}.` : "The browser did not copy; select the text below.";
+  byId("code").textContent = code;
+  byId("code").dataset.from = id;
+  byId("code").hidden = false;
 }

@@ -15,3 +15,12 @@ const dot = (one, other) => one.reduce((sum, value, place) => sum + value * othe
 export const cosine = (one, other) => dot(one, other) / Math.sqrt(dot(one, one) * dot(other, other));
 
 export const mean = (vectors) => vectors[0].map((_, place) => vectors.reduce((sum, vector) => sum + vector[place], 0) / vectors.length);
+
+// Return the coordinates of a vector on a plane {mean, axes}.
+export const project = (vector, { mean: origin, axes }) => axes.map((axis) => axis.reduce((sum, value, place) => sum + value * (vector[place] - origin[place]), 0));
+
+// Return a vector of unit length in the direction of another.
+export function unit(vector) {
+  const length = Math.sqrt(dot(vector, vector)) || 1;
+  return vector.map((value) => value / length);
+}

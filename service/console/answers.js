@@ -7,7 +7,7 @@ import { cosine, mean, unit } from "./vectors.js";
 export const K = 10;
 const COUNTED = 5; // R@5
 const FAIR = 20;
-const CRITERION = [["hit", COUNTED, "in the first five, so R@5 counts it as found"], ["fair", FAIR, "not in the first five, so R@5 counts it as missed"]];
+const CRITERION = [["hit", COUNTED, "in the first five, so R@5 counts it as found"], ["warn", FAIR, "not in the first five, so R@5 counts it as missed"]];
 const ordinal = (rank) => `${whole(rank)}${{ one: "st", two: "nd", few: "rd", other: "th" }[new Intl.PluralRules("en", { type: "ordinal" }).select(rank)]}`;
 const judge = (rank) => CRITERION.find(([, most]) => rank && rank <= most) ?? ["miss", Infinity, "far from the first five: R@5 counts it as missed"];
 
@@ -24,13 +24,21 @@ const version = ({ found: { version: id, corpus_version: corpus, served_by: by, 
 
 // Return the panel of one answer: where the true next passage stands among what was found.
 export function rankPanel(answer, next, depth, among) {
-  const { key, rank } = answer;
+  const { rank } = answer;
   const [state, , words] = judge(rank);
-  const head = el("p", { class: "who" }, badge(key), el("strong", {}, nameOf(answer)), el("span", { class: "quiet" }, version(answer)));
+  const head = who(answer);
   if (!next) return el("div", { class: "panel" }, head, readout("True next passage", NONE, "The article ends here: nothing comes next."));
   const value = rank ? ordinal(rank) : `not in the first ${depth}`;
   return el("div", { class: "panel" }, head, readout("True next passage", value, `of ${among}: ${words}`, state), strip(rank, state));
 }
+
+// Return the panel of one answer to a text, after which nothing comes that could be compared: the best of what was found.
+export function bestPanel(answer) {
+  const [best] = answer.found.results;
+  return el("div", { class: "panel" }, who(answer), best ? readout("First passage", best.title || "untitled", `passage ${best.position + 1}, score ${degree(best.score)}`) : readout("First passage", NONE, "No passage matches."));
+}
+
+const who = (answer) => el("p", { class: "who" }, badge(answer.key), el("strong", {}, nameOf(answer)), el("span", { class: "quiet" }, version(answer)));
 
 // The first ten places as cells, the first five framed, the true one filled.
 function strip(rank, state) {
@@ -96,6 +104,12 @@ function hit({ id, score, rerank_score: second, title, position, text }, rank, n
   const scores = `score ${degree(score)}${second === undefined ? "" : `, reranked ${degree(second)}`}`;
   const where = el("p", { class: "where" }, el("span", { class: "rank" }, `${rank + 1}`), `${title}, passage ${position + 1}`, mark, el("span", { class: "score" }, scores));
   return el("li", { class: isTrue && "true" }, where, el("p", {}, text ?? "(the corpus has no text)"));
+}
+
+// How the service read a text.
+export function readAs({ read_as: kind, chunks = [] }, length) {
+  if (kind === "query") return "The text is shorter than two chunks: it is a question, and no model predicts what follows.";
+  return kind === "partial_context" ? `The text has ${chunks.length} chunks; a context has ${length}. The mean of the chunks stands for the others.` : "";
 }
 
 // How what was found is ordered.

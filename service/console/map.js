@@ -43,7 +43,7 @@ export class PlaneMap {
   // Draws into `box`; `open` is called with a passage that is chosen.
   constructor(box, open) {
     Object.assign(this, { box, open, plane: null, marks: [], isClose: true, pointed: null });
-    this.tip = el("div", { class: "tip", role: "status", hidden: true });
+    this.tip = el("div", { class: "map-tip", role: "status", hidden: true });
     this.canvas = el("div", { class: "field-of-points" });
     box.append(this.canvas, this.tip);
     box.addEventListener("pointermove", (event) => this.#point(event));
@@ -111,7 +111,7 @@ export class PlaneMap {
   }
 
   #point(event) {
-    if (!this.plane || event.target.closest(".tip")) return;
+    if (!this.plane || event.target.closest(".map-tip")) return;
     const frame = this.box.getBoundingClientRect();
     const [px, py] = [event.clientX - frame.left, event.clientY - frame.top];
     this.#show(this.#nearest(this.marks, px, py, NEAR) ?? this.#nearest(this.plane.passages, px, py, NEAR / 2));

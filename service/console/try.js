@@ -4,11 +4,12 @@
 import * as address from "./address.js";
 import * as answers from "./answers.js";
 import { call, get, hasToken } from "./api.js";
+import { copyButton } from "./copy.js";
 import { byId, el, notify } from "./dom.js";
 import { CONTEXT, QUESTION } from "./examples.js";
 import { ms, percent, whole } from "./format.js";
 import { Plane, PlaneMap, caption } from "./map.js";
-import { copy, curl, program } from "./snippets.js";
+import { curl, program } from "./snippets.js";
 import { base64, cosine, floats } from "./vectors.js";
 
 const { K } = answers;
@@ -44,7 +45,8 @@ export function start() {
   byId("example-text").addEventListener("click", () => submit(CONTEXT));
   byId("example-question").addEventListener("click", () => submit(QUESTION));
   for (const near of form.elements.near) near.addEventListener("change", () => map.zoom(form.elements.near.value === "close"));
-  for (const [id, make] of [["copy-curl", () => curl(state.requests, hasToken())], ["copy-python", () => program(state.requests, hasToken())]]) byId(id).addEventListener("click", () => offer(id, make()));
+  const buttons = [["curl", curl], ["Python", program]].map(([name, make]) => copyButton(() => offer(make(state.requests, hasToken())), `Copy as ${name}`));
+  byId("copies").replaceChildren(...buttons);
   byId("whole").addEventListener("change", ({ target }) => byId("lists").classList.toggle("briefly", !target.checked));
   text.value = sessionStorage.getItem(TEXT) ?? "";
   byId("read").open = !matchMedia("(max-width: 48rem)").matches;
@@ -285,9 +287,11 @@ async function compare(known, signal) {
   first.options[0].textContent = first.value ? "the default of /retrieve" : `default: ${answers.nameOf(one).toLowerCase()}`;
   const both = isQuery || other === "none" ? [one] : [one, await ask("b", other, known, signal)];
   state.requests = both.flatMap(({ requests }) => requests);
+  const took = performance.now() - began;
+  if (state.plane?.version !== one.found.corpus_version) state.plane = await Plane.load(signal);
   byId("try-results").hidden = false;
   render(known, both);
-  say(`${both.length > 1 ? "Both models" : answers.nameOf(one)} answered in ${ms(performance.now() - began)}.`);
+  say(`${both.length > 1 ? "Both models" : answers.nameOf(one)} answered in ${ms(took)}.`);
   await draw(known, both, signal);
 }
 
@@ -337,11 +341,12 @@ function lengthOf(model) {
 
 function render({ context, text: words, next }, both) {
   const read = context ?? (both[0].found.chunks ?? [words]).map((chunk) => ({ text: chunk }));
+  notify("read-as", context ? "" : answers.readAs(both[0].found, lengthOf("retriever")));
   byId("context").replaceChildren(...read.map((chunk) => answers.passage(chunk)), ...(context ? [answers.truth(next)] : []));
   const columns = both.map((one) => el("section", {}, el("h2", {}, answers.badge(one.key), answers.nameOf(one)), el("p", { class: "small" }, answers.order(one)), answers.hits(one, next)));
   byId("found").replaceChildren(...columns);
-  const among = place.value && !isText() ? "the passages searched" : `${whole(state.plane?.total) === "\u2013" ? "all" : whole(state.plane.total)} passages`;
-  const panels = context ? [...both.map((one) => answers.rankPanel(one, next, state.depth, among)), answers.closeness(both, { context, next })] : [];
+  const among = place.value && !isText() ? "the passages searched" : `${whole(state.plane.total)} passages`;
+  const panels = context ? [...both.map((one) => answers.rankPanel(one, next, state.depth, among)), answers.closeness(both, { context, next })] : both.map(answers.bestPanel);
   if (both.length > 1) panels.push(answers.agreement(both, next));
   byId("measured").replaceChildren(...panels.filter(Boolean));
   byId("limits").hidden = !context;
@@ -350,16 +355,19 @@ function render({ context, text: words, next }, both) {
   byId("times").replaceChildren(...timed);
 }
 
-async function draw({ context = [], next }, both, signal) {
-  if (state.plane?.version !== both[0].found.corpus_version) {
-    state.plane = await Plane.load(signal);
-    render({ context: context.length ? context : undefined, text: text.value, next }, both);
-  }
+async function draw({ context, text: words, next }, both, signal) {
+  const read = context ?? (await chunksOf(words, both[0].found.chunks, signal));
   const ids = both.flatMap(({ found }) => found.results.slice(0, K).map(({ id }) => id));
-  const marks = answers.marks(both, context, next, state.plane, await state.plane.places(ids, signal));
+  const marks = answers.marks(both, read, next, state.plane, await state.plane.places(ids, signal));
   byId("map-caption").textContent = caption(state.plane);
   for (const item of byId("map-key").children) item.hidden = !marks.some(({ kind }) => item.dataset.kinds.split(" ").includes(kind));
   map.show(state.plane, marks);
+}
+
+// Return the chunks that were read of a text, with their vectors.
+async function chunksOf(words, chunks, signal) {
+  const { body } = await post("embed", { text: words, chunks: true, encoding: "base64" }, signal);
+  return body.vectors.slice(-chunks.length).map((vector, place) => ({ text: chunks[place], floats: floats(vector) }));
 }
 
 // Return what R@5 means, and what it is for the models that are served.
@@ -373,10 +381,9 @@ function criterion({ nets, aliases, versions }) {
   return [el("strong", {}, "R@5"), ` is the share of contexts whose true next passage is among the first five found.${known.length ? ` On held-out articles: ${known.join(", ")}.` : ""}`];
 }
 
-async function offer(id, code) {
-  const isCopied = await copy(code);
-  byId("copied").textContent = isCopied ? `Copied ${state.requests.length} request${state.requests.length > 1 ? "s" : ""}${hasToken() ? "; set LVM_TOKEN to your token" : ""}.` : "The browser did not copy; select the text below.";
+// Show the code that is copied.
+function offer(code) {
   byId("code").textContent = code;
-  byId("code").dataset.from = id;
   byId("code").hidden = false;
+  return code;
 }

@@ -306,7 +306,7 @@ async function ask(key, model, { text: words, chunks, next }, signal) {
   const found = await deep({ ...input, ...options }, signal).catch((error) => {
     // a text that is shorter than a context is searched as it is: no model makes the query
     if (words && error.pointer === "/model") return ask(key, "", { text: words }, signal);
-    throw error;
+    throw Object.assign(error, error.status === 404 ? { control: "models" } : {});
   });
   if (found.key) return found;
   const isNet = found.body.model && found.body.served_by !== "retriever";

@@ -26,9 +26,11 @@
   const least = (found) => found.reduce((most, one) => (one[0] < most[0] ? one : most), [Infinity, "nothing"]);
 
   const texts = [...document.querySelectorAll("body *")].filter((node) => isSeen(node) && [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()));
+  // the label of a mark stands on the shape before it
+  const ground = (node) => (node.matches("[class^=mark-] > text") ? rgba(getComputedStyle(node.previousElementSibling).fill) : behind(node.parentElement && node.namespaceURI.endsWith("svg") ? node.closest("figure, div") : node));
   const text = texts.map((node) => {
     const style = getComputedStyle(node);
-    return [ratio(rgba(node.namespaceURI.endsWith("svg") ? style.fill : style.color), behind(node.parentElement && node.namespaceURI.endsWith("svg") ? node.closest("figure, div") : node)), name(node)];
+    return [ratio(rgba(node.namespaceURI.endsWith("svg") ? style.fill : style.color), ground(node)), name(node)];
   });
   const controls = [...document.querySelectorAll("button.plain, button.action, select, textarea, input:not([type=radio], [type=checkbox], [type=range]), .segments span, .notice, [role=tablist], dialog[open], .mark")].filter(isSeen);
   const lines = [...document.querySelectorAll("path.line, .block, .axis, .limit")].filter(isSeen);

@@ -241,7 +241,7 @@ def test_ticks_of_an_axis_are_round_and_hold_the_values(page: Browser) -> None:
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
 OPENED = {"try": "#/try", "live": "#/live", "models": "#/models", "card": "#/models?card={net}"}
 READY = {
-    "try": "document.querySelector('#found li')",
+    "try": "document.querySelector('#map svg')",
     "live": DRAWN,
     "models": "document.querySelector('#ledger tbody tr')",
     "card": "document.querySelector('#card h4')",

@@ -318,7 +318,8 @@ def test_an_example_text_is_read_and_an_example_question_answered(page: Browser,
 def test_what_the_service_rejects_is_said_beside_the_control(
     page: Browser, server: Process, state: dict[str, object], control: str, words: str
 ) -> None:
-    page.open(f"{server.url}/#/try?{httpx.QueryParams({'article': RABBIT, 'at': 0, **state})}")
+    wanted = {"article": RABBIT, "at": 0} | state
+    page.open(f"{server.url}/#/try?{httpx.QueryParams({name: str(value) for name, value in wanted.items()})}")
     page.until(f"!document.querySelector('#{control}-note').hidden")
     assert words in page.text(f"#{control}-note")
     assert page.run("document.querySelector('#try-notice').hidden")

@@ -181,6 +181,19 @@ def judge(registry: Registry, alias: str, version: Version, data: Mapping[str, C
     return Verdict(figures, tuple(objections), {each: aliases.get(each) for each in ALIASES})
 
 
+def foresee(registry: Registry, alias: str, version: Version) -> Objection | None:
+    """Return the first objection of `judge` that cards alone show, or None: nothing is loaded or measured."""
+    cards = _read_cards(registry, registry.aliases())
+    others = {other: card for other, card in cards.items() if other != alias}
+    contender = Contender(version.id, read_card(version.path), "", None, lambda data: 0.0)
+    try:
+        for check in (check_card, check_space):
+            check(GateInput(contender, None, others, {}))
+    except Objection as objection:
+        return objection
+    return None
+
+
 def _load(alias: str, version: Version) -> Contender:
     return _load_corpus(version) if alias == Alias.RETRIEVER else _load_net(version)
 
@@ -271,7 +284,7 @@ def check_card(case: GateInput) -> list[str]:
     if missing:
         raise IncompleteCard(
             f"the card of {case.contender.id} lacks {', '.join(missing)}: create the version again with them "
-            "(lvm import has --data, --encoder and --license)"
+            "(`lvm train` has --val; `lvm import` has --data, --encoder and --license)"
         )
     return list(required)
 

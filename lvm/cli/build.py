@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lvm.cli import next_steps
 from lvm.cli.arguments import (
     AsJson,
     DataDir,
@@ -20,6 +21,7 @@ from lvm.cli.arguments import (
     existing_registry,
     named_dir,
     registry,
+    registry_to_read,
 )
 from lvm.cli.options import options_from
 from lvm.cli.output import (
@@ -32,7 +34,7 @@ from lvm.cli.output import (
     print_version,
 )
 from models.recipe import RERANKER, Job
-from models.registry.registry import check_name
+from models.registry.registry import Registry, Version, check_name
 
 if TYPE_CHECKING:
     from models.training.bundle import BundleParts
@@ -88,7 +90,11 @@ def data(
         summary, found = _from_articles(source, out, encoder or DEFAULT_ENCODER, allow_download, kept)
     for warning in found:
         print_message(f"lvm: {warning}")
-    print_json(summary) if as_json else print_table(("what", "count"), [(k, _shown(v)) for k, v in summary.items()])
+    if as_json:
+        print_json(summary)
+        return
+    print_table(("what", "count"), [(name, _shown(value)) for name, value in summary.items()])
+    print_message(next_steps.after_data(registry_to_read(), out, summary))
 
 
 def _shown(value: Any) -> str:
@@ -153,7 +159,14 @@ def train(job: Job, as_json: AsJson = False) -> None:
     job = replace(job, command=command_line())
     with long_work(f"training {job.net}", lambda: _how_to_resume(job.state)) as progress:
         version = run_job(job, found, progress, print_message)
+    data = [each.directory for each in job.val] or ([job.data.directory] if job.towers or job.two_tower else [])
+    _print_made(found, version, as_json, data)
+
+
+def _print_made(found: Registry, version: Version, as_json: bool, data: Sequence[Path] = ()) -> None:
     print_version(version, as_json)
+    if not as_json:
+        print_message(next_steps.after_version(found, version, data))
 
 
 def _check(job: Job) -> None:
@@ -222,7 +235,7 @@ def corpus(
     with long_work("building the index", lambda: how_to_continue(registry().root / name)) as progress:
         extension = _bundle_parts(towers, reranker) if towers else None
         version = publish_corpus(registry(), directory, card, index, progress, extension)
-    print_version(version, as_json)
+    _print_made(registry(), version, as_json)
 
 
 def _bundle_parts(towers: str, reranker: str | None) -> BundleParts:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lvm.cli import next_steps
 from lvm.cli.arguments import (
     Alias,
     AliasOrVersion,
@@ -212,6 +213,7 @@ def push(
         return
     for alias, target in found.aliases().items():
         typer.echo(f"{alias}: {target}{'' if alias in changed else ', as before'}")
+    print_message(next_steps.after_push(url))
 
 
 def _print_move(move: Move, as_json: bool, checked: dict[str, Any] | None = None) -> None:
@@ -268,7 +270,8 @@ def import_(
     from models.training.importing import publish_model, read_model
     from models.training.stated import comparisons
 
-    sets = {known: read_data(directory) for known, directory in map(named_dir, data or ())}
+    named = [named_dir(each) for each in data or ()]
+    sets = {known: read_data(directory) for known, directory in named}
     dim = next((corpus.dim for corpus in sets.values()), None)
     options = ImportOptions(name, architecture, context_length, dim, output, print_message)
     model = read_model(file, options)
@@ -290,3 +293,5 @@ def import_(
         print_message(str(each))
     cosines = [{**asdict(each), "differs": each.differs} for each in compared]
     print_version(version, as_json, {"cosine": cosines} if cosines else {})
+    if not as_json:
+        print_message(next_steps.after_version(registry(), version, [directory for _, directory in named]))

@@ -1,7 +1,7 @@
 // What the models answered: the rank of what comes next, cosines, what both found, passages, times.
 
 import { el, readout } from "./dom.js";
-import { NONE, cosine as degree, ms, signed, whole } from "./format.js";
+import { NONE, cosine as degree, minus, ms, signed, whole } from "./format.js";
 import { cosine, mean, unit } from "./vectors.js";
 
 export const K = 10;
@@ -101,7 +101,7 @@ export function hits({ found }, next) {
 function hit({ id, score, rerank_score: second, title, position, text }, rank, next) {
   const isTrue = next?.id === id;
   const mark = isTrue ? el("span", { class: "mark" }, "true next") : null;
-  const scores = `score ${degree(score)}${second === undefined ? "" : `, reranked ${degree(second)}`}`;
+  const scores = `score ${degree(score)}${second === undefined ? "" : `, reranked ${minus(second.toFixed(2))}`}`;
   const where = el("p", { class: "where" }, el("span", { class: "rank" }, `${rank + 1}`), `${title}, passage ${position + 1}`, mark, el("span", { class: "score" }, scores));
   return el("li", { class: isTrue && "true" }, where, el("p", {}, text ?? "(the corpus has no text)"));
 }

@@ -40,8 +40,6 @@ CAUSES: Mapping[str, str] = {
     "expired": "predict @examples/context.json -H 'X-Request-Timeout-Ms: 0.001'",
     "too_large": 'predict "{\\"contexts\\": [$(printf \'[],%.0s\' {1..1024}) []]}"',
     "no version": "lvm promote primary x",
-    "scores cosine": "lvm promote fallback amn",
-    "of CPU time": "lvm promote primary lstm",
     "kind net": "lvm promote retriever amn",
     "must be a string": "lvm data misspelt.jsonl /tmp/bad",
     "exists": "mkdir my-data; lvm data examples/articles.jsonl my-data",
@@ -51,6 +49,8 @@ CAUSES: Mapping[str, str] = {
 # Messages whose causes take seconds, each with the file that has it.
 SOURCES: Mapping[str, str] = {
     "has scores on": "models/gate.py",
+    "less, tolerated: ": "models/gate.py",
+    "of CPU time for a batch of": "models/gate.py",
     "the file says it is": "models/training/torch_import.py",
     "not a torch checkpoint, or damaged": "models/training/safe_torch_load.py",
     "they differ by more than": "models/training/stated.py",

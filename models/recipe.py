@@ -66,7 +66,10 @@ class Job:
     A reranker takes its encoder and context length from its `towers`, and trains on the CPU.
     """
 
-    net: Annotated[str, Option("amn, gmn, gru, lstm, lstm_stack, mamba or transformer; or reranker.", is_argument=True)]
+    net: Annotated[
+        str,
+        Option("amn, gmn, gru, lstm, lstm_stack, mamba or transformer; or reranker.", metavar="NET", is_argument=True),
+    ]
     data: Annotated[DataSet, Option("Training set; NAME is for the card.", metavar=NAMED_DIR)]
     val: Annotated[tuple[DataSet, ...], Option("A data set to score on, for the card; repeat.", metavar=NAMED_DIR)] = ()
     name: Annotated[str, Option("The model's name; default the net's.")] = ""

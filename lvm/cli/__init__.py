@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NoReturn
 
@@ -14,30 +15,55 @@ Commands = Mapping[str, tuple[Callable[..., None], tuple[str, ...]]]
 SERVE: Commands = {
     "serve": (
         serving.serve,
-        ("lvm serve --workers 4", "lvm serve --ray --workers 4", "LVM_TOKENS_FILE=tokens lvm serve --host 0.0.0.0"),
+        (
+            "lvm serve --workers 4",
+            "lvm serve --registry my-registry --device cpu --text",
+            "lvm serve --host 0.0.0.0 --tokens-file tokens",
+            "lvm serve --ray --workers 4",
+        ),
     ),
     "smoke": (serving.smoke, ("lvm smoke http://127.0.0.1:8000 --version amn",)),
 }
+SHADOW: Commands = {"report": (shadow.report, ("lvm shadow report http://127.0.0.1:8000",))}
 VERSIONS: Commands = {
     "models": (
         versions.models,
-        ("lvm models", "lvm models --url http://10.0.0.1:8000 --url http://10.0.0.2:8000"),
+        ("lvm models", "lvm models --url http://127.0.0.1:8000"),
     ),
-    "promote": (versions.promote, ('lvm promote primary gmn --why "more accurate"',)),
+    "promote": (
+        versions.promote,
+        (
+            'lvm promote primary gmn --why "more accurate"',
+            "lvm promote candidate lstm",
+            "lvm promote retriever wiki-val",
+        ),
+    ),
     "rollback": (versions.rollback, ('lvm rollback primary --why "answers drift"',)),
     "unset": (versions.unset, ('lvm unset candidate --why "compared"',)),
     "push": (versions.push, ("lvm push s3://bucket/prefix",)),
     "import": (versions.import_, ("lvm import epoch_20.pt --name amn --encoder all-MiniLM-L6-v2 --data NAME=DIR",)),
 }
-SHADOW: Commands = {"report": (shadow.report, ("lvm shadow report http://127.0.0.1:8000",))}
-INDEX: Commands = {"push": (index.push, ("LVM_MILVUS_URI=http://milvus:19530 lvm index push",))}
 BUILD: Commands = {
-    "data": (build.data, ("lvm data articles.jsonl my-data", "zcat articles.jsonl.gz | lvm data - my-data")),
+    "data": (
+        build.data,
+        (
+            "lvm data articles.jsonl my-data",
+            "zcat articles.jsonl.gz | lvm data - my-data",
+            "lvm data vectors.npz my-data --encoder all-MiniLM-L6-v2",
+        ),
+    ),
     "train": (build.train, ("lvm train gmn --data my-data --val my-val", "lvm train gmn --data my-data --resume")),
-    "corpus": (build.corpus, ("lvm corpus my-corpus --data my-val --towers retriever",)),
+    "corpus": (
+        build.corpus,
+        ("lvm corpus my-corpus --data my-data", "lvm corpus my-corpus --data my-val --towers retriever"),
+    ),
 }
+INDEX: Commands = {"push": (index.push, ("LVM_MILVUS_URI=http://milvus:19530 lvm index push",))}
 MEASURE: Commands = {
-    "evaluate": (measure.evaluate, ("lvm evaluate primary --data artifacts/lvm/retriever",)),
+    "evaluate": (
+        measure.evaluate,
+        ("lvm evaluate primary --data artifacts/lvm/retriever", "lvm evaluate gmn --data my-data --sample 1000"),
+    ),
     "diagnose": (measure.diagnose, ("lvm diagnose primary --data artifacts/lvm/retriever --plot diagnosis.png",)),
     "leaderboard": (measure.leaderboard, ("lvm leaderboard --data wiki/val=DIR --ood ood_peps=DIR",)),
     "bench": (measure.bench, ("lvm bench", "lvm bench --only nets --rounds 3")),
@@ -46,7 +72,7 @@ MEASURE: Commands = {
         ("lvm plan --rate 5000 --p99 50", "lvm plan --rate 1e6 --p99 100 --vectors 1e9 --cores 64"),
     ),
 }
-FIRST_STEPS = ("lvm serve", "lvm models", "lvm promote primary VERSION --why TEXT", "lvm rollback primary")
+FIRST_STEPS = ("lvm serve", "lvm models", "lvm promote primary gmn", "lvm rollback primary")
 
 
 def _examples(lines: tuple[str, ...]) -> str:
@@ -55,7 +81,14 @@ def _examples(lines: tuple[str, ...]) -> str:
 
 def _add(to: typer.Typer, commands: Commands, panel: str | None = None) -> None:
     for name, (command, examples) in commands.items():
-        to.command(name, rich_help_panel=panel, epilog=_examples(examples))(command)
+        text = _unwrapped(command)
+        to.command(name, help=text, rich_help_panel=panel, epilog=_examples(examples))(command)
+
+
+def _unwrapped(command: Callable[..., None]) -> str:
+    """Return the docstring of a command, each paragraph in one line, so that a terminal wraps it."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
 
 
 app = typer.Typer(
@@ -87,12 +120,12 @@ def options(
 
 
 _add(app, SERVE, "Serve")
-_add(app, VERSIONS, "Versions and aliases")
-app.add_typer(shadows, name="shadow", rich_help_panel="Versions and aliases")
+app.add_typer(shadows, name="shadow", rich_help_panel="Serve")
 _add(shadows, SHADOW)
-app.add_typer(indexes, name="index", rich_help_panel="Versions and aliases")
+_add(app, VERSIONS, "Versions")
+_add(app, BUILD, "Data and training")
+app.add_typer(indexes, name="index", rich_help_panel="Data and training")
 _add(indexes, INDEX)
-_add(app, BUILD, "Build")
 _add(app, MEASURE, "Measure")
 app.command("work", hidden=True)(serving.run_worker)
 app.command("own", hidden=True)(serving.run_device_worker)

@@ -125,6 +125,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Alias = Annotated[
     str,
     typer.Argument(
+        metavar="ALIAS",
         callback=check_alias,
         autocompletion=complete_alias,
         help="primary, fallback, fallback-2 to fallback-9, candidate or retriever.",
@@ -150,6 +151,6 @@ ScoredData = Annotated[
         help="A data set, or a .npz or .npy file of vectors, or of contexts and next vectors.",
     ),
 ]
-Url = Annotated[str, typer.Argument(help="Address of the service.")]
+Url = Annotated[str, typer.Argument(metavar="URL", help="Address of the service.")]
 Token = Annotated[str | None, typer.Option(envvar="LVM_TOKEN", help="Bearer token, if the service requires one.")]
 Why = Annotated[str, typer.Option(callback=as_utf8, help="The reason, for the ledger.")]

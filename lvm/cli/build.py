@@ -46,11 +46,12 @@ def data(
     source: Annotated[
         Path,
         typer.Argument(
+            metavar="SOURCE",
             help='Lines of {"title", "text" or "chunks"} (.jsonl, .jsonl.gz; - or a pipe), .txt files, '
             "or vectors (.npz, .npy).",
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="The data set to make; must not exist.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The data set to make; must not exist.")],
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -183,7 +184,9 @@ def _how_to_resume(state: Path) -> str:
 
 
 def corpus(
-    name: Annotated[str, typer.Argument(callback=check_name, help="The corpus's name in the registry.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", callback=check_name, help="The corpus's name in the registry.")
+    ],
     data: DataDir,
     encoder: Annotated[
         str | None, typer.Option(help="The encoder of the data; default what the data say, or all-MiniLM-L6-v2.")

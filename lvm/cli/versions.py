@@ -234,7 +234,8 @@ def _print_figures(figures: Mapping[str, Any]) -> None:
 
 def import_(
     file: Annotated[
-        Path, typer.Argument(help="A file of torch.save, safetensors or ONNX.", exists=True, readable=False)
+        Path,
+        typer.Argument(metavar="FILE", help="A file of torch.save, safetensors or ONNX.", exists=True, readable=False),
     ],
     name: Annotated[
         str,

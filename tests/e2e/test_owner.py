@@ -61,6 +61,22 @@ def test_answers_are_those_of_one_process_and_a_promotion_reaches_all(process: S
     assert not shared.events("owner died") + shared.events("worker died")
 
 
+def test_text_is_encoded_in_each_worker_for_the_nets_of_the_owner(process: Start) -> None:
+    server = process(LVM_WORKERS="2", LVM_OWNER="on", LVM_THREADS="1", LVM_TIMEOUT_MS="60000")
+    texts = ["Rabbits dig burrows.", "Hares live alone."]
+    found = {}
+    while len(found) < 2:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
+            embedded = client.post("/embed", json={"texts": texts, "model": "primary"})
+            passages = client.post("/retrieve", json={"texts": texts, "k": 1}).json()
+        found[embedded.headers["x-worker"]] = np.array(embedded.json()["vectors"])
+        assert passages["read_as"] == "partial_context"
+        assert "rerank_score" in passages["results"][0]
+    one, other = found.values()
+    np.testing.assert_array_equal(one, other)
+    assert server.stop() == 0
+
+
 def test_a_killed_owner_is_replaced_and_nobody_hangs(process: Start) -> None:
     server = process(LVM_WORKERS="2", LVM_OWNER="on", LVM_DRAIN_S="0.3")
     callers = Callers(server.url)

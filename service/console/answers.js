@@ -108,7 +108,7 @@ function hit({ id, score, rerank_score: second, title, position, text }, rank, n
 
 // How the service read a text.
 export function readAs({ read_as: kind, chunks = [] }, length) {
-  if (kind === "query") return "The text is shorter than two chunks: it is a question, and no model predicts what follows.";
+  if (kind === "query") return "The text is short, so it is a question: the passages nearest to it are found, and no model predicts what follows.";
   return kind === "partial_context" ? `The text has ${chunks.length} chunks; a context has ${length}. The mean of the chunks stands for the others.` : "";
 }
 

@@ -284,14 +284,14 @@ async function compare(known, signal) {
   const fallback = state.known.nets.find(([alias]) => alias !== one.found.served_by)?.[0] ?? "none";
   const other = address.values().get("b") ? second.value : fallback;
   pick(second, other);
-  first.options[0].textContent = first.value ? "the default of /retrieve" : `default: ${answers.nameOf(one).toLowerCase()}`;
+  first.options[0].textContent = first.value || isQuery ? "the default of /retrieve" : `default: ${answers.nameOf(one).toLowerCase()}`;
   const both = isQuery || other === "none" ? [one] : [one, await ask("b", other, known, signal)];
   state.requests = both.flatMap(({ requests }) => requests);
   const took = performance.now() - began;
   if (state.plane?.version !== one.found.corpus_version) state.plane = await Plane.load(signal);
   byId("try-results").hidden = false;
   render(known, both);
-  say(`${both.length > 1 ? "Both models" : answers.nameOf(one)} answered in ${ms(took)}.`);
+  say(`${both.length > 1 ? "Both models" : "The service"} answered in ${ms(took)}.`);
   await draw(known, both, signal);
 }
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,10 +19,11 @@ import pytest
 
 from models.vectors import Floats, normalise
 from tests.browser import CHROMIUM, Browser
-from tests.conftest import PATIENCE_S, ROOT, SHIPPED, Process
+from tests.conftest import PATIENCE_S, ROOT, Process, Running
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="wants Chromium (make console-check)")
 SHOTS = ROOT / "runs" / "console"
+Serve = Callable[..., Running]
 RABBIT = 1583
 TOKEN = "let-me-in-please-0123"
 DONE = "document.querySelector('#try-results')?.ariaBusy === 'false' && document.querySelector('#map svg')"
@@ -325,16 +324,6 @@ def test_what_the_service_rejects_is_said_beside_the_control(
     assert page.run("document.querySelector('#try-notice').hidden")
 
 
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """Serve with a token, without an encoder."""
-    home = tmp_path_factory.mktemp("guarded")
-    root = Path(shutil.copytree(SHIPPED, home / "lvm", symlinks=True))
-    started = Process(root, home / "log", LVM_TOKENS=f"me:{TOKEN}", LVM_ENCODER="none")
-    yield started
-    assert started.stop() == 0
-
-
 def enter(page: Browser, url: str) -> None:
     """Open the page, and enter the token."""
     page.open(f"{url}/")
@@ -346,14 +335,21 @@ def enter(page: Browser, url: str) -> None:
     page.until(f"{DONE} && document.querySelectorAll('#found li').length === 20")
 
 
-def test_what_is_copied_reads_the_token_from_the_environment(page: Browser, guarded: Process) -> None:
-    enter(page, guarded.url)
-    assert "passage" in run_copied(page, "Python", TOKEN)
+def test_what_is_copied_reads_the_token_from_the_environment(page: Browser, serve: Serve) -> None:
+    enter(page, serve(tokens=TOKEN).url)
+    assert "Article" in run_copied(page, "Python", TOKEN)
     assert '"results"' in run_copied(page, "curl", TOKEN)
 
 
-def test_without_an_encoder_the_page_says_what_reading_text_takes(page: Browser, guarded: Process) -> None:
-    enter(page, guarded.url)
+def test_a_small_corpus_without_towers_compares_primary_and_fallback(page: Browser, serve: Serve) -> None:
+    show(page, serve().url)
+    assert [name.replace("\n", "") for name in texts(page, "#found h2")] == ["Aamn", "Bgru"]
+    assert page.text("#map-caption").startswith("All 20 passages, seen along the two directions, of 8,")
+    assert page.run("document.querySelectorAll('#map .mark-predicted-a, #map .mark-predicted-b').length") == 2
+
+
+def test_without_an_encoder_the_page_says_what_reading_text_takes(page: Browser, serve: Serve) -> None:
+    show(page, serve(encoder="none").url)
     page.click("[name=source][value=text]")
     page.until("!document.querySelector('#text-note').hidden")
     assert "reads vectors, not text" in page.text("#text-note")
@@ -364,17 +360,12 @@ def test_without_an_encoder_the_page_says_what_reading_text_takes(page: Browser,
     assert page.run("document.querySelector('#text-note').hidden")
 
 
-def test_without_a_corpus_one_sentence_says_how_to_get_one(page: Browser, tmp_path: Path, shipped: Path) -> None:
-    (shipped / "retriever").unlink()
-    server = Process(shipped, tmp_path / "log", LVM_ENCODER="none")
-    try:
-        page.open(f"{server.url}/")
-        page.until("!document.querySelector('#try-notice').hidden")
-        assert page.text("#try-notice").startswith("This service has no corpus to search")
-        assert page.run("document.querySelector('#try-controls').hidden")
-        page.screenshot(SHOTS / "try-no-corpus.png")
-    finally:
-        assert server.stop() == 0
+def test_without_a_corpus_one_sentence_says_how_to_get_one(page: Browser, serve: Serve) -> None:
+    page.open(f"{serve(retriever=False).url}/")
+    page.until("!document.querySelector('#try-notice').hidden")
+    assert page.text("#try-notice").startswith("This service has no corpus to search")
+    assert page.run("document.querySelector('#try-controls').hidden")
+    page.screenshot(SHOTS / "try-no-corpus.png")
 
 
 class Prefixed(BaseHTTPRequestHandler):

@@ -19,7 +19,6 @@ from tests.docs import blocks
 from tests.docs.blocks import Block
 
 URL = "http://127.0.0.1:8000"
-PROXY = "http://127.0.0.1:8080"
 PRELUDE = """set -euo pipefail
 [ ! -e .environment ] || . ./.environment
 trap 'export -p >.environment' EXIT

@@ -11,35 +11,32 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tests.conftest import until
 
-LOCATION = re.compile(r"location (/\S+/) \{.*?proxy_pass (\S+);", re.DOTALL)
+PREFIX = re.compile(r"location (/\S+/) \{\s*proxy_pass http://(\w+)/;")
 NGINX = """daemon off; pid {root}/nginx.pid; error_log stderr; events {{}}
 http {{
   access_log off; client_body_temp_path {root}/body; proxy_temp_path {root}/proxy;
   fastcgi_temp_path {root}/fastcgi; uwsgi_temp_path {root}/uwsgi; scgi_temp_path {root}/scgi;
-  server {{ listen 127.0.0.1:{port};
-{locations}
-  }}
+  {site}
 }}
 """
 HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "date", "server"}
 
 
 @contextmanager
-def running_proxy(locations: str, root: Path, port: int) -> Iterator[None]:
-    """Serve the `location` blocks of an nginx configuration on a port of loopback."""
+def running_proxy(site: str, root: Path, port: int) -> Iterator[None]:
+    """Serve the `upstream` and `server` of an nginx configuration, which listens on a port of loopback."""
     run = _nginx if shutil.which("nginx") else _stand_in
-    with run(locations, root, port):
+    with run(site, root, port):
         yield
 
 
 @contextmanager
-def _nginx(locations: str, root: Path, port: int) -> Iterator[None]:
+def _nginx(site: str, root: Path, port: int) -> Iterator[None]:
     configuration = root / "nginx.conf"
-    configuration.write_text(NGINX.format(root=root, port=port, locations=locations))
+    configuration.write_text(NGINX.format(root=root, site=site))
     with (root / "nginx.log").open("wb") as log:
         nginx = subprocess.Popen(["nginx", "-p", root, "-c", configuration], stderr=log)
     try:
@@ -62,10 +59,12 @@ def _listens(port: int) -> bool:
 
 
 @contextmanager
-def _stand_in(locations: str, root: Path, port: int) -> Iterator[None]:
-    matched = LOCATION.search(locations)
-    assert matched, "no location with a proxy_pass"
-    prefix, upstream = matched[1], urlsplit(matched[2])
+def _stand_in(site: str, root: Path, port: int) -> Iterator[None]:
+    matched = PREFIX.search(site)
+    assert matched, "no location that removes its prefix"
+    prefix = matched[1]
+    upstream = re.search(rf"upstream {matched[2]} \{{\s*server (\S+);", site)
+    assert upstream, "no server of the upstream"
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -76,8 +75,8 @@ def _stand_in(locations: str, root: Path, port: int) -> Iterator[None]:
                 self.send_error(404)
                 return
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            connection = HTTPConnection(upstream.netloc)
-            path = upstream.path + self.path.removeprefix(prefix)
+            connection = HTTPConnection(upstream[1])
+            path = "/" + self.path.removeprefix(prefix)
             connection.request(self.command, path, body, dict(self.headers))
             response = connection.getresponse()
             self._answer(response.status, response.headers, response.read())

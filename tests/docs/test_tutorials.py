@@ -11,10 +11,12 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.docs import blocks
-from tests.docs.clone import PROXY, Clone, free_port
+from tests.docs.clone import Clone, free_port
 from tests.docs.proxy import running_proxy
 
 TUTORIALS = ROOT / "docs/tutorials"
+# where nginx listens in its tutorial, and what it forwards to
+PROXY, BEHIND = "127.0.0.1:8080", "127.0.0.1:8000"
 NOT_RUN: Mapping[str, str] = {"sudo nginx": "requires nginx and root"}
 SERVING = """
 lvm_serve() { command lvm serve --port 0 "$@"; }
@@ -92,13 +94,14 @@ def test_the_service_answers_behind_the_configuration_of_nginx(
     (clone.root / ".venv/bin/openssl").write_text(f"#!/bin/sh\necho {TOKEN}\n")
     (clone.root / ".venv/bin/openssl").chmod(0o755)
     port = free_port()
-    clone.addresses[PROXY] = f"http://127.0.0.1:{port}"
+    clone.addresses |= {PROXY: f"127.0.0.1:{port}", BEHIND: clone.url.removeprefix("http://")}
     found = re.search(r"```nginx\n(.*?)```", (TUTORIALS / "nginx.md").read_text(), re.DOTALL)
     assert found
     with running_proxy(clone.here(found[1]), clone.root, port):
         follow("nginx.md", clone, capsys)
-        page = clone.shell(f"curl -s {PROXY}/lvm/").stdout
-    assert not re.search(r'(?:href|src)="/', page)
+        pages = clone.shell(f"curl -s http://{PROXY}/lvm/ http://{PROXY}/lvm/docs").stdout
+    assert "swagger" in pages
+    assert not re.search(r'(?:href|src)="/', pages)
 
 
 def test_the_messages_of_troubleshooting_are_real(clone: Clone, capsys: pytest.CaptureFixture[str]) -> None:

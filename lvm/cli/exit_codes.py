@@ -14,10 +14,22 @@ OK, FAILED, USAGE, BAD_DATA, CANNOT_CREATE, CANNOT_WRITE, LOCKED, BAD_CONFIG, ST
 _REMAKE = "nothing has changed; make or import the version again, or choose another from `lvm models`"
 _DATA = "a data set is a directory made by `lvm data`, or a corpus of the registry such as artifacts/lvm/retriever"
 _LINE = 'a line of .jsonl is {"title": ..., "text": ...} or {"title": ..., "chunks": [...]}'
-_DEVICE = "choose cpu, which is always available, or install what the device needs: `make dev`"
+_DEVICE = (
+    "cpu and float32 always work; bf16 and int8 on a CPU need `pip install 'lvm-serve[openvino]'`, "
+    "cuda and mps `pip install torch`"
+)
 _GROUP = "`ls -ld` shows the owner; to share a registry in a group: chmod -R g+rwX, and g+s on directories"
 _FSSPEC = "`pip install 'lvm-serve[fsspec]'`, and s3fs for s3:// or gcsfs for gs://"
 
+# the extra that installs a module, by its name
+EXTRAS: Mapping[str, str] = {
+    "torch": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "matplotlib": "load",
+    "psutil": "load",
+    "ray": "ray",
+}
 # exit code and next step, by the name of an error's class: most of these classes are not imported
 EXITS: Mapping[str, tuple[int, str]] = {
     "RegistryLocked": (LOCKED, "another command is moving an alias; try again in a moment"),
@@ -65,11 +77,7 @@ EXITS: Mapping[str, tuple[int, str]] = {
         BAD_CONFIG,
         "vectors need no encoder; LVM_ENCODER, or --encoder, names another one: `pip install 'lvm-serve[data]'`",
     ),
-    "ImportError": (
-        BAD_CONFIG,
-        "in a checkout, `make dev` installs it; else `pip install 'lvm-serve[train]'`, 'lvm-serve[ray]' for --ray, "
-        "'lvm-serve[load]' for --plot and `lvm bench`",
-    ),
+    "ImportError": (BAD_CONFIG, "in a checkout, `make dev` installs what all commands need"),
     "IndexUnavailable": (
         FAILED,
         "start the Milvus of --uri or LVM_MILVUS_URI; the same command then continues",
@@ -102,6 +110,8 @@ def exit_of(error: Exception) -> tuple[int, str] | None:
     if type(error) is OSError and error.errno in (errno.ENOSPC, errno.EDQUOT):
         places = f"where the result goes, or in {tempfile.gettempdir()} (TMPDIR), where temporary files go"
         return CANNOT_WRITE, f"make room {places}; existing files are unchanged"
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
+        return BAD_CONFIG, f"`pip install 'lvm-serve[{extra}]'` installs it"
     return next((EXITS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXITS), None)
 
 

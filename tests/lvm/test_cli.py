@@ -19,6 +19,7 @@ import sys
 import tempfile
 import termios
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,14 @@ import typer
 import models
 import service
 from lvm.cli import app
-from lvm.cli.exit_codes import EXITS, exit_of
+from lvm.cli.exit_codes import EXITS, EXTRAS, exit_of
 from models.registry.alias import ALIASES
 from models.registry.card import Card, read_card
 from models.registry.registry import Registry
 from models.retrieval.corpus import read_corpus, write_corpus
 from models.vectors import normalise
 from models.windows import windows
-from tests.conftest import LVM, SHIPPED
+from tests.conftest import LVM, ROOT, SHIPPED
 from tests.fakes import add_version, card, registry_of
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # tiny nets: more threads would only spin, above all on a busy machine
@@ -258,6 +259,14 @@ def test_every_error_of_the_models_has_an_exit_code_and_a_hint() -> None:
         if error.__module__.startswith("models.") and not any(kind.__name__ in inside for kind in error.__mro__):
             assert exit_of(error.__new__(error)), error
     assert set(EXITS) <= {error.__name__ for error in errors}
+
+
+def test_a_missing_module_is_installed_by_an_extra_that_has_it() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for module, extra in EXTRAS.items():
+        assert any(re.match(rf"{module}\b", each) for each in extras[extra]), module
+        hint = f"`pip install 'lvm-serve[{extra}]'` installs it"
+        assert exit_of(ModuleNotFoundError(name=f"{module}.part")) == (78, hint)
 
 
 def _below(kind: type[Exception]) -> Iterator[type[Exception]]:

@@ -148,6 +148,11 @@ class Deployments:
         self._metrics.observe_process()
         engines = {alias: slot.engine for alias, slot in self.slots.items() if slot.engine}
         self._metrics.model.label_sets = [(alias, *engine.info.identity) for alias, engine in engines.items()]
+        self._metrics.card_cosine.values = {
+            (alias, engine.info.name, engine.info.version): engine.info.card_cosine
+            for alias, engine in engines.items()
+            if engine.info.card_cosine is not None
+        }
         for engine in self._with_encoder():
             engine.update_gauges()
         if self.retriever_engine and self.retriever_engine.model.breaker:

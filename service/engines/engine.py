@@ -26,7 +26,10 @@ Stages = tuple[tuple[str, float], ...]  # names and seconds, one after another
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine serves, as plain values. `shape` is (T, D) of a context; `encoder` made the vectors it reads."""
+    """What an engine serves, as plain values. `shape` is (T, D) of a context; `encoder` made the vectors it reads.
+
+    `card_cosine` is the lowest mean cosine on its card, None if there is none.
+    """
 
     alias: str
     name: str
@@ -36,6 +39,7 @@ class EngineInfo:
     shape: tuple[int, int]
     encoder: str
     warning: str | None = None
+    card_cosine: float | None = None
 
     @property
     def identity(self) -> Identity:

@@ -37,7 +37,14 @@ class PredictAdapter:
         card = predictor.card
         shape = card.context_length, card.dim
         self.info = EngineInfo(
-            alias, predictor.name, predictor.version, predictor.sha256, predictor.runtime, shape, card.encoder
+            alias,
+            predictor.name,
+            predictor.version,
+            predictor.sha256,
+            predictor.runtime,
+            shape,
+            card.encoder,
+            card_cosine=min((score["cosine"] for score in card.scores.values()), default=None),
         )
         self.reference = predictor.reference_stats
         self._predict = predictor.predict_batch

@@ -74,6 +74,20 @@ class Info(Family):
 
 
 @dataclass(eq=False)
+class Levels(Family):
+    """Levels by label values, the same in every process; `values` may be replaced."""
+
+    kind = "gauge"
+    values: dict[Labels, float] = field(default_factory=dict)
+
+    def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
+        """Yield the lines of a scrape, the same in both formats."""
+        yield from self._header(self.name)
+        for labels, value in self.values.items():
+            yield f"{self.name}{_braces(self.label_names, labels)} {value!r}"
+
+
+@dataclass(eq=False)
 class Instrument(Family, Generic[Child]):
     """A family whose numbers are in `memory`, with a child for each set of label values."""
 

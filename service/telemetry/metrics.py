@@ -18,6 +18,7 @@ from service.telemetry.instruments import (
     Info,
     Instrument,
     Labels,
+    Levels,
     Others,
     ProcessInstruments,
     Share,
@@ -205,6 +206,7 @@ class Metrics:
         self.live_cosine = self._histogram(
             "lvm_live_cosine", "Cosine of a prediction to the true next vector.", made_by, edges=LIVE_COSINES
         )
+        self.card_cosine = Levels("lvm_card_cosine", "The lowest mean cosine on the card of a version.", made_by)
         self.live_margin = self._histogram(
             "lvm_live_margin", "That cosine, less the cosine of the best baseline.", made_by, edges=LIVE_MARGINS
         )

@@ -167,6 +167,7 @@ def check_trouble(bin_dir: Path, work: Path) -> None:
             made.answer_all()
             made.send_long_vectors()
             made.read_what_hardly_changes()
+            made.read_what_is_random()
             made.spoil_fallback()
             made.promote_what_disagrees(other.id)
             made.hide_versions()

@@ -115,6 +115,17 @@ class Troubles:
             meanwhile=lambda: self.http.post("/predict", content=windows.tobytes(), headers=as_octets(windows)),
         )
 
+    def read_what_is_random(self) -> None:
+        """Readers of articles whose vectors have nothing to do with each other, so that no answer is near the next."""
+        article = np.random.default_rng(0).standard_normal((100, CONTEXTS.shape[2]))
+        unit = (article / np.linalg.norm(article, axis=1, keepdims=True)).astype("<f4")
+        windows = np.stack([unit[start : start + 5] for start in range(len(unit) - 5)])
+        self.fires(
+            "LvmBelowCard",
+            by="articles of random vectors",
+            meanwhile=lambda: self.http.post("/predict", content=windows.tobytes(), headers=as_octets(windows)),
+        )
+
     def spoil_fallback(self) -> None:
         """An alias that points at a damaged version, and back."""
         good = spoil(self.registry, "fallback")

@@ -353,6 +353,7 @@ function render({ context, text: words, next }, both) {
   byId("reranked").hidden = !both.some(({ found }) => found.reranked) && rerank.checked;
   const timed = both.flatMap((one) => [["passages", one.timed[0]], ["vector", one.timed[1]]].filter(([, answer]) => answer).map(([what, answer]) => answers.stages(`${answers.nameOf(one)}: ${what}`, answer)));
   byId("times").replaceChildren(...timed);
+  byId("code").hidden = true;
 }
 
 async function draw({ context, text: words, next }, both, signal) {

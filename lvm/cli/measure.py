@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,8 +37,10 @@ from lvm.cli.output import (
 from models.recipe import NAMED_DATA
 
 if TYPE_CHECKING:
+    from models.predictor import Predictor
+    from models.registry.registry import Version
     from models.retrieval.corpus import Corpus
-    from models.vectors import Floats
+    from models.training.bundle import LoadedTowers
 
 Section = StrEnum("Section", ["nets", "closed", "rows", "open", "protocol", "retrieval", "start"])
 
@@ -65,11 +67,7 @@ def evaluate(
 
     Towers search the data, or the bank, as their corpus. The command fails if the score is worse than the card says.
     """
-    from models.bank import metrics as to_metrics
     from models.evaluate import compare_with_card
-    from models.evaluate import evaluate as score
-    from models.predictor import load_predictor
-    from models.registry.card import read_card
     from models.windows import check_dim
 
     target, (name, directory) = existing_registry().find(version), named_dir(data)
@@ -78,28 +76,14 @@ def evaluate(
     with long_work("scoring", lambda: NOTHING_STORED) as progress:
         train = read_data(train_data) if train_data else None
         corpus = read_data(directory)
-        if read_card(target.path).kind in ("corpus", "two_tower"):
-            from models.training import bundle
-
-            served: Any = bundle.read(target)
-            predict, payload = served.query.run, served.payload
-        else:
-            served = load_predictor(target.path, device, os.cpu_count() or 1, precision)
-            predict, payload = served.predict_batch, None
+        served = _open(target, device, precision)
         for label, vectors in ((name, corpus), *([(str(train_data), train)] if train else [])):
             check_dim(label, vectors.dim, served.card.dim)
-        if bank or sample:
-            if payload and "reranker" in served.config:
-                print_message("these are the scores of the towers: the reranker of the bundle is left out")
-            scores = _score_in_bank(predict, payload, served.card.context_length, corpus, train, bank, sample, progress)
-        elif payload:
-            scores = served.score(corpus, train)
-        else:
-            scores = score(served, corpus, served.card.context_length, train)
+        in_bank = _score_in_bank(served, corpus, train, bank, sample, progress) if bank or sample else None
+        scores = in_bank or _score(served, corpus, train)
     card = compare_with_card(scores, served.card)
     if metrics:
-        both = {protocol: to_metrics(scores, protocol) for protocol in ("with_context", "without_context")}
-        write_file(metrics, json.dumps({**both["with_context"], **both}, indent=2))
+        _write_metrics(metrics, scores)
     if as_json:
         print_json({"version": target.id, "data": name, "runtime": served.runtime, "card": card, **scores})
     else:
@@ -109,10 +93,36 @@ def evaluate(
         raise typer.Exit(FAILED)
 
 
+def _open(target: Version, device: str, precision: str) -> Predictor | LoadedTowers:
+    """Return a net, or the towers of a corpus, as they are served."""
+    from models.predictor import load_predictor
+    from models.registry.card import read_card
+
+    if read_card(target.path).kind in ("corpus", "two_tower"):
+        from models.training import bundle
+
+        return bundle.read(target)
+    return load_predictor(target.path, device, os.cpu_count() or 1, precision)
+
+
+def _score(served: Predictor | LoadedTowers, corpus: Corpus, train: Corpus | None) -> dict[str, Any]:
+    from models.evaluate import evaluate as score
+    from models.predictor import Predictor
+
+    if isinstance(served, Predictor):
+        return score(served, corpus, served.card.context_length, train)
+    return served.score(corpus, train)
+
+
+def _write_metrics(path: Path, scores: dict[str, Any]) -> None:
+    from models.bank import metrics
+
+    both = {protocol: metrics(scores, protocol) for protocol in ("with_context", "without_context")}
+    write_file(path, json.dumps({**both["with_context"], **both}, indent=2))
+
+
 def _score_in_bank(
-    predict: Callable[[Floats], Floats],
-    payload: Callable[[Floats], Floats] | None,
-    length: int,
+    served: Predictor | LoadedTowers,
     corpus: Corpus,
     train: Corpus | None,
     bank: Path | None,
@@ -122,11 +132,16 @@ def _score_in_bank(
     """Return the scores of windows of `corpus` in a bank, or without one in the corpus itself."""
     from models.bank import Ranked, draw, scores_in_bank
     from models.evaluate import baselines
+    from models.predictor import Predictor
     from models.training.pairs import bank_of
     from models.windows import require_windows
 
+    length = served.card.context_length
+    ranked = Ranked(served.predict_batch) if isinstance(served, Predictor) else Ranked(served.query.run, served.payload)
+    if "reranker" in served.card.config:
+        print_message("these are the scores of the towers: the reranker of the bundle is left out")
     known = {name: Ranked(baseline) for name, baseline in baselines(length, train).items()}
-    systems = {"": Ranked(predict, payload) if payload else Ranked(predict), **known}
+    systems = {"": ranked, **known}
     data = draw(require_windows(corpus, length), sample)
     with TemporaryDirectory(prefix="lvm-") as scratch:
         size, blocks = (

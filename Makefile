@@ -98,9 +98,9 @@ ray-check: .venv-ray/.ray  ## the service on Ray, two nodes of this machine: kil
 bounds: dev  ## tests without torch, with the lowest declared versions of what serving needs, then with the newest (10 minutes)
 	$(PYTHON) -m venv --clear .venv-lowest
 	$(BOUNDS_INSTALL) --no-deps -e .
-	$(BOUNDS_INSTALL) $$($(BIN)/python tests/bounds.py serve fsspec otlp) $(BOUNDS_TOOLS)
+	$(BOUNDS_INSTALL) $$($(BIN)/python tests/bounds.py serve fsspec otlp grpc) $(BOUNDS_TOOLS)
 	$(BOUNDS_TEST)
-	$(BOUNDS_INSTALL) --upgrade --upgrade-strategy eager -e '.[serve,fsspec,otlp]'
+	$(BOUNDS_INSTALL) --upgrade --upgrade-strategy eager -e '.[serve,fsspec,otlp,grpc]'
 	$(BOUNDS_TEST)
 
 clean:  ## forget the environments

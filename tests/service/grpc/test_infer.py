@@ -231,8 +231,10 @@ def test_rejects_a_message_over_the_limit_and_goes_on(serve: Serve) -> None:
     code, text = rejection(server, request(batch, contents=None, raw_input_contents=[batch.tobytes()]))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in text
+    code, text = rejection(server, bytes(10**8), compression=grpc.Compression.Gzip)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert call(server, request(BATCH)).outputs
-    assert sum(outcomes(server).values()) == 2
+    assert sum(outcomes(server).values()) == 3
 
 
 def test_the_deadline_of_a_call_is_that_of_the_request(serve: Serve) -> None:

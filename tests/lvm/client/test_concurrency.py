@@ -61,7 +61,8 @@ def with_client(scenario: Callable[[AsyncClient, Network], Awaitable[None]], **p
 
     async def run() -> None:
         network = Network()
-        async with AsyncClient("http://x", transport=network, **{"concurrency": 2, "timeout": 60, **policy}) as client:
+        given = {"concurrency": 2, "timeout": 60, **policy}
+        async with asyncio.timeout(PATIENCE_S), AsyncClient("http://x", transport=network, **given) as client:
             await scenario(client, network)
 
     asyncio.run(run())

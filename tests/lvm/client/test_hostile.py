@@ -122,7 +122,16 @@ def test_a_response_with_one_wrong_value_is_an_answer_or_an_error(name: str) -> 
     assert rejected > len(WRONG)
 
 
-@pytest.mark.parametrize("name", set(CALLS) - {"health"})
+@pytest.mark.parametrize("vector", [np.full(D, np.nan), np.full(D, np.inf), np.ones(D - 1), np.ones(D + 1), np.ones(0)])
+@pytest.mark.parametrize("name", ["embed", "chunks", "article"])
+def test_rejects_vectors_that_are_not_finite_or_have_another_length(name: str, vector: np.ndarray) -> None:
+    ask, body = CALLS[name]
+    network, _ = answering(httpx.Response(200, text=json.dumps(body).replace(VECTORS[0], encoded(vector)[0], 1)))
+    with Client("http://x", transport=network) as client, pytest.raises(BadAnswer, match="vector"):
+        ask(client)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "health"])
 def test_the_response_before_it_is_changed_is_an_answer(name: str) -> None:
     ask, body = CALLS[name]
     network, _ = answering(httpx.Response(200, json=body))

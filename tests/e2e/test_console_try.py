@@ -242,6 +242,19 @@ def test_a_point_of_the_map_shows_its_title_and_text_and_opens_it(page: Browser,
     assert page.complaints == []
 
 
+def test_the_page_places_a_vector_where_the_service_places_its_passage(page: Browser) -> None:
+    distances = page.run(
+        "Promise.all(['map', 'vectors'].map((name) => import(`/console/${name}.js`))).then(async ([m, v]) => {"
+        "const plane = await m.Plane.load();"
+        f"const {{chunks}} = await (await fetch('articles/{RABBIT}')).json();"
+        "const known = await plane.places(chunks.map(({id}) => id));"
+        "const far = (one, other) => Math.hypot(one.x - other.x, one.y - other.y);"
+        "return chunks.map(({id, vector}) => far(known.get(id), plane.place(v.floats(vector)))); })"
+    )
+    assert len(distances) == 60
+    assert max(distances) < 1e-3
+
+
 def test_the_map_places_vectors_of_any_dimension(page: Browser) -> None:
     vectors = np.random.default_rng(5).standard_normal((3, 768)).astype("<f4")
     mean, axes, vector = (f"Float32Array.of({','.join(map(str, one.tolist()))})" for one in vectors)

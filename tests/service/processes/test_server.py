@@ -15,7 +15,7 @@ import pytest
 
 from service.app import create_app
 from service.processes.server import SWITCH_INTERVAL_S, Server, run, uvicorn_config
-from service.processes.sockets import CannotListen, bind, lock_address
+from service.processes.sockets import CannotListen, bind, lock_address, urls
 from service.settings import Settings
 from tests.conftest import PATIENCE_S, Running
 from tests.fakes import FakeLoader, mean_of, registry_of
@@ -108,3 +108,12 @@ def test_shortens_the_interval_after_which_a_thread_gets_the_interpreter(
     with socket.socket() as listener:
         assert run(server, app, listener) == 1
     assert server.interval == pytest.approx(SWITCH_INTERVAL_S)
+
+
+def test_the_urls_of_an_address_are_those_of_service_console_and_documentation() -> None:
+    assert urls("127.0.0.1", 80) == {
+        "url": "http://127.0.0.1:80",
+        "console": "http://127.0.0.1:80/",
+        "docs": "http://127.0.0.1:80/docs",
+    }
+    assert urls("::1", 80)["url"] == "http://[::1]:80"

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.registry.alias import ALIASES, Alias
-from models.registry.card import BadCard, Card, read_card
 from models.registry.registry import Registry, RegistryError, Version
 from models.registry.remote import without_secret
-from models.text.encoder import BUNDLED_MODEL
+
+if TYPE_CHECKING:
+    from models.registry.card import Card
 
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9_.-]")
 _MAX_NAME = 64
@@ -22,6 +23,8 @@ _MAX_NAME = 64
 
 def after_data(registry: Registry, out: Path, summary: Mapping[str, Any]) -> str:
     """Return how to search a data set, and how to train on it if it has windows and torch is installed."""
+    from models.text.encoder import BUNDLED_MODEL
+
     place = shlex.quote(str(out))
     encoder, dim = summary["encoder"], summary["dim"]
     towers = " --towers retriever" if summary["windows"] and _has_towers_for(registry, encoder, dim) else ""
@@ -37,6 +40,8 @@ def after_version(registry: Registry, version: Version, data: Sequence[Path] = (
 
     `data` are the data sets on its card.
     """
+    from models.registry.card import read_card
+
     card = read_card(version.path)
     name = name_of(registry, version)
     if card.kind in ("two_tower", "reranker"):
@@ -81,6 +86,8 @@ def _model_name(path: Path) -> str:
 
 def _has_towers_for(registry: Registry, encoder: str, dim: int) -> bool:
     """Return whether `retriever` has towers for vectors of D = `dim` by this encoder."""
+    from models.registry.card import BadCard, read_card
+
     try:
         card = read_card(registry.resolve(Alias.RETRIEVER).path)
     except (RegistryError, BadCard, OSError):

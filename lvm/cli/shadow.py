@@ -7,7 +7,6 @@ from typing import Any
 import typer
 
 from lvm.cli.arguments import AsJson, Token, Url
-from lvm.cli.evidence import scrape
 from lvm.cli.exit_codes import FAILED
 from lvm.cli.output import print_json, print_message, print_table
 
@@ -17,6 +16,7 @@ def report(url: Url = "http://127.0.0.1:8000", token: Token = None, as_json: AsJ
 
     The command fails if there is no candidate, and none was compared since the service started.
     """
+    from lvm.cli.evidence import scrape
     from service.deploy.shadow_report import candidate_of, summarize_shadow
 
     text = scrape(url, token)

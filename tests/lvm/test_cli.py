@@ -574,6 +574,14 @@ def test_evaluate_fails_if_the_score_is_worse_than_the_cards(shipped: Path) -> N
     assert "persistence" in done.stdout
 
 
+def test_the_table_of_commands_loads_no_package_that_only_some_of_them_need() -> None:
+    code = (
+        "import sys, lvm.cli; print(*{'numpy', 'yaml', 'httpx', 'faiss', 'pydantic', 'service'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 def test_version_option_prints_the_version(tmp_path: Path) -> None:
     assert lvm("--version", registry=tmp_path).stdout.startswith("0.")
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.registry.alias import ALIASES, Alias
+from models.registry.alias import Alias
 from models.registry.registry import Registry, RegistryError, Version
 from models.registry.remote import without_secret
 
@@ -63,7 +63,7 @@ def after_push(url: str) -> str:
 def name_of(registry: Registry, version: Version) -> str:
     """Return the shortest name by which a command finds a version: the model's, if it has no other version."""
     with suppress(RegistryError):
-        if version.name not in ALIASES and registry.find(version.name) == version:
+        if registry.find(version.name) == version:
             return version.name
     return version.id
 

@@ -43,7 +43,7 @@ async function reach(path, options) {
 async function problemOf(response) {
   const body = await response.json().catch(() => ({}));
   const where = body.pointer ? ` at ${body.pointer}` : "";
-  const way = response.status === 401 ? "This service wants a token, see Enter token above: " : "";
+  const way = response.status === 401 ? "This service requires a token, see Enter token above: " : "";
   return new Problem(response.status, `${way}${body.detail ?? response.statusText}${where}`, body.request_id, body.pointer);
 }
 

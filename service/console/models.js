@@ -31,6 +31,7 @@ export const load = guard(async () => {
   const card = turn();
   await reading;
   notify("models-notice");
+  byId("catalogue").hidden = Boolean(shown);
   refusals();
   aliases();
   catalogue();
@@ -51,7 +52,7 @@ async function turn() {
   const id = address.values().get("card") ?? "";
   const before = shown;
   shown = id;
-  byId("catalogue").hidden = Boolean(id);
+  byId("catalogue").hidden = Boolean(id) || !known;
   byId("card").hidden = !id;
   if (id && id !== before) await card(id);
 }

@@ -16,7 +16,7 @@ export const history = History.fromText(sessionStorage.getItem(KEY) ?? "");
 // Call `listener` with (samples, null) after each scrape, and with (null, error) if there was none.
 export const listen = (listener) => listeners.push(listener);
 
-// Read at once and go on, soon or later, until the page is hidden.
+// Read at once and go on, soon or later, until the page is hidden or wants a token.
 export function watch(isSoon) {
   clearTimeout(timer);
   pause = isSoon ? SOON_MS : LATER_MS;
@@ -27,7 +27,7 @@ async function read() {
   const mine = (timer = setTimeout(() => {}));
   const told = await scrape();
   for (const listener of listeners) listener(...told);
-  if (mine === timer && !document.hidden) timer = setTimeout(read, pause);
+  if (mine === timer && !document.hidden && told[1]?.status !== 401) timer = setTimeout(read, pause);
 }
 
 async function scrape() {

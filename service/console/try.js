@@ -132,7 +132,7 @@ async function begin(signal) {
   }
   const { encoder } = known;
   known.missing = encoder?.name && !encoder.missing ? "" : (encoder?.missing ?? "it has no encoder");
-  known.nets = Object.entries(known.aliases).filter(([alias]) => alias === "primary" || alias.startsWith("fallback"));
+  known.nets = Object.entries(known.aliases).filter(([alias, { id }]) => id && (alias === "primary" || alias.startsWith("fallback")));
   const options = () => known.nets.map(([alias, { id }]) => el("option", { value: alias }, `${id.split("/")[0]} (${alias})`));
   first.replaceChildren(el("option", { value: "" }, "the default of /retrieve"), ...options());
   second.replaceChildren(...options(), el("option", { value: "none" }, "none"));

@@ -13,7 +13,7 @@ import numpy as np
 from models.evaluate import baselines
 from service.engines.authors import Author, Authors
 from service.engines.vector_board import Scored, VectorBoard, cosines
-from service.telemetry.metrics import BASELINES, LIVE_COSINES, RANKS, Metrics
+from service.telemetry.metrics import BASELINES, DISTANCES, NET, RANKS, Metrics
 
 
 class LiveScores(VectorBoard):
@@ -22,7 +22,6 @@ class LiveScores(VectorBoard):
     def __init__(self, metrics: Metrics, authors: Authors) -> None:
         self._metrics = metrics
         self._authors = authors
-        self._baseline_sums = np.zeros(len(BASELINES))
 
     def identify(self, author: Author) -> int:
         """Return the number of an author."""
@@ -35,17 +34,15 @@ class LiveScores(VectorBoard):
     def count_scores(self, scored: Scored) -> None:
         """Count scores. Those of an author that this process does not know are left out."""
         known = baselines(scored.contexts.shape[1], None)
-        by_baseline = np.stack([cosines(known[name](scored.contexts), scored.truths) for name in BASELINES])
-        self._baseline_sums += by_baseline.sum(axis=1)
-        margins = scored.cosines - by_baseline[self._baseline_sums.argmax()]
-        for name, values in zip(BASELINES, by_baseline.tolist(), strict=True):
-            self._metrics.live_baseline_cosine.labels(name).observe(*values)
-        for number, cosine, margin in zip(scored.authors, scored.cosines.tolist(), margins.tolist(), strict=True):
-            author = self._authors.find(number)
-            if author:
-                self._metrics.live_cosine.labels(*author).observe(cosine)
-                self._metrics.live_margin.labels(*author).observe(margin)
-                self._metrics.live_predictions.inc(author.alias, "scored")
+        found = {NET: scored.cosines}
+        found |= {name: cosines(known[name](scored.contexts), scored.truths) for name in BASELINES}
+        authors = [self._authors.find(number) for number in scored.authors]
+        for name, values in found.items():
+            for author, cosine in zip(authors, values.tolist(), strict=True):
+                if author:
+                    self._metrics.live_distance.labels(*author, name).observe(max(1 - cosine, 0.0))
+        for author in filter(None, authors):
+            self._metrics.live_predictions.inc(author.alias, "scored")
 
     def summary(self) -> dict[str, Any]:
         """Return the live scores of all processes, for JSON.
@@ -53,21 +50,11 @@ class LiveScores(VectorBoard):
         The interval holds the mean cosine of a version with 95 % confidence, if windows are independent.
         """
         counted = self._metrics
-        cosines, margins, known, predictions, ranks, reciprocals = counted.totals(
-            counted.live_cosine,
-            counted.live_margin,
-            counted.live_baseline_cosine,
-            counted.live_predictions,
-            counted.live_rank,
-            counted.live_reciprocal_rank,
+        distances, predictions, ranks, reciprocals = counted.totals(
+            counted.live_distance, counted.live_predictions, counted.live_rank, counted.live_reciprocal_rank
         )
-        versions = [
-            {"alias": author[0], "id": "/".join(author[1:]), **_figures(numbers), "margin": _mean(margins[author])}
-            for author, numbers in cosines.items()
-        ]
         return {
-            "versions": versions,
-            "baselines": {name: _mean(numbers) for (name,), numbers in known.items()},
+            "versions": [_version(author, distances) for author in dict.fromkeys(key[:3] for key in distances)],
             "retrieval": [
                 {"id": corpus, "query": query, **_ranks(numbers, reciprocals[corpus, query])}
                 for (corpus, query), numbers in ranks.items()
@@ -76,19 +63,26 @@ class LiveScores(VectorBoard):
         }
 
 
+def _version(author: tuple[str, ...], distances: Mapping[tuple[str, ...], Sequence[float]]) -> dict[str, Any]:
+    known = {name: 1 - _mean(distances[*author, name]) for name in BASELINES}
+    figures = _figures(distances[*author, NET])
+    margin = figures["cosine"] - max(known.values())
+    return {"alias": author[0], "id": "/".join(author[1:]), **figures, "margin": margin, "baselines": known}
+
+
 def _mean(numbers: Sequence[float]) -> float:
     *counts, total = numbers
     return total / max(sum(counts), 1)
 
 
 def _figures(numbers: Sequence[float]) -> dict[str, Any]:
-    """Return the count, the mean and its 95 % interval of the numbers of a histogram of cosines."""
+    """Return the count, the mean and its 95 % interval of the cosines, by the numbers of a histogram of distances."""
     counts = np.array(numbers[:-1])
     pairs = float(counts.sum())
-    mean = _mean(numbers)
-    # the middle of each bucket; cosines beyond the last edge are equal to it but for rounding
-    width = LIVE_COSINES[1] - LIVE_COSINES[0]
-    middles = np.array([*LIVE_COSINES, LIVE_COSINES[-1] + width / 2]) - width / 2
+    mean = 1 - _mean(numbers)
+    # the middle of each bucket
+    width = DISTANCES[1] - DISTANCES[0]
+    middles = 1 - (np.array([*DISTANCES, DISTANCES[-1] + width]) - width / 2)
     variance = float(counts @ (middles - mean) ** 2) / max(pairs - 1, 1)
     half = 1.96 * math.sqrt(variance / pairs)
     return {"pairs": int(pairs), "cosine": mean, "interval": [mean - half, mean + half]}

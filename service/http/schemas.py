@@ -562,6 +562,7 @@ class LiveScore(BaseModel):
     cosine: float
     interval: tuple[float, float] = Field(description="Of the cosine, with 95 % confidence.")
     margin: float = Field(description="The cosine less that of the best baseline.")
+    baselines: dict[str, float] = Field(description="The cosines of baselines for the same contexts.")
 
 
 class LiveRanks(BaseModel):
@@ -579,7 +580,6 @@ class LiveScores(BaseModel):
     """Live scores since the start, of all workers; `aliases` has how many predictions were kept and scored."""
 
     versions: list[LiveScore]
-    baselines: dict[str, float]
     retrieval: list[LiveRanks]
     aliases: dict[str, dict[str, int]]
 

@@ -30,15 +30,16 @@ FASTEST, SLOWEST, STEPS = 50e-6, 10.0, 40
 COSINES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 EXTRA_S = (-0.05, -0.005, -0.001, -0.0002, -0.00005, 0.0, 0.00005, 0.0002, 0.001, 0.005, 0.05)
 ROWS = tuple(2.0**power for power in range(11))
-# The cosine of a prediction to the true next vector, and by how much it exceeds that of a baseline.
-LIVE_COSINES = tuple(twentieths / 20 for twentieths in range(-4, 21))
-LIVE_MARGINS = tuple(hundredths / 100 for hundredths in (-40, -30, -20, -15, *range(-10, 11, 2), 15, 20, 30, 40))
+# Cosine distances: 1 less the cosine.
+DISTANCES = tuple(twentieths / 20 for twentieths in range(1, 25))
 DIFFERENCES = tuple(hundredths / 100 for hundredths in (-40, -20, -15, *range(-10, 11), 15, 20, 40))
 # Thirds of contexts by how alike their vectors are.
 COHERENCES = ("low", "middle", "high")
 RECIPROCALS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 RANKS = (1.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 BASELINES = ("persistence", "mean", "weighted_mean")
+# What a prediction is compared with the true next vector beside: itself, as NET.
+NET = "net"
 TENTHS = tuple(tenths / 10 for tenths in range(-2, 10))
 NORMS = (0.5, 0.9, 0.99, 1.01, 1.1, 2.0, 10.0)
 # The outcome of requests that a worker had not answered when it died.
@@ -203,12 +204,12 @@ class Metrics:
             whole="kept",
         )
         made_by = ("alias", "model", "version")
-        self.live_cosine = self._histogram(
-            "lvm_live_cosine", "Cosine of a prediction to the true next vector.", made_by, edges=LIVE_COSINES
-        )
         self.card_cosine = Levels("lvm_card_cosine", "The lowest mean cosine on the card of a version.", made_by)
-        self.live_margin = self._histogram(
-            "lvm_live_margin", "That cosine, less the cosine of the best baseline.", made_by, edges=LIVE_MARGINS
+        self.live_distance = self._histogram(
+            "lvm_live_distance",
+            "Cosine distance to the true next vector, of predictions and of baselines for the same contexts.",
+            (*made_by, "predictor"),
+            edges=DISTANCES,
         )
         searched = ("corpus", "query")
         self.live_rank = self._histogram(
@@ -219,12 +220,6 @@ class Metrics:
             "One over that place; 0 if the passage was not among the answers.",
             searched,
             edges=RECIPROCALS,
-        )
-        self.live_baseline_cosine = self._histogram(
-            "lvm_live_baseline_cosine",
-            "Cosine of a baseline to the true next vector.",
-            ("baseline",),
-            edges=LIVE_COSINES,
         )
 
     def totals(self, *instruments: Counter | Histogram) -> list[dict[Labels, Any]]:

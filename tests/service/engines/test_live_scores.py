@@ -95,7 +95,7 @@ def test_a_reader_of_an_article_shows_the_score_of_every_prediction_but_the_last
         known = baselines(T, None)
         for name in BASELINES:
             cosine = np.vecdot(normalise(known[name](contexts[:-1])), truths).mean()
-            assert summary["baselines"][name] == pytest.approx(cosine, abs=5e-4)
+            assert version["baselines"][name] == pytest.approx(cosine, abs=5e-4)
         assert summary["aliases"] == {"primary": {"kept": len(contexts), "scored": len(contexts) - 1}}
 
     in_loop(scenario)

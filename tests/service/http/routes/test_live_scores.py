@@ -103,7 +103,8 @@ def test_scores_appear_in_a_scrape(serve: Start, windows: Floats) -> None:
     until(lambda: scored(http) == PAIRS, "scores")
     lines = http.get("/metrics").text.splitlines()
     assert f'lvm_live_coverage{{alias="primary"}} {PAIRS / len(windows)!r}' in lines
-    assert f'lvm_live_baseline_cosine_count{{baseline="weighted_mean"}} {PAIRS}' in lines
+    (count,) = [line for line in lines if line.startswith("lvm_live_distance_count") and "weighted_mean" in line]
+    assert count.endswith(f" {PAIRS}")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ NARROW_HEAD = ("alias", "version", "R@5, size", "since")
 class Replica(NamedTuple):
     """One service: `aliases` and `store` from its /models, or the `error` that prevented an answer.
 
-    `versions` has the summaries of the versions that it serves, by id.
+    `versions` has the summaries of the versions that it serves, by id; `live` their live scores, by alias.
     """
 
     url: str
@@ -31,6 +31,7 @@ class Replica(NamedTuple):
     store: Mapping[str, Any] | None = None
     error: str | None = None
     versions: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    live: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def served(self, alias: str) -> str | None:
         """Return the id of the version that serves `alias`, None if there is none."""
@@ -101,6 +102,9 @@ def _notes(alias: str, replica: Replica, is_different: bool) -> Iterator[str]:
         yield "differs"
     if warning := state.get("warning"):
         yield warning
+    if score := replica.live.get(alias):
+        low, high = score["interval"]
+        yield f"live cosine {score['cosine']:.4f} ({low:.4f} to {high:.4f}), {score['pairs']} contexts"
     if refused := state.get("refused"):
         yield f"refused {refused['id']}: {refused['reason']}"
     if replica.store and replica.store["is_stale"]:
@@ -112,7 +116,10 @@ def _fetch(http: httpx.Client, url: str) -> Replica:
         body = http.get(f"{url.rstrip('/')}/models").raise_for_status().json()
         served = {state.get("id") for state in body["aliases"].values()}
         versions = {version["id"]: version for version in body["versions"] if version["id"] in served}
-        return Replica(url, body["aliases"], body.get("store"), versions=versions)
+        # absent from services of earlier releases
+        scores = (body.get("live") or {}).get("versions", [])
+        live = {score["alias"]: score for score in scores if score["id"] == body["aliases"][score["alias"]]["id"]}
+        return Replica(url, body["aliases"], body.get("store"), versions=versions, live=live)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Replica(url, {}, error=f"{type(error).__name__}: {error}".splitlines()[0])
     except (ValueError, TypeError, LookupError, AttributeError):

@@ -92,3 +92,12 @@ def test_a_warning_about_inputs_is_a_note() -> None:
     ]
     assert list(replicas.narrow_rows([found])) == [("primary", "amn\n1", "\n5.0 kB", "2026-11-30\n15:53:09")]
     assert list(replicas.notes([found])) == ["primary at http://a: inputs look odd"]
+
+
+def test_the_live_score_of_what_is_served_is_a_note() -> None:
+    score = {"alias": "primary", "id": "amn/1", "pairs": 1200, "cosine": 0.58664, "interval": [0.5834, 0.5899]}
+    state = {"id": "amn/1", "since": "2026-11-30T15:53:09+00:00", "breaker": "closed", "warning": None}
+    found = replicas.Replica("http://a", {"primary": state}, live={"primary": score})
+    assert list(replicas.notes([found])) == [
+        "primary at http://a: live cosine 0.5866 (0.5834 to 0.5899), 1200 contexts"
+    ]

@@ -158,6 +158,8 @@ def test_same_seed_gives_the_same_figures_and_another_one_does_not(make_corpus: 
     assert figures(1) == figures(1)
     assert figures(1) != figures(2)
     assert (figures(1)["windows"], figures(1)["drawn_from"]) == (40, 12 * 13)
+    drawn = [stretches(corpus, 5, sample=40, seed=seed).rows for seed in (1, 2)]
+    assert not np.array_equal(*drawn)
 
 
 def test_no_shuffled_context_keeps_its_order(make_corpus: MakeCorpus) -> None:
@@ -186,11 +188,28 @@ def test_one_article_has_no_interval_and_no_terciles(make_corpus: MakeCorpus) ->
 
 
 def test_article_with_most_windows_is_compared_with_others(make_corpus: MakeCorpus) -> None:
-    vectors = _topics(articles=10)
-    article = np.repeat([0] * 9 + [1], 20)
-    found = diagnose(_mean, corpus := make_corpus(vectors, article, np.arange(200)), stretches(corpus, 5))
-    truth = corpus.vectors
-    assert found["other_articles"]["net"] < np.vecdot(truth[1:], truth[:-1]).mean()
+    topics = np.eye(2, 8)[[0] * 9 + [1]].repeat(20, axis=0)
+    corpus = make_corpus(topics, np.repeat([0] * 9 + [1], 20), np.arange(200))
+    assert _run(_mean, corpus)["other_articles"]["net"] == pytest.approx(0)
+
+
+def test_chunks_on_either_side_of_a_gap_are_not_adjacent(make_corpus: MakeCorpus) -> None:
+    halves = np.eye(2, 8)[[0, 1] * 3].repeat(10, axis=0)
+    positions = np.tile([*range(10), *range(50, 60)], 3)
+    found = _run(_mean, make_corpus(halves, np.repeat([0, 1, 2], 20), positions))
+    assert [part["adjacent_cosine"] for part in found["coherence"]] == [1, 1, 1]
+
+
+def test_difference_too_small_to_matter_is_not_put_into_words(make_corpus: MakeCorpus) -> None:
+    corpus = _corpus(make_corpus, _cycles(period=7))
+    known = _follows(corpus)
+
+    def nearly_mean(contexts: Floats) -> Floats:
+        return normalise(contexts.mean(axis=1) + 0.0003 * known(contexts))
+
+    found = _run(nearly_mean, corpus)
+    assert found["order"]["shuffled"]["loss"]["interval"][0] > 0
+    assert found["verdict"]["text"].endswith("order does not matter.")
 
 
 def test_articles_that_are_too_short_are_refused(make_corpus: MakeCorpus) -> None:

@@ -86,7 +86,7 @@ def test_every_command_that_ends_prints_json_on_request() -> None:
     ("words", "offered"),
     [
         ("lvm promote ", set(ALIASES)),
-        ("lvm promote primary g", {"gmn/20261123-38ef76a6fd72", "gru/20261123-738331498444"}),
+        ("lvm promote primary g", {"gmn/20261130-c7f53d8d0ff9", "gru/20261130-cad73b4225dd"}),
         ("lvm evaluate fall", {"fallback"}),
         ("lvm evaluate cand", set()),
         ("lvm corpus x --towers wiki", {"wiki-val/20261123-ef8f512233ff"}),
@@ -344,7 +344,7 @@ def test_models_breaks_no_name_and_no_number_in_a_terminal_of_80_columns() -> No
     env = {**os.environ, "LVM_REGISTRY": str(SHIPPED)}
     assert subprocess.run([LVM, "models"], stdout=theirs, env=env, check=False, timeout=120).returncode == 0
     shown = os.read(ours, 1 << 16).decode()
-    for text in ("transformer-baseline ", " 20261123-a835ad5268a4 ", " wiki/val ", " 0.5862 ", " 0.2925 ", " 3.9 MB "):
+    for text in ("transformer-baseline ", " 20261130-b02eb99a1c76 ", " wiki/val ", " 0.5862 ", " 0.2925 ", " 3.9 MB "):
         assert text in shown
     os.close(ours)
     os.close(theirs)

@@ -185,9 +185,9 @@ class Deployments:
         slot = self.slots.get(alias) or Slot(None, Deployed("", now()))
         self._set(alias, replace(slot, deployed=replace(slot.deployed, refused=version, reason=str(error))))
 
-    def withdraw_candidate(self) -> None:
-        """Let the engine of the candidate go."""
-        slot = self.slots.pop(Alias.CANDIDATE, None)
+    def withdraw(self, alias: Alias) -> None:
+        """Let go of what `alias` has, which answers no caller."""
+        slot = self.slots.pop(alias, None)
         if slot:
             self._retire(slot.engine)
 

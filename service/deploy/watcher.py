@@ -106,9 +106,9 @@ class Watcher:
         return await self.deployments.registry_executor.run(self.deployments.registry.resolve, alias)
 
     def _on_unset(self, alias: Alias) -> None:
-        """Let the candidate go, which answers no caller; what answers callers stays."""
-        if alias == Alias.CANDIDATE:
-            self.deployments.withdraw_candidate()
+        """Forget what answers no caller: a candidate, and a version that was refused; what answers callers stays."""
+        if alias == Alias.CANDIDATE or not self.deployments.engine(alias):
+            self.deployments.withdraw(alias)
             self._seen.pop(alias, None)
 
     async def _deploy(self, alias: Alias, version: Version) -> None:

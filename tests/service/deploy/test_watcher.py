@@ -55,6 +55,19 @@ def test_lets_a_candidate_go_whose_alias_is_removed_and_loads_it_if_it_is_set_ag
     run(tmp_path, scenario)
 
 
+def test_forgets_a_refused_version_whose_alias_is_removed(tmp_path: Path) -> None:
+    async def scenario(harness: Harness) -> None:
+        for _ in range(2):
+            harness.registry.point("fallback-2", add_version(harness.registry, "unknown"))
+            await harness.until(lambda: "fallback-2" in harness.deployments.slots)
+            assert harness.deployments.slots["fallback-2"].deployed.refused
+            (harness.registry.root / "fallback-2").unlink()
+            await harness.until(lambda: "fallback-2" not in harness.deployments.slots)
+        assert await harness.ask() == {"amn"}
+
+    run(tmp_path, scenario)
+
+
 class Share(Registry):
     """A registry on a share: `trouble` happens whenever an alias is read."""
 

@@ -2,11 +2,11 @@
 
 const SPAN_S = 3700;
 const THIN = [[960, 30], [310, 10]]; // older than so many seconds: one scrape in so many seconds
-const LOOK_BACK_S = 9.5; // of rates and percentiles
+const LOOK_BACK_S = 9.5; // of rates and percentiles, if no other is asked for
 const BREAK_S = 45; // a longer pause is a break: nothing is known of it
 const MOST_CHARACTERS = 2e6;
 const STAGES = /^total/;
-const WANTED = /^(lvm_(requests_total|request_seconds_.*|batch_.*|queue_rows|in_flight_.*|limit_rows|input_drift|live_.*(_sum|_count))|process_(resident_memory_bytes|cpu_seconds_total))$/;
+const WANTED = /^(lvm_(requests_total|request_seconds_.*|batch_.*|queue_rows|in_flight_.*|limit_rows|input_drift|card_cosine|live_distance_(sum|count)|live_rank_bucket|live_coverage)|process_(resident_memory_bytes|cpu_seconds_total))$/;
 
 const isWanted = (name, labels) => WANTED.test(name) && (name !== "lvm_request_seconds_bucket" || STAGES.test(labels.stage));
 
@@ -16,7 +16,7 @@ export class History {
     this.scrapes = []; // {at: seconds since 1970, values}
     this.places = new Map(); // by name and labels as text
     this.found = new Map(); // places by what was looked for
-    this.made = new WeakMap(); // the stretch up to a scrape
+    this.made = new Map(); // by look-back, the stretch up to a scrape
   }
 
   // Add what `parse` of prometheus.js returns.
@@ -66,19 +66,18 @@ export class History {
     return [...new Set(this.find(name).map((place) => this.keys[place][1][label]))];
   }
 
-  // Return each scrape of the last `seconds` as a stretch, with the scrape that it is compared to.
-  stretches(seconds) {
+  // Return each scrape of the last `seconds` as a stretch, with the scrape `lookBack` seconds before it.
+  stretches(seconds, lookBack = LOOK_BACK_S) {
     const from = (this.scrapes.at(-1)?.at ?? 0) - seconds;
-    return this.scrapes.flatMap((later, place) => (later.at >= from ? [this.#stretch(this.#before(place), later)] : []));
+    if (!this.made.has(lookBack)) this.made.set(lookBack, new WeakMap());
+    const made = this.made.get(lookBack);
+    return this.scrapes.flatMap((later, place) => (later.at >= from ? [this.#stretch(made, this.#before(place, lookBack), later)] : []));
   }
 
   // What an old stretch says does not change, so it is kept.
-  #stretch(earlier, later) {
-    const made = this.made.get(later);
-    if (made?.began === earlier.at) return made;
-    const stretch = new Stretch(this, earlier, later);
-    this.made.set(later, stretch);
-    return stretch;
+  #stretch(made, earlier, later) {
+    if (made.get(later)?.began !== earlier.at) made.set(later, new Stretch(this, earlier, later));
+    return made.get(later);
   }
 
   // Return all that is known of the last `seconds` as one stretch, from after the last break on.
@@ -92,9 +91,9 @@ export class History {
     return this.scrapes.some(({ at }, one) => one > place && at - this.scrapes[one - 1].at > BREAK_S);
   }
 
-  #before(place) {
+  #before(place, lookBack) {
     let earlier = place;
-    while (earlier > 0 && this.scrapes[place].at - this.scrapes[earlier].at < LOOK_BACK_S && this.scrapes[earlier].at - this.scrapes[earlier - 1].at <= BREAK_S) earlier -= 1;
+    while (earlier > 0 && this.scrapes[place].at - this.scrapes[earlier].at < lookBack && this.scrapes[earlier].at - this.scrapes[earlier - 1].at <= BREAK_S) earlier -= 1;
     return this.scrapes[earlier];
   }
 

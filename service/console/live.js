@@ -5,7 +5,7 @@ import { get } from "./api.js";
 import { snippet } from "./copy.js";
 import { byId, el, notify, readout, table } from "./dom.js";
 import { FIGURES, bound, describe, deviations, drifts, worst } from "./drift.js";
-import { NONE, bytes, ms, percent, quantity, rate, whole } from "./format.js";
+import { NONE, bytes, cosine, ms, percent, quantity, rate, whole } from "./format.js";
 import { groupOf } from "./outcomes.js";
 import { Bars, Plot } from "./plot.js";
 import { quantile, select, total, values } from "./prometheus.js";
@@ -16,6 +16,8 @@ const GROUPS = { answered: "Answered", rejected: "Rejected input", overload: "Ov
 const BREAKER = { 0: "closed", 0.5: "half-open", 1: "open" };
 const PERCENTILES = [["p50", 0.5], ["p95", 0.95], ["p99", 0.99]];
 const STAGES = ["decode", "embed", "queue", "infer", "search", "rerank", "encode"];
+const BASELINES = [["persistence", "last vector", 6], ["mean", "mean", 5], ["weighted_mean", "weighted mean", 2]]; // with the style of their lines
+const MINUTE_S = 59.5; // of which a live score is the mean: a few seconds hold too few contexts
 const MB = 2 ** 20;
 const charts = new Map();
 let latest = null; // samples
@@ -50,7 +52,7 @@ export function show() {
   byId("window").querySelector(`[value="${minutes}"]`).checked = true;
   byId("log").checked = isLog;
   if (!latest || !history.scrapes.length) return;
-  const view = { seconds: minutes * 60, isLog, now: history.scrapes.at(-1).at, stretches: history.stretches(minutes * 60), whole: history.whole(minutes * 60), routes: values(latest, "lvm_in_flight_requests", "route") };
+  const view = { seconds: minutes * 60, isLog, now: history.scrapes.at(-1).at, stretches: history.stretches(minutes * 60), minutes: () => history.stretches(minutes * 60, MINUTE_S), whole: history.whole(minutes * 60), routes: values(latest, "lvm_in_flight_requests", "route") };
   const isIdle = !(requests(view.whole, view.routes) > 0);
   for (const id of ["readouts", "charts"]) byId(id).hidden = isIdle;
   byId("idle").hidden = !isIdle;
@@ -62,6 +64,7 @@ export function show() {
 function busy(view) {
   summary(view);
   for (const [id, wanted] of Object.entries(sections(view))) section(id, wanted, view);
+  scores(view);
   const engines = view.whole.history.labels("lvm_batch_rows_count", "engine");
   distribution(engines.map((engine) => [engine, view.whole.histogram("lvm_batch_rows", { engine })]).filter(([, found]) => found?.count));
 }
@@ -132,7 +135,7 @@ function summary({ stretches, whole: all, routes }) {
 
 // ---- plots
 
-// Return the plots of each section, as {title, unit, most, limits, series: [[name, its value in a stretch]]}.
+// Return the plots of each section, as {title, unit, most, limits, isSlow: whether a point is the mean of a minute, series: [[name, its value in a stretch]]}.
 function sections(view) {
   return { traffic: traffic(view), latency: latencies(view), queue: queue(view), inputs: inputs(view), quality: quality(view), process: processes() };
 }
@@ -183,14 +186,56 @@ function inputs() {
   });
 }
 
-// A share of the predictions, LVM_TRUTH_SHARE, beside what came next.
+// The predictions whose true next vector arrived: of each alias by version, beside the baselines and the card.
 function quality({ whole: all }) {
-  const lines = (name, label) => all.history.labels(`${name}_count`, label).map((value) => [value.replaceAll("_", " "), (one) => one.mean(name, { [label]: value })]);
+  const { history } = all;
+  const aliases = history.labels("lvm_live_distance_count", "alias");
+  const byAlias = aliases.map((alias) => ({ title: `Cosine to the true next vector: ${alias}`, unit: "", most: null, isSlow: true, series: scored(all, alias) }));
+  const searched = history.labels("lvm_live_rank_bucket", "query").filter((query) => all.rise("lvm_live_rank_bucket", { query, le: "+Inf" }) > 0);
+  const recallOf = (query) => (one) => share(one.rise("lvm_live_rank_bucket", { query, le: "5.0" }), one.rise("lvm_live_rank_bucket", { query, le: "+Inf" }));
+  const known = history.labels("lvm_live_coverage", "alias");
   return [
-    { title: "Cosine to the true next vector, mean", unit: "", most: 1, series: [...lines("lvm_live_cosine", "alias"), ...lines("lvm_live_baseline_cosine", "baseline")] },
-    { title: "Margin over the best baseline, mean", unit: "", most: 0.1, series: lines("lvm_live_margin", "alias") },
+    ...byAlias,
+    { title: "R@5 of /retrieve: passages that came next", unit: "", most: 1, isSlow: true, series: searched.map((query) => [query.split("/")[0], recallOf(query)]) },
+    { title: "Predictions whose true next vector arrived", unit: "%", most: 100, series: known.map((alias) => [alias, (one) => share(one.level("lvm_live_coverage", { alias }), 1, 100)]) },
   ];
 }
+
+function scored(all, alias) {
+  const line = (name, wanted, style) => [name, cosineOf({ alias, ...wanted }), style];
+  const authors = authorsOf(all, alias);
+  const versions = authors.map(({ name, ...author }, place) => line(name, { ...author, predictor: "net" }, [0, 3, 7][place % 3]));
+  const baselines = BASELINES.map(([predictor, name, style]) => line(name, { predictor }, style));
+  return [...versions, ...baselines, ["card", (one) => one.level("lvm_card_cosine", { alias }), 4]];
+}
+
+// Return the versions that were scored in this window, {model, version, name}, the last the one that serves.
+function authorsOf(all, alias) {
+  const wanted = { alias, predictor: "net" };
+  const keys = all.history.find("lvm_live_distance_count", wanted).map((place) => all.history.keys[place][1]);
+  const seen = keys.filter(({ model, version }) => all.rise("lvm_live_distance_count", { ...wanted, model, version }) > 0);
+  const isAlone = ({ model }) => seen.filter((other) => other.model === model).length === 1;
+  return seen.map(({ model, version }) => ({ model, version, name: isAlone({ model }) ? model : `${model}/${version}` }));
+}
+
+const cosineOf = (wanted) => (one) => {
+  const distance = one.mean("lvm_live_distance", wanted);
+  return distance === null ? null : 1 - distance;
+};
+
+// Compare what each version scored in this window.
+function scores({ whole: all }) {
+  const rows = all.history.labels("lvm_live_distance_count", "alias").flatMap((alias) => authorsOf(all, alias).map(({ model, version }) => {
+    const wanted = { alias, model, version };
+    const [net, ...known] = ["net", ...BASELINES.map(([predictor]) => predictor)].map((predictor) => cosineOf({ ...wanted, predictor })(all));
+    const name = el("a", { href: address.link("models", { card: `${model}/${version}` }) }, el("code", {}, `${model}/${version}`));
+    return [alias, name, whole(all.rise("lvm_live_distance_count", { ...wanted, predictor: "net" })), el("strong", {}, cosine(net)), cosine(total(latest, "lvm_card_cosine", wanted)), ...known.map(cosine)];
+  }));
+  byId("scores").parentElement.hidden = !rows.length;
+  table(byId("scores"), [["Alias"], ["Version"], ["Contexts", true], ["Cosine", true], ["Card", true], ...BASELINES.map(([, name]) => [capital(name), true])], rows, "");
+}
+
+const capital = (words) => words[0].toUpperCase() + words.slice(1);
 
 const processes = () => [
   { title: "Memory of all processes", unit: "MiB", most: 1, series: [["resident", (one) => share(one.level("process_resident_memory_bytes"), MB)]] },
@@ -199,7 +244,7 @@ const processes = () => [
 
 // Draw the plots of a section that have something to show; without any, hide the section.
 function section(id, wanted, view) {
-  const drawn = wanted.map((one) => ({ ...one, series: one.series.map(([name, value, style]) => ({ name, style, points: view.stretches.map((each) => [each.at, each.once(`${one.title} ${name}`, value)]) })) }))
+  const drawn = wanted.map((one) => ({ ...one, series: one.series.map(([name, value, style]) => ({ name, style, points: (one.isSlow ? view.minutes() : view.stretches).map((each) => [each.at, each.once(`${one.title} ${name}`, value)]) })) }))
     .filter(({ series }) => series.some(({ points }) => points.some(([, value]) => value !== null)));
   byId(id).hidden = !drawn.length;
   const made = drawn.map((one) => chart(id, one.title, () => new Plot(one.title, one.unit, one.most, one.limits)));

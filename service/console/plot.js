@@ -31,15 +31,17 @@ export function powers(least, most) {
 
 // Return {marks, share}: the marks of an axis, and where on it a value lies, from 0 to 1; null if a log scale has no place for it.
 function axisOf(values, most, isLog) {
+  if (most === null && values.length) return linear(ticks(Math.min(...values), Math.max(...values)));
   const positive = values.filter((value) => value > 0);
   if (!isLog || !positive.length || values.some((value) => value < 0)) {
-    const marks = ticks(Math.min(0, ...values), Math.max(most, ...values) || 1);
-    return { marks, share: (value) => (value - marks[0]) / (marks.at(-1) - marks[0]) };
+    return linear(ticks(Math.min(0, ...values), Math.max(most, ...values) || 1));
   }
   const marks = powers(Math.min(...positive), Math.max(...positive));
   const [low, high] = [Math.log10(marks[0]), Math.log10(marks.at(-1))];
   return { marks, share: (value) => (value > 0 ? (Math.log10(value) - low) / (high - low) : null) };
 }
+
+const linear = (marks) => ({ marks, share: (value) => (value - marks[0]) / (marks.at(-1) - marks[0]) });
 
 // A figure with a canvas, a legend, and a box with the values at one stop of the x axis, which pointer or arrow keys choose.
 class Chart {
@@ -113,7 +115,7 @@ class Chart {
 const down = (share) => HEIGHT - SPACE.bottom - share * (HEIGHT - SPACE.top - SPACE.bottom);
 
 export class Plot extends Chart {
-  // `unit` stands behind every number, `most` is where the axis ends at least; each of `limits` is drawn as a line.
+  // `unit` stands behind every number, `most` is where the axis ends at least, null if it fits the values; each of `limits` is drawn as a line.
   constructor(title, unit, most = 0, limits = []) {
     super(title, unit);
     [this.most, this.limits] = [most, limits];

@@ -21,7 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     registry = Registry(root)
     gmn = next(version for version in registry.versions() if version.name == "gmn")
     registry.point("candidate", gmn, why="to be looked at")
-    started = Process(root, home / "log", LVM_SHADOW_SHARE="1")
+    started = Process(root, home / "log", LVM_SHADOW_SHARE="1", LVM_TRUTH_SHARE="1")
     yield started
     assert started.stop() == 0
 

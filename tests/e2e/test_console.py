@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import threading
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.browser import CHROMIUM, Browser
@@ -288,6 +290,33 @@ def test_a_quiet_service_has_one_sentence_and_a_command_that_makes_traffic(page:
     assert page.complaints == []
 
 
+def read(url: str, article: int, **options: str) -> None:
+    """Ask what comes next at each place of an article, in order."""
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+        chunks = client.get(f"/articles/{article}").raise_for_status().json()["chunks"]
+        vectors = [np.frombuffer(b64decode(chunk["vector"]), "<f4").tolist() for chunk in chunks]
+        for start in range(len(vectors) - 4):
+            body = {"context": vectors[start : start + 5], **options}
+            client.post("/predict", json=body).raise_for_status()
+
+
+def test_live_scores_stand_beside_the_baselines_and_the_card(page: Browser, server: Process) -> None:
+    page.open(f"{server.url}/#/live")
+    page.until("document.querySelector('#serving tbody tr')")
+    read(server.url, 1583)
+    page.until("/\\t55\\t/.test(document.querySelector('#scores tbody tr')?.innerText)")
+    (score,) = httpx.get(f"{server.url}/models", timeout=PATIENCE_S).json()["live"]["versions"]
+    row = page.text("#scores tbody tr").split("\t")
+    baselines = [score["baselines"][name] for name in ("persistence", "mean", "weighted_mean")]
+    assert row[:3] == ["primary", score["id"], "55"]
+    assert [float(figure) for figure in (row[3], *row[5:])] == pytest.approx([score["cosine"], *baselines], abs=1e-4)
+    drawn = page.run(
+        "[...document.querySelectorAll('#quality figure:first-child .legend li')].map((one) => one.innerText)"
+    )
+    assert [each.split("\n")[0] for each in drawn] == ["amn", "last vector", "mean", "weighted mean", "card"]
+    assert page.complaints == []
+
+
 def test_rejected_input_is_apart_from_failures(page: Browser, server: Process) -> None:
     page.open(f"{server.url}/#/live")
     page.until("document.querySelector('#serving tbody tr')")
@@ -332,8 +361,9 @@ def test_a_chart_tells_its_values_to_pointer_and_keyboard(page: Browser, server:
     assert all(words in tip for words in ("p50", "p95", "p99", " ms"))
     page.run("document.querySelector('#latency .canvas').dispatchEvent(new PointerEvent('pointerleave'))")
     assert page.run("document.querySelector('#latency .tip').hidden")
+    until(lambda: in_page(page, "telemetry", "m.history.scrapes.at(-1).at - m.history.scrapes[0].at") > 3, "scrapes")
     page.run("document.querySelector('#latency .canvas').focus()")
-    for _ in range(5):
+    for _ in range(8):
         page.press("ArrowLeft")
     assert "s ago" in page.text("#latency .tip")
     page.press("Escape")

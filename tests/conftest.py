@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -34,6 +35,9 @@ LVM = Path(sys.executable).with_name("lvm")
 SERVE = (LVM, "serve", "--port", "0")
 PATIENCE_S = 300  # for what takes a second on a quiet machine
 Mount = Callable[..., Path]
+# the same examples in each run, and no limit on the time of one, for other processes may hold the processor
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 
 def until(condition: Callable[[], object], what: str) -> None:

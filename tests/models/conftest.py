@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 from torch import nn
 
 from models.nets import build
@@ -26,9 +25,6 @@ from models.training.bundle import BundleParts
 from models.training.job import run_job
 from models.training.publish_corpus import publish_corpus
 from models.vectors import Floats, normalise
-
-settings.register_profile("steady", deadline=None, derandomize=True)  # the same today, and on a busy machine
-settings.load_profile("steady")
 
 DIM, LENGTH, ARTICLES, CHUNKS = 16, 5, 12, 20
 TINY: dict[str, dict[str, Any]] = {

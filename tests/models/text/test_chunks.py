@@ -43,9 +43,9 @@ def test_splits_sentences_as_a_reader_would(text: str, count: int) -> None:
 
 
 def test_a_line_of_dots_takes_linear_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     sentences("." * 200_000 + "x")
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def pieces_of(text: str) -> int:

@@ -72,7 +72,7 @@ async def entered(held: Held) -> None:
     await asyncio.to_thread(held.entered.wait, 30)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 9), st.booleans())
 def test_returns_to_each_item_its_own_answer(items: list[int], max_rows: int, inline: bool) -> None:
     async def scenario() -> None:

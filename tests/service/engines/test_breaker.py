@@ -124,7 +124,7 @@ class BreakerMachine(RuleBasedStateMachine):
         assert 0 <= self.breaker.hold_left_s <= HOLD_S
 
 
-BreakerMachine.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=60, deadline=None)
+BreakerMachine.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=60)
 TestBreaker = BreakerMachine.TestCase
 
 

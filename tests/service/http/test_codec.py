@@ -76,7 +76,6 @@ wanted = st.dictionaries(st.text(max_size=5) | st.sampled_from(["context", "cont
 nested = st.fixed_dictionaries({}, optional={**plain, "filter": wanted, "exclude": st.lists(st.integers(0, 2**60))})
 
 
-@settings(deadline=None)
 @given(options, st.one_of(context, st.lists(context, min_size=1, max_size=3)))
 def test_the_fast_reader_accepts_valid_bodies_and_agrees_with_the_strict_one(
     given_options: dict[str, Any], rows: list[Any]
@@ -90,7 +89,7 @@ def test_the_fast_reader_accepts_valid_bodies_and_agrees_with_the_strict_one(
     assert (quick.field, quick.options) == (slow.field, slow.options)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(nested, st.one_of(context, st.lists(context, min_size=1, max_size=3)), st.booleans())
 def test_both_readers_agree_on_lists_and_objects_in_options(
     given_options: dict[str, Any], rows: list[Any], ascii_: bool
@@ -100,7 +99,7 @@ def test_both_readers_agree_on_lists_and_objects_in_options(
     assert_alike(body)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(["filter", "exclude", "k"]), st.deferred(lambda: anything), min_size=1))
 def test_both_readers_agree_on_options_of_any_kind(given_options: dict[str, Any]) -> None:
     assert_alike(json.dumps({**given_options, "context": [[1, 2, 3], [4, 5, 6]]}).encode())
@@ -156,7 +155,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(["context", "contexts"]), anything)
 def test_both_readers_accept_the_same_bodies(field: str, value: Any) -> None:
     body = json.dumps({field: value}).encode()
@@ -173,7 +172,7 @@ def test_both_readers_accept_the_same_bodies(field: str, value: Any) -> None:
         np.testing.assert_array_equal(quick.rows, slow.rows)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=60))
 def test_any_bytes_give_rows_or_a_service_error(body: bytes) -> None:
     for call in (lambda: decode_json(body), lambda: decode_octets(body, SHAPE, 3)):

@@ -279,4 +279,4 @@ class Reservations(RuleBasedStateMachine):
 
 
 TestReservations = Reservations.TestCase
-TestReservations.settings = hypothesis_settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestReservations.settings = hypothesis_settings(max_examples=60, stateful_step_count=30)

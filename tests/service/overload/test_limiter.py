@@ -196,7 +196,7 @@ def test_compares_a_request_with_its_own_kind() -> None:
     ),
     most=st.integers(1, 1000),
 )
-@hypothesis_settings(deadline=None, max_examples=60)
+@hypothesis_settings(max_examples=60)
 def test_the_limit_stays_within_its_bounds(steps: list[tuple[float, float, int, bool]], most: int) -> None:
     now = 0.0
     limit = AdaptiveLimit(most, now)

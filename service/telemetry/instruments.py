@@ -98,10 +98,15 @@ class Instrument(Family, Generic[Child]):
         self._children: dict[Labels, Child] = {}
 
     def labels(self, *values: str) -> Child:
-        """Return the child of these label values. The first call creates it, and it is shown from then on."""
+        """Return the child of these label values. The first call creates it, and it is shown from then on.
+
+        If the memory is full, what it counts is not shown.
+        """
         child = self._children.get(values)
         if child is None:
-            child = self._children[values] = self._create(values)
+            child = self._create(values)
+            if self.memory.has((self.name, *values)):
+                self._children[values] = child
         return child
 
     def precreate(self, *label_values: Iterable[str]) -> Self:

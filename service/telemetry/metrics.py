@@ -112,7 +112,9 @@ class Metrics:
         shown = *self.instruments(), *self._process.families.values()
         self._by_name = {made.name: made for made in shown if isinstance(made, Instrument)}
         for name, *values in self._memory.allocated():
-            self._by_name[name].labels(*values)
+            # A process of another release may have left keys that this one does not know.
+            if name in self._by_name:
+                self._by_name[name].labels(*values)
 
     def _define_requests(self, edges: Sequence[float]) -> None:
         self.requests = self._counter("lvm_requests", "Requests by route and outcome.", ("route", "outcome"))
@@ -266,6 +268,7 @@ class Metrics:
         found: defaultdict[Key, list[Sequence[float]]] = defaultdict(list)
         for key, numbers in self._memory.other_processes():
             name, *values = key
-            self._by_name[name].labels(*values)
-            found[key].append(numbers)
+            if name in self._by_name:
+                self._by_name[name].labels(*values)
+                found[key].append(numbers)
         return found

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from service.telemetry.log import logger
+
 SHM = Path("/dev/shm")
 # Directories of metric files. Their supervisor holds a lock on them while it lives.
 PREFIX = "lvm-workers-"
@@ -23,6 +25,8 @@ SUFFIX = ".cells"
 # A file begins with KEY_BYTES for the keys, one JSON line each, behind their length in eight bytes.
 KEY_BYTES = 1 << 18
 MAX_VALUES = 1 << 15
+# The last values of a file are for keys that find no room. Nothing reads them.
+UNREAD_VALUES = 64
 # The name of an instrument, then its label values.
 Key = tuple[str, ...]
 
@@ -39,6 +43,10 @@ class MetricValues:
         offset = len(self._own)
         self._own.extend([0.0] * size)
         return offset
+
+    def has(self, key: Key) -> bool:
+        """Return whether the numbers of a key that was allocated count, because there was room for them."""
+        return True
 
     def allocated(self) -> Sequence[Key]:
         """Return the keys that an earlier process has allocated in this memory."""
@@ -63,18 +71,20 @@ class SharedMetricValues(MetricValues):
             self._map = mmap.mmap(file.fileno(), 0)
         self.values = memoryview(self._map)[KEY_BYTES:].cast("d")
         self._places = _read_keys(self._map)
+        self._is_full = False
 
     def allocate(self, key: Key, size: int) -> int:
-        """Return the offset of the `size` numbers of `key`.
-
-        Raises:
-            OverflowError: The file is full.
-        """
+        """Return the offset of the `size` numbers of `key`. If the file is full, nothing reads them."""
         if key not in self._places:
             offset = sum(count for _, count in self._places.values())
-            self._append_key(key, offset, size)
+            if not self._append_key(key, offset, size):
+                return self._unread(key)
             self._places[key] = offset, size
         return self._places[key][0]
+
+    def has(self, key: Key) -> bool:
+        """Return whether there was room for a key."""
+        return key in self._places
 
     def allocated(self) -> Sequence[Key]:
         """Return the keys that are in the file."""
@@ -94,14 +104,22 @@ class SharedMetricValues(MetricValues):
             values = memoryview(mapped[KEY_BYTES:]).cast("d")
             yield from ((key, values[at : at + size]) for key, (at, size) in _read_keys(mapped).items())
 
-    def _append_key(self, key: Key, offset: int, size: int) -> None:
+    def _unread(self, key: Key) -> int:
+        if not self._is_full:
+            self._is_full = True
+            logger().error("metrics full", name=key[0], path=str(self._path))
+        return MAX_VALUES - UNREAD_VALUES
+
+    def _append_key(self, key: Key, offset: int, size: int) -> bool:
+        """Write a key; return whether there is room for it."""
         start = 8 + int.from_bytes(self._map[:8], "little")
         line = json.dumps([key, offset, size]).encode() + b"\n"
-        if start + len(line) > KEY_BYTES or offset + size > MAX_VALUES:
-            raise OverflowError(f"no room for {[*key]} in {self._path}")
+        if start + len(line) > KEY_BYTES or offset + size > MAX_VALUES - UNREAD_VALUES:
+            return False
         self._map[start : start + len(line)] = line
         # The length is written last, so a reader never sees part of a line.
         self._map[:8] = (start - 8 + len(line)).to_bytes(8, "little")
+        return True
 
 
 def shared_block(path: Path, size: int) -> mmap.mmap | None:

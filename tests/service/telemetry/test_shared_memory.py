@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from service.telemetry.instruments import Counter, Histogram
 from service.telemetry.metrics import Metrics
 from service.telemetry.shared_memory import (
     KEY_BYTES,
@@ -49,11 +50,24 @@ def test_reads_the_counts_of_a_process_that_was_killed(tmp_path: Path) -> None:
     ]
 
 
-def test_rejects_an_allocation_if_the_file_is_full(tmp_path: Path) -> None:
+def test_counts_that_find_no_room_in_a_file_are_lost_and_break_nothing(tmp_path: Path) -> None:
     memory = SharedMetricValues(tmp_path, 0)
-    memory.allocate(("a",), MAX_VALUES)
-    with pytest.raises(OverflowError, match="no room"):
-        memory.allocate(("b",), 1)
+    counter = Counter("a", "Things.", ("kind",), memory=memory)
+    histogram = Histogram("b", "Seconds.", ("kind",), edges=(1.0, 2.0), memory=memory)
+    for number in range(3000):
+        counter.inc(f"{number:0100}")
+    histogram.labels("x" * 100).observe(1.5)
+    assert [*histogram.lines({})][2:] == []
+    shown = counter.totals({})
+    assert 1000 < len(shown) < 3000
+    assert {*shown.values()} == {1.0}
+
+
+def test_keys_of_another_release_are_left_alone(tmp_path: Path) -> None:
+    SharedMetricValues(tmp_path, 0).allocate(("lvm_of_tomorrow", "x"), 3)
+    SharedMetricValues(tmp_path, 1).allocate(("lvm_of_yesterday", "x"), 1)
+    text, _ = Metrics(memory=SharedMetricValues(tmp_path, 0)).scrape()
+    assert b"lvm_of_" not in text
 
 
 def test_the_directory_is_in_memory_and_is_removed_at_the_end() -> None:

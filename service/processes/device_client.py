@@ -16,6 +16,7 @@ import orjson
 from lvm.errors import Draining, Expired
 from models.vectors import Floats
 from service.engines.engine import Deployed, EngineInfo
+from service.engines.pairing import is_declined
 from service.engines.predict import Prediction
 from service.engines.remote import EngineSet, RemoteEngine
 from service.processes.frames import Frame, FrameKind, FrameProtocol, decode_error
@@ -77,7 +78,8 @@ class Connection(FrameProtocol):
         number = next(self._ids)
         future: Future = self._loop.create_future()
         self._pending[number] = future
-        self.send(Frame(FrameKind.REQUEST, number, name, contexts, seconds=deadline))
+        request = Frame(FrameKind.REQUEST, number, name, contexts, seconds=deadline, is_declined=is_declined.get())
+        self.send(request)
         timer = self._loop.call_later(deadline - monotonic(), _expire, future)
         try:
             return await future

@@ -29,6 +29,7 @@ from service.deploy.loading import ModelLoader
 from service.deploy.registry_sync import SyncLoop, deployment_lifespan, sync_loop
 from service.deploy.watcher import Watcher
 from service.engines.engine import Engine
+from service.engines.pairing import is_declined
 from service.engines.predict import PredictAdapter, Prediction
 from service.processes.device_client import frame_name
 from service.processes.frames import BadFrame, Frame, FrameKind, FrameProtocol, encode_error
@@ -133,6 +134,7 @@ class WorkerSession(FrameProtocol):
         self._tasks[frame.id] = asyncio.create_task(self._answer(frame))
 
     async def _answer(self, frame: Frame) -> None:
+        is_declined.set(frame.is_declined)
         try:
             name, made = await self._device.answer(frame.name, frame.rows, frame.seconds)
             self.send(

@@ -17,8 +17,8 @@ import orjson
 from lvm.errors import Draining, Expired, ModelFailed, Overloaded, ServiceError, Unavailable
 from models.vectors import Floats
 
-# id; bytes after the head; n, T, D; rows of the batch; kind; bytes of the name; seconds
-HEAD = Struct("<QIIIIIBB2xd")
+# id; bytes after the head; n, T, D; rows of the batch; kind; bytes of the name; is declined; seconds
+HEAD = Struct("<QIIIIIBB?xd")
 BUFFER_BYTES = 1 << 18  # a larger frame gets a buffer of its own size
 NO_ROWS = np.zeros((0, 0, 0), np.float32)
 
@@ -43,7 +43,10 @@ class BadFrame(Exception):
 
 
 class Frame(NamedTuple):
-    """One frame; a `name` is that of an engine: `alias model/version`."""
+    """One frame; a `name` is that of an engine: `alias model/version`.
+
+    `is_declined` is that of a request: its rows must not be kept for scores.
+    """
 
     kind: FrameKind
     id: int = 0
@@ -52,13 +55,17 @@ class Frame(NamedTuple):
     text: bytes = b""
     batch_rows: int = 0
     seconds: float = 0.0
+    is_declined: bool = False
 
 
 def encode(frame: Frame) -> list[bytes | memoryview]:
     """Return the pieces of a frame; its rows `(n, T, D)` are not copied."""
     rows = np.ascontiguousarray(frame.rows, "<f4")
     size = len(frame.name) + len(frame.text) + rows.nbytes
-    head = HEAD.pack(frame.id, size, *rows.shape, frame.batch_rows, frame.kind, len(frame.name), frame.seconds)
+    name_size = len(frame.name)
+    head = HEAD.pack(
+        frame.id, size, *rows.shape, frame.batch_rows, frame.kind, name_size, frame.is_declined, frame.seconds
+    )
     pieces: list[bytes | memoryview] = [head + frame.name + frame.text]
     return [*pieces, rows.reshape(-1).data.cast("B")] if rows.size else pieces
 
@@ -83,12 +90,12 @@ def decode(data: memoryview) -> Frame:
     Raises:
         BadFrame: its kind is unknown, or a size in it is wrong.
     """
-    identity, size, n, t, d, batch_rows, kind, name_size, seconds = HEAD.unpack_from(data)
+    identity, size, n, t, d, batch_rows, kind, name_size, is_declined, seconds = HEAD.unpack_from(data)
     name, body = bytes(data[HEAD.size : HEAD.size + name_size]), data[HEAD.size + name_size :]
     if kind not in KINDS or name_size > size or ((n or t or d) and 4 * n * t * d != len(body)):
         raise BadFrame(f"frame of kind {kind}, {size} bytes, a name of {name_size}, rows of {n} x {t} x {d}")
     rows = np.frombuffer(body, "<f4").reshape(n, t, d).copy() if n else NO_ROWS
-    return Frame(KINDS[kind], identity, name, rows, b"" if n else bytes(body), batch_rows, seconds)
+    return Frame(KINDS[kind], identity, name, rows, b"" if n else bytes(body), batch_rows, seconds, is_declined)
 
 
 def encode_error(error: ServiceError) -> bytes:

@@ -23,6 +23,7 @@ from models.vectors import Floats
 from service.deploy.deployments import Slot
 from service.engines.batcher import BatchLimits
 from service.engines.engine import Deployed, Engine
+from service.engines.pairing import is_declined
 from service.engines.predict import PredictAdapter, Prediction
 from service.engines.remote import EngineSet, RemoteEngine
 from service.processes.device_client import LOST, DeviceClient, frame_name
@@ -220,6 +221,20 @@ def test_rejects_rows_for_a_model_of_another_encoder(tmp_path: Path) -> None:
     live(tmp_path, scenario)
 
 
+def test_a_request_that_declines_to_be_scored_declines_in_the_device_worker_too(tmp_path: Path) -> None:
+    async def scenario(house: House) -> None:
+        seen: list[bool] = []
+        house.engine.on_answer = lambda request, answer: seen.append(is_declined.get())
+        await house.ask()
+        is_declined.set(True)
+        await house.ask()
+        is_declined.set(False)
+        await house.ask()
+        assert seen == [False, True, False]
+
+    live(tmp_path, scenario)
+
+
 def test_fails_at_once_if_the_device_worker_is_lost_and_connects_to_the_next(tmp_path: Path) -> None:
     gate = Gate()
 
@@ -269,9 +284,9 @@ def test_a_device_worker_that_leaves_answers_its_requests_while_the_next_one_ser
     "spoiled",
     [
         b"\xff" * HEAD.size,
-        HEAD.pack(1, 0, 0, 0, 0, 0, 99, 0, 0.0),
+        HEAD.pack(1, 0, 0, 0, 0, 0, 99, 0, False, 0.0),
         *(bytes(b"".join(encode(Frame(kind, 1, seconds=0.0)))) for kind in (FrameKind.ANSWER, FrameKind.LEAVING)),
-        HEAD.pack(2, 4 * T, 1, T, 1, 0, FrameKind.REQUEST, 0, float("nan")) + bytes(4 * T),
+        HEAD.pack(2, 4 * T, 1, T, 1, 0, FrameKind.REQUEST, 0, False, float("nan")) + bytes(4 * T),
     ],
     ids=["too large", "no kind", "an answer", "the owner's", "no time"],
 )

@@ -60,7 +60,9 @@ class Comparer:
         if len(self._running) >= self._max_running:
             self._count("skipped")
             return
-        task = asyncio.create_task(self._compare(ask, contexts[:1], ours))
+        # copies: views would keep the whole request in memory
+        first = ours._replace(vectors=ours.vectors[:1].copy())
+        task = asyncio.create_task(self._compare(ask, contexts[:1].copy(), first))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 

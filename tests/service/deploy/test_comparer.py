@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 import numpy as np
 import pytest
@@ -112,5 +113,23 @@ def test_stays_out_of_the_callers_trace() -> None:
         comparer.maybe_compare(other.predict, contexts(), prediction(mean_of(contexts())))
         await comparer.wait()
         assert (other.asked, other.span) == (1, None)
+
+    asyncio.run(scenario())
+
+
+def test_a_comparison_keeps_no_request_in_memory() -> None:
+    async def scenario() -> None:
+        report, other = Report(), Other()
+        comparer = report.comparer()
+        other.go.clear()
+        batch = contexts(4)
+        vectors = mean_of(batch)
+        alive = weakref.ref(batch), weakref.ref(vectors)
+        comparer.maybe_compare(other.predict, batch, prediction(vectors))
+        del batch, vectors
+        assert [each() for each in alive] == [None, None]
+        other.go.set()
+        await comparer.wait()
+        assert report.outcomes == ["compared"]
 
     asyncio.run(scenario())

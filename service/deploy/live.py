@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from mmap import mmap
 from time import monotonic
 from typing import Any
@@ -11,7 +10,7 @@ from models.retrieval.retriever import SAME_COSINE, Search
 from models.vectors import Floats
 from service.deploy.deployments import Deployments
 from service.engines.authors import Author, Authors
-from service.engines.live_ranks import LiveRanks
+from service.engines.live_ranks import Found, LiveRanks
 from service.engines.live_scores import LiveScores
 from service.engines.pairing import Pairing
 from service.settings import Settings
@@ -47,10 +46,11 @@ class Live:
         infos = [engine.info for engine in self._deployments.engines.values()]
         return [Author(info.alias, info.name, info.version) for info in infos]
 
-    async def _find(self, vectors: Floats) -> Sequence[int | None]:
+    async def _find(self, vectors: Floats) -> Found:
         """Return the row of the passage that has each of the vectors `(m, D)`; None if the corpus holds none."""
         engine = self._deployments.retriever_engine
         if engine is None or engine.info.shape[1] != vectors.shape[1]:
-            return [None] * len(vectors)
+            return Found("", [None] * len(vectors))
         found = await engine.run([Search(vector, 1) for vector in vectors], monotonic() + TIMEOUT_S)
-        return [hits[0].row if hits and hits[0].score >= SAME_COSINE else None for hits in found.hits]
+        rows = [hits[0].row if hits and hits[0].score >= SAME_COSINE else None for hits in found.hits]
+        return Found(f"{found.searched.name}/{found.searched.version}", rows)

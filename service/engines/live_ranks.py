@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from lvm.errors import Expired, Unavailable
 from models.vectors import Floats, normalise
 from service.engines.authors import Author, Authors
 from service.engines.pair_store import Bytes, Pairs
@@ -19,14 +21,24 @@ MAX_ROWS = 50
 NOT_FOUND = -1
 # rank of a passage that was not found: beyond every edge of the histogram
 NO_RANK = 1000.0
-# For each unit vector `(m, D)`, the row of the passage that has it, or None.
-Find = Callable[[Floats], Awaitable[Sequence[int | None]]]
+
+
+class Found(NamedTuple):
+    """For each vector, the row of the passage that has it, or None; and the corpus that was searched."""
+
+    corpus: str
+    rows: Sequence[int | None]
+
+
+# Looks up unit vectors `(m, D)`.
+Find = Callable[[Floats], Awaitable[Found]]
 
 
 class LiveRanks(Board):
     """Counts in `metrics` at which rank the answers, rows of the corpus, have the passage that came next.
 
-    `find` looks up passages by their vectors. What the corpus does not hold is not counted.
+    `find` looks up passages by their vectors. What the corpus does not hold is not counted, nor are answers of a corpus
+    that was replaced meanwhile: their rows are other passages. The corpus is the model of the author.
     """
 
     def __init__(self, metrics: Metrics, authors: Authors, find: Find) -> None:
@@ -63,10 +75,13 @@ class LiveRanks(Board):
 
     async def _count(self, pairs: Pairs, truths: Floats) -> None:
         answers = pairs.answers.view(np.int32).tolist()
-        found = await self._find(truths)
+        try:
+            corpus, found = await self._find(truths)
+        except (Unavailable, Expired):
+            return
         for number, rows, truth in zip(pairs.authors.tolist(), answers, found, strict=True):
             author = self._authors.find(number)
-            if author and truth is not None:
+            if author and author.model == corpus and truth is not None:
                 rank = rows.index(truth) + 1 if truth in rows else None
                 self._metrics.live_rank.labels(*author[1:]).observe(rank or NO_RANK)
                 self._metrics.live_reciprocal_rank.labels(*author[1:]).observe(1 / rank if rank else 0.0)

@@ -143,8 +143,11 @@ class Settings(BaseSettings):
         description="Share of predictions that are kept until a later context shows the true next vector, "
         "and are then scored; 0: none.",
     )
-    truth_mb: Positive = Field(
-        16, description="Megabytes (10^6 bytes) that these predictions may use, in all workers together."
+    truth_mb: float = Field(
+        16,
+        ge=1,
+        le=10_000,
+        description="Megabytes (10^6 bytes) that these predictions may use, in all workers together.",
     )
     truth_s: Positive = Field(3600, description="Longest time that such a prediction is kept, s.")
     breaker_failures: PositiveInt = Field(

@@ -54,10 +54,16 @@ class LiveScores(VectorBoard):
             counted.live_distance, counted.live_predictions, counted.live_rank, counted.live_reciprocal_rank
         )
         return {
-            "versions": [_version(author, distances) for author in dict.fromkeys(key[:3] for key in distances)],
+            # another process may have made some of the histograms of a version, and counted nothing yet
+            "versions": [
+                _version(author, distances)
+                for author in dict.fromkeys(key[:3] for key in distances)
+                if all(sum(distances.get((*author, name), ())[:-1]) for name in (NET, *BASELINES))
+            ],
             "retrieval": [
                 {"id": corpus, "query": query, **_ranks(numbers, reciprocals[corpus, query])}
                 for (corpus, query), numbers in ranks.items()
+                if sum(numbers[:-1]) and (corpus, query) in reciprocals
             ],
             "aliases": _by_alias(predictions),
         }

@@ -1,7 +1,7 @@
 """The pair store: recent answers, each kept until the context arrives that holds the true next vector.
 
-The memory has a fixed size. It may be shared by several processes without locks: an entry that two of them write at
-the same time is lost or overwritten, and never read half.
+The memory has a fixed size. It may be shared by several processes without locks: each entry has a checksum, so one
+that two of them write at the same time, or that a process wrote in part before it died, counts as lost.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Digests = NDArray[np.uint64]
 Words = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
 _WORD = 8
-# Words of an entry beside its bytes: digest (2), the answer's author, answers that wait, time.
-_HEAD_WORDS = 5
+# Words of an entry beside its bytes: digest (2), the answer's author, answers that wait, checksum, time.
+_HEAD_WORDS = 6
 
 
 class Pairs(NamedTuple):
@@ -40,20 +40,21 @@ class Pairs(NamedTuple):
 
 
 class PairStore:
-    """Keeps answers of `width` bytes for at most `seconds`, in `memory`.
+    """Keeps answers of `width` bytes, a multiple of 4, for at most `seconds`, in `memory`.
 
-    Processes that share the memory use the same width, and a clock that they share.
+    Processes that share the memory use a clock that they share. While some use another width, entries are lost.
+    Memory that is too small for `WAYS` entries keeps nothing.
     """
 
     def __init__(
         self, memory: mmap.mmap | memoryview, width: int, seconds: float, clock: Callable[[], float] = monotonic
     ) -> None:
-        self._sets = max(1, len(memory) // (WAYS * (_HEAD_WORDS * _WORD + width)))
+        self._sets = len(memory) // (WAYS * (_HEAD_WORDS * _WORD + width))
         entries = self._sets * WAYS
         words = np.frombuffer(memory, np.uint64, _HEAD_WORDS * entries)
         self._keys = words[: 2 * entries].reshape(entries, 2)
-        self._authors, self._waiting = words[2 * entries : 4 * entries].reshape(2, entries)
-        self._times = words[4 * entries :].view(np.float64)
+        self._authors, self._waiting, self._checksums = words[2 * entries : 5 * entries].reshape(3, entries)
+        self._times = words[5 * entries :].view(np.float64)
         self._answers = np.frombuffer(memory, np.uint8, width * entries, words.nbytes).reshape(entries, width)
         self._seconds = seconds
         self._clock = clock
@@ -69,7 +70,7 @@ class PairStore:
         Each waits for as many true next vectors as `counts` `(n,)` says, if it is kept already for as many more.
         """
         now = self._clock()
-        left = np.arange(len(digests))
+        left = np.arange(len(digests) if self._sets else 0)
         while len(left):
             slots = self._slots_for(digests[left], author, now)
             # of digests that would take the same entry, one is kept in this turn
@@ -80,6 +81,8 @@ class PairStore:
 
     def take(self, digests: Digests) -> Pairs:
         """Return the answers that wait for the digests `(n, 2)`; each waits for one less from now on."""
+        if not self._sets:
+            digests = digests[:0]
         entries = self._entries(digests)
         is_found = self._matches(entries, digests) & (self._waiting[entries] > 0)
         is_found &= self._times[entries] > self._clock() - self._seconds
@@ -87,9 +90,8 @@ class PairStore:
         found = entries[rows, ways]
         answers = self._answers[found]
         authors = self._authors[found]
-        # another process may have written to an entry while it was read
-        is_same = (self._keys[found] == digests[rows]).all(axis=1)
-        kept = np.flatnonzero(is_same)[self._settle(found[is_same])]
+        is_whole = self._checksums[found] == _checksums(digests[rows], authors, answers)
+        kept = np.flatnonzero(is_whole)[self._settle(found[is_whole])]
         return Pairs(rows[kept], authors[kept], answers[kept])
 
     def _settle(self, found: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -103,7 +105,7 @@ class PairStore:
 
     def _entries(self, digests: Digests) -> NDArray[np.intp]:
         """Return the entries `(n, WAYS)` that digests may be in."""
-        first = (digests[:, 1] % np.uint64(self._sets)).astype(np.intp) * WAYS
+        first = (digests[:, 1] % np.uint64(max(self._sets, 1))).astype(np.intp) * WAYS
         return first[:, None] + np.arange(WAYS)
 
     def _matches(self, entries: NDArray[np.intp], digests: Digests) -> NDArray[np.bool_]:
@@ -114,7 +116,8 @@ class PairStore:
         """Return the entry of each digest: the one that has it already, else the oldest; empty ones are oldest."""
         entries = self._entries(digests)
         is_kept = self._matches(entries, digests) & (self._authors[entries] == np.uint64(author))
-        age = np.where(is_kept, np.inf, now - self._times[entries])
+        # what another width has left there has any time, also one in the future, and then counts as old
+        age = np.where(is_kept, np.inf, np.abs(now - self._times[entries]))
         chosen: NDArray[np.intp] = entries[np.arange(len(entries)), age.argmax(axis=1)]
         return chosen
 
@@ -132,8 +135,17 @@ class PairStore:
         waiting = np.where(is_kept, self._waiting[slots], 0) + counts
         # a reader finds no entry until all of it is written
         self._keys[slots] = 0
+        self._checksums[slots] = _checksums(digests, np.uint64(author), answers)
         self._authors[slots] = author
         self._answers[slots] = answers
         self._times[slots] = now
         self._waiting[slots] = waiting
         self._keys[slots] = digests
+
+
+def _checksums(digests: Digests, authors: Words | np.uint64, answers: Bytes) -> Words:
+    """Return a number `(n,)` for each digest, author and answer `(n, width)`, which differs if any of them does."""
+    parts = answers.view(np.uint32)
+    places = np.arange(1, 2 * parts.shape[1], 2, dtype=np.uint64)
+    found: Words = parts @ places + digests[:, 0] + authors
+    return found

@@ -12,7 +12,7 @@ import mmap
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
@@ -20,18 +20,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from xxhash import xxh3_128_digest
 
+from models.registry.alias import Alias
 from models.vectors import Floats
 from service.engines.authors import Author
 from service.engines.pair_store import Bytes, Digests, Pairs, PairStore
+from service.tasks import CatchAndLog
 
-# Rows that are handled together, and the longest that they wait for it in seconds.
-BLOCK = 256
+# Rows that are handled in one turn of the event loop, which takes less than a millisecond.
+STEP = 32
+# The longest that they wait for that, in seconds.
 PAUSE_S = 0.25
 # Contexts wait longer than answers, because another process may still be about to keep the answer.
 DELAY_S = 2 * PAUSE_S
-MAX_WAITING = 8
+# Answers, and contexts, that wait at most; more are left out. If it is half full, contexts wait no longer.
+MAX_WAITING = 4096
 # Whether the caller of the current request declines that its vectors are kept.
 is_declined: ContextVar[bool] = ContextVar("is_declined", default=False)
+Answers = Sequence[Any] | Floats
+# Rows of contexts, with their digests.
+Sampled = list[tuple[int, bytes]]
 
 
 class Answered(NamedTuple):
@@ -43,12 +50,12 @@ class Answered(NamedTuple):
     author: Author
 
 
-class Arrivals(NamedTuple):
-    """Contexts `(T, D)`, the digests of their first T - 1 vectors, and when they may be looked up."""
+class Arrival(NamedTuple):
+    """A context `(T, D)`, the digest of its first T - 1 vectors, and when it may be looked up."""
 
+    digest: bytes
+    context: Floats
     due: float
-    digests: Digests
-    contexts: Sequence[Floats]
 
 
 class Board(ABC):
@@ -97,20 +104,70 @@ class Pairing:
         self._below = digest_below(share)
         self._board = board
         self._clock = clock
+        self._catch = CatchAndLog("live scores")
         self._store: PairStore | None = None
+        self._alias: str | None = None
         self._shape: tuple[int, ...] = ()
-        self._answered: list[Answered] = []
-        self._arrived: list[tuple[bytes, Floats]] = []
-        self._waiting: deque[Arrivals] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._answered: deque[Answered] = deque()
+        self._arrived: deque[Arrival] = deque()
+        self._timer: asyncio.Handle | None = None
+        self._is_soon = False
 
-    def add(self, contexts: Floats, answers: Sequence[Any] | Floats, author: Author) -> None:
+    def add(self, contexts: Floats, answers: Answers, author: Author) -> None:
         """Take the `n` answers to contexts `(n, T, D)`, and the true next vectors that these contexts hold.
 
-        Contexts of another shape than the first ones are left alone.
+        Contexts of another shape than those of the primary, or of the first alias until the primary answers, are left
+        alone. If that shape changes, what waits is forgotten.
         """
-        if is_declined.get() or not self._takes(contexts.shape[1:]):
+        if not is_declined.get() and self._takes(contexts.shape[1:], author.alias):
+            self._read(contexts, answers, author)
+
+    def keep(self, context: Floats, answer: Floats, author: Author) -> None:
+        """Take only the answer `(D,)` to a context `(T, D)`."""
+        if not is_declined.get() and self._takes(context.shape, author.alias):
+            kept, _ = self._sample(context[None])
+            self._add_answers(kept, context[None], answer[None], author)
+            self._wake()
+
+    def arrive(self, contexts: Floats) -> None:
+        """Take only the true next vectors that contexts `(n, T, D)` hold."""
+        if not is_declined.get() and contexts.shape[1:] == self._shape:
+            self._read(contexts, None, None)
+
+    def flush(self) -> None:
+        """Keep the answers so far, and score those whose true next vectors have waited for `DELAY_S` seconds."""
+        while self._step():
+            pass
+
+    def _takes(self, shape: tuple[int, ...], alias: str) -> bool:
+        """Return whether contexts of this shape `(T, D)`, which `alias` has answered, are paired."""
+        if alias == Alias.PRIMARY or self._alias is None:
+            self._alias = alias
+        if shape != self._shape and alias == self._alias and shape[0] > 1:
+            self._shape = shape
+            self._store = self._open(self._board.width(shape[1]))
+            self._answered.clear()
+            self._arrived.clear()
+        return shape == self._shape
+
+    def _read(self, contexts: Floats, answers: Answers | None, author: Author | None) -> None:
+        """Take the first `STEP` contexts now, and the others in the next turns of the event loop."""
+        if contexts.shape[1:] != self._shape:
             return
+        now = contexts[:STEP]
+        kept, arrived = self._sample(now)
+        if author and answers is not None:
+            self._add_answers(kept, now, answers, author)
+        self._add_arrivals(arrived, now)
+        self._wake()
+        if len(contexts) > STEP:
+            rest = answers if answers is None else answers[STEP:]
+            asyncio.get_running_loop().call_soon(self._read, contexts[STEP:], rest, author, context=Context())
+
+    def _sample(self, contexts: Floats) -> tuple[Sampled, Sampled]:
+        """Return the digests that are sampled: of the last T - 1 vectors of contexts, and of their first T - 1."""
+        kept: Sampled = []
+        arrived: Sampled = []
         below = self._below
         # of a vector, and of a context, in bytes
         vector = 4 * contexts.shape[2]
@@ -124,61 +181,56 @@ class Pairing:
             # a context of one repeated vector would be its own successor
             if later != earlier:
                 if later < below:
-                    self._answered.append(Answered(later, answers[row], contexts[row, 0], author))
+                    kept.append((row, later))
                 if earlier < below:
-                    self._arrived.append((earlier, contexts[row]))
-        self._schedule()
+                    arrived.append((row, earlier))
+        return kept, arrived
 
-    def keep(self, context: Floats, answer: Any, author: Author) -> None:
-        """Take only the answer to a context `(T, D)`."""
-        if not is_declined.get() and self._takes(context.shape):
-            later = _digest(context[1:])
-            if later < self._below and later != _digest(context[:-1]):
-                self._answered.append(Answered(later, answer, context[0], author))
-                self._schedule()
+    def _add_answers(self, kept: Sampled, contexts: Floats, answers: Answers, author: Author) -> None:
+        """Let answers wait: copies, since a view would keep the whole request in memory."""
+        if kept and len(self._answered) < MAX_WAITING:
+            rows = [row for row, _ in kept]
+            chosen = answers[rows] if isinstance(answers, np.ndarray) else [answers[row] for row in rows]
+            each = zip(kept, chosen, contexts[rows, 0], strict=True)
+            self._answered += [Answered(digest, answer, first, author) for (_, digest), answer, first in each]
 
-    def arrive(self, contexts: Floats) -> None:
-        """Take only the true next vectors that contexts `(n, T, D)` hold."""
-        if contexts.shape[1:] == self._shape and not is_declined.get():
-            for context in contexts:
-                earlier = _digest(context[:-1])
-                if earlier < self._below:
-                    self._arrived.append((earlier, context))
-            self._schedule()
+    def _add_arrivals(self, arrived: Sampled, contexts: Floats) -> None:
+        if arrived and len(self._arrived) < MAX_WAITING:
+            due = self._clock() + DELAY_S
+            copies = contexts[[row for row, _ in arrived]]
+            self._arrived += [
+                Arrival(digest, context, due) for (_, digest), context in zip(arrived, copies, strict=True)
+            ]
 
-    def flush(self) -> None:
-        """Keep the answers so far, and score those whose true next vectors have waited for `DELAY_S` seconds."""
-        if self._timer:
-            self._timer.cancel()
+    def _wake(self) -> None:
+        """Handle what waits later; in the next turn of the event loop if there is much of it."""
+        if self._is_soon:
+            return
+        if len(self._answered) >= STEP or self._is_due():
+            if self._timer:
+                self._timer.cancel()
+            self._is_soon = True
+            self._timer = asyncio.get_running_loop().call_soon(self._run, context=Context())
+        elif self._timer is None and (self._answered or self._arrived):
+            self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._run, context=Context())
+
+    def _run(self) -> None:
         self._timer = None
+        self._is_soon = False
+        with self._catch:
+            self._step()
+        self._wake()
+
+    def _step(self) -> bool:
+        """Keep or score at most `STEP` answers; return whether more is to be done now."""
         assert self._store
-        answered, self._answered = self._answered, []
-        for author in {each.author for each in answered}:
-            self._keep(self._store, author, [each for each in answered if each.author == author])
-        arrived, self._arrived = self._arrived, []
-        now = self._clock()
-        if arrived:
-            digests, contexts = zip(*arrived, strict=True)
-            self._waiting.append(Arrivals(now + DELAY_S, _as_words(digests), contexts))
-        while self._waiting and (self._waiting[0].due <= now or len(self._waiting) > MAX_WAITING):
-            arrivals = self._waiting.popleft()
-            pairs = self._store.take(arrivals.digests)
-            if len(pairs.rows):
-                self._board.count(pairs, arrivals.contexts)
-        self._schedule()
-
-    def _takes(self, shape: tuple[int, ...]) -> bool:
-        """Return whether contexts of this shape `(T, D)` are paired: the shape of the first ones."""
-        if not self._shape and shape[0] > 1:
-            self._shape = shape
-            self._store = self._open(self._board.width(shape[1]))
-        return shape == self._shape
-
-    def _schedule(self) -> None:
-        if len(self._answered) >= BLOCK or len(self._arrived) >= BLOCK:
-            self.flush()
-        elif self._timer is None and (self._answered or self._arrived or self._waiting):
-            self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self.flush)
+        if self._answered:
+            answered = [self._answered.popleft() for _ in range(min(STEP, len(self._answered)))]
+            for author in {each.author for each in answered}:
+                self._keep(self._store, author, [each for each in answered if each.author == author])
+        else:
+            self._score(self._store, self._pop_due())
+        return bool(self._answered) or self._is_due()
 
     def _keep(self, store: PairStore, author: Author, answered: Sequence[Answered]) -> None:
         counts = Counter([each.digest for each in answered])
@@ -188,14 +240,27 @@ class Pairing:
         store.put(_as_words([*counts]), self._board.identify(author), waiting, self._board.pack(distinct))
         self._board.count_kept(author, len(answered))
 
+    def _score(self, store: PairStore, arrivals: Sequence[Arrival]) -> None:
+        if arrivals:
+            pairs = store.take(_as_words([each.digest for each in arrivals]))
+            if len(pairs.rows):
+                self._board.count(pairs, [each.context for each in arrivals])
+
+    def _pop_due(self) -> list[Arrival]:
+        due: list[Arrival] = []
+        while len(due) < STEP and self._is_due():
+            due.append(self._arrived.popleft())
+        return due
+
+    def _is_due(self) -> bool:
+        """Return whether the context that has waited longest may be looked up."""
+        arrived = self._arrived
+        return bool(arrived) and (len(arrived) > MAX_WAITING // 2 or arrived[0].due <= self._clock())
+
 
 def digest_below(share: float) -> bytes:
     """Return what the digests of a share of all vectors are below."""
     return b"\xff" * 17 if share >= 1 else int(share * 2**128).to_bytes(16, "big")
-
-
-def _digest(vectors: Floats) -> bytes:
-    return xxh3_128_digest(np.ascontiguousarray(vectors).data)
 
 
 def _as_words(digests: Sequence[bytes]) -> Digests:

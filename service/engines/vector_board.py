@@ -12,7 +12,9 @@ from models.vectors import Floats, normalise
 from service.engines.pair_store import Bytes, Pairs
 from service.engines.pairing import Answered, Board
 
+# Bytes of a number in float16, and of a length.
 _HALF = 2
+_LENGTH = 4
 
 
 class Scored(NamedTuple):
@@ -34,26 +36,34 @@ class Scored(NamedTuple):
 
 
 class VectorBoard(Board):
-    """Keeps a prediction and the first vector of its context, as float16; the later context holds the others."""
+    """Keeps the first vector of a context, and the prediction without its length; the later context holds the others.
+
+    They are unit vectors in float16, which ends at 65504, and the length of the first vector in float32.
+    """
 
     def width(self, dim: int) -> int:
         """Return the number of bytes of a prediction and a first vector."""
-        return 2 * _HALF * dim
+        return 2 * _HALF * dim + _LENGTH
 
     def pack(self, answered: Sequence[Answered]) -> Bytes:
         """Return the bytes of predictions `(D,)` and first vectors."""
-        both = [np.stack([each.answer for each in answered]), np.stack([each.first for each in answered])]
-        return np.concatenate(both, axis=1).astype(np.float16).view(np.uint8)
+        firsts = np.stack([each.first for each in answered])
+        both = normalise(np.hstack([np.stack([each.answer for each in answered]), firsts]).reshape(len(firsts), 2, -1))
+        halves = both.reshape(len(firsts), -1).astype(np.float16)
+        lengths = np.linalg.norm(firsts, axis=1, keepdims=True)
+        return np.hstack([halves.view(np.uint8), lengths.view(np.uint8)])
 
     def count(self, pairs: Pairs, contexts: Sequence[Floats]) -> None:
-        """Score predictions by the last vectors of `contexts`."""
-        kept = pairs.answers.view(np.float16).astype(np.float32)
-        predictions, firsts = np.split(kept, 2, axis=1)
-        rows = pairs.rows.tolist()
-        later = np.stack([contexts[row] for row in rows])
+        """Score predictions by the last vectors of `contexts`. One that is zero has no direction and scores nothing."""
+        later = np.stack([contexts[row] for row in pairs.rows.tolist()])
         truths = normalise(later[:, -1])
-        earlier = np.concatenate([firsts[:, None], later[:, :-1]], axis=1)
-        self.count_scores(Scored(rows, pairs.authors.tolist(), cosines(predictions, truths), earlier, truths))
+        chosen = np.flatnonzero(truths.any(axis=1))
+        if len(chosen):
+            truths = truths[chosen]
+            predictions, firsts = _unpack(pairs.answers[chosen])
+            earlier = np.concatenate([firsts[:, None], later[chosen, :-1]], axis=1)
+            rows, authors = pairs.rows[chosen].tolist(), pairs.authors[chosen].tolist()
+            self.count_scores(Scored(rows, authors, cosines(predictions, truths), earlier, truths))
 
     @abstractmethod
     def count_scores(self, scored: Scored) -> None:
@@ -64,3 +74,11 @@ def cosines(vectors: Floats, truths: Floats) -> Floats:
     """Return the cosines `(m,)` of vectors `(m, D)` and unit vectors `(m, D)`."""
     found: Floats = np.vecdot(normalise(vectors), truths)
     return found
+
+
+def _unpack(answers: Bytes) -> tuple[Floats, Floats]:
+    """Return the predictions `(m, D)` and the first vectors `(m, D)` of packed answers."""
+    halves = np.ascontiguousarray(answers[:, :-_LENGTH]).view(np.float16).astype(np.float32)
+    lengths = np.ascontiguousarray(answers[:, -_LENGTH:]).view(np.float32)
+    predictions, firsts = np.split(halves, 2, axis=1)
+    return predictions, firsts * lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from models.evaluate import baselines
 from models.vectors import Floats, normalise
 from service.engines.authors import MAX_VERSIONS, Author, Authors
 from service.engines.live_scores import LiveScores
-from service.engines.pairing import DELAY_S, Pairing
+from service.engines.pairing import DELAY_S, STEP, Pairing
 from service.telemetry.metrics import BASELINES, Metrics
 
 T, D = 5, 16
@@ -214,3 +215,122 @@ def test_scores_appear_without_further_requests() -> None:
                 await asyncio.sleep(0.02)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6, 1e9])
+def test_the_score_does_not_depend_on_the_length_of_the_vectors(size: float) -> None:
+    def scenario() -> None:
+        first, second = Service(), Service()
+        read(first, windows(article()))
+        read(second, windows(article() * np.float32(size)))
+        (expected,), (found,) = (each.summary()["versions"] for each in (first, second))
+        assert found["cosine"] == pytest.approx(expected["cosine"], abs=1e-3)
+        assert found["baselines"] == pytest.approx(expected["baselines"], abs=1e-3)
+
+    in_loop(scenario)
+
+
+def test_a_true_next_vector_of_zeros_scores_nothing() -> None:
+    def scenario() -> None:
+        service = Service()
+        vectors = article()
+        vectors[-1] = 0
+        read(service, windows(vectors))
+        assert service.pairs() == 6
+
+    in_loop(scenario)
+
+
+def test_begins_again_if_the_primary_reads_another_shape() -> None:
+    def scenario() -> None:
+        service = Service()
+        read(service, windows(article()))
+        service.summary()
+        other = np.tile(article(9, seed=3), (1, 2))
+        for length in (3, 4):
+            for start in range(9 - length + 1):
+                service.answer(other[None, start : start + length])
+            service.summary()
+        assert service.pairs() == 7 + 6 + 5
+
+    in_loop(scenario)
+
+
+def test_pairs_the_shape_of_the_primary_if_a_fallback_reads_another() -> None:
+    def scenario() -> None:
+        service = Service()
+        fallback = Author("fallback", "gru", "v1")
+        wide = windows(np.tile(article(), (1, 2)))
+        service.answer(wide[:1], fallback)
+        for context, other in zip(windows(article()), wide, strict=True):
+            service.answer(context[None])
+            service.answer(other[None], fallback)
+        assert service.pairs() == 7
+
+    in_loop(scenario)
+
+
+def test_memory_that_is_too_small_keeps_nothing() -> None:
+    def scenario() -> None:
+        service = Service(memory=mmap.mmap(-1, 1))
+        read(service, windows(article()))
+        assert service.pairs() == 0
+
+    in_loop(scenario)
+
+
+def test_what_waits_keeps_no_request_in_memory() -> None:
+    async def scenario() -> None:
+        service = Service()
+        body = windows(article(3 * STEP))
+        request = weakref.ref(body)
+        service.answer(body[1:])
+        del body
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert request() is None
+        assert service.pairs() > 2 * STEP
+
+    asyncio.run(scenario())
+
+
+def test_one_turn_of_the_event_loop_reads_a_part_of_a_large_request() -> None:
+    async def scenario() -> None:
+        service = Service()
+        service.answer(windows(article(3 * STEP)))
+        service.pairing.flush()
+        assert service.scores.summary()["aliases"]["primary"]["kept"] == STEP
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert service.summary()["aliases"]["primary"]["kept"] == 3 * STEP - T + 1
+
+    asyncio.run(scenario())
+
+
+class BrokenScores(LiveScores):
+    """Fails at every answer."""
+
+    def identify(self, author: Author) -> int:
+        raise RuntimeError("broken")
+
+
+def test_a_fault_in_the_scores_breaks_no_answer() -> None:
+    async def scenario() -> None:
+        pairing = Pairing(mmap.mmap(-1, 1 << 20), 1, 60, BrokenScores(Metrics(), Authors()))
+        contexts = windows(article(4 * STEP))
+        for _ in range(4):
+            pairing.add(contexts, contexts.mean(axis=1), AUTHOR)
+            await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+
+def test_versions_that_another_process_has_not_counted_yet_are_left_out() -> None:
+    metrics = Metrics()
+    metrics.live_distance.labels(*AUTHOR, "net")
+    metrics.live_rank.labels("corpus/1", "amn/v1")
+    summary = LiveScores(metrics, Authors()).summary()
+    assert summary["versions"] == summary["retrieval"] == []
+    for name in BASELINES:
+        metrics.live_distance.labels(*AUTHOR, name)
+    assert LiveScores(metrics, Authors()).summary()["versions"] == []

@@ -114,4 +114,28 @@ def test_processes_that_share_memory_take_what_others_keep() -> None:
 @pytest.mark.parametrize("size", [400, 4000, 1 << 20])
 def test_uses_no_more_memory_than_it_has(size: int) -> None:
     pairs = store(size=size)
-    assert 0 < pairs.capacity * (5 * 8 + WIDTH) <= size
+    assert 0 < pairs.capacity * (6 * 8 + WIDTH) <= size
+
+
+def test_an_entry_that_was_written_in_part_counts_as_lost() -> None:
+    memory = mmap.mmap(-1, 1 << 16)
+    pairs = store(memory=memory)
+    digests, answers = some(20)
+    put(pairs, digests, answers)
+    for place in range(len(memory) - 20 * WIDTH, len(memory)):
+        memory[place] = 0
+    found = pairs.take(digests)
+    np.testing.assert_array_equal(found.answers, answers[found.rows])
+    torn = bytes(memory).find(answers[0].tobytes())
+    put(pairs, digests, answers)
+    memory[torn : torn + 4] = bytes(4)
+    assert 0 not in pairs.take(digests).rows
+
+
+def test_what_another_width_has_left_takes_no_room() -> None:
+    memory = mmap.mmap(-1, 1 << 16)
+    memory.write(np.random.default_rng(0).bytes(1 << 16))
+    pairs = store(memory=memory)
+    digests, answers = some(pairs.capacity // 8)
+    put(pairs, digests, answers)
+    assert len(pairs.take(digests).rows) == len(digests)

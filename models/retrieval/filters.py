@@ -123,7 +123,7 @@ def check_filter(wanted: Filter, fields: Fields) -> None:
     known = {ARTICLE: {"integer"}} | {name: _kinds(column) for name, column in fields.metadata.items()}
     for name, values in wanted.items():
         if name not in known:
-            raise BadFilter(name, f'unknown field "{name}"; the corpus has {", ".join(known)}')
+            raise BadFilter(name, f'unknown field "{name[:100]}"; the corpus has {", ".join(known)}')
         for value in values:
             if not _kinds_of(value) & known[name]:
                 kinds = " or ".join(sorted(known[name])) or "no value"

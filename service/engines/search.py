@@ -109,7 +109,7 @@ class SearchAdapter:
             if wanted is not None:
                 self.retriever.check_filter(wanted)
         except BadFilter as error:
-            name = error.field.replace("~", "~0").replace("/", "~1")
+            name = error.field[:100].replace("~", "~0").replace("/", "~1")
             raise Invalid(str(error), pointer=f"/filter/{name}") from error
 
     def run(self, items: list[Part], watch: Callable[[Floats], None]) -> Sequence[SearchResult]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lvm.errors import Invalid, TooLarge
+from lvm.errors import Invalid
 from models.vectors import Floats
 from service.engines.router import Routed
 from service.grpc.messages import check_parts, message_type, parse
@@ -47,15 +47,15 @@ class ModelInfer(oip.Inference):
         given = document["inputs"][0]
         if raw is None:
             oip.parameters_of(tensor, "/inputs/0", oip.INPUT_PARAMETERS)
-            given["data"] = yield from self._numbers(message.inputs[0].contents, oip.count_of(tensor, shape), shape)
+            given["data"] = yield from self._numbers(
+                message.inputs[0].contents, oip.count_of(tensor, shape, self._max_rows), shape
+            )
         else:
             given["parameters"]["binary_data_size"] = len(raw)
         is_raw = raw is not None
         return self._parsed(request, document, message.model_name, raw or b"", shape, binary=is_raw)
 
     def _numbers(self, contents: Any, count: int, shape: Shape) -> Work[Floats]:
-        if count > self._max_rows:
-            raise TooLarge(f"{count} rows; expected at most {self._max_rows}", pointer=NUMBERS)
         if [field.name for field, _ in contents.ListFields()] != ["fp32_contents"]:
             raise Invalid("expected fp32_contents, or raw_input_contents", pointer="/inputs/0/contents")
         given, expected = contents.fp32_contents, count * math.prod(shape)

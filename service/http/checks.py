@@ -28,8 +28,10 @@ def passage(most: int) -> Check:
     """A text of at most `most` characters that is not blank."""
 
     def check(value: Any, pointer: str) -> str:
-        if not isinstance(value, str) or not value.strip() or _plain_text(value) != value:
+        if not isinstance(value, str) or not value.strip():
             raise Invalid("expected a string that is not blank", pointer=pointer)
+        if _plain_text(value) != value:
+            raise Invalid("half of a surrogate pair; expected valid Unicode", pointer=pointer)
         if len(value) > most:
             raise TooLarge(f"{len(value)} characters; expected at most {most}", pointer=pointer)
         return value

@@ -227,7 +227,8 @@ class JsonReader:
         given = {name: value for name, value in document.items() if value is not None}
         present = [name for name in self._places if name in given]
         if len(present) != 1:
-            raise Invalid(f"expected exactly one of {', '.join(self._places)}", pointer="")
+            expected = "exactly one of " if len(self._places) > 1 else ""
+            raise Invalid(f"expected {expected}{', '.join(self._places)}", pointer="")
         (field,) = present
         value = given.pop(field)
         return field, value, self._options(given, query)

@@ -201,6 +201,8 @@ def problem(
 def _problem_body(status: int, reason: str, detail: str, pointer: str | None, protocol: str) -> tuple[bytes, bytes]:
     """Return the body of a problem before and after the request id. Overload repeats a few of them many times."""
     placeholder = "-" * 20
+    detail = _encodable(detail)
+    pointer = None if pointer is None else _encodable(pointer)
     body: dict[str, Any] = {
         "request_id": placeholder,
         "type": f"urn:lvm:problem:{reason}",
@@ -217,6 +219,11 @@ def _problem_body(status: int, reason: str, detail: str, pointer: str | None, pr
         body["pointer"] = pointer
     before, _, after = orjson.dumps(body).partition(placeholder.encode())
     return before, after
+
+
+def _encodable(text: str) -> str:
+    """Return a text with `?` for each half of a surrogate pair: JSON may escape one, but UTF-8 has none."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def problem_of(error: ServiceError, request: Request) -> Response:

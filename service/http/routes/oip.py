@@ -164,7 +164,7 @@ class Infer(Inference):
         tensor = only_input(document)
         if tensor.get("data") != []:
             raise Invalid("expected a list of numbers", pointer="/inputs/0/data")
-        data = yield from self._numbers(array, count_of(tensor, shape), shape)
+        data = yield from self._numbers(array, count_of(tensor, shape, self._max_rows), shape)
         document["inputs"][0]["data"] = data
         return self._parsed(request, document, model, tail, shape)
 
@@ -175,8 +175,6 @@ class Infer(Inference):
         return await self._slicer.run(request.client, work)
 
     def _numbers(self, array: LongArray, count: int, shape: Shape) -> Work[Floats]:
-        if count > self._max_rows:
-            raise TooLarge(f"{count} rows; expected at most {self._max_rows}", pointer="/inputs/0/data")
         item, most = (shape, count) if array.depth > 1 else ((), count * math.prod(shape))
         data = yield from self._arrays.read(array, item, "/inputs/0/data", most, Invalid)
         if len(data) != most:
@@ -257,7 +255,7 @@ def _id(document: Json) -> str | None:
 
 
 def _rows(tensor: Json, tail: bytes, shape: Shape, max_rows: int) -> Floats:
-    count, parameters = count_of(tensor, shape), parameters_of(tensor, "/inputs/0", INPUT_PARAMETERS)
+    count, parameters = count_of(tensor, shape, max_rows), parameters_of(tensor, "/inputs/0", INPUT_PARAMETERS)
     size = parameters.get("binary_data_size")
     if (size or 0) != len(tail):
         raise Malformed(f"{len(tail)} bytes follow the JSON object; expected binary_data_size, {size or 0}")
@@ -265,10 +263,7 @@ def _rows(tensor: Json, tail: bytes, shape: Shape, max_rows: int) -> Floats:
         raise Invalid("given both here and as binary data", pointer="/inputs/0/data")
     if size is None:
         return codec.decode_tensor(_data(tensor), "/inputs/0/data", (count, *shape), max_rows)
-    rows = octets.decode_octets(tail, shape, max_rows)
-    if len(rows) != count:
-        raise Malformed(f"`data` holds {len(rows)} rows, but `shape` says {count}")
-    return rows
+    return octets.read_octets(tail, octets.OctetType(shape=(count, *shape)), shape, max_rows, many=True)
 
 
 def _data(tensor: Json) -> list[Any] | Floats:
@@ -278,12 +273,19 @@ def _data(tensor: Json) -> list[Any] | Floats:
     return data
 
 
-def count_of(tensor: Json, shape: Shape) -> int:
-    """Return the number of rows in the shape of an input."""
+def count_of(tensor: Json, shape: Shape, max_rows: int) -> int:
+    """Return the number of rows in the shape of an input.
+
+    Raises:
+        Invalid: it is not that of contexts of `shape`.
+        TooLarge: more than `max_rows` rows.
+    """
     given = tensor.get("shape")
     count = given[0] if isinstance(given, list) and given and type(given[0]) in (int, float) else 0
     if count < 1 or count % 1 or given != [count, *shape] or bool in map(type, given):
         raise Invalid(f"expected the shape [-1, {', '.join(map(str, shape))}]", pointer="/inputs/0/shape")
+    if count > max_rows:
+        raise TooLarge(f"{int(count)} rows; expected at most {max_rows}", pointer="/inputs/0/shape")
     return int(count)
 
 

@@ -130,6 +130,12 @@ def test_rejects_what_is_no_text_with_its_place(serve: Serve, body: Any, status:
     assert (answer.status_code, answer.json().get("pointer")) == (status, pointer), answer.text
 
 
+def test_half_of_a_surrogate_pair_is_named_not_called_blank(serve: Serve) -> None:
+    headers = {"content-type": "application/json"}
+    answer = serve(text=HashEncoder()).http.post("/embed", content=b'{"text": "half \\ud800"}', headers=headers)
+    assert answer.json()["detail"] == "half of a surrogate pair; expected valid Unicode"
+
+
 def test_names_the_chunk_that_cannot_be_read(serve: Serve) -> None:
     text = f"{PASSAGE} {'?x ' * 100}."
     count = len(chunk(text, words))

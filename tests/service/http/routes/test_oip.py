@@ -85,7 +85,7 @@ def test_the_primary_falls_back_and_a_named_net_does_not(serve: Serve) -> None:
         ({"data": [1e39] * (T * D)}, 422, "/inputs/0/data/0"),
         ({"parameters": {"binary_data_size": 4}}, 400, None),
         ({"parameters": 1}, 422, "/inputs/0/parameters"),
-        ({"shape": [10**9, T, D]}, 413, "/inputs/0/data"),
+        ({"shape": [10**9, T, D]}, 413, "/inputs/0/shape"),
     ],
 )
 def test_what_is_no_tensor_is_told_why_in_both_dialects(

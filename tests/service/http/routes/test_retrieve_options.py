@@ -124,6 +124,15 @@ def test_rejects_a_filter_that_is_not_understood(serve: Serve, wanted: Any, poin
     assert (answer.status_code, answer.json()["pointer"]) == (422, pointer)
 
 
+def test_a_field_with_half_of_a_surrogate_pair_is_answered_and_counted(serve: Serve) -> None:
+    server = serve(corpus=with_fields)
+    body = json.dumps({"query": QUERY, "filter": {"\ud800": 1}})
+    answer = server.http.post("/retrieve", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["pointer"]) == (422, "/filter/?")
+    assert server.metric("lvm_requests_total", route="/retrieve", outcome="invalid") == 1
+    assert server.metric("lvm_in_flight_rows") == 0
+
+
 def test_an_unknown_field_is_answered_with_those_that_there_are(serve: Serve) -> None:
     answer = post(serve(corpus=with_fields), {"query": QUERY, "filter": {"language": "en"}})
     assert answer.json()["detail"] == 'unknown field "language"; the corpus has article, lang, year, a/b~c, caf\u00e9'

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from xxhash import xxh3_64_intdigest
 
 from models.vectors import Floats
 from service.engines.authors import Author
@@ -20,6 +21,8 @@ from service.engines.vector_board import Scored, VectorBoard
 ERROR_RATE = 0.005
 # Fewer pairs decide nothing, since the bound assumes that their mean is nearly normal.
 MIN_PAIRS = 50
+# Contexts that are remembered, so that each counts once.
+MAX_SEEN = 1 << 17
 # The bound is tightest after about so many pairs.
 TYPICAL_PAIRS = 300
 
@@ -67,7 +70,8 @@ class PairedTest:
 class PairedScores(VectorBoard):
     """The board of a `Pairing` that keeps the predictions of two versions for the same contexts.
 
-    `add` is called with the differences of their cosines `(p,)`, new less old, and the contexts `(p, T, D)`.
+    `add` is called with the differences of their cosines `(p,)`, new less old, and the contexts `(p, T, D)`. Each
+    context counts once: callers who repeat a few contexts show no more than these.
     """
 
     NEW = Author("", "", "new")
@@ -75,6 +79,7 @@ class PairedScores(VectorBoard):
 
     def __init__(self, add: Callable[[Floats, Floats], None]) -> None:
         self._add = add
+        self._seen: set[int] = set()
 
     def identify(self, author: Author) -> int:
         """Return the number of an author: 1 of the new version, 0 of the old one."""
@@ -88,7 +93,21 @@ class PairedScores(VectorBoard):
         found: defaultdict[int, dict[int, int]] = defaultdict(dict)
         for place, (row, author) in enumerate(zip(scored.rows, scored.authors, strict=True)):
             found[row][author] = place
-        both = [(places[0], places[1]) for places in found.values() if len(places) == 2]
+        both = [
+            (places[0], places[1])
+            for places in found.values()
+            if len(places) == 2 and self._is_new(scored.contexts[places[1]])
+        ]
         if both:
             old, new = np.array(both).T
             self._add(scored.cosines[new] - scored.cosines[old], scored.contexts[new])
+
+    def _is_new(self, context: Floats) -> bool:
+        """Return whether a context `(T, D)` was not among the last ones; remember it."""
+        digest = xxh3_64_intdigest(np.ascontiguousarray(context).data)
+        if digest in self._seen:
+            return False
+        if len(self._seen) >= MAX_SEEN:
+            self._seen.clear()
+        self._seen.add(digest)
+        return True

@@ -73,3 +73,14 @@ def test_only_contexts_that_both_versions_predicted_count() -> None:
     board.count_scores(Scored([0, 0, 1, 2], [old, new, new, old], cosines, nothing, nothing[:, 0]))
     assert test.pairs == 1
     assert test.mean == pytest.approx(0.2)
+
+
+def test_a_context_that_callers_repeat_counts_once() -> None:
+    test = PairedTest()
+    board = PairedScores(lambda differences, contexts: test.add(differences.tolist()))
+    authors = [board.identify(PairedScores.OLD), board.identify(PairedScores.NEW)]
+    contexts = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
+    for _ in range(3):
+        for context in contexts:
+            board.count_scores(Scored([0, 0], authors, np.ones(2, np.float32), np.stack([context] * 2), contexts[:, 0]))
+    assert test.pairs == 2

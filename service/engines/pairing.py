@@ -126,8 +126,9 @@ class Pairing:
         """Take only the answer `(D,)` to a context `(T, D)`."""
         if not is_declined.get() and self._takes(context.shape, author.alias):
             kept, _ = self._sample(context[None])
-            self._add_answers(kept, context[None], answer[None], author)
-            self._wake()
+            if kept:
+                self._add_answers(kept, context[None], answer[None], author)
+                self._wake()
 
     def arrive(self, contexts: Floats) -> None:
         """Take only the true next vectors that contexts `(n, T, D)` hold."""
@@ -156,10 +157,12 @@ class Pairing:
             return
         now = contexts[:STEP]
         kept, arrived = self._sample(now)
-        if author and answers is not None:
+        if kept and author and answers is not None:
             self._add_answers(kept, now, answers, author)
-        self._add_arrivals(arrived, now)
-        self._wake()
+        if arrived:
+            self._add_arrivals(arrived, now)
+        if kept or arrived:
+            self._wake()
         if len(contexts) > STEP:
             rest = answers if answers is None else answers[STEP:]
             asyncio.get_running_loop().call_soon(self._read, contexts[STEP:], rest, author, context=Context())
@@ -188,14 +191,14 @@ class Pairing:
 
     def _add_answers(self, kept: Sampled, contexts: Floats, answers: Answers, author: Author) -> None:
         """Let answers wait: copies, since a view would keep the whole request in memory."""
-        if kept and len(self._answered) < MAX_WAITING:
+        if len(self._answered) < MAX_WAITING:
             rows = [row for row, _ in kept]
             chosen = answers[rows] if isinstance(answers, np.ndarray) else [answers[row] for row in rows]
             each = zip(kept, chosen, contexts[rows, 0], strict=True)
             self._answered += [Answered(digest, answer, first, author) for (_, digest), answer, first in each]
 
     def _add_arrivals(self, arrived: Sampled, contexts: Floats) -> None:
-        if arrived and len(self._arrived) < MAX_WAITING:
+        if len(self._arrived) < MAX_WAITING:
             due = self._clock() + DELAY_S
             copies = contexts[[row for row, _ in arrived]]
             self._arrived += [
@@ -222,14 +225,13 @@ class Pairing:
         self._wake()
 
     def _step(self) -> bool:
-        """Keep or score at most `STEP` answers; return whether more is to be done now."""
+        """Keep answers, then score others, at most `STEP` in all; return whether more is to be done now."""
         assert self._store
-        if self._answered:
-            answered = [self._answered.popleft() for _ in range(min(STEP, len(self._answered)))]
-            for author in {each.author for each in answered}:
-                self._keep(self._store, author, [each for each in answered if each.author == author])
-        else:
-            self._score(self._store, self._pop_due())
+        answered = [self._answered.popleft() for _ in range(min(STEP, len(self._answered)))]
+        for author in {each.author for each in answered}:
+            self._keep(self._store, author, [each for each in answered if each.author == author])
+        if not self._answered:
+            self._score(self._store, self._pop_due(STEP - len(answered)))
         return bool(self._answered) or self._is_due()
 
     def _keep(self, store: PairStore, author: Author, answered: Sequence[Answered]) -> None:
@@ -246,9 +248,9 @@ class Pairing:
             if len(pairs.rows):
                 self._board.count(pairs, [each.context for each in arrivals])
 
-    def _pop_due(self) -> list[Arrival]:
+    def _pop_due(self, count: int) -> list[Arrival]:
         due: list[Arrival] = []
-        while len(due) < STEP and self._is_due():
+        while len(due) < count and self._is_due():
             due.append(self._arrived.popleft())
         return due
 

@@ -15,7 +15,7 @@ from models.evaluate import baselines
 from models.vectors import Floats, normalise
 from service.engines.authors import MAX_VERSIONS, Author, Authors
 from service.engines.live_scores import LiveScores
-from service.engines.pairing import DELAY_S, STEP, Pairing
+from service.engines.pairing import DELAY_S, MAX_WAITING, STEP, Pairing
 from service.telemetry.metrics import BASELINES, Metrics
 
 T, D = 5, 16
@@ -334,3 +334,16 @@ def test_versions_that_another_process_has_not_counted_yet_are_left_out() -> Non
     for name in BASELINES:
         metrics.live_distance.labels(*AUTHOR, name)
     assert LiveScores(metrics, Authors()).summary()["versions"] == []
+
+
+def test_contexts_are_scored_while_further_answers_keep_coming() -> None:
+    async def scenario() -> None:
+        service = Service()
+        for seed in range(3 * MAX_WAITING // 100):
+            for context in windows(article(104, seed)):
+                service.answer(context[None])
+                await asyncio.sleep(0)
+        scored = service.scores.summary()["aliases"]["primary"]["scored"]
+        assert scored > MAX_WAITING // 4
+
+    asyncio.run(scenario())

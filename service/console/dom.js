@@ -23,11 +23,11 @@ export function notify(id, words = "") {
   notice.hidden = !words;
 }
 
-// Fill a table: heads are [text, isNumber]; cells are text or nodes. On a phone a row is a block, so every cell knows its head.
+// Fill a table: heads are [text or nodes, isNumber, text if nodes]; cells are text or nodes. On a phone a row is a block, so every cell knows its head.
 export function table(node, heads, rows, empty) {
   node.setAttribute("role", "table");
   const head = el("tr", { role: "row" }, heads.map(([text, number]) => el("th", { scope: "col", role: "columnheader", class: number && "number" }, text)));
-  const cell = (value, column) => el("td", { role: "cell", class: heads[column][1] && "number", "data-head": heads[column][0] }, value ?? "–");
+  const cell = (value, column) => el("td", { role: "cell", class: heads[column][1] && "number", "data-head": heads[column][2] ?? heads[column][0] }, value ?? "–");
   const line = (row) => el("tr", { role: "row" }, row.map(cell));
   const body = rows.length ? rows.map(line) : el("tr", { role: "row" }, el("td", { role: "cell", colspan: heads.length, class: "quiet" }, empty));
   node.replaceChildren(el("thead", { role: "rowgroup" }, head), el("tbody", { role: "rowgroup" }, body));

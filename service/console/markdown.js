@@ -1,15 +1,28 @@
 // A safe subset of Markdown as elements: headings, paragraphs, lists, tables, `code`. All else stays text.
 
-import { el } from "./dom.js";
+import { el, table } from "./dom.js";
 
 const inline = (text) => text.split(/(`[^`]+`)/).map((part) => (/^`.+`$/.test(part) ? el("code", {}, part.slice(1, -1)) : part));
 const cells = (line) => line.replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
 const isNumber = (cell) => /^[-\u2212\d.,%]+$/.test(cell);
 
-function grid([head, , ...body]) {
-  const numbers = cells(body[0] ?? "").map(isNumber);
-  const row = (line, tag) => el("tr", {}, cells(line).map((cell, place) => el(tag, { class: numbers[place] && "number" }, inline(isNumber(cell) ? cell.replace("-", "\u2212") : cell))));
-  return el("table", {}, el("thead", {}, row(head, "th")), el("tbody", {}, body.map((line) => row(line, "td"))));
+const shown = (cell) => inline(isNumber(cell) ? cell.replace("-", "\u2212") : cell);
+
+// A table whose rows begin alike has them in groups; any other is a list of blocks on a phone.
+function grid([first, , ...rest]) {
+  const [heads, rows] = [cells(first), rest.map(cells)];
+  const isNumeric = heads.map((_, column) => isNumber(rows[0]?.[column] ?? ""));
+  const names = [...new Set(rows.map(([name]) => name))];
+  if (rows.length > names.length) return grouped(heads, rows, names, isNumeric);
+  const node = el("table");
+  table(node, heads.map((head, column) => [inline(head), isNumeric[column], head]), rows.map((row) => row.map(shown)), "");
+  return node;
+}
+
+function grouped([, ...heads], rows, names, isNumeric) {
+  const line = (row, tag) => el("tr", {}, row.map((cell, column) => el(tag, { class: isNumeric[column + 1] && "number" }, shown(cell))));
+  const group = (name) => el("tbody", {}, el("tr", { class: "group" }, el("th", { colspan: heads.length, scope: "rowgroup" }, inline(name))), rows.filter(([first]) => first === name).map(([, ...row]) => line(row, "td")));
+  return el("table", { class: "grouped" }, el("thead", {}, line(heads, "th")), names.map(group));
 }
 
 function block(text) {

@@ -10,6 +10,7 @@ import { histogram, parse, quantile, select } from "./prometheus.js";
 
 const PAGE = 20;
 const HOLDERS = { net: "primary", corpus: "retriever" }; // the alias that a version of a kind is usually promoted to
+const COHERENCES = [["", "all"], ["low", "of low coherence"], ["middle", "of middle coherence"], ["high", "of high coherence"]];
 let moves = [];
 let known = null; // {aliases, versions} of /models
 let samples = new Map();
@@ -77,8 +78,22 @@ function page(id, text) {
   const matter = el("details", {}, el("summary", {}, "Front matter"), el("pre", { tabindex: "0" }, front));
   const one = known?.versions.find((version) => version.id === id);
   const ways = el("p", { class: "ways" }, el("code", {}, id), marks(id), copyButton(() => location.href, "Copy link"));
-  return [ways, ...body, ...(one && HOLDERS[one.kind] ? [el("h4", {}, "Serve it"), snippet(promotion(one))] : []), matter];
+  return [ways, ...live(id), ...body, ...(one && HOLDERS[one.kind] ? [el("h4", {}, "Serve it"), snippet(promotion(one))] : []), matter];
 }
+
+// Say what a version scored since the service started.
+function live(id) {
+  const scores = scoresOf(id).map(({ alias, pairs, cosine: mean, interval: [low, high], baselines }) => {
+    const [name, most] = Object.entries(baselines).reduce((one, other) => (other[1] > one[1] ? other : one));
+    return el("p", {}, `As ${alias}, on live traffic: cosine `, el("strong", {}, cosine(mean)), `, 95 % interval ${cosine(low)} to ${cosine(high)}, on ${whole(pairs)} contexts. The best baseline, ${name.replaceAll("_", " ")}: ${cosine(most)}.`);
+  });
+  const ranks = ranksOf(id).map(({ query, pairs, MRR, "R@5": share }) => el("p", {}, `On live traffic, queries by `, el("code", {}, query), ": R@5 ", el("strong", {}, recall(share)), `, MRR ${recall(MRR)}, on ${whole(pairs)} passages that came next.`));
+  return [...scores, ...ranks];
+}
+
+const mostPairs = (one, other) => other.pairs - one.pairs;
+const scoresOf = (id) => (known?.live?.versions ?? []).filter((one) => one.id === id).sort(mostPairs);
+const ranksOf = (id) => (known?.live?.retrieval ?? []).filter((one) => one.id === id).sort(mostPairs);
 
 // ---- aliases
 
@@ -117,14 +132,18 @@ function catalogue() {
   const ofKind = (...kinds) => known.versions.filter(({ kind }) => kinds.includes(kind ?? "net"));
   const [nets, corpora] = [known.versions.filter(({ kind }) => kind !== "corpus"), ofKind("corpus")];
   const data = choices(nets);
-  versions("nets", nets, data, [
+  versions("nets", nets, data, ["Live cosine", ({ id }) => liveCosine(scoresOf(id)[0])], [
     ["Parameters", ({ parameters }) => (parameters ? whole(parameters) : NONE)],
   ]);
-  versions("corpora", corpora, null, [
+  versions("corpora", corpora, null, ["Live R@5", ({ id }) => liveRecall(ranksOf(id)[0])], [
     ["Passages", ({ chunks }) => whole(chunks)],
     ["Articles", ({ articles }) => whole(articles)],
   ]);
 }
+
+const counted = (value, remark) => el("span", {}, value, el("span", { class: "remark" }, remark));
+const liveCosine = (found) => (found ? counted(cosine(found.cosine), `\u00b1${cosine((found.interval[1] - found.interval[0]) / 2)} of ${whole(found.pairs)}`) : NONE);
+const liveRecall = (found) => (found ? counted(recall(found["R@5"]), `of ${whole(found.pairs)}`) : NONE);
 
 // Fill the choice of data sets, the one that most versions have first; return the chosen one.
 function choices(nets) {
@@ -137,16 +156,16 @@ function choices(nets) {
   return chosen;
 }
 
-// Fill a table of versions, best first; without `data`, each by the first data set on its card.
-function versions(node, all, data, more) {
+// Fill a table of versions, best first; without `data`, each by the first data set on its card. Columns are [head, its value].
+function versions(node, all, data, live, more) {
   const scoreOf = ({ scores = {} }) => scores[data ?? Object.keys(scores)[0]];
   const sorted = all.toSorted((one, other) => byScore(scoreOf(one), scoreOf(other)));
-  const heads = [["Version"], ["R@5", true], ["Cosine", true], ["Best baseline", true], ["Margin", true], ["Latency", true], ...more.map(([head]) => [head, true]), ["Size", true], ["Date"], ["Promote"]];
+  const heads = [["Version"], ["R@5", true], ["Cosine", true], ...(known.live ? [[live[0], true]] : []), ["Best baseline", true], ["Margin", true], ["Latency", true], ...more.map(([head]) => [head, true]), ["Size", true], ["Date"], ["Promote"]];
   const rows = sorted.map((one, rank) => {
     const score = scoreOf(one);
     const isBest = rank === 0 && sorted.length > 1 && Number.isFinite(figure(score, "R@5"));
     if (one.error) return [naming(one), el("span", { class: "warning" }, one.error), ...heads.slice(2).map(() => NONE)];
-    return [naming(one, isBest), recall(score?.["R@5"]), cosine(score?.cosine), cosine(best(score)), signed(score?.margin), ms(latency(one.id)), ...more.map(([, value]) => value(one)), bytes(one.bytes), one.date ?? NONE, promoter(one)];
+    return [naming(one, isBest), recall(score?.["R@5"]), cosine(score?.cosine), ...(known.live ? [live[1](one)] : []), cosine(best(score)), signed(score?.margin), ms(latency(one.id)), ...more.map(([, value]) => value(one)), bytes(one.bytes), one.date ?? NONE, promoter(one)];
   });
   table(byId(node), heads, rows, "None.");
 }
@@ -174,7 +193,7 @@ const promotion = ({ id, kind }) => `lvm promote ${HOLDERS[kind]} ${id}`;
 function promoter(one) {
   const holder = HOLDERS[one.kind];
   if (!holder) return NONE;
-  return known.aliases[holder]?.id === one.id ? el("span", { class: "quiet" }, `is ${holder}`) : copyButton(promotion(one), "Copy command");
+  return known.aliases[holder]?.id === one.id ? el("span", { class: "quiet" }, "serves") : copyButton(promotion(one), "Copy");
 }
 
 // ---- shadow and ledger
@@ -197,7 +216,36 @@ function shadow() {
       readout("Passages both find", percent(average(overlap)), "of the first 10"),
       readout("Takes longer by", ms(slower === null ? null : slower * 1e3), "mean, alone in a batch"),
     ),
+    nearer(candidate, known.aliases.primary),
   );
+}
+
+// Return how much nearer to the true next vectors the candidate is than the primary, by the coherence of the context.
+function nearer(candidate, primary) {
+  const of = { model: candidate?.id.split("/")[0], version: candidate?.id.split("/")[1], against: primary?.id };
+  const levels = COHERENCES.map(([coherence, words]) => [words, differenceOf({ ...of, ...(coherence && { coherence }) })]).filter(([, found]) => found?.pairs);
+  if (!levels.length) return el("p", { class: "small" }, "Which of the two is nearer to the true next vectors is known as soon as later contexts of the same readers show them.");
+  const rows = levels.map(([words, { pairs, mean, half }]) => {
+    const state = mean - half > 0 ? ["good", "candidate is nearer"] : mean + half < 0 ? ["warning", "candidate is farther"] : ["quiet", "not decided"];
+    return [words, whole(pairs), signed(mean), `${signed(mean - half)} to ${signed(mean + half)}`, el("span", { class: state[0] }, state[1])];
+  });
+  const node = el("table");
+  table(node, [["Contexts"], ["Pairs", true], ["Nearer to the true next by", true], ["95 % interval", true], ["Verdict"]], rows, "");
+  return el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Differences of the cosines to the true next vector" }, node);
+}
+
+// Return {pairs, mean, half the 95 % interval} of a histogram of differences, each bucket by its middle; null of none.
+function differenceOf(wanted) {
+  const found = histogram(samples, "lvm_shadow_difference", wanted);
+  if (!found?.count) return null;
+  const { edges, counts, count: pairs, sum } = found;
+  const mean = sum / pairs;
+  const squares = edges.map((edge, place) => {
+    const below = edges[place - 1] ?? edge;
+    const middle = edge === Infinity ? below : (below + edge) / 2;
+    return (counts[place] - (counts[place - 1] ?? 0)) * (middle - mean) ** 2;
+  }).reduce((all, one) => all + one, 0);
+  return { pairs, mean, half: 1.96 * Math.sqrt(squares / Math.max(pairs - 1, 1) / pairs) };
 }
 
 async function older() {

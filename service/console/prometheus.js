@@ -30,12 +30,13 @@ export function total(samples, name, wanted = {}) {
 
 export const values = (samples, name, label) => [...new Set(select(samples, name).map(({ labels }) => labels[label]))];
 
-// Return {edges, counts, count, sum}, counts cumulative; null where there is none.
+// Return the sum of the histograms that fit, {edges, counts, count, sum}, counts cumulative; null where there is none.
 export function histogram(samples, name, wanted = {}) {
-  const buckets = select(samples, `${name}_bucket`, wanted).map(({ labels, value }) => [number(labels.le), value]);
-  if (!buckets.length) return null;
-  buckets.sort(([one], [other]) => one - other);
-  const [edges, counts] = [0, 1].map((part) => buckets.map((bucket) => bucket[part]));
+  const sums = new Map();
+  for (const { labels, value } of select(samples, `${name}_bucket`, wanted)) sums.set(number(labels.le), (sums.get(number(labels.le)) ?? 0) + value);
+  if (!sums.size) return null;
+  const edges = [...sums.keys()].sort((one, other) => one - other);
+  const counts = edges.map((edge) => sums.get(edge));
   return { edges, counts, count: counts.at(-1), sum: total(samples, `${name}_sum`, wanted) };
 }
 

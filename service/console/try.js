@@ -17,6 +17,7 @@ const DEPTH = 100; // places among which the true next passage is looked for
 const PAUSE_MS = 120;
 const TRIED = 24; // windows of an article, of which an example is chosen
 const TEXT = "lvm-text";
+const narrow = matchMedia("(max-width: 60rem)"); // one column, as in try.css
 const form = byId("try-form");
 const { search, article: choice, at: slider, a: first, b: second, in: place, mmr, rerank, text } = form.elements;
 const map = new PlaneMap(byId("map"), ({ article, position }) => go({ source: "", article, at: Math.max(0, position + 1 - state.length) }));
@@ -49,7 +50,15 @@ export function start() {
   byId("copies").replaceChildren(...buttons);
   byId("whole").addEventListener("change", ({ target }) => byId("lists").classList.toggle("briefly", !target.checked));
   text.value = sessionStorage.getItem(TEXT) ?? "";
-  byId("read").open = !matchMedia("(max-width: 48rem)").matches;
+  narrow.addEventListener("change", fold);
+  byId("read").firstElementChild.addEventListener("click", (event) => narrow.matches || event.preventDefault());
+  fold();
+}
+
+// What was read is folded if it would push what was found out of sight; beside it, it is always open.
+function fold() {
+  byId("read").open = !narrow.matches;
+  byId("read").firstElementChild.tabIndex = narrow.matches ? 0 : -1;
 }
 
 // Forget what is shown, as with another token.
@@ -116,6 +125,7 @@ async function run(signal) {
   form.elements.source.value = wanted.source === "text" ? "text" : "article";
   byId("from-article").hidden = isText();
   byId("from-text").hidden = !isText();
+  byId("another").hidden = isText();
   setOptions(wanted);
   if (isText()) return readText(wanted, signal);
   return readArticle(wanted, signal);
@@ -343,7 +353,7 @@ function render({ context, text: words, next }, both) {
   const read = context ?? (both[0].found.chunks ?? [words]).map((chunk) => ({ text: chunk }));
   notify("read-as", context ? "" : answers.readAs(both[0].found, lengthOf("retriever")));
   byId("context").replaceChildren(...read.map((chunk) => answers.passage(chunk)), ...(context ? [answers.truth(next)] : []));
-  const columns = both.map((one) => el("section", {}, el("h2", {}, answers.badge(one.key), answers.nameOf(one)), el("p", { class: "small" }, answers.order(one)), answers.hits(one, next)));
+  const columns = both.map((one) => el("section", {}, el("h3", {}, answers.badge(one.key), answers.nameOf(one)), el("p", { class: "small" }, answers.order(one)), answers.hits(one, next)));
   byId("found").replaceChildren(...columns);
   const among = place.value && !isText() ? "the passages searched" : `${whole(state.plane.total)} passages`;
   const panels = context ? [...both.map((one) => answers.rankPanel(one, next, state.depth, among)), answers.closeness(both, { context, next })] : both.map(answers.bestPanel);

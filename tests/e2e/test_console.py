@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
+from service.deploy.shadow_report import summarize_shadow
 from tests.browser import CHROMIUM, Browser
 from tests.conftest import PATIENCE_S, ROOT, Process, until
 
@@ -76,7 +77,8 @@ def test_the_models_view_shows_versions_cards_shadow_and_ledger(page: Browser, s
     for _ in range(5):
         httpx.post(f"{server.url}/predict", json=BODY, timeout=PATIENCE_S).raise_for_status()
     page.click("#tab-models")
-    page.until("document.querySelectorAll('#ledger tbody tr').length === 4")
+    moves, _ = server.registry.read_ledger()
+    page.until(f"document.querySelectorAll('#ledger tbody tr').length === {len(moves)}")
     assert "to be looked at" in page.text("#ledger tbody tr")
     known = {version.id for version in server.registry.versions()}
     shown = page.run("[...document.querySelectorAll('.version code')].map(one => one.textContent)")
@@ -205,6 +207,14 @@ def test_the_text_of_a_card_is_never_markup(page: Browser) -> None:
     assert shown == ["a: 1", 0, 2, 1, "<img src=x onerror=alert(1)>"]
 
 
+def test_rows_of_a_card_that_begin_alike_are_a_group(page: Browser) -> None:
+    card = "|data|predictor|R@5|\n|---|---|---|\n|wiki|amn|0.3|\n|wiki|mean|-0.4|\n|peps|amn|0.5|"
+    lines = f"[...m.render({json.dumps(card)}).body[0].querySelectorAll('tr')]"
+    shown = in_page(page, "markdown", f"{lines}.map(({{cells}}) => [...cells].map((one) => one.textContent))")
+    rows = ["predictor", "R@5"], ["wiki"], ["amn", "0.3"], ["mean", "\u22120.4"], ["peps"], ["amn", "0.5"]
+    assert shown == list(rows)
+
+
 def test_a_scrape_is_read_as_prometheus_reads_it(page: Browser) -> None:
     scrape = (
         "# TYPE a counter\n"
@@ -314,6 +324,27 @@ def test_live_scores_stand_beside_the_baselines_and_the_card(page: Browser, serv
         "[...document.querySelectorAll('#quality figure:first-child .legend li')].map((one) => one.innerText)"
     )
     assert [each.split("\n")[0] for each in drawn] == ["amn", "last vector", "mean", "weighted mean", "card"]
+    assert page.complaints == []
+
+
+def test_the_models_view_compares_by_what_came_next(page: Browser, server: Process) -> None:
+    read(server.url, 1583)
+    compared = "lvm_shadow_difference_count"
+    until(lambda: compared in httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text, "a comparison")
+    page.open(f"{server.url}/#/models")
+    page.until(READY["models"])
+    live = httpx.get(f"{server.url}/models", timeout=PATIENCE_S).json()["live"]["versions"]
+    (score,) = [each for each in live if each["alias"] == "primary"]
+    half = (score["interval"][1] - score["interval"][0]) / 2
+    row = page.run("[...document.querySelectorAll('#nets tbody tr')].at(-1).innerText")
+    assert f"{score['cosine']:.4f}\n\u00b1{half:.4f} of {score['pairs']}" in row
+    found = summarize_shadow(httpx.get(f"{server.url}/metrics", timeout=PATIENCE_S).text)["differences"]["all"]
+    all_ = page.text("#shadow tbody tr").replace("\u2212", "-").split("\t")
+    assert all_[:3] == ["all", str(found["pairs"]), f"{found['mean']:+.4f}"]
+    assert all_[3] == "{:+.4f} to {:+.4f}".format(*found["interval"])
+    page.open(f"{server.url}/#/models?card={score['id']}")
+    page.until(READY["card"])
+    assert f"cosine {score['cosine']:.4f}" in page.text("#card")
     assert page.complaints == []
 
 

@@ -106,6 +106,16 @@ def test_the_towers_of_the_corpus_are_beside_its_primary_by_default(page: Browse
     assert page.complaints == []
 
 
+def test_what_was_read_stays_open_beside_what_was_found(page: Browser, server: Process) -> None:
+    show(page, server.url, article=RABBIT, at=0)
+    page.click("#read summary")
+    assert page.run("document.querySelector('#read').open")
+    page.size(390, 844)
+    page.until("!document.querySelector('#read').open")
+    page.size(1280, 900)
+    page.until("document.querySelector('#read').open")
+
+
 def test_one_model_alone_has_no_column_beside_it(page: Browser, server: Process) -> None:
     show(page, server.url, article=RABBIT, at=0, a="gru", b="none")
     assert len(texts(page, "#found h2")) == 1
@@ -436,6 +446,9 @@ def test_a_phone_folds_what_was_read_and_scrolls_in_one_direction_only(
     show(page, server.url, article=RABBIT, at=0)
     assert page.run("document.documentElement.scrollWidth") == 390
     assert not page.run("document.querySelector('#read').open")
+    page.click("#read summary")
+    assert page.run("document.querySelector('#read').open")
+    page.click("#read summary")
     rank, map_ = page.run("['#measured', '#map'].map((one) => document.querySelector(one).getBoundingClientRect().top)")
     assert rank < map_
     page.screenshot(SHOTS / f"try-phone-{scheme}.png")

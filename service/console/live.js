@@ -18,6 +18,7 @@ const PERCENTILES = [["p50", 0.5], ["p95", 0.95], ["p99", 0.99]];
 const STAGES = ["decode", "embed", "queue", "infer", "search", "rerank", "encode"];
 const BASELINES = [["persistence", "last vector", 6], ["mean", "mean", 5], ["weighted_mean", "weighted mean", 2]]; // with the style of their lines
 const MINUTE_S = 59.5; // of which a live score is the mean: a few seconds hold too few contexts
+const FEWEST = 10; // answers that a share is shown of
 const MB = 2 ** 20;
 const charts = new Map();
 let latest = null; // samples
@@ -137,7 +138,7 @@ function summary({ stretches, whole: all, routes }) {
 
 // Return the plots of each section, as {title, unit, most, limits, isSlow: whether a point is the mean of a minute, series: [[name, its value in a stretch]]}.
 function sections(view) {
-  return { traffic: traffic(view), latency: latencies(view), queue: queue(view), inputs: inputs(view), quality: quality(view), process: processes() };
+  return { traffic: traffic(view), latency: latencies(view), quality: quality(view), inputs: inputs(view), queue: queue(view), process: processes() };
 }
 
 function traffic({ whole: all, routes }) {
@@ -191,7 +192,7 @@ function quality({ whole: all }) {
   const { history } = all;
   const aliases = history.labels("lvm_live_distance_count", "alias");
   const byAlias = aliases.map((alias) => ({ title: `Cosine to the true next vector: ${alias}`, unit: "", most: null, isSlow: true, series: scored(all, alias) }));
-  const searched = history.labels("lvm_live_rank_bucket", "query").filter((query) => all.rise("lvm_live_rank_bucket", { query, le: "+Inf" }) > 0);
+  const searched = history.labels("lvm_live_rank_bucket", "query").filter((query) => all.rise("lvm_live_rank_bucket", { query, le: "+Inf" }) >= FEWEST);
   const recallOf = (query) => (one) => share(one.rise("lvm_live_rank_bucket", { query, le: "5.0" }), one.rise("lvm_live_rank_bucket", { query, le: "+Inf" }));
   const known = history.labels("lvm_live_coverage", "alias");
   return [

@@ -102,8 +102,8 @@ function refusals() {
   byId("refused").replaceChildren(...refused.map(([alias, one]) => el("div", { class: "notice" },
     el("p", {}, el("strong", {}, alias), " points at ", el("code", {}, one.refused.id), ", which is refused:"),
     el("p", { class: "warning" }, one.refused.reason ?? "no reason is known"),
-    el("p", {}, one.id && one.id !== one.refused.id ? ["It goes on serving ", el("code", {}, one.id), ". "] : ["It serves nothing. "], "The alias goes back with:"),
-    snippet(`lvm rollback ${alias}`),
+    el("p", {}, one.id ? ["It goes on serving ", el("code", {}, one.id), ". The alias goes back with:"] : "It serves nothing. Promote another version, or remove the alias with:"),
+    snippet(one.id ? `lvm rollback ${alias}` : `lvm unset ${alias} --force --why "cannot be served"`),
   )));
 }
 
@@ -159,13 +159,14 @@ function choices(nets) {
 // Fill a table of versions, best first; without `data`, each by the first data set on its card. Columns are [head, its value].
 function versions(node, all, data, live, more) {
   const scoreOf = ({ scores = {} }) => scores[data ?? Object.keys(scores)[0]];
+  const hasLive = all.some((one) => live[1](one) !== NONE);
   const sorted = all.toSorted((one, other) => byScore(scoreOf(one), scoreOf(other)));
-  const heads = [["Version"], ["R@5", true], ["Cosine", true], ...(known.live ? [[live[0], true]] : []), ["Best baseline", true], ["Margin", true], ["Latency", true], ...more.map(([head]) => [head, true]), ["Size", true], ["Date"], ["Promote"]];
+  const heads = [["Version"], ["R@5", true], ["Cosine", true], ...(hasLive ? [[live[0], true]] : []), ["Best baseline", true], ["Margin", true], ["Latency", true], ...more.map(([head]) => [head, true]), ["Size", true], ["Date"], ["Promote"]];
   const rows = sorted.map((one, rank) => {
     const score = scoreOf(one);
     const isBest = rank === 0 && sorted.length > 1 && Number.isFinite(figure(score, "R@5"));
     if (one.error) return [naming(one), el("span", { class: "warning" }, one.error), ...heads.slice(2).map(() => NONE)];
-    return [naming(one, isBest), recall(score?.["R@5"]), cosine(score?.cosine), ...(known.live ? [live[1](one)] : []), cosine(best(score)), signed(score?.margin), ms(latency(one.id)), ...more.map(([, value]) => value(one)), bytes(one.bytes), one.date ?? NONE, promoter(one)];
+    return [naming(one, isBest), recall(score?.["R@5"]), cosine(score?.cosine), ...(hasLive ? [live[1](one)] : []), cosine(best(score)), signed(score?.margin), ms(latency(one.id)), ...more.map(([, value]) => value(one)), bytes(one.bytes), one.date ?? NONE, promoter(one)];
   });
   table(byId(node), heads, rows, "None.");
 }

@@ -339,11 +339,11 @@ def test_versions_that_another_process_has_not_counted_yet_are_left_out() -> Non
 def test_contexts_are_scored_while_further_answers_keep_coming() -> None:
     async def scenario() -> None:
         service = Service()
-        for seed in range(3 * MAX_WAITING // 100):
+        for seed in range(3 * MAX_WAITING // 400):
             for context in windows(article(104, seed)):
                 service.answer(context[None])
                 await asyncio.sleep(0)
         scored = service.scores.summary()["aliases"]["primary"]["scored"]
-        assert scored > MAX_WAITING // 4
+        assert scored > MAX_WAITING // 8
 
     asyncio.run(scenario())

@@ -69,7 +69,7 @@ prometheus-check: dev  ## hold rules, dashboard and percentiles against a real P
 
 console-check: dev  ## drive the console in Debian's Chromium (root, to install it); screenshots in runs/console
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -yqq --no-install-recommends chromium; }
-	$(BIN)/pytest tests/service/http/routes/test_console.py tests/service/http/routes/test_articles.py tests/e2e/test_console.py tests/e2e/test_console_try.py
+	$(BIN)/pytest -m '' tests/service/http/routes/test_console.py tests/service/http/routes/test_articles.py tests/e2e/test_console*.py tests/e2e/test_docs_page.py
 
 million: dev  ## store, load and search a million passages (about 5 minutes, 6 GB of disk)
 	$(BIN)/pytest -m soak -s tests/slow

@@ -21,7 +21,7 @@ from models.vectors import Floats, normalise
 from tests.browser import CHROMIUM, Browser
 from tests.conftest import PATIENCE_S, ROOT, Process, Running
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="wants Chromium (make console-check)")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="wants Chromium")]
 SHOTS = ROOT / "runs" / "console"
 Serve = Callable[..., Running]
 RABBIT = 1583
@@ -58,15 +58,6 @@ def vectors_of(server: Process, article: int) -> Floats:
     """Return the vectors of an article's passages."""
     chunks = httpx.get(f"{server.url}/articles/{article}", timeout=PATIENCE_S).json()["chunks"]
     return np.array([np.frombuffer(b64decode(chunk["vector"]), "<f4") for chunk in chunks])
-
-
-def test_the_first_visit_shows_a_prediction_that_came_true(page: Browser) -> None:
-    page.until(f"{DONE} && document.querySelectorAll('#found li').length === 20")
-    assert texts(page, "#measured .readout .value")[0] in ("1st", "2nd", "3rd")
-    assert page.run("document.querySelector('#measured .readout').dataset.state") == "hit"
-    assert "R@5 is the share of contexts whose true next passage is among the first five" in page.text("#limits")
-    assert page.run("/article=\\d+&at=\\d+/.test(location.hash)")
-    assert page.complaints == []
 
 
 def test_two_models_stand_side_by_side(page: Browser, server: Process) -> None:

@@ -90,6 +90,7 @@ def test_shows_every_operation_and_calls_it(page: Browser, serve: Serve) -> None
     assert not page.run("Boolean(document.querySelector('.authorize'))")
 
 
+@pytest.mark.browser
 def test_asks_for_the_token_and_works_below_a_prefix(page: Browser, serve: Serve) -> None:
     server = serve(text=HashEncoder(), tokens=TOKEN)
     with prefixed(server.url) as url:
@@ -108,6 +109,7 @@ def test_asks_for_the_token_and_works_below_a_prefix(page: Browser, serve: Serve
     page.complaints.clear()
 
 
+@pytest.mark.browser
 def test_says_that_a_token_is_unknown(page: Browser, serve: Serve) -> None:
     server = serve(tokens=TOKEN)
     page.open(f"{server.url}/docs")

@@ -41,6 +41,7 @@ from models.windows import windows
 from tests.conftest import LVM, ROOT, SHIPPED
 from tests.fakes import add_version, card, registry_of
 
+Here = Callable[..., subprocess.CompletedProcess[str]]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # tiny nets: more threads would only spin, above all on a busy machine
 
 
@@ -64,11 +65,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def untouched(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Name a registry in the environment of this process, and see that a test changes nothing in it."""
+def here(shared: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Here]:
+    """Return a function that runs `lvm` in this process, and see that the registry stays as it is."""
     monkeypatch.setenv("LVM_REGISTRY", str(shared))
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        with pytest.raises(SystemExit) as end:
+            exit_codes.run(lambda: app(words))
+        return subprocess.CompletedProcess(words, int(end.value.code or 0), *capfd.readouterr())
+
     before = contents(shared)
-    yield shared
+    yield run
     assert contents(shared) == before
 
 
@@ -302,8 +309,8 @@ def test_a_corpus_card_names_its_data(shipped: Path) -> None:
     assert Card.from_markdown((Path(made["path"]) / "README.md").read_text()).data["source"] == "wiki/val"
 
 
-def test_train_rejects_an_invalid_name_before_the_work(tmp_path: Path) -> None:
-    done = lvm("train", "amn", "--data", "/nowhere", "--name", "My Net", registry=tmp_path)
+def test_train_rejects_an_invalid_name_before_the_work(here: Here) -> None:
+    done = here("train", "amn", "--data", "/nowhere", "--name", "My Net")
     assert (done.returncode, "invalid name 'My Net'" in done.stderr) == (2, True)
 
 
@@ -417,14 +424,12 @@ def test_models_breaks_no_name_and_no_number_in_a_terminal_of_80_columns() -> No
     ],
 )
 def test_a_command_that_fails_has_its_exit_code_and_a_message_on_stderr_and_changes_nothing(
-    untouched: Path, capfd: pytest.CaptureFixture[str], words: tuple[str, ...], code: int
+    here: Here, words: tuple[str, ...], code: int
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        exit_codes.run(lambda: app(words))
-    said = capfd.readouterr()
-    assert (end.value.code, said.out) == (code, "")
-    assert said.err
-    assert "Traceback" not in said.err
+    done = here(*words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_damaged_version_is_not_promoted(shipped: Path) -> None:
@@ -531,22 +536,22 @@ def test_vectors_become_a_data_set_and_pairs_are_ranked_in_a_bank(shipped: Path,
     assert json.loads((tmp_path / "metrics.json").read_text())["Nq_effective"] == 40
 
 
-def test_evaluate_refuses_vectors_of_another_dimension_by_name(shipped: Path, tmp_path: Path) -> None:
+def test_evaluate_refuses_vectors_of_another_dimension_by_name(here: Here, shared: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "narrow.npy", np.eye(40, dtype=np.float32))
-    narrow, known = str(tmp_path / "narrow.npy"), str(shipped / "retriever")
+    narrow, known = str(tmp_path / "narrow.npy"), str(shared / "retriever")
     for options in (("--data", narrow), ("--data", known, "--train-data", narrow), ("--data", known, "--bank", narrow)):
-        done = lvm("evaluate", "primary", *options, registry=shipped)
+        done = here("evaluate", "primary", *options)
         assert (done.returncode, done.stdout) == (65, "")
         assert "narrow.npy has vectors with D = 40; the model reads D = 384" in done.stderr
         assert "Traceback" not in done.stderr
 
 
-def test_a_file_that_cannot_be_written_is_refused_before_the_work(shipped: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(here: Here, tmp_path: Path) -> None:
     data = ("--data", str(tmp_path / "no-data"))
     for place in (tmp_path / "nowhere" / "report", tmp_path):
-        done = lvm("evaluate", "primary", *data, "--metrics", str(place), registry=shipped)
+        done = here("evaluate", "primary", *data, "--metrics", str(place))
         assert done.returncode == 74
-        done = lvm("leaderboard", *data, "--ood", str(tmp_path), "--out", str(place), registry=shipped)
+        done = here("leaderboard", *data, "--ood", str(tmp_path), "--out", str(place))
         assert done.returncode == 74
 
 
@@ -556,18 +561,18 @@ def test_a_full_disk_is_told_with_the_places_to_look_at() -> None:
     assert f"in {tempfile.gettempdir()} (TMPDIR)" in hint
 
 
-def test_a_net_is_no_retriever_and_the_message_says_its_kind(shipped: Path) -> None:
-    net = Registry(shipped).resolve("primary").id
-    done = lvm("promote", "retriever", net, registry=shipped)
+def test_a_net_is_no_retriever_and_the_message_says_its_kind(here: Here, shared: Path) -> None:
+    net = Registry(shared).resolve("primary").id
+    done = here("promote", "retriever", net)
     assert done.returncode == 65
     assert "kind net, expected corpus" in done.stderr
 
 
-def test_options_that_do_not_concern_the_source_are_refused(shipped: Path, tmp_path: Path) -> None:
+def test_options_that_do_not_concern_the_source_are_refused(here: Here, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.eye(40, dtype=np.float32))
     vectors = ("data", str(tmp_path / "x.npy"), str(tmp_path / "out"))
-    assert lvm(*vectors, "--allow-download", registry=shipped).returncode == 2
-    done = lvm("corpus", "mine", "--data", str(tmp_path / "x.npy"), registry=shipped)
+    assert here(*vectors, "--allow-download").returncode == 2
+    done = here("corpus", "mine", "--data", str(tmp_path / "x.npy"))
     assert done.returncode == 65
     assert "x.npy: is a file, expected a directory: `lvm data` makes one" in done.stderr
 
@@ -620,8 +625,8 @@ def test_a_corpus_gets_the_chosen_index_and_can_be_promoted(shipped: Path) -> No
     assert "Search is approximate: recall@10 " in card
 
 
-def test_an_unknown_index_is_a_usage_error(shipped: Path) -> None:
-    done = lvm("corpus", "wiki", "--data", str(shipped / "retriever"), "--index", "tree", registry=shipped)
+def test_an_unknown_index_is_a_usage_error(here: Here, shared: Path) -> None:
+    done = here("corpus", "wiki", "--data", str(shared / "retriever"), "--index", "tree")
     assert (done.returncode, "'tree' is not one of" in done.stderr) == (2, True)
 
 

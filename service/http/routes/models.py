@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def _stamp(path: Path) -> Stamp | None:
 def _date(version: Version) -> str | None:
     """Return the day on which a version was made, as its name says, in ISO 8601; None if it does not."""
     try:
-        return datetime.strptime(version.version[:8], "%Y%m%d").date().isoformat()
+        return date.fromisoformat(version.version[:8]).isoformat()
     except ValueError:
         return None
 

@@ -133,7 +133,8 @@ class MicroBatcher(Generic[Item, Answer]):
         """Return the tickets of `items`, pairs of an item and its rows, when every answer is there.
 
         The batcher takes all items or none. At most `MAX_QUEUED_PARTS` of them are in the queue at a time, so that
-        other requests run between the parts of a large one. `deadline` is on the monotonic clock.
+        other requests run between the parts of a large one: a small one only needs room among those in the queue.
+        `deadline` is on the monotonic clock.
 
         Raises:
             Overloaded: the rows do not fit into the queue.
@@ -147,7 +148,7 @@ class MicroBatcher(Generic[Item, Answer]):
         if self.is_closed or (self._thread and self._is_dead()):
             raise Draining("this engine accepts no more requests")
         if max(self.pending_rows + rows, self._queue.qsize()) > self._max_queue:
-            raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.retry_after_s())
+            self._check_queue(rows, is_small=len(items) <= MAX_QUEUED_PARTS)
         self.pending_rows += rows
         tickets: list[Ticket[Item, Answer]] = []
         try:
@@ -188,6 +189,12 @@ class MicroBatcher(Generic[Item, Answer]):
         return self._thread is not None and not self._thread.is_alive()
 
     # ---- on the event loop
+
+    def _check_queue(self, rows: int, *, is_small: bool) -> None:
+        """Raise `Overloaded` unless a small request has room beside the parts in the queue; the others come later."""
+        queued = sum(ticket.rows for ticket in self._waiting if not ticket.future.done())
+        if not is_small or max(queued + rows, self._queue.qsize()) > self._max_queue:
+            raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.retry_after_s())
 
     def _enqueue(self, item: Item, rows: int, deadline: float) -> Ticket[Item, Answer]:
         ticket: Ticket[Item, Answer] = Ticket(item, rows, deadline, self._loop.create_future(), self._tag())

@@ -202,6 +202,25 @@ def test_a_full_queue_accepts_all_of_a_request_or_nothing() -> None:
     asyncio.run(scenario())
 
 
+def test_a_large_request_that_fills_the_queue_leaves_room_for_a_small_one_but_for_no_other_large_one() -> None:
+    async def scenario() -> None:
+        held = Held()
+        made = batcher(held, max_queue=32)
+        large = asyncio.create_task(made.submit([(part, 8) for part in range(4)], soon()))
+        await entered(held)
+        with pytest.raises(Overloaded):
+            await made.submit([(part, 1) for part in range(3)], soon())
+        small = [asyncio.create_task(made.submit([(9, 8)], soon())) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await made.submit([(9, 1)], soon())
+        held.go.set()
+        await asyncio.gather(large, *small)
+        assert made.pending_rows == 0
+
+    asyncio.run(scenario())
+
+
 def test_rejects_an_expired_item_in_time_and_never_runs_it() -> None:
     async def scenario() -> None:
         held = Held()

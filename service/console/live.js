@@ -194,7 +194,7 @@ function quality({ whole: all }) {
   const byAlias = aliases.map((alias) => ({ title: `Cosine to the true next vector: ${alias}`, unit: "", most: null, isSlow: true, series: scored(all, alias) }));
   const searched = history.labels("lvm_live_rank_bucket", "query").filter((query) => all.rise("lvm_live_rank_bucket", { query, le: "+Inf" }) >= FEWEST);
   const recallOf = (query) => (one) => share(one.rise("lvm_live_rank_bucket", { query, le: "5.0" }), one.rise("lvm_live_rank_bucket", { query, le: "+Inf" }));
-  const known = history.labels("lvm_live_coverage", "alias");
+  const known = history.labels("lvm_live_coverage", "alias").filter((alias) => all.level("lvm_live_coverage", { alias }) > 0);
   return [
     ...byAlias,
     { title: "R@5 of /retrieve: passages that came next", unit: "", most: 1, isSlow: true, series: searched.map((query) => [query.split("/")[0], recallOf(query)]) },

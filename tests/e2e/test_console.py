@@ -476,15 +476,16 @@ def test_a_refused_version_says_why_and_how_to_go_back(page: Browser, server: Pr
     registry.point("fallback-2", lstm, why="to be refused")
     page.open(f"{server.url}/#/models")
     page.until(READY["models"])
-    until(
-        lambda: (
-            page.click("#tab-models") or page.run("document.querySelector('#refused').innerText.includes('altered')")
-        ),
-        "the refusal",
-    )
+
+    def refused() -> str:
+        page.click("#tab-models")
+        return page.text("#refused")
+
+    until(lambda: "altered" in refused(), "the refusal")
     told = page.text("#refused")
     assert all(words in told for words in ("fallback-2", lstm.id, "lvm unset fallback-2"))
     registry.unset("fallback-2", why="it was refused", force=True)
+    until(lambda: not refused(), "the refusal to be forgotten")
 
 
 class Guarded(BaseHTTPRequestHandler):

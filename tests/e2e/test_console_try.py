@@ -84,7 +84,7 @@ def test_two_models_stand_side_by_side(page: Browser, server: Process) -> None:
 
 def test_the_towers_of_the_corpus_are_beside_its_primary_by_default(page: Browser, server: Process) -> None:
     show(page, server.url, article=RABBIT, at=0)
-    names = [name.replace("\n", "") for name in texts(page, "#found h2")]
+    names = [name.replace("\n", "") for name in texts(page, "#found h3")]
     assert names == ["ATowers and reranker", "Bamn"]
     results = post(server, "retrieve", context=vectors_of(server, RABBIT)[:5].tolist())["results"]
     assert [int(rank) for rank in texts(page, "#found section:first-child .rank")] == list(range(1, 11))
@@ -109,7 +109,7 @@ def test_what_was_read_stays_open_beside_what_was_found(page: Browser, server: P
 
 def test_one_model_alone_has_no_column_beside_it(page: Browser, server: Process) -> None:
     show(page, server.url, article=RABBIT, at=0, a="gru", b="none")
-    assert len(texts(page, "#found h2")) == 1
+    assert len(texts(page, "#found h3")) == 1
     assert "gru" in page.text("#measured")
     assert "Do they agree?" not in page.text("#measured")
 
@@ -186,7 +186,7 @@ def test_the_options_change_what_is_found(page: Browser, server: Process) -> Non
     page.until(f"{DONE} && location.hash.includes('in=article')")
     assert all("Rabbit" in hit for hit in texts(page, "#found .where"))
     page.click("[name=rerank]")
-    page.until(f"{DONE} && document.querySelector('#found h2').innerText.endsWith('Towers')")
+    page.until(f"{DONE} && document.querySelector('#found h3').innerText.endsWith('Towers')")
     assert page.complaints == []
 
 
@@ -357,7 +357,7 @@ def test_what_is_copied_reads_the_token_from_the_environment(page: Browser, serv
 
 def test_a_small_corpus_without_towers_compares_primary_and_fallback(page: Browser, serve: Serve) -> None:
     show(page, serve().url)
-    assert [name.replace("\n", "") for name in texts(page, "#found h2")] == ["Aamn", "Bgru"]
+    assert [name.replace("\n", "") for name in texts(page, "#found h3")] == ["Aamn", "Bgru"]
     assert page.text("#map-caption").startswith("All 20 passages, seen along the two directions, of 8,")
     assert page.run("document.querySelectorAll('#map .mark-predicted-a, #map .mark-predicted-b').length") == 2
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 LOCUST = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless"]
 KINDS = {
@@ -32,5 +34,5 @@ def test_users_of_every_kind_check_the_response(serve: Any, script: dict[str, An
     while (seen(fake) != KINDS or len(fake.requests) <= 10) and process.poll() is None:
         time.sleep(0.05)
     process.terminate()
-    _, messages = process.communicate(timeout=30)
+    _, messages = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, seen(fake)) == (code, KINDS), messages

@@ -38,7 +38,7 @@ from models.registry.registry import Registry
 from models.retrieval.corpus import read_corpus, write_corpus
 from models.vectors import normalise
 from models.windows import windows
-from tests.conftest import LVM, ROOT, SHIPPED
+from tests.conftest import LVM, PATIENCE_S, ROOT, SHIPPED
 from tests.fakes import add_version, card, registry_of
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
@@ -47,7 +47,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # tiny nets: more threads would only spin
 
 def lvm(*words: str, registry: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "LVM_REGISTRY": str(registry), **environment}
-    return subprocess.run([LVM, *words], capture_output=True, text=True, env=env, check=False, timeout=120)
+    return subprocess.run([LVM, *words], capture_output=True, text=True, env=env, check=False, timeout=PATIENCE_S)
 
 
 def commands() -> dict[str, Any]:
@@ -231,7 +231,9 @@ def test_encoding_stopped_by_ctrl_c_continues_to_the_same_bytes(tmp_path: Path) 
 def test_data_reads_articles_from_standard_input(tmp_path: Path) -> None:
     line = json.dumps({"title": "A", "chunks": ["Hares live alone.", "word " * 300, "\u200b"]})
     command = [LVM, "data", "-", str(tmp_path / "made"), "--json"]
-    done = subprocess.run(command, input=gzip.compress(line.encode()), capture_output=True, check=False, timeout=120)
+    done = subprocess.run(
+        command, input=gzip.compress(line.encode()), capture_output=True, check=False, timeout=PATIENCE_S
+    )
     summary = json.loads(done.stdout)
     assert {key: summary[key] for key in ("chunks", "truncated", "unread", "unreadable")} == {
         "chunks": 2,
@@ -249,7 +251,7 @@ def test_arguments_of_any_bytes_are_utf8_on_the_card(shipped: Path, tmp_path: Pa
     write_corpus(data, np.eye(8, dtype=np.float32), [{"article_id": 0, "title": "A", "chunks": ["a"] * 8}])
     command = [LVM, "corpus", "odd", "--data", os.fsencode(data), "--attribution", "Füchse".encode(), "--json"]
     env = {**os.environ, "LVM_REGISTRY": str(shipped), **locale}
-    done = subprocess.run(command, capture_output=True, env=env, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, env=env, check=False, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, b"")
     made = read_card(Registry(shipped).find(json.loads(done.stdout)["id"]).path)
     assert (made.data["source"], made.attribution) == ("d\N{REPLACEMENT CHARACTER}ü", "Füchse")
@@ -370,7 +372,7 @@ def test_models_breaks_no_name_and_no_number_in_a_terminal_of_80_columns() -> No
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     env = {**os.environ, "LVM_REGISTRY": str(SHIPPED)}
-    assert subprocess.run([LVM, "models"], stdout=theirs, env=env, check=False, timeout=120).returncode == 0
+    assert subprocess.run([LVM, "models"], stdout=theirs, env=env, check=False, timeout=PATIENCE_S).returncode == 0
     shown = os.read(ours, 1 << 16).decode()
     for text in ("transformer-baseline ", " 20261130-b02eb99a1c76 ", " wiki/val ", " 0.5862 ", " 0.2925 ", " 3.9 MB "):
         assert text in shown

@@ -14,6 +14,7 @@ from models.predictor import Predictor, load_predictor
 from models.registry.checkpoint import WEIGHTS_FILE, BadCheckpoint, load_checkpoint
 from models.registry.registry import Version
 from models.vectors import Floats
+from tests.conftest import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_TORCH = """
@@ -102,7 +103,7 @@ def test_no_part_of_serving_imports_torch(
         [sys.executable, "-c", WITHOUT_TORCH, gru_version.path, tmp_path / "context.npy", tmp_path / "answer.npy"],
         cwd=ROOT,
         check=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert np.array_equal(np.load(tmp_path / "answer.npy"), predictor.predict_batch(contexts(3)))
 

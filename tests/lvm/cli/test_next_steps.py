@@ -13,7 +13,7 @@ import pytest
 
 from lvm.cli import next_steps
 from models.registry.registry import Registry
-from tests.conftest import LVM
+from tests.conftest import LVM, PATIENCE_S
 from tests.fakes import add_version, card, registry_of
 
 
@@ -33,7 +33,7 @@ def test_each_command_from_vectors_to_a_served_corpus_is_suggested_by_the_one_be
     for _ in range(3):
         ran.append(words)
         env = {**os.environ, "LVM_REGISTRY": str(shipped)}
-        done = subprocess.run([LVM, *words], capture_output=True, text=True, env=env, check=False, timeout=120)
+        done = subprocess.run([LVM, *words], capture_output=True, text=True, env=env, check=False, timeout=PATIENCE_S)
         assert done.returncode == 0, done.stderr
         words = suggested(done.stderr) if words[0] != "promote" else []
     data = str(tmp_path / "My Data")

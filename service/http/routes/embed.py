@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lvm.errors import Invalid, UnknownModel
+from lvm.errors import Invalid, Unavailable, UnknownModel
 from models.text.encoder import is_same_model
 from service.deploy.deployments import Deployments
 from service.engines.engine import Engine
@@ -90,6 +90,7 @@ def encoder_of(model: str | None, router: Router, deployments: Deployments, poin
 
     Raises:
         UnknownModel: no encoder, alias or model in service has that name.
+        Unavailable: no net is loaded, so the name may be that of one in a moment.
         NoEncoder: there is no encoder here, or not that of the model.
     """
     loaded = deployments.encoder.engine
@@ -97,6 +98,8 @@ def encoder_of(model: str | None, router: Router, deployments: Deployments, poin
         return EncoderTarget(loaded)
     served = [slot.engine.info for slot in deployments.slots.values() if slot.engine]
     named = [info for info in served if model in (None, info.alias, info.name)]
+    if model and not named and not router.engines:
+        raise Unavailable("no model is loaded")
     if model and not named:
         names = {info.alias for info in served} | {info.name for info in served}
         names |= {loaded.info.name} if loaded else set()

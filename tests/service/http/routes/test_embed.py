@@ -7,16 +7,19 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from lvm.errors import Unavailable
 from models.text.chunks import chunk
 from models.text.encoder import MAX_WORD_PIECES
 from models.vectors import Floats
 from service.engines.text import MAX_BATCH, EmbedInput
+from service.http.routes.embed import encoder_of
 from tests.conftest import Running, until
 from tests.fakes import D, HashEncoder, T, prose, words
 
@@ -160,6 +163,16 @@ def test_options_may_stand_in_the_query_string(serve: Serve) -> None:
 @pytest.mark.parametrize("name", ["fake", "some/place/fake", "primary", "amn", "gru", "retriever", "corpus"])
 def test_the_model_is_an_encoder_or_one_that_reads_its_vectors(serve: Serve, name: str) -> None:
     assert embed(serve(text=HashEncoder()), {"texts": TEXTS, "model": name}).status_code == 200
+
+
+def test_a_name_is_unavailable_not_unknown_while_no_net_is_loaded() -> None:
+    corpus = SimpleNamespace(info=SimpleNamespace(alias="retriever", name="corpus", encoder="fake"))
+    deployments: Any = SimpleNamespace(
+        encoder=SimpleNamespace(engine=None), slots={"retriever": SimpleNamespace(engine=corpus)}
+    )
+    router: Any = SimpleNamespace(engines={})
+    with pytest.raises(Unavailable):
+        encoder_of("primary", router, deployments, "/text")
 
 
 def test_lists_the_models_if_one_is_unknown(serve: Serve) -> None:

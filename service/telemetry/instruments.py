@@ -264,6 +264,8 @@ class Series:
     def totals(self, others: Sequence[Sequence[float]]) -> list[float]:
         """Return the counts and the sum, with the numbers of `others` added."""
         ours = self._numbers[self._offset : self._offset + self._size]
+        # a process of another release may have other edges
+        others = [each for each in others if len(each) == self._size]
         return [*map(sum, zip(ours, *others, strict=True))] if others else [*ours]
 
     def lines(self, others: Sequence[Sequence[float]], *, openmetrics: bool = False) -> Iterator[str]:

@@ -111,10 +111,8 @@ class Metrics:
         self._process = ProcessInstruments(self._memory)
         shown = *self.instruments(), *self._process.families.values()
         self._by_name = {made.name: made for made in shown if isinstance(made, Instrument)}
-        for name, *values in self._memory.allocated():
-            # A process of another release may have left keys that this one does not know.
-            if name in self._by_name:
-                self._by_name[name].labels(*values)
+        for key in self._memory.allocated():
+            self._show(key)
 
     def _define_requests(self, edges: Sequence[float]) -> None:
         self.requests = self._counter("lvm_requests", "Requests by route and outcome.", ("route", "outcome"))
@@ -267,8 +265,15 @@ class Metrics:
         """Return the numbers of the other processes. Label values that only they have are shown from now on."""
         found: defaultdict[Key, list[Sequence[float]]] = defaultdict(list)
         for key, numbers in self._memory.other_processes():
-            name, *values = key
-            if name in self._by_name:
-                self._by_name[name].labels(*values)
+            if self._show(key):
                 found[key].append(numbers)
         return found
+
+    def _show(self, key: Key) -> bool:
+        """Show the label values of a key from now on; return whether this release knows it."""
+        name, *values = key
+        instrument = self._by_name.get(name)
+        if instrument is None or len(values) != len(instrument.label_names):
+            return False
+        instrument.labels(*values)
+        return True

@@ -71,15 +71,21 @@ class SharedMetricValues(MetricValues):
             self._map = mmap.mmap(file.fileno(), 0)
         self.values = memoryview(self._map)[KEY_BYTES:].cast("d")
         self._places = _read_keys(self._map)
+        self._end = max((offset + size for offset, size in self._places.values()), default=0)
         self._is_full = False
 
     def allocate(self, key: Key, size: int) -> int:
-        """Return the offset of the `size` numbers of `key`. If the file is full, nothing reads them."""
-        if key not in self._places:
-            offset = sum(count for _, count in self._places.values())
+        """Return the offset of the `size` numbers of `key`. If the file is full, nothing reads them.
+
+        A key that another release has left with another size begins at zero.
+        """
+        if self._places.get(key, (0, -1))[1] != size:
+            self._places.pop(key, None)
+            offset = self._end
             if not self._append_key(key, offset, size):
                 return self._unread(key)
             self._places[key] = offset, size
+            self._end = offset + size
         return self._places[key][0]
 
     def has(self, key: Key) -> bool:

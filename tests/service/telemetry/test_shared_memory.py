@@ -66,8 +66,19 @@ def test_counts_that_find_no_room_in_a_file_are_lost_and_break_nothing(tmp_path:
 def test_keys_of_another_release_are_left_alone(tmp_path: Path) -> None:
     SharedMetricValues(tmp_path, 0).allocate(("lvm_of_tomorrow", "x"), 3)
     SharedMetricValues(tmp_path, 1).allocate(("lvm_of_yesterday", "x"), 1)
-    text, _ = Metrics(memory=SharedMetricValues(tmp_path, 0)).scrape()
+    for slot in range(2):
+        other = SharedMetricValues(tmp_path, slot)
+        other.values[other.allocate(("lvm_requests", "a label"), 1)] = 7
+        other.values[other.allocate(("lvm_batch_rows", "primary"), 3)] = 7
+    memory = SharedMetricValues(tmp_path, 0)
+    metrics = Metrics(memory=memory)
+    metrics.batch_rows.labels("primary").observe(1)
+    text, _ = metrics.scrape()
     assert b"lvm_of_" not in text
+    assert b"a label" not in text
+    assert b'lvm_batch_rows_count{engine="primary"} 1\n' in text
+    again, _ = Metrics(memory=SharedMetricValues(tmp_path, 0)).scrape()
+    assert b'lvm_batch_rows_count{engine="primary"} 1\n' in again
 
 
 def test_the_directory_is_in_memory_and_is_removed_at_the_end() -> None:

@@ -35,7 +35,7 @@ Find = Callable[[Floats], Awaitable[Found]]
 
 
 class LiveRanks(Board):
-    """Counts in `metrics` at which rank the answers, rows of the corpus, have the passage that came next.
+    """Counts in `metrics` at which rank the answers, hits of the corpus, have the passage that came next.
 
     `find` looks up passages by their vectors. What the corpus does not hold is not counted, nor are answers of a corpus
     that was replaced meanwhile: their rows are other passages. The corpus is the model of the author.
@@ -60,10 +60,11 @@ class LiveRanks(Board):
         return 4 * MAX_ROWS
 
     def pack(self, answered: Sequence[Answered]) -> Bytes:
-        """Return the bytes of answers, sequences of rows."""
+        """Return the bytes of answers, sequences of hits."""
         packed = np.full((len(answered), MAX_ROWS), NOT_FOUND, np.int32)
         for row, each in zip(packed, answered, strict=True):
-            row[: len(each.answer)] = each.answer[:MAX_ROWS]
+            rows = [hit.row for hit in each.answer[:MAX_ROWS]]
+            row[: len(rows)] = rows
         return packed.view(np.uint8)
 
     def count(self, pairs: Pairs, contexts: Sequence[Floats]) -> None:

@@ -305,7 +305,7 @@ def _score_later(searches: Pairing, decoded: Decoded[QueryPlan], answer: Answer,
         return
     searched = answer.found.searched
     author = Author(Alias.RETRIEVER, f"{searched.name}/{searched.version}", f"{made_by.model}/{made_by.version}")
-    searches.add(contexts, [[hit.row for hit in hits] for hits in answer.found.hits], author)
+    searches.add(contexts, answer.found.hits, author)
 
 
 def _searches(decoded: Decoded[Any], queries: Floats | None) -> list[Search]:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from lvm.errors import Overloaded
+from models.retrieval.corpus import Chunk
+from models.retrieval.retriever import Hit
 from models.vectors import Floats, normalise
 from service.engines.authors import Author, Authors
 from service.engines.live_ranks import Found, LiveRanks
@@ -43,7 +45,8 @@ def summary(corpus: Corpus, place: int) -> list[dict[str, object]]:
         pairing = Pairing(mmap.mmap(-1, 1 << 20), 1, 60, LiveRanks(metrics, Authors(), corpus.find), lambda: now[0])
         for start in range(len(VECTORS) - T + 1):
             answer = [*range(100, 99 + place), start + T, *range(200, 250)]
-            pairing.add(VECTORS[None, start : start + T], [answer], AUTHOR)
+            hits = [Hit(row, 0.0, Chunk(1, "One", row, "text")) for row in answer]
+            pairing.add(VECTORS[None, start : start + T], [hits], AUTHOR)
         now[0] += DELAY_S
         pairing.flush()
         await asyncio.sleep(0.01)

@@ -23,11 +23,11 @@ CONTEXTS = 150
 OCTETS = {"accept": "application/octet-stream"}
 
 
-def read(url: str, contexts: Floats, headers: dict[str, str]) -> Floats:
+def read(http: httpx.Client, contexts: Floats, headers: dict[str, str]) -> Floats:
     """Send contexts one by one, as a reader does; return the predictions."""
     headers = {**octets_of(contexts[:1]), **OCTETS, **headers}
-    with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S) as http:
-        answers = [http.post("/predict", content=context.tobytes()).raise_for_status() for context in contexts]
+    contents = [context.tobytes() for context in contexts]
+    answers = [http.post("/predict", content=content, headers=headers).raise_for_status() for content in contents]
     return np.stack([np.frombuffer(answer.content, np.float32) for answer in answers])
 
 
@@ -40,8 +40,10 @@ def test_pairs_of_a_reader_score_a_server_and_let_its_candidate_be_promoted(
     server = process(LVM_SHADOW_SHARE="1", LVM_TRUTH_SHARE="1")
     data = windows(read_corpus(registry.resolve("retriever").path), 5)
     contexts, truths = data.contexts()[:CONTEXTS], data.targets()[:CONTEXTS]
-    read(server.url, contexts[::-1], {"x-live-score": "off"})
-    predicted = read(server.url, contexts, {})
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as http:
+        # what a request declines must not hold for the next one of its connection
+        read(http, contexts[::-1], {"x-live-score": "off"})
+        predicted = read(http, contexts, {})
 
     # a window is scored if the next one begins with its last four vectors
     is_scored = [*(np.abs(contexts[:-1, 1:] - contexts[1:, :-1]).max(axis=(1, 2)) == 0), False]

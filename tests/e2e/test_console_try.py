@@ -435,7 +435,9 @@ def test_a_phone_folds_what_was_read_and_scrolls_in_one_direction_only(
     page.size(390, 844)
     page.colours(scheme)
     show(page, server.url, article=RABBIT, at=0)
+    page.run("for (const one of document.querySelectorAll('#options, .timed')) one.open = true")
     assert page.run("document.documentElement.scrollWidth") == 390
+    page.run("for (const one of document.querySelectorAll('#options, .timed')) one.open = false")
     assert not page.run("document.querySelector('#read').open")
     page.click("#read summary")
     assert page.run("document.querySelector('#read').open")

@@ -69,12 +69,16 @@ def running(app: Service, settings: Settings, http: str = "") -> Iterator[Runnin
     config = uvicorn_config(app, settings)
     config.http = http or config.http
     server = Server(config, app, settings)
+
+    def is_listening() -> bool:
+        return server.started and (app.grpc is None or bool(app.grpc.port))
+
     with bind("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            until(lambda: server.started or not thread.is_alive(), "the server to start")
-            assert server.started, app.state.process.failure
+            until(lambda: is_listening() or not thread.is_alive(), "the server to start")
+            assert is_listening(), app.state.process.failure
             client = Running(app, "http://{}:{}".format(*listener.getsockname()), server)
             with client.http:
                 yield client

@@ -41,9 +41,10 @@ types: dev  ## mypy --strict
 imports: dev  ## who may look into whom
 	$(BIN)/lint-imports
 
-# in the order of the directories: the files of few long tests come first, so that no worker ends much later
+# In the order of the directories: the files of few long tests come first, so that no worker ends much later.
+# Three processes, also on two cores: many tests wait for the processes that they start.
 unit: dev  ## the tests
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 docs-test: dev  ## every command and snippet of README and docs, run as written
 	$(BIN)/pytest tests/docs

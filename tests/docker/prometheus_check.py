@@ -165,6 +165,7 @@ def check_trouble(bin_dir: Path, work: Path) -> None:
         ):
             made = troubles.Troubles(url, process, registry, prometheus)
             made.answer_all()
+            made.read(1583)
             made.send_long_vectors()
             made.read_what_hardly_changes()
             made.read_what_is_random()
@@ -175,6 +176,9 @@ def check_trouble(bin_dir: Path, work: Path) -> None:
             made.crowd()
             made.starve_fallback()
             made.kill_worker()
+            made.read(1583)
+            # live scores take a second, and two scrapes another
+            time.sleep(4)
             check_queries(prometheus, promql.recorded(), "recording rules", "10m")
             check_queries(prometheus, promql.queries(), "panel queries", "10m")
             made.stop()

@@ -6,6 +6,7 @@ The service has two workers and settings that bring trouble soon; its primary, f
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import os
 import shutil
@@ -90,6 +91,15 @@ class Troubles:
                 self.http.post(route, json={"text": TEXT}).raise_for_status()
         for path in ("/models", "/readyz", "/metrics", "/nowhere"):
             self.http.get(path)
+
+    def read(self, article: int) -> None:
+        """Go through an article of the corpus as a reader does, whose contexts overlap."""
+        chunks = self.http.get(f"/articles/{article}").raise_for_status().json()["chunks"]
+        vectors = np.stack([np.frombuffer(base64.b64decode(chunk["vector"]), "<f4") for chunk in chunks])
+        for start in range(len(vectors) - 4):
+            context = vectors[start : start + 5]
+            for route in ("/predict", "/retrieve"):
+                self.http.post(route, content=context.tobytes(), headers=as_octets(context)).raise_for_status()
 
     # ---- the troubles
 

@@ -28,6 +28,8 @@ from service.tasks import CatchAndLog
 
 # Rows that are handled in one turn of the event loop, which takes less than a millisecond.
 STEP = 32
+# Whether a vector is sampled depends on its middle number, times this, modulo 1: to hash a vector costs more.
+SPREAD = 1e6
 # The longest that they wait for that, in seconds.
 PAUSE_S = 0.25
 # Contexts wait longer than answers, because another process may still be about to keep the answer.
@@ -87,7 +89,8 @@ class Pairing:
 
     Args:
         memory: where answers are kept. Processes that share it score each other's answers.
-        share: of the answers. The digest decides, so that both parts of a pair are chosen, or neither.
+        share: of the answers. A number of the first vector that both parts of a pair have decides, so that both are
+            chosen, or neither.
         seconds: how long an answer is kept at most.
         board: scores the answers.
     """
@@ -101,25 +104,31 @@ class Pairing:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._open = partial(PairStore, memory, seconds=seconds, clock=clock)
-        self._below = digest_below(share)
+        self._share = share
         self._board = board
         self._clock = clock
         self._catch = CatchAndLog("live scores")
         self._store: PairStore | None = None
         self._alias: str | None = None
         self._shape: tuple[int, ...] = ()
+        # the shape of one context, as most requests have it
+        self._one: tuple[int, ...] = ()
         self._answered: deque[Answered] = deque()
         self._arrived: deque[Arrival] = deque()
         self._timer: asyncio.Handle | None = None
         self._is_soon = False
 
-    def add(self, contexts: Floats, answers: Answers, author: Author) -> None:
+    def add(self, contexts: Floats, answers: Answers, author: tuple[str, str, str]) -> None:
         """Take the `n` answers to contexts `(n, T, D)`, and the true next vectors that these contexts hold.
+
+        The author is an `Author`, or its members.
 
         Contexts of another shape than those of the primary, or of the first alias until the primary answers, are left
         alone. If that shape changes, what waits is forgotten.
         """
-        if not is_declined.get() and self._takes(contexts.shape[1:], author.alias):
+        if contexts.shape == self._one and not self._is_sampled(contexts):
+            return
+        if not is_declined.get() and self._takes(contexts.shape[1:], author[0]):
             self._read(contexts, answers, author)
 
     def keep(self, context: Floats, answer: Floats, author: Author) -> None:
@@ -146,12 +155,13 @@ class Pairing:
             self._alias = alias
         if shape != self._shape and alias == self._alias and shape[0] > 1:
             self._shape = shape
+            self._one = 1, *shape
             self._store = self._open(self._board.width(shape[1]))
             self._answered.clear()
             self._arrived.clear()
         return shape == self._shape
 
-    def _read(self, contexts: Floats, answers: Answers | None, author: Author | None) -> None:
+    def _read(self, contexts: Floats, answers: Answers | None, author: tuple[str, str, str] | None) -> None:
         """Take the first `STEP` contexts now, and the others in the next turns of the event loop."""
         if contexts.shape[1:] != self._shape:
             return
@@ -167,35 +177,39 @@ class Pairing:
             rest = answers if answers is None else answers[STEP:]
             asyncio.get_running_loop().call_soon(self._read, contexts[STEP:], rest, author, context=Context())
 
+    def _is_sampled(self, contexts: Floats) -> bool:
+        """Return whether one context `(1, T, D)` is a part of a pair that is sampled."""
+        dim = self._shape[1]
+        first = contexts.item(dim // 2) * SPREAD % 1.0
+        return first < self._share or contexts.item(dim // 2 + dim) * SPREAD % 1.0 < self._share
+
     def _sample(self, contexts: Floats) -> tuple[Sampled, Sampled]:
         """Return the digests that are sampled: of the last T - 1 vectors of contexts, and of their first T - 1."""
         kept: Sampled = []
         arrived: Sampled = []
-        below = self._below
-        # of a vector, and of a context, in bytes
-        vector = 4 * contexts.shape[2]
-        size = vector * contexts.shape[1]
-        # now, since the vectors are in the cache of the processor
-        data = np.ascontiguousarray(contexts).data.cast("B")
+        item, share = contexts.item, self._share
+        _, length, dim = contexts.shape
+        size = length * dim
         for row in range(len(contexts)):
-            start = row * size
-            later = xxh3_128_digest(data[start + vector : start + size])
-            earlier = xxh3_128_digest(data[start : start + size - vector])
-            # a context of one repeated vector would be its own successor
-            if later != earlier:
-                if later < below:
+            place = row * size + dim // 2
+            is_kept = item(place + dim) * SPREAD % 1.0 < share
+            is_arrived = item(place) * SPREAD % 1.0 < share
+            if is_kept or is_arrived:
+                earlier, later = _digest(contexts[row, :-1]), _digest(contexts[row, 1:])
+                # a context of one repeated vector would be its own successor
+                if is_kept and later != earlier:
                     kept.append((row, later))
-                if earlier < below:
+                if is_arrived and later != earlier:
                     arrived.append((row, earlier))
         return kept, arrived
 
-    def _add_answers(self, kept: Sampled, contexts: Floats, answers: Answers, author: Author) -> None:
+    def _add_answers(self, kept: Sampled, contexts: Floats, answers: Answers, author: tuple[str, str, str]) -> None:
         """Let answers wait: copies, since a view would keep the whole request in memory."""
         if len(self._answered) < MAX_WAITING:
             rows = [row for row, _ in kept]
             chosen = answers[rows] if isinstance(answers, np.ndarray) else [answers[row] for row in rows]
             each = zip(kept, chosen, contexts[rows, 0], strict=True)
-            self._answered += [Answered(digest, answer, first, author) for (_, digest), answer, first in each]
+            self._answered += [Answered(digest, answer, first, Author(*author)) for (_, digest), answer, first in each]
 
     def _add_arrivals(self, arrived: Sampled, contexts: Floats) -> None:
         if len(self._arrived) < MAX_WAITING:
@@ -260,10 +274,9 @@ class Pairing:
         return bool(arrived) and (len(arrived) > MAX_WAITING // 2 or arrived[0].due <= self._clock())
 
 
-def digest_below(share: float) -> bytes:
-    """Return what the digests of a share of all vectors are below."""
-    return b"\xff" * 17 if share >= 1 else int(share * 2**128).to_bytes(16, "big")
-
-
 def _as_words(digests: Sequence[bytes]) -> Digests:
     return np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+
+
+def _digest(vectors: Floats) -> bytes:
+    return xxh3_128_digest(np.ascontiguousarray(vectors).data)

@@ -16,7 +16,6 @@ from lvm.errors import (
 )
 from models.registry.alias import FALLBACKS, PREDICTORS, Alias, predictors_to_show
 from models.vectors import Floats
-from service.engines.authors import Author
 from service.engines.breaker import STATES, Breaker, BreakerLimits
 from service.engines.pairing import Pairing
 from service.engines.predict import Prediction
@@ -109,7 +108,7 @@ class Router:
                 self._metrics.fallbacks.inc(reason)
             alias = engine.info.alias
             if self._pairing is not None:
-                author = Author(alias, prediction.model, prediction.version)
+                author = alias, prediction.model, prediction.version
                 self._pairing.add(contexts, prediction.vectors, author)
             return Routed(prediction, alias, reason)
         raise _with_shortest_retry(failures)

@@ -44,7 +44,7 @@ def weigh(scrape: str, version: str, primary: str | None, min_pairs: int) -> Evi
 
 
 def scrape(url: str, token: str | None) -> str:
-    """Return the text of /metrics; ends the command if there is none."""
+    """Return the text of /metrics; end the command if the service does not send it."""
     import httpx
 
     from lvm.client import auth_headers

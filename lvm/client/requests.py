@@ -159,7 +159,7 @@ def parse_timeout(timeout: float | None) -> float:
 
 
 def parse_count(name: str, number: Any, least: int) -> int:
-    """Return an integer; raises `ValueError` if it is none, or less than `least`."""
+    """Return an integer; raises `ValueError` if the value is not an integer, or is less than `least`."""
     if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
         raise ValueError(f"{name}: expected an integer of at least {least}")
     return int(number)

@@ -31,8 +31,7 @@ TYPICAL_PAIRS = 300
 class PairedTest:
     """Differences of the cosines of two versions, new less old.
 
-    It takes the pairs as independent. On wiki/val the differences of consecutive windows correlate by 0.1 at most; a
-    correlation of 0.3 would call an equal version worse in 0.3 % of the promotions, at a tolerance of 0.005.
+    It takes the pairs as independent: if they are alike, its error rate is higher.
 
     Source of the bound: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, Time-uniform central limit theory and
     asymptotic confidence sequences, 2021, one-sided.

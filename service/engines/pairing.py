@@ -180,20 +180,16 @@ class Pairing:
     def _is_sampled(self, contexts: Floats) -> bool:
         """Return whether one context `(1, T, D)` is a part of a pair that is sampled."""
         dim = self._shape[1]
-        first = contexts.item(dim // 2) * SPREAD % 1.0
-        return first < self._share or contexts.item(dim // 2 + dim) * SPREAD % 1.0 < self._share
+        return _draw(contexts, 0, dim) < self._share or _draw(contexts, 1, dim) < self._share
 
     def _sample(self, contexts: Floats) -> tuple[Sampled, Sampled]:
         """Return the digests that are sampled: of the last T - 1 vectors of contexts, and of their first T - 1."""
         kept: Sampled = []
         arrived: Sampled = []
-        item, share = contexts.item, self._share
         _, length, dim = contexts.shape
-        size = length * dim
         for row in range(len(contexts)):
-            place = row * size + dim // 2
-            is_kept = item(place + dim) * SPREAD % 1.0 < share
-            is_arrived = item(place) * SPREAD % 1.0 < share
+            is_kept = _draw(contexts, row * length + 1, dim) < self._share
+            is_arrived = _draw(contexts, row * length, dim) < self._share
             if is_kept or is_arrived:
                 earlier, later = _digest(contexts[row, :-1]), _digest(contexts[row, 1:])
                 # a context of one repeated vector would be its own successor
@@ -272,6 +268,11 @@ class Pairing:
         """Return whether the context that has waited longest may be looked up."""
         arrived = self._arrived
         return bool(arrived) and (len(arrived) > MAX_WAITING // 2 or arrived[0].due <= self._clock())
+
+
+def _draw(contexts: Floats, vector: int, dim: int) -> float:
+    """Return a number from 0 to 1 that follows from a vector, by its place among all vectors of `contexts`."""
+    return contexts.item(vector * dim + dim // 2) * SPREAD % 1.0
 
 
 def _as_words(digests: Sequence[bytes]) -> Digests:

@@ -127,7 +127,8 @@ class Counter(Instrument[int]):
     """
 
     kind = "counter"
-    join: Join = field(default=sum, kw_only=True)
+    # exact, so that it does not depend on which process adds: a counter that falls by a rounding error looks reset
+    join: Join = field(default=math.fsum, kw_only=True)
 
     def inc(self, *values: str) -> None:
         """Count one."""
@@ -266,7 +267,7 @@ class Series:
         ours = self._numbers[self._offset : self._offset + self._size]
         # a process of another release may have other edges
         others = [each for each in others if len(each) == self._size]
-        return [*map(sum, zip(ours, *others, strict=True))] if others else [*ours]
+        return [*map(math.fsum, zip(ours, *others, strict=True))] if others else [*ours]
 
     def lines(self, others: Sequence[Sequence[float]], *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the cumulative buckets, the count and the sum, with the numbers of `others` added."""
@@ -297,7 +298,7 @@ class ProcessInstruments:
         for family in self._registry.collect():
             labels = tuple(family.samples[0].labels) if family.samples else ()
             kind = Counter if family.type == "counter" else Gauge
-            join = PROCESS_JOINS.get(family.name, sum)
+            join = PROCESS_JOINS.get(family.name, math.fsum)
             self.families[family.name] = kind(family.name, family.documentation, labels, memory=memory, join=join)
 
     def update(self) -> None:

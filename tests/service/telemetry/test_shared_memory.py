@@ -196,3 +196,16 @@ def test_a_block_is_shared_by_path_and_never_on_a_disk(tmp_path: Path) -> None:
 def test_a_block_that_has_no_room_is_not_shared() -> None:
     with tempfile.TemporaryDirectory(dir=SHM) as directory:
         assert shared_block(Path(directory) / "pairs", 1 << 50) is None
+
+
+def test_every_process_shows_the_same_sum_however_it_is_rounded(tmp_path: Path) -> None:
+    parts = (0.1, 0.2, 0.3, 0.7, 1e-9)
+    processes = [Metrics(memory=SharedMetricValues(tmp_path, slot)) for slot in range(len(parts))]
+    for metrics, part in zip(processes, parts, strict=True):
+        metrics.limit_rows.set(part)
+        metrics.seconds.labels("/predict", "total").observe(part)
+    shown = [
+        [line for line in metrics.scrape()[0].decode().splitlines() if line.startswith(("lvm_limit", "lvm_request_s"))]
+        for metrics in processes
+    ]
+    assert all(lines == shown[0] for lines in shown)

@@ -8,13 +8,14 @@ can be scored without labels.
 from __future__ import annotations
 
 import asyncio
+import math
 import mmap
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context, ContextVar
 from functools import partial
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,25 +23,39 @@ from xxhash import xxh3_128_digest
 
 from models.registry.alias import Alias
 from models.vectors import Floats
+from service.engines.affordable_share import AffordableShare
 from service.engines.authors import Author
 from service.engines.pair_store import Bytes, Digests, Pairs, PairStore
 from service.tasks import CatchAndLog
 
-# Rows that are handled in one turn of the event loop, which takes less than a millisecond.
+# Contexts that are read, and scored, in one turn of the event loop, which takes less than a millisecond.
 STEP = 32
+# The most of the time that this may take, in one process.
+MOST_TIME = 0.02
 # Whether a vector is sampled depends on its middle number, times this, modulo 1: to hash a vector costs more.
 SPREAD = 1e6
-# The longest that they wait for that, in seconds.
+# The longest that contexts wait until they are read, in seconds.
 PAUSE_S = 0.25
-# Contexts wait longer than answers, because another process may still be about to keep the answer.
+# They are looked up later still, because another process may still be about to keep the answer.
 DELAY_S = 2 * PAUSE_S
-# Answers, and contexts, that wait at most; more are left out. If it is half full, contexts wait no longer.
+# Contexts that wait at most to be read, or to be looked up; more are left out. If half of them wait to be looked up,
+# they wait no longer.
 MAX_WAITING = 4096
 # Whether the caller of the current request declines that its vectors are kept.
 is_declined: ContextVar[bool] = ContextVar("is_declined", default=False)
 Answers = Sequence[Any] | Floats
-# Rows of contexts, with their digests.
-Sampled = list[tuple[int, bytes]]
+
+
+class Taken(NamedTuple):
+    """Contexts `(n, T, D)` that are not read yet; the answers and who gave them, if these count.
+
+    `due` says when they may be looked up; never if it is infinite.
+    """
+
+    contexts: Floats
+    answers: Answers
+    author: tuple[str, str, str] | None
+    due: float
 
 
 class Answered(NamedTuple):
@@ -87,12 +102,15 @@ class Board(ABC):
 class Pairing:
     """Keeps a share of the answers until their true next vectors arrive; then the board scores them.
 
+    Callers must not change the arrays that they give: these are read later, in turns of the event loop of their own.
+
     Args:
         memory: where answers are kept. Processes that share it score each other's answers.
         share: of the answers. A number of the first vector that both parts of a pair have decides, so that both are
-            chosen, or neither.
+            chosen, or neither. If all this takes too much time, fewer are chosen.
         seconds: how long an answer is kept at most.
         board: scores the answers.
+        work_clock: seconds that this thread has worked.
     """
 
     def __init__(
@@ -102,9 +120,10 @@ class Pairing:
         seconds: float,
         board: Board,
         clock: Callable[[], float] = monotonic,
+        work_clock: Callable[[], float] = thread_time,
     ) -> None:
         self._open = partial(PairStore, memory, seconds=seconds, clock=clock)
-        self._share = share
+        self._share = AffordableShare(share, MOST_TIME, clock, work_clock)
         self._board = board
         self._clock = clock
         self._catch = CatchAndLog("live scores")
@@ -113,7 +132,8 @@ class Pairing:
         self._shape: tuple[int, ...] = ()
         # the shape of one context, as most requests have it
         self._one: tuple[int, ...] = ()
-        self._answered: deque[Answered] = deque()
+        self._taken: deque[Taken] = deque()
+        self._rows = 0  # of `_taken`
         self._arrived: deque[Arrival] = deque()
         self._timer: asyncio.Handle | None = None
         self._is_soon = False
@@ -129,20 +149,17 @@ class Pairing:
         if contexts.shape == self._one and not self._is_sampled(contexts):
             return
         if not is_declined.get() and self._takes(contexts.shape[1:], author[0]):
-            self._read(contexts, answers, author)
+            self._take(Taken(contexts, answers, author, self._clock() + DELAY_S))
 
     def keep(self, context: Floats, answer: Floats, author: Author) -> None:
         """Take only the answer `(D,)` to a context `(T, D)`."""
         if not is_declined.get() and self._takes(context.shape, author.alias):
-            kept, _ = self._sample(context[None])
-            if kept:
-                self._add_answers(kept, context[None], answer[None], author)
-                self._wake()
+            self._take(Taken(context[None], answer[None], author, math.inf))
 
     def arrive(self, contexts: Floats) -> None:
         """Take only the true next vectors that contexts `(n, T, D)` hold."""
         if not is_declined.get() and contexts.shape[1:] == self._shape:
-            self._read(contexts, None, None)
+            self._take(Taken(contexts, (), None, self._clock() + DELAY_S))
 
     def flush(self) -> None:
         """Keep the answers so far, and score those whose true next vectors have waited for `DELAY_S` seconds."""
@@ -157,74 +174,32 @@ class Pairing:
             self._shape = shape
             self._one = 1, *shape
             self._store = self._open(self._board.width(shape[1]))
-            self._answered.clear()
+            self._taken.clear()
+            self._rows = 0
             self._arrived.clear()
         return shape == self._shape
-
-    def _read(self, contexts: Floats, answers: Answers | None, author: tuple[str, str, str] | None) -> None:
-        """Take the first `STEP` contexts now, and the others in the next turns of the event loop."""
-        if contexts.shape[1:] != self._shape:
-            return
-        now = contexts[:STEP]
-        kept, arrived = self._sample(now)
-        if kept and author and answers is not None:
-            self._add_answers(kept, now, answers, author)
-        if arrived:
-            self._add_arrivals(arrived, now)
-        if kept or arrived:
-            self._wake()
-        if len(contexts) > STEP:
-            rest = answers if answers is None else answers[STEP:]
-            asyncio.get_running_loop().call_soon(self._read, contexts[STEP:], rest, author, context=Context())
 
     def _is_sampled(self, contexts: Floats) -> bool:
         """Return whether one context `(1, T, D)` is a part of a pair that is sampled."""
         dim = self._shape[1]
-        return _draw(contexts, 0, dim) < self._share or _draw(contexts, 1, dim) < self._share
+        share = self._share.now
+        return _draw(contexts, 0, dim) < share or _draw(contexts, 1, dim) < share
 
-    def _sample(self, contexts: Floats) -> tuple[Sampled, Sampled]:
-        """Return the digests that are sampled: of the last T - 1 vectors of contexts, and of their first T - 1."""
-        kept: Sampled = []
-        arrived: Sampled = []
-        _, length, dim = contexts.shape
-        for row in range(len(contexts)):
-            is_kept = _draw(contexts, row * length + 1, dim) < self._share
-            is_arrived = _draw(contexts, row * length, dim) < self._share
-            if is_kept or is_arrived:
-                earlier, later = _digest(contexts[row, :-1]), _digest(contexts[row, 1:])
-                # a context of one repeated vector would be its own successor
-                if is_kept and later != earlier:
-                    kept.append((row, later))
-                if is_arrived and later != earlier:
-                    arrived.append((row, earlier))
-        return kept, arrived
-
-    def _add_answers(self, kept: Sampled, contexts: Floats, answers: Answers, author: tuple[str, str, str]) -> None:
-        """Let answers wait: copies, since a view would keep the whole request in memory."""
-        if len(self._answered) < MAX_WAITING:
-            rows = [row for row, _ in kept]
-            chosen = answers[rows] if isinstance(answers, np.ndarray) else [answers[row] for row in rows]
-            each = zip(kept, chosen, contexts[rows, 0], strict=True)
-            self._answered += [Answered(digest, answer, first, Author(*author)) for (_, digest), answer, first in each]
-
-    def _add_arrivals(self, arrived: Sampled, contexts: Floats) -> None:
-        if len(self._arrived) < MAX_WAITING:
-            due = self._clock() + DELAY_S
-            copies = contexts[[row for row, _ in arrived]]
-            self._arrived += [
-                Arrival(digest, context, due) for (_, digest), context in zip(arrived, copies, strict=True)
-            ]
+    def _take(self, taken: Taken) -> None:
+        if self._rows < MAX_WAITING:
+            self._taken.append(taken)
+            self._rows += len(taken.contexts)
+            if self._timer is None or (self._rows >= STEP and not self._is_soon):
+                self._wake()
 
     def _wake(self) -> None:
         """Handle what waits later; in the next turn of the event loop if there is much of it."""
-        if self._is_soon:
-            return
-        if len(self._answered) >= STEP or self._is_due():
+        if self._rows >= STEP or self._is_due():
             if self._timer:
                 self._timer.cancel()
             self._is_soon = True
             self._timer = asyncio.get_running_loop().call_soon(self._run, context=Context())
-        elif self._timer is None and (self._answered or self._arrived):
+        elif self._timer is None and (self._taken or self._arrived):
             self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._run, context=Context())
 
     def _run(self) -> None:
@@ -235,14 +210,42 @@ class Pairing:
         self._wake()
 
     def _step(self) -> bool:
-        """Keep answers, then score others, at most `STEP` in all; return whether more is to be done now."""
+        """Read at most `STEP` contexts, score as many; return whether more is to be done now."""
         assert self._store
-        answered = [self._answered.popleft() for _ in range(min(STEP, len(self._answered)))]
-        for author in {each.author for each in answered}:
-            self._keep(self._store, author, [each for each in answered if each.author == author])
-        if not self._answered:
-            self._score(self._store, self._pop_due(STEP - len(answered)))
-        return bool(self._answered) or self._is_due()
+        with self._share.work():
+            answered = [each for taken in self._pop(STEP) for each in self._read(taken)]
+            for author in {each.author for each in answered}:
+                self._keep(self._store, author, [each for each in answered if each.author == author])
+            self._score(self._store, self._pop_due(STEP))
+        return bool(self._taken) or self._is_due()
+
+    def _pop(self, most: int) -> Iterator[Taken]:
+        """Remove contexts that are not read yet, at most `most` of them."""
+        while most and self._taken:
+            contexts, answers, author, due = taken = self._taken.popleft()
+            count = min(most, len(contexts))
+            if count < len(contexts):
+                self._taken.appendleft(Taken(contexts[count:], answers[count:], author, due))
+                taken = Taken(contexts[:count], answers[:count], author, due)
+            self._rows -= count
+            most -= count
+            yield taken
+
+    def _read(self, taken: Taken) -> Iterator[Answered]:
+        """Yield the answers that are sampled; let the contexts that are wait for them."""
+        contexts, answers, author, due = taken
+        _, length, dim = contexts.shape
+        share = self._share.now
+        for row, context in enumerate(contexts):
+            is_kept = author is not None and _draw(contexts, row * length + 1, dim) < share
+            ends_one = due < math.inf and _draw(contexts, row * length, dim) < share
+            if is_kept or ends_one:
+                earlier, later = _digest(context[:-1]), _digest(context[1:])
+                # a context of one repeated vector would be its own successor
+                if author and is_kept and later != earlier:
+                    yield Answered(later, answers[row], context[0], Author(*author))
+                if ends_one and later != earlier and len(self._arrived) < MAX_WAITING:
+                    self._arrived.append(Arrival(earlier, context.copy(), due))
 
     def _keep(self, store: PairStore, author: Author, answered: Sequence[Answered]) -> None:
         counts = Counter([each.digest for each in answered])

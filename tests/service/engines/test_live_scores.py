@@ -286,8 +286,7 @@ def test_what_waits_keeps_no_request_in_memory() -> None:
         request = weakref.ref(body)
         service.answer(body[1:])
         del body
-        for _ in range(4):
-            await asyncio.sleep(0)
+        service.pairing.flush()
         assert request() is None
         assert service.pairs() > 2 * STEP
 
@@ -298,7 +297,7 @@ def test_one_turn_of_the_event_loop_reads_a_part_of_a_large_request() -> None:
     async def scenario() -> None:
         service = Service()
         service.answer(windows(article(3 * STEP)))
-        service.pairing.flush()
+        await asyncio.sleep(0)
         assert service.scores.summary()["aliases"]["primary"]["kept"] == STEP
         for _ in range(4):
             await asyncio.sleep(0)

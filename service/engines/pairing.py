@@ -31,7 +31,7 @@ from service.tasks import CatchAndLog
 # Contexts that are read, and scored, in one turn of the event loop, which takes less than a millisecond.
 STEP = 32
 # The most of the time that this may take, in one process.
-MOST_TIME = 0.02
+MOST_TIME = 0.01
 # Whether a vector is sampled depends on its middle number, times this, modulo 1: to hash a vector costs more.
 SPREAD = 1e6
 # The longest that contexts wait until they are read, in seconds.
@@ -132,6 +132,8 @@ class Pairing:
         self._shape: tuple[int, ...] = ()
         # the shape of one context, as most requests have it
         self._one: tuple[int, ...] = ()
+        # places of the middle numbers of its first two vectors
+        self._middles = 0, 0
         self._taken: deque[Taken] = deque()
         self._rows = 0  # of `_taken`
         self._arrived: deque[Arrival] = deque()
@@ -173,6 +175,7 @@ class Pairing:
         if shape != self._shape and alias == self._alias and shape[0] > 1:
             self._shape = shape
             self._one = 1, *shape
+            self._middles = shape[1] // 2, shape[1] + shape[1] // 2
             self._store = self._open(self._board.width(shape[1]))
             self._taken.clear()
             self._rows = 0
@@ -181,9 +184,9 @@ class Pairing:
 
     def _is_sampled(self, contexts: Floats) -> bool:
         """Return whether one context `(1, T, D)` is a part of a pair that is sampled."""
-        dim = self._shape[1]
+        first, second = self._middles
         share = self._share.now
-        return _draw(contexts, 0, dim) < share or _draw(contexts, 1, dim) < share
+        return _draw(contexts, first) < share or _draw(contexts, second) < share
 
     def _take(self, taken: Taken) -> None:
         if self._rows < MAX_WAITING:
@@ -234,11 +237,11 @@ class Pairing:
     def _read(self, taken: Taken) -> Iterator[Answered]:
         """Yield the answers that are sampled; let the contexts that are wait for them."""
         contexts, answers, author, due = taken
-        _, length, dim = contexts.shape
+        first, second = self._middles
         share = self._share.now
         for row, context in enumerate(contexts):
-            is_kept = author is not None and _draw(contexts, row * length + 1, dim) < share
-            ends_one = due < math.inf and _draw(contexts, row * length, dim) < share
+            is_kept = author is not None and _draw(context, second) < share
+            ends_one = due < math.inf and _draw(context, first) < share
             if is_kept or ends_one:
                 earlier, later = _digest(context[:-1]), _digest(context[1:])
                 # a context of one repeated vector would be its own successor
@@ -273,9 +276,9 @@ class Pairing:
         return bool(arrived) and (len(arrived) > MAX_WAITING // 2 or arrived[0].due <= self._clock())
 
 
-def _draw(contexts: Floats, vector: int, dim: int) -> float:
-    """Return a number from 0 to 1 that follows from a vector, by its place among all vectors of `contexts`."""
-    return contexts.item(vector * dim + dim // 2) * SPREAD % 1.0
+def _draw(vectors: Floats, place: int) -> float:
+    """Return a number from 0 to 1 that follows from the number of `vectors` at a place."""
+    return vectors.item(place) * SPREAD % 1.0
 
 
 def _as_words(digests: Sequence[bytes]) -> Digests:

@@ -12,9 +12,10 @@ from models.vectors import Floats, normalise
 from service.engines.pair_store import Bytes, Pairs
 from service.engines.pairing import Answered, Board
 
-# Bytes of a number in float16, and of a length.
+# Bytes of a number in bfloat16: the upper half of one in float32.
 _HALF = 2
-_LENGTH = 4
+# The lower half that is put in its place: the middle of those that it may have had.
+_MIDDLE = 0x8000
 
 
 class Scored(NamedTuple):
@@ -36,22 +37,17 @@ class Scored(NamedTuple):
 
 
 class VectorBoard(Board):
-    """Keeps the first vector of a context, and the prediction without its length; the later context holds the others.
-
-    They are unit vectors in float16, which ends at 65504, and the length of the first vector in float32.
-    """
+    """Keeps the first vector of a context, and the prediction, in bfloat16; the later context holds the others."""
 
     def width(self, dim: int) -> int:
         """Return the number of bytes of a prediction and a first vector."""
-        return 2 * _HALF * dim + _LENGTH
+        return 2 * _HALF * dim
 
     def pack(self, answered: Sequence[Answered]) -> Bytes:
         """Return the bytes of predictions `(D,)` and first vectors."""
-        firsts = np.stack([each.first for each in answered])
-        both = normalise(np.hstack([np.stack([each.answer for each in answered]), firsts]).reshape(len(firsts), 2, -1))
-        halves = both.reshape(len(firsts), -1).astype(np.float16)
-        lengths = np.linalg.norm(firsts, axis=1, keepdims=True)
-        return np.hstack([halves.view(np.uint8), lengths.view(np.uint8)])
+        both = np.stack([vector for each in answered for vector in (each.answer, each.first)])
+        halves = np.ascontiguousarray(both.astype("<f4", copy=False).view(np.uint16)[:, 1::2])
+        return halves.view(np.uint8).reshape(len(answered), -1)
 
     def count(self, pairs: Pairs, contexts: Sequence[Floats]) -> None:
         """Score predictions by the last vectors of `contexts`. One that is zero has no direction and scores nothing."""
@@ -78,7 +74,8 @@ def cosines(vectors: Floats, truths: Floats) -> Floats:
 
 def _unpack(answers: Bytes) -> tuple[Floats, Floats]:
     """Return the predictions `(m, D)` and the first vectors `(m, D)` of packed answers."""
-    halves = np.ascontiguousarray(answers[:, :-_LENGTH]).view(np.float16).astype(np.float32)
-    lengths = np.ascontiguousarray(answers[:, -_LENGTH:]).view(np.float32)
-    predictions, firsts = np.split(halves, 2, axis=1)
-    return predictions, firsts * lengths
+    halves = answers.view(np.uint16).reshape(len(answers), 2, -1)
+    both = np.full((*halves.shape, 2), _MIDDLE, np.uint16)
+    both[..., 1] = halves
+    vectors = both.view("<f4")[..., 0]
+    return vectors[:, 0], vectors[:, 1]

@@ -79,10 +79,10 @@ million: dev  ## store, load and search a million passages (about 5 minutes, 6 G
 faults: dev  ## put every fault we know to real processes and count what held (under 10 minutes; all of it wants root)
 	$(BIN)/pytest -m '' tests/faults
 
-bench: dev  ## one report of nets and service beside a naive app and an echo, in runs/bench (about 20 minutes)
+bench: dev  ## one report of nets and service beside a naive app, a bare one and an echo, in runs/bench (about 20 minutes)
 	$(BIN)/lvm bench
 
-bench-peers: dev .venv-peers/.peers  ## service, naive app and echo beside mosec, LitServe and BentoML, in runs/bench-peers
+bench-peers: dev .venv-peers/.peers  ## the same service beside mosec, LitServe and BentoML, in runs/bench-peers
 	$(BIN)/lvm bench --peers .venv-peers --only closed --out runs/bench-peers
 
 figures: dev  ## hold the contract's figures F1 to F8, with plots in runs/figures (about 13 minutes)

@@ -130,6 +130,21 @@ def _open(rows: Sequence[Figures]) -> str:
     return "\n".join(["## Open loop at half of its own capacity\n", note, tabulate(rows, columns)])
 
 
+def _budget(rows: Sequence[Figures]) -> str:
+    known = {**CELL, "token and trace": "token_and_trace"}
+    columns = {**known, "bare": "bare", "service": "total", "bare / service": "ratio"}
+    parts: dict[str, Column] = {part: _part_column(part) for part in rows[0]["parts"]}
+    note = (
+        "Microseconds of processor time, the least of many runs. Service and bare peer run in one process, without "
+        "sockets. The parts are shares of samples of the stack.\n"
+    )
+    return "\n".join([f"## Budget of a request\n\n{note}", tabulate(rows, columns), tabulate(rows, known | parts)])
+
+
+def _part_column(part: str) -> Column:
+    return lambda row: number(row["parts"][part])
+
+
 def _retrieval(rows: Sequence[Figures]) -> str:
     columns = {"wire": "wire", "/predict p50 ms": "predict_p50_ms", "/retrieve p50 ms": "retrieve_p50_ms",
                "ratio": "ratio"}  # fmt: skip
@@ -147,6 +162,7 @@ SECTIONS: dict[str, Callable[[Any], str]] = {
     "closed": _closed,
     "rows": _many_rows,
     "open": _open,
+    "budget": _budget,
     "retrieval": _retrieval,
     "start": _start,
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bench import compare, machine, nets, plot, protocol, report, shipped, targets
+from bench import budget, compare, machine, nets, plot, protocol, report, shipped, targets
 from bench.load import WrongAnswers
 from bench.options import ROOT, BenchOptions
 from bench.servers import SERVICE, RunningServer, compared, describe, peers, responding
@@ -87,6 +87,7 @@ def _sections(
         "closed": closed,
         "rows": lambda: compare.many_rows(options, registry, servers()),
         "open": lambda: compare.open_loop(options, figures.get("closed") or closed(), servers()),
+        "budget": lambda: budget.measure(options, registry),
         "protocol": lambda: protocol.same_answers(ours(), options.dim),
         "retrieval": lambda: shipped.retrieval(options),
         "start": lambda: shipped.start(options),

@@ -26,7 +26,7 @@ from models.registry.registry import Registry
 from models.vectors import Floats
 
 TIMEOUT_S = 60.0
-SERVICE, NAIVE, TUNED, ECHO = "service", "naive", "naive, tuned", "echo"
+SERVICE, BARE, NAIVE, TUNED, ECHO = "service", "bare", "naive", "naive, tuned", "echo"
 
 
 class NotStarted(RuntimeError):
@@ -87,6 +87,12 @@ def naive(version: Path, name: str = NAIVE) -> Launch:
     return Launch(name, (*command, *(("--tuned",) if name == TUNED else ())), os.environ, "/octet")
 
 
+def bare(version: Path) -> Launch:
+    """Return how to start the least that serves a version."""
+    command = (sys.executable, "-m", "bench.peers.bare", "--version", str(version.absolute()))
+    return Launch(BARE, command, os.environ)
+
+
 def echo(dim: int) -> Launch:
     """Return how to start the echo."""
     return Launch(ECHO, (sys.executable, "-m", "bench.peers.echo", "--dim", str(dim)), os.environ)
@@ -133,9 +139,9 @@ def launched(launch: Launch, logs: Path) -> Iterator[RunningServer]:
 
 @contextmanager
 def compared(registry: Registry, dim: int, logs: Path) -> Iterator[list[RunningServer]]:
-    """Run the servers that are always compared: the service, the naive app twice, the echo."""
+    """Run the servers that are always compared: the service, the bare peer, the naive app twice, the echo."""
     primary = registry.resolve("primary").path
-    launches = (service(registry.root), naive(primary), naive(primary, TUNED), echo(dim))
+    launches = (service(registry.root), bare(primary), naive(primary), naive(primary, TUNED), echo(dim))
     with ExitStack() as stack:
         yield [stack.enter_context(launched(launch, logs)) for launch in launches]
 

@@ -72,6 +72,11 @@ TARGETS = (
     Target("json, 1 connection: p50 / naive", "<=", 0.40, "x", _ratio("naive", "p50_ms", "json", 1)),
     Target("octet, 1 connection: p50 / naive", "<=", 0.40, "x", _ratio("naive", "p50_ms", "octet", 1)),
     *(
+        Target(f"{wire}, {n} connection(s): throughput / bare", ">=", 0.9, "x", _ratio("bare", "per_second", wire, n))
+        for wire in WIRES
+        for n in (1, 8, 32)
+    ),
+    *(
         Target(f"{wire}, {n} connection(s): throughput / mosec", ">=", limit, "x",
                _ratio("mosec", "per_second", wire, n))
         for wire in WIRES

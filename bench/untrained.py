@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,17 @@ from models.vectors import Floats, normalise
 NETS = ("amn", "gru", "lstm", "transformer")
 
 
-def registry_of(out: Path, dim: int) -> Registry:
-    """Return the registry of every net at D = `dim`, AMN as primary, GRU as fallback; made if it is missing."""
+def registry_of(out: Path, dim: int, nets: Sequence[str] = NETS) -> Registry:
+    """Return a registry of `nets` at D = `dim`, the first as primary, the second as fallback; made if it is missing."""
     registry = Registry(out / f"registry-{dim}-{source_digest()[:8]}")
     for stale in set(out.glob(f"registry-{dim}-*")) - {registry.root}:
         shutil.rmtree(stale)
     known = by_name(registry)
-    for name in NETS:
+    for name in nets:
         if name not in known:
             print(f"bench: exporting {name} at D = {dim}", file=sys.stderr, flush=True)
             publish.publish(registry, seeded(name, dim), _card(name, dim), draw_contexts(publish.GOLDEN, dim), {})
-    for alias, name in (("primary", "amn"), ("fallback", "gru")):
+    for alias, name in zip(("primary", "fallback"), nets, strict=False):
         if alias not in registry.aliases():
             registry.point(alias, by_name(registry)[name], why="to be measured")
     return registry

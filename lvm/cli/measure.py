@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from models.retrieval.corpus import Corpus
     from models.training.bundle import LoadedTowers
 
-Section = StrEnum("Section", ["nets", "closed", "rows", "open", "protocol", "retrieval", "start"])
+Section = StrEnum("Section", ["nets", "closed", "rows", "open", "budget", "protocol", "retrieval", "start"])
 
 
 def evaluate(

@@ -12,7 +12,9 @@ import torch
 import uvicorn
 
 from bench.servers import RunningServer
+from bench.untrained import registry_of
 from models.nets import build
+from models.registry.registry import Registry
 from service.processes.sockets import bind
 from tests.fake_service import FakeService, fake_services
 
@@ -48,6 +50,12 @@ def peer() -> Iterator[Callable[..., RunningServer]]:
         thread.join(10)
         for listener in server.servers:
             listener.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A registry with an untrained AMN as primary, D = 16."""
+    return registry_of(tmp_path_factory.mktemp("registry"), DIM, ("amn",))
 
 
 @pytest.fixture

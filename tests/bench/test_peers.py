@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from bench.load import Workload, WrongAnswers, keep
-from bench.peers import echo, naive
+from bench.peers import bare, echo, naive
 from bench.servers import RunningServer
 from bench.untrained import draw_contexts
 from loadtest.plan import Wire
-from models.runtimes.torch import run_net
+from models.registry.checkpoint import load_checkpoint
+from models.registry.registry import Registry
+from models.runtimes.torch import build_net, run_net
 
 DIM = 16
 KINDS = pytest.mark.parametrize(("wire", "rows"), [("json", 1), ("octet", 1), ("octet", 3)])
@@ -27,6 +29,13 @@ def ask(directory: Path, server: RunningServer, wire: Wire, rows: int, expected:
 def test_naive_answers_as_its_net(tmp_path: Path, peer: Any, tiny_net: Any, wire: Wire, rows: int, tuned: bool) -> None:
     server = peer(naive.create_app(tiny_net, 5, DIM, is_tuned=tuned), "naive", "/octet")
     assert ask(tmp_path, server, wire, rows, run_net(tiny_net, draw_contexts(4, DIM))) == 10
+
+
+@KINDS
+def test_bare_answers_as_its_net(tmp_path: Path, peer: Any, tiny_registry: Registry, wire: Wire, rows: int) -> None:
+    version = load_checkpoint(tiny_registry.resolve("primary").path)
+    expected = run_net(build_net(version), draw_contexts(4, DIM))
+    assert ask(tmp_path, peer(bare.Bare(version), "bare"), wire, rows, expected) == 10
 
 
 @KINDS

@@ -11,8 +11,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import accumulate, chain
+from functools import lru_cache, partial
+from itertools import accumulate
 from operator import mul
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -31,7 +31,7 @@ from lvm.errors import (
 from models.vectors import Floats
 from service.http.checks import Check, escaped, reject_unknown
 from service.http.json_slices import LongArray, find_array
-from service.http.octets import LARGEST, Shape, from_base64, reject_non_finite
+from service.http.octets import Shape, from_base64, has_small_squares, is_in_range, reject_non_finite
 from service.overload.fairness import Work
 from service.settings import NormPolicy
 
@@ -173,33 +173,51 @@ class JsonReader:
         self, body: bytes, resolve: Resolve[ResolvedT], query: Mapping[str, Any] = NOTHING
     ) -> Decoded[ResolvedT] | None:
         """Return what is provably right; else return None, or raise anything: the strict reader decides."""
-        body = body.removeprefix(BOM)
         if body.startswith(BOM):
-            return None  # simdjson passes over a second one
+            body = body.removeprefix(BOM)
+            if body.startswith(BOM):
+                return None  # simdjson passes over a second one
         document: Any = self._parser.parse(body)
         if not isinstance(document, simdjson.Object) or len(document) > len(self._known):
             return None
-        names = list(document)
-        unique = set(names)
-        if len(unique) != len(names) or not unique <= self._known:
-            return None
-        given = {name: value for name in names if (value := document[name]) is not None}
-        fields = self._fields.vectors.keys() & given.keys()
-        if len(fields) != 1:
+        names = [*document]
+        fields = names if len(names) == 1 else self._fields_in(document, names)
+        if len(fields) != 1 or fields[0] not in self._fields.vectors:
             return None
         (field,) = fields
-        array = given.pop(field)
+        array: Any = document[field]
+        if array is None:
+            return None
         options: dict[str, Any] = {}
         brackets = 0
-        if given or query:
-            if not all(isinstance(value, str | int | float | bool) for value in given.values()):
-                given = {name: _python(value) for name, value in given.items()}
-                brackets = _brackets(given, body)
-            options = self._options(given, query)
+        if query or len(names) > 1:
+            options, brackets = self._options_in(document, [name for name in names if name != field], query, body)
         target = resolve(field, options)
-        many = self._fields.vectors[field]
-        rows = _numbers(array, many, target.shape, self._max_rows, body, brackets)
-        return None if rows is None else Decoded(rows, field, options, target, bool(many))
+        if not self._fields.vectors[field]:
+            rows = _numbers(array, target.shape, body, brackets)
+            return None if rows is None else Decoded(rows[None], field, options, target)
+        if len(array) > self._max_rows:
+            return None
+        rows = _numbers(array, (len(array), *target.shape), body, brackets)
+        return None if rows is None else Decoded(rows, field, options, target, True)
+
+    def _fields_in(self, document: Any, names: Sequence[str]) -> list[str]:
+        """Return the fields of vectors that a parsed body gives; none if a name is unknown or given twice."""
+        unique = set(names)
+        if len(unique) != len(names) or not unique <= self._known:
+            return []
+        return [name for name in names if name in self._fields.vectors and document[name] is not None]
+
+    def _options_in(
+        self, document: Any, names: Sequence[str], query: Mapping[str, Any], body: bytes
+    ) -> tuple[dict[str, Any], int]:
+        """Return the options of a parsed body, checked, and how many opening brackets of the body are theirs."""
+        given = {name: value for name in names if (value := document[name]) is not None}
+        if all(isinstance(value, str | int | float | bool) for value in given.values()):
+            return self._options(given, query), 0
+        given = {name: _python(value) for name, value in given.items()}
+        brackets = _brackets(given, body)
+        return self._options(given, query), brackets
 
     def _options(self, given: Mapping[str, Any], query: Mapping[str, Any]) -> dict[str, Any]:
         """Check the options of a body and add those of the query string; raises `Invalid`."""
@@ -268,7 +286,8 @@ class ArrayReader:
     def _part(self, text: bytes, shape: Shape, pointer: str, first: int) -> Floats:
         rows = None
         try:
-            rows = _numbers(self._parser.parse(text), 1, shape, len(text), text)
+            items: Any = self._parser.parse(text)
+            rows = _numbers(items, (len(items), *shape), text)
         except NOT_PROVED:
             self._parser = simdjson.Parser()
         return _part_strictly(text, shape, pointer, first) if rows is None else rows
@@ -385,24 +404,44 @@ def _brackets(options: Mapping[str, Any], body: bytes) -> int:
     return orjson.dumps(options).count(OPENING)
 
 
-def _numbers(
-    array: Any, many: int, shape: Shape, max_rows: int, body: bytes, brackets_elsewhere: int = 0
-) -> Floats | None:
-    """Return the numbers of a parsed array as rows, or None if that is not all that it holds.
+def _numbers(array: Any, shape: Shape, body: bytes, brackets_elsewhere: int = 0) -> Floats | None:
+    """Return the numbers of a parsed array of `shape`, or None if that is not all that it holds.
 
     `brackets_elsewhere` of the opening brackets in `body` are not those of the array.
     """
-    count = len(array) if many else 1
-    if not 0 < count <= max_rows or (shape and not _regular(list(array) if many else [array], shape)):
-        return None
-    brackets = sum(accumulate(shape[:-1], mul, initial=count)) if shape else 0
-    found = np.count_nonzero(np.frombuffer(body, np.uint8) == OPENING)
-    if found != brackets + many + brackets_elsewhere:
+    if not _has_shape(array, shape) or not _has_brackets(body, _lists_in(shape) + brackets_elsewhere):
         return None  # a number may hide in brackets of its own
-    flat = np.frombuffer(array.as_buffer(of_type="d"), np.float64)
+    numbers: NDArray[np.float64] = np.ndarray(shape, np.float64, array.as_buffer(of_type="d"))
+    if has_small_squares(numbers):
+        return numbers.astype(np.float32)
     with np.errstate(over="ignore"):
-        rows: Floats = flat.astype(np.float32).reshape(count, *shape)
-    return rows if np.abs(rows).max() <= LARGEST else None
+        rows = numbers.astype(np.float32)
+    return rows if is_in_range(rows) else None
+
+
+def _has_shape(array: Any, shape: Shape) -> bool:
+    """Return whether the lists of a parsed array are as long as `shape` says, none empty; raises `TypeError`."""
+    if not 0 < len(array) == shape[0]:
+        return False
+    if len(shape) == 2:
+        return {*map(len, array)} == {shape[1]}
+    return len(shape) == 1 or all(_has_shape(item, shape[1:]) for item in array)
+
+
+@lru_cache(maxsize=1024)
+def _lists_in(shape: Shape) -> int:
+    """Return how many lists an array of `shape` is made of."""
+    return sum(accumulate(shape[:-1], mul, initial=1))
+
+
+def _has_brackets(body: bytes, count: int) -> bool:
+    """Return whether a body has exactly `count` opening brackets."""
+    at = -1
+    for _ in range(count):
+        at = body.find(b"[", at + 1)
+        if at < 0:
+            return False
+    return body.find(b"[", at + 1) < 0
 
 
 def _part_strictly(text: bytes, shape: Shape, pointer: str, first: int) -> Floats:
@@ -417,14 +456,6 @@ def _part_strictly(text: bytes, shape: Shape, pointer: str, first: int) -> Float
     except Invalid as error:
         at = int((error.pointer or "/0")[1:])
         raise Invalid(error.detail, pointer=f"{pointer}/{first + at}") from error
-
-
-def _regular(items: Sequence[Any], shape: Shape) -> bool:
-    for length in shape[:-1]:
-        if set(map(len, items)) != {length}:
-            return False
-        items = [*chain.from_iterable(items)]
-    return set(map(len, items)) == {shape[-1]}
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

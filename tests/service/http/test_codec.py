@@ -23,11 +23,13 @@ from lvm.errors import (
 from service.http import checks, codec
 from service.http.codec import (
     NOTHING,
+    ArrayReader,
     Decoded,
     Fields,
     JsonReader,
     run_to_end,
 )
+from service.http.json_slices import PART, LongArray
 from service.http.octets import (
     decode_octets,
     encode_base64,
@@ -302,6 +304,21 @@ def test_rejects_numbers_whose_square_overflows(value: str) -> None:
         decode_octets(octets, SHAPE, 3)
 
 
+def test_accepts_numbers_up_to_the_largest() -> None:
+    rows = np.full((1, *SHAPE), 1e9, np.float32)
+    for read_rows in (
+        fast(json.dumps({"contexts": rows.tolist()}).encode()).rows,
+        decode_octets(rows.tobytes(), SHAPE, 3),
+    ):  # type: ignore[union-attr]
+        np.testing.assert_array_equal(read_rows, rows)
+
+
+def test_rejects_numbers_that_are_not_finite_in_float32() -> None:
+    with pytest.raises(Invalid) as refusal:
+        decode_json(b'{"context": [[1, 2, 3], [4, 1e300, 6]]}')
+    assert refusal.value.pointer == "/context/1/1"
+
+
 def test_replaces_a_lone_surrogate_in_a_pointer() -> None:
     with pytest.raises(Invalid) as refusal:
         decode_json(b'{"\\ud800": 1}')
@@ -395,6 +412,18 @@ def test_rejects_a_long_body_that_is_not_json(good: bytes, bad: bytes, last: boo
     at = body.rindex(good) if last else body.index(good)
     with pytest.raises((Malformed, Invalid)):
         slices_of(body[:at] + bad + body[at + len(good) :])
+
+
+def test_rejects_a_part_without_items() -> None:
+    item = b" " * 500 + b"[[1,2,3]]"
+    items = b",".join([item] * (PART // len(item) + 1))
+    for text, is_valid in ((b"[%b,%b]" % (items, item), True), (b"[%b, ]" % items, False)):
+        work = ArrayReader().read(LongArray(text, 0, len(text)), (1, 3), "/contexts", ROWS, TooLarge)
+        if is_valid:
+            assert run_to_end(work).shape[1:] == (1, 3)
+        else:
+            with pytest.raises(Invalid, match="trailing comma"):
+                run_to_end(work)
 
 
 def test_rejects_a_long_body_with_too_many_rows() -> None:

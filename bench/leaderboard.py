@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from bench import machine, nets
 from bench.nets import RunMode
 from models.bootstrap import interval
+from models.cores import cores
 from models.evaluate import COUNTS, WindowScores, baselines, evaluate_retrieval, evaluate_windows, window_counts
 from models.registry.card import read_card
 from models.registry.checkpoint import BadCheckpoint, Checkpoint, load_checkpoint
@@ -63,7 +63,7 @@ def measure(
     versions, length = _nets(registry, dim, log)
     loaded = {name: load_checkpoint(version.path) for name, version in versions.items()}
     sets = {name: require_windows(corpus, length) for name, corpus in data.items()}
-    mode = RunMode("onnxruntime", "cpu", os.cpu_count() or 1)
+    mode = RunMode("onnxruntime", "cpu", cores())
     runs = {name: mode.open(checkpoint) for name, checkpoint in loaded.items()}
     predictors = {**baselines(length, train), **{name: run.run for name, run in runs.items()}}
     known = {name: version.id for name, version in versions.items()} | {"ridge": arrays_digest(train) if train else ""}

@@ -24,6 +24,7 @@ from bench.machine import rss_mb
 from bench.options import BenchOptions
 from bench.stats import TOLERANCE, max_difference, times_ms, typical
 from bench.untrained import NETS, by_name, draw_contexts
+from models.cores import cores
 from models.registry.checkpoint import Checkpoint, load_checkpoint
 from models.registry.registry import Registry
 from models.runtimes import MIN_PARITY, Runtime, UnfitRuntime, open_runtime
@@ -79,7 +80,7 @@ class RunMode:
 
 def run_modes() -> list[RunMode]:
     """Return every mode that this machine has."""
-    threads = tuple(dict.fromkeys((1, os.cpu_count() or 1)))
+    threads = tuple(dict.fromkeys((1, cores())))
     found = [RunMode("onnxruntime", "cpu", n) for n in threads]
     found.append(RunMode("torch", "cpu"))
     if find_spec("openvino"):

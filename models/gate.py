@@ -6,7 +6,6 @@ what would pass. The user may override objections.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from models.cores import cores
 from models.evaluate import COUNTS, TOLERANCE, find_on_card, mean_cosine, rank_metrics, retrieval_ranks, window_counts
 from models.predictor import build_predictor, load_net
 from models.registry.alias import ALIASES, Alias
@@ -201,7 +201,7 @@ def _load(alias: str, version: Version) -> Contender:
 def _load_net(version: Version) -> Contender:
     """Load a net; its measure is the mean cosine to the true next vector."""
     checkpoint = load_net(version.path)
-    run = build_predictor(checkpoint, "cpu", os.cpu_count() or 1).predict_batch
+    run = build_predictor(checkpoint, "cpu", cores()).predict_batch
     worst = worst_cosine(run(checkpoint.golden_context), checkpoint.golden_vector)
     golden = {"contexts": len(checkpoint.golden_context), "worst_cosine": worst}
     return Contender(version.id, checkpoint.card, "cosine", run, lambda data: mean_cosine(run, data), golden=golden)
@@ -209,7 +209,7 @@ def _load_net(version: Version) -> Contender:
 
 def _load_corpus(version: Version) -> Contender:
     """Load a corpus; its measure, if it has towers, is how often the true next passage is among the first five."""
-    loaded = load_retriever(version.path, os.cpu_count() or 1)
+    loaded = load_retriever(version.path, cores())
 
     def search(contexts: Floats) -> object:
         return loaded.search_batch([Search(None, 10, context=context) for context in contexts])

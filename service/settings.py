@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -13,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from models.cores import cores
 from models.registry.remote import CACHE_DIRECTORY
 
 # Variables of the command line, the load tests and compose.yaml.
@@ -22,11 +22,7 @@ BY_KUBERNETES = re.compile(r"LVM_(SERVICE_(HOST|PORT)\w*|PORT_\d+_\w+)")
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CoreCount = Annotated[PositiveInt, BeforeValidator(lambda value: cores() if value == "auto" else value)]
 
 
 class BadSettings(Exception):
@@ -69,7 +65,9 @@ class Settings(BaseSettings):
     compat: Literal["", "lnsp"] = Field(
         "", description="Interface of another server to answer too: lnsp (/infer, /infer/batch, /health, /info)."
     )
-    workers: PositiveInt = Field(1, description="Number of serving processes on the port; they share the cores.")
+    workers: CoreCount = Field(
+        1, description="Number of serving processes on the port; they share the cores. auto: one per core."
+    )
     owner: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Whether one process, the device worker, runs the nets for all; auto: on an accelerator only.",
@@ -82,7 +80,9 @@ class Settings(BaseSettings):
         description="Number format of the nets; bf16 and int8 are less exact, and checked by the golden vectors.",
     )
     threads: PositiveInt = Field(
-        default_factory=cores, description="Cores that one net may use, at most one per 8 rows of a batch."
+        default_factory=cores,
+        description="Cores that one net may use, at most one per 8 rows of a batch. "
+        "The default is a worker's share of the cores of this process or of its container's CPU quota.",
     )
     max_batch: PositiveInt = Field(
         128, description="Most rows in a micro-batch; smaller batches are used if larger ones save no time per row."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from lvm.cli.output import (
     print_table,
     print_version,
 )
+from models.cores import cores
 from models.recipe import RERANKER, Job
 from models.registry.registry import Registry, Version, check_name
 
@@ -124,7 +124,7 @@ def _from_articles(
     from models.training.work_cache import cache_next_to
 
     with long_work("encoding chunks", lambda: how_to_continue(out)) as progress:
-        threads = os.cpu_count() or 1
+        threads = cores()
         model = (
             SentenceTransformersEncoder(encoder, allow_download=True)
             if allow_download

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -34,6 +33,7 @@ from lvm.cli.output import (
     print_table,
     write_file,
 )
+from models.cores import cores as cores_here
 from models.recipe import NAMED_DATA
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _open(target: Version, device: str, precision: str) -> Predictor | LoadedTow
         from models.training import bundle
 
         return bundle.read(target)
-    return load_predictor(target.path, device, os.cpu_count() or 1, precision)
+    return load_predictor(target.path, device, cores_here(), precision)
 
 
 def _score(served: Predictor | LoadedTowers, corpus: Corpus, train: Corpus | None) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def diagnose(
 
         check_place(plot)
     target, (name, directory) = existing_registry().find(version), named_dir(data)
-    net = load_predictor(target.path, device, os.cpu_count() or 1, precision)
+    net = load_predictor(target.path, device, cores_here(), precision)
     with long_work("asking the net", lambda: NOTHING_STORED) as progress:
         corpus = map_vectors(directory) if directory.is_dir() else read_data(directory)
         check_dim(name, corpus.dim, net.card.dim)
@@ -332,7 +332,6 @@ def plan(
     """
     from bench.capacity import sizing, table
     from bench.capacity.costs import SHIPPED, Costs
-    from service.settings import cores as cores_here
 
     demand = sizing.Demand(rate, p99, net, wire, rows, round(vectors), cores or cores_here(), memory_gb)
     found = sizing.plan(Costs.read(costs or SHIPPED), demand)

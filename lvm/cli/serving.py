@@ -8,13 +8,21 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from lvm.cli.arguments import AsJson, Token, Url, registry_to_read
 from lvm.cli.exit_codes import FAILED, OK
 from lvm.cli.output import print_json, print_message
+from models.cores import pool_limits
+
+
+def _workers(text: str) -> int | str:
+    """Read `--workers`."""
+    if text != "auto" and not text.isdecimal():
+        raise typer.BadParameter(f"expected a number or auto, not {text!r}")
+    return text if text == "auto" else int(text)
 
 
 def serve(
@@ -28,7 +36,12 @@ def serve(
     text: Annotated[
         bool, typer.Option("--text", help="Fail at start if no encoder is installed to read text.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Serving processes; default LVM_WORKERS or 1.")] = None,
+    workers: Annotated[
+        Any,
+        typer.Option(
+            parser=_workers, metavar="N|auto", help="Serving processes, auto: one per core; default LVM_WORKERS or 1."
+        ),
+    ] = None,
     grpc_port: Annotated[
         int | None, typer.Option(help="Port for gRPC; 0 picks a free one; default LVM_GRPC_PORT or no gRPC.")
     ] = None,
@@ -72,6 +85,7 @@ def serve(
         # The supervisor is small: it imports nothing of the server.
         from service.processes.supervisor import supervise as run
     else:
+        os.environ |= pool_limits(settings.threads)
         with _collector_paused():
             from service.processes.server import serve as run
     _exit(run(settings))

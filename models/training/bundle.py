@@ -5,7 +5,6 @@ Imports no torch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from models.cores import cores
 from models.evaluate import BUNDLE_EVALUATIONS, evaluate, evaluate_bundle, evaluate_retrieval, evaluate_windows
 from models.registry import manifest
 from models.registry.card import CARD_FILE, BadCard, Card, rounded
@@ -82,7 +82,7 @@ class LoadedTowers:
         self.card = self.checkpoint.card
         self.config = dict(self.card.config) if self.card.kind == "corpus" else {"towers": identity}
         self.id = str(self.config["towers"])
-        self.query = open_runtime(self.checkpoint, "cpu", os.cpu_count() or 1)
+        self.query = open_runtime(self.checkpoint, "cpu", cores())
         self._passage = PayloadTower(files[PAYLOAD_FILE], self.card.dim)
         self.reranker: Reranker | None = None
         if RERANKER_FILE in files:
@@ -262,7 +262,7 @@ def _scored(draft: CorpusDraft, maker: LoadedTowers, steps: CachedSteps) -> Corp
     """Return the draft with the scores of the bundle on its corpus; raises if it could not be served."""
     files = {name: manifest.map_file(data) if isinstance(data, Path) else data for name, data in draft.files.items()}
     files[CARD_FILE] = draft.card.to_markdown().encode()
-    retriever = build_retriever("draft", "", files, os.cpu_count() or 1)
+    retriever = build_retriever("draft", "", files, cores())
     data = scored_windows(draft.corpus, draft.card.context_length)
     total = len(window_starts(draft.corpus, data.length))
     if len(data) < total:

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from models.cores import cores, pool_limits
 from models.devices import is_accelerated
 from service.http.auth import read_tokens
 from service.processes.heartbeat import SIGNALS
@@ -29,7 +30,7 @@ from service.processes.sockets import (
     stop_accepting,
     urls,
 )
-from service.settings import Settings, cores
+from service.settings import Settings
 from service.tasks import CatchAndLog, repeat
 from service.telemetry.log import configure, log_writer, logger, warn_of_unknown_settings
 from service.telemetry.metrics import OWNER, WORKER, Metrics
@@ -282,19 +283,22 @@ class Supervisor:
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "lvm.cli", COMMANDS[role], str(slot), *map(str, descriptors), str(self._directory)),
             pass_fds=descriptors,
-            env=dict(os.environ) if role == OWNER else self._worker_environment(),
+            env={
+                **os.environ,
+                **(pool_limits(self._settings.threads) if role == OWNER else self._worker_environment()),
+            },
             # Ctrl-C reaches the supervisor only, which stops the others.
             start_new_session=True,
         )
 
     def _worker_environment(self) -> dict[str, str]:
-        """Return the environment of a worker: a share of the cores by default, and no device if another has it."""
+        """Return what is special to a worker: a share of the cores by default, and no device if another has it."""
         share = max(1, cores() // len(self._listeners))
-        threads = {} if "threads" in self._settings.model_fields_set else {"LVM_THREADS": str(share)}
+        threads = self._settings.threads if "threads" in self._settings.model_fields_set else share
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self._device_sockets else {}
         # The port that was found for 0.
         calls = {} if self._settings.grpc_port is None else {"LVM_GRPC_PORT": str(self._settings.grpc_port)}
-        return {**os.environ, **threads, **hidden, **calls}
+        return {"LVM_THREADS": str(threads), **pool_limits(threads), **hidden, **calls}
 
     def _on_exit(self, process: WorkerProcess, writer: asyncio.StreamWriter) -> None:
         """Release the slot of a process, and log and count its death unless it was stopped and exited cleanly."""

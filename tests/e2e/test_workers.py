@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from models.cores import POOLS, cores
 from tests.conftest import LVM, PATIENCE_S, Process, until
 
 Start = Callable[..., Process]
@@ -104,6 +105,18 @@ def test_the_options_of_the_command_reach_the_workers(shipped: Path, tmp_path: P
     assert served == server.registry.resolve("primary").id
     assert listening["console"] == f"{server.url}/"
     assert listening["docs"] == f"{server.url}/docs"
+
+
+def test_workers_share_the_cores_as_do_the_pools_of_their_libraries(
+    process: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in POOLS:
+        monkeypatch.delenv(name, raising=False)
+    server = process(LVM_WORKERS="auto")
+    known = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in pids(server)]
+    assert len(known) == cores() or cores() == 1
+    for environment in known:
+        assert {b"LVM_THREADS=1", b"OMP_NUM_THREADS=1", b"RAYON_NUM_THREADS=1"} <= set(environment)
 
 
 def test_replaces_a_killed_worker_and_keeps_its_counts(process: Start) -> None:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from models.cores import cores
 from service.settings import BadSettings, Settings, read_settings, unknown_settings
 
 
@@ -18,7 +19,14 @@ def test_arguments_take_precedence_over_the_environment(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("LVM_MAX_BATCH", "0"), ("LVM_PORT", "many"), ("LVM_DEVICE", "tpu"), ("LVM_MILVUS_URI", "a.db")]
+    ("name", "value"),
+    [
+        ("LVM_MAX_BATCH", "0"),
+        ("LVM_PORT", "many"),
+        ("LVM_DEVICE", "tpu"),
+        ("LVM_WORKERS", "all"),
+        ("LVM_MILVUS_URI", "a.db"),
+    ],
 )
 def test_rejects_an_invalid_value_and_names_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
@@ -26,6 +34,11 @@ def test_rejects_an_invalid_value_and_names_its_variable(
     monkeypatch.setenv(name, value)
     with pytest.raises(BadSettings, match=name):
         read_settings()
+
+
+def test_auto_workers_are_as_many_as_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LVM_WORKERS", "auto")
+    assert read_settings().workers == cores()
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:

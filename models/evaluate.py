@@ -104,7 +104,7 @@ def baselines(length: int, train: Corpus | None) -> dict[str, Callable[[Floats],
     found: dict[str, Callable[[Floats], Floats]] = {
         "persistence": lambda contexts: contexts[:, -1],
         "mean": lambda contexts: normalise(contexts.mean(axis=1)),
-        "weighted_mean": lambda contexts: normalise(np.tensordot(contexts, weights, axes=(1, 0))),
+        "weighted_mean": lambda contexts: normalise(weights @ contexts),
     }
     if train is not None:
         found["ridge"] = ridge(windows(train, length))

@@ -1,4 +1,4 @@
-"""A share of items to work on, so that the work takes no more than a share of the time."""
+"""A share of items to work on, so that the work takes little of the time that other work needs."""
 
 from __future__ import annotations
 
@@ -7,41 +7,44 @@ from contextlib import contextmanager
 
 # Seconds between two changes: both parts of a pair should see the same share.
 PERIOD_S = 0.25
+# What the work may take: a part of the time in which the thread would be idle, and this part of all time at least.
+OF_IDLE, AT_LEAST = 0.1, 0.01
 
 
 class AffordableShare:
-    """The share of items `now`: at most `share`, and by halves less if the work takes more than `most` of the time.
+    """The share of items `now`: at most `share`, and by halves less while the work takes too much time.
 
-    `clock` counts the seconds that pass, `work_clock` those that the thread works.
+    `clock` counts the seconds that pass, `thread_clock` those in which the thread is not idle.
     """
 
-    def __init__(self, share: float, most: float, clock: Callable[[], float], work_clock: Callable[[], float]) -> None:
+    def __init__(self, share: float, clock: Callable[[], float], thread_clock: Callable[[], float]) -> None:
         self.now = self._share = share
-        self._most = most
         self._clock = clock
-        self._work_clock = work_clock
-        self._since = clock()
+        self._thread_clock = thread_clock
+        self._since = clock(), thread_clock()
         self._worked = 0.0
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Count what is done in this context as work."""
-        began = self._work_clock()
+        """Count what is done in this context as the work."""
+        began = self._thread_clock()
         try:
             yield
         finally:
-            self._worked += self._work_clock() - began
-            self._adapt()
+            ended = self._thread_clock()
+            self._worked += ended - began
+            self._adapt(self._clock(), ended)
 
-    def _adapt(self) -> None:
-        passed = self._clock() - self._since
+    def _adapt(self, now: float, busy: float) -> None:
+        passed = now - self._since[0]
         if passed < PERIOD_S:
             return
-        part = self._worked / passed
-        if part > self._most:
+        idle = passed - (busy - self._since[1] - self._worked)
+        most = max(OF_IDLE * idle, AT_LEAST * passed)
+        if self._worked > most:
             self.now /= 2
         # twice as much work must not be too much again
-        elif part < 0.4 * self._most:
+        elif self._worked < 0.4 * most:
             self.now = min(2 * self.now, self._share)
-        self._since += passed
+        self._since = now, busy
         self._worked = 0.0

@@ -34,15 +34,15 @@ class LiveScores(VectorBoard):
     def count_scores(self, scored: Scored) -> None:
         """Count scores. Those of an author that this process does not know are left out."""
         known = baselines(scored.contexts.shape[1], None)
-        found = {NET: scored.cosines}
-        found |= {name: cosines(known[name](scored.contexts), scored.truths) for name in BASELINES}
-        authors = [self._authors.find(number) for number in scored.authors]
-        for name, values in found.items():
-            for author, cosine in zip(authors, values.tolist(), strict=True):
-                if author:
-                    self._metrics.live_distance.labels(*author, name).observe(max(1 - cosine, 0.0))
-        for author in filter(None, authors):
-            self._metrics.live_predictions.inc(author.alias, "scored")
+        beside = [cosines(known[name](scored.contexts), scored.truths) for name in BASELINES]
+        distances = np.maximum(1 - np.stack([scored.cosines, *beside]), 0)
+        numbers = np.array(scored.authors)
+        for number in dict.fromkeys(scored.authors):
+            if author := self._authors.find(number):
+                chosen = distances[:, numbers == number]
+                for name, values in zip((NET, *BASELINES), chosen.tolist(), strict=True):
+                    self._metrics.live_distance.labels(*author, name).observe(*values)
+                self._metrics.live_predictions.add(chosen.shape[1], author.alias, "scored")
 
     def summary(self) -> dict[str, Any]:
         """Return the live scores of all processes, for JSON.

@@ -30,8 +30,6 @@ from service.tasks import CatchAndLog
 
 # Contexts that are read, and scored, in one turn of the event loop, which takes less than a millisecond.
 STEP = 32
-# The most of the time that this may take, in one process.
-MOST_TIME = 0.01
 # Whether a vector is sampled depends on its middle number, times this, modulo 1: to hash a vector costs more.
 SPREAD = 1e6
 # The longest that contexts wait until they are read, in seconds.
@@ -110,7 +108,7 @@ class Pairing:
             chosen, or neither. If all this takes too much time, fewer are chosen.
         seconds: how long an answer is kept at most.
         board: scores the answers.
-        work_clock: seconds that this thread has worked.
+        thread_clock: seconds in which this thread was not idle.
     """
 
     def __init__(
@@ -120,10 +118,10 @@ class Pairing:
         seconds: float,
         board: Board,
         clock: Callable[[], float] = monotonic,
-        work_clock: Callable[[], float] = thread_time,
+        thread_clock: Callable[[], float] = thread_time,
     ) -> None:
         self._open = partial(PairStore, memory, seconds=seconds, clock=clock)
-        self._share = AffordableShare(share, MOST_TIME, clock, work_clock)
+        self._share = AffordableShare(share, clock, thread_clock)
         self._board = board
         self._clock = clock
         self._catch = CatchAndLog("live scores")

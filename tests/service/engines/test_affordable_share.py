@@ -8,44 +8,51 @@ from service.engines.affordable_share import PERIOD_S, AffordableShare
 
 
 class Machine:
-    """A clock, and a thread that works a part of the time."""
+    """A thread that is busy with requests for a part of the time, and works for the share of items beside them."""
 
-    def __init__(self, share: float) -> None:
-        self.now = self.worked = 0.0
-        self.share = AffordableShare(share, 0.02, lambda: self.now, lambda: self.worked)
+    def __init__(self, share: float, busy: float) -> None:
+        self.now = self.used = 0.0
+        self.busy = busy
+        self.share = AffordableShare(share, lambda: self.now, lambda: self.used)
 
-    def run(self, periods: int, seconds: float) -> float:
-        """Work `seconds` in each period, for the share that is wanted; return the share in the end."""
+    def run(self, periods: int, part: float) -> float:
+        """Work `part` of the time if the share is 1; return the part of the last period that was spent on it."""
+        spent = 0.0
         for _ in range(periods):
+            spent = part * self.share.now
+            self.used += self.busy * PERIOD_S
             with self.share.work():
-                self.worked += seconds * self.share.now
+                self.used += spent * PERIOD_S
                 self.now += PERIOD_S
-        return self.share.now
+        return spent
 
 
-def test_the_share_stays_while_the_work_takes_little_time() -> None:
-    assert Machine(1).run(20, seconds=0.015 * PERIOD_S) == 1
+@pytest.mark.parametrize(("busy", "part"), [(0.0, 0.09), (0.5, 0.045), (0.99, 0.0095)])
+def test_the_share_stays_while_the_work_takes_little_time(busy: float, part: float) -> None:
+    machine = Machine(1, busy)
+    machine.run(20, part)
+    assert machine.share.now == 1
 
 
-@pytest.mark.parametrize(("part", "expected"), [(0.03, 0.5), (0.2, 0.0625), (1.0, 0.015625)])
-def test_the_share_falls_until_the_work_takes_two_percent_of_the_time(part: float, expected: float) -> None:
-    machine = Machine(1)
-    assert machine.run(20, seconds=part * PERIOD_S) == expected
-    before = machine.worked
-    machine.run(100, seconds=part * PERIOD_S)
-    assert machine.worked - before <= 0.02 * 100 * PERIOD_S
+@pytest.mark.parametrize(("busy", "most"), [(0.0, 0.1), (0.5, 0.05), (0.8, 0.02), (0.99, 0.01)])
+@pytest.mark.parametrize("part", [0.12, 0.5, 1.0])
+def test_the_work_takes_a_tenth_of_idle_time_and_at_least_one_percent(busy: float, most: float, part: float) -> None:
+    machine = Machine(1, busy)
+    assert 0.4 * most < machine.run(20, part) <= most
 
 
 def test_the_share_rises_to_what_was_asked_for_if_the_load_falls() -> None:
-    machine = Machine(0.5)
-    assert machine.run(20, seconds=1.0 * PERIOD_S) < 0.05
-    assert machine.run(20, seconds=0.001 * PERIOD_S) == 0.5
+    machine = Machine(0.5, busy=0.9)
+    machine.run(20, part=1.0)
+    assert machine.share.now < 0.05
+    machine.run(20, part=0.001)
+    assert machine.share.now == 0.5
 
 
 def test_the_share_does_not_change_within_a_period() -> None:
-    machine = Machine(1)
+    machine = Machine(1, busy=0.0)
     for _ in range(9):
         with machine.share.work():
-            machine.worked += 1.0
+            machine.used += 1.0
             machine.now += PERIOD_S / 10
     assert machine.share.now == 1

@@ -20,7 +20,7 @@ from models.retrieval.corpus import (
 from models.retrieval.reranker import RERANK_DEPTH
 from models.retrieval.retriever import Retriever, Search
 from models.vectors import Floats, normalise
-from models.windows import Windows, require_windows, windows
+from models.windows import StoredCorpus, Windows, require_windows, windows
 
 COUNTS = ("windows", "articles", "chunks")
 RANKS = (1, 3, 5, 10, 20, 50)
@@ -28,6 +28,7 @@ RANKS = (1, 3, 5, 10, 20, 50)
 DECAY = 0.7
 # lambda of the ridge regression
 RIDGE = 30.0
+RIDGE_WINDOWS = 100_000
 # parts of `evaluate_bundle`: the bundle, its towers alone, and three baselines
 BUNDLE_EVALUATIONS = 5
 # A score may differ from the card by this.
@@ -44,7 +45,11 @@ class BatchPredictor(Protocol):
 
 
 def evaluate(
-    predictor: BatchPredictor, corpus: Corpus, length: int, train: Corpus | None = None, bank: Floats | None = None
+    predictor: BatchPredictor,
+    corpus: Corpus,
+    length: int,
+    train: Corpus | StoredCorpus | None = None,
+    bank: Floats | None = None,
 ) -> dict[str, Any]:
     """Return the scores of `predictor` and of every baseline on `corpus`, for JSON.
 
@@ -98,7 +103,7 @@ def mean_cosine(predict: Callable[[Floats], Floats], data: Windows) -> float:
     return sum(float(np.sum(predict(block.contexts()) * block.targets())) for block in blocks) / len(data)
 
 
-def baselines(length: int, train: Corpus | None) -> dict[str, Callable[[Floats], Floats]]:
+def baselines(length: int, train: Corpus | StoredCorpus | None) -> dict[str, Callable[[Floats], Floats]]:
     """Return every baseline by name; the ridge regression only if there is a corpus `train` to fit it."""
     weights = DECAY ** np.arange(length - 1, -1, -1, dtype=np.float32)
     found: dict[str, Callable[[Floats], Floats]] = {
@@ -112,7 +117,11 @@ def baselines(length: int, train: Corpus | None) -> dict[str, Callable[[Floats],
 
 
 def ridge(train: Windows) -> Callable[[Floats], Floats]:
-    """Fit a ridge regression from the concatenated context on `train`; return its prediction."""
+    """Fit a ridge regression from the concatenated context on `train`; return its prediction.
+
+    Of more than 100,000 windows, as many that are spread over `train` count.
+    """
+    train = train.take(np.unique(np.linspace(0, len(train) - 1, RIDGE_WINDOWS).astype(int)))
     width = train.length * train.vectors.shape[1]
     gram, moment = np.zeros((width, width)), np.zeros((width, train.vectors.shape[1]))
     for block in np.array_split(np.arange(len(train)), len(train) // 8192 + 1):
@@ -155,7 +164,8 @@ def evaluate_windows(predict: Callable[[Floats], Floats], data: Windows, bank: F
     Raises:
         ValueError: an answer is not finite.
     """
-    parts = [_score_block(predict, data, rows, data.vectors if bank is None else bank) for rows in _blocks(len(data))]
+    bank = np.asarray(data.vectors) if bank is None else bank
+    parts = [_score_block(predict, data, rows, bank) for rows in _blocks(len(data))]
     found = WindowScores(data.article, *(np.concatenate(part) for part in zip(*parts, strict=True)))
     if not np.isfinite(found.cosine).all():
         raise ValueError("an answer is not finite")

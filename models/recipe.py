@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 Schedule = Literal["baseline", "optimised"]
+TrainingPrecision = Literal["float32", "bf16"]
 RERANKER = "reranker"
 NAMED_DIR = "[NAME=]DIR"
 # Also a file of vectors, or of contexts and next vectors.
@@ -48,15 +49,30 @@ class Recipe:
     weight_decay: Annotated[float, Option("Weight decay of AdamW.")] = 0.01
     clip: float = 1.0
     noise: Annotated[float, Option("Length of the noise added to each context vector.")] = 0.0
+    drop: Annotated[float, Option("Share of context vectors replaced by the mean of the others.", min=0, max=0.9)] = 0.0
     reverse: Annotated[float, Option("Share of batches read backwards.", min=0, max=1)] = 0.0
     teachers: Annotated[
         tuple[str, ...],
         Option("A version to learn from; repeat for an ensemble.", metavar=ALIAS_OR_VERSION, flag="--teacher"),
     ] = ()
     distil: Annotated[float, Option("Share of the target that comes from the teachers.", min=0, max=1)] = 0.5
+    contrast: Annotated[
+        float, Option("Weight of InfoNCE, with the batch as wrong answers, beside the squared error.", min=0)
+    ] = 0.0
+    ema: Annotated[
+        float, Option("Decay of the average of weights that is scored and kept; 0: none.", min=0, max=0.99999)
+    ] = 0.0
+    precision: Annotated[TrainingPrecision, Option("float32, or bf16 for products of matrices in training.")] = (
+        "float32"
+    )
     schedule: Annotated[Schedule, Option("baseline (plateau) or optimised (warm-up, cosine).")] = "optimised"
     negatives: Annotated[int, Option("Wrong chunks of the same article, for a two-tower.", min=1)] = 3
     seed: Annotated[int, Option("Seed of weights, order, noise and split.")] = 0
+
+    @property
+    def is_for_nets_that_predict(self) -> bool:
+        """Whether an option is set that only a net has that is trained to predict the next vector."""
+        return bool(self.noise or self.drop or self.reverse or self.contrast or self.teachers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +86,10 @@ class Job:
         str,
         Option("amn, gmn, gru, lstm, lstm_stack, mamba or transformer; or reranker.", metavar="NET", is_argument=True),
     ]
-    data: Annotated[DataSet, Option("Training set; NAME is for the card.", metavar=NAMED_DIR)]
+    data: Annotated[
+        tuple[DataSet, ...],
+        Option("A training set; NAME is for the card. Repeat to train on several.", metavar=NAMED_DIR),
+    ]
     val: Annotated[tuple[DataSet, ...], Option("A data set to score on, for the card; repeat.", metavar=NAMED_DIR)] = ()
     name: Annotated[str, Option("The model's name; default the net's.")] = ""
     encoder: Annotated[str, Option("The encoder of the data.")] = "all-MiniLM-L6-v2"

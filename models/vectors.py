@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,42 @@ def normalise(vectors: NDArray[Any]) -> Floats:
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     unit: Floats = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
     return unit
+
+
+class StoredVectors:
+    """Unit vectors `(N, D)` of arrays on disk, one array after the other; rows become float32 when they are read.
+
+    `arrays` are all that it consists of. `rows`, if given, are the rows of the arrays that it has.
+    """
+
+    def __init__(self, parts: Sequence[NDArray[Any]], rows: NDArray[np.int64] | None = None) -> None:
+        self._parts = parts
+        self._rows = np.arange(sum(map(len, parts))) if rows is None else rows
+        self.shape = len(self._rows), int(parts[0].shape[1])
+        self.arrays = (*parts, self._rows)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: slice | NDArray[np.int64]) -> Floats:
+        rows = self._rows[which]
+        found = np.empty((*rows.shape, self.shape[1]), np.result_type(*self._parts))
+        first = 0
+        for part in self._parts:
+            inside = (rows >= first) & (rows < first + len(part))
+            found[inside] = part[rows[inside] - first]
+            first += len(part)
+        return normalise(found)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Floats:
+        return self[:]
+
+    def view(self, rows: NDArray[np.int64]) -> StoredVectors:
+        """Return the vectors of `rows` only, without reading them."""
+        return StoredVectors(self._parts, self._rows[rows])
+
+
+Vectors = Floats | StoredVectors
 
 
 def complete_context(chunks: Floats, length: int) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.retrieval.corpus import Corpus, MappedCorpus, MappedVectors
-from models.vectors import Floats
+from models.vectors import Floats, StoredVectors, Vectors
 
 
 class NoWindows(ValueError):
@@ -32,7 +32,7 @@ Rows = NDArray[np.int64]
 class Windows:
     """Stride-1 windows of a corpus, stored as row numbers: window i covers the rows start[i] to start[i] + T."""
 
-    vectors: Floats
+    vectors: Vectors
     start: Rows
     article: NDArray[np.int32]
     length: int
@@ -100,7 +100,24 @@ class PairCorpus(Corpus):
     crossing: int | None = None
 
 
-def windows(corpus: Corpus, length: int) -> Windows:
+@dataclass(frozen=True)
+class StoredCorpus:
+    """Vectors `(N, D)` that stay on disk, with `article` and `position` `(N,)` of each: what training reads."""
+
+    vectors: StoredVectors
+    article: NDArray[np.int32]
+    position: NDArray[np.int32]
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of a vector."""
+        return self.vectors.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+def windows(corpus: Corpus | StoredCorpus, length: int) -> Windows:
     """Return every window of `length` context chunks that stays inside one article, in order; of pairs, all.
 
     Raises:
@@ -114,7 +131,7 @@ def windows(corpus: Corpus, length: int) -> Windows:
     return Windows(corpus.vectors, start, corpus.article[start], length)
 
 
-def window_starts(corpus: Corpus | MappedVectors, length: int) -> Rows:
+def window_starts(corpus: Corpus | StoredCorpus | MappedVectors, length: int) -> Rows:
     """Return the rows at which the windows of a corpus start."""
     start = np.arange(max(len(corpus) - length, 0))
     end = start + length
@@ -124,7 +141,7 @@ def window_starts(corpus: Corpus | MappedVectors, length: int) -> Rows:
     return found
 
 
-def require_windows(corpus: Corpus, length: int) -> Windows:
+def require_windows(corpus: Corpus | StoredCorpus, length: int) -> Windows:
     """Return `windows`, at least one.
 
     Raises:
@@ -144,11 +161,20 @@ def hold_out(data: Windows, share: float, seed: int) -> tuple[Windows, Windows]:
     return data.take(~held), data.take(held)
 
 
+def draw_articles(data: Windows, most: int, seed: int) -> Windows:
+    """Return the windows of as many articles, drawn at random, as have at most `most` windows; of at least one."""
+    articles, counts = np.unique(data.article, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(articles))
+    fitting = max(1, int(np.searchsorted(np.cumsum(counts[order]), most, side="right")))
+    return data.take(np.isin(data.article, articles[order[:fitting]]))
+
+
 def compact_windows(data: Windows) -> Windows:
-    """Return the same windows over the vectors of their own chunks only."""
+    """Return the same windows over the vectors of their own chunks only; vectors on disk stay there."""
     span = np.arange(data.length + 1)
     own = np.unique(data.start[:, None] + span)
-    return Windows(data.vectors[own], np.searchsorted(own, data.start), data.article, data.length)
+    vectors = data.vectors.view(own) if isinstance(data.vectors, StoredVectors) else data.vectors[own]
+    return Windows(vectors, np.searchsorted(own, data.start), data.article, data.length)
 
 
 # A bundle is scored on all windows of its corpus, if it is in memory and has not more; else on as many drawn ones.

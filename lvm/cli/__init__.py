@@ -52,7 +52,14 @@ BUILD: Commands = {
             "lvm data vectors.npz my-data --encoder all-MiniLM-L6-v2",
         ),
     ),
-    "train": (build.train, ("lvm train gmn --data my-data --val my-val", "lvm train gmn --data my-data --resume")),
+    "train": (
+        build.train,
+        (
+            "lvm train gmn --data my-data --val my-val",
+            "lvm train gmn --data my-data --data more-data --resume",
+        ),
+    ),
+    "overlap": (build.overlap, ("lvm overlap my-val my-data more-data",)),
     "corpus": (
         build.corpus,
         ("lvm corpus my-corpus --data my-data", "lvm corpus my-corpus --data my-val --towers retriever"),

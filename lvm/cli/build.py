@@ -22,8 +22,10 @@ from lvm.cli.arguments import (
     registry,
     registry_to_read,
 )
+from lvm.cli.exit_codes import FAILED
 from lvm.cli.options import options_from
 from lvm.cli.output import (
+    NOTHING_STORED,
     command_line,
     how_to_continue,
     long_work,
@@ -160,7 +162,7 @@ def train(job: Job, as_json: AsJson = False) -> None:
     job = replace(job, command=command_line())
     with long_work(f"training {job.net}", lambda: _how_to_resume(job.state)) as progress:
         version = run_job(job, found, progress, print_message)
-    data = [each.directory for each in job.val] or ([job.data.directory] if job.towers or job.two_tower else [])
+    data = [each.directory for each in job.val] or ([job.data[0].directory] if job.towers or job.two_tower else [])
     _print_made(found, version, as_json, data)
 
 
@@ -173,14 +175,38 @@ def _print_made(found: Registry, version: Version, as_json: bool, data: Sequence
 def _check(job: Job) -> None:
     if (job.net == RERANKER) is not bool(job.towers):
         raise typer.BadParameter("required for a reranker, and only for a reranker", param_hint="--towers")
-    if job.two_tower and (job.recipe.noise or job.recipe.reverse or job.recipe.teachers):
-        raise typer.BadParameter("a two-tower takes no --noise, --reverse or --teacher", param_hint="--two-tower")
+    if job.two_tower and job.recipe.is_for_nets_that_predict:
+        raise typer.BadParameter(
+            "a two-tower takes no --noise, --drop, --reverse, --contrast or --teacher", param_hint="--two-tower"
+        )
 
 
 def _how_to_resume(state: Path) -> str:
     if state.exists():
         return f"the state after the last finished epoch is in {state}; continue with --resume"
     return how_to_continue(state)
+
+
+def overlap(
+    held_out: Annotated[Path, typer.Argument(metavar="HELD_OUT", help="The data set that is scored on.")],
+    train: Annotated[list[Path], typer.Argument(metavar="TRAIN...", help="The data sets that are trained on.")],
+    as_json: AsJson = False,
+) -> None:
+    """Count what a held-out data set shares with training sets.
+
+    These are articles of the same title, and chunks whose cosine to a training chunk is above 0.95. The command fails
+    if an article is in both.
+    """
+    from models.training.overlap import find_overlap
+
+    with long_work("comparing chunks", lambda: NOTHING_STORED) as progress:
+        found = find_overlap(held_out, train, progress)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print_table(("what", "count"), [(name, _shown(value)) for name, value in asdict(found).items()])
+    if found.shared_titles:
+        raise typer.Exit(FAILED)
 
 
 def corpus(

@@ -54,11 +54,6 @@ class TwoTower(nn.Module):
         answer: Tensor = self.query(context)
         return answer
 
-    def scores(self, context: Tensor, passages: Tensor) -> Tensor:
-        """Return the inner products `(B, N)` of contexts `(B, T, D)` with passages `(N, D)`."""
-        found: Tensor = self.query(context) @ self.payload(passages).T
-        return found
-
 
 def info_nce(query: Tensor, positive: Tensor, negative: Tensor, is_own: Tensor) -> Tensor:
     """Return the symmetric InfoNCE loss of a batch, its other positives and its own negatives being the wrong answers.

@@ -49,6 +49,7 @@ from models.training.work_cache import Arrays, digest
 from models.vectors import Floats, normalise
 from models.windows import (
     DrawnWindows,
+    StoredCorpus,
     Windows,
     compact_windows,
     require_windows,
@@ -113,7 +114,7 @@ class LoadedTowers:
     def held_out_score(self, data: Windows) -> float:
         """Return the MRR of the towers alone among the chunks of the windows' articles, without the contexts."""
         data = compact_windows(data)
-        found = evaluate_windows(self.query.run, data, self.payload(data.vectors))
+        found = evaluate_windows(self.query.run, data, self.payload(np.asarray(data.vectors)))
         return float(np.mean(1 / found.ranks_without))
 
     def passage_cosine(self, corpus: Corpus) -> float:
@@ -126,7 +127,7 @@ class LoadedTowers:
         cosines = np.vecdot(self.query.run(spread.contexts()), self.payload(spread.targets()))
         return float(cosines.mean())
 
-    def score(self, corpus: Corpus, train: Corpus | None = None) -> dict[str, Any]:
+    def score(self, corpus: Corpus, train: Corpus | StoredCorpus | None = None) -> dict[str, Any]:
         """Return the scores of the query tower on `corpus`, as `evaluate` does, and the `passage_cosine`.
 
         With a reranker the retrieval scores are those after reranking, and "towers alone" is one of the baselines.

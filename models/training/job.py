@@ -12,7 +12,7 @@ from models.evaluate import baseline_scores
 from models.recipe import RERANKER, Job
 from models.registry.card import CARD_FILE, Card
 from models.registry.registry import Registry, Version, check_name
-from models.retrieval.corpus import Corpus, read_corpus
+from models.retrieval.corpus import read_corpus
 from models.retrieval.reranker import RERANK_DEPTH, RERANKER_FILE
 from models.training import bundle
 from models.training.publish import golden_contexts, publish, reference_of
@@ -28,8 +28,11 @@ from models.training.rerank_trainer import (
 from models.training.teachers import load_teachers
 from models.training.tower_trainer import TowerTrainer
 from models.training.train import Epoch, Trainer
+from models.training.training_sets import map_training_sets
 from models.training.work_cache import cache_next_to
-from models.windows import Windows, hold_out, require_windows
+from models.windows import StoredCorpus, Windows, draw_articles, hold_out, require_windows
+
+TOWERS_SCORED = 30_000  # held-out windows, at most, by which the epoch of towers is chosen: each is ranked among all
 
 Progress = Callable[[int, int], None]
 Report = Callable[[str], None]
@@ -91,17 +94,19 @@ def run_job(job: Job, registry: Registry, progress: Progress, report: Report) ->
 
 
 def _prepare_net(job: Job, registry: Registry, progress: Progress, report: Report) -> PreparedTraining:
-    corpus = read_corpus(job.data.directory)
+    corpus = map_training_sets([directory for _, directory in job.data])
     train, held_out = hold_out(require_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
+    if job.two_tower:
+        held_out = draw_articles(held_out, TOWERS_SCORED, job.recipe.seed)
     config = {"dim": corpus.dim, "context_length": job.context_length, **job.config}
     teachers = job.recipe.teachers
     # loaded first: making nets draws random numbers, and the trainer seeds the generator
     teacher = load_teachers(registry, teachers, corpus.dim, job.context_length) if teachers else None
     kind = TowerTrainer if job.two_tower else Trainer
     trainer = kind(job.net, config, job.recipe, train, job.device)
-    if teacher:
-        trainer.learn_from(teacher)
     _prepare_state(job, trainer)
+    if teacher:
+        trainer.learn_from(teacher, job.state.parent)
     for name, cosine in baseline_scores(held_out).items():
         report(f"baseline {name}: held-out cosine {cosine:.4f}")
 
@@ -117,7 +122,7 @@ def _prepare_net(job: Job, registry: Registry, progress: Progress, report: Repor
 
 def _prepare_reranker(job: Job, registry: Registry, progress: Progress, report: Report) -> PreparedTraining:
     towers = bundle.read(registry.find(job.towers))
-    banks = held_out_banks(towers.card, read_corpus(job.data.directory))
+    banks = held_out_banks(towers.card, map_training_sets([directory for _, directory in job.data]))
     report(f"{len(banks)} banks of about {ARTICLES} articles that the towers have not seen")
     cache = cache_next_to(job.state)
     lists = list[CandidateLists]()
@@ -143,9 +148,9 @@ def _prepare_state(job: Job, trainer: Trainer) -> None:
         trainer.resume(job.state)
 
 
-def _net_card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, score: float) -> Card:
+def _net_card(job: Job, corpus: StoredCorpus, train: Windows, held_out: Windows, score: float) -> Card:
     data: dict[str, Any] = {
-        "train": job.data.name,
+        "train": _name_of_data(job),
         "windows": len(train),
         "held_out_windows": len(held_out),
         f"held_out_{'MRR' if job.two_tower else 'cosine'}": round(score, 5),
@@ -161,7 +166,7 @@ def _net_card(job: Job, corpus: Corpus, train: Windows, held_out: Windows, score
 
 def _reranker_card(job: Job, towers: bundle.LoadedTowers, trainer: RerankTrainer) -> Card:
     score = round(trainer.best_score, 5)
-    data = {"train": job.data.name, "lists": len(trainer.windows), "held_out_MRR_in_lists": score}
+    data = {"train": _name_of_data(job), "lists": len(trainer.windows), "held_out_MRR_in_lists": score}
     return replace(
         _card(job, "reranker", towers.card.dim, towers.card.encoder, data),
         context_length=towers.card.context_length,
@@ -169,6 +174,10 @@ def _reranker_card(job: Job, towers: bundle.LoadedTowers, trainer: RerankTrainer
         parameters=sum(parameter.numel() for parameter in trainer.net.parameters()),
         limits=bundle.LIMITS,
     )
+
+
+def _name_of_data(job: Job) -> str:
+    return " + ".join(name for name, _ in job.data)
 
 
 def _card(job: Job, kind: str, dim: int, encoder: str, data: dict[str, Any]) -> Card:

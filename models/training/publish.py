@@ -20,12 +20,12 @@ from models.predictor import build_predictor
 from models.registry.card import CARD_FILE, Card, CardVectorStats, rounded
 from models.registry.checkpoint import BadCheckpoint, parse_checkpoint
 from models.registry.registry import Registry, Version
-from models.retrieval.corpus import Corpus
+from models.retrieval.corpus import BLOCK_ROWS, Corpus
 from models.training.bundle import LoadedTowers
 from models.training.export import net_files
 from models.training.stated import comparisons, sentences
 from models.vectors import Floats, normalise
-from models.windows import NoWindows, Windows, windows
+from models.windows import NoWindows, StoredCorpus, Windows, windows
 
 GOLDEN = 64  # golden contexts in a version; fewer would describe its space too coarsely
 
@@ -41,7 +41,7 @@ class Draft(Protocol):
         """Return the score by which training chose the epoch."""
         ...
 
-    def score(self, corpus: Corpus, train: Corpus | None = None) -> dict[str, Any]:
+    def score(self, corpus: Corpus, train: Corpus | StoredCorpus | None = None) -> dict[str, Any]:
         """Return the scores on a corpus and those of the baselines, as `evaluate` does."""
         ...
 
@@ -57,7 +57,7 @@ class NetDraft:
         """Return the mean cosine."""
         return mean_cosine(self._predictor.predict_batch, data)
 
-    def score(self, corpus: Corpus, train: Corpus | None = None) -> dict[str, Any]:
+    def score(self, corpus: Corpus, train: Corpus | StoredCorpus | None = None) -> dict[str, Any]:
         """Return the scores on a corpus, those of the baselines, and a diagnosis if articles are long enough."""
         predictor = self._predictor
         length = predictor.card.context_length
@@ -73,7 +73,7 @@ def publish(
     card: Card,
     golden: Floats,
     data: Mapping[str, Corpus],
-    train: Corpus | None = None,
+    train: Corpus | StoredCorpus | None = None,
     held_out: tuple[Windows, float] | None = None,
 ) -> Version:
     """Store a net, or a two-tower, as a new version of `card.name`.
@@ -100,7 +100,7 @@ def publish_files(
     card: Card,
     files: Mapping[str, bytes],
     data: Mapping[str, Corpus],
-    train: Corpus | None = None,
+    train: Corpus | StoredCorpus | None = None,
     held_out: tuple[Windows, float] | None = None,
 ) -> Version:
     """Store the files of a net, or of a two-tower, as a new version of `card.name`; see `publish`.
@@ -163,7 +163,7 @@ def facts(net: nn.Module) -> dict[str, Any]:
     }
 
 
-def golden_contexts(corpus: Corpus | None, dim: int, length: int) -> Floats:
+def golden_contexts(corpus: Corpus | StoredCorpus | None, dim: int, length: int) -> Floats:
     """Return contexts `(G, T, D)` spread over the corpus; without a corpus, seeded random ones of unit length."""
     if corpus is None:
         noise = np.random.default_rng(0).standard_normal((GOLDEN, length, dim))
@@ -174,12 +174,19 @@ def golden_contexts(corpus: Corpus | None, dim: int, length: int) -> Floats:
     return contexts
 
 
-def reference_of(corpus: Corpus) -> CardVectorStats:
+def reference_of(corpus: Corpus | StoredCorpus) -> CardVectorStats:
     """Return the reference statistics of a corpus's vectors: norm, and cosine of neighbours."""
-    norms = np.linalg.norm(corpus.vectors, axis=1)
+    norms, cosines = zip(
+        *(_norms_and_cosines(corpus, first) for first in range(0, len(corpus), BLOCK_ROWS)), strict=True
+    )
     neighbours = np.diff(corpus.position) == 1
-    cosines = np.sum(corpus.vectors[1:] * corpus.vectors[:-1], axis=1)[neighbours]
-    return CardVectorStats(_mean_std(norms), _mean_std(cosines))
+    return CardVectorStats(_mean_std(np.concatenate(norms)), _mean_std(np.concatenate(cosines)[neighbours]))
+
+
+def _norms_and_cosines(corpus: Corpus | StoredCorpus, first: int) -> tuple[Floats, Floats]:
+    """Return the norms of a block of rows, and the cosine of each of them to the row after it, if there is one."""
+    vectors = corpus.vectors[first : first + BLOCK_ROWS + 1]
+    return np.linalg.norm(vectors[:BLOCK_ROWS], axis=1), np.sum(vectors[1:] * vectors[:-1], axis=1)
 
 
 def _mean_std(values: Floats) -> tuple[float, float]:

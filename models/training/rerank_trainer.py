@@ -20,7 +20,7 @@ from models.training.bundle import LoadedTowers
 from models.training.train import Trainer
 from models.training.work_cache import Arrays, WorkCache, arrays_digest, source_digest
 from models.vectors import Floats
-from models.windows import NoWindows, Rows, Windows, compact_windows, hold_out, require_windows
+from models.windows import NoWindows, Rows, StoredCorpus, Windows, compact_windows, hold_out, require_windows
 
 ARTICLES = 118  # articles in a bank; the features depend on how many chunks there are to choose from
 
@@ -68,7 +68,7 @@ class RerankTrainer(Trainer):
         return float(np.mean(1 / (scores >= true).sum(axis=1)))
 
 
-def held_out_banks(card: Card, corpus: Corpus) -> list[Windows]:
+def held_out_banks(card: Card, corpus: Corpus | StoredCorpus) -> list[Windows]:
     """Return the windows of the articles that towers held out in training, in banks of equally many articles.
 
     Raises:
@@ -99,7 +99,7 @@ def _find(towers: LoadedTowers, bank: Windows) -> Arrays:
     """Return which windows `(K,)` of a bank are `kept`, and their `features` and `truth` as in `CandidateLists`."""
     data = compact_windows(bank)
     position = np.arange(len(data.vectors), dtype=np.int32)
-    retriever = towers.retriever_over(Corpus(data.vectors, np.zeros_like(position), position, {}))
+    retriever = towers.retriever_over(Corpus(np.asarray(data.vectors), np.zeros_like(position), position, {}))
     queries = window_searches(data, exclude_context=True, k=RERANK_DEPTH)
     found = [retriever.find_candidates([query])[0] for query in queries]
     width = min(len(rows) for _, rows in found)

@@ -14,7 +14,7 @@ from models.nets import build
 from models.nets.two_tower import PassageTower, TwoTower, info_nce
 from models.recipe import Recipe
 from models.training.negatives import Negatives, near_misses
-from models.training.train import Trainer
+from models.training.train import Trainer, in_contexts
 from models.vectors import Floats
 from models.windows import Windows, compact_windows
 
@@ -52,29 +52,30 @@ class TowerTrainer(Trainer):
         self.net.eval()
         for start in torch.split(self.start, BANK):
             first, end = int(start[0]), int(start[-1]) + self.length + 1
+            passages = self.net.payload(self.vectors_at(torch.arange(first, end)))
             for part in torch.split(start, 512):
-                scores = self.net.scores(self.contexts(part), self.vectors[first:end])
+                scores = self.net(self.contexts(part)) @ passages.T
                 self.negatives.remember(part, near_misses(scores.cpu(), part, first, self.length + 1, MINED))
 
     def contexts(self, start: Tensor) -> Tensor:
         """Return the contexts `(B, T, D)` that begin at rows `start`."""
-        return self.vectors[(start[:, None] + torch.arange(self.length)).to(self.device)]
+        return self.vectors_at(start[:, None] + torch.arange(self.length))
 
     def loss(self, start: Tensor) -> Tensor:
         """Return the symmetric InfoNCE loss of the windows that begin at the rows `start` `(B,)`."""
-        target = start + self.length
-        negatives = self.negatives.draw(start)
-        rows = torch.cat([target[:, None], negatives], dim=1).to(self.device)  # (B, 1 + K + 1)
-        payload = self.net.payload(self.vectors[rows].flatten(0, 1)).unflatten(0, rows.shape)
-        is_own = (target >= start[:, None]) & (target < target[:, None])
-        return info_nce(self.net(self.contexts(start)), payload[:, 0], payload[:, 1:], is_own.to(self.device))
+        window = start[:, None] + torch.arange(self.length + 1)
+        rows = torch.cat([window[:, -1:], self.negatives.draw(start)], dim=1)  # (B, 1 + K + 1)
+        with self.mixed_precision():
+            payload = self.net.payload(self.vectors_at(rows).flatten(0, 1)).unflatten(0, rows.shape).float()
+            query = self.net(self.contexts(start)).float()
+        return info_nce(query, payload[:, 0], payload[:, 1:], in_contexts(window).to(self.device))
 
     @torch.no_grad()
     def score(self, data: Windows) -> float:
         """Return the MRR of the true next chunks among all chunks of the windows' articles, contexts left out."""
         self.net.eval()
         bank = compact_windows(data)
-        passages = self.net.payload(torch.from_numpy(bank.vectors).to(self.device)).cpu().numpy()
+        passages = self.net.payload(torch.from_numpy(np.asarray(bank.vectors)).to(self.device)).cpu().numpy()
         found = [
             self._ranks(bank, passages, rows) for rows in np.array_split(np.arange(len(bank)), len(bank) // 512 + 1)
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.nets import build
+from models.nets.two_tower import info_nce
 from models.recipe import Recipe
 from models.runtimes import NoSuchDevice
 from models.training.work_cache import arrays_digest
+from models.vectors import Floats
 from models.windows import Windows
 
 FLOOR = 1e-6  # learning rate at the end of the cosine
@@ -58,6 +62,22 @@ def torch_device(name: str) -> torch.device:
         raise NoSuchDevice(f"torch sees no {name} here") from error
 
 
+def with_dropped(context: Tensor, share: float) -> Tensor:
+    """Replace a random `share` of the vectors of contexts `(B, T, D)` by the mean of the others, of unit length.
+
+    The last vector of a context stays if all others are dropped, too.
+    """
+    kept = torch.rand(context.shape[:2], device=context.device) >= share
+    kept[:, -1] |= ~kept.any(dim=1)
+    mean = normalize((context * kept[:, :, None]).sum(dim=1, keepdim=True), dim=2)
+    return torch.where(kept[:, :, None], context, mean)
+
+
+def in_contexts(rows: Tensor) -> Tensor:
+    """Return which next chunk is in whose context, `(B, B)`, of windows with the rows `(B, T + 1)`."""
+    return (rows[:, :-1, None] == rows[:, -1]).any(dim=1)
+
+
 class Trainer:
     """Trains one net to predict the next vector, and holds all state that resuming needs.
 
@@ -82,13 +102,15 @@ class Trainer:
         self.windows = train
         self.data = arrays_digest(train)
         self.net: nn.Module = self.make_net().to(self.device)
-        self.vectors = torch.from_numpy(train.vectors).to(self.device)
+        self._on_device = None if self.device.type == "cpu" else torch.from_numpy(np.asarray(train.vectors)).to(device)
         self.start = torch.from_numpy(train.start)
         self.length = train.length
-        self.teacher_answers: Tensor | None = None
+        self.teacher_answers: Floats | None = None
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            self.net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
         )
+        average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(self.net, multi_avg_fn=average) if recipe.ema else None
         self.steps = math.ceil(len(train) / recipe.batch_size) * recipe.epochs
         self.scheduler = self._scheduler()
         self.history: list[Epoch] = []
@@ -105,17 +127,20 @@ class Trainer:
         return LambdaLR(self.optimizer, lambda step: warm_up_cosine(step, self.steps, peak))
 
     @torch.no_grad()
-    def learn_from(self, teacher: nn.Module) -> None:
+    def learn_from(self, teacher: nn.Module, directory: Path | None = None) -> None:
         """Mix the teacher's answers into the targets, by the recipe's share.
 
         The teacher answers every window once, for all epochs: `teacher_answers` is `(2, N, D)`, indexed by whether the
-        window is read backwards and by its first row; `(1, N, D)` if the recipe reads no batch backwards.
+        window is read backwards and by its first row; `(1, N, D)` if the recipe reads no batch backwards. It is a
+        temporary file in `directory`.
         """
         teacher = teacher.to(self.device)
-        answers = self.vectors.new_zeros(2 if self.recipe.reverse else 1, *self.vectors.shape)
+        shape = (2 if self.recipe.reverse else 1, *self.windows.vectors.shape)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            answers = np.memmap(file, np.float32, "w+", shape=shape)
         for backwards, of_direction in enumerate(answers):
             for start in torch.split(self.start, _BLOCK):
-                of_direction[start] = teacher(self.gather(start, bool(backwards))[0])
+                of_direction[start] = teacher(self.gather(start, bool(backwards))[0]).cpu().numpy()
         self.teacher_answers = answers
 
     def run(self, held_out: Windows, save_to: Path | str, report: Callable[[Epoch], None]) -> nn.Module:
@@ -123,7 +148,7 @@ class Trainer:
         while len(self.history) < self.recipe.epochs:
             epoch = self._epoch(held_out)
             if epoch.score > self.best_score:
-                self.best = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
+                self.best = {name: tensor.clone() for name, tensor in self.judged.state_dict().items()}
             self.history.append(epoch)
             self.save(save_to)
             report(epoch)
@@ -133,11 +158,23 @@ class Trainer:
     def _epoch(self, held_out: Windows) -> Epoch:
         self.net.train()
         losses = [self.step(rows) for rows in self.batches(len(self.history))]
-        score = self.score(held_out)
+        score = self._score_of_judged(held_out)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(score)
         rate = self.optimizer.param_groups[0]["lr"]
         return Epoch(len(self.history) + 1, float(np.mean(losses)), score, rate)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The net that is scored and kept: the one in training or, if the recipe has an EMA, that of its weights."""
+        return self.average.module if self.average else self.net
+
+    def _score_of_judged(self, held_out: Windows) -> float:
+        trained, self.net = self.net, self.judged
+        try:
+            return self.score(held_out)
+        finally:
+            self.net = trained
 
     def batches(self, epoch: int) -> Iterator[Tensor]:
         """Yield the first rows `(B,)` of the windows of each batch of an epoch."""
@@ -155,29 +192,57 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
         self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.net)
         if isinstance(self.scheduler, LambdaLR):
             self.scheduler.step()
-        scale = self.vectors.shape[1] if self.loss_is_per_dimension else 1
+        scale = self.windows.vectors.shape[1] if self.loss_is_per_dimension else 1
         return float(loss.item() * scale)
 
     def loss(self, start: Tensor) -> Tensor:
         """Return the loss on the windows that begin at the rows `start` `(B,)`."""
         backwards = bool(self.recipe.reverse and torch.rand(()) < self.recipe.reverse)
-        context, target = self.gather(start, backwards)
+        context, true = self.gather(start, backwards)
+        target = true
         if self.teacher_answers is not None:
-            answer = self.teacher_answers[int(backwards)][start.to(self.device)]
-            target = torch.lerp(target, answer, self.recipe.distil)
+            answer = torch.from_numpy(self.teacher_answers[int(backwards)][start])
+            target = torch.lerp(true, answer.to(self.device), self.recipe.distil)
+        context = self._augmented(context)
+        with self.mixed_precision():
+            found = self.net(context).float()
+        loss = mse_loss(found, target)
+        if not self.recipe.contrast:
+            return loss
+        # the squared error is a mean over D, so that both are weighed as sums over it
+        wrong = info_nce(found, true, true[:, None][:, :0], in_contexts(self._rows(start, backwards)).to(self.device))
+        return loss + self.recipe.contrast / true.shape[1] * wrong
+
+    def _augmented(self, context: Tensor) -> Tensor:
+        if self.recipe.drop:
+            context = with_dropped(context, self.recipe.drop)
         if self.recipe.noise:
             scale = self.recipe.noise / context.shape[2] ** 0.5
             context = normalize(context + scale * torch.randn_like(context), dim=2)
-        return mse_loss(self.net(context), target)
+        return context
+
+    def mixed_precision(self) -> torch.autocast:
+        """Return the context manager in which nets compute products in bf16, if the recipe says so."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
     def gather(self, start: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
         """Return the contexts `(B, T, D)` and next vectors `(B, D)` of windows, in either reading direction."""
-        rows = start[:, None] + torch.arange(self.length + 1)
-        rows = rows.flip(1) if backwards else rows
-        block = self.vectors[rows.to(self.device)]  # (B, T + 1, D)
+        block = self.vectors_at(self._rows(start, backwards))  # (B, T + 1, D)
         return block[:, :-1], block[:, -1]
+
+    def _rows(self, start: Tensor, backwards: bool) -> Tensor:
+        rows = start[:, None] + torch.arange(self.length + 1)
+        return rows.flip(1) if backwards else rows
+
+    def vectors_at(self, rows: Tensor) -> Tensor:
+        """Return the training vectors `(..., D)` of `rows` `(...)`, on the device; the CPU reads them from disk."""
+        if self._on_device is None:
+            return torch.from_numpy(self.windows.vectors[rows.numpy()])
+        return self._on_device[rows.to(self.device)]
 
     @property
     def best_score(self) -> float:
@@ -205,6 +270,7 @@ class Trainer:
             "data": self.data,
             "net": self.net.state_dict(),
             "best": self.best,
+            "average": self.average.state_dict() if self.average else {},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "rng": torch.get_rng_state(),
@@ -237,6 +303,8 @@ class Trainer:
             raise AnotherRun(f"{path}: written by another run, with the recipe {state['recipe']}")
         self.net.load_state_dict(state["net"])
         self.best = state["best"]
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"].cpu())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 import models
+from models.vectors import StoredVectors
 
 Arrays = Mapping[str, NDArray[Any]]
 Input = str | bytes | NDArray[Any]
@@ -88,8 +89,9 @@ def _buffer(data: Input) -> bytes | memoryview:
 
 
 def arrays_digest(value: object) -> str:
-    """Return a digest of all arrays among the attributes of an object."""
-    return digest(*(each for each in vars(value).values() if isinstance(each, np.ndarray)))
+    """Return a digest of all arrays among the attributes of an object, those on disk included."""
+    stored = [array for each in vars(value).values() if isinstance(each, StoredVectors) for array in each.arrays]
+    return digest(*(each for each in vars(value).values() if isinstance(each, np.ndarray)), *stored)
 
 
 def source_digest(directory: Path = Path(models.__file__).parent) -> str:

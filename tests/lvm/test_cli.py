@@ -166,6 +166,19 @@ evaluate("mine", data=f"mine={sys.argv[1]}")
     assert "within the tolerance" in done.stderr
 
 
+def test_overlap_fails_if_an_article_is_on_both_sides(here: Here, tmp_path: Path) -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    for name, rows, title in (("train", [0, 1], "One"), ("copy", [1, 2], "One"), ("clean", [2, 3], "Other")):
+        write_corpus(tmp_path / name, vectors[rows], [{"article_id": 0, "title": title, "chunks": ["a", "b"]}])
+    copied, clean = (
+        here("overlap", f"{tmp_path / name}", f"{tmp_path / 'train'}", "--json") for name in ("copy", "clean")
+    )
+    assert (copied.returncode, clean.returncode) == (1, 0)
+    expected = {"chunks": 2, "near": 1, "near_share": 0.5, "articles": 1, "near_articles": 1, "train_chunks": 2}
+    assert json.loads(copied.stdout) == {**expected, "shared_titles": ["One"]}
+    assert json.loads(clean.stdout)["near"] == 0
+
+
 def test_training_stopped_by_ctrl_c_resumes_and_stores_the_version(tmp_path: Path) -> None:
     vectors = normalise(np.random.default_rng(0).standard_normal((40, 8)))
     texts = [f"chunk {number}" for number in range(10)]
@@ -427,6 +440,8 @@ def test_models_breaks_no_name_and_no_number_in_a_terminal_of_80_columns() -> No
         (("promote",), 2),
         (("nonsense",), 2),
         (("evaluate", "primary", "--data", "/nowhere"), 65),
+        (("overlap", "artifacts/lvm/retriever", "/nowhere"), 65),
+        (("overlap", "artifacts/lvm/retriever"), 2),
         (("diagnose", "retriever", "--data", "artifacts/lvm/retriever"), 65),
         (("diagnose", "primary", "--data", "/nowhere"), 65),
         (("diagnose", "primary", "--data", "artifacts/lvm/retriever", "--steps", "9"), 2),

@@ -29,6 +29,11 @@ class Outer:
     two_words: Annotated[bool, Option("A flag.")] = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Several:
+    data: Annotated[tuple[DataSet, ...], Option("Data sets, at least one.")]
+
+
 @pytest.fixture
 def given() -> list[tuple[Outer, bool]]:
     """What the command was called with."""
@@ -50,6 +55,14 @@ def app(given: list[tuple[Outer, bool]]) -> typer.Typer:
 def run(app: typer.Typer, *words: str) -> tuple[int, str]:
     done = CliRunner().invoke(app, words)
     return done.exit_code, done.output
+
+
+def test_an_option_that_is_repeated_and_has_no_default_is_required() -> None:
+    app, given = typer.Typer(), list[Several]()
+    app.command()(options_from(Several, {})(given.append))
+    assert run(app)[0] == 2
+    assert run(app, "--data", "a=one", "--data", "two")[0] == 0
+    assert given == [Several(data=(DataSet("a", Path("one")), DataSet("two", Path("two"))))]
 
 
 def test_defaults_are_those_of_the_dataclass(app: typer.Typer, given: list[tuple[Outer, bool]]) -> None:

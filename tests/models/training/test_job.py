@@ -78,6 +78,26 @@ def test_a_stopped_job_resumes_to_the_same_version(
     assert version.id == trained[0].id
 
 
+def test_several_data_sets_are_trained_on_as_one_also_after_a_stop(
+    job_of: Callable[..., Job], corpus_dir: Path, other_dir: Path, tmp_path: Path
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    job = job_of("amn", data=(DataSet("tiny", corpus_dir), DataSet("other", other_dir)))
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, Registry(tmp_path / "stopped"), stop, lambda line: None)
+    stopped = run_job(
+        replace(job, resume=True), Registry(tmp_path / "stopped"), lambda done, total: None, lambda line: None
+    )
+    whole = run_job(job, Registry(tmp_path / "whole"), lambda done, total: None, lambda line: None)
+    assert stopped.id == whole.id
+    card = load_predictor(whole.path, device="cpu").card
+    assert card.data["train"] == "tiny + other"
+    assert card.data["windows"] + card.data["held_out_windows"] == (12 + 6) * 15
+
+
 def test_the_net_learned_more_than_the_mean(trained: Trained) -> None:
     scores = load_predictor(trained[0].path, device="cpu").card.scores["tiny"]
     assert scores["cosine"] > scores["baselines"]["mean"]["cosine"]

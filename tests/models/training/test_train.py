@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from models.recipe import Recipe, Schedule
+from models.nets.two_tower import info_nce
+from models.recipe import Recipe
 from models.retrieval.corpus import Corpus
-from models.training.train import AnotherRun, Epoch, Trainer, warm_up_cosine
+from models.training.train import AnotherRun, Epoch, Trainer, in_contexts, warm_up_cosine, with_dropped
 from models.vectors import Floats
 from models.windows import Windows, hold_out, windows
 
@@ -70,27 +72,30 @@ def test_the_loss_falls_and_the_net_beats_the_mean(
     assert not net.training
 
 
-@pytest.mark.parametrize("schedule", ["baseline", "optimised"])
+OPTIONS: list[dict[str, Any]] = [{"ema": 0.9}, {"drop": 0.3}, {"contrast": 0.5}, {"precision": "bf16"}]
+
+
+@pytest.mark.parametrize("options", [{"schedule": "baseline"}, {}, *OPTIONS], ids=str)
 @pytest.mark.parametrize("architecture", NETS)
 def test_two_runs_are_equal_and_so_is_one_that_was_cut_off(
     trainer_of: Callable[..., Trainer],
     split: tuple[Windows, Windows],
     tmp_path: Path,
     architecture: str,
-    schedule: Schedule,
+    options: dict[str, Any],
 ) -> None:
-    """Bit for bit: dropout, noise, shuffles, moments and schedule go on as if nothing had been."""
-    first = trainer_of(architecture, schedule=schedule)
+    """Bit for bit: dropout, noise, shuffles, moments, averages and schedule go on as if nothing had been."""
+    first = trainer_of(architecture, **options)
     whole = first.run(split[1], tmp_path / "whole.pt", quiet).state_dict()
-    second = trainer_of(architecture, schedule=schedule)
+    second = trainer_of(architecture, **options)
     with pytest.raises(CutOff):
         second.run(split[1], tmp_path / "cut.pt", cut_off_after(1))
-    third = trainer_of(architecture, schedule=schedule)
+    third = trainer_of(architecture, **options)
     torch.manual_seed(7)  # what was drawn in between is nobody's business
     third.resume(tmp_path / "cut.pt")
     assert third.history == first.history[:1]
     resumed = third.run(split[1], tmp_path / "cut.pt", quiet).state_dict()
-    again = trainer_of(architecture, schedule=schedule).run(split[1], tmp_path / "again.pt", quiet).state_dict()
+    again = trainer_of(architecture, **options).run(split[1], tmp_path / "again.pt", quiet).state_dict()
     assert same(whole, again)
     assert same(whole, resumed)
     assert first.history == third.history
@@ -262,6 +267,10 @@ def test_the_recipe_is_the_seeds() -> None:
         "schedule": "optimised",
         "negatives": 3,
         "noise": 0.0,
+        "drop": 0.0,
+        "contrast": 0.0,
+        "ema": 0.0,
+        "precision": "float32",
         "reverse": 0.0,
         "teachers": (),
         "distil": 0.5,
@@ -315,7 +324,7 @@ def test_the_share_of_batches_asked_for_is_read_backwards(
         trainer.step(start)
     either = {turned: trainer.gather(start, turned)[0] for turned in (False, True)}
     assert {turned for context in read for turned in either if torch.equal(context, either[turned])} == backwards
-    block = trainer.vectors[start[:, None] + torch.arange(6)]
+    block = trainer.vectors_at(start[:, None] + torch.arange(6))
     for turned, rows in ((False, block), (True, block.flip(1))):
         assert torch.equal(torch.cat([either[turned], trainer.gather(start, turned)[1][:, None]], dim=1), rows)
 
@@ -336,6 +345,70 @@ def test_a_teachers_share_of_the_target_is_the_recipes(split: tuple[Windows, Win
         answer = trainer.net(context)
     expected = float(((answer - 0.75 * true - 0.25 * context[:, 0]) ** 2).sum(dim=1).mean())
     assert trainer.step(trainer.start[:7]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_of_the_weights_is_scored_and_kept(
+    trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows], tmp_path: Path
+) -> None:
+    trainer = trainer_of(ema=0.75, epochs=1)
+    path: list[dict[str, Tensor]] = []
+    trainer.optimizer.register_step_post_hook(
+        lambda *given: path.append({name: value.clone() for name, value in trainer.net.state_dict().items()})
+    )
+    average = dict(trainer.run(split[1], tmp_path / "run.pt", quiet).state_dict())
+    expected = path[0]
+    for weights in path[1:]:
+        expected = {name: 0.75 * value + 0.25 * weights[name] for name, value in expected.items()}
+    assert all(torch.allclose(average[name], expected[name], atol=1e-6) for name in expected)
+    assert not same(average, path[-1])
+    assert trainer.history[0].score == pytest.approx(trainer.score(split[1]), abs=1e-6)
+
+
+def test_dropped_vectors_are_the_mean_of_the_others(contexts: Callable[..., Floats]) -> None:
+    torch.manual_seed(0)
+    given = torch.from_numpy(contexts(2000))
+    found = with_dropped(given, 0.4)
+    kept = (found == given).all(dim=2)
+    assert float(1 - kept.float().mean()) == pytest.approx(0.4, abs=0.02)
+    assert kept.any(dim=1).all()
+    row = int(torch.nonzero(~kept.all(dim=1))[0, 0])
+    mean = normalize(given[row][kept[row]].mean(dim=0), dim=0)
+    assert torch.allclose(found[row][~kept[row]], mean, atol=1e-6)
+
+
+def test_if_all_would_be_dropped_the_last_vector_stays(contexts: Callable[..., Floats]) -> None:
+    given = torch.from_numpy(contexts(3))
+    assert torch.allclose(with_dropped(given, 1.0), given[:, -1:].expand_as(given), atol=1e-6)
+
+
+@pytest.mark.parametrize("reverse", [0.0, 1.0])
+def test_the_loss_adds_infonce_by_its_weight(trainer_of: Callable[..., Trainer], reverse: float) -> None:
+    plain, both = (trainer_of("lstm", noise=0.0, reverse=reverse, contrast=weight) for weight in (0.0, 0.5))
+    start = plain.start[:7]
+    context, true = plain.gather(start, bool(reverse))
+    rows = start[:, None] + torch.arange(6)
+    own = in_contexts(rows.flip(1) if reverse else rows)
+    wrong = info_nce(plain.net.eval()(context), true, true.new_zeros(7, 0, 16), own)
+    both.net.eval()
+    assert both.step(start) == pytest.approx(plain.step(start) + 0.5 * wrong.item(), rel=1e-5)
+
+
+def test_a_next_chunk_in_the_context_of_another_window_is_found() -> None:
+    rows = torch.tensor([[0, 1, 2], [1, 2, 3], [3, 2, 1]])
+    assert in_contexts(rows).tolist() == [[False, False, True], [True, False, True], [True, True, False]]
+
+
+def test_bf16_is_for_products_in_training_only(
+    trainer_of: Callable[..., Trainer], split: tuple[Windows, Windows]
+) -> None:
+    trainer = trainer_of(precision="bf16")
+    found: list[torch.dtype] = []
+    trainer.net.get_submodule("residual_net.0").register_forward_hook(lambda *given: found.append(given[2].dtype))
+    trainer.step(trainer.start[:7])
+    trainer.score(split[1])
+    assert set(found[:1]) == {torch.bfloat16}
+    assert set(found[1:]) == {torch.float32}
+    assert {tensor.dtype for tensor in trainer.net.state_dict().values()} == {torch.float32}
 
 
 def test_a_state_without_a_newer_parameter_has_its_default(trainer_of: Callable[..., Trainer], tmp_path: Path) -> None:

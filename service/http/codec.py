@@ -367,13 +367,15 @@ def decode_tensor(data: Any, pointer: str, shape: Shape, max_rows: int) -> Float
     return _array(data, pointer, shape if is_nested else (math.prod(shape),)).reshape(shape)
 
 
-# Returns a body as JSON; float32 arrays in their shortest exact decimals.
-encode_json: Callable[[dict[str, Any]], bytes] = partial(orjson.dumps, option=orjson.OPT_SERIALIZE_NUMPY)
+# Returns a value as JSON; float32 arrays in their shortest exact decimals.
+encode_json: Callable[[Any], bytes] = partial(orjson.dumps, option=orjson.OPT_SERIALIZE_NUMPY)
+# JSON as a part of a value.
+Fragment = orjson.Fragment
 
 
-def encode_part(value: Any) -> orjson.Fragment:
+def encode_part(value: Any) -> Fragment:
     """Return a part of a body as JSON, which `encode_json` takes as it is."""
-    return orjson.Fragment(orjson.dumps(value))
+    return Fragment(encode_json(value))
 
 
 # ---- arrays

@@ -44,7 +44,7 @@ def measure_retrieval(out: Path, seconds: float) -> SearchCosts:
         exact=exact,
         approximate=Line.through({rows**0.5: taken for rows, (taken, _) in found.items()}),
         measured=[*EXACT, *APPROXIMATE],
-        exact_bytes=4 * dim + 4 * (dim // 6 + 1),
+        exact_bytes=5 * dim,
         approximate_bytes=max(size for _, size in found.values()),
         disk_bytes=2 * dim,
     )

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.retrieval.fields import ARTICLE, Column, Fields, Filter, Mask, Value
-from models.vectors import Floats
 
 # bytes of the sets that are kept
 CACHE_BYTES = 64 << 20
 # bytes, at most, that a set and what indexes derive from it hold for each of its rows, and for each row of the corpus
 _ROW_BYTES = 80
-_MASK_BYTES = 6
+_MASK_BYTES = 2
 # bytes, at most, that an entry of the cache holds beside its set and values, and for each value beside the value itself
 _ENTRY_BYTES = 4000
 _VALUE_BYTES = 200
@@ -50,11 +49,6 @@ class RowSet:
         mask = np.zeros(self._total, np.bool_)
         mask[self.rows] = True
         return mask
-
-    @cached_property
-    def penalty(self) -> Floats:
-        """0 for the rows of the set, minus infinity for all others, `(N,)`: added to scores, it excludes these."""
-        return np.where(self.mask, np.float32(0), np.float32(-np.inf))
 
     @cached_property
     def bits(self) -> NDArray[np.uint8]:

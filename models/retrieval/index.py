@@ -20,7 +20,8 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from models.registry.manifest import Buffer
-from models.retrieval.filters import MASKED_SHARE, RowSet
+from models.retrieval.estimates import Estimator, Sums
+from models.retrieval.filters import RowSet
 from models.vectors import Floats
 
 Rows = NDArray[np.int64]
@@ -28,20 +29,17 @@ Codes = NDArray[np.uint8]
 # scores and rows, best first
 ScoredRows = tuple[Floats, Rows]
 IVF_FILE = "ivf.safetensors"
-# If a corpus has this many times k rows, the bounds prune most of them.
-PRUNING_FACTOR = 64
-# above the rounding error of float32 in a cosine, and in a squared length of 1
-_SCORE_ERROR = 1e-5
-_LENGTH_ERROR = 4e-6
-# a bound of a row that may be returned is greater
-_LOWEST = float(np.finfo(np.float32).min)
+# So many rows are scored in full sooner than others are estimated.
+_FEW_ROWS = 400
+# the lowest int32, which no sum is below
+_LOWEST = -(1 << 31)
 # The rows of a set of less than this share are copied into lists of their own: to pass over many rows takes long.
 _COPIED_SHARE = 0.8
 # More candidates of a set are fetched than are rescored, so that this many standard errors of an estimate are allowed.
 _DEEPER = 4
 _ERRORS = 2
-# queries times rows whose bounds are in memory at a time
-_BLOCK_BOUNDS = 1 << 22
+# queries times rows whose estimates are in memory at a time
+_BLOCK_ESTIMATES = 1 << 20
 # `nprobe` and `pool` are tuned for this k: ten results, and five more for the context's own passages.
 _TUNED_K = 15
 
@@ -78,10 +76,9 @@ class VectorIndex(Protocol):
 
 
 class FlatIndex:
-    """Exact search of unit vectors `(N, D)` in the caller's thread, without reading most of each vector.
+    """Exact search of unit vectors `(N, D)` in the caller's thread, which reads few of them.
 
-    Vectors are projected on their principal axes. The first sixth of the axes and the length of the remainder bound
-    each score from above (Cauchy-Schwarz). Only rows whose bound reaches the k-th best score are scored in full.
+    Int8 estimates bound each score from both sides. Only rows that may be among the best k are scored in full.
     """
 
     is_exact = True
@@ -89,8 +86,7 @@ class FlatIndex:
 
     def __init__(self, vectors: Floats) -> None:
         self._vectors = np.ascontiguousarray(vectors)
-        self._axes = _principal_axes(self._vectors)[: max(vectors.shape[1] // 6, 1)]
-        self._projections = np.ascontiguousarray(self._project(self._vectors).T)
+        self._estimator = Estimator(self._vectors) if len(vectors) > _FEW_ROWS else None
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -103,56 +99,37 @@ class FlatIndex:
 
     def _search(self, units: Floats, k: int, among: RowSet | None) -> Iterator[ScoredRows]:
         """Yield the result of each query, by the way that reads least."""
-        if among and (among.share < MASKED_SHARE or PRUNING_FACTOR * k > len(among)):
-            yield from map(self._search_rows, units, repeat(among.rows), repeat(k))
-        elif PRUNING_FACTOR * k > len(self):
-            yield from map(self._search_all, units, repeat(k))
-        else:
-            block = max(_BLOCK_BOUNDS // len(self), 1)
-            for at in range(0, len(units), block):
-                some = units[at : at + block]
-                bounds = self._upper_bounds(some)
-                if among:
-                    bounds += among.penalty
-                yield from map(self._search_pruned, some, bounds, repeat(k))
+        rows = None if among is None else among.rows
+        count = len(self) if rows is None else len(rows)
+        if self._estimator is None or count <= max(_FEW_ROWS, 2 * k):
+            yield from map(self._search_rows, units, repeat(rows), repeat(k))
+            return
+        block = max(_BLOCK_ESTIMATES // len(self), 1)
+        for at in range(0, len(units), block):
+            some = units[at : at + block]
+            for unit, sums, slack in zip(some, *self._estimator.run(some), strict=True):
+                yield self._search_rows(unit, _likely(sums, slack, rows, k), k)
 
     def vectors_at(self, rows: Rows, /) -> Floats:
         """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
         return self._vectors[rows]
 
-    def _upper_bounds(self, units: Floats) -> Floats:
-        """Return an upper bound of each score, `(Q, N)`."""
-        bounds: Floats = self._project(units) @ self._projections
-        return bounds
-
-    def _project(self, units: Floats) -> Floats:
-        """Return `units` `(R, D)` along the first axes, and the length of the remainder of each."""
-        projected = np.empty((len(units), len(self._axes) + 1), np.float32)
-        leading = projected[:, :-1]
-        leading[:] = units @ self._axes.T
-        projected[:, -1] = np.sqrt(np.maximum(1 - np.vecdot(leading, leading), 0) + _LENGTH_ERROR)
-        return projected
-
-    def _search_pruned(self, unit: Floats, bounds: Floats, k: int) -> tuple[Floats, Rows]:
-        likely = np.flatnonzero(bounds >= max(_threshold(bounds, k), _LOWEST))
-        floor = _threshold(self._scores(unit, likely), k) - _SCORE_ERROR
-        return self._search_rows(unit, np.flatnonzero(bounds >= floor), k)
-
-    def _search_rows(self, unit: Floats, rows: Rows, k: int) -> ScoredRows:
-        scores = self._scores(unit, rows)
+    def _search_rows(self, unit: Floats, rows: Rows | None, k: int) -> ScoredRows:
+        """Return scores and rows of the best k of `rows`, which ascend; of all rows, if it is None."""
+        scores: Floats = np.vecdot(self._vectors if rows is None else self._vectors[rows], unit)
         best = _top_k(scores, k)
-        return scores[best], rows[best]
+        return scores[best], best if rows is None else rows[best]
 
-    def _search_all(self, unit: Floats, k: int) -> tuple[Floats, Rows]:
-        scores: Floats = np.vecdot(self._vectors, unit)
-        rows = _top_k(scores, k)
-        return scores[rows], rows
 
-    def _scores(self, unit: Floats, rows: Rows) -> Floats:
-        # gathering a row costs as much as reading several in sequence
-        is_sparse = 4 * len(rows) < len(self)
-        scores: Floats = np.vecdot(self._vectors[rows], unit) if is_sparse else np.vecdot(self._vectors, unit)[rows]
-        return scores
+def _likely(sums: Sums, slack: float, rows: Rows | None, k: int) -> Rows:
+    """Return those of `rows` `(R,)`, by default of all, that may be among the best k.
+
+    Sums `(N,)` of two rows that differ by more than `slack` are in the order of the scores.
+    """
+    sums = sums if rows is None else sums[rows]
+    least = max(int(_threshold(sums, k) - slack), _LOWEST)
+    likely = np.flatnonzero(sums >= least)
+    return likely if rows is None else rows[likely]
 
 
 def _top_k(scores: Floats, k: int) -> Rows:
@@ -188,18 +165,12 @@ def stack_results(found: Iterable[ScoredRows], count: int, k: int) -> tuple[Floa
     return all_scores, all_rows
 
 
-def _principal_axes(vectors: Floats) -> Floats:
-    """Return orthonormal axes `(D, D)`, by descending variance of a sample of `vectors`."""
-    sample = vectors[:: max(len(vectors) // 10_000, 1)]
-    axes: Floats = np.ascontiguousarray(np.linalg.eigh(sample.T @ sample)[1].T[::-1])
-    return axes
-
-
-def _threshold(scores: Floats, k: int) -> Any:
+def _threshold(scores: NDArray[Any], k: int) -> Any:
     """Return a score that at least k of `scores` reach: the k-th best, or slightly less."""
-    if len(scores) >= PRUNING_FACTOR * k:
-        # the maxima of 16 rows each are distinct rows, and fewer values to partition
-        scores = scores[: len(scores) // 16 * 16].reshape(16, -1).max(axis=0)
+    group = min(len(scores) // (4 * k), 16)
+    if group > 1:
+        # the maxima of groups are distinct rows, and fewer values to partition
+        scores = scores[: len(scores) // group * group].reshape(group, -1).max(axis=0)
     place = max(len(scores) - k, 0)
     return np.partition(scores, place)[place]
 

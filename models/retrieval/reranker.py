@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -20,33 +21,41 @@ NEIGHBOUR_COUNT = 16
 # ranks of the neighbours whose cosines are features
 _NEIGHBOUR_FEATURES = (0, 1, 3, 7, 15)
 # A stored cosine of a context vector may differ by this from the one computed here.
-_ROUNDING = 1e-5
+_ROUNDING = np.float32(1e-5)
+_LOG1P = np.log1p(np.arange(NEIGHBOUR_COUNT + 1, dtype=np.float32))
 
 
 class BadReranker(ValueError):
     """A file of a reranker that cannot be used."""
 
 
-def candidate_features(context: Floats, scores: Floats, candidates: Floats, neighbours: Floats) -> Floats:
+def candidate_features(cosines: Floats, scores: Floats, neighbours: Floats) -> Floats:
     """Return features `(C, feature_count(T))` of candidates, from vectors alone.
 
-    `context` `(T, D)` and `candidates` `(C, D)` have unit length; `scores` `(C,)` are those of the search, descending;
+    `cosines` `(T, C)` are those of the context and the candidates; `scores` `(C,)` are those of the search, descending;
     `neighbours` `(C, NEIGHBOUR_COUNT)` are each candidate's largest cosines in its corpus, descending. The strongest
     feature is the number of passages that are closer to a candidate than the context is: the passage that follows has
     the context among its neighbours, a merely similar one has others (reciprocal neighbours; Jegou et al., 2007).
     """
-    cosines = candidates @ context.T  # (C, T)
-    closer = (neighbours[:, None, :] > (cosines + _ROUNDING)[:, :, None]).sum(axis=2)  # (C, T)
-    columns = (
-        scores,
-        scores - scores.max(initial=-1),
-        np.log1p(np.arange(len(scores), dtype=np.float32)),
-        cosines.max(axis=1),
-        neighbours.mean(axis=1),
-    )
-    return np.hstack(
-        [cosines, np.log1p(closer, dtype=np.float32), neighbours[:, _NEIGHBOUR_FEATURES], np.stack(columns, axis=1)]
-    )
+    length, count = cosines.shape
+    # one feature a row: numpy is fast along the last axis
+    nearest = np.ascontiguousarray(neighbours.T)
+    features = np.empty((feature_count(length), count), np.float32)
+    features[:length] = cosines
+    features[length : 2 * length] = _LOG1P[_count_greater(nearest, cosines + _ROUNDING)]
+    features[2 * length : -5] = nearest[_NEIGHBOUR_FEATURES, :]
+    features[-5] = scores
+    features[-4] = scores - scores.max(initial=-1)
+    features[-3] = np.log1p(np.arange(count, dtype=np.float32))
+    features[-2] = cosines.max(axis=0)
+    features[-1] = nearest.mean(axis=0)
+    return features.T
+
+
+def _count_greater(nearest: Floats, cosines: Floats) -> NDArray[np.uint8]:
+    """Return how many of `nearest` `(NEIGHBOUR_COUNT, C)` are greater than each of `cosines` `(T, C)`."""
+    counts: NDArray[np.uint8] = np.add.reduce((nearest > cosines[:, None]).view(np.uint8), axis=1, dtype=np.uint8)
+    return counts
 
 
 def feature_count(length: int) -> int:

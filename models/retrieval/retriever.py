@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import repeat
 from math import isnan
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,10 @@ MMR_POOL = 100
 SAME_COSINE = 0.999
 
 
+def _ignore(stage: str) -> None:
+    """Do nothing at the end of a stage."""
+
+
 @dataclass(frozen=True)
 class Search:
     """One query `(D,)`, the number of results, and the rows and vectors `(T, D)` to exclude from them.
@@ -81,16 +85,21 @@ class Hit(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """Results in order: scores and rows `(C,)`; and the reranker's scores, NaN if it did not judge a row."""
+    """Results in order: scores and rows `(C,)`; and the reranker's scores, NaN if it did not judge a row.
+
+    `cosines` `(T, C)` are those of the passages and the context, if they are known, as of a context that is excluded.
+    """
 
     scores: Floats
     rows: Rows
     rerank_scores: Floats | None = None
+    cosines: Floats | None = None
 
-    def take(self, order: Rows) -> Ranked:
+    def take(self, order: Any) -> Ranked:
         """Return the results at these places."""
         judged = None if self.rerank_scores is None else self.rerank_scores[order]
-        return Ranked(self.scores[order], self.rows[order], judged)
+        cosines = None if self.cosines is None else self.cosines[:, order]
+        return Ranked(self.scores[order], self.rows[order], judged, cosines)
 
 
 class Retriever:
@@ -197,14 +206,14 @@ class Retriever:
         """Raise `BadFilter` if the corpus lacks a field of a filter, or has values of another kind in it."""
         check_filter(wanted, self.corpus.fields)
 
-    def search_batch(self, searches: list[Search], on_stage: StageCallback = lambda stage: None) -> list[list[Hit]]:
+    def search_batch(self, searches: list[Search], on_stage: StageCallback = _ignore) -> list[list[Hit]]:
         """Return the hits of each search, best first; fewer than k only if no more rows match.
 
         `on_stage` is called with the name of each stage at its end: infer (if towers ran), search, rerank (if the
         order was changed).
         """
         queries = self._queries(searches, on_stage)
-        found = [Ranked(*each) for each in self._find_each(searches, queries)]
+        found = self._find_each(searches, queries)
         on_stage("search")
         if any(self.is_reranked(search) or search.mmr is not None for search in searches):
             found = list(map(self._reorder, searches, queries, found))
@@ -213,13 +222,12 @@ class Retriever:
 
     def find_candidates(self, searches: list[Search]) -> list[ScoredRows]:
         """Return the scores and rows of each search before reranking."""
-        return self._find_each(searches, self._queries(searches, lambda stage: None))
+        return [(found.scores, found.rows) for found in self._find_each(searches, self._queries(searches, _ignore))]
 
     def candidate_features(self, context: Floats, scores: Floats, rows: Rows) -> Floats:
         """Return the reranker's features `(C, F)` of the candidates `(C,)` of `context` `(T, D)`."""
         assert self.towers
-        vectors = self.corpus.vectors_at(rows)
-        return candidate_features(normalise(context), scores, vectors, self.towers.neighbours[rows])
+        return candidate_features(self._cosines(context, rows), scores, self.towers.neighbours[rows])
 
     def _queries(self, searches: list[Search], on_stage: StageCallback) -> list[Floats]:
         contexts = [search.context for search in searches if search.query is None and search.context is not None]
@@ -231,9 +239,9 @@ class Retriever:
         on_stage("infer")
         return [next(made) if search.query is None else search.query for search in searches]
 
-    def _find_each(self, searches: list[Search], queries: list[Floats]) -> list[ScoredRows]:
+    def _find_each(self, searches: list[Search], queries: list[Floats]) -> list[Ranked]:
         """Search the caller's queries among the encoder's vectors, and the towers' queries among the payload's."""
-        found: dict[int, ScoredRows] = {}
+        found: dict[int, Ranked] = {}
         for index, is_given in ((self.index, True), (self.towers.index if self.towers else None, False)):
             positions = [at for at, search in enumerate(searches) if (search.query is not None) is is_given]
             if index and positions:
@@ -242,7 +250,7 @@ class Retriever:
 
     def _find_in(
         self, index: VectorIndex, searches: list[Search], queries: list[Floats], positions: list[int]
-    ) -> Iterator[tuple[int, ScoredRows]]:
+    ) -> Iterator[tuple[int, Ranked]]:
         """Yield position and result of the searches at `positions`; those that search the same rows run together."""
         groups: defaultdict[tuple[RowSet | None, frozenset[int]], list[int]] = defaultdict(list)
         for at in positions:
@@ -262,7 +270,7 @@ class Retriever:
 
     def _find(
         self, index: VectorIndex, searches: list[Search], queries: list[Floats], among: RowSet | None
-    ) -> list[ScoredRows]:
+    ) -> list[Ranked]:
         """Over-fetch by the number of exclusions, then drop what is excluded; fetch more until enough remains."""
         depths = list(map(self._depth, searches))
         most = len(index) if among is None else len(among)
@@ -270,12 +278,12 @@ class Retriever:
         while most:
             scores, rows = index.search(np.array(queries), min(k, most), among)
             found = [self._drop_excluded(*item) for item in zip(searches, depths, scores, rows, strict=True)]
-            is_short = any(len(rows) < depth for (_, rows), depth in zip(found, depths, strict=True))
+            is_short = any(len(each.rows) < depth for each, depth in zip(found, depths, strict=True))
             if not is_short or k >= most:
                 return found
             # the corpus has more copies of the context's chunks than expected
             k *= 4
-        return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in searches]
+        return [Ranked(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in searches]
 
     def _depth(self, search: Search) -> int:
         pool = 0 if search.mmr is None else MMR_POOL
@@ -289,14 +297,14 @@ class Retriever:
         vectors = 0 if search.exclude_vectors is None else len(search.exclude_vectors)
         return len(search.exclude) + vectors
 
-    def _drop_excluded(self, search: Search, depth: int, scores: Floats, rows: Rows) -> ScoredRows:
+    def _drop_excluded(self, search: Search, depth: int, scores: Floats, rows: Rows) -> Ranked:
+        found = Ranked(scores, rows)
         if search.exclude_vectors is not None:
-            is_kept = ~self._is_in_context(rows, search.exclude_vectors)
-            scores, rows = scores[is_kept], rows[is_kept]
+            cosines = self._cosines(search.exclude_vectors, rows)
+            found = found._replace(cosines=cosines).take(~_is_same(cosines))
         if search.exclude:
-            is_kept = ~np.isin(rows, list(search.exclude))
-            scores, rows = scores[is_kept], rows[is_kept]
-        return scores[:depth], rows[:depth]
+            found = found.take(~np.isin(found.rows, list(search.exclude)))
+        return found.take(slice(depth))
 
     def _reorder(self, search: Search, query: Floats, found: Ranked) -> Ranked:
         if self.is_reranked(search):
@@ -311,7 +319,7 @@ class Retriever:
         """
         index = self.towers.index if self.towers and search.query is None else self.index
         length = float(np.linalg.norm(query.astype(np.float64)))
-        scores, rows, _ = found
+        scores, rows = found.scores, found.rows
         relevance = np.sort(scores)[::-1] / max(length, _SHORTEST)
         pool, later = np.split(np.arange(len(rows)), [MMR_POOL])
         count = min(search.k, len(pool))
@@ -321,16 +329,19 @@ class Retriever:
     def _rerank(self, search: Search, found: Ranked) -> Ranked:
         """Reorder the first `RERANK_DEPTH` candidates; the context's own chunks follow, then the other rows."""
         assert self.reranker
+        assert self.towers
         assert search.context is not None
-        scores, rows, _ = found
-        best, later = np.split(np.arange(len(rows)), [RERANK_DEPTH])
-        is_own = self._is_in_context(rows[best], search.context)
+        cosines = found.cosines
+        if cosines is None or search.exclude_vectors is not search.context:
+            cosines = self._cosines(search.context, found.rows)
+        best, later = np.split(np.arange(len(found.rows)), [RERANK_DEPTH])
+        is_own = _is_same(cosines[:, best])
         new, own = best[~is_own], best[is_own]
-        features = self.candidate_features(search.context, scores[new], rows[new])
-        judged = np.full(len(rows), np.nan, np.float32)
-        judged[new] = self.reranker.score(features)
+        neighbours = self.towers.neighbours[found.rows[new]]
+        judged = np.full(len(found.rows), np.nan, np.float32)
+        judged[new] = self.reranker.score(candidate_features(cosines[:, new], found.scores[new], neighbours))
         new = new[np.argsort(-judged[new], kind="stable")]
-        return Ranked(scores, rows, judged).take(np.concatenate([new, own, later]))
+        return found._replace(rerank_scores=judged).take(np.concatenate([new, own, later]))
 
     def _hits(self, k: int, found: Ranked) -> list[Hit]:
         best = found.rows[:k].tolist()
@@ -339,12 +350,16 @@ class Retriever:
             judged = (None if isnan(score) else score for score in found.rerank_scores[:k].tolist())
         return list(map(Hit, best, found.scores[:k].tolist(), map(self.corpus.chunk, best), judged))
 
-    def _is_in_context(self, rows: Rows, context: Floats) -> NDArray[np.bool_]:
-        """Return which of `rows` `(R,)` are vectors of `context` `(T, D)`; these may have any length."""
-        products = self.corpus.vectors_at(rows) @ context.T  # (R, T)
-        lengths = np.sqrt(np.vecdot(context, context))
-        is_same: NDArray[np.bool_] = ((products >= SAME_COSINE * lengths) & (lengths > 0)).any(axis=1)
-        return is_same
+    def _cosines(self, context: Floats, rows: Rows) -> Floats:
+        """Return the cosines `(T, R)` of `context` `(T, D)`, vectors of any length, and of `rows` `(R,)`."""
+        cosines: Floats = normalise(context) @ self.corpus.vectors_at(rows).T
+        return cosines
+
+
+def _is_same(cosines: Floats) -> NDArray[np.bool_]:
+    """Return which passages `(R,)` are chunks of the context, by their cosines `(T, R)`."""
+    is_same: NDArray[np.bool_] = (cosines >= SAME_COSINE).any(axis=0)
+    return is_same
 
 
 def load_retriever(directory: Path, threads: int = 1) -> Retriever:

@@ -29,12 +29,11 @@ def every(step: int) -> Mask:
 
 
 @pytest.mark.parametrize("step", [1, 3, 999])
-def test_a_set_of_rows_is_also_a_mask_a_penalty_and_bits(step: int) -> None:
+def test_a_set_of_rows_is_also_a_mask_and_bits(step: int) -> None:
     mask = every(step)
     rows = RowSet(mask)
     assert rows.rows.tolist() == np.flatnonzero(mask).tolist()
     assert np.array_equal(rows.mask, mask)
-    assert np.array_equal(rows.penalty == 0, mask)
     assert np.array_equal(np.unpackbits(rows.bits, bitorder="little")[:ROWS].astype(bool), mask)
 
 

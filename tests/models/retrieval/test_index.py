@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from models.retrieval.filters import RowSet
 from models.retrieval.index import BadIndex, FlatIndex, InvertedLists, IvfIndex, Rows, empty_ivf_index, encode_rows
 from models.vectors import Floats, normalise
 
@@ -85,6 +86,19 @@ def test_misses_no_row(count: int, k: int, dim: int, seed: int, length: float) -
     best = -np.sort(-similarity, axis=1)[:, :k]
     assert np.allclose(scores, best, atol=1e-5 * length)
     assert np.allclose(np.take_along_axis(similarity, rows, 1), best, atol=1e-5 * length)
+    assert all(len(set(found)) == k for found in rows.tolist())
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.3, 1])
+@pytest.mark.parametrize("k", [1, 15, 105])
+def test_finds_the_best_of_a_set_of_rows(share: float, k: int) -> None:
+    vectors = clustered(3000, 24, 0)
+    kept = RowSet(np.random.default_rng(1).random(3000) < share)
+    k = min(k, len(kept))
+    scores, rows = FlatIndex(vectors).search(vectors[:3], k, kept)
+    similarity = (vectors[:3] @ vectors.T)[:, kept.rows]
+    assert np.allclose(scores, -np.sort(-similarity, axis=1)[:, :k], atol=1e-6)
+    assert np.isin(rows, kept.rows).all()
     assert all(len(set(found)) == k for found in rows.tolist())
 
 

@@ -26,7 +26,7 @@ def neighbours(count: int, *largest: float) -> Floats:
 def test_has_the_announced_number_of_features(contexts: Callable[..., Floats]) -> None:
     for length in (1, 5, 9):
         context, candidates = contexts(1, length=length)[0], contexts(1, length=7)[0]
-        features = candidate_features(context, np.linspace(1, 0, 7, dtype=np.float32), candidates, neighbours(7))
+        features = candidate_features(context @ candidates.T, np.linspace(1, 0, 7, dtype=np.float32), neighbours(7))
         assert features.shape == (7, feature_count(length))
         assert features.dtype == np.float32
         assert np.isfinite(features).all()
@@ -35,7 +35,7 @@ def test_has_the_announced_number_of_features(contexts: Callable[..., Floats]) -
 def test_counts_neighbours_closer_than_the_context() -> None:
     """The third of four neighbours is the context itself: two are closer; the context does not count."""
     context, candidate = np.eye(4, dtype=np.float32)[:1], np.array([[0.6, 0.8, 0, 0]], np.float32)
-    features = candidate_features(context, np.ones(1, np.float32), candidate, neighbours(1, 0.9, 0.7, 0.6, 0.5))
+    features = candidate_features(context @ candidate.T, np.ones(1, np.float32), neighbours(1, 0.9, 0.7, 0.6, 0.5))
     assert features[0, 0] == pytest.approx(0.6)
     assert features[0, 1] == pytest.approx(np.log1p(2))
 
@@ -46,7 +46,8 @@ def test_features_are_invariant_to_rotation(contexts: Callable[..., Floats]) -> 
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((16, 16)))[0].astype(np.float32)
     scores, known = np.linspace(1, 0, 7, dtype=np.float32), neighbours(7, 0.5)
     before, after = (
-        candidate_features(context @ by, scores, candidates @ by, known) for by in (np.eye(16, dtype=np.float32), turn)
+        candidate_features((context @ by) @ (candidates @ by).T, scores, known)
+        for by in (np.eye(16, dtype=np.float32), turn)
     )
     assert np.allclose(before, after, atol=1e-5)
 

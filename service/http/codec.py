@@ -275,7 +275,10 @@ class ArrayReader:
         for part in array.parts(shape):
             if part is None:
                 raise Invalid(f"expected an item of shape {shape}, got a longer one", pointer=f"{pointer}/{count}")
-            rows = self._part(b"[" + bytes(array.body[slice(*part)]) + b"]", shape, pointer, count)
+            text = b"".join((b"[", memoryview(array.body)[slice(*part)], b"]"))
+            rows = self._read_fast(text, None, shape)
+            if rows is None:
+                rows = _part_strictly(text, shape, pointer, count)
             read.append(rows)
             count += len(rows)
             if count > most:
@@ -283,14 +286,18 @@ class ArrayReader:
             yield
         return np.concatenate(read)
 
-    def _part(self, text: bytes, shape: Shape, pointer: str, first: int) -> Floats:
-        rows = None
+    def read_at_once(self, array: LongArray, shape: Shape) -> Floats | None:
+        """Return an array of `shape` as float32, if it is provably one of at most `AT_ONCE` bytes."""
+        return self._read_fast(array.text, shape) if array.end - array.start <= AT_ONCE else None
+
+    def _read_fast(self, text: bytes, shape: Shape | None, item: Shape = ()) -> Floats | None:
+        """Return the numbers of a JSON array of `shape`, or of any number of items; None if that is not proved."""
         try:
             items: Any = self._parser.parse(text)
-            rows = _numbers(items, (len(items), *shape), text)
+            return _numbers(items, shape or (len(items), *item), text)
         except NOT_PROVED:
             self._parser = simdjson.Parser()
-        return _part_strictly(text, shape, pointer, first) if rows is None else rows
+            return None
 
 
 def run_to_end(work: Work[Answer]) -> Answer:

@@ -28,6 +28,11 @@ class LongArray:
     end: int
 
     @property
+    def text(self) -> bytes:
+        """The array itself."""
+        return bytes(self.body[self.start : self.end])
+
+    @property
     def rest(self) -> bytes:
         """The body without the array, `[]` in its place."""
         return bytes(self.body[: self.start]) + b"[]" + bytes(self.body[self.end :])

@@ -20,6 +20,7 @@ OCTETS = b"application/octet-stream"
 FLOAT32, FLOAT16 = np.dtype("<f4"), np.dtype("<f2")
 DTYPES: dict[bytes, np.dtype[Any]] = {b"float32": FLOAT32, b"float16": FLOAT16}
 LARGEST = 1e9  # vectors have unit length; the square of a larger number may overflow float32
+FEW = 10_000  # numbers that BLAS multiplies in one thread
 Shape = tuple[int, ...]
 
 
@@ -175,5 +176,8 @@ def is_in_range(array: Floats) -> bool:
 
 
 def has_small_squares(array: NDArray[Any]) -> bool:
-    """Return whether the sum of squares proves that all numbers are in range: quicker than to look at each."""
-    return bool(np.vdot(array, array) < LARGEST**2 / 2)  # the one product of numpy that warns of no overflow
+    """Return whether the sum of squares proves that all numbers are in range: quicker than to look at each.
+
+    Only for few numbers, since BLAS may start threads for many; and by the one product that warns of no overflow.
+    """
+    return array.size <= FEW and bool(np.vdot(array, array) < LARGEST**2 / 2)

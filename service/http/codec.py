@@ -194,7 +194,11 @@ class JsonReader:
             options, brackets = self._options_in(document, [name for name in names if name != field], query, body)
         target = resolve(field, options)
         if not self._fields.vectors[field]:
-            rows = _numbers(array, target.shape, body, brackets)
+            rows = (
+                from_base64(array, f"/{field}", target.shape)
+                if isinstance(array, str)
+                else _numbers(array, target.shape, body, brackets)
+            )
             return None if rows is None else Decoded(rows[None], field, options, target)
         if len(array) > self._max_rows:
             return None

@@ -202,6 +202,16 @@ def test_brackets_in_a_string_do_not_matter() -> None:
     assert decode_json(body).options == {"model": "[["}
 
 
+@pytest.mark.parametrize("more", ["", ', "k": 3', ', "filter": {"a": [1]}'])
+def test_the_fast_reader_accepts_base64(more: str) -> None:
+    rows = np.arange(6, dtype="<f4").reshape(1, *SHAPE)
+    body = f'{{"context": "{encode_base64(rows)}"{more}}}'.encode()
+    quick, slow = fast(body), strict(body)
+    assert quick is not None
+    np.testing.assert_array_equal(quick.rows, rows)
+    assert repr(quick) == repr(slow)
+
+
 def test_rejects_encodings_other_than_utf8() -> None:
     for encoding in ("utf-16", "utf-32"):
         with pytest.raises(Malformed):

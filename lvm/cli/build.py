@@ -78,7 +78,8 @@ def data(
     """Turn articles, or vectors as they are, into a data set.
 
     Text is cut at sentence ends. Chunks that the encoder cannot read are left out. Vectors are kept as they are, of
-    unit length. The data set is stored whole or not at all. Ctrl-C stops the work; the same command continues it.
+    unit length. The data set is stored whole or not at all. If the work is stopped or killed, the same command
+    continues it.
     """
     from models.training.array_files import SUFFIXES
 
@@ -125,7 +126,7 @@ def _from_articles(
     from models.training import articles
     from models.training.work_cache import cache_next_to
 
-    with long_work("encoding chunks", lambda: how_to_continue(out)) as progress:
+    with long_work("encoding characters", lambda: how_to_continue(out), shows_rate=True) as progress:
         threads = cores()
         model = (
             SentenceTransformersEncoder(encoder, allow_download=True)

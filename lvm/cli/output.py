@@ -140,21 +140,28 @@ def command_line() -> str:
 
 
 @contextmanager
-def long_work(what: str, when_stopped: Callable[[], str]) -> Iterator[Progress]:
+def long_work(what: str, when_stopped: Callable[[], str], shows_rate: bool = False) -> Iterator[Progress]:
     """Yield a function of (steps done, steps in all) that shows progress on stderr if it is a terminal.
 
-    Ctrl-C ends the command with exit code 130 and the text of `when_stopped`.
+    The rate, in steps a second, and the time left are those of the last 30 seconds. Ctrl-C ends the command with exit
+    code 130 and the text of `when_stopped`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     try:
         with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(what, total=None, rate="")
+
+            def show(done: int, total: int) -> None:
+                speed = bar.tasks[0].speed if shows_rate else None
+                bar.update(task, completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
+
+            yield show
     except KeyboardInterrupt:
         print_message(f"lvm: stopped: {when_stopped()}")
         raise typer.Exit(STOPPED) from None

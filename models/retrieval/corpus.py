@@ -17,6 +17,7 @@ import json
 import math
 import mmap
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -418,15 +419,62 @@ def _append(file: BinaryIO, text: str) -> tuple[int, int]:
     return begin, begin + file.write(text.encode())
 
 
+class CorpusWriter:
+    """Writes a corpus part by part; articles and vectors come in the same order, each at any time."""
+
+    def __init__(self, vectors: BinaryIO, articles: BinaryIO, dim: int) -> None:
+        self._vectors = vectors
+        self._articles = articles
+        self._dim = dim
+        self._rows = 0
+        self._index: list[NDArray[np.int32]] = [np.empty((0, 2), np.int32)]
+        self._write_header()
+
+    @property
+    def index(self) -> NDArray[np.int32]:
+        """The article and the position `(N, 2)` of each row."""
+        return np.concatenate(self._index)
+
+    def add_article(self, article: Mapping[str, Any]) -> None:
+        """Write an article with its `chunks`."""
+        self._articles.write((json.dumps(article, ensure_ascii=False) + "\n").encode())
+        positions = np.arange(len(article["chunks"]), dtype=np.int32)
+        self._index.append(np.stack([np.full_like(positions, article["article_id"]), positions], axis=1))
+
+    def add_vectors(self, vectors: NDArray[Any]) -> None:
+        """Write the vectors `(N, D)` of the next N chunks."""
+        self._vectors.write(np.ascontiguousarray(vectors, np.float16).data)
+        self._rows += len(vectors)
+
+    def finish(self) -> None:
+        """Write the number of vectors, for which numpy left room in the header."""
+        self._vectors.seek(0)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (self._rows, self._dim)}
+        np.lib.format.write_array_header_1_0(self._vectors, header)
+
+
+@contextmanager
+def corpus_writer(directory: Path, dim: int) -> Iterator[CorpusWriter]:
+    """Yield what writes a corpus of vectors of `dim` numbers into `directory`; only its index stays in memory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / VECTORS_FILE, "wb") as vectors, open(directory / ARTICLES_FILE, "wb") as packed:
+        with gzip.GzipFile("", "wb", fileobj=packed, mtime=0) as articles:
+            writer = CorpusWriter(vectors, articles, dim)  # type: ignore[arg-type]  # as good as a file
+            yield writer
+        writer.finish()
+    np.save(directory / INDEX_FILE, writer.index)
+
+
 def write_corpus(
     directory: Path, vectors: Floats, articles: list[dict[str, Any]], fields: Fields | None = None
 ) -> None:
     """Write a corpus: `vectors` `(N, D)`, the articles with their `chunks`, and the fields, all in the same order."""
-    directory.mkdir(parents=True, exist_ok=True)
-    index = [(a["article_id"], p) for a in articles for p in range(len(a["chunks"]))]
-    np.save(directory / VECTORS_FILE, vectors.astype(np.float16))
-    np.save(directory / INDEX_FILE, np.asarray(index, dtype=np.int32).reshape(-1, 2))
-    text = "".join(json.dumps(article, ensure_ascii=False) + "\n" for article in articles)
-    (directory / ARTICLES_FILE).write_bytes(gzip.compress(text.encode(), mtime=0))
+    with corpus_writer(directory, vectors.shape[1]) as writer:
+        writer.add_vectors(vectors)
+        for article in articles:
+            writer.add_article(article)
     if fields is not None:
         (directory / FIELDS_FILE).write_bytes(fields.to_bytes())

@@ -126,7 +126,8 @@ def _is_bundled(name: str) -> bool:
     return name.removeprefix("sentence-transformers/") == BUNDLED_MODEL
 
 
-def _no_progress(done: int, total: int) -> None: ...
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
 
 
 def _info(text: str, ids: Sequence[int], spans: Sequence[Span], unknown: int | None, most: int) -> TextInfo:
@@ -193,7 +194,7 @@ class MiniLM:
         pieces = self._tokenise(text)
         return _info(text, pieces.ids, pieces.offsets, self._tokenizer.token_to_id("[UNK]"), MAX_WORD_PIECES - 2)
 
-    def encode(self, texts: Sequence[str], progress: Progress = _no_progress) -> Floats:
+    def encode(self, texts: Sequence[str], progress: Progress = no_progress) -> Floats:
         """Return unit vectors `(N, D)` float32, one per text, in order; call `progress(done, total)`.
 
         Raises:
@@ -277,7 +278,7 @@ class SentenceTransformersEncoder:
             return _info(text, ids, tokenised["offset_mapping"], unknown, most)
         return _info("x" * len(ids), ids, [(at, at + 1) for at in range(len(ids))], unknown, most)
 
-    def encode(self, texts: Sequence[str], progress: Progress = _no_progress) -> Floats:
+    def encode(self, texts: Sequence[str], progress: Progress = no_progress) -> Floats:
         """Return unit vectors `(N, D)` float32, one per text, in order; call `progress(done, total)`."""
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), self.BLOCK):

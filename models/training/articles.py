@@ -14,21 +14,26 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from models.retrieval.corpus import write_corpus
-from models.retrieval.fields import ARTICLE, BadFields, Column, Fields, Texts
+from models.retrieval.corpus import CorpusWriter, corpus_writer
+from models.retrieval.fields import ARTICLE, FIELDS_FILE, BadFields, Column, Fields, Texts, as_text
+from models.text import chunks
 from models.text.chunks import chunk
-from models.text.encoder import Encoder, EncoderError, Progress, TextInfo
-from models.training.work_cache import Arrays, WorkCache
+from models.text.encoder import Encoder, EncoderError, Progress, no_progress
+from models.training.work_cache import Arrays, WorkCache, source_digest
 from models.vectors import Floats
 
 Article = dict[str, Any]  # one line of `articles.jsonl.gz`; before chunking it may hold `text` for `chunks`
 
 CONTEXT = 5  # T for which the summary counts windows
-BLOCK = 128  # chunks that are encoded and cached together
+WINDOW = 2**19  # characters of articles that are cut and cached together
+BLOCK = 1024  # chunks that are encoded and cached together: the encoder can sort these by length
+# Counts of a `Summary`.
+COUNTS = ("articles", "chunks", "windows", "dropped", "truncated", "unread", "unreadable")
 PROBE = "The same model makes the same vector of this."
 MAX_TITLE = 80  # characters of a text file's first line that can be its title
 MAX_ARTICLE_BYTES = 2**28  # a file without line ends must not fill the memory
@@ -80,13 +85,15 @@ def build(
     """Write the articles of `source` as the new corpus directory `out`, whole or not at all.
 
     The chunks of an article are used as they are, however long; a text is cut by `chunk`. Chunks that the encoder
-    cannot read are left out. Vectors stay in `cache` until all is written, so that stopped work continues after them.
+    cannot read are left out. All articles are read and checked before the first is encoded. Then a `WINDOW` of them is
+    cut at a time and a `BLOCK` of chunks encoded at a time, so memory grows with ids and metadata alone. Both stay in
+    `cache` until all is written, so that stopped work continues after them, to the same bytes.
 
     Args:
         source: as for `read`.
         out: a directory that does not exist yet.
         encoder: counts word-pieces and makes the vectors.
-        progress: called with (chunks encoded, chunks in all).
+        progress: called with (characters done, characters in all).
         cache: the work cache, with what an earlier run finished.
         metadata: fields of chunks, or of articles for all their chunks, that the corpus keeps.
 
@@ -97,26 +104,19 @@ def build(
         FileExistsError: `out` exists.
         OSError: `out` cannot be written.
     """
-    with cache, appearing(out, cache) as directory:
-        read_all = [_chunked(article, encoder) for article in read(source)]
-        kept = [each.article for each in read_all if each.article["chunks"]]
-        infos = [info for each in read_all for info in each.infos]
-        readable = [info for info in infos if not info.fault]
-        if not kept:
+    with cache, appearing(out, cache) as directory, TemporaryDirectory(dir=cache.directory) as scratch:
+        spool = _Spool(Path(scratch) / "articles", source, metadata)
+        with corpus_writer(directory, encoder.dim) as corpus:
+            encoding = _Encoding(corpus, encoder, _Meter(progress, spool.characters), cache)
+            for window in spool.windows():
+                encoding.add(window, metadata)
+            encoding.finish()
+        if not encoding.counts["articles"]:
             raise BadArticles(f"{shown(source)}: no article yields a chunk that {encoder.name} can read")
-        fields = _fields(source, read_all, metadata)
-        write_corpus(directory, _vectors(encoder, kept, progress, cache), kept, fields)
-    return Summary(
-        encoder.name,
-        encoder.dim,
-        articles=len(kept),
-        chunks=len(readable),
-        windows=sum(max(0, len(article["chunks"]) - CONTEXT) for article in kept),
-        dropped=len(read_all) - len(kept),
-        truncated=sum(info.truncated for info in readable),
-        unread=sum(info.unread > 0 for info in readable),
-        unreadable=len(infos) - len(readable),
-    )
+        fields = encoding.fields(metadata)
+        if not fields.is_empty:
+            (directory / FIELDS_FILE).write_bytes(fields.to_bytes())
+    return Summary(encoder.name, encoder.dim, **encoding.counts)
 
 
 @contextmanager
@@ -141,62 +141,190 @@ def _refuse_existing(out: Path) -> None:
         raise FileExistsError(f"{shown(out)}: exists")
 
 
-class _Chunked(NamedTuple):
-    """An article with the chunks that can be read; the `members` of each of them; how each chunk is read."""
+class _Spool:
+    """The articles of a source, checked and copied to a file, so that a pipe can be read twice as well."""
+
+    def __init__(self, path: Path, source: Path, metadata: Sequence[str]) -> None:
+        """Copy all articles; raises `BadArticles` if one is malformed, or a field is missing or cannot be kept."""
+        self._path = path
+        self.characters = 0
+        missing = set(metadata)
+        with path.open("w", encoding="utf-8") as file:
+            for article in read(source):
+                self.characters += _characters(article)
+                missing -= _kept_fields(source, article, metadata)
+                file.write(json.dumps(article, ensure_ascii=False) + "\n")
+        for name in metadata:
+            if name == ARTICLE or name in missing:
+                raise BadArticles(f"{shown(source)}: no chunk and no article has a field {name!r} that can be kept")
+
+    def windows(self) -> Iterator[list[str]]:
+        """Yield the articles as lines of JSON, as many at a time as have `WINDOW` characters, but at least one."""
+        window: list[str] = []
+        size = 0
+        with self._path.open(encoding="utf-8") as file:
+            for line in file:
+                window.append(line)
+                size += len(line)
+                if size >= WINDOW:
+                    yield window
+                    window, size = [], 0
+        if window:
+            yield window
+
+
+def _characters(article: Article) -> int:
+    texts = (_members(chunk)["text"] for chunk in article["chunks"]) if "chunks" in article else [article["text"]]
+    return sum(map(len, texts))
+
+
+def _members(chunk: Any) -> Mapping[str, Any]:
+    """Return a chunk as an object with `text`."""
+    return chunk if isinstance(chunk, Mapping) else {"text": chunk}
+
+
+def _kept_fields(source: Path, article: Article, metadata: Sequence[str]) -> set[str]:
+    """Return which fields of `metadata` an article or one of its chunks has; raises `BadArticles` for a bad value."""
+    found = {(name, value) for name in metadata for value in _values(source, article, name) if value is not None}
+    return {name for name, _ in found}
+
+
+def _values(source: Path, article: Article, name: str) -> list[str | None]:
+    values = [_members(chunk).get(name, article.get(name)) for chunk in article.get("chunks", [""])]
+    try:
+        return [None if value is None else as_text(value) for value in values]
+    except BadFields as error:
+        raise BadArticles(f"{shown(source)}: field {name!r}: {error}") from error
+
+
+class _Cut(NamedTuple):
+    """An article with the chunks that can be read, as the corpus keeps it, and what is known of these chunks.
+
+    `ids` and the `values` of each field of metadata have one entry for each chunk. `characters` are those of the
+    article; the last three are numbers of chunks.
+    """
 
     article: Article
-    members: list[Mapping[str, Any]]
-    infos: list[TextInfo]
+    characters: int
+    ids: list[Any]
+    values: list[list[Any]]
+    truncated: int
+    unread: int
+    unreadable: int
 
 
-def _chunked(article: Article, encoder: Encoder) -> _Chunked:
-    """Return `article` with the `chunks` that can be read and `ntok`, without `text`."""
+def _cut(encoder: Encoder, lines: Sequence[str], metadata: Sequence[str]) -> list[_Cut]:
+    return [_cut_article(json.loads(line), encoder, metadata) for line in lines]
+
+
+def _cut_article(article: Article, encoder: Encoder, metadata: Sequence[str]) -> _Cut:
     given = article.get("chunks") or chunk(article["text"], encoder.count_tokens)
-    members = [each if isinstance(each, Mapping) else {"text": each} for each in given]
-    infos = [encoder.text_info(each["text"]) for each in members]
-    kept = [place for place, info in enumerate(infos) if not info.fault]
+    both = [(members, encoder.text_info(members["text"])) for members in map(_members, given)]
+    kept = [(members, info) for members, info in both if not info.fault]
     rest = {key: value for key, value in article.items() if key not in ("text", "chunks", "ntok")}
-    texts = {"chunks": [members[place]["text"] for place in kept], "ntok": [infos[place].word_pieces for place in kept]}
-    return _Chunked({**rest, **texts}, [members[place] for place in kept], infos)
+    texts = {"chunks": [members["text"] for members, _ in kept], "ntok": [info.word_pieces for _, info in kept]}
+    return _Cut(
+        {**rest, **texts},
+        _characters(article),
+        ids=[members.get("id") for members, _ in kept],
+        values=[[members.get(name, article.get(name)) for members, _ in kept] for name in metadata],
+        truncated=sum(info.truncated for _, info in kept),
+        unread=sum(info.unread > 0 for _, info in kept),
+        unreadable=len(both) - len(kept),
+    )
 
 
-def _fields(source: Path, read_all: Sequence[_Chunked], metadata: Sequence[str]) -> Fields | None:
-    """Return the ids and the metadata of all chunks, None if there are none; raises `BadArticles`."""
-    both = [(each.article, members) for each in read_all for members in each.members]
-    ids = [members.get("id") for _, members in both]
-    columns: dict[str, Column] = {}
-    for name in metadata:
-        values = [members.get(name, article.get(name)) for article, members in both]
-        if name == ARTICLE or all(value is None for value in values):
-            raise BadArticles(f"{shown(source)}: no chunk and no article has a field {name!r} that can be kept")
-        try:
-            columns[name] = Column.of(values)
-        except BadFields as error:
-            raise BadArticles(f"{shown(source)}: field {name!r}: {error}") from error
-    has_ids = any(value is not None for value in ids)
-    known = Texts.of("" if value is None else str(value) for value in ids) if has_ids else None
-    return Fields(known, columns) if has_ids or columns else None
+class _Meter:
+    """Tells how much is done, in characters: an article costs as much time as it is long."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def skip(self, characters: int) -> None:
+        """Count characters that are not encoded."""
+        self._done += characters
+
+    @contextmanager
+    def block(self, characters: int) -> Iterator[Progress]:
+        """Yield what an encoder calls with (texts done, texts in all) of a block, which then counts as done."""
+        yield lambda done, total: self._progress(self._done + characters * done // total, self._total)
+        self._done += characters
+        self._progress(self._done, self._total)
 
 
-def _vectors(encoder: Encoder, articles: Sequence[Article], progress: Progress, cache: WorkCache) -> Floats:
-    texts = [text for article in articles for text in article["chunks"]]
-    vectors = np.empty((len(texts), encoder.dim), np.float32)
-    model = encoder.encode([PROBE]).tobytes()  # a name would not tell an encoder from another in the same directory
-    for first in range(0, len(texts), BLOCK):
-        block = texts[first : first + BLOCK]
-        kept = cache.get_arrays(partial(_encoded, encoder, block), model, *block)
-        vectors[first : first + len(block)] = kept["vectors"]
-        progress(first + len(block), len(texts))
-    return vectors
+class _Encoding:
+    """The corpus while it is written: articles at once, vectors whenever a block of chunks is complete."""
+
+    def __init__(self, corpus: CorpusWriter, encoder: Encoder, meter: _Meter, cache: WorkCache) -> None:
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self._corpus = corpus
+        self._encoder = encoder
+        self._meter = meter
+        self._cache = cache
+        # a name would not tell an encoder from another in the same directory, nor how it computes
+        self._made_by = _checked(encoder, [PROBE]).tobytes(), source_digest(Path(chunks.__file__).parent)
+        self._texts: list[str] = []
+        self._ids: list[Any] = []
+        self._values: list[list[Any]] = []
+
+    def add(self, window: Sequence[str], metadata: Sequence[str]) -> None:
+        """Cut articles, given as lines of JSON, and encode what makes whole blocks."""
+        cut = partial(_cut, self._encoder, window, metadata)
+        for each in self._cache.get_json(cut, "cut", *self._made_by, json.dumps(metadata), *window):
+            self._add(_Cut(*each))
+        self._encode(len(self._texts) // BLOCK * BLOCK)
+
+    def finish(self) -> None:
+        """Encode the last chunks."""
+        self._encode(len(self._texts))
+
+    def fields(self, metadata: Sequence[str]) -> Fields:
+        """Return the ids and the metadata of all chunks."""
+        has_ids = any(value is not None for value in self._ids)
+        ids = Texts.of("" if value is None else str(value) for value in self._ids) if has_ids else None
+        return Fields(ids, dict(zip(metadata, map(Column.of, self._values), strict=True)))
+
+    def _add(self, cut: _Cut) -> None:
+        texts = cut.article["chunks"]
+        self._count(cut, len(texts))
+        self._meter.skip(cut.characters - sum(map(len, texts)))
+        if texts:
+            self._corpus.add_article(cut.article)
+        self._texts += texts
+        self._ids += cut.ids
+        self._values = self._values or [[] for _ in cut.values]
+        for values, more in zip(self._values, cut.values, strict=True):
+            values += more
+
+    def _count(self, cut: _Cut, chunks: int) -> None:
+        windows, has_chunks = max(0, chunks - CONTEXT), bool(chunks)
+        found = (has_chunks, chunks, windows, not has_chunks, cut.truncated, cut.unread, cut.unreadable)
+        for name, count in zip(self.counts, found, strict=True):
+            self.counts[name] += count
+
+    def _encode(self, count: int) -> None:
+        """Write the vectors of the first `count` chunks that wait."""
+        for first in range(0, count, BLOCK):
+            block = self._texts[first : min(first + BLOCK, count)]
+            with self._meter.block(sum(map(len, block))) as progress:
+                encoded = partial(_encoded, self._encoder, block, progress)
+                self._corpus.add_vectors(self._cache.get_arrays(encoded, *self._made_by, *block)["vectors"])
+        del self._texts[:count]
 
 
-def _encoded(encoder: Encoder, texts: Sequence[str]) -> Arrays:
-    vectors = encoder.encode(texts)
+def _encoded(encoder: Encoder, texts: Sequence[str], progress: Progress) -> Arrays:
+    return {"vectors": _checked(encoder, texts, progress).astype(np.float16)}
+
+
+def _checked(encoder: Encoder, texts: Sequence[str], progress: Progress = no_progress) -> Floats:
+    vectors = encoder.encode(texts, progress)
     if vectors.shape != (len(texts), encoder.dim):
         raise EncoderError(f"{encoder.name}: {vectors.shape} for {len(texts)} chunks of {encoder.dim}")
     if not np.isfinite(vectors).all():
         raise EncoderError(f"{encoder.name}: a vector is not finite")
-    return {"vectors": vectors}
+    return vectors
 
 
 # --- reading ---

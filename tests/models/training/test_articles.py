@@ -4,8 +4,10 @@ import contextlib
 import gzip
 import json
 import os
+import shutil
 import signal
 import threading
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import numpy as np
 import pytest
 
 from models.retrieval.corpus import CORPUS_FILES, read_corpus
+from models.retrieval.fields import FIELDS_FILE
 from models.text.encoder import EncoderError, Progress
-from models.training.articles import BadArticles, Summary, build, read, warnings
+from models.training.articles import BLOCK, BadArticles, Summary, build, read, warnings
 from models.training.work_cache import cache_next_to
 from models.vectors import Floats
 from models.windows import windows
@@ -278,17 +281,17 @@ def test_rejects_articles_that_cannot_be_read_at_all(tmp_path: Path) -> None:
         make(write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": ["?"]}), tmp_path / "out")
 
 
-def test_progress_ends_at_the_number_of_chunks(tmp_path: Path) -> None:
+def test_progress_counts_the_characters_of_articles(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": ["a", "b", "c"]})
-    build(
-        source,
-        tmp_path / "out",
-        HashEncoder(),
-        lambda done, total: seen.append((done, total)),
-        cache_next_to(tmp_path / "o"),
-    )
-    assert seen == [(3, 3)]
+    texts = [f"chunk {number:04d}" for number in range(BLOCK + 1)]
+    stub = {"title": "Stub", "text": "Too few words."}
+    source = write_lines(tmp_path / "in.jsonl", stub, {"title": "A", "chunks": ["?", *texts]})
+    build(source, tmp_path / "out", HashEncoder(), lambda *at: seen.append(at), cache_next_to(tmp_path / "o"))
+    total = len("Too few words.?") + 10 * len(texts)
+    assert {all_of_them for _, all_of_them in seen} == {total}
+    assert seen == sorted(seen)
+    assert total - 10 in [done for done, _ in seen]
+    assert seen[-1] == (total, total)
 
 
 def test_rejects_nothing_to_encode(tmp_path: Path) -> None:
@@ -337,7 +340,7 @@ class OtherEncoder(StoppingEncoder):
 
 
 def test_stopped_work_continues_after_the_encoded_chunks(tmp_path: Path) -> None:
-    source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": [f"chunk {n}" for n in range(300)]})
+    source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": [f"chunk {n}" for n in range(2 * BLOCK + 44)]})
     out, parts = tmp_path / "out", cache_next_to(tmp_path / "out")
     for encoder in (StoppingEncoder(stops_at=4), StoppingEncoder()):
         with contextlib.suppress(KeyboardInterrupt):
@@ -347,6 +350,58 @@ def test_stopped_work_continues_after_the_encoded_chunks(tmp_path: Path) -> None
     for file in CORPUS_FILES:
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "out", "whole"}
+
+
+class CountingEncoder(HashEncoder):
+    """Writes a byte to a file for each text that it counts, and for each block that it is given."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def count_tokens(self, text: str) -> int:
+        self._write(b"c")
+        return super().count_tokens(text)
+
+    def encode(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> Floats:
+        self._write(b"e" * (len(texts) > 1))
+        return super().encode(texts)
+
+    def _write(self, mark: bytes) -> None:
+        with self.file.open("ab") as file:
+            file.write(mark)
+
+
+def killed(source: Path, out: Path, log: Path, at: int) -> bool:
+    """Make a corpus in a process that is killed as soon as `log` has `at` marks more; return whether it was."""
+    at += log.stat().st_size if log.exists() else 0
+
+    class Mortal(CountingEncoder):
+        def _write(self, mark: bytes) -> None:
+            super()._write(mark)
+            if self.file.stat().st_size >= at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            build(source, out, Mortal(log), lambda *_: None, cache_next_to(out), ["lang"])
+            os._exit(0)
+        os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_process_killed_again_and_again_makes_the_same_files_and_repeats_only_what_it_was_at(tmp_path: Path) -> None:
+    cut = [{"title": f"T{n}", "lang": f"l{n % 3}", "text": prose([95] * 400, n)} for n in range(8)]
+    chunked = {"title": "C", "chunks": [{"text": f"chunk {n}", "id": n} for n in range(2 * BLOCK)]}
+    source = write_lines(tmp_path / "in.jsonl.gz", *cut[:2], chunked, *cut[2:])
+    whole, log, once = tmp_path / "whole", tmp_path / "log", tmp_path / "once"
+    build(source, whole, CountingEncoder(once), lambda *_: None, cache_next_to(whole), ["lang"])
+    kills = next(kills for kills in range(20) if not killed(source, tmp_path / "out", log, 1500))
+    assert kills >= 2
+    assert log.read_bytes().count(b"e") <= once.read_bytes().count(b"e") + kills
+    for file in (*CORPUS_FILES, FIELDS_FILE):
+        assert (tmp_path / "out" / file).read_bytes() == (whole / file).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl.gz", "whole", "out", "log", "once"}
 
 
 def test_leftovers_of_a_killed_run_go_with_the_next_success(tmp_path: Path) -> None:
@@ -372,14 +427,14 @@ def test_leftovers_of_a_killed_run_go_with_the_next_success(tmp_path: Path) -> N
     ("kind", "first", "asked"),
     [
         (StoppingEncoder, "chunk", [1, 44]),
-        (StoppingEncoder, "new", [1, 128, 44]),
-        (OtherEncoder, "chunk", [1, 128, 128, 44]),
+        (StoppingEncoder, "new", [1, BLOCK, 44]),
+        (OtherEncoder, "chunk", [1, BLOCK, BLOCK, 44]),
     ],
 )
 def test_chunks_of_another_text_or_model_are_encoded_again(
     tmp_path: Path, kind: type[StoppingEncoder], first: str, asked: list[int]
 ) -> None:
-    texts = [f"chunk {n}" for n in range(300)]
+    texts = [f"chunk {n}" for n in range(2 * BLOCK + 44)]
     out, parts = tmp_path / "out", cache_next_to(tmp_path / "out")
     source = write_lines(tmp_path / "in.jsonl", {"title": "A", "chunks": ["chunk", *texts[1:]]})
     with pytest.raises(KeyboardInterrupt):
@@ -420,3 +475,31 @@ def test_a_field_that_cannot_be_kept_is_refused(tmp_path: Path, name: str, reaso
     with pytest.raises(BadArticles, match=reason):
         make_with(lines, tmp_path / "out", name)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_field_without_a_value_is_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+    source, encoder = write_lines(tmp_path / "in.jsonl", json.loads(GOOD)), StoppingEncoder()
+    with pytest.raises(BadArticles, match="has a field 'lang'"):
+        build(source, tmp_path / "out", encoder, lambda *_: None, cache_next_to(tmp_path / "out"), ["lang"])
+    assert encoder.asked == []
+
+
+class SameVectors(HashEncoder):
+    """Makes the same vector of every text."""
+
+    def encode(self, texts: Sequence[str], progress: Progress = lambda done, total: None) -> Floats:
+        return np.ones((len(texts), self.dim), np.float32)
+
+
+def test_memory_does_not_grow_with_the_articles(tmp_path: Path) -> None:
+    peaks = []
+    for count in (5, 25):
+        source = tmp_path / f"{count}.jsonl"
+        article = {"title": "A", "chunks": [f"{n} " + "w" * 1000 for n in range(500)]}
+        write_lines(source, *[article] * count)
+        tracemalloc.start()
+        build(source, tmp_path / "out", SameVectors(), lambda *_: None, cache_next_to(tmp_path / f"{count}"))
+        shutil.rmtree(tmp_path / "out")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]

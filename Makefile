@@ -1,10 +1,15 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup text dev serve test lint types imports unit docs-test proto load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench bench-peers ray-check bounds clean
+.PHONY: help setup text dev serve test lint types imports unit docs-test proto load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench device-check device-kit bench-peers ray-check bounds clean
 
 PYTHON ?= python3
 # URL of a package index with another build of torch, such as the one for CPUs; empty: pip's own index.
 TORCH_INDEX ?=
 MINUTES ?= 30
+KIT_PYTHON ?= 3.12
+KIT_PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64 manylinux1_x86_64
+# What serving needs and images for training lack.
+KIT := annotated-types fastapi fastapi-offline httptools opentelemetry-api orjson pydantic pydantic-core pydantic-settings \
+  pysimdjson python-dotenv starlette structlog typing-inspection uvicorn
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 BOUNDS_INSTALL := .venv-lowest/bin/python -m pip install -q --disable-pip-version-check --only-binary :all:
@@ -81,6 +86,14 @@ faults: dev  ## put every fault we know to real processes and count what held (u
 
 bench: dev  ## one report of nets and service beside a naive app, a bare one and an echo, in runs/bench (about 20 minutes)
 	$(BIN)/lvm bench
+
+device-check: dev  ## measure a GPU: golden vectors, batches, the service, training (5 minutes); without one, say what is missing
+	$(BIN)/python -m bench.device
+
+device-kit: dev  ## wheels for `python3 -m bench.device` on a GPU machine with Python KIT_PYTHON (3.12) and no index, in runs/device-kit
+	rm -rf runs/device-kit
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: --implementation cp \
+	  --python-version $(KIT_PYTHON) $(addprefix --platform ,$(KIT_PLATFORMS)) -c constraints.txt -d runs/device-kit $(KIT)
 
 bench-peers: dev .venv-peers/.peers  ## the same service beside mosec, LitServe and BentoML, in runs/bench-peers
 	$(BIN)/lvm bench --peers .venv-peers --only closed --out runs/bench-peers

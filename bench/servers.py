@@ -76,9 +76,8 @@ class Launch:
 
 def service(registry: Path, name: str = SERVICE) -> Launch:
     """Return how to start the service on a registry, with the settings that ship."""
-    lvm = str(Path(sys.executable).with_name("lvm"))
     settings = {key: value for key, value in os.environ.items() if not key.startswith("LVM_")}
-    return Launch(name, (lvm, "serve"), {**settings, "LVM_REGISTRY": str(registry.absolute())})
+    return Launch(name, (sys.executable, "-m", "lvm", "serve"), {**settings, "LVM_REGISTRY": str(registry.absolute())})
 
 
 def naive(version: Path, name: str = NAIVE) -> Launch:

@@ -211,7 +211,9 @@ def _add_routes(app: FastAPI, parts: Parts) -> None:
     articles.add_routes(app, parts.deployments)
     console.add_routes(app)
     docs.add_routes(app)
-    health.add_routes(app, parts.deployments, parts.state, parts.settings, parts.metrics, parts.update_gauges)
+    health.add_routes(
+        app, parts.deployments, parts.state, parts.settings, parts.metrics, parts.update_gauges, parts.slicer
+    )
     oip.add_routes(app, parts.router, parts.deployments, parts.state, parts.settings)
     openai.add_routes(app, parts.deployments)
     if parts.settings.compat == "lnsp":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -239,12 +239,25 @@ class Metrics:
 
     def scrape(self, accept: str = "") -> tuple[bytes, str]:
         """Return the text in the format that an Accept header asks for, and its media type."""
+        slices = self.scrape_in_slices(accept)
+        while True:
+            try:
+                next(slices)
+            except StopIteration as end:
+                scraped: tuple[bytes, str] = end.value
+                return scraped
+
+    def scrape_in_slices(self, accept: str = "") -> Generator[None, None, tuple[bytes, str]]:
+        """Return what `scrape` does; yield where requests may be answered meanwhile."""
         _, media_type = choose_encoder(accept)
         openmetrics = media_type.startswith("application/openmetrics-text")
         self.observe_process()
+        yield
         others = self._others()
-        shown = *self.instruments(), *self._process.families.values()
-        lines = [line for family in shown for line in family.lines(others, openmetrics=openmetrics)]
+        lines: list[str] = []
+        for family in (*self.instruments(), *self._process.families.values()):
+            yield
+            lines += family.lines(others, openmetrics=openmetrics)
         end = ["# EOF"] if openmetrics else []
         return "".join([f"{line}\n" for line in (*lines, *end)]).encode(), media_type
 

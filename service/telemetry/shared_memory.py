@@ -12,8 +12,9 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from service.telemetry.log import logger
@@ -70,7 +71,7 @@ class SharedMetricValues(MetricValues):
             _reserve(file.fileno(), KEY_BYTES + 8 * MAX_VALUES)
             self._map = mmap.mmap(file.fileno(), 0)
         self.values = memoryview(self._map)[KEY_BYTES:].cast("d")
-        self._places = _read_keys(self._map)
+        self._places = dict(_read_keys(self._map))
         self._end = max((offset + size for offset, size in self._places.values()), default=0)
         self._is_full = False
 
@@ -107,8 +108,10 @@ class SharedMetricValues(MetricValues):
         if path == self._path or not path.stat().st_size:
             return
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            values = memoryview(mapped[KEY_BYTES:]).cast("d")
-            yield from ((key, values[at : at + size]) for key, (at, size) in _read_keys(mapped).items())
+            places = _read_keys(mapped)
+            end = max((at + size for at, size in places.values()), default=0)
+            values = memoryview(mapped[KEY_BYTES : KEY_BYTES + 8 * end]).cast("d")
+        yield from ((key, values[at : at + size]) for key, (at, size) in places.items())
 
     def _unread(self, key: Key) -> int:
         if not self._is_full:
@@ -146,10 +149,15 @@ def _reserve(file: int, size: int) -> None:
         os.truncate(file, size)
 
 
-def _read_keys(mapped: mmap.mmap) -> dict[Key, tuple[int, int]]:
+def _read_keys(mapped: mmap.mmap) -> Mapping[Key, tuple[int, int]]:
     """Return the offset and the size of each key."""
-    lines = mapped[8 : 8 + int.from_bytes(mapped[:8], "little")].splitlines()
-    return {tuple(key): (offset, size) for key, offset, size in map(json.loads, lines)}
+    return _parse_keys(mapped[8 : 8 + int.from_bytes(mapped[:8], "little")])
+
+
+# As many as there are files, more or less: keys are seldom added, and each scrape reads them.
+@lru_cache(maxsize=64)
+def _parse_keys(lines: bytes) -> Mapping[Key, tuple[int, int]]:
+    return {tuple(key): (offset, size) for key, offset, size in map(json.loads, lines.splitlines())}
 
 
 @contextmanager

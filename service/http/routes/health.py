@@ -11,8 +11,12 @@ from service.deploy.deployments import Deployments
 from service.http import schemas
 from service.http.gateway import State
 from service.http.headers import exposition_format
+from service.overload.fairness import Slicer
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
+
+# The client in whose name scrapes take turns with long requests.
+SCRAPE = object()
 
 
 def check_live(deployments: Deployments, settings: Settings) -> None:
@@ -36,6 +40,7 @@ def add_routes(
     settings: Settings,
     metrics: Metrics,
     update_gauges: Callable[[], None],
+    slicer: Slicer,
 ) -> None:
     """Add the probes and /metrics to `app`; `update_gauges` updates the gauges."""
 
@@ -43,7 +48,8 @@ def add_routes(
     async def scrape(request: Request) -> Response:
         """Prometheus text, or OpenMetrics when asked for."""
         update_gauges()
-        text, media_type = metrics.scrape(exposition_format(request.headers.get("accept", "")))
+        work = metrics.scrape_in_slices(exposition_format(request.headers.get("accept", "")))
+        text, media_type = await slicer.run(SCRAPE, work)
         return Response(text, headers={"content-type": media_type})
 
     @app.get("/livez", responses=schemas.PROBLEMS)

@@ -69,6 +69,11 @@ def test_both_formats_parse_strictly_to_the_same_samples() -> None:
     assert ours[0]["lvm_requests_total", (("outcome", "ok"), ("route", 'odd "label"\nwith\\all'))] == 1
 
 
+def test_a_scrape_lets_requests_run_before_each_family() -> None:
+    metrics = Metrics(SLOS)
+    assert sum(1 for _ in metrics.scrape_in_slices()) > len([*metrics.instruments()])
+
+
 def test_openmetrics_alone_shows_the_latest_exemplar_of_each_bucket() -> None:
     histogram = Histogram("h", "h.", ("l",), memory=MetricValues(), edges=(0.1, 1.0))
     for value, trace in ((0.05, "aa"), (0.07, "bb"), (1.0, "cc"), (7.0, "dd")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch import nn
 from bench.options import LENGTH
 from models.nets import build
 from models.registry.card import Card
+from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry, Version
+from models.runtimes.torch import build_net
 from models.training import publish
 from models.training.work_cache import source_digest
 from models.vectors import Floats, normalise
@@ -74,3 +77,12 @@ def _card(name: str, dim: int) -> Card:
         command="lvm bench",
         limits=("Untrained: for measuring speed only.",),
     )
+
+
+def second_version(registry: Registry, version: Version) -> Version:
+    """Add a version of a net with a little noise in its weights, to be swapped with it; return it."""
+    known = load_checkpoint(version.path)
+    torch.manual_seed(0)
+    net = with_noise(build_net(known), 0.001)
+    card = replace(known.card, scores={}, limits=("Weights with noise: only to be swapped with the real ones.",))
+    return publish.publish(registry, net, card, known.golden_context, {})

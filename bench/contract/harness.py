@@ -6,26 +6,22 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bench import machine
 from bench.contract.measures import MAX_ERRORS, MIN_OFFERED
 from bench.load import LoadTest
 from bench.options import SHIPPED
 from bench.servers import Launch, RunningServer, launched, service
-from bench.untrained import with_noise
+from bench.untrained import second_version
 from loadtest import contexts
 from models.predictor import load_predictor
-from models.registry.checkpoint import load_checkpoint
 from models.registry.registry import Registry, Version
-from models.runtimes.torch import build_net
-from models.training import publish
 
 # GRU: so heavy that rejecting costs little beside answering.
 ALIAS = "fallback"
@@ -117,7 +113,7 @@ def make_fixtures(out: Path) -> Fixtures:
     shutil.rmtree(out / "registry", ignore_errors=True)
     registry = Registry(Path(shutil.copytree(SHIPPED, out / "registry", symlinks=True)))
     one = registry.resolve(ALIAS)
-    versions = (one, _second_version(registry, one))
+    versions = (one, second_version(registry, one))
     return Fixtures(registry, versions, write_answers(out / "answers.npz", versions))
 
 
@@ -127,11 +123,3 @@ def write_answers(path: Path, versions: tuple[Version, ...]) -> Path:
     answers = {version.version: load_predictor(version.path, "cpu").predict_batch(given) for version in versions}
     np.savez(path, allow_pickle=False, **answers)
     return path
-
-
-def _second_version(registry: Registry, version: Version) -> Version:
-    known = load_checkpoint(version.path)
-    torch.manual_seed(0)
-    net = with_noise(build_net(known), 0.001)
-    card = replace(known.card, scores={}, limits=("Weights with noise: only to be swapped with the real ones.",))
-    return publish.publish(registry, net, card, known.golden_context, {})

@@ -131,7 +131,7 @@ def _from_articles(
         model = (
             SentenceTransformersEncoder(encoder, allow_download=True)
             if allow_download
-            else open_encoder(encoder, threads)
+            else open_encoder(encoder, threads, may_use_bf16=True)
         )
         made = articles.build(source, out, model, progress, cache_next_to(out), metadata)
     return asdict(made), articles.warnings(made)

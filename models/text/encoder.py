@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.registry import manifest
+from models.text.sessions import Session, open_bf16, open_float32
 from models.vectors import Floats
 
 # word-pieces of a text that are read, with special tokens
@@ -96,15 +98,19 @@ class Encoder(Protocol):
         """Return unit vectors `(N, D)` float32, one per text, in order; call `progress(done, total)`."""
 
 
-def open_encoder(wanted: str, threads: int) -> Encoder:
+def open_encoder(wanted: str, threads: int, may_use_bf16: bool = False) -> Encoder:
     """Return the encoder that `wanted` names: `auto` is the bundled one, `none` is no encoder.
+
+    The bundled one computes in bf16 if it may, and `MiniLM` finds that it can.
 
     Raises:
         EncoderError: the encoder is `none`, or not available.
     """
     if wanted == "none":
         raise EncoderError(NO_ENCODER)
-    return MiniLM(threads) if wanted == "auto" or _is_bundled(wanted) else SentenceTransformersEncoder(wanted)
+    if wanted == "auto" or _is_bundled(wanted):
+        return MiniLM(threads, may_use_bf16)
+    return SentenceTransformersEncoder(wanted)
 
 
 def require_encoder(wanted: str) -> None:
@@ -142,11 +148,15 @@ def _unread(text: str, known: Iterable[Span]) -> float:
 
     Spaces, punctuation, accents and invisible characters do not count. A text of known punctuation alone is read.
     """
-    covered = bytearray(len(text))
-    for start, end in known:
-        covered[start:end] = b"\1" * (end - start)
-    counted = [covered[at] for at, char in enumerate(text) if _is_counted(char)] or [any(covered)]
-    return 1 - sum(counted) / len(counted)
+    gaps, end = [], 0
+    for start, stop in known:
+        if start > end:
+            gaps.append(text[end:start])
+        end = max(end, stop)
+    unread = sum(map(_is_counted, "".join([*gaps, text[end:]])))
+    if not unread:
+        return float(not end)
+    return unread / sum(map(_is_counted, text))
 
 
 def _is_counted(char: str) -> bool:
@@ -170,19 +180,32 @@ def _bundled_directory() -> Path:
     return Path(found.origin).with_name("model")
 
 
+def _groups_of_equal_length(ids: Sequence[NDArray[np.int64]], most: int) -> list[list[int]]:
+    """Return the numbers of texts in groups of at most `most` that have as many word-pieces, the shortest first."""
+    order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+    equal = (list(rows) for _, rows in groupby(order, key=lambda row: len(ids[row])))
+    return [rows[at : at + most] for rows in equal for at in range(0, len(rows), most)]
+
+
 class MiniLM:
     """all-MiniLM-L6-v2 from its package, on CPU; opened at first use.
 
-    Each text runs alone, `threads` at a time, so no padding is computed and the vector of a text does not depend on the
+    Only texts of equal length run together, so no padding is computed, and the vector of a text does not depend on the
     other texts.
     """
 
     name = BUNDLED_MODEL
     dim = 384
 
-    def __init__(self, threads: int) -> None:
-        """Find the package; raises `EncoderError` if it, or the tokeniser, is not installed."""
+    def __init__(self, threads: int, may_use_bf16: bool = False) -> None:
+        """Find the package; raises `EncoderError` if it, or the tokeniser, is not installed.
+
+        `threads` groups of texts run at a time. In bf16 a text takes about half the time. It is used if the extra
+        `openvino` is installed, the processor has it, and the vectors have a cosine of 0.9999 to those of float32.
+        """
         self.directory = _bundled_directory()
+        self._threads = threads
+        self._may_use_bf16 = may_use_bf16
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encoder")
 
     def count_tokens(self, text: str) -> int:
@@ -200,11 +223,14 @@ class MiniLM:
         Raises:
             EncoderError: a file of the package is missing or altered.
         """
-        session, ids = self._session, [self._ids(text) for text in texts]
-        vectors = np.empty((len(texts), self.dim), np.float32)
-        for row, answer in enumerate(self._pool.map(lambda each: session.run(["vector"], {"ids": each}), ids)):
-            vectors[row] = answer[0]
-            progress(row + 1, len(texts))
+        session, ids = self._session, list(self._pool.map(self._ids, texts))
+        groups = _groups_of_equal_length(ids, session.most)
+        answers = self._pool.map(lambda group: session.run(np.stack([ids[row] for row in group])), groups)
+        vectors, done = np.empty((len(texts), self.dim), np.float32), 0
+        for group, answer in zip(groups, answers, strict=True):
+            vectors[group] = answer
+            done += len(group)
+            progress(done, len(texts))
         return vectors
 
     def _ids(self, text: str) -> NDArray[np.int64]:
@@ -225,12 +251,11 @@ class MiniLM:
         return tokenizer
 
     @cached_property
-    def _session(self) -> Any:
-        from safetensors.numpy import load
-
-        from models.runtimes.onnx import open_session
-
-        return open_session(GRAPH.read_bytes(), load(self._read(WEIGHTS)))
+    def _session(self) -> Session:
+        graph, weights = GRAPH.read_bytes(), self._read(WEIGHTS)
+        exact = open_float32(graph, weights)
+        faster = open_bf16(graph, weights, WEIGHTS, self._threads, exact) if self._may_use_bf16 else None
+        return faster or exact
 
     def _read(self, name: str) -> bytes:
         try:

@@ -60,7 +60,7 @@ class ModelLoader:
         """Load the encoder of text; raises `EncoderError` if there is none."""
         # one core stays free for requests with vectors
         threads = max(1, self._settings.threads - 1)
-        return open_encoder(self._settings.encoder, threads)
+        return open_encoder(self._settings.encoder, threads, may_use_bf16=self._settings.precision != "float32")
 
 
 class EngineLoader:

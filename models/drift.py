@@ -38,12 +38,19 @@ class ReferenceStats:
 
         A context of one vector has no neighbours; its neighbour cosine counts as the mean.
         """
+        length = contexts.shape[1]
         lengths = np.sqrt(np.vecdot(contexts, contexts))  # (B, T)
         safe = np.maximum(lengths, 1e-12)
-        near = np.vecdot(contexts[:, 1:], contexts[:, :-1]) / (safe[:, 1:] * safe[:, :-1])
-        near = near.mean(1) if contexts.shape[1] > 1 else np.full(len(contexts), self.mean[1])
-        aligned = contexts @ self.direction / safe
-        values: Floats = np.stack([lengths.mean(1), near, aligned.mean(1)], axis=1)
+        values = np.empty((len(contexts), 3), np.float32)
+        # sums: a mean takes twice as long for a few numbers
+        lengths.sum(1, out=values[:, 0])
+        if length > 1:
+            near = np.vecdot(contexts[:, 1:], contexts[:, :-1]) / (safe[:, 1:] * safe[:, :-1])
+            near.sum(1, out=values[:, 1])
+        (contexts @ self.direction / safe).sum(1, out=values[:, 2])
+        values /= np.array([length, max(1, length - 1), length], np.float32)
+        if length == 1:
+            values[:, 1] = self.mean[1]
         return values
 
     def deviations(self, values: Floats) -> Floats:

@@ -39,7 +39,7 @@ class DriftDetector:
         norms, neighbours, _ = figures.T.tolist()
         self._norms.observe(*norms)
         self._neighbours.observe(*neighbours)
-        self._sum = self._sum + figures.sum(axis=0)
+        self._sum += figures[0] if len(figures) == 1 else figures.sum(axis=0)
         self._count += len(figures)
         if self._count >= BLOCK:
             self.drift = tuple(self._reference.deviations(self._sum / np.float32(self._count)).tolist())

@@ -15,7 +15,7 @@ from collections import deque
 from functools import partial
 from http import HTTPStatus
 from time import monotonic, perf_counter
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import httptools
 
@@ -48,6 +48,7 @@ LAST_WAITS = 8  # of LINGER_S each, for a client that is still sending at shutdo
 MAX_PIPELINE = 64  # requests of one connection that wait for an earlier response
 MAX_SKIP = 2**20  # bytes of an unread body that are skipped to keep the connection
 MAX_HEAD = 16 * 1024  # bytes of a request line and headers
+MAX_KNOWN, MAX_KNOWN_HEAD = 512, 1024  # heads that are remembered, and bytes of each
 AT_ONCE = 64 * 1024  # bytes that are parsed as they arrive: at least a context in JSON, with its head
 PIECE = 16 * 1024  # bytes of a longer input that are parsed at a time
 CHUNKS = 4 * 1024  # the same, of a chunked body, whose chunks may be a byte long
@@ -67,6 +68,20 @@ class Application(Protocol):
 
     gateway: Gateway
     slicer: Slicer
+
+
+class Head(NamedTuple):
+    """A head that was parsed before. Callers send the same head again and again, so it is not parsed again."""
+
+    method: bytes
+    path: str
+    query: bytes
+    headers: dict[bytes, bytes]
+    declared: int
+
+
+# By their bytes. They depend on nothing else, so all connections share them.
+known_heads: dict[bytes, Head] = {}
 
 
 class Incoming(Request):
@@ -154,6 +169,7 @@ class Connection(asyncio.Protocol):
         self._unparsed_head = 0  # bytes of a head that is not complete
         self._is_chunked = False
         self._offers_upgrade = False
+        self._repeatable: Head | None = None  # its head, if it may be remembered
         # Of the input:
         self._ignores_input = False
         self._is_still_sending = False  # while its bytes are ignored
@@ -196,7 +212,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse short input at once; of longer input, a body of known length as one piece, all else in small pieces."""
         if len(data) <= AT_ONCE and not self._is_chunked and not self._unread:
-            self._parse(data)
+            if self._pipeline or self._incoming or self._in_head or self._ignores_input:
+                self._parse(data)
+            else:
+                self._parse_request(data)
             return
         self._unread, self._at = self._unread[self._at :] + data, 0
         if self._reading is None:
@@ -318,6 +337,35 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.resume_reading()
 
+    def _parse_request(self, data: bytes) -> None:
+        """Parse what is most often one whole request, whose head was parsed before."""
+        end = data.find(END_OF_HEAD) + len(END_OF_HEAD)
+        head = data[:end]
+        known = known_heads.get(head)
+        if known is not None and len(data) == end + known.declared:
+            self._take(known, data[end:])
+            return
+        self._repeatable = None
+        self._parse(data)
+        self._remember(head, len(data))
+
+    def _remember(self, head: bytes, size: int) -> None:
+        """Keep the head of the request that was parsed, if it was alone and whole in `size` bytes."""
+        parsed = self._repeatable
+        if parsed is not None and len(head) <= MAX_KNOWN_HEAD and size == len(head) + parsed.declared:
+            if len(known_heads) >= MAX_KNOWN:
+                known_heads.clear()
+            known_heads[head] = parsed
+
+    def _take(self, head: Head, body: bytes) -> None:
+        """Start a whole request, as the parser would."""
+        self._waiting_since = self._idle_since = None
+        request = Incoming(head.method, head.path, head.query, head.headers, self._peer, head.declared)
+        request.body = body
+        request.keep_alive = request.is_whole = request.is_ready = True
+        self._queue(request)
+        self._start(request)
+
     def _parse(self, data: bytes | memoryview) -> None:
         """Parse, unless the head of the request grows too long; start a request whose body is only partly here."""
         if self._ignores_input:
@@ -405,6 +453,8 @@ class Connection(asyncio.Protocol):
         request.is_http10 = version == "1.0"
         if b"expect" in headers and not request.is_http10:
             request.expects_continue = bool(headers[b"expect"]) and (self._is_chunked or length > 0)
+        elif request.keep_alive and not request.is_http10 and length:
+            self._repeatable = Head(method, path, query, headers, length)
         self._queue(request)
 
     def on_body(self, body: bytes) -> None:

@@ -23,6 +23,7 @@ from service.overload.fairness import FairQueue
 
 MAX_FAILURES_IN_A_ROW = 3
 MAX_QUEUED_PARTS = 2  # of one request: one runs, one is ready
+ALONE = 8  # items in a row that came alone: the next one does not wait for others
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -89,7 +90,8 @@ class MicroBatcher(Generic[Item, Answer]):
         name: of the thread.
         limits: of batches and of the queue.
         runs_inline: run on the event loop, one batch per iteration: for work that is sure to end and takes a fraction
-            of a millisecond. A batch is then what was submitted since the last iteration of the loop.
+            of a millisecond. A batch is then what was submitted since the last iteration of the loop. If the last
+            `ALONE` items came alone, the next one runs at once.
         client_of: returns the client of an item; clients then take turns in the queue.
         tag: called when an item is submitted, in its caller's context; the ticket carries what it returns.
         on_batch: called on the event loop after each batch.
@@ -124,6 +126,7 @@ class MicroBatcher(Generic[Item, Answer]):
         self._running_since: float | None = None
         self._left_over: Ticket[Item, Answer] | None = None  # did not fit into the last batch
         self._is_scheduled = False
+        self._alone = 0  # submissions in a row before which nothing was scheduled
         self.pending_rows = 0
         self._thread = None if runs_inline else threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
         if self._thread:
@@ -149,6 +152,8 @@ class MicroBatcher(Generic[Item, Answer]):
             raise Draining("this engine accepts no more requests")
         if max(self.pending_rows + rows, self._queue.qsize()) > self._max_queue:
             self._check_queue(rows, is_small=len(items) <= MAX_QUEUED_PARTS)
+        if self._alone >= ALONE and not self._is_scheduled and len(items) == 1 and deadline > monotonic():
+            return [self._run_at_once(*items[0], deadline)]
         self.pending_rows += rows
         tickets: list[Ticket[Item, Answer]] = []
         try:
@@ -203,9 +208,26 @@ class MicroBatcher(Generic[Item, Answer]):
         if deadline < self._next_expiry:
             self._expire_at(deadline)
         self._queue.put(ticket)
-        if self._thread is None and not self._is_scheduled:
-            self._is_scheduled = True
-            self._loop.call_soon(self._run_next_inline)
+        if self._thread is None:
+            self._schedule()
+        return ticket
+
+    def _schedule(self) -> None:
+        if self._is_scheduled:
+            self._alone = 0
+            return
+        self._alone += 1
+        self._is_scheduled = True
+        self._loop.call_soon(self._run_next_inline)
+
+    def _run_at_once(self, item: Item, rows: int, deadline: float) -> Ticket[Item, Answer]:
+        """Run one item alone; what comes in the same iteration of the loop forms the next batch."""
+        self._schedule()
+        ticket: Ticket[Item, Answer] = Ticket(item, rows, deadline, self._loop.create_future(), self._tag())
+        self._deliver(self._run_batch([ticket], [item], "free"))
+        del ticket.item
+        if ticket.error is not None:
+            raise ticket.error
         return ticket
 
     def _discard(self, ticket: Ticket[Item, Answer]) -> None:
@@ -234,13 +256,18 @@ class MicroBatcher(Generic[Item, Answer]):
             self._expire_at(later)
 
     def _run_next_inline(self) -> None:
-        first = self._left_over or self._queue.get_nowait()
-        # None if the batcher was closed after this call was scheduled
-        if first is not None:
-            self._deliver(self._run_next(first))
-        self._is_scheduled = self._left_over is not None or not self._queue.empty()
+        # empty behind an item that ran at once
+        if self._has_more():
+            first = self._left_over or self._queue.get_nowait()
+            # None if the batcher was closed after this call was scheduled
+            if first is not None:
+                self._deliver(self._run_next(first))
+        self._is_scheduled = self._has_more()
         if self._is_scheduled:
             self._loop.call_soon(self._run_next_inline)
+
+    def _has_more(self) -> bool:
+        return self._left_over is not None or not self._queue.empty()
 
     def _deliver(self, batch: Batch | None) -> None:
         if batch is None:
@@ -274,10 +301,12 @@ class MicroBatcher(Generic[Item, Answer]):
         self._left_over = None
         until = first.queued_at + self._max_wait_s
         while rows < max_rows:
+            if not self._max_wait_s and self._queue.empty():
+                return tickets, "free"
             try:
                 ticket = self._next_ticket(until) if self._max_wait_s else self._queue.get_nowait()
             except Empty:
-                return tickets, "waited" if self._max_wait_s else "free"
+                return tickets, "waited"
             if ticket is None:
                 self._queue.put(None)
                 return tickets, "free"

@@ -63,6 +63,7 @@ class Router:
         pairing: Pairing | None = None,
     ) -> None:
         self.engines = engines
+        self._orders: dict[Profile, tuple[tuple[PredictEngine, ...], list[PredictEngine]]] = {}
         self._pairing = pairing
         self._share = share
         self._full_wait_s = full_wait_s
@@ -78,7 +79,7 @@ class Router:
         """
         if not self.engines:
             raise Unavailable("no model is loaded")
-        ordered = [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
+        ordered = self._ordered(profile)
         if model is None or model == Alias.PRIMARY:
             return ordered
         for engine in ordered:
@@ -86,6 +87,15 @@ class Router:
                 return [engine]
         served = sorted({*self.engines, *(engine.info.name for engine in self.engines.values())})
         raise UnknownModel(f'unknown model "{model[:100]}"; available: {", ".join(served)}')
+
+    def _ordered(self, profile: Profile) -> list[PredictEngine]:
+        """Return the engines in the order of a profile, sorted again only if there are others."""
+        engines = tuple(self.engines.values())
+        known, ordered = self._orders.get(profile, ((), []))
+        if known != engines:
+            ordered = [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
+            self._orders[profile] = engines, ordered
+        return ordered
 
     async def predict(self, contexts: Floats, chain: list[PredictEngine], deadline: float) -> Routed:
         """Return the answer of the first engine of `chain` that gives one before `deadline`.

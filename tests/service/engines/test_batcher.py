@@ -19,7 +19,7 @@ from lvm.errors import (
     Overloaded,
 )
 from service.engines.batch_sizer import QUICK_S
-from service.engines.batcher import Batch, BatchLimits, MicroBatcher
+from service.engines.batcher import ALONE, Batch, BatchLimits, MicroBatcher
 
 Run = Callable[[list[Any]], Sequence[Any]]
 
@@ -50,6 +50,8 @@ class Seen:
 
     def __call__(self, items: list[int]) -> list[int]:
         self.batches.append(items)
+        if any(isinstance(item, str) for item in items):
+            raise TypeError("not a number")
         return doubled(items)
 
 
@@ -132,6 +134,40 @@ def test_inline_runs_one_batch_per_loop_iteration_without_a_thread() -> None:
         assert [(batch.rows, batch.reason) for batch in released] == [(6, "full"), (6, "full"), (3, "free")]
         assert made.pending_rows == 0
         assert made.stuck_s() == 0
+
+    asyncio.run(scenario())
+
+
+def test_inline_runs_at_once_what_comes_alone_and_batches_again_with_company() -> None:
+    async def scenario() -> None:
+        seen = Seen()
+        made = batcher(seen, runs_inline=True)
+        for item in range(ALONE):
+            await made.submit([(item, 1)], soon())
+        alone = made.submit([(20, 1)], soon())
+        with pytest.raises(StopIteration) as end:
+            alone.send(None)
+        assert end.value.value[0].answer == 40
+        assert await answers(made, [21, 22, 23]) == [42, 44, 46]
+        assert await answers(made, [24, 25]) == [48, 50]
+        assert seen.batches == [*([item] for item in range(ALONE)), [20], [21], [22, 23], [24, 25]]
+        assert made.pending_rows == 0
+
+    asyncio.run(scenario())
+
+
+def test_inline_runs_no_expired_item_at_once_and_raises_its_error() -> None:
+    async def scenario() -> None:
+        seen = Seen()
+        made = batcher(seen, runs_inline=True)
+        for item in range(ALONE):
+            await made.submit([(item, 1)], soon())
+        with pytest.raises(Expired):
+            await made.submit([(20, 1)], soon(-1))
+        assert len(seen.batches) == ALONE
+        with pytest.raises(ModelFailed):
+            await made.submit([("not a number", 1)], soon())
+        assert await answers(made, [21]) == [42]
 
     asyncio.run(scenario())
 

@@ -184,6 +184,69 @@ def test_a_lone_surrogate_in_a_key_is_answered_and_counted(serve: Serve) -> None
     assert server.metric("lvm_requests_total", route="/predict", outcome="invalid") == 1
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "more"),
+    [
+        (b"POST", b"/predict", b"accept: application/octet-stream\r\n"),
+        (b"POST", b"/pre%64ict?model=fallback", b"x-request-id: mine\r\nx: a\r\nx: b\r\n"),
+        (b"POST", b"/predict", b"upgrade: h2c\r\nconnection: upgrade\r\n"),
+        (b"POST", b"/predict", b"expect: 100-continue\r\n"),
+        (b"POST", b"/unknown", b""),
+        (b"GET", b"/livez", b""),
+    ],
+)
+def test_answers_a_head_that_is_sent_again_as_the_first_time(
+    serve: Serve, method: bytes, path: bytes, more: bytes
+) -> None:
+    server = serve()
+    host, port = server.url.removeprefix("http://").split(":")
+    bodies = [contexts(3, seed=seed)[0].tobytes() for seed in (1, 1, 2, 1, 1)]
+    head = method + b" " + path + HEAD.removeprefix(b"POST /predict") + more
+    head += b"content-length: %d\r\n\r\n" % len(bodies[0])
+    answers = []
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        for body in bodies:
+            connection.sendall(head + body)
+            answers.append(read_response(connection))
+        connection.sendall(head)
+        connection.sendall(bodies[0])
+        answers.append(read_response(connection))
+    (status, first), (_, again), (_, other), *rest = answers
+    assert first == again
+    assert {answer[0] for answer in answers} == {status}
+    assert (other != first) == (status == 200 and method == b"POST")
+    assert [body for _, body in rest] == [first] * len(rest)
+
+
+def read_response(connection: socket.socket) -> tuple[int, object]:
+    """Return the status and body of the next response; of JSON, without what differs between requests."""
+    with connection.makefile("rb") as received:
+        while (status := int(received.readline().split()[1])) == 100:
+            assert received.readline() == b"\r\n"
+        headers = dict(line.rstrip().split(b": ", 1) for line in iter(received.readline, b"\r\n"))
+        body = received.read(int(headers[b"content-length"]))
+    if not headers[b"content-type"].endswith(b"json"):
+        return status, body
+    changing = ("request_id", "timing_ms")
+    return status, {name: value for name, value in json.loads(body).items() if name not in changing}
+
+
+def test_a_head_is_known_only_from_its_start(serve: Serve) -> None:
+    """What an earlier request left behind does not turn other bytes into a request."""
+    body = contexts()[0].tobytes()
+    request = HEAD + b"content-length: %d\r\n\r\n" % len(body) + body
+    first = HEAD + b"content-length: 2\r\n\r\n{}"
+    server = serve()
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+        for sent in (first, b"\r\n\r\n\r\n", b"\r\n\r\n" + request, b"\r\n\r\n" + request):
+            connection.sendall(sent)
+            sleep(0.05)
+        assert read_response(connection)[0] == 400
+    assert server.metric("lvm_requests_total", route="/predict", outcome="malformed") == 1
+    until(lambda: server.metric("lvm_requests_total", route="/predict", outcome="ok") == 2, "the others")
+
+
 def test_rejects_a_request_without_a_host(serve: Serve) -> None:
     assert problem(exchange(serve(), b"GET /livez HTTP/1.1\r\n\r\n")) == (400, "malformed")
 

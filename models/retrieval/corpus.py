@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from models.registry import disk, manifest
 from models.registry.manifest import Buffer
 from models.retrieval.fields import FIELDS_FILE, BadFields, Fields, Filter, Mask, Value, matching
-from models.vectors import Floats, normalise
+from models.vectors import Floats, normalise, widen
 
 VECTORS_FILE = "vectors.f16.npy"
 INDEX_FILE = "index.npy"
@@ -166,12 +166,12 @@ class HalfVectors:
 
     def vectors_at(self, rows: NDArray[np.int64]) -> Floats:
         """Return the unit vectors `(R, D)` of `rows` `(R,)`."""
-        return normalise(self.halves[rows])
+        return normalise(widen(self.halves[rows]))
 
     def blocks(self) -> Iterator[tuple[int, Floats]]:
         """Yield the unit vectors in blocks of `BLOCK_ROWS`, each with the number of its first row."""
         for row in range(0, len(self), BLOCK_ROWS):
-            yield row, normalise(self.halves[row : row + BLOCK_ROWS])
+            yield row, normalise(widen(self.halves[row : row + BLOCK_ROWS]))
 
 
 @dataclass(frozen=True)
@@ -402,7 +402,8 @@ def write_passages(source: Path, target: Path) -> int:
 
 def _write_articles(source: Path, target: Path, index: NDArray[np.int32], spans: NDArray[np.int64]) -> int:
     order = np.argsort(index[:, 0], kind="stable")
-    ids, count = index[order, 0], 0
+    # of the type of the numbers that are looked up, or numpy converts all of them each time
+    ids, count = index[order, 0].astype(np.int64), 0
     with open(disk.open_regular(source), "rb") as packed, open(target, "wb") as text:
         for article in _articles(packed):
             rows = order[slice(*np.searchsorted(ids, [article["article_id"], article["article_id"] + 1]))]

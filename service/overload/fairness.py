@@ -111,6 +111,8 @@ class Slicer:
             work.close()
         elif _advance(work, done):
             self._queued.put(client, (work, done))
+        # Up to Python 3.13.0 the frame of a generator that failed holds its callers', and so would the error of `done`.
+        del done
         self._schedule()
 
 
@@ -122,6 +124,7 @@ def _advance(work: Work[T], done: asyncio.Future[T]) -> bool:
         done.set_result(end.value)
     except Exception as error:  # without this frame: it holds `done`, which holds the error
         done.set_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
+        del done
     else:
         return True
     return False

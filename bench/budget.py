@@ -55,7 +55,7 @@ PARTS: Mapping[str, Sequence[str]] = {
     "net": ("models/runtimes/",),
     "check": ("engines/predict.py", "engines/drift.py", "models/drift.py", "models/vectors.py"),
     "live scores": ("engines/pairing.py",),
-    "encode": ("http/routes/predict.py:_respond", "http/routes/predict.py:_body", "http/routes/common.py"),
+    "encode": ("http/routes/predict.py:_respond", "http/routes/predict.py:encode_answer", "http/routes/common.py"),
     "headers": ("http/gateway.py:_complete", "http/routes/common.py:headers_of"),
     "count": ("http/gateway.py:_end", "telemetry/", "engines/stats.py", "engines/engine.py:_on_batch"),
     "trace": ("http/gateway.py:_begin_trace", "telemetry/tracing.py"),

@@ -380,13 +380,11 @@ def decode_tensor(data: Any, pointer: str, shape: Shape, max_rows: int) -> Float
 
 # Returns a value as JSON; float32 arrays in their shortest exact decimals.
 encode_json: Callable[[Any], bytes] = partial(orjson.dumps, option=orjson.OPT_SERIALIZE_NUMPY)
-# JSON as a part of a value.
-Fragment = orjson.Fragment
 
 
-def encode_part(value: Any) -> Fragment:
+def encode_part(value: Any) -> orjson.Fragment:
     """Return a part of a body as JSON, which `encode_json` takes as it is."""
-    return Fragment(encode_json(value))
+    return orjson.Fragment(orjson.dumps(value))
 
 
 # ---- arrays

@@ -136,16 +136,9 @@ def wanted_octets(request: Request, options: Mapping[str, Any]) -> np.dtype[Any]
     return None if wanted is None else octets.dtype_of(wanted)
 
 
-def milliseconds(stages: Stages) -> codec.Fragment:
-    """Return stages as a body has them. Formatting takes a tenth of the time of `round`, which looks for a float."""
-    names, seconds = zip(*stages, strict=True)
-    return codec.Fragment(milliseconds_format(names) % tuple([1e3 * each for each in seconds]))
-
-
-@lru_cache(maxsize=256)
-def milliseconds_format(names: tuple[str, ...]) -> bytes:
-    """Return the JSON of stages of these names, with a format for each number."""
-    return ("{" + ",".join(f'"{name}":%.3f' for name in names) + "}").encode()
+def milliseconds(stages: Stages) -> dict[str, float]:
+    """Return stages as a body has them."""
+    return {stage: round(seconds * 1e3, 3) for stage, seconds in stages}
 
 
 @lru_cache(maxsize=1024)

@@ -147,7 +147,7 @@ class Infer(Inference):
         checks.reject_unknown(request.options(), (), "option")
         chain = chain_of(self._router, *_names(request.path))
         parsed = await self._read(request, chain[0].info.shape)
-        return await self._answer(request, parsed, chain, _encode)
+        return await self._answer(request, parsed, chain, encode_answer)
 
     def parse(self, request: Request, shape: Shape) -> Work[ParsedRequest]:
         """Return what a request asks of a model of contexts of `shape`; yield between slices; raises `ServiceError`."""
@@ -322,7 +322,8 @@ def _wants_binary(document: Json, parameters: Json, default: bool) -> bool:
     return parameters_of(output, "/outputs/0", OUTPUT_PARAMETERS).get("binary_data", wanted) is True
 
 
-def _encode(parsed: ParsedRequest, routed: Routed) -> Encoded:
+def encode_answer(parsed: ParsedRequest, routed: Routed) -> Encoded:
+    """Return the response to an infer request over HTTP."""
     vectors = routed.prediction.vectors
     output: dict[str, Any] = {"name": OUTPUT, "datatype": DATATYPE, "shape": list(vectors.shape)}
     answer = {

@@ -26,7 +26,6 @@ from service.http.routes.common import (
     embed,
     headers_of,
     mark_as_text,
-    milliseconds_format,
     query_options,
     text_fields,
     wanted_octets,
@@ -112,7 +111,7 @@ class Predict:
             shape = vectors.shape if decoded.answers_many else vectors.shape[1:]
             body, media_type = np.ascontiguousarray(vectors, dtype).tobytes(), octets.octets_of(dtype, shape)
         else:
-            body, media_type = _body(decoded, vectors, made_by, stages), JSON
+            body, media_type = encode_answer(decoded, vectors, made_by, stages), JSON
         stages = (*stages, ("encode", perf_counter() - began))
         if Alias.CANDIDATE in self._deployments.slots:
             self._shadow.maybe_compare(decoded.rows, routed)
@@ -121,19 +120,20 @@ class Predict:
         return Response(body, media_type, headers, outcome=outcome, stages=stages, served_by=routed.served_by)
 
 
-def _body(decoded: Decoded[FallbackChain], vectors: Floats, made_by: MadeBy, stages: Stages) -> bytes:
+def encode_answer(decoded: Decoded[FallbackChain], vectors: Floats, made_by: MadeBy, stages: Stages) -> bytes:
+    """Return the body of an answer in JSON: `vectors` `(n, D)`, or the one vector if a list is not asked for."""
     answers: Any = vectors
     if decoded.options.get("encoding") == "base64":
         answers = [octets.encode_base64(vector) for vector in vectors]
     name, answer = ("vectors", answers) if decoded.answers_many else ("vector", answers[0])
     text_info = b"," + codec.encode_json(decoded.text_info)[1:-1] if decoded.text_info else b""
-    names, seconds = zip(*stages, strict=True)
-    template = _template(name, made_by, names)
-    return template % (codec.encode_json(answer), text_info, *[1e3 * each for each in seconds])
+    template = _template(name, made_by, tuple([stage for stage, _ in stages]))
+    return template % (codec.encode_json(answer), text_info, *[1e3 * seconds for _, seconds in stages])
 
 
 @lru_cache(maxsize=1024)
 def _template(name: str, made_by: MadeBy, stages: tuple[str, ...]) -> bytes:
-    """Return a body with formats in the place of what differs between answers: numbers, text_info, times."""
-    about = codec.encode_json(made_by._asdict())[1:-1].replace(b"%", b"%%")
-    return b'{"%b":%%b%%b,%b,"timing_ms":%b}' % (name.encode(), about, milliseconds_format(stages))
+    """Return a body with formats in the place of what differs between answers: numbers, text_info, milliseconds."""
+    about = codec.encode_json(made_by._asdict())[1:-1].decode().replace("%", "%%")
+    times = ",".join(f'"{stage}":%.3f' for stage in stages)
+    return f'{{"{name}":%b%b,{about},"timing_ms":{{{times}}}}}'.encode()

@@ -72,14 +72,20 @@ def held_out_banks(card: Card, corpus: Corpus | StoredCorpus) -> list[Windows]:
     """Return the windows of the articles that towers held out in training, in banks of equally many articles.
 
     Raises:
-        BadCheckpoint: the card does not say what was held out.
+        BadCheckpoint: the card does not say what was held out, or the corpus is not what the towers were trained on.
         NoWindows: the articles make fewer than two banks.
     """
     try:
         share, seed = float(card.data["held_out"]), int(card.data["seed"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadCheckpoint(f"the card does not say what the towers held out: {error}") from error
-    data = hold_out(require_windows(corpus, card.context_length), share, seed)[1]
+    rest, data = hold_out(require_windows(corpus, card.context_length), share, seed)
+    trained = card.data.get("windows", len(rest))
+    if trained != len(rest):
+        raise BadCheckpoint(
+            f"the towers were trained on {trained} windows; of this data it would have been {len(rest)}: "
+            "give the data sets of the towers, in the same order"
+        )
     articles = np.unique(data.article)
     np.random.default_rng(seed).shuffle(articles)
     count = min(max(round(len(articles) / ARTICLES), 2), len(articles))

@@ -28,6 +28,7 @@ from models.training.rerank_trainer import (
     served,
 )
 from models.training.train import AnotherRun, Epoch
+from models.training.training_sets import map_training_sets
 from models.training.work_cache import WorkCache
 from models.windows import NoWindows, hold_out, windows
 
@@ -73,6 +74,13 @@ def test_rejects_towers_that_do_not_say_what_they_held_out(made: LoadedTowers, c
         held_out_banks(replace(made.card, data={}), corpus)
     with pytest.raises(NoWindows):
         held_out_banks(replace(made.card, data={"held_out": 0.01, "seed": 0}), corpus)
+
+
+def test_rejects_other_data_than_that_of_the_towers(made: LoadedTowers, larger_dir: Path, corpus_dir: Path) -> None:
+    """Articles that the towers were trained on must not be taken for held-out ones."""
+    for directories in ([larger_dir], [corpus_dir, larger_dir]):
+        with pytest.raises(BadCheckpoint, match="give the data sets of the towers"):
+            held_out_banks(made.card, map_training_sets(directories))
 
 
 def test_a_list_holds_the_true_next_chunk_where_it_says(lists: list[CandidateLists], made: LoadedTowers) -> None:

@@ -137,6 +137,7 @@ class Service(FastAPI):
             lifespan=parts.lifespan,
             docs_url=None,  # FastAPI's pages load scripts from elsewhere
             redoc_url=None,
+            openapi_url=None,  # FastAPI would make the document on the event loop: routes/docs.py
             redirect_slashes=False,
             dependencies=[Depends(_reject_unknown_query)],
             # exceptions leave FastAPI as they are: the gateway makes problems of them

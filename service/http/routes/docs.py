@@ -6,8 +6,10 @@ from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 
 from service.http.routes import console
 
@@ -34,9 +36,21 @@ def missing(path: str) -> str | None:
 
 
 def add_routes(app: FastAPI) -> None:
-    """Add the page to `app`, if the package with Swagger UI is installed."""
+    """Add the OpenAPI document to `app`, and the page, if the package with Swagger UI is installed."""
+    app.add_route("/openapi.json", _describer(app), methods=["GET"], include_in_schema=False)
     for path, file in places().items():
         app.add_route(path, _answerer(file), methods=["GET"], include_in_schema=False)
+
+
+def _describer(app: FastAPI) -> Callable[[Request], Response]:
+    """Return what answers with the OpenAPI document, in a thread: to make it takes a tenth of a second, once."""
+    make, lock = cache(lambda: bytes(JSONResponse(app.openapi()).body)), Lock()
+
+    def answer(_: Request) -> Response:
+        with lock:
+            return Response(make(), media_type="application/json")
+
+    return answer
 
 
 def _answerer(path: Path) -> Callable[[Request], Response]:

@@ -63,10 +63,8 @@ class Scan:
 
 def _best(queries: Floats, vectors: Floats, first: int, k: int) -> Arrays:
     """Return the `scores` and `rows` `(Q, k)` of the best of a block; of all its rows, if it has fewer than k."""
-    found = queries @ vectors.T
-    there = np.broadcast_to(np.arange(first, first + len(vectors)), found.shape)
-    scores, rows = _merge(found, there, min(k, len(vectors)))
-    return {"scores": scores, "rows": rows}
+    scores, rows = faiss.knn(queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT)
+    return {"scores": scores, "rows": first + rows}
 
 
 def _merge(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:

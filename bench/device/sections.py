@@ -63,7 +63,8 @@ class Plan:
         """What the service on the device is measured by."""
         if self.is_tiny:
             return (("octet", 1, 2), ("json", 4, 1))
-        return (*product(["octet"], [1], [1, 8, 32, 128, 512]), *product(["json"], [1], [1, 32]), *BOTH)
+        octets: list[Load] = [("octet", 1, connections) for connections in (1, 8, 32, 128, 512)]
+        return (*octets, ("json", 1, 1), ("json", 1, 32), *BOTH)
 
     @property
     def seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,8 @@ class Runtime(Protocol):
 
     name: str
     on_cpu: bool
+    # numbers of rows for which it has a path of its own; each is checked
+    sizes: tuple[int, ...]
 
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
@@ -78,8 +81,22 @@ def open_runtime(checkpoint: Checkpoint, device: str, threads: int, precision: s
     """
     is_onnx = checkpoint.card.architecture == ONNX_NET
     runtime = _open_onnx(checkpoint, threads, precision) if is_onnx else _make(checkpoint, device, threads, precision)
-    check_parity(runtime, checkpoint)
+    check_every_path(runtime, checkpoint)
     return runtime
+
+
+def check_every_path(runtime: Runtime, checkpoint: Checkpoint) -> None:
+    """Call `check_parity` with all golden vectors, and with each number of rows that has a path of its own."""
+    check_parity(runtime, checkpoint)
+    for rows in runtime.sizes:
+        check_parity(runtime, _with_golden(checkpoint, rows))
+
+
+def _with_golden(checkpoint: Checkpoint, rows: int) -> Checkpoint:
+    """Return a checkpoint with exactly `rows` golden vectors, repeated if there are fewer."""
+    context = np.resize(checkpoint.golden_context, (rows, *checkpoint.golden_context.shape[1:]))
+    vector = np.resize(checkpoint.golden_vector, (rows, *checkpoint.golden_vector.shape[1:]))
+    return replace(checkpoint, golden_context=context, golden_vector=vector)
 
 
 def _open_onnx(checkpoint: Checkpoint, threads: int, precision: str) -> Runtime:

@@ -12,6 +12,7 @@ from models.vectors import Floats
 class _Runtime(Protocol):
     name: str
     on_cpu: bool
+    sizes: tuple[int, ...]
 
     def run(self, contexts: Floats) -> Floats:
         """Map contexts `(B, T, D)` to unit vectors `(B, D)`."""
@@ -24,6 +25,7 @@ class Blocks:
     def __init__(self, runtime: _Runtime, rows: int, is_fixed: bool) -> None:
         self.name = runtime.name
         self.on_cpu = runtime.on_cpu
+        self.sizes = runtime.sizes
         self._runtime = runtime
         self._rows = rows
         self._is_fixed = is_fixed

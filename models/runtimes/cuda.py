@@ -28,6 +28,7 @@ class GraphRuntime:
     """
 
     on_cpu = False
+    sizes: tuple[int, ...] = ()
 
     def __init__(self, name: str, capture: Callable[[int], Step]) -> None:
         self.name = name

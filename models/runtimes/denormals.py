@@ -23,19 +23,21 @@ class _Layout(NamedTuple):
 
 _LAYOUTS = {"x86_64": _Layout(32, 28, 1 << 15 | 1 << 6), "aarch64": _Layout(8, 0, 1 << 24)}
 _LIBRARY: Any = ctypes.PyDLL(None)
+_get_environment, _set_environment = _LIBRARY.fegetenv, _LIBRARY.fesetenv
 _LAYOUT = _LAYOUTS.get(platform.machine()) if sys.platform == "linux" else None
 
 
 def _flushing(layout: _Layout) -> ctypes.Array[ctypes.c_char]:
     """Return the environment of this thread, changed so that it flushes denormals."""
     environment = ctypes.create_string_buffer(layout.size)
-    _LIBRARY.fegetenv(environment)
+    _get_environment(environment)
     word = ctypes.c_uint32.from_buffer(environment, layout.place)
     word.value |= layout.bits
     return environment
 
 
 _FLUSHING = _flushing(_LAYOUT) if _LAYOUT else None
+_Environment = ctypes.c_char * (_LAYOUT.size if _LAYOUT else 0)
 
 
 class FlushedDenormals:
@@ -45,10 +47,10 @@ class FlushedDenormals:
 
     def __enter__(self) -> None:
         if _LAYOUT:
-            self._before = ctypes.create_string_buffer(_LAYOUT.size)
-            _LIBRARY.fegetenv(self._before)
-            _LIBRARY.fesetenv(_FLUSHING)
+            self._before = _Environment()
+            _get_environment(self._before)
+            _set_environment(_FLUSHING)
 
     def __exit__(self, *_: object) -> None:
         if _LAYOUT:
-            _LIBRARY.fesetenv(self._before)
+            _set_environment(self._before)

@@ -39,6 +39,27 @@ def open_session(graph: bytes, weights: Mapping[str, NDArray[Any]]) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
+class _OneRow:
+    """A session bound to an array of `shape` in and one of `answer` out: binding takes a tenth of the time of AMN."""
+
+    def __init__(self, session: Any, shape: tuple[int, ...], answer: tuple[int, ...]) -> None:
+        self._session = session
+        self._context, self._vector = np.empty(shape, np.float32), np.empty(answer, np.float32)
+        self._binding = session.io_binding()
+        for bind, name, array in (
+            (self._binding.bind_input, "context", self._context),
+            (self._binding.bind_output, "vector", self._vector),
+        ):
+            bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
+
+    def run(self, contexts: Floats) -> Floats:
+        """Map one context `(1, T, D)` to its unit vector `(1, D)`."""
+        self._context[:] = contexts
+        with FlushedDenormals():
+            self._session.run_with_iobinding(self._binding)
+        return self._vector.copy()
+
+
 class OnnxRuntime:
     """One inference session with the arrays of a checkpoint as parameters.
 
@@ -48,6 +69,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     on_cpu = True
+    sizes: tuple[int, ...] = (1,)
 
     def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
         try:
@@ -55,6 +77,8 @@ class OnnxRuntime:
         except Exception as error:
             # onnxruntime's exceptions have no other common base
             raise BadCheckpoint(f"{checkpoint.version}: onnxruntime rejects the graph: {error}") from error
+        self._row_shape = (1, *checkpoint.golden_context.shape[1:])
+        self._one_row = _OneRow(self._session, self._row_shape, (1, *checkpoint.golden_vector.shape[1:]))
         size = sum(tensor.nbytes for tensor in checkpoint.weights.values())
         self._max_rows = MAX_ROWS if size < LARGE_NET else MAX_ROWS_LARGE
         self._threads = threads
@@ -62,6 +86,8 @@ class OnnxRuntime:
 
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
+        if contexts.shape == self._row_shape:
+            return self._one_row.run(contexts)
         count = min(self._threads, len(contexts) // MIN_ROWS_PER_THREAD)
         if count < 2 or has_lowered_priority():
             return self._run(contexts)

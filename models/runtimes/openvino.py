@@ -1,7 +1,9 @@
-"""OpenVINO on CPU: the graph in bf16 or int8, if the processor computes these faster than float32."""
+"""OpenVINO on CPU: the graph in float32, or in bf16 or int8 if the processor computes these faster."""
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,15 +14,21 @@ from openvino import opset13 as ops
 from openvino.passes import ConstantFolding, Manager
 from safetensors.numpy import save
 
-from models.registry.checkpoint import GRAPH_FILE, WEIGHTS_FILE, BadCheckpoint, Checkpoint
+from models.registry.checkpoint import GRAPH_FILE, ONNX_NET, WEIGHTS_FILE, BadCheckpoint, Checkpoint
 from models.runtimes.denormals import FlushedDenormals
+from models.runtimes.onnx import MIN_ROWS_PER_THREAD
 from models.vectors import Floats
 
+# Rows of the graphs.
+SIZES = (1, 4, 8, 16, 24, 32, 128)
+# A call takes as long as so many rows more.
+CALL_ROWS = 4
 # Activations that share a scale in int8: the smallest group there is, within one row, so rows do not mix.
 INT8_GROUP = 32
 # scale of an output whose weights are all zero
 MIN_SCALE = np.finfo(np.float32).tiny
 CONFIG: dict[str, dict[str, str | int]] = {
+    "float32": {"INFERENCE_PRECISION_HINT": "f32"},
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
     "int8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": INT8_GROUP},
 }
@@ -29,36 +37,100 @@ FLUSH_DENORMALS = {"CPU_DENORMALS_OPTIMIZATION": True}
 
 
 class OpenVinoRuntime:
-    """One compiled graph with one inference request; OpenVINO splits the work among `threads` threads."""
+    """A compiled graph for each number of rows in `sizes`, with the weights in `precision`.
+
+    Nothing is derived from the shape of a call, so one row takes as little as half the time. A batch runs in parts, the
+    last filled up. OpenVINO splits the work of a graph among at most `threads` threads, one per `MIN_ROWS_PER_THREAD`
+    rows. A net that came as an ONNX file has one graph for any number of rows, since it may not allow another shape.
+    """
 
     on_cpu = True
 
-    def __init__(self, checkpoint: Checkpoint, precision: str, threads: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, precision: str, threads: int, sizes: tuple[int, ...] = SIZES) -> None:
         self.name = f"openvino-{precision}"
+        self.sizes = () if checkpoint.card.architecture == ONNX_NET else sizes
         core = openvino.Core()
         model = _read(core, checkpoint)
         if precision == "int8":
             _quantise(model)
-        config = {**CONFIG[precision], **FLUSH_DENORMALS, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
         try:
             # OpenVINO sets the mode of the thread that compiles as well, and leaves it so.
             with FlushedDenormals():
-                self._request: Any = core.compile_model(model, "CPU", config).create_infer_request()
+                self._any_rows: Any = None if self.sizes else _compile(core, model, precision, threads)
+                self._graphs = {
+                    rows: _FixedRows(_compile_for(core, model, rows, precision, threads)) for rows in self.sizes
+                }
         except RuntimeError as error:
             raise BadCheckpoint(f"{checkpoint.version}: openvino rejects the graph: {error}") from error
 
     def run(self, contexts: Floats) -> Floats:
         """Map float32 contexts `(B, T, D)` to float32 unit vectors `(B, D)`."""
-        self._request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(contexts), shared_memory=True))
-        with FlushedDenormals():
-            self._request.infer()
-        answer: Floats = self._request.get_output_tensor().data.copy()
-        return answer
+        if self._any_rows:
+            return _run_any_rows(self._any_rows, contexts)
+        parts = split(len(contexts), self.sizes)
+        if len(parts) == 1:
+            return self._graphs[parts[0]].run(contexts)
+        blocks = np.split(contexts, list(accumulate(parts))[:-1])
+        return np.concatenate([self._graphs[rows].run(block) for rows, block in zip(parts, blocks, strict=True)])
+
+
+@cache
+def split(rows: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sizes of the graphs that run `rows` in the least time; the last one may be larger than needed."""
+    if rows > 2 * sizes[-1]:
+        return (sizes[-1], *split(rows - sizes[-1], sizes))
+    whole = [(size,) for size in sizes if size >= rows][:1]
+    divided = [(size, *split(rows - size, sizes)) for size in sizes if size < rows]
+    return min(whole + divided, key=lambda parts: sum(parts) + CALL_ROWS * len(parts))
+
+
+class _FixedRows:
+    """A request of a graph with a fixed number of rows. Fewer rows are filled up by those of the calls before."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self._contexts: Floats = request.get_input_tensor().data
+        self._vectors: Floats = request.get_output_tensor().data
+        self._contexts[:] = 0
+
+    def run(self, contexts: Floats) -> Floats:
+        """Map contexts `(n, T, D)`, as many as there are rows or fewer, to unit vectors `(n, D)`."""
+        if contexts.shape[1:] != self._contexts.shape[1:]:
+            raise ValueError(f"contexts of shape {contexts.shape}; expected {self._contexts.shape}")
+        self._contexts[: len(contexts)] = contexts
+        _infer(self._request)
+        return self._vectors[: len(contexts)].copy()
+
+
+def _infer(request: Any) -> None:
+    with FlushedDenormals():
+        # The options spare a copy of the answer.
+        request.infer(share_outputs=True, decode_strings=False)
+
+
+def _compile(core: Any, model: Any, precision: str, threads: int) -> Any:
+    config = {**CONFIG[precision], **FLUSH_DENORMALS, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    return core.compile_model(model, "CPU", config).create_infer_request()
+
+
+def _compile_for(core: Any, model: Any, rows: int, precision: str, threads: int) -> Any:
+    """Return a request of a copy of the graph for `rows` contexts; both share the weights."""
+    fixed = model.clone()
+    fixed.reshape([rows, *(length.get_length() for length in list(model.input().get_partial_shape())[1:])])
+    return _compile(core, fixed, precision, max(1, min(threads, rows // MIN_ROWS_PER_THREAD)))
+
+
+def _run_any_rows(request: Any, contexts: Floats) -> Floats:
+    request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(contexts), shared_memory=True))
+    _infer(request)
+    answer: Floats = request.get_output_tensor().data.copy()
+    return answer
 
 
 def supports_precision(precision: str) -> bool:
     """Return whether this processor computes in `precision`; if not, OpenVINO would silently use float32."""
-    return precision.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return precision == "float32" or precision.upper() in known
 
 
 def _read(core: Any, checkpoint: Checkpoint) -> Any:

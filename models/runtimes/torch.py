@@ -69,6 +69,7 @@ class TorchRuntime:
 
     # except in benchmarks
     on_cpu = False
+    sizes: tuple[int, ...] = ()
 
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str = "float32") -> None:
         self.name = runtime_name("torch", precision)

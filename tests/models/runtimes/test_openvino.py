@@ -58,6 +58,34 @@ def test_an_outlier_in_one_row_changes_no_other(checkpoint: Checkpoint, runtime:
     assert np.allclose(np.delete(runtime.run(contexts), 3, 0), np.delete(before, 3, 0), atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 17, 33, 64])
+def test_parts_of_a_batch_come_back_in_order(checkpoint: Checkpoint, runtime: Runtime, rows: int) -> None:
+    contexts = checkpoint.golden_context[::-1][:rows]
+    assert runtime.run(contexts).shape == (rows, checkpoint.card.dim)
+    assert np.allclose(runtime.run(contexts), checkpoint.golden_vector[::-1][:rows], atol=0.02)
+
+
+def test_rejects_contexts_of_another_shape(checkpoint: Checkpoint, runtime: Runtime) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        runtime.run(checkpoint.golden_context[:1, :, :1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        (0, (1,)),
+        (1, (1,)),
+        (3, (4,)),
+        (9, (8, 1)),
+        (100, (32, 32, 32, 4)),
+        (128, (128,)),
+        (600, (128,) * 4 + (32,) * 2 + (24,)),
+    ],
+)
+def test_a_batch_is_split_so_that_little_is_filled_up(rows: int, parts: tuple[int, ...]) -> None:
+    assert sorted(openvino.split(rows, openvino.SIZES), reverse=True) == list(parts)
+
+
 def test_answers_of_one_batch_outlive_the_next(checkpoint: Checkpoint, runtime: Runtime) -> None:
     first = runtime.run(checkpoint.golden_context[:4])
     kept = first.copy()

@@ -20,6 +20,7 @@ from models.runtimes import (
     NoSuchDevice,
     NoSuchPrecision,
     UnfitRuntime,
+    check_every_path,
     check_parity,
     find_device,
     open_runtime,
@@ -191,6 +192,24 @@ def test_rejects_weights_that_do_not_match_the_golden_vectors(
 def test_rejects_non_finite_golden_vectors(checkpoint: Checkpoint) -> None:
     with pytest.raises(UnfitRuntime, match="cosine nan"):
         open_runtime(replace(checkpoint, golden_vector=np.full_like(checkpoint.golden_vector, np.nan)), "cpu", 1)
+
+
+def test_checks_every_number_of_rows_that_has_a_path_of_its_own(checkpoint: Checkpoint) -> None:
+    class WrongAlone:
+        name, on_cpu, sizes = "fake", True, (1, 40)
+
+        def run(self, contexts: Floats) -> Floats:
+            right = np.resize(checkpoint.golden_vector, (len(contexts), 16))
+            return right if len(contexts) != 40 else -right
+
+    with pytest.raises(UnfitRuntime, match="cosine"):
+        check_every_path(WrongAlone(), checkpoint)
+
+
+def test_one_row_answers_as_the_first_of_many(checkpoint: Checkpoint, contexts: Contexts) -> None:
+    runtime, many = OnnxRuntime(checkpoint, 1), contexts(9)
+    singles = [runtime.run(context[None]) for context in many]
+    assert np.allclose(np.concatenate(singles), runtime.run(many), atol=1e-6)
 
 
 # What cannot be loaded

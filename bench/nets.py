@@ -27,7 +27,7 @@ from bench.untrained import NETS, by_name, draw_contexts
 from models.cores import cores
 from models.registry.checkpoint import Checkpoint, load_checkpoint
 from models.registry.registry import Registry
-from models.runtimes import MIN_PARITY, Runtime, UnfitRuntime, open_runtime
+from models.runtimes import MIN_PARITY, PRECISIONS, Runtime, UnfitRuntime, open_runtime
 from models.runtimes.torch import TorchRuntime, build_net, run_net
 from models.vectors import Floats
 
@@ -75,7 +75,8 @@ class RunMode:
         """
         if self.library == "torch":
             return TorchRuntime(checkpoint, self.device, self.precision)
-        return open_runtime(checkpoint, self.device, self.threads or 1, self.precision)
+        library = "openvino-" if self.library == "openvino" else ""
+        return open_runtime(checkpoint, self.device, self.threads or 1, library + self.precision)
 
 
 def run_modes() -> list[RunMode]:
@@ -87,9 +88,9 @@ def run_modes() -> list[RunMode]:
         from models.runtimes.openvino import supports_precision
 
         found += [
-            RunMode("openvino", "cpu", n, reduced)
-            for reduced in ("bf16", "int8")
-            if supports_precision(reduced)
+            RunMode("openvino", "cpu", n, precision)
+            for precision in PRECISIONS
+            if supports_precision(precision)
             for n in threads
         ]
     if torch.cuda.is_available():

@@ -41,7 +41,9 @@ class Settings(BaseSettings):
         "artifacts/lvm", description="Registry of versions and aliases: a directory, or the URL of an object store."
     )
     cache: Path = Field(
-        CACHE_DIRECTORY, description="Directory for local copies of object stores, one subdirectory per store."
+        CACHE_DIRECTORY,
+        description="Directory for local copies of object stores, one subdirectory per store, "
+        "and for the choices of `LVM_PRECISION=auto`.",
     )
     store_s: Positive = Field(
         5, description="Seconds between two polls of an object store; a poll requests one small object per alias."
@@ -75,9 +77,10 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="Device that runs the nets; auto: cuda or mps if torch finds one, else cpu."
     )
-    precision: Literal["float32", "bf16", "int8"] = Field(
+    precision: Literal["auto", "float32", "bf16", "int8"] = Field(
         "float32",
-        description="Number format of the nets; bf16 and int8 are less exact, and checked by the golden vectors.",
+        description="Number format of the nets; bf16 and int8 are less exact, and checked by the golden vectors. "
+        "auto: on a CPU the fastest of these, tried once for a version and kept in LVM_CACHE; else float32.",
     )
     threads: PositiveInt = Field(
         default_factory=cores,

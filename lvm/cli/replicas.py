@@ -100,6 +100,8 @@ def _notes(alias: str, replica: Replica, is_different: bool) -> Iterator[str]:
     state = replica.aliases.get(alias, {})
     if is_different:
         yield "differs"
+    if (runtime := state.get("runtime") or "").startswith("openvino-"):
+        yield f"runs on {runtime}"
     if warning := state.get("warning"):
         yield warning
     if score := replica.live.get(alias):

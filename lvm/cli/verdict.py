@@ -22,6 +22,11 @@ def rows(figures: Figures) -> Iterator[tuple[str, ...]]:
     for count, times in figures.get("latency", {}).items():
         label = "ms of CPU, 1 context" if count == "1" else f"ms of CPU, {count} contexts"
         yield label, f"{times['ms']:.3f}", "-", f"{times['incumbent_ms']:.3f}", f"{times['ratio']:.1f} x"
+    reference, *others = figures.get("precision", {}).get("tried", [None])
+    for tried in others:
+        for count, seconds in tried["seconds"].items():
+            ratio = f"{seconds / reference['seconds'][count]:.2f} x float32"
+            yield f"ms of CPU in {tried['precision']}, {count} context(s)", f"{1e3 * seconds:.3f}", "-", "-", ratio
 
 
 def passed(figures: Figures) -> str:
@@ -31,4 +36,5 @@ def passed(figures: Figures) -> str:
         found.append(f"{golden['contexts']} golden vectors (worst cosine {golden['worst_cosine']:.6f})")
     if space := figures.get("space"):
         found.append(", ".join(f"{axis} = {value}" for axis, value in space.items()))
-    return f"passed: {'; '.join(found) or 'no check'}"
+    chosen = f"; fastest precision here: {figures['precision']['precision']}" if "precision" in figures else ""
+    return f"passed: {'; '.join(found) or 'no check'}{chosen}"

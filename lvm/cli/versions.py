@@ -27,7 +27,7 @@ from lvm.cli.exit_codes import FAILED
 from lvm.cli.output import fits, print_json, print_message, print_table, print_version
 from models.recipe import NAMED_DATA
 from models.registry.alias import Alias as AliasName
-from models.registry.registry import Move, check_name
+from models.registry.registry import Move, Version, check_name
 
 if TYPE_CHECKING:
     from lvm.cli.replicas import Replica
@@ -148,6 +148,8 @@ def promote(
     target = found.find(version)
     sets = {name: read_data(directory) for name, directory in map(named_dir, data or ())}
     verdict = gate.judge(found, alias, target, sets)
+    if alias != AliasName.RETRIEVER and (chosen := _chosen_precision(target)):
+        verdict = replace(verdict, figures={**verdict.figures, "precision": chosen})
     if evidence:
         shown = weigh(scrape(evidence, token), target.id, verdict.aliases_before[AliasName.PRIMARY], min_pairs)
         figures = {**verdict.figures, "live": shown.figures}
@@ -162,6 +164,19 @@ def promote(
     _print_move(move, as_json, verdict.figures)
     if not as_json:
         _print_figures(verdict.figures)
+
+
+def _chosen_precision(target: Version) -> dict[str, Any] | None:
+    """Return the choice of LVM_PRECISION=auto for a net on this machine, made and kept if it is new; else None."""
+    from models.predictor import load_net
+    from models.trial import CHOICES_DIRECTORY, choose_for
+    from service.settings import read_settings
+
+    settings = read_settings()
+    if settings.precision != "auto":
+        return None
+    choice, _ = choose_for(target, load_net(target.path), settings.cache.expanduser() / CHOICES_DIRECTORY)
+    return asdict(choice)
 
 
 def rollback(alias: Alias, why: Why = "", as_json: AsJson = False) -> None:

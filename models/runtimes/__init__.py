@@ -72,7 +72,8 @@ def _require(device: str) -> None:
 def open_runtime(checkpoint: Checkpoint, device: str, threads: int, precision: str = "float32") -> Runtime:
     """Return the net of a checkpoint, ready to run on `device` and checked against its golden vectors.
 
-    A net that came as an ONNX file has no torch module, so it runs on the CPU whatever the device is.
+    A net that came as an ONNX file has no torch module, so it runs on the CPU whatever the device is. On the CPU, a
+    `precision` such as openvino-float32 names the library too.
 
     Raises:
         NoSuchPrecision: the device cannot compute in `precision`.
@@ -81,6 +82,15 @@ def open_runtime(checkpoint: Checkpoint, device: str, threads: int, precision: s
     """
     is_onnx = checkpoint.card.architecture == ONNX_NET
     runtime = _open_onnx(checkpoint, threads, precision) if is_onnx else _make(checkpoint, device, threads, precision)
+    check_every_path(runtime, checkpoint)
+    return runtime
+
+
+def open_for_trial(checkpoint: Checkpoint, precision: str, sizes: tuple[int, ...]) -> Runtime:
+    """Return what `open_runtime` returns for the CPU and one thread; OpenVINO has graphs for `sizes` rows only."""
+    if precision == "float32" or checkpoint.card.architecture == ONNX_NET:
+        return open_runtime(checkpoint, "cpu", 1, precision)
+    runtime = _open_openvino(checkpoint, 1, precision, sizes)
     check_every_path(runtime, checkpoint)
     return runtime
 
@@ -128,15 +138,23 @@ def _on_cpu(checkpoint: Checkpoint, threads: int, precision: str) -> Runtime:
         from models.runtimes.onnx import OnnxRuntime
 
         return OnnxRuntime(checkpoint, threads)
-    if precision not in PRECISIONS:
+    return _open_openvino(checkpoint, threads, precision)
+
+
+def _open_openvino(
+    checkpoint: Checkpoint, threads: int, precision: str, sizes: tuple[int, ...] | None = None
+) -> Runtime:
+    """Return the net in OpenVINO, with graphs for `sizes` rows, or for those that it has by default."""
+    number_format = precision.removeprefix("openvino-")
+    if number_format not in PRECISIONS:
         raise NoSuchPrecision(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     try:
         from models.runtimes import openvino
     except ImportError as error:
         raise NoSuchPrecision(f"{precision} on cpu requires the extra openvino, which is not installed") from error
-    if not openvino.supports_precision(precision):
-        raise NoSuchPrecision(f"this processor does not compute in {precision}")
-    return openvino.OpenVinoRuntime(checkpoint, precision, threads)
+    if not openvino.supports_precision(number_format):
+        raise NoSuchPrecision(f"this processor does not compute in {number_format}")
+    return openvino.OpenVinoRuntime(checkpoint, number_format, threads, sizes or openvino.SIZES)
 
 
 def check_parity(runtime: Runtime, checkpoint: Checkpoint) -> None:

@@ -6,13 +6,16 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from models.predictor import Predictor, load_predictor
+from models.predictor import Predictor, build_predictor, load_net
 from models.registry.alias import Alias
+from models.registry.checkpoint import BadCheckpoint, Checkpoint
 from models.registry.registry import Version
 from models.retrieval.milvus import IndexUnavailable, MilvusCollection, MilvusIndex
 from models.retrieval.retriever import Retriever, load_retriever
+from models.runtimes import NoSuchDevice, find_device
 from models.runtimes.priority import lower_priority
 from models.text.encoder import Encoder, open_encoder
+from models.trial import CHOICES_DIRECTORY, choose_for
 from service.engines.engine import Engine
 from service.engines.external_index import ExternalSearchAdapter
 from service.engines.predict import make_predict_engine
@@ -21,6 +24,7 @@ from service.engines.search import SearchAdapter, make_search_engine
 from service.engines.text import TextAdapter, make_text_engine
 from service.settings import Settings
 from service.tasks import SerialExecutor
+from service.telemetry.log import logger
 from service.telemetry.metrics import Metrics
 
 
@@ -32,10 +36,28 @@ class ModelLoader:
 
     def load_predictor(self, version: Version) -> Predictor:
         """Load and warm a net; raises `BadCheckpoint`."""
-        settings = self._settings
-        predictor = load_predictor(version.path, settings.device, settings.threads, settings.precision)
+        settings, checkpoint = self._settings, load_net(version.path)
+        precision = self._choose_precision(version, checkpoint) if settings.precision == "auto" else settings.precision
+        try:
+            predictor = build_predictor(checkpoint, settings.device, settings.threads, precision)
+        except (BadCheckpoint, NoSuchDevice) as error:
+            if settings.precision != "auto" or precision == "float32":
+                raise
+            logger().warning("precision not usable", version=version.id, precision=precision, reason=str(error))
+            predictor = build_predictor(checkpoint, settings.device, settings.threads)
         predictor.warm_up(settings.max_batch)
         return predictor
+
+    def _choose_precision(self, version: Version, checkpoint: Checkpoint) -> str:
+        """Return the precision that is fastest for a net here; an accelerator computes in float32."""
+        if find_device(self._settings.device) != "cpu":
+            return "float32"
+        choice, is_new = choose_for(version, checkpoint, self._settings.cache.expanduser() / CHOICES_DIRECTORY)
+        for each in choice.tried if is_new else ():
+            if each.rejected:
+                logger().info("precision rejected", version=version.id, precision=each.precision, reason=each.rejected)
+        logger().info("precision chosen", version=version.id, precision=choice.precision)
+        return choice.precision
 
     def load_retriever(self, version: Version) -> Retriever:
         """Load and warm a corpus; raises `BadCheckpoint`."""

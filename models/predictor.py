@@ -48,8 +48,6 @@ class Predictor:
 
         A CPU needs no warm-up, which would take time from requests: the golden contexts have run already.
         """
-        # It takes milliseconds, and its first reader is an event loop.
-        _ = self.reference_stats
         if not self._runtime.on_cpu:
             for size in (*(1 << n for n in range((max_batch - 1).bit_length())), max_batch):
                 self.predict_batch(self._golden[:1].repeat(size, axis=0))

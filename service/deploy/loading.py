@@ -46,6 +46,8 @@ class ModelLoader:
             logger().warning("precision not usable", version=version.id, precision=precision, reason=str(error))
             predictor = build_predictor(checkpoint, settings.device, settings.threads)
         predictor.warm_up(settings.max_batch)
+        # It takes milliseconds, and its first reader is an event loop.
+        _ = predictor.reference_stats
         return predictor
 
     def _choose_precision(self, version: Version, checkpoint: Checkpoint) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -33,6 +35,7 @@ from lvm.cli.output import (
     print_message,
     print_table,
     print_version,
+    size_text,
 )
 from models.cores import cores
 from models.recipe import RERANKER, Job
@@ -126,6 +129,7 @@ def _from_articles(
     from models.training import articles
     from models.training.work_cache import cache_next_to
 
+    began = perf_counter()
     with long_work("encoding characters", lambda: how_to_continue(out), shows_rate=True) as progress:
         threads = cores()
         model = (
@@ -134,7 +138,14 @@ def _from_articles(
             else open_encoder(encoder, threads, may_use_bf16=True)
         )
         made = articles.build(source, out, model, progress, cache_next_to(out), metadata)
+    print_message(f"lvm: {_spent(perf_counter() - began)}")
     return asdict(made), articles.warnings(made)
+
+
+def _spent(seconds: float) -> str:
+    """Return what this process took: time, processor time and memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return f"{seconds:.0f} s, {process_time():.0f} s of processor time, {size_text(peak)} of memory at most"
 
 
 def _from_vectors(

@@ -208,13 +208,19 @@ class MiniLM:
         self._may_use_bf16 = may_use_bf16
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encoder")
 
+    @property
+    def uses_bf16(self) -> bool:
+        """Whether this machine computes the vectors in bf16; opens the model."""
+        return self._session.precision == "bf16"
+
     def count_tokens(self, text: str) -> int:
         """Return the number of word-pieces in the whole `text`, without special tokens."""
-        return len(self._tokenise(text).ids)
+        return len(self._piece_ids(text))
 
     def text_info(self, text: str) -> TextInfo:
         """Return how much of `text` is read."""
-        pieces = self._tokenise(text)
+        # `encode` would hold the interpreter's lock
+        (pieces,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         return _info(text, pieces.ids, pieces.offsets, self._tokenizer.token_to_id("[UNK]"), MAX_WORD_PIECES - 2)
 
     def encode(self, texts: Sequence[str], progress: Progress = no_progress) -> Floats:
@@ -235,12 +241,13 @@ class MiniLM:
 
     def _ids(self, text: str) -> NDArray[np.int64]:
         first, last = map(self._tokenizer.token_to_id, ("[CLS]", "[SEP]"))
-        return np.array([first, *self._tokenise(text).ids[: MAX_WORD_PIECES - 2], last], np.int64)
+        return np.array([first, *self._piece_ids(text)[: MAX_WORD_PIECES - 2], last], np.int64)
 
-    def _tokenise(self, text: str) -> Any:
-        # `encode` would hold the interpreter's lock
-        (pieces,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
-        return pieces
+    def _piece_ids(self, text: str) -> list[int]:
+        # fast: without the spans of word-pieces
+        (pieces,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = pieces.ids
+        return ids
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -24,6 +24,7 @@ class Session(NamedTuple):
 
     run: Callable[[Ids], Floats]
     most: int
+    precision: str
 
 
 # Texts that run together in bf16; more are not faster.
@@ -41,7 +42,7 @@ def open_float32(graph: bytes, weights: bytes) -> Session:
 
     session = open_session(graph, load(weights))
     # together they would be 4 % faster, but differ in the last bit
-    return Session(lambda ids: np.asarray(session.run(["vector"], {"ids": ids})[0]), most=1)
+    return Session(lambda ids: np.asarray(session.run(["vector"], {"ids": ids})[0]), 1, "float32")
 
 
 def open_bf16(graph: bytes, weights: bytes, weights_name: str, threads: int, exact: Session) -> Session | None:
@@ -92,4 +93,4 @@ def _compile(graph: bytes, weights: bytes, weights_name: str, threads: int) -> S
             requests.put(request)
         return answer
 
-    return Session(run, BF16_TEXTS)
+    return Session(run, BF16_TEXTS, "bf16")

@@ -49,12 +49,14 @@ def test_texts_together_have_the_vectors_that_they_have_alone(session: Session) 
 def test_bf16_makes_the_vectors_of_float32(faster: Session) -> None:
     shipped = read_corpus(SHIPPED.resolve())
     texts = [str(shipped.chunk(row).text) for row in range(0, len(shipped), 400)]
-    vectors = MiniLM(2, may_use_bf16=True).encode(texts)
+    minilm = MiniLM(2, may_use_bf16=True)
+    assert minilm.uses_bf16
+    vectors = minilm.encode(texts)
     assert (vectors * MiniLM(2).encode(texts)).sum(axis=1).min() >= 0.9999
 
 
 def test_bf16_is_not_used_if_its_vectors_differ(faster: Session, files: tuple[bytes, bytes]) -> None:
-    other = Session(lambda ids: np.roll(faster.run(ids), 1, axis=1), 1)
+    other = Session(lambda ids: np.roll(faster.run(ids), 1, axis=1), 1, "bf16")
     assert open_bf16(*files, encoder.WEIGHTS, 1, other) is None
 
 

@@ -104,7 +104,7 @@ def build(
         FileExistsError: `out` exists.
         OSError: `out` cannot be written.
     """
-    with cache, appearing(out, cache) as directory, TemporaryDirectory(dir=cache.directory) as scratch:
+    with cache, appearing(out, cache) as directory, TemporaryDirectory(prefix="spool.", dir=cache.directory) as scratch:
         spool = _Spool(Path(scratch) / "articles", source, metadata)
         with corpus_writer(directory, encoder.dim) as corpus:
             encoding = _Encoding(corpus, encoder, _Meter(progress, spool.characters), cache)

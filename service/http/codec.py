@@ -490,7 +490,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def _whole_or_float(digits: str) -> int | float:
-    return int(digits) if len(digits) < 20 else float(digits)
+    return int(digits) if len(digits.lstrip("-")) < 20 else float(digits)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lvm.errors import (
@@ -92,6 +92,7 @@ def test_the_fast_reader_accepts_valid_bodies_and_agrees_with_the_strict_one(
 
 
 @settings(max_examples=300)
+@example({"filter": {"n": -(10**18) - 1}}, [[0.0] * 3] * 2, True)
 @given(nested, st.one_of(context, st.lists(context, min_size=1, max_size=3)), st.booleans())
 def test_both_readers_agree_on_lists_and_objects_in_options(
     given_options: dict[str, Any], rows: list[Any], ascii_: bool

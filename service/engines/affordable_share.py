@@ -8,7 +8,7 @@ from contextlib import contextmanager
 # Seconds between two changes: both parts of a pair should see the same share.
 PERIOD_S = 0.25
 # What the work may take: a part of the time in which the thread would be idle, and this part of all time at least.
-OF_IDLE, AT_LEAST = 0.1, 0.01
+OF_IDLE, AT_LEAST = 0.05, 0.005
 
 
 class AffordableShare:

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context, ContextVar
+from copy import copy
 from functools import partial
 from time import monotonic, thread_time
 from typing import Any, NamedTuple
@@ -100,7 +101,7 @@ class Board(ABC):
 class Pairing:
     """Keeps a share of the answers until their true next vectors arrive; then the board scores them.
 
-    Callers must not change the arrays that they give: these are read later, in turns of the event loop of their own.
+    Callers must not change arrays of many contexts: these are read later, in turns of the event loop of their own.
 
     Args:
         memory: where answers are kept. Processes that share it score each other's answers.
@@ -146,9 +147,13 @@ class Pairing:
         Contexts of another shape than those of the primary, or of the first alias until the primary answers, are left
         alone. If that shape changes, what waits is forgotten.
         """
-        if contexts.shape == self._one and not self._is_sampled(contexts):
+        is_one = contexts.shape == self._one
+        if is_one and not self._is_sampled(contexts):
             return
         if not is_declined.get() and self._takes(contexts.shape[1:], author[0]):
+            if is_one:
+                # the memory of a request is in the processor's cache: the next request should get it
+                contexts, answers = contexts.copy(), copy(answers)
             self._take(Taken(contexts, answers, author, self._clock() + DELAY_S))
 
     def keep(self, context: Floats, answer: Floats, author: Author) -> None:
@@ -237,6 +242,7 @@ class Pairing:
         contexts, answers, author, due = taken
         first, second = self._middles
         share = self._share.now
+        is_copy = len(contexts) == 1 and contexts.base is None
         for row, context in enumerate(contexts):
             is_kept = author is not None and _draw(context, second) < share
             ends_one = due < math.inf and _draw(context, first) < share
@@ -246,7 +252,7 @@ class Pairing:
                 if author and is_kept and later != earlier:
                     yield Answered(later, answers[row], context[0], Author(*author))
                 if ends_one and later != earlier and len(self._arrived) < MAX_WAITING:
-                    self._arrived.append(Arrival(earlier, context.copy(), due))
+                    self._arrived.append(Arrival(earlier, context if is_copy else context.copy(), due))
 
     def _keep(self, store: PairStore, author: Author, answered: Sequence[Answered]) -> None:
         counts = Counter([each.digest for each in answered])

@@ -92,7 +92,8 @@ faults: dev  ## put every fault we know to real processes and count what held (u
 bench: dev  ## one report of nets and service beside a naive app, a bare one and an echo, in runs/bench (about 20 minutes)
 	$(BIN)/lvm bench
 
-device-check: dev  ## measure a GPU: golden vectors, batches, the service, training (5 minutes); without one, say what is missing
+device-check: dev  ## try the sections on the CPU, then measure a GPU (5 minutes); without one, say what is missing
+	$(BIN)/pytest -m device tests/bench/test_device.py
 	$(BIN)/python -m bench.device
 
 device-kit: dev  ## wheels for `python3 -m bench.device` on a GPU machine with Python KIT_PYTHON (3.12) and no index, in runs/device-kit

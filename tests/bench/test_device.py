@@ -54,12 +54,14 @@ def test_without_a_gpu_it_says_so_and_succeeds(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.device
 def test_every_section_runs_to_its_end(found: Mapping[str, Any]) -> None:
     assert tuple(found) == SECTIONS
     assert [found[name]["error"] for name in SECTIONS] == [""] * 5
     assert all(found[name]["rows"] for name in SECTIONS)
 
 
+@pytest.mark.device
 def test_nets_are_held_to_their_golden_vectors(found: Mapping[str, Any]) -> None:
     row = found["golden"]["rows"][0]
     assert (row["net"], row["precision"], row["runtime"]) == ("amn", "float32", "onnxruntime")
@@ -68,12 +70,14 @@ def test_nets_are_held_to_their_golden_vectors(found: Mapping[str, Any]) -> None
     assert row["alone_difference"] < 1e-5
 
 
+@pytest.mark.device
 def test_batches_are_timed_by_size(found: Mapping[str, Any]) -> None:
     rows = {row["run"]: row for row in found["batches"]["rows"]}
     assert rows.keys() == {"float32", "bf16", "plain torch"}
     assert all(time > 0 for row in (rows["float32"], rows["plain torch"]) for time in row["ms"].values())
 
 
+@pytest.mark.device
 def test_the_service_is_measured_with_a_device_worker_and_beside_it_without(found: Mapping[str, Any]) -> None:
     loads = [row for row in found["service"]["rows"] if "wire" in row]
     asked = [(row["service"], row["wire"], row["rows"], row["connections"]) for row in loads]
@@ -81,6 +85,7 @@ def test_the_service_is_measured_with_a_device_worker_and_beside_it_without(foun
     assert all(row["per_second"] > 0 and row["p99_ms"] >= row["p50_ms"] > 0 for row in loads)
 
 
+@pytest.mark.device
 def test_an_epoch_of_training_is_timed_in_each_precision(found: Mapping[str, Any]) -> None:
     rows = found["training"]["rows"]
     assert [(row["net"], row["precision"], row["windows"]) for row in rows] == [
@@ -90,6 +95,7 @@ def test_an_epoch_of_training_is_timed_in_each_precision(found: Mapping[str, Any
     assert all(row["per_second"] > 0 for row in rows)
 
 
+@pytest.mark.device
 def test_a_section_that_is_too_slow_or_fails_does_not_hide_the_others(registry: Path, tmp_path: Path) -> None:
     done = check(tmp_path, *("--device", "cpu", "--tiny", "--patience", "1e-9"), *("--only", "machine", "service"))
     assert done.returncode == 0

@@ -126,7 +126,7 @@ inside() { # [VARIABLE=VALUE...] -- COMMAND...
         mount --rbind /sys "$ROOT/sys"
         mount --rbind /dev "$ROOT/dev"
         mount -t tmpfs -o size=64m,mode=1777,noexec,nosuid,nodev shm "$ROOT/dev/shm"
-        mount -t tmpfs -o size=64m,mode=1777,noexec,nosuid,nodev tmp "$ROOT/tmp"
+        mount -t tmpfs -o size=256m,mode=1777,noexec,nosuid,nodev tmp "$ROOT/tmp"
         exec chroot "$ROOT" setpriv --reuid="${IDS%:*}" --regid="${IDS#*:}" --clear-groups --no-new-privs \
             --bounding-set=-all --inh-caps=-all -- env -i "$@"' \
         inside --chdir="$(configured home)" PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin "${environment[@]}" "LVM_PORT=$PORT" "${variables[@]}" "${@:2}"

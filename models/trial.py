@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from models.cores import cores
 from models.evaluate import find_on_card, mean_cosine, window_counts
 from models.registry.alias import Alias
 from models.registry.card import Card
@@ -178,7 +179,7 @@ def _machine() -> str:
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor |= {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-    known = sorted(processor), os.cpu_count(), [_version_of(package) for package in PACKAGES]
+    known = sorted(processor), cores(), [_version_of(package) for package in PACKAGES]
     return digest(repr(known).encode())[:12]
 
 
@@ -190,7 +191,7 @@ def _version_of(package: str) -> str | None:
 
 
 def _read(path: Path) -> Choice | None:
-    """Return the choice in a file; None if there is none, or none that can be read."""
+    """Return the choice in a file, or None if the file is missing or cannot be read."""
     try:
         stored: dict[str, Any] = json.loads(path.read_bytes())
         choice = Choice(stored["precision"], tuple(Tried(**each) for each in stored["tried"]))

@@ -27,6 +27,7 @@ from service.processes.sockets import bind
 from service.settings import Settings
 from tests.fakes import FakeLoader, mean_of, registry_of
 from tests.fakes import retriever as corpus_of
+from tests.scraping import scrape
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "artifacts" / "lvm"
@@ -58,7 +59,7 @@ class Running:
 
     def metric(self, name: str, **labels: str) -> float:
         """Return one sample of the app's metrics, 0 where there is none."""
-        families = text_string_to_metric_families(self.app.metrics.scrape()[0].decode())
+        families = text_string_to_metric_families(scrape(self.app.metrics)[0].decode())
         found = [s.value for family in families for s in family.samples if (s.name, s.labels) == (name, labels)]
         return found[0] if found else 0.0
 

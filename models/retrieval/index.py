@@ -289,7 +289,10 @@ class IvfIndex:
         return map(self._rescore, queries, self._candidates(queries, k), repeat(k))
 
     def _candidates(self, queries: Floats, k: int, share: float = 1) -> Rows:
-        """Return the rows to rescore for each query, if a `share` of them counts; -1 is none."""
+        """Return the rows to rescore for each query, -1 where there are fewer.
+
+        If the caller keeps only a `share` of all rows, more lists are scanned.
+        """
         nprobe, count = self._effort(k, len(self))
         nprobe = math.ceil(nprobe / share)
         while True:
@@ -316,7 +319,7 @@ class IvfIndex:
         return self._search_part(queries, k, among)
 
     def _search_most(self, queries: Floats, k: int, among: RowSet) -> Iterator[ScoredRows]:
-        """Yield what is found in all rows, without those that the set lacks; where it lacks many, search the set."""
+        """Search all rows and drop those outside the set. If that drops too many, search the set itself."""
         for query, rows in zip(queries, self._candidates(queries, k, among.share), strict=True):
             kept = rows[(rows >= 0) & among.mask[rows]]
             if len(kept) >= max(k, len(rows) // 2):

@@ -133,15 +133,26 @@ def supports_precision(precision: str) -> bool:
     return precision == "float32" or precision.upper() in known
 
 
-def _read(core: Any, checkpoint: Checkpoint) -> Any:
-    """Return the graph with the verified tensors; OpenVINO reads these from a file only."""
+def read_graph(core: Any, graph: bytes, weights: bytes, weights_file: str) -> Any:
+    """Return an ONNX graph whose weights are in `weights_file`, which OpenVINO reads from a directory only.
+
+    Raises:
+        OSError: the directory of temporary files has no room for the weights.
+        RuntimeError: OpenVINO rejects the graph.
+    """
     with TemporaryDirectory() as directory:
-        (Path(directory) / GRAPH_FILE).write_bytes(checkpoint.graph)
-        (Path(directory) / WEIGHTS_FILE).write_bytes(save(dict(checkpoint.weights)))
-        try:
-            return core.read_model(Path(directory) / GRAPH_FILE)
-        except RuntimeError as error:
-            raise BadCheckpoint(f"{checkpoint.version}: openvino rejects the graph: {error}") from error
+        path = Path(directory) / GRAPH_FILE
+        path.write_bytes(graph)
+        path.with_name(weights_file).write_bytes(weights)
+        return core.read_model(path)
+
+
+def _read(core: Any, checkpoint: Checkpoint) -> Any:
+    """Return the graph with the verified tensors."""
+    try:
+        return read_graph(core, checkpoint.graph, save(dict(checkpoint.weights)), WEIGHTS_FILE)
+    except RuntimeError as error:
+        raise BadCheckpoint(f"{checkpoint.version}: openvino rejects the graph: {error}") from error
 
 
 def _quantise(model: Any) -> None:

@@ -13,7 +13,7 @@ from models.windows import StoredCorpus, check_dim
 
 
 def map_training_sets(directories: Sequence[Path]) -> StoredCorpus:
-    """Return the chunks of all `directories`, in this order; articles are numbered anew, so that no two share an id.
+    """Return the chunks of all `directories`, in this order. Articles get new ids, so that no two have the same.
 
     Raises:
         BadCorpus: a directory is given twice, or has no vectors that can be read.

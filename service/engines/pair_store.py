@@ -41,7 +41,7 @@ class Pairs(NamedTuple):
 
 
 class PairStore:
-    """Keeps answers of `width` bytes, a multiple of 4, for at most `seconds`, in `memory`.
+    """Keeps answers of `width` bytes, for at most `seconds`, in `memory`.
 
     Processes that share the memory use a clock that they share. While some use another width, entries are lost.
     Memory that is too small for `WAYS` entries keeps nothing.

@@ -237,18 +237,11 @@ class Metrics:
         """Yield every metric of the service."""
         yield from (value for value in vars(self).values() if isinstance(value, Family))
 
-    def scrape(self, accept: str = "") -> tuple[bytes, str]:
-        """Return the text in the format that an Accept header asks for, and its media type."""
-        slices = self.scrape_in_slices(accept)
-        while True:
-            try:
-                next(slices)
-            except StopIteration as end:
-                scraped: tuple[bytes, str] = end.value
-                return scraped
+    def scrape(self, accept: str = "") -> Generator[None, None, tuple[bytes, str]]:
+        """Return the text in the format that an Accept header asks for, and its media type.
 
-    def scrape_in_slices(self, accept: str = "") -> Generator[None, None, tuple[bytes, str]]:
-        """Return what `scrape` does; yield where requests may be answered meanwhile."""
+        Yield where requests may be answered meanwhile.
+        """
         _, media_type = choose_encoder(accept)
         openmetrics = media_type.startswith("application/openmetrics-text")
         self.observe_process()

@@ -30,6 +30,7 @@ from service.telemetry.metrics import (
 from service.telemetry.metrics import STAGES as SECONDS
 from tests.docker import promql
 from tests.docker.monitored import shortened
+from tests.scraping import scrape
 
 ROOT = promql.ROOT
 DOCKER = ROOT / "docker"
@@ -56,7 +57,7 @@ def scraped_labels() -> dict[str, set[str]]:
     metrics = Metrics()
     own = {made.name: {*made.label_names} for made in metrics.instruments()}
     labels: dict[str, set[str]] = {}
-    text = metrics.scrape("application/openmetrics-text; version=1.0.0")[0].decode()
+    text = scrape(metrics, "application/openmetrics-text; version=1.0.0")[0].decode()
     for family in text_string_to_metric_families(text):
         seen = {label for sample in family.samples for label in sample.labels}
         for name in family_names(family):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.scraping import scrape
+
 pytest.importorskip("ray", reason="the ray extra; make ray-check")
 
 from service.ray.node_metrics import NodeMetrics
@@ -37,7 +39,7 @@ def test_takes_over_the_file_of_an_ended_process_with_its_counts(tmp_path: Path)
     metrics.requests.inc("/predict", "ok")
     node.finalize_dead()
     rows = {int(path.stem) for path in home.glob(f"*{SUFFIX}")}
-    text = metrics.scrape()[0].decode().splitlines()
+    text = scrape(metrics)[0].decode().splitlines()
     assert len(rows) == len(dead)
     assert os.getpid() in rows < dead | {os.getpid()}
     assert 'lvm_requests_total{route="/predict",outcome="ok"} 4.0' in text

@@ -48,7 +48,7 @@ def add_routes(
     async def scrape(request: Request) -> Response:
         """Prometheus text, or OpenMetrics when asked for."""
         update_gauges()
-        work = metrics.scrape_in_slices(exposition_format(request.headers.get("accept", "")))
+        work = metrics.scrape(exposition_format(request.headers.get("accept", "")))
         text, media_type = await slicer.run(SCRAPE, work)
         return Response(text, headers={"content-type": media_type})
 

@@ -9,6 +9,7 @@ from lvm.cli.evidence import TooFewPairs, weigh
 from models.gate import WorseThanIncumbent
 from service.deploy.shadow_report import differences
 from service.telemetry.metrics import Metrics
+from tests import scraping
 
 CANDIDATE, PRIMARY = "gmn/v2", "amn/v1"
 
@@ -20,7 +21,7 @@ def scrape(mean: float, pairs: int, against: str = PRIMARY) -> str:
     spread = draw.normal(0, 0.05, pairs)
     for level, some in zip(("low", "middle", "high"), np.array_split(spread - spread.mean() + mean, 3), strict=True):
         metrics.shadow_difference.labels("gmn", "v2", against, level).observe(*some.tolist())
-    return metrics.scrape()[0].decode()
+    return scraping.scrape(metrics)[0].decode()
 
 
 def test_differences_are_summed_over_the_coherences() -> None:

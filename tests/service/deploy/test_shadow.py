@@ -26,6 +26,7 @@ from service.settings import Settings
 from service.telemetry.metrics import COHERENCES, Metrics
 from tests.conftest import until
 from tests.fakes import D, T, contexts, mean_of, retriever
+from tests.scraping import scrape
 
 
 class Candidate:
@@ -56,7 +57,7 @@ def shadow(
 
 
 def report(metrics: Metrics) -> dict[str, Any]:
-    return summarize_shadow(metrics.scrape()[0].decode())
+    return summarize_shadow(scrape(metrics)[0].decode())
 
 
 def test_compares_and_reports_answers() -> None:

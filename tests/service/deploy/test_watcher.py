@@ -14,6 +14,7 @@ from models.registry.registry import Registry, Version
 from service.deploy.watcher import RETRY_S
 from tests.conftest import PATIENCE_S
 from tests.fakes import FakeLoader, FakePredictor, add_version
+from tests.scraping import scrape
 from tests.service.deploy.harness import Harness, run
 
 
@@ -94,7 +95,7 @@ def test_counts_every_poll_of_a_share_that_is_away_and_recovers(tmp_path: Path) 
             before = harness.count("failed", "retriever")
             await harness.until(lambda before=before: harness.count("failed", "retriever") >= before + 3)  # type: ignore[misc]
             assert harness.watcher.failing == {"primary", "fallback", "candidate", "retriever"}
-            assert "fallback-2" not in harness.metrics.scrape()[0].decode(), "it was never set"
+            assert "fallback-2" not in scrape(harness.metrics)[0].decode(), "it was never set"
             assert await harness.ask() <= {"amn", "good"}
             share.trouble = Share.trouble  # type: ignore[method-assign]
             await harness.promote("good" if spell == 1 else "amn")

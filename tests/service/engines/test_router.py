@@ -27,6 +27,7 @@ from service.engines.router import Router, make_router
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.fakes import contexts
+from tests.scraping import scrape
 
 
 class FakeEngine:
@@ -112,7 +113,7 @@ def test_shows_the_breakers_of_further_fallbacks_only_if_they_are_there() -> Non
         metrics = Metrics()
         again = make_router(made.engines, Settings(), metrics)
         again.update_gauges()
-        assert metrics.scrape()[0].decode().count("lvm_breaker_open{") == shown
+        assert scrape(metrics)[0].decode().count("lvm_breaker_open{") == shown
 
 
 def test_chains_follow_profile_and_name() -> None:

@@ -14,6 +14,7 @@ from service.overload.admission import Admission, Permit
 from service.overload.limiter import FixedLimit
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
+from tests.scraping import scrape
 
 ROW = 40  # bytes
 
@@ -208,7 +209,7 @@ def test_counts_rejections_by_reason() -> None:
         known.check_row("a")
     with pytest.raises(Overloaded, match="bytes"):
         Permit(known, "a").reserve(99)
-    text = metrics.scrape()[0].decode()
+    text = scrape(metrics)[0].decode()
     assert [f'lvm_refusals_total{{reason="{r}"}} 1.0' in text for r in ("rows", "bytes")] == [True, True]
 
 

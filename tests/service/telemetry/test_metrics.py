@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.telemetry.metrics import Histogram, Metrics, latency_edges
 from service.telemetry.shared_memory import MetricValues
+from tests.scraping import scrape
 
 SLOS = (5.0, 10.0, 25.0, 50.0, 100.0)
 
@@ -57,8 +58,8 @@ def test_both_formats_parse_strictly_to_the_same_samples() -> None:
     metrics.requests.inc('odd "label"\nwith\\all', "ok")
     metrics.seconds.labels("/predict", "total").observe(0.01)
     metrics.model.label_sets = [("primary", "amn", "v", "s", "r")]
-    classic, classic_type = metrics.scrape()
-    modern, modern_type = metrics.scrape("application/openmetrics-text; version=1.0.0")
+    classic, classic_type = scrape(metrics)
+    modern, modern_type = scrape(metrics, "application/openmetrics-text; version=1.0.0")
     assert classic_type.startswith("text/plain")
     assert modern_type.startswith("application/openmetrics-text")
     ours = [
@@ -71,7 +72,7 @@ def test_both_formats_parse_strictly_to_the_same_samples() -> None:
 
 def test_a_scrape_lets_requests_run_before_each_family() -> None:
     metrics = Metrics(SLOS)
-    assert sum(1 for _ in metrics.scrape_in_slices()) > len([*metrics.instruments()])
+    assert sum(1 for _ in metrics.scrape()) > len([*metrics.instruments()])
 
 
 def test_openmetrics_alone_shows_the_latest_exemplar_of_each_bucket() -> None:
@@ -92,7 +93,7 @@ def test_openmetrics_alone_shows_the_latest_exemplar_of_each_bucket() -> None:
 def test_edges_below_zero_parse_strictly_in_both_formats() -> None:
     metrics = Metrics(SLOS)
     metrics.shadow_extra_seconds.labels().observe(-0.01)
-    classic, modern = (metrics.scrape(accept)[0].decode() for accept in ("", "application/openmetrics-text"))
+    classic, modern = (scrape(metrics, accept)[0].decode() for accept in ("", "application/openmetrics-text"))
     assert samples(classic, text_string_to_metric_families)["lvm_shadow_extra_seconds_sum", ()] == -0.01
     assert samples(modern, parse_openmetrics)["lvm_shadow_extra_seconds_bucket", (("le", "+Inf"),)] == 1
 

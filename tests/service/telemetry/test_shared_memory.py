@@ -21,6 +21,7 @@ from service.telemetry.shared_memory import (
     shared_block,
 )
 from tests.conftest import Mount
+from tests.scraping import scrape
 
 
 def test_allocates_zeros_without_overlap() -> None:
@@ -73,11 +74,11 @@ def test_keys_of_another_release_are_left_alone(tmp_path: Path) -> None:
     memory = SharedMetricValues(tmp_path, 0)
     metrics = Metrics(memory=memory)
     metrics.batch_rows.labels("primary").observe(1)
-    text, _ = metrics.scrape()
+    text, _ = scrape(metrics)
     assert b"lvm_of_" not in text
     assert b"a label" not in text
     assert b'lvm_batch_rows_count{engine="primary"} 1\n' in text
-    again, _ = Metrics(memory=SharedMetricValues(tmp_path, 0)).scrape()
+    again, _ = scrape(Metrics(memory=SharedMetricValues(tmp_path, 0)))
     assert b'lvm_batch_rows_count{engine="primary"} 1\n' in again
 
 
@@ -122,7 +123,7 @@ def test_process_counters_are_a_sum_that_no_exit_lowers(tmp_path: Path) -> None:
     """Every worker shows the same sum. A successor continues the counters of the worker that has exited."""
 
     def used(metrics: Metrics) -> dict[str, float]:
-        lines = metrics.scrape()[0].decode().splitlines()
+        lines = scrape(metrics)[0].decode().splitlines()
         return {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("process_")}
 
     alone = used(Metrics())
@@ -153,7 +154,7 @@ def test_a_scrape_of_any_worker_shows_the_sum_of_all(tmp_path: Path) -> None:
         metrics.input_drift.set(count - 4.0, "primary", "alignment")
     workers[2].requests.inc("/predict", "odd")
     for metrics in workers:
-        text = metrics.scrape()[0].decode().splitlines()
+        text = scrape(metrics)[0].decode().splitlines()
         assert 'lvm_requests_total{route="/predict",outcome="ok"} 6.0' in text
         assert 'lvm_requests_total{route="/predict",outcome="odd"} 1.0' in text
         assert 'lvm_request_seconds_count{route="/predict",stage="total"} 6' in text
@@ -173,7 +174,7 @@ def test_finalize_counts_unanswered_requests_as_lost_and_resets_gauges(tmp_path:
     Metrics((), SharedMetricValues(tmp_path, 0)).finalize()
     living = Metrics((), SharedMetricValues(tmp_path, 1))
     living.ready.set(1.0)
-    text = living.scrape()[0].decode().splitlines()
+    text = scrape(living)[0].decode().splitlines()
     assert "lvm_ready 1.0" in text
     assert 'lvm_requests_total{route="/predict",outcome="lost"} 3.0' in text
     assert 'lvm_requests_total{route="/predict",outcome="ok"} 1.0' in text
@@ -205,7 +206,7 @@ def test_every_process_shows_the_same_sum_however_it_is_rounded(tmp_path: Path) 
         metrics.limit_rows.set(part)
         metrics.seconds.labels("/predict", "total").observe(part)
     shown = [
-        [line for line in metrics.scrape()[0].decode().splitlines() if line.startswith(("lvm_limit", "lvm_request_s"))]
+        [line for line in scrape(metrics)[0].decode().splitlines() if line.startswith(("lvm_limit", "lvm_request_s"))]
         for metrics in processes
     ]
     assert all(lines == shown[0] for lines in shown)

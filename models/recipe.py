@@ -79,7 +79,7 @@ class Recipe:
 class Job:
     """Everything that one run of `lvm train` needs.
 
-    A reranker takes its encoder and context length from its `towers`, and trains on the CPU.
+    A reranker takes its encoder, context length and articles from its `towers`, and trains on the CPU.
     """
 
     net: Annotated[
@@ -99,6 +99,9 @@ class Job:
     recipe: Recipe = field(default_factory=Recipe)
     context_length: Annotated[int, Option("Chunks in a context (T).", min=1)] = 5
     held_out: Annotated[float, Option("Share of the articles held out to choose the epoch.")] = 0.05
+    used: Annotated[
+        float, Option("Share of the articles that is used, drawn at random; for learning curves.", min=0.001, max=1)
+    ] = 1.0
     device: Annotated[str, Option("Any torch device.")] = "cpu"
     run: Annotated[Path | None, Option("File for the state of the run; default runs/NAME.pt.")] = None
     resume: Annotated[bool, Option("Continue from the state in --run.")] = False

@@ -153,12 +153,16 @@ def require_windows(corpus: Corpus | StoredCorpus, length: int) -> Windows:
     return data
 
 
-def hold_out(data: Windows, share: float, seed: int) -> tuple[Windows, Windows]:
-    """Split windows by article into the rest and a held-out share; no article is in both."""
+def hold_out(data: Windows, share: float, seed: int, used: float = 1.0) -> tuple[Windows, Windows]:
+    """Split windows by article into the rest and a held-out share; no article is in both.
+
+    Of the articles, a share `used` is drawn first; a smaller share is a part of a greater one.
+    """
     articles = np.unique(data.article)
     np.random.default_rng(seed).shuffle(articles)
-    held = np.isin(data.article, articles[: max(1, round(share * len(articles)))])
-    return data.take(~held), data.take(held)
+    articles = articles[: max(2, round(used * len(articles)))]
+    held, rest = np.split(articles, [max(1, round(share * len(articles)))])
+    return data.take(np.isin(data.article, rest)), data.take(np.isin(data.article, held))
 
 
 def draw_articles(data: Windows, most: int, seed: int) -> Windows:

@@ -86,6 +86,7 @@ def data(
     """
     from models.training.array_files import SUFFIXES
 
+    began = perf_counter()
     kept = tuple(metadata or ())
     if source.name.lower().endswith(SUFFIXES):
         if allow_download:
@@ -97,11 +98,19 @@ def data(
         summary, found = _from_articles(source, out, encoder or DEFAULT_ENCODER, allow_download, kept)
     for warning in found:
         print_message(f"lvm: {warning}")
+    _print_costs(began)
     if as_json:
         print_json(summary)
         return
     print_table(("what", "count"), [(name, _shown(value)) for name, value in summary.items()])
     print_message(next_steps.after_data(registry_to_read(), out, summary))
+
+
+def _print_costs(began: float) -> None:
+    """Print what this process took since `began`, and its processor time and memory since it started."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    costs = f"{perf_counter() - began:.0f} s, {process_time():.0f} s of processor time"
+    print_message(f"lvm: {costs}, {size_text(peak)} of memory at most")
 
 
 def _shown(value: Any) -> str:
@@ -129,7 +138,6 @@ def _from_articles(
     from models.training import articles
     from models.training.work_cache import cache_next_to
 
-    began = perf_counter()
     with long_work("encoding characters", lambda: how_to_continue(out), shows_rate=True) as progress:
         threads = cores()
         model = (
@@ -138,14 +146,7 @@ def _from_articles(
             else open_encoder(encoder, threads, may_use_bf16=True)
         )
         made = articles.build(source, out, model, progress, cache_next_to(out), metadata)
-    print_message(f"lvm: {_spent(perf_counter() - began)}")
     return asdict(made), articles.warnings(made)
-
-
-def _spent(seconds: float) -> str:
-    """Return what this process took: time, processor time and memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return f"{seconds:.0f} s, {process_time():.0f} s of processor time, {size_text(peak)} of memory at most"
 
 
 def _from_vectors(
@@ -169,16 +170,18 @@ def train(job: Job, as_json: AsJson = False) -> None:
     """
     from models.training.job import run_job
 
+    began = perf_counter()
     _check(job)
     found = existing_registry() if job.towers or job.recipe.teachers else registry()
     job = replace(job, command=command_line())
     with long_work(f"training {job.net}", lambda: _how_to_resume(job.state)) as progress:
         version = run_job(job, found, progress, print_message)
     data = [each.directory for each in job.val] or ([job.data[0].directory] if job.towers or job.two_tower else [])
-    _print_made(found, version, as_json, data)
+    _print_made(began, found, version, as_json, data)
 
 
-def _print_made(found: Registry, version: Version, as_json: bool, data: Sequence[Path] = ()) -> None:
+def _print_made(began: float, found: Registry, version: Version, as_json: bool, data: Sequence[Path] = ()) -> None:
+    _print_costs(began)
     print_version(version, as_json)
     if not as_json:
         print_message(next_steps.after_version(found, version, data))
@@ -259,6 +262,7 @@ def corpus(
     from models.retrieval.corpus import stated_encoder
     from models.training.publish_corpus import publish_corpus
 
+    began = perf_counter()
     source, directory = named_dir(data)
     if towers is None and reranker is not None:
         raise typer.BadParameter("a reranker needs --towers", param_hint="--reranker")
@@ -276,7 +280,7 @@ def corpus(
     with long_work("building the index", lambda: how_to_continue(registry().root / name)) as progress:
         extension = _bundle_parts(towers, reranker) if towers else None
         version = publish_corpus(registry(), directory, card, index, progress, extension)
-    _print_made(registry(), version, as_json)
+    _print_made(began, registry(), version, as_json)
 
 
 def _bundle_parts(towers: str, reranker: str | None) -> BundleParts:

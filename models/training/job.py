@@ -95,7 +95,8 @@ def run_job(job: Job, registry: Registry, progress: Progress, report: Report) ->
 
 def _prepare_net(job: Job, registry: Registry, progress: Progress, report: Report) -> PreparedTraining:
     corpus = map_training_sets([directory for _, directory in job.data])
-    train, held_out = hold_out(require_windows(corpus, job.context_length), job.held_out, job.recipe.seed)
+    windows = require_windows(corpus, job.context_length)
+    train, held_out = hold_out(windows, job.held_out, job.recipe.seed, job.used)
     if job.two_tower:
         held_out = draw_articles(held_out, TOWERS_SCORED, job.recipe.seed)
     config = {"dim": corpus.dim, "context_length": job.context_length, **job.config}
@@ -158,6 +159,8 @@ def _net_card(job: Job, corpus: StoredCorpus, train: Windows, held_out: Windows,
         "held_out": job.held_out,
         "seed": job.recipe.seed,
     }
+    if job.used < 1:
+        data["used"] = job.used
     if job.recipe.teachers:
         data["teachers"] = list(job.recipe.teachers)
     card = _card(job, "net", corpus.dim, job.encoder, data)

@@ -77,9 +77,10 @@ def held_out_banks(card: Card, corpus: Corpus | StoredCorpus) -> list[Windows]:
     """
     try:
         share, seed = float(card.data["held_out"]), int(card.data["seed"])
+        used = float(card.data.get("used", 1))
     except (KeyError, TypeError, ValueError) as error:
         raise BadCheckpoint(f"the card does not say what the towers held out: {error}") from error
-    rest, data = hold_out(require_windows(corpus, card.context_length), share, seed)
+    rest, data = hold_out(require_windows(corpus, card.context_length), share, seed, used)
     trained = card.data.get("windows", len(rest))
     if trained != len(rest):
         raise BadCheckpoint(

@@ -78,6 +78,18 @@ def test_a_split_is_by_article_and_loses_nothing(corpus: Corpus, share: float, h
     assert rest.vectors is data.vectors
 
 
+def test_a_smaller_share_of_the_articles_is_a_part_of_a_greater_one(corpus: Corpus) -> None:
+    data = windows(corpus, 5)
+    drawn = [set[int]().union(*(part.article for part in hold_out(data, 0.25, 3, used))) for used in (0.3, 0.6, 1)]
+    assert [len(articles) for articles in drawn] == [4, 7, 12]
+    assert drawn[0] < drawn[1] < drawn[2]
+
+
+def test_of_few_articles_a_split_uses_at_least_two(corpus: Corpus) -> None:
+    rest, held_out = hold_out(windows(corpus, 5), 0.25, seed=3, used=0.001)
+    assert (len(set(rest.article)), len(set(held_out.article))) == (1, 1)
+
+
 def test_a_split_depends_on_its_seed_alone(corpus: Corpus) -> None:
     data = windows(corpus, 5)
     assert hold_out(data, 0.3, 1)[1].start.tolist() == hold_out(data, 0.3, 1)[1].start.tolist()

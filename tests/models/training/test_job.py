@@ -62,6 +62,17 @@ def test_the_card_names_data_split_and_command(trained: Trained, corpus: Corpus)
     assert "ridge" in card.scores["other"]["baselines"]
 
 
+def test_the_card_says_which_share_of_the_articles_was_used(
+    job_of: Callable[..., Job], corpus: Corpus, tmp_path: Path
+) -> None:
+    job = replace(job_of("amn"), used=0.5)
+    data = load_predictor(
+        run_job(job, Registry(tmp_path), lambda done, total: None, lambda line: None).path, device="cpu"
+    ).card.data
+    rest, held_out = hold_out(windows(corpus, 5), 0.2, 0, 0.5)
+    assert (data["used"], data["windows"], data["held_out_windows"]) == (0.5, len(rest), len(held_out))
+
+
 def test_a_stopped_job_resumes_to_the_same_version(
     trained: Trained, job_of: Callable[..., Job], val: tuple[DataSet, ...], tmp_path: Path
 ) -> None:

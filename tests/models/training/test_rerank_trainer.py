@@ -69,6 +69,13 @@ def test_the_banks_are_of_the_articles_that_the_towers_held_out(made: LoadedTowe
     assert not (articles[0] | articles[1]) & set(train.article.tolist())
 
 
+def test_the_banks_are_of_the_articles_that_the_towers_used(made: LoadedTowers, corpus: Corpus) -> None:
+    train, held_out = hold_out(windows(corpus, 5), 0.5, seed=0, used=0.7)
+    card = replace(made.card, data={"held_out": 0.5, "seed": 0, "used": 0.7, "windows": len(train)})
+    articles = [set(bank.article.tolist()) for bank in held_out_banks(card, corpus)]
+    assert articles[0] | articles[1] == set(held_out.article.tolist())
+
+
 def test_rejects_towers_that_do_not_say_what_they_held_out(made: LoadedTowers, corpus: Corpus) -> None:
     with pytest.raises(BadCheckpoint, match="held out"):
         held_out_banks(replace(made.card, data={}), corpus)

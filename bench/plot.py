@@ -57,6 +57,18 @@ def draw_leaderboard(path: Path, figures: Figures) -> None:
     save(picture, path)
 
 
+def draw_learning_curves(path: Path, curves: Mapping[Any, Mapping[int, float]]) -> None:
+    """Draw score against windows, by (model, data set, figure); a panel for each figure."""
+    figures = list(dict.fromkeys(figure for _, _, figure in curves))
+    picture = canvas()
+    for axes, figure in zip(picture.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
+        for (model, data, of), curve in curves.items():
+            if of == figure:
+                axes.plot(list(curve), list(curve.values()), "o-", label=f"{model}, {data}")
+        axes.set(title=figure, xlabel="windows trained on", xscale="log")
+    save(picture, path)
+
+
 def draw_diagnosis(path: Path, figures: Figures) -> None:
     """Draw the cosine to each chunk, what a changed context loses, and the answers that are fed back, as a PNG."""
     picture = canvas()

@@ -130,9 +130,9 @@ class Trainer:
     def learn_from(self, teacher: nn.Module, directory: Path | None = None) -> None:
         """Mix the teacher's answers into the targets, by the recipe's share.
 
-        The teacher answers every window once, for all epochs: `teacher_answers` is `(2, N, D)`, indexed by whether the
-        window is read backwards and by its first row; `(1, N, D)` if the recipe reads no batch backwards. It is a
-        temporary file in `directory`.
+        The teacher answers every window once, for all epochs, in the recipe's precision. `teacher_answers` is
+        `(2, N, D)`, indexed by whether the window is read backwards and by its first row; `(1, N, D)` if the recipe
+        reads no batch backwards. It is a temporary file in `directory`.
         """
         teacher = teacher.to(self.device)
         shape = (2 if self.recipe.reverse else 1, *self.windows.vectors.shape)
@@ -140,7 +140,9 @@ class Trainer:
             answers = np.memmap(file, np.float32, "w+", shape=shape)
         for backwards, of_direction in enumerate(answers):
             for start in torch.split(self.start, _BLOCK):
-                of_direction[start] = teacher(self.gather(start, bool(backwards))[0]).cpu().numpy()
+                with self.mixed_precision():
+                    answer = teacher(self.gather(start, bool(backwards))[0])
+                of_direction[start] = answer.float().cpu().numpy()
         self.teacher_answers = answers
 
     def run(self, held_out: Windows, save_to: Path | str, report: Callable[[Epoch], None]) -> nn.Module:

@@ -1,6 +1,7 @@
 """Training learns, is the same twice, goes on where it was cut off, and hands back the best epoch."""
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -409,6 +410,20 @@ def test_bf16_is_for_products_in_training_only(
     assert set(found[:1]) == {torch.bfloat16}
     assert set(found[1:]) == {torch.float32}
     assert {tensor.dtype for tensor in trainer.net.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("float32", torch.float32)])
+def test_a_teacher_answers_in_the_precision_of_the_recipe(
+    trainer_of: Callable[..., Trainer], precision: str, dtype: torch.dtype
+) -> None:
+    trainer = trainer_of(precision=precision)
+    teacher = deepcopy(trainer.net)
+    found: list[torch.dtype] = []
+    teacher.get_submodule("residual_net.0").register_forward_hook(lambda *given: found.append(given[2].dtype))
+    trainer.learn_from(teacher)
+    assert set(found) == {dtype}
+    assert trainer.teacher_answers is not None
+    assert trainer.teacher_answers.dtype == np.float32
 
 
 def test_a_state_without_a_newer_parameter_has_its_default(trainer_of: Callable[..., Trainer], tmp_path: Path) -> None:

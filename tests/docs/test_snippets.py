@@ -27,6 +27,8 @@ NOT_RUN: Mapping[str, str] = {  # the beginning of a command, and why it cannot 
     "lvm bench": "times nets and servers for twenty minutes; tests/bench measures tiny ones",
     "lvm train gmn --two-tower": "hours, on the training set; tests/models/training trains tiny towers",
     "lvm train reranker": "the same",
+    "lvm train gmn --used": "the same",
+    "python -m bench.learning_curve": "reads versions that take hours to make; tests/bench/test_learning_curve.py",
     "lvm corpus wiki-val": "the same",
     "lvm overlap": "fails: the articles of the examples are in both; tests/lvm/test_cli.py runs it",
     "python -m bench.capacity": "minutes, on two quiet cores; tests/bench/capacity tests its parts",

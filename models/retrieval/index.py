@@ -289,7 +289,7 @@ class IvfIndex:
         return map(self._rescore, queries, self._candidates(queries, k), repeat(k))
 
     def _candidates(self, queries: Floats, k: int, share: float = 1) -> Rows:
-        """Return the rows to rescore for each query, -1 where there are fewer.
+        """Return the rows to rescore for each query, filled up with -1.
 
         If the caller keeps only a `share` of all rows, more lists are scanned.
         """

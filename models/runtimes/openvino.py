@@ -34,6 +34,9 @@ CONFIG: dict[str, dict[str, str | int]] = {
 }
 # Denormals are flushed to zero: see `models.runtimes.denormals`.
 FLUSH_DENORMALS = {"CPU_DENORMALS_OPTIMIZATION": True}
+# One for the whole process. A Core gives the first thread that uses it another stack for signal handlers, and frees it
+# at its own end. With several, a thread kept a stack that was freed, and the next signal ended the process.
+CORE = openvino.Core()
 
 
 class OpenVinoRuntime:
@@ -49,17 +52,14 @@ class OpenVinoRuntime:
     def __init__(self, checkpoint: Checkpoint, precision: str, threads: int, sizes: tuple[int, ...] = SIZES) -> None:
         self.name = f"openvino-{precision}"
         self.sizes = () if checkpoint.card.architecture == ONNX_NET else sizes
-        core = openvino.Core()
-        model = _read(core, checkpoint)
+        model = _read(checkpoint)
         if precision == "int8":
             _quantise(model)
         try:
             # OpenVINO sets the mode of the thread that compiles as well, and leaves it so.
             with FlushedDenormals():
-                self._any_rows: Any = None if self.sizes else _compile(core, model, precision, threads)
-                self._graphs = {
-                    rows: _FixedRows(_compile_for(core, model, rows, precision, threads)) for rows in self.sizes
-                }
+                self._any_rows: Any = None if self.sizes else _compile(model, precision, threads)
+                self._graphs = {rows: _FixedRows(_compile_for(model, rows, precision, threads)) for rows in self.sizes}
         except RuntimeError as error:
             raise BadCheckpoint(f"{checkpoint.version}: openvino rejects the graph: {error}") from error
 
@@ -108,16 +108,16 @@ def _infer(request: Any) -> None:
         request.infer(share_outputs=True, decode_strings=False)
 
 
-def _compile(core: Any, model: Any, precision: str, threads: int) -> Any:
+def _compile(model: Any, precision: str, threads: int) -> Any:
     config = {**CONFIG[precision], **FLUSH_DENORMALS, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    return core.compile_model(model, "CPU", config).create_infer_request()
+    return CORE.compile_model(model, "CPU", config).create_infer_request()
 
 
-def _compile_for(core: Any, model: Any, rows: int, precision: str, threads: int) -> Any:
+def _compile_for(model: Any, rows: int, precision: str, threads: int) -> Any:
     """Return a request of a copy of the graph for `rows` contexts; both share the weights."""
     fixed = model.clone()
     fixed.reshape([rows, *(length.get_length() for length in list(model.input().get_partial_shape())[1:])])
-    return _compile(core, fixed, precision, max(1, min(threads, rows // MIN_ROWS_PER_THREAD)))
+    return _compile(fixed, precision, max(1, min(threads, rows // MIN_ROWS_PER_THREAD)))
 
 
 def _run_any_rows(request: Any, contexts: Floats) -> Floats:
@@ -129,11 +129,11 @@ def _run_any_rows(request: Any, contexts: Floats) -> Floats:
 
 def supports_precision(precision: str) -> bool:
     """Return whether this processor computes in `precision`; if not, OpenVINO would silently use float32."""
-    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    known = CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return precision == "float32" or precision.upper() in known
 
 
-def read_graph(core: Any, graph: bytes, weights: bytes, weights_file: str) -> Any:
+def read_graph(graph: bytes, weights: bytes, weights_file: str) -> Any:
     """Return an ONNX graph whose weights are in `weights_file`, which OpenVINO reads from a directory only.
 
     Raises:
@@ -144,13 +144,13 @@ def read_graph(core: Any, graph: bytes, weights: bytes, weights_file: str) -> An
         path = Path(directory) / GRAPH_FILE
         path.write_bytes(graph)
         path.with_name(weights_file).write_bytes(weights)
-        return core.read_model(path)
+        return CORE.read_model(path)
 
 
-def _read(core: Any, checkpoint: Checkpoint) -> Any:
+def _read(checkpoint: Checkpoint) -> Any:
     """Return the graph with the verified tensors."""
     try:
-        return read_graph(core, checkpoint.graph, save(dict(checkpoint.weights)), WEIGHTS_FILE)
+        return read_graph(checkpoint.graph, save(dict(checkpoint.weights)), WEIGHTS_FILE)
     except RuntimeError as error:
         raise BadCheckpoint(f"{checkpoint.version}: openvino rejects the graph: {error}") from error
 

@@ -69,12 +69,11 @@ def _agree(session: Session, exact: Session, length: int) -> bool:
 def _compile(graph: bytes, weights: bytes, weights_name: str, threads: int) -> Session:
     import openvino
 
-    from models.runtimes.openvino import read_graph
+    from models.runtimes.openvino import CORE, read_graph
 
-    core = openvino.Core()
-    model = read_graph(core, graph, weights, weights_name)
+    model = read_graph(graph, weights, weights_name)
     config = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
-    compiled = core.compile_model(model, "CPU", {**config, "ENABLE_CPU_PINNING": False})
+    compiled = CORE.compile_model(model, "CPU", {**config, "ENABLE_CPU_PINNING": False})
     requests: SimpleQueue[Any] = SimpleQueue()
     for _ in range(threads):
         requests.put(compiled.create_infer_request())

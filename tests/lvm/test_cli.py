@@ -645,7 +645,7 @@ def test_a_corpus_gets_the_chosen_index_and_can_be_promoted(shipped: Path) -> No
     data = str(shipped / "retriever")
     made = lvm("corpus", "wiki", "--data", data, "--index", "ivf", "--json", registry=shipped)
     assert made.returncode == 0
-    assert COSTS.fullmatch(made.stderr)  # no bar where nobody watches
+    assert COSTS.fullmatch(made.stderr)  # no progress bar outside of a terminal
     version = json.loads(made.stdout)["version"]
     assert lvm("promote", "retriever", version, registry=shipped).returncode == 0
     card = (shipped / "retriever" / "README.md").read_text()

@@ -1,5 +1,7 @@
 """A reduced precision serves a net if it matches the golden vectors; otherwise it is rejected with the cosine."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -41,6 +43,29 @@ def test_a_net_passes_parity_or_is_rejected_with_the_cosine(checkpoint: Checkpoi
     else:
         with pytest.raises(UnfitRuntime, match=rf"{runtime.name}: cosine {worst:.6f} .* expected >= {MIN_PARITY}"):
             open_runtime(checkpoint, "cpu", 2, precision)
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+from models.registry.checkpoint import load_checkpoint
+from models.runtimes.openvino import OpenVinoRuntime, supports_precision
+
+checkpoint = load_checkpoint(Path(sys.argv[1]))
+supports_precision("bf16")
+runtimes = [OpenVinoRuntime(checkpoint, precision, 1) for precision in ("float32", "int8")]
+while runtimes:
+    del runtimes[0]
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_handled_after_nets_were_unloaded() -> None:
+    path = Registry(SHIPPED).resolve("primary").path
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_a_batch_of_n_is_n_singles_of_unit_length(checkpoint: Checkpoint, runtime: Runtime) -> None:

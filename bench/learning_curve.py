@@ -42,29 +42,28 @@ class Trend(NamedTuple):
 def curves(registry: Registry) -> dict[Key, Curve]:
     """Return score by windows of each model with at least two sizes: cosine of nets, R@5 of bundles.
 
+    Of versions that are trained on equally many windows the last counts; a version whose card, or whose towers' card,
+    does not say how many is left out.
+
     Raises:
-        UnknownVersion: the registry lacks the towers of a bundle.
         BadCard: a card cannot be read.
     """
+    cards = {version.id: read_card(version.path) for version in registry.versions()}
     found: defaultdict[Key, Curve] = defaultdict(dict)
-    for version in registry.versions():
-        card = read_card(version.path)
-        for key, score in _scores(card):
-            found[key][_windows(registry, card)] = score
+    for card in cards.values():
+        trained = cards.get(card.config.get("towers", "")) if card.kind == "corpus" else card
+        if trained and "windows" in trained.data:
+            for key, score in _scores(card):
+                found[key][int(trained.data["windows"])] = score
     return {key: dict(sorted(curve.items())) for key, curve in found.items() if len(curve) > 1}
 
 
 def _scores(card: Card) -> Iterator[tuple[Key, float]]:
     if card.kind == "net":
         yield from ((Key(card.name, data, "cosine"), score["cosine"]) for data, score in card.scores.items())
-    elif "towers" in card.config and card.kind == "corpus":
+    elif card.kind == "corpus":
         for data, score in card.scores.items():
             yield Key(card.name, data, "R@5"), score["retrieval"]["without_context"]["R@5"]
-
-
-def _windows(registry: Registry, card: Card) -> int:
-    towers = card.config.get("towers") if card.kind == "corpus" else None
-    return int((read_card(registry.find(towers).path) if towers else card).data["windows"])
 
 
 def trend(curve: Curve) -> Trend:
@@ -94,6 +93,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="a .png to draw")
     asked = parser.parse_args()
     found = curves(Registry(asked.registry))
+    if not found:
+        parser.error(f"{asked.registry}: no model here was trained on several numbers of windows")
     print("\n".join(table(found)))
     if asked.picture:
         draw_learning_curves(asked.picture, found)

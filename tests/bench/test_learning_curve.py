@@ -49,6 +49,16 @@ def test_versions_of_one_name_make_a_curve_by_windows(registry: Registry) -> Non
     }
 
 
+def test_versions_that_do_not_say_what_they_were_trained_on_are_left_out(registry: Registry) -> None:
+    before = curves(registry)
+    add(registry, "gmn", "net", scores={"val": score(0.9, 0.0)})
+    add(
+        registry, "bank", "corpus", config={"towers": "two-tower/20200101-000000000000"}, scores={"bank": score(0, 0.9)}
+    )
+    add(registry, "bank", "corpus", scores={"bank": score(0.0, 0.9)})
+    assert curves(registry) == before
+
+
 def test_the_line_says_what_a_doubling_brings_and_ten_times_the_most() -> None:
     found = trend({1000: 0.6, 2000: 0.62, 4000: 0.64})
     assert found.doubling == pytest.approx(0.02)

@@ -212,7 +212,7 @@ def _floats(array: Any, shape: Shape) -> Floats:
 def _stages(count: int) -> list[Stages]:
     """Return times with all their digits, as clocks give them."""
     seconds = np.random.default_rng(0).random((count, 3)) / 1e3
-    return [(("decode", decode), ("queue", queue), ("infer", infer)) for decode, queue, infer in seconds.tolist()]
+    return [dict(zip(("decode", "queue", "infer"), each, strict=True)) for each in seconds.tolist()]
 
 
 def _spelled(shape: Shape) -> str:

@@ -145,15 +145,10 @@ class MicroBatcher(Generic[Item, Answer]):
             Expired: the deadline passed before there was an answer.
             Exception: the error of the first item that failed.
         """
-        rows = 0
-        for _, size in items:
-            rows += size
-        if self.is_closed or (self._thread and self._is_dead()):
-            raise Draining("this engine accepts no more requests")
-        if max(self.pending_rows + rows, self._queue.qsize()) > self._max_queue:
-            self._check_queue(rows, is_small=len(items) <= MAX_QUEUED_PARTS)
-        if self._alone >= ALONE and not self._is_scheduled and len(items) == 1 and deadline > monotonic():
-            return [self._run_at_once(*items[0], deadline)]
+        if len(items) == 1:
+            return [await self.submit_one(*items[0], deadline)]
+        rows = sum([size for _, size in items])
+        self._check_room(rows, parts=len(items))
         self.pending_rows += rows
         tickets: list[Ticket[Item, Answer]] = []
         try:
@@ -171,6 +166,22 @@ class MicroBatcher(Generic[Item, Answer]):
             if ticket.error is not None:
                 raise ticket.error
         return tickets
+
+    async def submit_one(self, item: Item, rows: int, deadline: float) -> Ticket[Item, Answer]:
+        """Return the ticket of one item when its answer is there; otherwise as `submit`."""
+        self._check_room(rows)
+        if self._alone >= ALONE and not self._is_scheduled and deadline > monotonic():
+            return self._run_at_once(item, rows, deadline)
+        self.pending_rows += rows
+        ticket = self._enqueue(item, rows, deadline)
+        try:
+            await ticket.future
+        finally:
+            self.pending_rows -= rows
+            self._discard(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket
 
     def retry_after_s(self) -> int:
         """Return in how many whole seconds the waiting rows will have run, at least 1."""
@@ -195,10 +206,17 @@ class MicroBatcher(Generic[Item, Answer]):
 
     # ---- on the event loop
 
-    def _check_queue(self, rows: int, *, is_small: bool) -> None:
-        """Raise `Overloaded` unless a small request has room beside the parts in the queue; the others come later."""
+    def _check_room(self, rows: int, parts: int = 1) -> None:
+        """Raise `Draining` if no more rows are accepted, `Overloaded` if they do not fit into the queue.
+
+        A small request only needs room beside the parts in the queue; the others come later.
+        """
+        if self.is_closed or (self._thread and self._is_dead()):
+            raise Draining("this engine accepts no more requests")
+        if max(self.pending_rows + rows, self._queue.qsize()) <= self._max_queue:
+            return
         queued = sum(ticket.rows for ticket in self._waiting if not ticket.future.done())
-        if not is_small or max(queued + rows, self._queue.qsize()) > self._max_queue:
+        if parts > MAX_QUEUED_PARTS or max(queued + rows, self._queue.qsize()) > self._max_queue:
             raise Overloaded(f"{self.pending_rows} rows are waiting", retry_after=self.retry_after_s())
 
     def _enqueue(self, item: Item, rows: int, deadline: float) -> Ticket[Item, Answer]:

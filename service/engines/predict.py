@@ -12,7 +12,7 @@ import numpy as np
 from lvm.errors import ModelFailed
 from models.predictor import Predictor
 from models.vectors import Floats
-from service.engines.batcher import BatchLimits, MicroBatcher, mark_own_faults
+from service.engines.batcher import BatchLimits, MicroBatcher, Ticket, mark_own_faults
 from service.engines.engine import Engine, EngineInfo, Stages
 from service.engines.stats import full_wait_s
 from service.settings import Settings
@@ -55,14 +55,14 @@ class PredictAdapter:
 
     async def answer(self, contexts: Floats, deadline: float, batcher: MicroBatcher[Floats, Floats]) -> Prediction:
         """Return the next vectors of contexts `(n, T, D)`."""
-        rows = len(contexts)
-        parts = [(contexts, rows)] if rows <= self._max_rows else self._parts(contexts)
-        tickets = await batcher.submit(parts, deadline)
-        last = tickets[-1]
-        vectors, run_s = last.answer, last.run_s
-        if len(tickets) > 1:
-            vectors = np.concatenate([ticket.answer for ticket in tickets])
-            run_s = sum([ticket.run_s for ticket in tickets])
+        if len(contexts) <= self._max_rows:
+            only = await batcher.submit_one(contexts, len(contexts), deadline)
+            return self._prediction(only.answer, only.run_s, only)
+        tickets = await batcher.submit(self._parts(contexts), deadline)
+        vectors = np.concatenate([ticket.answer for ticket in tickets])
+        return self._prediction(vectors, sum([ticket.run_s for ticket in tickets]), tickets[-1])
+
+    def _prediction(self, vectors: Floats, run_s: float, last: Ticket[Floats, Floats]) -> Prediction:
         return Prediction(vectors, self._name, self._version, last.queue_s, run_s, last.batch_rows)
 
     def run(self, items: list[Floats], watch: Callable[[Floats], None]) -> Sequence[Floats | Exception]:

@@ -55,6 +55,6 @@ def trailing_metadata(response: Response) -> Metadata:
     """Return the headers of a response that are sent over gRPC."""
     return tuple(
         (name.decode("ascii"), value.decode("latin-1"))
-        for name, value in response.headers
+        for name, value in response.all_headers()
         if name in SENT or (name.startswith(b"x-") and name != FOR_BROWSERS)
     )

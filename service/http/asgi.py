@@ -66,7 +66,7 @@ async def serve(gateway: Gateway, scope: Scope, receive: Receive, send: Send) ->
         response = await gateway.handle(AsgiRequest(scope, receive))
     except ClientDisconnected:
         return
-    headers = [*response.headers, CLOSE] if response.closes else response.headers
+    headers = [*response.all_headers(), *([CLOSE] if response.closes else [])]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
 

@@ -13,7 +13,6 @@ import asyncio
 import select
 from collections import deque
 from functools import partial
-from http import HTTPStatus
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -32,15 +31,15 @@ from lvm.errors import (
 from service.http.eager import EagerTask
 from service.http.gateway import UNEXPECTED, Gateway
 from service.http.headers import combine, is_host, origin_form, path_of, tokens
-from service.http.messages import CLOSE, Headers, Request, Response
+from service.http.messages import Headers, Request, Response
 from service.http.tcp import ending
 from service.overload.fairness import Slicer, Work
 from service.telemetry.log import logger
 
-KEEP_ALIVE = (b"connection", b"keep-alive")  # without it an HTTP/1.0 client expects the connection to end
+CLOSE = b"connection: close"
+KEEP_ALIVE = b"connection: keep-alive"  # without it an HTTP/1.0 client expects the connection to end
 CONTINUE = frozenset({b"100-continue"})
 CONTINUE_LINE = b"HTTP/1.1 100 Continue\r\n\r\n"
-STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 END_OF_HEAD = b"\r\n\r\n"
 HALF_CLOSED_S = 5.0  # longest wait for the response to a client that has closed its own side
 LINGER_S = 0.25  # for bytes that are on their way when a socket closes
@@ -579,12 +578,11 @@ class Connection(asyncio.Protocol):
         # a body that is sure to come, and short, is skipped: that costs less than a new connection
         can_skip = 0 < request.declared <= MAX_SKIP and not request.expects_continue
         keep_alive = request.keep_alive and not response.closes and (request.is_whole or can_skip)
-        headers = self._server.default_headers + response.headers
+        lines = [response.head, *map(b": ".join, self._server.default_headers), b"", response.body]
         if not keep_alive:
-            headers.append(CLOSE)
+            lines.insert(1, CLOSE)
         elif request.is_http10:
-            headers.append(KEEP_ALIVE)
-        lines = [STATUS_LINES[response.status], *map(b": ".join, headers), b"", response.body]
+            lines.insert(1, KEEP_ALIVE)
         self._transport.write(b"\r\n".join(lines))
         request.body = response.body = b""
         if not keep_alive:

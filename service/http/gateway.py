@@ -22,10 +22,10 @@ from service.http.messages import (
     Response,
     Stages,
     caller_id,
+    head_of,
     problem_of,
 )
 from service.overload.admission import Admission, Permit
-from service.telemetry.instruments import Series
 from service.telemetry.log import AccessLog, logger
 from service.telemetry.metrics import STAGES, Metrics
 from service.telemetry.tracing import Attributes, RequestSpan, TraceContext, Tracer, current_span, parse
@@ -38,7 +38,6 @@ LATE = Response(b"", b"", [], Expired.status, Expired.reason)  # the client left
 CLOCKS_S = 0.005
 MAX_TIMEOUT_MS = 3_600_000
 CLOSING = (401, 408, 413)  # after these the rest of the body is not read
-WITHOUT_CONTENT = (204, 304)
 NOSNIFF = (b"x-content-type-options", b"nosniff")  # a browser must not guess the type of a response
 GUARDS: Headers = [  # against what a browser may do with a response; a page brings its own policy
     NOSNIFF,
@@ -212,16 +211,9 @@ class Gateway:
         return self.respond(ServiceError(UNEXPECTED), request)
 
     def _complete(self, route: Route, request: Request, response: Response) -> None:
-        """Form the headers of a response, and drop its body if it is one to HEAD."""
+        """Form the head of a response, and drop its body if it is one to HEAD."""
         guards = [NOSNIFF] if route.is_admitted else _guards_beside(response.headers)
-        headers = [(b"x-request-id", request.id.encode()), *guards, *response.headers, *self.state.headers]
-        if response.stages:
-            timing = [f"{stage};dur={seconds * 1e3:.3f}" for stage, seconds in response.stages]
-            headers.append((b"server-timing", ", ".join(timing).encode()))
-        if response.status not in WITHOUT_CONTENT:
-            headers.append((b"content-type", response.media_type))
-            headers.append((b"content-length", b"%d" % len(response.body)))
-        response.headers = headers
+        response.head = head_of(response, request.id, guards + self.state.headers)
         response.closes = self.state.is_draining or response.status in CLOSING
         if request.method == b"HEAD":
             response.body = b""
@@ -235,10 +227,10 @@ class Gateway:
             self.metrics.in_flight.dec(route.label)
         self.metrics.requests.inc(route.label, response.outcome)
         if is_served:
-            stages = *response.stages, (response.total, seconds)
-            Series.observe_each(self._seconds[route.label], stages)
+            response.stages[response.total] = seconds
+            self.metrics.seconds.observe_each(self._seconds[route.label], response.stages)
             if request.trace is not None and request.trace.is_sampled:
-                self._add_exemplars(route, request.trace, stages)
+                self._add_exemplars(route, request.trace, response.stages)
         permit = request.permit
         if permit is not None:
             permit.release()
@@ -252,7 +244,7 @@ class Gateway:
 
     def _add_exemplars(self, route: Route, trace: TraceContext, stages: Stages) -> None:
         now = time()
-        for stage, seconds in stages:
+        for stage, seconds in stages.items():
             self._seconds[route.label][stage].add_exemplar(seconds, trace.trace_id, now)
 
     def _log(self, route: Route, request: Request, response: Response, ended: float) -> None:
@@ -266,7 +258,7 @@ class Gateway:
         self.access.write(response.status, route=route.label, outcome=response.outcome, **fields)
 
     def _trace(self, route: Route, request: Request, response: Response, ended: float, span: RequestSpan) -> None:
-        seconds = dict(response.stages)
+        seconds = response.stages
         starts = {"decode": request.started, "encode": ended - seconds.get("encode", 0.0)}
         for stage, start in starts.items():
             if stage in seconds:

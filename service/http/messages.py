@@ -19,9 +19,11 @@ from service.telemetry.tracing import RequestSpan, TraceContext
 
 Header = tuple[bytes, bytes]
 Headers = list[Header]
-Stages = tuple[tuple[str, float], ...]
+Stages = dict[str, float]  # seconds, in the order of the stages
 
 CLOSE = (b"connection", b"close")
+WITHOUT_CONTENT = (204, 304)
+STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 JSON_CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii"})  # ASCII is a part of UTF-8
@@ -157,12 +159,13 @@ class Response:
     """One response: what a handler answers, and what the gateway adds.
 
     Attributes:
-        headers: the handler's own; complete once the gateway has returned it.
+        headers: the handler's own.
         outcome: how it is counted.
-        stages: pairs of a stage and its seconds.
+        stages: how long each stage took.
         served_by: the alias that answered, if one did.
         total: the stage that its whole time is counted as.
         closes: whether the connection closes after it.
+        head: the lines of its status and of all its headers, set by the gateway.
     """
 
     body: bytes
@@ -170,10 +173,40 @@ class Response:
     headers: Headers
     status: int = 200
     outcome: str = "ok"
-    stages: Stages = ()
+    stages: Stages = field(default_factory=dict)
     served_by: str = ""
     total: str = field(default="total", init=False)
     closes: bool = field(default=False, init=False)
+    head: bytes = field(default=b"", init=False)
+
+    def all_headers(self) -> Headers:
+        """Return the headers that `head` holds."""
+        return [(name, value) for name, _, value in (line.partition(b": ") for line in self.head.split(b"\r\n")[1:])]
+
+
+def head_of(response: Response, request_id: str, more: Headers) -> bytes:
+    """Return the lines of the status and of the headers of a response: its own, `more`, and those about its body."""
+    stages = response.stages
+    template = _head(response.status, (*more, *response.headers), response.media_type, tuple(stages))
+    milliseconds = [1e3 * seconds for seconds in stages.values()]
+    if response.status in WITHOUT_CONTENT:
+        return template % (request_id.encode(), *milliseconds)
+    return template % (request_id.encode(), *milliseconds, len(response.body))
+
+
+@lru_cache(maxsize=1024)
+def _head(status: int, headers: tuple[Header, ...], media_type: bytes, stages: tuple[str, ...]) -> bytes:
+    """Return the lines with formats for the request id, the milliseconds of the stages, and the length of the body.
+
+    Few differ in anything else.
+    """
+    known = b"\r\n".join([STATUS_LINES[status], *map(b": ".join, headers)]).replace(b"%", b"%%")
+    lines = [known, b"x-request-id: %b"]
+    if stages:
+        lines.append(b"server-timing: " + ", ".join([f"{stage};dur=%.3f" for stage in stages]).encode())
+    if status not in WITHOUT_CONTENT:
+        lines += [b"content-type: " + media_type.replace(b"%", b"%%"), b"content-length: %d"]
+    return b"\r\n".join(lines)
 
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]

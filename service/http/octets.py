@@ -129,7 +129,9 @@ def decode_octets(body: bytes, shape: Shape, max_rows: int, dtype: np.dtype[Any]
         raise Malformed(f"body is {len(body)} bytes; expected a multiple of {size} ({dtype.name}, shape {shape})")
     if len(body) > max_rows * size:
         raise TooLarge(f"{len(body) // size} rows; expected at most {max_rows}")
-    rows: Floats = np.frombuffer(body, dtype).reshape(-1, *shape).astype(np.float32, copy=False)
+    rows: Floats = np.frombuffer(body, dtype).reshape(len(body) // size, *shape)
+    if dtype is not FLOAT32:
+        rows = rows.astype(np.float32, copy=False)
     reject_non_finite(rows, "")
     return rows
 

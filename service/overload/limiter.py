@@ -11,6 +11,7 @@ overload doubled the limit, the queue would be full for the rest of the overload
 
 from __future__ import annotations
 
+import math
 from statistics import median
 
 MIN_ROWS = 32  # fewer starve the batches
@@ -73,10 +74,14 @@ class AdaptiveLimit:
 
     def observe(self, group: LatencyGroup, seconds: float, in_flight: int, now: float) -> None:
         """Record the latency of a request; `in_flight` are the rows in flight at its end, including its own."""
-        lowest = self._lowest[group] = min(seconds, self._lowest.get(group, seconds))
-        self._peak = max(self._peak, in_flight)
+        lowest = self._lowest.get(group, math.inf)
+        if seconds < lowest:
+            lowest = self._lowest[group] = seconds
+        if in_flight > self._peak:
+            self._peak = in_flight
         if seconds <= now - self._fell:  # the request began after the limit last fell
-            self._ratios.append(seconds / (MAX_RATIO * min(lowest, self._lowest_before.get(group, lowest)) + SLACK_S))
+            before = self._lowest_before.get(group, lowest)
+            self._ratios.append(seconds / (MAX_RATIO * (before if before < lowest else lowest) + SLACK_S))
         if now - self._changed >= INTERVAL_S and len(self._ratios) >= MIN_SAMPLES:
             self._change(now)
 

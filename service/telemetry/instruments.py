@@ -209,6 +209,14 @@ class Histogram(Instrument["Series"]):
     kind = "histogram"
     edges: Sequence[float] = field(kw_only=True)
 
+    def observe_each(self, series: Mapping[str, Series], values: Mapping[str, float]) -> None:
+        """Count one value in each of its `series` that `values` names, as `Series.observe` does."""
+        numbers, edges, to_sum = self._numbers, self.edges, len(self.edges) + 1
+        for name, value in values.items():
+            offset = series[name].offset
+            numbers[offset + bisect_left(edges, value)] += 1
+            numbers[offset + to_sum] += value
+
     def lines(self, others: Others, *, openmetrics: bool = False) -> Iterator[str]:
         """Yield the lines of a scrape. Only OpenMetrics has exemplars."""
         yield from self._header(self.name)
@@ -228,7 +236,7 @@ class Histogram(Instrument["Series"]):
 class Series:
     """The histogram of one set of label values: a count for each bucket, then the sum of all values."""
 
-    __slots__ = ("_edges", "_exemplars", "_numbers", "_offset", "_prefixes", "_size", "_sum", "_totals")
+    __slots__ = ("_edges", "_exemplars", "_numbers", "_prefixes", "_size", "_sum", "_totals", "offset")
 
     def __init__(self, histogram: Histogram, values: Labels) -> None:
         name, names, memory = histogram.name, histogram.label_names, histogram.memory
@@ -236,8 +244,8 @@ class Series:
         # A bucket for each edge, one for what is greater, and the sum.
         self._size = len(self._edges) + 2
         self._numbers = memory.values
-        self._offset = memory.allocate((name, *values), self._size)
-        self._sum = self._offset + self._size - 1
+        self.offset = memory.allocate((name, *values), self._size)
+        self._sum = self.offset + self._size - 1
         self._exemplars: dict[int, tuple[str, float, float]] = {}
         # The beginnings of the lines, made once because a scrape holds up the event loop.
         limits = [f'le="{limit}"' for limit in (*map(repr, self._edges), "+Inf")]
@@ -247,16 +255,8 @@ class Series:
     def observe(self, *values: float) -> None:
         """Count values in their buckets. A bucket includes its upper edge."""
         for value in values:
-            self._numbers[self._offset + bisect_left(self._edges, value)] += 1
+            self._numbers[self.offset + bisect_left(self._edges, value)] += 1
             self._numbers[self._sum] += value
-
-    @staticmethod
-    def observe_each(series: Mapping[str, Series], values: Iterable[tuple[str, float]]) -> None:
-        """Count one value in each histogram that `values` names, as `observe` does."""
-        for name, value in values:
-            one = series[name]
-            one._numbers[one._offset + bisect_left(one._edges, value)] += 1
-            one._numbers[one._sum] += value
 
     def add_exemplar(self, value: float, trace_id: str, now: float) -> None:
         """Remember a trace that had `value` at `now` (seconds since 1970). A bucket keeps its latest."""
@@ -264,7 +264,7 @@ class Series:
 
     def totals(self, others: Sequence[Sequence[float]]) -> list[float]:
         """Return the counts and the sum, with the numbers of `others` added."""
-        ours = self._numbers[self._offset : self._offset + self._size]
+        ours = self._numbers[self.offset : self.offset + self._size]
         # a process of another release may have other edges
         others = [each for each in others if len(each) == self._size]
         return [*map(math.fsum, zip(ours, *others, strict=True))] if others else [*ours]

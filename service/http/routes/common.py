@@ -138,7 +138,7 @@ def wanted_octets(request: Request, options: Mapping[str, Any]) -> np.dtype[Any]
 
 def milliseconds(stages: Stages) -> dict[str, float]:
     """Return stages as a body has them."""
-    return {stage: round(seconds * 1e3, 3) for stage, seconds in stages}
+    return {stage: round(seconds * 1e3, 3) for stage, seconds in stages.items()}
 
 
 @lru_cache(maxsize=1024)

@@ -124,7 +124,7 @@ def text_response(
     body: bytes, media_type: bytes, headers: Headers, read: Encoded, decode_s: float, began: float
 ) -> Response:
     """Return the response with vectors of texts; `began` is when it began to be encoded."""
-    stages = (*embed_stages(read, decode_s), ("encode", perf_counter() - began))
+    stages = {**embed_stages(read, decode_s), "encode": perf_counter() - began}
     response = Response(body, media_type, headers + full_read_headers(read), stages=stages, served_by=ENCODER)
     response.total = TOTAL_TEXT
     return response
@@ -132,7 +132,7 @@ def text_response(
 
 def embed_stages(read: Encoded, decode_s: float) -> Stages:
     """Return the stages of a request until its vectors are there."""
-    return ("decode", decode_s), ("queue", read.queue_s), ("embed", read.embed_s)
+    return {"decode": decode_s, "queue": read.queue_s, "embed": read.embed_s}
 
 
 def texts_check(settings: Settings) -> checks.Check:

@@ -95,8 +95,8 @@ class Infer:
             "device": device_of(info),
         }
         body = codec.encode_json(answer)
-        queue, infer = ("queue", prediction.queue_s), ("infer", prediction.infer_s)
-        stages = (("decode", decode_s), queue, infer, ("encode", perf_counter() - began))
+        stages = {"decode": decode_s, "queue": prediction.queue_s, "infer": prediction.infer_s}
+        stages["encode"] = perf_counter() - began
         made_by = MadeBy(prediction.model, prediction.version, routed.served_by, routed.fallback_reason)
         headers = [*headers_of(made_by, prediction.batch_rows, prediction.replica)]
         outcome = "fallback" if routed.fallback_reason else "ok"

@@ -125,8 +125,8 @@ class Inference:
         began = perf_counter()
         prediction = routed.prediction
         body, media_type, more = encode(parsed, routed)
-        queue, infer = ("queue", prediction.queue_s), ("infer", prediction.infer_s)
-        stages = (("decode", decode_s), queue, infer, ("encode", perf_counter() - began))
+        stages = {"decode": decode_s, "queue": prediction.queue_s, "infer": prediction.infer_s}
+        stages["encode"] = perf_counter() - began
         self._shadow.maybe_compare(parsed.rows, routed)
         made_by = MadeBy(prediction.model, prediction.version, routed.served_by, routed.fallback_reason)
         headers = [*headers_of(made_by, prediction.batch_rows, prediction.replica), *more]

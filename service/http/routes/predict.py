@@ -76,7 +76,7 @@ class Predict:
         rows = len(decoded.rows) or 1 + character_cost_rows(decoded.text or "")
         if rows > 1:
             request.set_rows(rows)
-        stages: Stages = (("decode", perf_counter() - request.started),)
+        stages = {"decode": perf_counter() - request.started}
         if decoded.text is not None:
             return await self._predict_text(request, decoded, stages)
         routed = await self._router.predict(decoded.rows, decoded.target.engines, request.deadline)
@@ -87,7 +87,7 @@ class Predict:
         engines = decoded.target.engines
         first = engines[0].info
         decoded = await embed(self._deployments, first.encoder, decoded, first.shape[0], request)
-        stages = (*stages, ("embed", perf_counter() - began))
+        stages["embed"] = perf_counter() - began
         alike = [engine for engine in engines if engine.info.input_space == first.input_space]
         routed = await self._router.predict(decoded.rows, alike, request.deadline)
         return mark_as_text(self._respond(request, decoded, routed, stages), decoded.text_info)
@@ -105,14 +105,14 @@ class Predict:
         prediction = routed.prediction
         vectors = prediction.vectors
         made_by = MadeBy(prediction.model, prediction.version, routed.served_by, routed.fallback_reason)
-        stages = (*stages, ("queue", prediction.queue_s), ("infer", prediction.infer_s))
+        stages["queue"], stages["infer"] = prediction.queue_s, prediction.infer_s
         dtype = wanted_octets(request, decoded.options) if b"accept" in request.headers else None
         if dtype:
             shape = vectors.shape if decoded.answers_many else vectors.shape[1:]
             body, media_type = np.ascontiguousarray(vectors, dtype).tobytes(), octets.octets_of(dtype, shape)
         else:
             body, media_type = encode_answer(decoded, vectors, made_by, stages), JSON
-        stages = (*stages, ("encode", perf_counter() - began))
+        stages["encode"] = perf_counter() - began
         if Alias.CANDIDATE in self._deployments.slots:
             self._shadow.maybe_compare(decoded.rows, routed)
         headers = [*headers_of(made_by, prediction.batch_rows, prediction.replica)]
@@ -127,8 +127,8 @@ def encode_answer(decoded: Decoded[FallbackChain], vectors: Floats, made_by: Mad
         answers = [octets.encode_base64(vector) for vector in vectors]
     name, answer = ("vectors", answers) if decoded.answers_many else ("vector", answers[0])
     text_info = b"," + codec.encode_json(decoded.text_info)[1:-1] if decoded.text_info else b""
-    template = _template(name, made_by, tuple([stage for stage, _ in stages]))
-    return template % (codec.encode_json(answer), text_info, *[1e3 * seconds for _, seconds in stages])
+    template = _template(name, made_by, tuple(stages))
+    return template % (codec.encode_json(answer), text_info, *[1e3 * seconds for seconds in stages.values()])
 
 
 @lru_cache(maxsize=1024)

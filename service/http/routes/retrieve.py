@@ -60,9 +60,10 @@ class Answer(NamedTuple):
     def stages(self) -> Stages:
         """The seconds of its stages."""
         if self.routed is None:
-            return ("queue", self.found.queue_s), *self.found.stages
+            return {"queue": self.found.queue_s, **dict(self.found.stages)}
         prediction = self.routed.prediction
-        return ("queue", self.found.queue_s + prediction.queue_s), ("infer", prediction.infer_s), *self.found.stages
+        queue_s = self.found.queue_s + prediction.queue_s
+        return {"queue": queue_s, "infer": prediction.infer_s, **dict(self.found.stages)}
 
     @property
     def degraded(self) -> str | None:
@@ -186,11 +187,11 @@ class Retrieve:
         decoded = codec.normalised(self._norm_policy, await self._decode(request, engine))
         request.set_rows(len(decoded.rows) or 1 + character_cost_rows(decoded.text or ""))
         self._check_counts(decoded)
-        stages: Stages = (("decode", perf_counter() - request.started),)
+        stages = {"decode": perf_counter() - request.started}
         if decoded.text is not None:
             began = perf_counter()
             decoded = await self._embed(request, decoded, engine)
-            stages = (*stages, ("embed", perf_counter() - began))
+            stages["embed"] = perf_counter() - began
         plan = decoded.target
         plan.check(decoded.options, is_text=decoded.text is not None and "read_as" not in decoded.options)
         answer = await plan.search(decoded, request.deadline)
@@ -198,7 +199,7 @@ class Retrieve:
             _score_later(self._live.searches, decoded, answer, answer.made_by)
         if answer.found.degraded:
             self._metrics.fallbacks.inc(answer.found.degraded)
-        response = await self._respond(request, decoded, answer, (*stages, *answer.stages))
+        response = await self._respond(request, decoded, answer, stages | answer.stages)
         return response if decoded.text is None else mark_as_text(response, decoded.text_info)
 
     def _check_counts(self, decoded: Decoded[Any]) -> None:
@@ -219,7 +220,7 @@ class Retrieve:
         if decoded.answers_many:
             results = await self._slicer.run(request.client, _encode_each(hits))
         body = codec.encode_json({"results": results, **_members(answer, stages, decoded.text_info)})
-        stages = (*stages, ("encode", perf_counter() - began))
+        stages["encode"] = perf_counter() - began
         routed, degraded = answer.routed, answer.degraded
         return Response(
             body,

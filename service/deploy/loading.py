@@ -40,7 +40,7 @@ class ModelLoader:
         precision = self._choose_precision(version, checkpoint) if settings.precision == "auto" else settings.precision
         try:
             predictor = build_predictor(checkpoint, settings.device, settings.threads, precision)
-        except (BadCheckpoint, NoSuchDevice) as error:
+        except (BadCheckpoint, NoSuchDevice, OSError) as error:  # OpenVINO reads weights from a temporary file
             if settings.precision != "auto" or precision == "float32":
                 raise
             logger().warning("precision not usable", version=version.id, precision=precision, reason=str(error))

@@ -32,6 +32,13 @@ ORDER: Mapping[Profile, tuple[Alias, ...]] = {
 }
 
 
+class FallbackChain(NamedTuple):
+    """The engines that may answer, in the order in which they are tried; the shape (T, D) that the first one reads."""
+
+    engines: list[PredictEngine]
+    shape: tuple[int, int]
+
+
 class Routed(NamedTuple):
     """A prediction, the alias that served it, and why it was not the first of the chain, or None."""
 
@@ -63,14 +70,14 @@ class Router:
         pairing: Pairing | None = None,
     ) -> None:
         self.engines = engines
-        self._orders: dict[Profile, tuple[tuple[PredictEngine, ...], list[PredictEngine]]] = {}
+        self._chains: dict[Profile, tuple[tuple[PredictEngine, ...], FallbackChain]] = {}
         self._pairing = pairing
         self._share = share
         self._full_wait_s = full_wait_s
         self._metrics = metrics
         self.breakers: dict[str, Breaker] = {alias: Breaker(*breaker) for alias in PREDICTORS}
 
-    def chain(self, model: str | None, profile: Profile) -> list[PredictEngine]:
+    def chain(self, model: str | None, profile: Profile) -> FallbackChain:
         """Return the engines to try, in order; a model other than `primary` is the only one.
 
         Raises:
@@ -79,23 +86,23 @@ class Router:
         """
         if not self.engines:
             raise Unavailable("no model is loaded")
-        ordered = self._ordered(profile)
+        chain = self._chain(profile)
         if model is None or model == Alias.PRIMARY:
-            return ordered
-        for engine in ordered:
+            return chain
+        for engine in chain.engines:
             if model in (engine.info.alias, engine.info.name):
-                return [engine]
+                return FallbackChain([engine], engine.info.shape)
         served = sorted({*self.engines, *(engine.info.name for engine in self.engines.values())})
         raise UnknownModel(f'unknown model "{model[:100]}"; available: {", ".join(served)}')
 
-    def _ordered(self, profile: Profile) -> list[PredictEngine]:
+    def _chain(self, profile: Profile) -> FallbackChain:
         """Return the engines in the order of a profile, sorted again only if there are others."""
         engines = tuple(self.engines.values())
-        known, ordered = self._orders.get(profile, ((), []))
-        if known != engines:
+        known = self._chains.get(profile)
+        if known is None or known[0] != engines:
             ordered = [self.engines[alias] for alias in ORDER[profile] if alias in self.engines]
-            self._orders[profile] = engines, ordered
-        return ordered
+            known = self._chains[profile] = engines, FallbackChain(ordered, ordered[0].info.shape)
+        return known[1]
 
     async def predict(self, contexts: Floats, chain: list[PredictEngine], deadline: float) -> Routed:
         """Return the answer of the first engine of `chain` that gives one before `deadline`.

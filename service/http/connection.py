@@ -109,6 +109,11 @@ class Incoming(Request):
         if self.failure:
             raise self.failure
 
+    @property
+    def can_be_skipped(self) -> bool:
+        """Whether the rest of its body is sure to come, and short: to skip it costs less than a new connection."""
+        return 0 < self.declared <= MAX_SKIP and not self.expects_continue
+
     def become_first(self) -> None:
         """Continue: every earlier request of the connection is answered."""
         self.is_first = True
@@ -575,9 +580,7 @@ class Connection(asyncio.Protocol):
         self._pipeline.popleft()
         if self._transport.is_closing():
             return
-        # a body that is sure to come, and short, is skipped: that costs less than a new connection
-        can_skip = 0 < request.declared <= MAX_SKIP and not request.expects_continue
-        keep_alive = request.keep_alive and not response.closes and (request.is_whole or can_skip)
+        keep_alive = request.keep_alive and not response.closes and (request.is_whole or request.can_be_skipped)
         lines = [response.head, *map(b": ".join, self._server.default_headers), b"", response.body]
         if not keep_alive:
             lines.insert(1, CLOSE)

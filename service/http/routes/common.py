@@ -13,13 +13,12 @@ from fastapi.routing import APIRoute
 from models.vectors import complete_context
 from service.deploy.deployments import Deployments
 from service.engines.batcher import MAX_QUEUED_PARTS
-from service.engines.remote import PredictEngine
 from service.engines.text import ENCODER, MAX_BATCH, Encoded, TextInput
 from service.http import checks, codec, octets
 from service.http.codec import Decoded, Fields
 from service.http.headers import chosen
 from service.http.messages import JSON, Header, Headers, Request, Response, Stages
-from service.http.octets import OCTETS, Shape
+from service.http.octets import OCTETS
 from service.settings import Settings
 from service.telemetry.metrics import TOTAL_TEXT
 
@@ -28,13 +27,6 @@ T = TypeVar("T", bound=codec.HasInputShape)
 PENDING_ROWS = MAX_BATCH * MAX_QUEUED_PARTS
 # places of texts that a header lists: proxies accept a few kilobytes of headers
 MAX_LISTED = 100
-
-
-class FallbackChain(NamedTuple):
-    """The engines that may answer, in the order in which they are tried; the shape (T, D) that the first one reads."""
-
-    engines: list[PredictEngine]
-    shape: Shape
 
 
 class MadeBy(NamedTuple):

@@ -104,7 +104,7 @@ def encoder_of(model: str | None, router: Router, deployments: Deployments, poin
         names = {info.alias for info in served} | {info.name for info in served}
         names |= {loaded.info.name} if loaded else set()
         raise UnknownModel(f'unknown model "{model[:100]}"; available: {", ".join(sorted(names))}')
-    encoders = [info.encoder for info in named] or [router.chain(None, "realtime")[0].info.encoder]
+    encoders = [info.encoder for info in named] or [router.chain(None, "realtime").engines[0].info.encoder]
     fitting = [name for name in encoders if loaded and is_same_model(loaded.info.name, name)]
     return EncoderTarget(deployments.encoder.require_engine((fitting or encoders)[0], pointer))
 

@@ -21,12 +21,12 @@ from models.vectors import Floats
 from service.deploy.deployments import Deployments
 from service.deploy.shadow import Shadow
 from service.engines.engine import EngineInfo
-from service.engines.router import Routed, Router
+from service.engines.router import FallbackChain, Routed, Router
 from service.http import checks, codec, schemas
 from service.http.codec import Decoded, Fields, JsonReader
 from service.http.gateway import State
 from service.http.messages import JSON, Request, Response, media_type_of
-from service.http.routes.common import FallbackChain, MadeBy, document_route, headers_of, query_options
+from service.http.routes.common import MadeBy, document_route, headers_of, query_options
 from service.http.routes.health import check_ready
 from service.http.routes.models import summary
 from service.overload.fairness import Slicer
@@ -81,8 +81,7 @@ class Infer:
         return self._respond(request, decoded, routed, decode_s)
 
     def _chain(self, field: str, options: Mapping[str, Any]) -> FallbackChain:
-        engines = self._router.chain(None, "realtime")
-        return FallbackChain(engines, engines[0].info.shape)
+        return self._router.chain(None, "realtime")
 
     def _respond(self, request: Request, decoded: Decoded[FallbackChain], routed: Routed, decode_s: float) -> Response:
         began = perf_counter()
@@ -135,7 +134,7 @@ def add_routes(app: FastAPI, router: Router, deployments: Deployments, state: St
     @app.get("/info", response_model=schemas.LnspInfo, responses={**schemas.UNAUTHORISED, **schemas.PROBLEMS})
     async def info() -> dict[str, Any]:
         """The net that is asked first."""
-        found = router.chain(None, "realtime")[0].info
+        found = router.chain(None, "realtime").engines[0].info
         card = await deployments.card_executor.run(_card, deployments.registry, found)
         return {
             "model_type": found.name,

@@ -222,7 +222,7 @@ def _names(path: str) -> tuple[str, str | None]:
 
 def chain_of(router: Router, model: str, version: str | None) -> list[PredictEngine]:
     """Return the engines to try for a model, only one if a version is given; raises `UnknownModel`, `Unavailable`."""
-    chain = router.chain(model, "realtime")
+    chain = router.chain(model, "realtime").engines
     if version is None:
         return chain
     if chain[0].info.version != version:

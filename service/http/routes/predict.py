@@ -14,14 +14,13 @@ from models.registry.alias import Alias
 from models.vectors import Floats
 from service.deploy.deployments import Deployments
 from service.deploy.shadow import Shadow
-from service.engines.router import Profile, Routed, Router
+from service.engines.router import FallbackChain, Profile, Routed, Router
 from service.engines.text import character_cost_rows
 from service.http import checks, codec, octets
 from service.http.codec import Decoded, Fields, JsonReader
 from service.http.messages import JSON, Request, Response, Stages, media_type_of
 from service.http.octets import OCTETS
 from service.http.routes.common import (
-    FallbackChain,
     MadeBy,
     embed,
     headers_of,
@@ -97,8 +96,7 @@ class Predict:
         profile: Profile = options.get("profile", "realtime")
         if "profile" in options and model not in (None, "primary"):
             raise Invalid("`profile` works only with `primary`; drop `profile` or `model`", pointer="/profile")
-        engines = self._router.chain(model, profile)
-        return FallbackChain(engines, engines[0].info.shape)
+        return self._router.chain(model, profile)
 
     def _respond(self, request: Request, decoded: Decoded[FallbackChain], routed: Routed, stages: Stages) -> Response:
         began = perf_counter()

@@ -16,7 +16,7 @@ from service.deploy.live import Live
 from service.engines.authors import Author
 from service.engines.engine import Engine
 from service.engines.pairing import Pairing
-from service.engines.router import Routed, Router
+from service.engines.router import FallbackChain, Routed, Router
 from service.engines.search import SearchAdapter, SearchResult
 from service.engines.text import EmbedInput, character_cost_rows
 from service.http import checks, codec, octets
@@ -24,7 +24,6 @@ from service.http.codec import Decoded, Fields, JsonReader
 from service.http.messages import JSON, Headers, Request, Response, Stages, media_type_of
 from service.http.octets import OCTETS, Shape
 from service.http.routes.common import (
-    FallbackChain,
     MadeBy,
     embed,
     headers_of,
@@ -262,8 +261,7 @@ class Retrieve:
             return SearchByQuery(engine)
         if "model" not in options and engine.model.retriever.query_maker is not None:
             return SearchByTowers(engine)
-        engines = self._router.chain(options.get("model"), "realtime")
-        chain = FallbackChain(engines, engines[0].info.shape)
+        chain = self._router.chain(options.get("model"), "realtime")
         return SearchByNet(engine, chain, self._router, self._deployments)
 
     async def _embed(

@@ -60,7 +60,7 @@ class Harness:
         """Route requests, each a comparison of a canary later than the last; return the models that answered."""
         served = set()
         for _ in range(count):
-            routed = await self.router.predict(contexts(), self.router.chain(None, "realtime"), monotonic() + 9)
+            routed = await self.router.predict(contexts(), self.router.chain(None, "realtime").engines, monotonic() + 9)
             served.add(routed.prediction.model)
             self.later_s += COMPARE_EVERY_S
             await asyncio.sleep(0.002)

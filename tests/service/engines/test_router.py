@@ -23,7 +23,7 @@ from models.vectors import Floats
 from service.engines.breaker import Breaker
 from service.engines.engine import EngineInfo
 from service.engines.predict import Prediction
-from service.engines.router import Router, make_router
+from service.engines.router import Profile, Router, make_router
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from tests.fakes import contexts
@@ -54,7 +54,7 @@ def router(primary: ServiceError | None = None, fallback: ServiceError | None = 
 
 
 async def ask(made: Router, seconds: float = 2.0) -> tuple[str, str | None]:
-    routed = await made.predict(contexts(), made.chain(None, "realtime"), monotonic() + seconds)
+    routed = await made.predict(contexts(), made.chain(None, "realtime").engines, monotonic() + seconds)
     return routed.served_by, routed.fallback_reason
 
 
@@ -116,15 +116,19 @@ def test_shows_the_breakers_of_further_fallbacks_only_if_they_are_there() -> Non
         assert scrape(metrics)[0].decode().count("lvm_breaker_open{") == shown
 
 
+def aliases(made: Router, model: str | None, profile: Profile) -> list[str]:
+    return [engine.info.alias for engine in made.chain(model, profile).engines]
+
+
 def test_chains_follow_profile_and_name() -> None:
     many = three()
-    assert [engine.info.alias for engine in many.chain(None, "realtime")] == ["primary", "fallback", "fallback-2"]
-    assert [engine.info.alias for engine in many.chain(None, "batch")] == ["fallback", "fallback-2", "primary"]
-    assert [engine.info.alias for engine in many.chain("fallback-2", "realtime")] == ["fallback-2"]
+    assert aliases(many, None, "realtime") == ["primary", "fallback", "fallback-2"]
+    assert aliases(many, None, "batch") == ["fallback", "fallback-2", "primary"]
+    assert aliases(many, "fallback-2", "realtime") == ["fallback-2"]
     made = router()
-    assert [engine.info.alias for engine in made.chain(None, "realtime")] == ["primary", "fallback"]
-    assert [engine.info.alias for engine in made.chain(None, "batch")] == ["fallback", "primary"]
-    assert [engine.info.alias for engine in made.chain("gru", "realtime")] == ["fallback"]
+    assert aliases(made, None, "realtime") == ["primary", "fallback"]
+    assert aliases(made, None, "batch") == ["fallback", "primary"]
+    assert aliases(made, "gru", "realtime") == ["fallback"]
     with pytest.raises(UnknownModel):
         made.chain("lstm", "realtime")
     made.engines.clear()  # type: ignore[attr-defined]
@@ -194,7 +198,7 @@ def test_a_cancelled_probe_makes_way_for_the_next() -> None:
 def test_asks_the_successor_of_an_engine_that_was_replaced_since_the_chain_was_resolved() -> None:
     async def scenario() -> None:
         made = router(Draining("retired"))
-        chain = made.chain(None, "realtime")
+        chain = made.chain(None, "realtime").engines
         made.engines["primary"] = FakeEngine("primary", "newer")  # type: ignore[index]
         routed = await made.predict(contexts(), chain, monotonic() + 2)
         assert (routed.prediction.model, routed.served_by, routed.fallback_reason) == ("newer", "primary", None)
@@ -205,7 +209,7 @@ def test_asks_the_successor_of_an_engine_that_was_replaced_since_the_chain_was_r
 def test_does_not_ask_a_successor_with_another_input_space() -> None:
     async def scenario() -> None:
         made = router(Draining("retired"))
-        chain = made.chain(None, "realtime")
+        chain = made.chain(None, "realtime").engines
         other = FakeEngine("primary", "newer")
         other.info = replace(other.info, encoder="another")
         made.engines["primary"] = other  # type: ignore[index]

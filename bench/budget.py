@@ -56,7 +56,7 @@ PARTS: Mapping[str, Sequence[str]] = {
     "check": ("engines/predict.py", "engines/drift.py", "models/drift.py", "models/vectors.py"),
     "live scores": ("engines/pairing.py",),
     "encode": ("http/routes/predict.py:_respond", "http/routes/predict.py:encode_answer", "http/routes/common.py"),
-    "headers": ("http/gateway.py:_complete", "http/routes/common.py:headers_of"),
+    "headers": ("http/gateway.py:_complete", "http/messages.py:head_of", "http/routes/common.py:headers_of"),
     "count": ("http/gateway.py:_end", "telemetry/", "engines/stats.py", "engines/engine.py:_on_batch"),
     "trace": ("http/gateway.py:_begin_trace", "telemetry/tracing.py"),
     "write": ("http/connection.py:_send", "http/connection.py:_finish", "http/connection.py:_next"),

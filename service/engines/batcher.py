@@ -172,8 +172,8 @@ class MicroBatcher(Generic[Item, Answer]):
         self._check_room(rows)
         if self._alone >= ALONE and not self._is_scheduled and deadline > monotonic():
             return self._run_at_once(item, rows, deadline)
-        self.pending_rows += rows
         ticket = self._enqueue(item, rows, deadline)
+        self.pending_rows += rows
         try:
             await ticket.future
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -227,9 +228,21 @@ class Trainer:
             context = normalize(context + scale * torch.randn_like(context), dim=2)
         return context
 
-    def mixed_precision(self) -> torch.autocast:
-        """Return the context manager in which nets compute products in bf16, if the recipe says so."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+    @contextmanager
+    def mixed_precision(self) -> Iterator[None]:
+        """Compute products in bf16 in this context, if the recipe says so."""
+        if self.recipe.precision != "bf16":
+            yield
+            return
+        onednn: Any = torch.backends.mkldnn
+        before = onednn.enabled
+        # For a processor without bf16 oneDNN has no LSTM, but torch itself has.
+        onednn.enabled = before and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                yield
+        finally:
+            onednn.enabled = before
 
     def gather(self, start: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
         """Return the contexts `(B, T, D)` and next vectors `(B, D)` of windows, in either reading direction."""
